@@ -1,0 +1,154 @@
+//! Entry and return of allocator functions: the rules by which calls become records.
+//!
+//! A free is recorded at the entry of free, an allocation at the return of malloc, so the order in the ring buffer is
+//! causal: no address can be handed out again before its free is recorded.
+
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
+    programs::{ProbeContext, RetProbeContext},
+};
+use tracer_ebpf::{Header, Target, kind};
+
+use crate::{
+    emit,
+    inflight::{self, CALL_TAKE_LOST, CALL_UNWANTED, Call, Entry, Op, Thread},
+    process, stack,
+};
+
+/// Allocations smaller than this are not recorded. Set by user space before loading.
+#[unsafe(no_mangle)]
+static MIN_SIZE: u64 = 0;
+/// Allocations larger than this are not recorded. Set by user space before loading.
+#[unsafe(no_mangle)]
+static MAX_SIZE: u64 = u64::MAX;
+
+/// A call that came in, ready to be put in flight.
+struct Entered<'a> {
+    thread: &'a mut Thread,
+    target: Target,
+    pid_tgid: u64,
+    sp: u64,
+    slot: u32,
+    caller: u64,
+}
+
+/// Entry of a function that allocates `size` bytes.
+#[inline(always)]
+pub(crate) fn enter(ctx: &ProbeContext, op: Op, size: u64, pointer: u64) {
+    if let Some(entered) = entered(ctx) {
+        begin(ctx, entered, op, size, pointer, 0);
+    }
+}
+
+/// Entry of realloc: takes the old block out, until the outcome is known.
+#[inline(always)]
+pub(crate) fn enter_realloc(ctx: &ProbeContext, old: u64, size: u64) {
+    let Some(entered) = entered(ctx) else { return };
+    if old == 0 {
+        return begin(ctx, entered, Op::Returned, size, 0, 0);
+    }
+    let header = Header::new(kind::REALLOC_TAKE, entered.target.generation, entered.slot, entered.pid_tgid);
+    let sent = emit::end_of_block(header, &entered.target, old);
+    begin(ctx, entered, Op::Realloc, size, old, if sent { 0 } else { CALL_TAKE_LOST });
+}
+
+/// Entry of free.
+#[inline(always)]
+pub(crate) fn free(addr: u64) {
+    if addr == 0 {
+        return;
+    }
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(target) = process::target(pid_tgid) else { return };
+    emit::end_of_block(Header::new(kind::FREE, target.generation, 0, pid_tgid), &target, addr);
+}
+
+/// Return of any function that allocates.
+#[inline(always)]
+pub(crate) fn leave(ctx: &RetProbeContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(target) = process::target(pid_tgid) else { return };
+    let Some(thread) = inflight::existing(pid_tgid) else { return };
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let thread = unsafe { &mut *thread };
+    // The return has popped the address off the stack.
+    let sp = process::stack_pointer(ctx.as_ptr()).wrapping_sub(8);
+    let Some((call, slot)) = inflight::pop(thread, sp) else { return };
+    let result = ctx.ret::<u64>();
+    let header = |kind| Header::new(kind, target.generation, slot, pid_tgid);
+    let unwanted = call.flags & CALL_UNWANTED != 0;
+    if call.op == Op::Stored as u32 {
+        // An int: the upper half of the register means nothing.
+        if result as u32 != 0 || unwanted {
+            return;
+        }
+        // SAFETY: the helper checks the address.
+        if let Ok(addr) = unsafe { bpf_probe_read_user(call.pointer as *const u64) } {
+            if addr != 0 {
+                emit::block(header(kind::ALLOC), addr, call.size, call.stack);
+            }
+        }
+        return;
+    }
+    if call.op == Op::Realloc as u32 {
+        return finish_realloc(&target, call, result, unwanted, header);
+    }
+    if result != 0 && !unwanted {
+        emit::block(header(kind::ALLOC), result, call.size, call.stack);
+    }
+}
+
+/// The outcome of a realloc with an old block.
+#[inline(always)]
+fn finish_realloc(target: &Target, call: Call, result: u64, unwanted: bool, header: impl Fn(u8) -> Header) {
+    let take_lost = call.flags & CALL_TAKE_LOST != 0;
+    if result == 0 && call.size > 0 {
+        if take_lost {
+            emit::not_lost(header(kind::FREE), target, call.pointer);
+        } else {
+            emit::survivor(header(kind::REALLOC_FAILED), target, call.pointer);
+        }
+        return;
+    }
+    if result == 0 || unwanted {
+        if !take_lost {
+            emit::end_of_block(header(kind::REALLOC_FREED), target, call.pointer);
+        }
+        return;
+    }
+    let sent = emit::block(header(kind::REALLOC_DONE), result, call.size, call.stack);
+    if !sent && !take_lost {
+        // User space still holds the old block in suspense: it must learn that it is gone.
+        emit::lost_free(header(kind::FREE), target, call.pointer);
+    }
+}
+
+/// Thread, process and slot of a call that is its own, or `None` when there is nothing to record.
+#[inline(always)]
+fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let target = process::target(pid_tgid)?;
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let thread = unsafe { &mut *inflight::thread(pid_tgid)? };
+    let sp = process::stack_pointer(ctx.as_ptr());
+    match inflight::classify(thread, &target, sp) {
+        Entry::Nested => None,
+        Entry::Own { slot, caller } => Some(Entered { thread, target, pid_tgid, sp, slot, caller }),
+    }
+}
+
+#[inline(always)]
+fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u64, mut flags: u32) {
+    let Entered { thread, target, pid_tgid, sp, slot, caller } = entered;
+    // SAFETY: reads of globals that user space wrote before loading.
+    let (min, max) =
+        unsafe { (core::ptr::read_volatile(&raw const MIN_SIZE), core::ptr::read_volatile(&raw const MAX_SIZE)) };
+    let mut stack = 0;
+    if size < min || size > max {
+        flags |= CALL_UNWANTED;
+    } else {
+        stack = stack::capture(ctx, thread, &target, pid_tgid, caller);
+    }
+    inflight::push(thread, slot, Call { sp, size, pointer, stack, op: op as u32, flags });
+}

@@ -1,0 +1,146 @@
+//! Sending records, and accounting for those that could not be sent.
+//!
+//! A record is sent with one helper call. The reader is woken when the unread bytes cross a threshold; short of that it
+//! comes by itself every few milliseconds, so no event pays for a wake-up.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{
+        bpf_ktime_get_ns,
+        generated::{bpf_ringbuf_output, bpf_ringbuf_query},
+    },
+    macros::map,
+    maps::{Array, HashMap, RingBuf},
+};
+use tracer_ebpf::{Address, Block, Header, Loss, LostFree, Moment, Target};
+
+/// The one channel to user space. Its size is set by user space before loading.
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Addresses whose free could not be sent, with the time of that free.
+#[map]
+static LOST_FREES: HashMap<LostFree, u64> = HashMap::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
+
+#[map]
+static LOSS: Array<Loss> = Array::with_max_entries(1, 0);
+
+/// Unread bytes at which the reader is woken. Set by user space before loading.
+#[unsafe(no_mangle)]
+static WAKEUP_BYTES: u64 = 1 << 18;
+
+/// Adds to one field of the loss counters.
+macro_rules! count_loss {
+    ($field:ident, $n:expr) => {
+        if let Some(loss) = crate::emit::loss() {
+            // SAFETY: the pointer comes from a map lookup and stays valid for the run of the program.
+            unsafe { crate::emit::atomic_add(&raw mut (*loss).$field, $n) };
+        }
+    };
+}
+pub(crate) use count_loss;
+
+/// Adds atomically: programs on other CPUs count in the same word.
+///
+/// # Safety
+/// `counter` points into a map value.
+#[inline(always)]
+pub(crate) unsafe fn atomic_add(counter: *mut u64, n: u64) {
+    // core's atomics need compare-and-swap, which the BPF target does not claim to have.
+    // SAFETY: the caller gives a valid counter; the instruction touches nothing else.
+    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) n, options(nostack)) };
+}
+
+#[inline(always)]
+pub(crate) fn loss() -> Option<*mut Loss> {
+    LOSS.get_ptr_mut(0)
+}
+
+/// Sends `size` bytes at `data`; false when the ring buffer is full.
+#[inline(always)]
+pub(crate) fn send_bytes(data: *const c_void, size: u64) -> bool {
+    // SAFETY: a read of a global that user space wrote before loading.
+    let threshold = unsafe { core::ptr::read_volatile(&raw const WAKEUP_BYTES) };
+    let ring = (&raw const EVENTS).cast_mut().cast::<c_void>();
+    // SAFETY: `ring` is a ring buffer map.
+    let unread = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+    // Only the record that crosses the threshold wakes; two that cross at once may both miss, the reader's timer covers that.
+    let flags =
+        if unread < threshold && unread + size + 8 >= threshold { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    // SAFETY: the caller gives `size` readable bytes.
+    unsafe { bpf_ringbuf_output(ring, data.cast_mut(), size, u64::from(flags)) == 0 }
+}
+
+#[inline(always)]
+fn send<T>(record: &T) -> bool {
+    send_bytes((&raw const *record).cast(), size_of::<T>() as u64)
+}
+
+#[inline(always)]
+pub(crate) fn now() -> u64 {
+    // SAFETY: no arguments.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// A new block.
+#[inline(always)]
+pub(crate) fn block(header: Header, addr: u64, size: u64, stack: u64) -> bool {
+    let sent = send(&Block { header, addr, size, stack, time: now() });
+    if !sent {
+        count_loss!(allocs, 1);
+        count_loss!(alloc_bytes, size);
+    }
+    sent
+}
+
+/// The end of a block, or a step of a realloc that ends one. When it cannot be sent, its address is kept in a set.
+#[inline(always)]
+pub(crate) fn end_of_block(header: Header, target: &Target, addr: u64) -> bool {
+    let sent = send(&Address { header, addr });
+    if !sent {
+        lost_free(header, target, addr);
+    }
+    sent
+}
+
+/// Keeps the address of a free that could not be sent.
+#[inline(always)]
+pub(crate) fn lost_free(header: Header, target: &Target, addr: u64) {
+    count_loss!(frees, 1);
+    let time = now();
+    let key = LostFree { addr, tgid: header.tgid(), generation: target.generation };
+    if LOST_FREES.insert(&key, &time, u64::from(BPF_ANY)).is_err() {
+        count_loss!(frees_unrecorded, 1);
+        if let Some(loss) = loss() {
+            // SAFETY: the pointer comes from a map lookup. Two CPUs may race; their times differ by less than the
+            // resolution with which user space keeps the age of a block.
+            unsafe { core::ptr::write_volatile(&raw mut (*loss).frees_unrecorded_time, time) };
+        }
+    }
+}
+
+/// An old block whose lost realloc did not end it after all.
+#[inline(always)]
+pub(crate) fn not_lost(header: Header, target: &Target, addr: u64) {
+    let key = LostFree { addr, tgid: header.tgid(), generation: target.generation };
+    let _ = LOST_FREES.remove(&key);
+}
+
+/// The outcome of a failed realloc: the block lives on. Lost, it counts as a lost allocation.
+#[inline(always)]
+pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
+    if !send(&Address { header, addr }) {
+        count_loss!(allocs, 1);
+        lost_free(header, target, addr);
+    }
+}
+
+/// An exec or the end of a thread.
+#[inline(always)]
+pub(crate) fn moment(header: Header) {
+    if !send(&Moment { header, time: now() }) {
+        count_loss!(moments, 1);
+    }
+}

@@ -1,0 +1,183 @@
+//! Calls into the allocator that have been entered and not yet returned, per thread.
+//!
+//! A call is known by the stack pointer at its entry. That tells its return from the return of a call inside it, and it
+//! tells calls that never return (an exception, a longjmp, a cancelled thread) from those that still run: see
+//! [`nested`].
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    helpers::bpf_probe_read_user,
+    macros::map,
+    maps::{Array, HashMap},
+};
+use tracer_ebpf::{MAX_IN_FLIGHT, Stack, Target};
+
+use crate::emit::count_loss;
+
+/// How a call gives its block back.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// In the return register.
+    Returned = 0,
+    /// Through a pointer argument, with a return value of 0 on success (posix_memalign).
+    Stored = 1,
+    /// In the return register, and an old block ends unless the call fails.
+    Realloc = 2,
+}
+
+/// One call in flight.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    /// Stack pointer at the entry: where the return address lies.
+    pub(crate) sp: u64,
+    /// Bytes asked for.
+    pub(crate) size: u64,
+    /// Old block of a realloc, or where posix_memalign stores its result.
+    pub(crate) pointer: u64,
+    /// Id of the caller's stack.
+    pub(crate) stack: u64,
+    pub(crate) op: u32,
+    /// One of the `CALL_` bits.
+    pub(crate) flags: u32,
+}
+
+/// The new block is of no interest (outside the size filter).
+pub(crate) const CALL_UNWANTED: u32 = 1;
+/// The record that takes the old block out was lost.
+pub(crate) const CALL_TAKE_LOST: u32 = 2;
+
+/// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
+#[repr(C)]
+pub(crate) struct Thread {
+    /// Calls in flight, outermost first.
+    pub(crate) calls: [Call; MAX_IN_FLIGHT],
+    /// How many of them.
+    pub(crate) depth: u32,
+    pub(crate) reserved: u32,
+    /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
+    pub(crate) stack: Stack,
+}
+
+#[map]
+static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+
+/// One zeroed thread, to insert from: it would not fit on the BPF stack.
+#[map]
+static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
+
+/// State of the current thread, if it has any.
+#[inline(always)]
+pub(crate) fn existing(pid_tgid: u64) -> Option<*mut Thread> {
+    THREADS.get_ptr_mut(&pid_tgid)
+}
+
+/// State of the current thread, made on its first call.
+#[inline(always)]
+pub(crate) fn thread(pid_tgid: u64) -> Option<*mut Thread> {
+    if let Some(thread) = existing(pid_tgid) {
+        return Some(thread);
+    }
+    let zero = NEW_THREAD.get_ptr(0)?;
+    // SAFETY: the pointer comes from a map lookup; nothing ever writes to that entry.
+    if THREADS.insert(&pid_tgid, unsafe { &*zero }, u64::from(BPF_NOEXIST)).is_err() {
+        count_loss!(threads_full, 1);
+        return None;
+    }
+    existing(pid_tgid)
+}
+
+/// Forgets a thread that has ended or has become another program.
+#[inline(always)]
+pub(crate) fn forget(pid_tgid: u64) {
+    let _ = THREADS.remove(&pid_tgid);
+}
+
+#[inline(always)]
+fn read_word(addr: u64) -> Option<u64> {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(addr as *const u64).ok() }
+}
+
+/// Where a new call goes.
+pub(crate) enum Entry {
+    /// It is a part of the call in flight: not recorded.
+    Nested,
+    /// It is a call of its own, for this slot; `caller` is its return address.
+    Own { slot: u32, caller: u64 },
+}
+
+/// Decides what a call at stack pointer `sp` is, and drops calls that can no longer be running.
+///
+/// A call in flight at a lower or equal address has left the stack, except that a tail call (`jmp realloc`) enters at
+/// the same address: then the return slot already holds the kernel's trampoline. A call at a higher address is the
+/// outer one as long as its return slot still holds the trampoline. Within it, what the allocator's own file calls is a
+/// part of it; what other files call (a new-handler that logs) is a call of its own.
+#[inline(always)]
+pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
+    let caller = read_word(sp).unwrap_or(0);
+    let trampoline = target.trampoline;
+    let mut depth = thread.depth;
+    for _ in 0..MAX_IN_FLIGHT {
+        if depth == 0 {
+            break;
+        }
+        let outer = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)].sp;
+        let running = if trampoline == 0 {
+            outer > sp
+        } else if outer == sp {
+            caller == trampoline
+        } else {
+            outer > sp && read_word(outer) == Some(trampoline)
+        };
+        if running {
+            break;
+        }
+        depth -= 1;
+    }
+    thread.depth = depth;
+    if depth > 0 {
+        let inside =
+            (caller >= target.text_start && caller < target.text_end) || (trampoline != 0 && caller == trampoline);
+        if inside {
+            return Entry::Nested;
+        }
+    }
+    Entry::Own { slot: depth, caller }
+}
+
+/// Puts a call into `slot`; false when the thread has too many.
+#[inline(always)]
+pub(crate) fn push(thread: &mut Thread, slot: u32, call: Call) -> bool {
+    if slot as usize >= MAX_IN_FLIGHT {
+        count_loss!(calls_too_deep, 1);
+        return false;
+    }
+    thread.calls[slot as usize & (MAX_IN_FLIGHT - 1)] = call;
+    thread.depth = slot + 1;
+    true
+}
+
+/// Takes out the call that returns at stack pointer `sp` (of its return address) with its slot, and drops those
+/// inside it that never returned. `None` for the return of a call that was a part of another.
+#[inline(always)]
+pub(crate) fn pop(thread: &mut Thread, sp: u64) -> Option<(Call, u32)> {
+    let mut depth = thread.depth;
+    for _ in 0..MAX_IN_FLIGHT {
+        if depth == 0 {
+            break;
+        }
+        depth -= 1;
+        let call = &thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)];
+        if call.sp == sp {
+            thread.depth = depth;
+            return Some((*call, depth));
+        }
+        if call.sp > sp {
+            return None;
+        }
+    }
+    thread.depth = 0;
+    None
+}

@@ -1,0 +1,241 @@
+//! The ABI between the BPF programs and user space: records, kinds, limits and map values.
+//!
+//! Integers only, no aya, no policy. Both sides compile this file, so a layout cannot differ between them; the
+//! size assertions at the end hold it still. Every record starts with a [`Header`], is a multiple of 8 bytes long and
+//! is aligned to 8 bytes in the ring buffer.
+#![no_std]
+
+/// Most addresses that one stack record carries, leaf first. Deeper stacks are cut at the root end.
+pub const MAX_FRAMES: usize = 256;
+
+/// Most calls into the allocator that one thread can have in flight, one inside the other.
+pub const MAX_IN_FLIGHT: usize = 4;
+
+/// Size given to a call whose `count * size` overflows 64 bits. No allocator can satisfy it.
+pub const SIZE_OVERFLOW: u64 = u64::MAX;
+
+/// What a record says. The numbers are part of the ABI.
+pub mod kind {
+    /// [`Block`](super::Block): a call returned a new block.
+    pub const ALLOC: u8 = 1;
+    /// [`Address`](super::Address): a block is about to be freed.
+    pub const FREE: u8 = 2;
+    /// [`Address`](super::Address): realloc was entered with this old block; its outcome follows in the same call slot.
+    pub const REALLOC_TAKE: u8 = 3;
+    /// [`Block`](super::Block): that realloc succeeded, and this is the new block; the old one is gone.
+    pub const REALLOC_DONE: u8 = 4;
+    /// [`Address`](super::Address): that realloc failed; the old block lives on.
+    pub const REALLOC_FAILED: u8 = 5;
+    /// [`Address`](super::Address): that realloc freed the old block and gave none back.
+    pub const REALLOC_FREED: u8 = 6;
+    /// [`StackHead`](super::StackHead) and its addresses: what a stack id stands for.
+    pub const STACK: u8 = 7;
+    /// [`Moment`](super::Moment): the process started a new program; the generation in the header is the new one.
+    pub const EXEC: u8 = 8;
+    /// [`Moment`](super::Moment): a thread ended.
+    pub const THREAD_EXIT: u8 = 9;
+}
+
+/// First word of every record: kind, call slot, process and thread, packed into 64 bits.
+///
+/// Bits 0-7 kind, 8-15 generation of the process (its count of execs, modulo 256), 16-19 call slot, 20-41 tgid,
+/// 42-63 tid. Linux keeps both ids below 2^22 (`PID_MAX_LIMIT`).
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header(pub u64);
+
+impl Header {
+    const ID_MASK: u64 = (1 << 22) - 1;
+
+    /// Packs a header; `pid_tgid` as bpf_get_current_pid_tgid gives it (tgid in the upper half).
+    #[inline(always)]
+    pub const fn new(kind: u8, generation: u32, slot: u32, pid_tgid: u64) -> Self {
+        let tgid = (pid_tgid >> 32) & Self::ID_MASK;
+        let tid = pid_tgid & Self::ID_MASK;
+        Self(kind as u64 | ((generation & 0xff) as u64) << 8 | ((slot & 0xf) as u64) << 16 | tgid << 20 | tid << 42)
+    }
+
+    /// What the record says, one of [`kind`].
+    #[inline(always)]
+    pub const fn kind(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// Count of execs of the process, modulo 256.
+    #[inline(always)]
+    pub const fn generation(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// Which of the thread's calls in flight this belongs to.
+    #[inline(always)]
+    pub const fn slot(self) -> u8 {
+        (self.0 >> 16) as u8 & 0xf
+    }
+
+    /// Process id (thread group id).
+    #[inline(always)]
+    pub const fn tgid(self) -> u32 {
+        (self.0 >> 20 & Self::ID_MASK) as u32
+    }
+
+    /// Thread id.
+    #[inline(always)]
+    pub const fn tid(self) -> u32 {
+        (self.0 >> 42 & Self::ID_MASK) as u32
+    }
+}
+
+/// A record about an address and nothing else.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address {
+    /// Kind and thread.
+    pub header: Header,
+    /// Start of the block.
+    pub addr: u64,
+}
+
+/// A record about a new block.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Kind and thread.
+    pub header: Header,
+    /// Start of the block.
+    pub addr: u64,
+    /// Bytes the caller asked for.
+    pub size: u64,
+    /// Stack of the caller; the stack record with this id was sent before.
+    pub stack: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC at the return of the call.
+    pub time: u64,
+}
+
+/// A record about a point in a thread's life.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Kind and thread.
+    pub header: Header,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+}
+
+/// Start of a stack record; `frames` addresses of 8 bytes follow, leaf (direct caller of the allocator) first.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackHead {
+    /// Kind and thread.
+    pub header: Header,
+    /// 64-bit hash of the addresses, the process and its generation.
+    pub id: u64,
+    /// Number of addresses that follow, at most [`MAX_FRAMES`].
+    pub frames: u32,
+    /// One of [`end`]: how the stack ended.
+    pub end: u32,
+}
+
+/// Why a stack has no further frame.
+pub mod end {
+    /// Nothing is known about completeness: the frame-pointer chain ended.
+    pub const UNKNOWN: u32 = 0;
+    /// More than [`MAX_FRAMES`](super::MAX_FRAMES) frames; cut at the root end.
+    pub const DEPTH: u32 = 1;
+}
+
+/// A stack record as the BPF side assembles it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Stack {
+    /// The fixed part.
+    pub head: StackHead,
+    /// Addresses, leaf first; only the first `head.frames` are sent.
+    pub frames: [u64; MAX_FRAMES],
+}
+
+/// What the BPF side knows of a traced process; value of the map TARGETS, keyed by tgid.
+/// A process without an entry is not recorded, so the entry is the switch that turns tracing on at one instant.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Count of execs since the process was first seen.
+    pub generation: u32,
+    /// Not used.
+    pub reserved: u32,
+    /// Address that the kernel puts into hijacked return slots of this process (`[uprobes]`), 0 when not yet known.
+    pub trampoline: u64,
+    /// Executable range of the allocator's own file: a call that comes from here while another call is in flight
+    /// is a part of that call.
+    pub text_start: u64,
+    /// End of that range (exclusive).
+    pub text_end: u64,
+}
+
+/// Key of the set of frees that could not be sent.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LostFree {
+    /// Start of the block.
+    pub addr: u64,
+    /// Process.
+    pub tgid: u32,
+    /// Count of execs of the process.
+    pub generation: u32,
+}
+
+/// Counters of what could not be recorded; value of the one entry of the map LOSS.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Allocations that found the ring buffer full.
+    pub allocs: u64,
+    /// Bytes of those.
+    pub alloc_bytes: u64,
+    /// Frees that found the ring buffer full.
+    pub frees: u64,
+    /// Those of them that found the set of lost frees full too.
+    pub frees_unrecorded: u64,
+    /// Time of the last of those, nanoseconds of CLOCK_MONOTONIC.
+    pub frees_unrecorded_time: u64,
+    /// Stack records that found the ring buffer full; they are sent again with their next allocation.
+    pub stacks: u64,
+    /// Calls that were not followed because the table of threads was full.
+    pub threads_full: u64,
+    /// Calls that were not followed because the thread had [`MAX_IN_FLIGHT`] others in flight.
+    pub calls_too_deep: u64,
+    /// Exec and thread-exit records that found the ring buffer full.
+    pub moments: u64,
+}
+
+const _: () = {
+    assert!(size_of::<Address>() == 16); // 24 bytes with the ring buffer's own header
+    assert!(size_of::<Block>() == 40); // 48 bytes with the ring buffer's own header
+    assert!(size_of::<Moment>() == 16);
+    assert!(size_of::<StackHead>() == 24);
+    assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
+    assert!(size_of::<Target>() == 32);
+    assert!(size_of::<LostFree>() == 16);
+    assert!(size_of::<Loss>() == 72);
+    assert!(MAX_IN_FLIGHT <= 16); // four bits in the header
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_keeps_every_field_at_its_limits() {
+        let id_max = (1u64 << 22) - 1;
+        for (kind, generation, slot, tgid, tid) in
+            [(1u8, 0u32, 0u32, 1u64, 1u64), (255, 255, 15, id_max, id_max), (7, 300, 3, 4_194_303, 2)]
+        {
+            let header = Header::new(kind, generation, slot, tgid << 32 | tid);
+            assert_eq!(header.kind(), kind);
+            assert_eq!(u32::from(header.generation()), generation & 0xff);
+            assert_eq!(u32::from(header.slot()), slot);
+            assert_eq!(u64::from(header.tgid()), tgid);
+            assert_eq!(u64::from(header.tid()), tid);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The BPF programs: thin entry points. What they do is in one file per concern.
+//!
+//! One entry program per shape of allocator function (which arguments carry the size and the old block), one program
+//! for all returns, two for the life of threads and processes. User space attaches each to as many sites as there are.
+//! Every program gives up silently when the process is not in TARGETS: probes of a file may fire for other processes.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+#![expect(missing_docs, unreachable_pub, reason = "a program, not a library; entry points are exported by name")]
+
+mod alloc;
+mod emit;
+mod inflight;
+mod process;
+mod stack;
+
+use aya_ebpf::{
+    macros::{raw_tracepoint, uprobe, uretprobe},
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext},
+};
+use tracer_ebpf::SIZE_OVERFLOW;
+
+use crate::inflight::Op;
+
+fn arg(ctx: &ProbeContext, n: usize) -> u64 {
+    ctx.arg(n).unwrap_or(0)
+}
+
+/// `count * size`, or [`SIZE_OVERFLOW`]. By halves: BPF has no 128-bit product, which a plain check compiles to.
+fn product(count: u64, size: u64) -> u64 {
+    let (count_high, count_low) = (count >> 32, count & 0xffff_ffff);
+    let (size_high, size_low) = (size >> 32, size & 0xffff_ffff);
+    if count_high != 0 && size_high != 0 {
+        return SIZE_OVERFLOW;
+    }
+    let cross = count_high * size_low + count_low * size_high;
+    if cross >> 32 != 0 {
+        return SIZE_OVERFLOW;
+    }
+    let low = count_low * size_low;
+    let sum = low.wrapping_add(cross << 32);
+    if sum < low { SIZE_OVERFLOW } else { sum }
+}
+
+/// malloc(size), valloc, pvalloc, operator new, mallocx.
+#[uprobe]
+pub fn enter_malloc(ctx: ProbeContext) -> u32 {
+    alloc::enter(&ctx, Op::Returned, arg(&ctx, 0), 0);
+    0
+}
+
+/// calloc(count, size).
+#[uprobe]
+pub fn enter_calloc(ctx: ProbeContext) -> u32 {
+    alloc::enter(&ctx, Op::Returned, product(arg(&ctx, 0), arg(&ctx, 1)), 0);
+    0
+}
+
+/// memalign(alignment, size), aligned_alloc.
+#[uprobe]
+pub fn enter_memalign(ctx: ProbeContext) -> u32 {
+    alloc::enter(&ctx, Op::Returned, arg(&ctx, 1), 0);
+    0
+}
+
+/// posix_memalign(memptr, alignment, size).
+#[uprobe]
+pub fn enter_posix_memalign(ctx: ProbeContext) -> u32 {
+    alloc::enter(&ctx, Op::Stored, arg(&ctx, 2), arg(&ctx, 0));
+    0
+}
+
+/// realloc(old, size), rallocx.
+#[uprobe]
+pub fn enter_realloc(ctx: ProbeContext) -> u32 {
+    alloc::enter_realloc(&ctx, arg(&ctx, 0), arg(&ctx, 1));
+    0
+}
+
+/// reallocarray(old, count, size).
+#[uprobe]
+pub fn enter_reallocarray(ctx: ProbeContext) -> u32 {
+    alloc::enter_realloc(&ctx, arg(&ctx, 0), product(arg(&ctx, 1), arg(&ctx, 2)));
+    0
+}
+
+/// free(block), cfree, operator delete, dallocx, sdallocx.
+#[uprobe]
+pub fn enter_free(ctx: ProbeContext) -> u32 {
+    alloc::free(arg(&ctx, 0));
+    0
+}
+
+/// Return of every function that was entered above, free excepted.
+#[uretprobe]
+pub fn leave(ctx: RetProbeContext) -> u32 {
+    alloc::leave(&ctx);
+    0
+}
+
+/// A program that does nothing: the floor that benches compare with.
+#[uprobe]
+pub fn empty_entry(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// The same at a return.
+#[uretprobe]
+pub fn empty_return(_ctx: RetProbeContext) -> u32 {
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
+    process::exec();
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
+    process::thread_exit();
+    0
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: nothing here can panic, and the verifier would refuse a program that could loop.
+    loop {}
+}
+
+/// The kernel offers the helpers used here (user memory, stacks) to GPL-compatible programs only.
+/// The project's own licence stays MIT or Apache-2.0; "Dual MIT/GPL" is how the kernel spells a compatible dual licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,0 +1,59 @@
+//! Which processes are traced, and what happens to them.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::pt_regs, helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap};
+use tracer_ebpf::{Header, Target, kind};
+
+use crate::{emit, inflight};
+
+/// Traced processes by tgid.
+#[map]
+static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
+
+/// The traced process that `pid_tgid` belongs to.
+#[inline(always)]
+pub(crate) fn target(pid_tgid: u64) -> Option<Target> {
+    let tgid = (pid_tgid >> 32) as u32;
+    TARGETS.get_ptr(&tgid).map(|target| {
+        // SAFETY: the pointer comes from a map lookup.
+        unsafe { *target }
+    })
+}
+
+/// Stack pointer of the probed code; `ctx` is the context of a uprobe.
+#[inline(always)]
+pub(crate) fn stack_pointer(ctx: *mut c_void) -> u64 {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    unsafe {
+        #[cfg(bpf_target_arch = "aarch64")]
+        return (*ctx.cast::<pt_regs>()).sp;
+        #[cfg(not(bpf_target_arch = "aarch64"))]
+        return (*ctx.cast::<pt_regs>()).rsp;
+    }
+}
+
+/// The current process has become another program: its blocks, threads and addresses are gone.
+#[inline(always)]
+pub(crate) fn exec() {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let tgid = (pid_tgid >> 32) as u32;
+    let Some(target) = TARGETS.get_ptr_mut(&tgid) else { return };
+    inflight::forget(pid_tgid);
+    // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
+    let generation = unsafe {
+        (*target).generation += 1;
+        (*target).trampoline = 0;
+        (*target).generation
+    };
+    emit::moment(Header::new(kind::EXEC, generation, 0, pid_tgid));
+}
+
+/// The current thread ends.
+#[inline(always)]
+pub(crate) fn thread_exit() {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(target) = target(pid_tgid) else { return };
+    inflight::forget(pid_tgid);
+    emit::moment(Header::new(kind::THREAD_EXIT, target.generation, 0, pid_tgid));
+}

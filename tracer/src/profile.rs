@@ -1,0 +1,155 @@
+//! `Profile`: what was measured, ready to be presented. The waist of the program.
+//!
+//! Everything that measures produces one, everything that presents takes one, and neither side knows the other.
+//! Plain values: no I/O, no clock.
+
+use std::{sync::Arc, time::{Duration, SystemTime}};
+
+use crate::quality::Quality;
+
+/// One process that was traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Process id, as seen from the tracer's pid namespace.
+    pub pid: u32,
+    /// Name of the process (`/proc/PID/comm`), as the process chose it: hostile text.
+    pub comm: String,
+    /// Path of the executable, as the process sees it: hostile text.
+    pub exe: String,
+    /// Language of the executable.
+    pub language: Language,
+}
+
+/// Language that an executable is written in, as far as it can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// C, or nothing that says otherwise.
+    C,
+    /// C++.
+    Cpp,
+    /// Rust.
+    Rust,
+    /// Go.
+    Go,
+}
+
+impl Language {
+    /// The language's usual name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::C => "C",
+            Self::Cpp => "C++",
+            Self::Rust => "Rust",
+            Self::Go => "Go",
+        }
+    }
+}
+
+/// What a profile is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Memory that is held.
+    Heap,
+}
+
+/// How the numbers came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Every allocation was recorded.
+    Exact,
+}
+
+/// One frame of a symbolized stack. All text is hostile: it comes from the target's files.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Frame {
+    /// Demangled name of the function; `None` when the address could not be symbolized.
+    pub function: Option<String>,
+    /// Source file.
+    pub file: Option<String>,
+    /// Line in it, from 1.
+    pub line: Option<u32>,
+    /// Path of the mapped file (or `[vdso]` and the like) that the address lies in.
+    pub module: Option<String>,
+    /// Offset of the address in that file; the address itself when there is no module. Bytes.
+    pub offset: u64,
+    /// Whether the compiler inlined this function into the frame next to it on the root side.
+    pub inlined: bool,
+}
+
+/// What one stack holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StackEntry {
+    /// Process that the stack belongs to.
+    pub pid: u32,
+    /// Frames, root first, the direct caller of the allocator last. Shared between snapshots of one trace.
+    pub frames: Arc<[Frame]>,
+    /// What was allocated and is still held.
+    pub values: Values,
+    /// Bytes of `values.outstanding_bytes` that a lost free may have ended.
+    pub uncertain_bytes: u64,
+    /// Age of the oldest block that is held. `None` when none is.
+    pub oldest: Option<Duration>,
+    /// How fast the held bytes have been growing of late, bytes per second. Negative when they shrink; `None`
+    /// when the trace is too short to tell.
+    pub growth: Option<f64>,
+}
+
+/// Amounts of one stack, or summed over all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Values {
+    /// Bytes held at the end.
+    pub outstanding_bytes: u64,
+    /// Blocks held at the end.
+    pub outstanding_blocks: u64,
+    /// Bytes allocated since tracing began, freed or not.
+    pub allocated_bytes: u64,
+    /// Blocks allocated since tracing began, freed or not.
+    pub allocated_blocks: u64,
+    /// Blocks of `allocated_blocks` that were freed.
+    pub freed_blocks: u64,
+}
+
+impl std::ops::AddAssign for Values {
+    fn add_assign(&mut self, other: Self) {
+        self.outstanding_bytes += other.outstanding_bytes;
+        self.outstanding_blocks += other.outstanding_blocks;
+        self.allocated_bytes += other.allocated_bytes;
+        self.allocated_blocks += other.allocated_blocks;
+        self.freed_blocks += other.freed_blocks;
+    }
+}
+
+/// Everything that one trace found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Profile {
+    /// What it is about.
+    pub kind: Kind,
+    /// When tracing began.
+    pub started: SystemTime,
+    /// How long it lasted.
+    pub duration: Duration,
+    /// How the numbers came about.
+    pub mode: Mode,
+    /// The processes.
+    pub targets: Vec<Target>,
+    /// What each stack holds, most outstanding bytes first. Those that hold nothing any more are there too.
+    pub stacks: Vec<StackEntry>,
+    /// How far it can be trusted.
+    pub quality: Quality,
+}
+
+impl Profile {
+    /// Sums over all stacks; there is no other source of totals, so they cannot differ.
+    pub fn totals(&self) -> Values {
+        let mut totals = Values::default();
+        for stack in &self.stacks {
+            totals += stack.values;
+        }
+        totals
+    }
+
+    /// The process with this id.
+    pub fn target(&self, pid: u32) -> Option<&Target> {
+        self.targets.iter().find(|target| target.pid == pid)
+    }
+}

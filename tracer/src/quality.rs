@@ -1,0 +1,56 @@
+//! `Quality`: every way in which a profile can be incomplete, as typed facts that travel with it.
+
+/// How far a profile can be trusted. All counts are 0 in a perfect trace, `unmatched_frees` excepted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Quality {
+    /// Allocations that could not be recorded (ring buffer full).
+    pub lost_allocs: u64,
+    /// Frees that could not be recorded. Their addresses were kept apart, so most of them still end their block.
+    pub lost_frees: u64,
+    /// Frees of blocks that are not known: from before the attach, or outside the size filter. Not an error.
+    pub unmatched_frees: u64,
+    /// Blocks whose address was handed out again although no free of it was seen.
+    pub missed_frees: u64,
+    /// Stacks that end before the thread's root.
+    pub truncated_stacks: u64,
+    /// Outstanding bytes that a lost free may have ended.
+    pub uncertain_bytes: u64,
+    /// Outstanding bytes whose stack is not known.
+    pub unknown_stack_bytes: u64,
+    /// Calls into the allocator that could not be followed (too many threads, too deep).
+    pub untracked_calls: u64,
+    /// Records that the tracer did not understand: a bug in it.
+    pub unknown_records: u64,
+    /// Events that were recorded: the base that losses are compared with.
+    pub recorded_events: u64,
+    /// What else the reader should know, as sentences.
+    pub notes: Vec<String>,
+}
+
+/// Share of lost events, or of uncertain bytes, above which a trace is reported as incomplete by the exit status.
+pub const INCOMPLETE_SHARE: f64 = 0.001;
+
+impl Quality {
+    /// Whether nothing at all is missing.
+    pub fn complete(&self) -> bool {
+        self.lost_events() == 0
+            && self.missed_frees == 0
+            && self.truncated_stacks == 0
+            && self.uncertain_bytes == 0
+            && self.unknown_stack_bytes == 0
+    }
+
+    /// Whether so much is missing that the exit status says so. `outstanding_bytes` is the profile's total.
+    pub fn incomplete_beyond_threshold(&self, outstanding_bytes: u64) -> bool {
+        let share = |part: u64, whole: u64| part > 0 && part as f64 > whole as f64 * INCOMPLETE_SHARE;
+        share(self.lost_events(), self.recorded_events + self.lost_events())
+            || share(self.missed_frees, self.recorded_events)
+            || share(self.uncertain_bytes, outstanding_bytes)
+            || share(self.unknown_stack_bytes, outstanding_bytes)
+    }
+
+    /// Events of any kind that were not recorded.
+    pub fn lost_events(&self) -> u64 {
+        self.lost_allocs + self.lost_frees + self.untracked_calls + self.unknown_records
+    }
+}
