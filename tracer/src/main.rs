@@ -1,1 +1,52 @@
-fn main() {}
+//! The `tracer` command: reads the command line, runs the session, turns the outcome into an exit status.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    process::ExitCode,
+};
+
+use tracer::{
+    cli::{self, Request},
+    config::{Config, Verbosity},
+    exit::Exit,
+    session,
+};
+
+fn main() -> ExitCode {
+    let exit = match cli::parse() {
+        Request::Trace(config) => trace(*config),
+        Request::Print(text) => match io::stdout().write_all(&text) {
+            Ok(()) => Exit::Complete,
+            Err(_) => Exit::Failed,
+        },
+        Request::Refuse(error) => {
+            // Nobody is left to tell when even this fails.
+            let _ = error.print();
+            Exit::Usage
+        }
+    };
+    exit.into()
+}
+
+fn trace(config: Config) -> Exit {
+    let levels = match config.verbosity {
+        Verbosity::Quiet => "error",
+        Verbosity::Normal => "warn",
+        // aya tells every relocation; what its programs log has their own target.
+        Verbosity::Verbose => "debug,aya=warn,aya_obj=warn,blazesym=warn",
+        Verbosity::Debug => "trace",
+    };
+    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    tracing_subscriber::fmt()
+        .with_env_filter(levels)
+        .with_writer(io::stderr)
+        .with_ansi(colour)
+        .with_target(false)
+        .without_time()
+        .init();
+    session::run(config).unwrap_or_else(|error| {
+        // Names from outside may be in the message: nothing that a terminal would obey.
+        let _ = writeln!(io::stderr(), "tracer: {}", format!("{error:#}").escape_debug());
+        Exit::Failed
+    })
+}

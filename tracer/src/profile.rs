@@ -3,7 +3,10 @@
 //! Everything that measures produces one, everything that presents takes one, and neither side knows the other.
 //! Plain values: no I/O, no clock.
 
-use std::{sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use crate::quality::Quality;
 
@@ -76,13 +79,38 @@ pub struct Frame {
     pub inlined: bool,
 }
 
+/// The frames of one stack, root first. Kept as one shared list per address, because a hundred thousand stacks are made
+/// of a few thousand addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Frames(Arc<[Arc<[Frame]>]>);
+
+impl Frames {
+    /// Every frame, root first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Frame> {
+        self.0.iter().flat_map(|address| address.iter())
+    }
+}
+
+impl FromIterator<Arc<[Frame]>> for Frames {
+    /// From the frames of each address, root first; within an address the inlined functions come last.
+    fn from_iter<I: IntoIterator<Item = Arc<[Frame]>>>(addresses: I) -> Self {
+        Self(addresses.into_iter().collect())
+    }
+}
+
+impl From<Vec<Frame>> for Frames {
+    fn from(frames: Vec<Frame>) -> Self {
+        Self(Arc::new([frames.into()]))
+    }
+}
+
 /// What one stack holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackEntry {
     /// Process that the stack belongs to.
     pub pid: u32,
-    /// Frames, root first, the direct caller of the allocator last. Shared between snapshots of one trace.
-    pub frames: Arc<[Frame]>,
+    /// Frames, root first, the direct caller of the allocator last.
+    pub frames: Frames,
     /// What was allocated and is still held.
     pub values: Values,
     /// Bytes of `values.outstanding_bytes` that a lost free may have ended.

@@ -1,0 +1,316 @@
+//! A traced process: finding its allocator, probing it, and following it through execs.
+
+use std::{
+    io,
+    num::NonZeroU32,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::{
+    bpf::{Links, Programs},
+    event::Pid,
+    probe::{
+        allocators::Shape,
+        resolve::{self, Binding, Function},
+    },
+    process::{address_space::AddressSpace, link_map, maps, module::Module, status, status::Status},
+    profile::Target,
+    symbolize,
+};
+
+/// The file that a process takes `malloc` from.
+struct Allocator {
+    module: Arc<Module>,
+    functions: Vec<Function>,
+}
+
+/// A process with probes on its allocator.
+pub struct Attached {
+    pid: Pid,
+    target: Target,
+    allocator: Allocator,
+    links: Links,
+    /// Since when the process has been another program whose allocator is yet to be found.
+    searching: Option<Instant>,
+    notes: Vec<String>,
+}
+
+/// How long a new program may take to load its allocator.
+const LOADING: Duration = Duration::from_secs(10);
+
+impl Attached {
+    /// Attaches to a running process. Recording begins when the collector is told.
+    ///
+    /// # Errors
+    /// No allocator, no right, or the process has ended.
+    pub fn attach(programs: &mut Programs, pid: Pid, status: Status) -> Result<Self> {
+        let found = find(pid, Phase::Running).map_err(|error| explain(pid, &status, error))?;
+        let allocator = found.ok_or_else(|| {
+            if let Err(gone) = status::check(pid) {
+                return anyhow!(gone).context(format!("process {pid} ended while it was being attached to"));
+            }
+            anyhow!(
+                "process {pid} ({}) has no malloc in its executable or its libraries: there is nothing to probe \
+                 (statically linked and stripped, or an allocator of its own)",
+                status.comm
+            )
+        })?;
+        Self::with(programs, pid, status, allocator)
+    }
+
+    /// The same for a program that is being loaded: `None` when its allocator is not there yet.
+    ///
+    /// # Errors
+    /// As [`Attached::attach`].
+    pub fn attach_loading(programs: &mut Programs, pid: Pid, status: Status) -> Result<Option<Self>> {
+        let found = find(pid, Phase::Loading).map_err(|error| explain(pid, &status, error))?;
+        found.map(|allocator| Self::with(programs, pid, status, allocator)).transpose()
+    }
+
+    fn with(programs: &mut Programs, pid: Pid, status: Status, allocator: Allocator) -> Result<Self> {
+        let links = probe(programs, &allocator, pid).map_err(|error| explain(pid, &status, error))?;
+        let target = describe(pid, &status);
+        Ok(Self { pid, target, allocator, links, searching: None, notes: Vec::new() })
+    }
+
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// As reports describe it.
+    pub fn target(&self) -> Target {
+        self.target.clone()
+    }
+
+    /// What the reader of a report should know of it.
+    pub fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+
+    /// Executable range of the allocator's file, and all mappings of the process as they are now.
+    ///
+    /// # Errors
+    /// When the process has ended.
+    pub fn address_space(&self) -> Result<((u64, u64), AddressSpace)> {
+        let mut space = AddressSpace::new(self.pid);
+        space.refresh().with_context(|| format!("process {} ended while it was being attached to", self.pid))?;
+        let text = space.text_range(&self.allocator.module).unwrap_or((0, 0));
+        Ok((text, space))
+    }
+
+    /// The process has become another program: its allocator must be looked for anew.
+    pub fn has_execed(&mut self) {
+        self.searching = Some(Instant::now());
+    }
+
+    /// Follows a process that has become another program. The probes of a file that the new program maps too are in
+    /// force from its first instruction; another allocator's are attached as soon as it is there. `Some` when the
+    /// collector must be told of the new address space.
+    pub fn follow(&mut self, programs: &mut Programs) -> Option<((u64, u64), AddressSpace)> {
+        let since = self.searching?;
+        let status = status::check(self.pid).ok()?;
+        match find(self.pid, Phase::Running) {
+            Ok(Some(allocator)) => {
+                self.searching = None;
+                self.target = describe(self.pid, &status);
+                if allocator.module.identity() != self.allocator.module.identity() {
+                    self.notes.push(format!(
+                        "process {} became another program with another allocator; what it allocated before the \
+                         probes were moved is missing",
+                        self.pid
+                    ));
+                    self.reattach(programs, allocator, self.pid);
+                }
+                self.address_space().ok()
+            }
+            _ if since.elapsed() > LOADING => {
+                self.searching = None;
+                self.notes.push(format!("process {} became a program without a malloc that can be probed", self.pid));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Looks again which file the allocator is in, now that the loader has done its work.
+    pub fn loaded(&mut self, programs: &mut Programs) {
+        match find(self.pid, Phase::Loading) {
+            Ok(Some(allocator)) if allocator.module.identity() != self.allocator.module.identity() => {
+                self.reattach(programs, allocator, self.pid);
+            }
+            _ => {}
+        }
+    }
+
+    /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
+    /// life of one thread. Whether there was another.
+    pub fn move_to_another_thread(&mut self, programs: &mut Programs) -> bool {
+        let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
+        let allocator =
+            Allocator { module: Arc::clone(&self.allocator.module), functions: self.allocator.functions.clone() };
+        self.reattach(programs, allocator, thread)
+    }
+
+    fn reattach(&mut self, programs: &mut Programs, allocator: Allocator, task: u32) -> bool {
+        match probe(programs, &allocator, task) {
+            Ok(links) => {
+                self.allocator = allocator;
+                std::mem::replace(&mut self.links, links).detach(programs);
+                true
+            }
+            Err(error) => {
+                tracing::warn!("cannot move the probes of process {}: {error:#}", self.pid);
+                false
+            }
+        }
+    }
+
+    /// Takes the probes off.
+    pub fn detach(self, programs: &mut Programs) {
+        self.links.detach(programs);
+    }
+}
+
+/// Where a program is in its life.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The loader is at work: objects appear in the order in which they will be searched.
+    Loading,
+    /// The loader's list is there.
+    Running,
+}
+
+/// The file that the process takes `malloc` from, as its dynamic loader decides: the first in its search order that
+/// defines it.
+fn find(pid: Pid, phase: Phase) -> Result<Option<Allocator>> {
+    let mut space = AddressSpace::new(pid);
+    space.refresh().context("cannot read its mappings")?;
+    let modules = candidates(pid, &space, phase);
+    // Nothing but itself is mapped: a static executable.
+    let alone = modules.len() == 1;
+    for module in modules {
+        let binding = if alone { Binding::Static } else { Binding::Dynamic };
+        let Some(file) = module.file() else { continue };
+        let file = file.try_clone().context("cannot open its files")?;
+        match resolve::allocator(file, binding) {
+            Ok(Some(functions)) => {
+                tracing::debug!(file = module.path(), ?functions, "allocator");
+                return Ok(Some(Allocator { module, functions }));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!("{}: {error}; it is left out", printable(module.path())),
+        }
+    }
+    Ok(None)
+}
+
+/// Mapped files in the order in which the loader looks symbols up.
+fn candidates(pid: Pid, space: &AddressSpace, phase: Phase) -> Vec<Arc<Module>> {
+    let mut modules: Vec<Arc<Module>> = Vec::new();
+    for (module, _) in space.executable_files() {
+        if !modules.iter().any(|known| known.identity() == module.identity()) {
+            modules.push(module);
+        }
+    }
+    let executable = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+    let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
+    let listed = if phase == Phase::Running { search_ranks(pid) } else { None };
+    modules.sort_by_key(|module| {
+        let rank = match &listed {
+            Some(ranks) => ranks.iter().position(|(path, _)| path == module.path()).unwrap_or(usize::MAX),
+            None => usize::from(is_libc(module.path())),
+        };
+        (!is_executable(module), rank)
+    });
+    // glibc's loader exports a malloc of its own in old versions, for itself.
+    modules.retain(|module| is_executable(module) || !file_name(module.path()).starts_with("ld-linux"));
+    modules
+}
+
+/// Paths of the objects in the loader's list, in its order.
+fn search_ranks(pid: Pid) -> Option<Vec<(String, u64)>> {
+    let order = link_map::search_order(pid).ok()??;
+    let text = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
+    let mappings = maps::parse(&text);
+    let path = |addr: u64| {
+        let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&addr))?;
+        Some((mapping.path.clone(), addr))
+    };
+    Some(order.into_iter().filter_map(path).collect())
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn is_libc(path: &str) -> bool {
+    let name = file_name(path);
+    ["libc.so", "libc-", "ld-musl", "libc.musl"].iter().any(|start| name.starts_with(start))
+}
+
+/// Attaches every function's programs for the process of thread `task`; nothing stays attached when one fails.
+fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Links> {
+    let file = allocator.module.open_path().context("the allocator's file is not open")?;
+    let task = NonZeroU32::new(task).context("process id 0")?;
+    let mut links = Links::default();
+    let sites = allocator.functions.iter();
+    let returns = sites.clone().filter(|function| function.shape.returns()).map(|function| ("leave", function));
+    let entries = sites.map(|function| (entry_program(function.shape), function));
+    // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
+    for (program, function) in returns.chain(entries) {
+        if let Err(error) = links.attach(programs, program, &file, function.file_offset, task) {
+            links.detach(programs);
+            return Err(error)
+                .with_context(|| format!("cannot probe {} in {}", function.name, printable(allocator.module.path())));
+        }
+    }
+    let dear: Vec<&str> = allocator.functions.iter().filter(|f| !f.emulated).map(|f| f.name).collect();
+    tracing::debug!(links = links.len(), ?dear, "probes attached");
+    Ok(links)
+}
+
+fn entry_program(shape: Shape) -> &'static str {
+    match shape {
+        Shape::Malloc => "enter_malloc",
+        Shape::Calloc => "enter_calloc",
+        Shape::Memalign => "enter_memalign",
+        Shape::PosixMemalign => "enter_posix_memalign",
+        Shape::Realloc => "enter_realloc",
+        Shape::Reallocarray => "enter_reallocarray",
+        Shape::Free => "enter_free",
+    }
+}
+
+fn describe(pid: Pid, status: &Status) -> Target {
+    let mut space = AddressSpace::new(pid);
+    let executable = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+    let module = space.refresh().ok().and_then(|_| {
+        let executable = executable?;
+        space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
+    });
+    let language = module.map_or(crate::profile::Language::C, |module| symbolize::language(&module));
+    Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language }
+}
+
+/// Puts a failure down to the end of the process where that is what it is.
+fn explain(pid: Pid, status: &Status, error: anyhow::Error) -> anyhow::Error {
+    match status::check(pid) {
+        Ok(now) if now.start_time == status.start_time => error,
+        _ => anyhow!("process {pid} ended while it was being attached to: trace the process that replaces it"),
+    }
+}
+
+fn printable(text: &str) -> String {
+    text.escape_debug().to_string()
+}
+
+/// For errors of files that belong to others.
+impl From<resolve::ResolveError> for io::Error {
+    fn from(error: resolve::ResolveError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}

@@ -1,0 +1,88 @@
+//! Attaching the programs to probe sites and to the life of processes.
+
+use std::{num::NonZeroU32, path::Path};
+
+use aya::programs::{
+    ProgramError, RawTracePoint, UProbe,
+    uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
+};
+
+use super::{LoadError, Programs};
+
+/// The probes of one allocator in one process. Dropping it leaves them attached: detaching takes time (about 80 ms a
+/// link), so it is done by [`Links::detach`], or by the kernel when the tracer exits.
+#[derive(Default)]
+#[must_use = "links are detached through `detach`"]
+pub struct Links {
+    links: Vec<(&'static str, UProbeLinkId)>,
+}
+
+impl Links {
+    /// Attaches the program `name` at `offset` bytes into `file`, for the process `pid` only.
+    ///
+    /// # Errors
+    /// [`LoadError::Program`] when the kernel refuses: no permission, no such process, no instruction there.
+    pub fn attach(
+        &mut self,
+        programs: &mut Programs,
+        name: &'static str,
+        file: &Path,
+        offset: u64,
+        pid: NonZeroU32,
+    ) -> Result<(), LoadError> {
+        let program = uprobe(programs, name)?;
+        let location = UProbeAttachLocation::AbsoluteOffset(offset);
+        let link = program
+            .attach(location, file, UProbeScope::OneProcess(pid))
+            .map_err(|error| LoadError::Program(name, error))?;
+        self.links.push((name, link));
+        Ok(())
+    }
+
+    /// Number of links.
+    pub fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Whether nothing is attached.
+    pub fn is_empty(&self) -> bool {
+        self.links.is_empty()
+    }
+
+    /// Takes the probes off again.
+    pub fn detach(self, programs: &mut Programs) {
+        for (name, link) in self.links {
+            if let Err(error) = uprobe(programs, name).map(|program| program.detach(link)) {
+                tracing::debug!("detaching {name}: {error}");
+            }
+        }
+    }
+}
+
+/// The uprobe program `name`, loaded.
+fn uprobe<'a>(programs: &'a mut Programs, name: &'static str) -> Result<&'a mut UProbe, LoadError> {
+    let program = programs.ebpf.program_mut(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
+    let program: &mut UProbe =
+        program.try_into().map_err(|error: ProgramError| LoadError::Mismatch(format!("program {name}: {error}")))?;
+    match program.load() {
+        Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
+        Err(error) => Err(LoadError::Program(name, error)),
+    }
+}
+
+/// Attaches the programs that follow execs and the ends of threads. Raw tracepoints: they need no tracefs.
+///
+/// # Errors
+/// [`LoadError::Program`] when the kernel refuses.
+pub fn attach_lifecycle(programs: &mut Programs) -> Result<(), LoadError> {
+    for (name, tracepoint) in [("process_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")] {
+        let program =
+            programs.ebpf.program_mut(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
+        let program: &mut RawTracePoint = program
+            .try_into()
+            .map_err(|error: ProgramError| LoadError::Mismatch(format!("program {name}: {error}")))?;
+        program.load().map_err(|error| LoadError::Program(name, error))?;
+        program.attach(tracepoint).map_err(|error| LoadError::Program(name, error))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! What the BPF programs send: records in the ring buffer, counters of loss, the set of lost frees. And the switch
+//! that makes them send: the map of traced processes.
+
+use std::{os::fd::AsFd, time::Duration};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, MapData, MapError, RingBuf},
+};
+use rustix::event::{PollFd, PollFlags, poll};
+use tracer_ebpf::{Loss, LostFree, Target};
+
+use super::lost;
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct TargetValue(Target);
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct LossValue(Loss);
+
+// SAFETY: integers only, no padding (the ABI asserts the sizes), any bytes are a value.
+unsafe impl Pod for TargetValue {}
+// SAFETY: as above.
+unsafe impl Pod for LossValue {}
+
+/// The reading side. Belongs to one thread.
+pub struct Events {
+    ring: RingBuf<MapData>,
+    loss: Array<MapData, LossValue>,
+    lost_frees: MapData,
+    targets: HashMap<MapData, u32, TargetValue>,
+}
+
+impl Events {
+    pub(super) fn new(
+        ring: RingBuf<MapData>,
+        loss: Array<MapData, LossValue>,
+        lost_frees: MapData,
+        targets: HashMap<MapData, u32, TargetValue>,
+    ) -> Self {
+        Self { ring, loss, lost_frees, targets }
+    }
+
+    /// Waits until many records are there, or for `timeout`.
+    pub fn wait(&self, timeout: Duration) {
+        let Ok(timeout) = timeout.try_into() else { return };
+        let mut fds = [PollFd::new(&self.ring, PollFlags::IN)];
+        // Interrupted or not: the caller looks for records either way.
+        let _ = poll(&mut fds, Some(&timeout));
+    }
+
+    /// Gives up to `limit` records to `f`, oldest first; returns how many there were.
+    pub fn drain(&mut self, limit: usize, mut f: impl FnMut(&[u8])) -> usize {
+        let mut count = 0;
+        while count < limit {
+            let Some(record) = self.ring.next() else { break };
+            f(&record);
+            count += 1;
+        }
+        count
+    }
+
+    /// What could not be recorded so far.
+    ///
+    /// # Errors
+    /// When the map cannot be read.
+    pub fn loss(&self) -> Result<Loss, MapError> {
+        self.loss.get(&0, 0).map(|value| value.0)
+    }
+
+    /// Takes the addresses of lost frees out of their set, with the time of each.
+    ///
+    /// # Errors
+    /// When the kernel refuses; what was taken until then is returned all the same, in `frees`.
+    pub fn take_lost_frees(&mut self, frees: &mut Vec<(LostFree, u64)>) -> std::io::Result<()> {
+        lost::take_all(self.lost_frees.fd().as_fd(), frees)
+    }
+
+    /// Turns recording on for a process, or changes what is known of it.
+    ///
+    /// # Errors
+    /// When the map is full: more than 4096 processes.
+    pub fn enable(&mut self, pid: u32, target: Target) -> Result<(), MapError> {
+        self.targets.insert(pid, TargetValue(target), 0)
+    }
+
+    /// What the BPF side knows of a process, if it is being recorded.
+    pub fn target(&self, pid: u32) -> Option<Target> {
+        self.targets.get(&pid, 0).ok().map(|value| value.0)
+    }
+
+    /// Turns recording off for a process.
+    pub fn disable(&mut self, pid: u32) {
+        // Not there: it never was on.
+        let _ = self.targets.remove(&pid);
+    }
+}

@@ -1,0 +1,109 @@
+//! Loading the BPF object that is embedded in this binary.
+
+use aya::{Ebpf, EbpfLoader, maps::Map};
+use aya_log::EbpfLogger;
+
+use super::events::Events;
+
+/// The object that `cargo xtask build-ebpf` made; empty in builds that had none.
+static OBJECT: &Aligned<[u8]> =
+    &Aligned { _align: [], bytes: *include_bytes!(concat!(env!("OUT_DIR"), "/tracer-bpf.o")) };
+
+/// The ELF reader wants the object at an 8-byte boundary.
+struct Aligned<T: ?Sized> {
+    _align: [u64; 0],
+    bytes: T,
+}
+
+/// What the programs are told before they are loaded.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Size of the ring buffer, bytes: a power of two of at least a page.
+    pub buffer_size: u32,
+    /// Smallest and largest allocation to record, bytes, inclusive.
+    pub sizes: (u64, u64),
+    /// Whether diagnostics of the programs are wanted.
+    pub diagnostics: bool,
+}
+
+/// Why the programs could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// This binary was built without the BPF object.
+    #[error("this build of tracer has no BPF programs in it: build it with `cargo xtask build`")]
+    NoObject,
+    /// The kernel or aya refused.
+    #[error("cannot load the BPF programs (kernel 5.15 or newer with BPF ring buffers and BTF is needed): {0}")]
+    Refused(#[from] aya::EbpfError),
+    /// A program or map is not in the object, or has another type: the object is of another version.
+    #[error("the BPF object does not fit this binary ({0}): build both with `cargo xtask build`")]
+    Mismatch(String),
+    /// A map could not be opened.
+    #[error("cannot use a BPF map: {0}")]
+    Map(#[from] aya::maps::MapError),
+    /// A program was refused.
+    #[error("the kernel refused the BPF program {0}: {1}")]
+    Program(&'static str, #[source] aya::programs::ProgramError),
+}
+
+/// The loaded object.
+pub struct Programs {
+    pub(super) ebpf: Ebpf,
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
+}
+
+/// Most bytes that wait before the reader is woken: about what a CPU cache holds.
+const WAKEUP_MAX: u64 = 1 << 20;
+
+impl Programs {
+    /// Loads the object: maps are made, programs verified by the kernel, nothing is attached.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load(config: Config) -> Result<Self, LoadError> {
+        if OBJECT.bytes.is_empty() {
+            return Err(LoadError::NoObject);
+        }
+        let wakeup = (u64::from(config.buffer_size) / 4).min(WAKEUP_MAX);
+        let (min, max) = config.sizes;
+        let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
+        let mut ebpf = EbpfLoader::new()
+            .override_global("WAKEUP_BYTES", &wakeup, true)
+            .override_global("MIN_SIZE", &min, true)
+            .override_global("MAX_SIZE", &max, true)
+            .override_global(aya_log::LEVEL, &log_level, false)
+            .map_max_entries("EVENTS", config.buffer_size)
+            .load(&OBJECT.bytes)?;
+        let logger = if config.diagnostics {
+            EbpfLogger::init(&mut ebpf).map_err(|error| tracing::debug!("no diagnostics from BPF: {error}")).ok()
+        } else {
+            None
+        };
+        Ok(Self { ebpf, logger })
+    }
+
+    /// Takes the maps that the reading side owns. Once only.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Map`] when it cannot be opened.
+    pub fn events(&mut self) -> Result<Events, LoadError> {
+        let mut take =
+            |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
+        let Map::HashMap(lost_frees) = take("LOST_FREES")? else {
+            return Err(LoadError::Mismatch("LOST_FREES is no hash map".to_owned()));
+        };
+        Ok(Events::new(
+            take("EVENTS")?.try_into()?,
+            take("LOSS")?.try_into()?,
+            lost_frees,
+            take("TARGETS")?.try_into()?,
+        ))
+    }
+
+    /// Passes diagnostics that the programs have written since the last call on to `tracing`.
+    pub fn pass_diagnostics(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
+    }
+}

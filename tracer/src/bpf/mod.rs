@@ -1,0 +1,14 @@
+//! The kernel side as the rest of the program sees it: load the programs, attach them, read what they send.
+//!
+//! The only user of aya. Where aya has no safe call, the system call is made here, and its safety is argued here.
+
+mod attach;
+mod events;
+mod loader;
+mod lost;
+
+pub use self::{
+    attach::{Links, attach_lifecycle},
+    events::Events,
+    loader::{Config, LoadError, Programs},
+};

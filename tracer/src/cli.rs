@@ -1,0 +1,356 @@
+//! The command line: flags, their help, and their conversion to a plain [`Config`]. The man page and the shell
+//! completions come from the same definition.
+
+use std::{ffi::OsString, io, path::PathBuf, time::Duration};
+
+use clap::{ArgAction, CommandFactory, Parser, ValueEnum, error::ErrorKind};
+
+use crate::{
+    config::{Config, OutputSpec, Subject, Verbosity},
+    exit,
+    report::{Format, Value},
+};
+
+const ABOUT: &str = "Finds memory leaks in a running, unmodified service";
+
+const LONG_ABOUT: &str = "\
+Finds memory leaks in a running, unmodified service.
+
+Traces every allocation and every free of a process with eBPF, without changing, restarting or stopping it, and reports \
+which call stacks hold memory that nobody has freed.
+
+  sudo tracer --pid 4711                       until Ctrl-C, then a report
+  sudo tracer --pid 4711 --duration 60s -o leak.svg
+  sudo tracer -- ./service --port 8080         launch and trace from the first instruction";
+
+/// The command line of tracer.
+#[derive(Parser, Debug)]
+#[command(name = "tracer", version, about = ABOUT, long_about = LONG_ABOUT, after_help = exit::HELP)]
+struct Cli {
+    /// Trace the running process PID; may be given several times
+    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    pid: Vec<u32>,
+
+    /// Launch CMD with its arguments, trace it from its first instruction and exit with its status
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+
+    /// Stop after this time (5s, 10m, 1h30m) [default: until Ctrl-C or until the target exits]
+    #[arg(short, long, value_name = "TIME", value_parser = duration)]
+    duration: Option<Duration>,
+
+    /// Print a short report this often while tracing
+    #[arg(short, long, value_name = "TIME", value_parser = duration)]
+    interval: Option<Duration>,
+
+    /// Report only blocks that have been held at least this long
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    min_age: Option<Duration>,
+
+    /// Record only allocations of at least SIZE bytes (units: B, KiB, MiB, GiB)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    min_size: Option<u64>,
+
+    /// Record only allocations of at most SIZE bytes
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_size: Option<u64>,
+
+    /// How many stacks a text report shows
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+    top: usize,
+
+    /// What stacks are ordered by and flame graphs show: bytes, or the count of blocks
+    #[arg(long, value_enum, default_value_t = CliValue::Bytes)]
+    value: CliValue,
+
+    /// Write a report to FILE (`-` for the standard output); the suffix tells the format: .txt .folded .svg .json. May
+    /// be given several times
+    #[arg(short, long, value_name = "FILE")]
+    output: Vec<PathBuf>,
+
+    /// Format of reports whose FILE has no suffix that tells it, such as `-`
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Option<CliFormat>,
+
+    /// Size of the buffer between kernel and tracer; rounded up to a power of two
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    buffer_size: u64,
+
+    /// Exit with status 3 on any loss, however small
+    #[arg(long)]
+    strict: bool,
+
+    /// Say more on the standard error; twice for everything
+    #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
+    verbose: u8,
+
+    /// Say nothing on the standard error but errors and the line `tracing PID`
+    #[arg(short, long)]
+    quiet: bool,
+
+    /// Print the man page or a shell completion and exit
+    #[arg(long, value_enum, value_name = "WHAT", hide = true)]
+    generate: Option<Generate>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CliValue {
+    Bytes,
+    Count,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CliFormat {
+    Text,
+    Folded,
+    Svg,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Generate {
+    Man,
+    CompleteBash,
+    CompleteZsh,
+    CompleteFish,
+}
+
+/// What the command line asks for.
+pub enum Request {
+    /// To trace.
+    Trace(Box<Config>),
+    /// To print a text that the command line itself gave: help, version, man page, completion.
+    Print(Vec<u8>),
+    /// Nothing that makes sense: this is what to say.
+    Refuse(clap::Error),
+}
+
+/// Reads the command line of this process.
+pub fn parse() -> Request {
+    request(Cli::try_parse())
+}
+
+fn request(parsed: Result<Cli, clap::Error>) -> Request {
+    let checked = parsed.and_then(|cli| match cli.generate {
+        Some(what) => generate(what).map(Request::Print).map_err(|error| usage(ErrorKind::Io, &error.to_string())),
+        None => config(cli).map(|config| Request::Trace(Box::new(config))),
+    });
+    match checked {
+        Ok(request) => request,
+        Err(error) if !error.use_stderr() => Request::Print(error.render().ansi().to_string().into_bytes()),
+        Err(error) => Request::Refuse(error),
+    }
+}
+
+fn usage(kind: ErrorKind, message: &str) -> clap::Error {
+    Cli::command().error(kind, message)
+}
+
+fn config(cli: Cli) -> Result<Config, clap::Error> {
+    let conflict = |message: &str| Err(usage(ErrorKind::ArgumentConflict, message));
+    let subject = match (cli.pid.is_empty(), cli.command.is_empty()) {
+        (false, false) => return conflict("--pid traces running processes and `-- CMD` launches one: give either"),
+        (true, true) => {
+            return Err(usage(
+                ErrorKind::MissingRequiredArgument,
+                "say what to trace: --pid PID, or `-- CMD` to launch one",
+            ));
+        }
+        (false, true) => Subject::Pids(distinct(cli.pid)),
+        (true, false) => Subject::Command(cli.command),
+    };
+    let sizes = (cli.min_size.unwrap_or(0), cli.max_size.unwrap_or(u64::MAX));
+    if sizes.0 > sizes.1 {
+        return conflict("--min-size is larger than --max-size: no allocation would be recorded");
+    }
+    if cli.format.is_some() && cli.output.is_empty() {
+        return conflict("--format needs an output: `-o -` writes to the standard output");
+    }
+    let outputs =
+        cli.output.into_iter().map(|path| output(path, cli.format)).collect::<Result<Vec<_>, clap::Error>>()?;
+    if outputs.iter().filter(|output| output.path.is_none()).count() > 1 {
+        return conflict("`-o -` may be given only once");
+    }
+    Ok(Config {
+        subject,
+        duration: cli.duration,
+        interval: cli.interval,
+        min_age: cli.min_age.unwrap_or_default(),
+        sizes,
+        top: cli.top,
+        value: match cli.value {
+            CliValue::Bytes => Value::Bytes,
+            CliValue::Count => Value::Count,
+        },
+        outputs,
+        buffer_size: buffer_size(cli.buffer_size)?,
+        strict: cli.strict,
+        verbosity: match (cli.quiet, cli.verbose) {
+            (true, _) => Verbosity::Quiet,
+            (_, 0) => Verbosity::Normal,
+            (_, 1) => Verbosity::Verbose,
+            _ => Verbosity::Debug,
+        },
+    })
+}
+
+fn distinct(mut pids: Vec<u32>) -> Vec<u32> {
+    let mut seen = Vec::new();
+    pids.retain(|pid| {
+        !seen.contains(pid) && {
+            seen.push(*pid);
+            true
+        }
+    });
+    pids
+}
+
+fn output(path: PathBuf, format: Option<CliFormat>) -> Result<OutputSpec, clap::Error> {
+    let given = format.map(|format| match format {
+        CliFormat::Text => Format::Text,
+        CliFormat::Folded => Format::Folded,
+        CliFormat::Svg => Format::Svg,
+        CliFormat::Json => Format::Json,
+    });
+    if path.as_os_str() == "-" {
+        return Ok(OutputSpec { path: None, format: given.unwrap_or(Format::Text) });
+    }
+    let format = Format::from_path(&path).or(given).ok_or_else(|| {
+        let message = format!(
+            "the format of {} is unknown: end its name with .txt, .folded, .svg or .json, or add --format",
+            path.display()
+        );
+        usage(ErrorKind::InvalidValue, &message)
+    })?;
+    Ok(OutputSpec { path: Some(path), format })
+}
+
+/// Smallest and largest ring buffer, bytes.
+const BUFFER_SIZES: (u64, u64) = (4096, 1 << 30);
+
+fn buffer_size(wanted: u64) -> Result<u32, clap::Error> {
+    if !(BUFFER_SIZES.0..=BUFFER_SIZES.1).contains(&wanted) {
+        return Err(usage(ErrorKind::InvalidValue, "--buffer-size must be from 4KiB to 1GiB"));
+    }
+    Ok(wanted.next_power_of_two() as u32)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a time with its unit, such as 500ms, 5s, 10m or 1h30m"))?;
+    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err("write a whole number of bytes with an optional unit, such as 4096, 64KiB or 16MiB".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write a whole number of bytes, such as 4096 or 64KiB".to_owned())?;
+    number.checked_mul(1 << shift).ok_or_else(|| "is more than any address space holds".to_owned())
+}
+
+fn generate(what: Generate) -> io::Result<Vec<u8>> {
+    let mut command = Cli::command();
+    let mut out = Vec::new();
+    let shell = match what {
+        Generate::Man => {
+            clap_mangen::Man::new(command).render(&mut out)?;
+            return Ok(out);
+        }
+        Generate::CompleteBash => clap_complete::Shell::Bash,
+        Generate::CompleteZsh => clap_complete::Shell::Zsh,
+        Generate::CompleteFish => clap_complete::Shell::Fish,
+    };
+    clap_complete::generate(shell, &mut command, "tracer", &mut out);
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Request {
+        request(Cli::try_parse_from(std::iter::once("tracer").chain(line.split_whitespace())))
+    }
+
+    fn config(line: &str) -> Config {
+        match parse(line) {
+            Request::Trace(config) => *config,
+            Request::Print(_) => panic!("{line}: prints"),
+            Request::Refuse(error) => panic!("{line}: {error}"),
+        }
+    }
+
+    fn refusal(line: &str) -> String {
+        match parse(line) {
+            Request::Refuse(error) => {
+                assert_eq!(error.exit_code(), 2, "{line}");
+                error.to_string()
+            }
+            _ => panic!("{line}: accepted"),
+        }
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn units_are_understood() {
+        let config =
+            config("-p 7 --pid 8 -p 7 -d 1m --interval 500ms --min-size 4KiB --max-size 1G --buffer-size 100000");
+        assert!(matches!(config.subject, Subject::Pids(pids) if pids == [7, 8]));
+        assert_eq!(config.duration, Some(Duration::from_secs(60)));
+        assert_eq!(config.interval, Some(Duration::from_millis(500)));
+        assert_eq!(config.sizes, (4096, 1 << 30));
+        assert_eq!(config.buffer_size, 131_072);
+    }
+
+    #[test]
+    fn a_command_keeps_its_own_flags() {
+        let config = config("-q -- ls --pid 5 -v");
+        assert!(matches!(config.subject, Subject::Command(command) if command == ["ls", "--pid", "5", "-v"]));
+        assert_eq!(config.verbosity, Verbosity::Quiet);
+    }
+
+    #[test]
+    fn what_makes_no_sense_says_what_to_do() {
+        for (line, hint) in [
+            ("", "--pid PID"),
+            ("--pid 0", "--pid"),
+            ("--pid 5 -- ls", "give either"),
+            ("--pid x", "--pid"),
+            ("-p 5 -q -v", "cannot be used with"),
+            ("-p 5 --min-size 2K --max-size 1K", "larger than --max-size"),
+            ("-p 5 -o out.xyz", ".svg or .json"),
+            ("-p 5 --format json", "-o -"),
+            ("-p 5 -o - -o -", "only once"),
+            ("-p 5 --duration 5", "unit"),
+            ("-p 5 --duration 0s", "longer"),
+            ("-p 5 --min-size 5X", "64KiB"),
+            ("-p 5 --max-size 99999999999T", "address space"),
+            ("-p 5 --buffer-size 1", "4KiB"),
+            ("-p 5 --value weight", "bytes"),
+        ] {
+            let message = refusal(line);
+            assert!(message.contains(hint), "{line}: {message}");
+        }
+    }
+
+    #[test]
+    fn help_man_and_completions_come_from_one_definition() {
+        for line in ["--help", "--version", "--generate man", "--generate complete-bash", "--generate complete-fish"] {
+            assert!(matches!(parse(line), Request::Print(text) if !text.is_empty()), "{line}");
+        }
+        let Request::Print(help) = parse("--help") else { panic!() };
+        assert!(String::from_utf8_lossy(&help).contains("Exit status"));
+    }
+}

@@ -1,0 +1,396 @@
+//! The thread between kernel and report: takes events in, keeps the heap, turns addresses into places while the process
+//! lives, and hands out snapshots. It never waits for the presenting side.
+
+use std::{
+    sync::{Arc, mpsc},
+    time::{Duration, Instant},
+};
+
+use hashbrown::HashMap;
+use tracer_ebpf::{Loss, LostFree, Target};
+
+use crate::{
+    bpf::Events,
+    event::{self, Event, Pid},
+    heap::{Counters, Growth, Heap, StackIndex, StackKind},
+    process::{
+        address_space::{AddressSpace, Place},
+        maps,
+    },
+    profile::Values,
+};
+
+/// One address of a stack, and what was there when it was recorded.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Return address.
+    pub addr: u64,
+    /// The file and offset it lay in.
+    pub place: Place,
+}
+
+/// What the session asks of the collector.
+pub enum Request {
+    /// Record this process from now on; the address space is its present one.
+    Enable {
+        /// The process.
+        pid: Pid,
+        /// Executable range of the file that holds its allocator.
+        text: (u64, u64),
+        /// Its mappings.
+        space: Box<AddressSpace>,
+    },
+    /// The probes of this process were away until now: what was freed meanwhile is not known.
+    Interrupted,
+    /// What is held now, by blocks of at least this age.
+    Snapshot {
+        /// Least age of a block.
+        min_age: Duration,
+        /// Where the answer goes.
+        reply: mpsc::Sender<Snapshot>,
+    },
+    /// Record nothing any more, take in what has been recorded, and end with a last snapshot.
+    Finish {
+        /// Least age of a block.
+        min_age: Duration,
+        /// Where the answer goes.
+        reply: mpsc::Sender<Snapshot>,
+    },
+}
+
+/// What the collector tells of its own accord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The process has become another program.
+    Exec(Pid),
+    /// The first thread of a process has ended.
+    FirstThreadEnded(Pid),
+}
+
+/// What all stacks hold at one moment.
+pub struct Snapshot {
+    /// By stack, in no order.
+    pub stacks: Vec<StackSnapshot>,
+    /// What went through the heap.
+    pub counters: Counters,
+    /// What was lost.
+    pub loss: Loss,
+    /// Records that made no sense.
+    pub unknown_records: u64,
+}
+
+/// What one stack holds.
+pub struct StackSnapshot {
+    /// The process.
+    pub pid: Pid,
+    /// Identifies the stack within this trace.
+    pub stack: StackIndex,
+    /// Amounts.
+    pub values: Values,
+    /// Outstanding bytes that a lost free may have ended.
+    pub uncertain_bytes: u64,
+    /// Age of the oldest block.
+    pub oldest: Option<Duration>,
+    /// Bytes per second.
+    pub growth: Option<f64>,
+    /// Its addresses.
+    pub trail: Trail,
+    /// One of [`tracer_ebpf::end`].
+    pub end: u32,
+}
+
+/// The addresses of a stack, as far as they are known.
+#[derive(Clone, Debug)]
+pub enum Trail {
+    /// Leaf first.
+    Known(Arc<[Site]>),
+    /// The record was lost.
+    Lost,
+    /// There was no room for it.
+    TableFull,
+}
+
+/// How long to wait for records before looking for requests.
+const PATIENCE: Duration = Duration::from_millis(10);
+/// Records taken in before requests and losses are looked at.
+const BATCH: usize = 1 << 17;
+/// Least time between two looks at the mappings of a process.
+const REFRESH_PAUSE: Duration = Duration::from_millis(20);
+/// Time for programs that were running when recording was turned off to end.
+const GRACE: Duration = Duration::from_millis(5);
+
+struct Tracked {
+    space: AddressSpace,
+    refreshed: Instant,
+    trampoline: bool,
+    /// Stacks with an address that no mapping had, waiting for the next look at the mappings.
+    unplaced: Vec<StackIndex>,
+}
+
+/// The collector's state. Belongs to its thread.
+pub struct Collector {
+    events: Events,
+    heap: Heap,
+    growth: Growth,
+    processes: HashMap<Pid, Tracked>,
+    trails: Vec<Option<Arc<[Site]>>>,
+    loss: Loss,
+    unknown_records: u64,
+    requests: mpsc::Receiver<Request>,
+    notify: Box<dyn Fn(Notice) + Send>,
+}
+
+impl Collector {
+    /// A collector that reads `events`, obeys `requests` and calls `notify`; it keeps at most `max_stacks` stacks.
+    pub fn new(
+        events: Events,
+        max_stacks: usize,
+        requests: mpsc::Receiver<Request>,
+        notify: Box<dyn Fn(Notice) + Send>,
+    ) -> Self {
+        Self {
+            events,
+            heap: Heap::new(max_stacks),
+            growth: Growth::new(monotonic()),
+            processes: HashMap::new(),
+            trails: Vec::new(),
+            loss: Loss::default(),
+            unknown_records: 0,
+            requests,
+            notify,
+        }
+    }
+
+    /// Runs until it is told to finish, or until nobody can ask any more.
+    pub fn run(mut self) {
+        loop {
+            if self.take_in(BATCH) < BATCH {
+                self.events.wait(PATIENCE);
+            }
+            self.account_for_loss();
+            self.learn_trampolines();
+            let heap = &self.heap;
+            self.growth.tick(monotonic(), || heap.outstanding());
+            loop {
+                match self.requests.try_recv() {
+                    Ok(Request::Finish { min_age, reply }) => return self.finish(min_age, &reply),
+                    Ok(request) => self.obey(request),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                    Err(mpsc::TryRecvError::Disconnected) => return,
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, request: Request) {
+        match request {
+            Request::Enable { pid, text, space } => self.enable(pid, text, *space),
+            Request::Interrupted => {
+                self.take_in_all();
+                self.heap.frees_lost_without_trace(monotonic());
+            }
+            Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
+                // Nobody waits any more: nothing to do.
+                let _ = reply.send(self.snapshot(min_age));
+            }
+        }
+    }
+
+    fn enable(&mut self, pid: Pid, text: (u64, u64), space: AddressSpace) {
+        let mut target = self.events.target(pid).unwrap_or_default();
+        (target.text_start, target.text_end) = text;
+        target.trampoline = trampoline(pid).unwrap_or(0);
+        let tracked =
+            Tracked { space, refreshed: Instant::now(), trampoline: target.trampoline != 0, unplaced: Vec::new() };
+        self.processes.insert(pid, tracked);
+        if let Err(error) = self.events.enable(pid, target) {
+            tracing::error!("cannot record process {pid}: {error}");
+        }
+    }
+
+    fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<Snapshot>) {
+        for pid in self.processes.keys() {
+            self.events.disable(*pid);
+        }
+        std::thread::sleep(GRACE);
+        self.take_in_all();
+        self.account_for_loss();
+        let _ = reply.send(self.snapshot(min_age));
+    }
+
+    /// Takes in all records that are there, but not for ever: at most what the largest ring buffer holds.
+    fn take_in_all(&mut self) {
+        for _ in 0..(1 << 30) / (BATCH * 16) {
+            if self.take_in(BATCH) < BATCH {
+                break;
+            }
+        }
+    }
+
+    /// Takes in up to `limit` records; returns how many.
+    fn take_in(&mut self, limit: usize) -> usize {
+        let Self { events, heap, processes, trails, unknown_records, notify, .. } = self;
+        events.drain(limit, |record| match event::parse(record) {
+            Ok((origin, event)) => {
+                heap.apply(origin, event);
+                match event {
+                    Event::Stack { id, .. } => {
+                        if let (Some(stack), Some(process)) = (heap.stacks().find(id), processes.get_mut(&origin.pid)) {
+                            place(heap, process, trails, stack);
+                        }
+                    }
+                    Event::Exec => {
+                        if let Some(process) = processes.get_mut(&origin.pid) {
+                            process.space = AddressSpace::new(origin.pid);
+                            process.trampoline = false;
+                            process.unplaced.clear();
+                            process.refresh(heap, trails);
+                        }
+                        notify(Notice::Exec(origin.pid));
+                    }
+                    Event::ThreadExit if origin.tid == origin.pid => notify(Notice::FirstThreadEnded(origin.pid)),
+                    _ => {}
+                }
+            }
+            Err(event::Unintelligible) => *unknown_records += 1,
+        })
+    }
+
+    /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
+    fn account_for_loss(&mut self) {
+        let loss = match self.events.loss() {
+            Ok(loss) => loss,
+            Err(error) => return tracing::error!("cannot read the loss counters: {error}"),
+        };
+        if loss == self.loss {
+            return;
+        }
+        let frees_lost = loss.frees != self.loss.frees;
+        if loss.frees_unrecorded != self.loss.frees_unrecorded {
+            self.heap.frees_lost_without_trace(loss.frees_unrecorded_time);
+        }
+        tracing::debug!(?loss, "events were lost");
+        self.loss = loss;
+        if frees_lost {
+            self.end_lost_frees();
+        }
+    }
+
+    fn end_lost_frees(&mut self) {
+        let mut frees: Vec<(LostFree, u64)> = Vec::new();
+        if let Err(error) = self.events.take_lost_frees(&mut frees) {
+            tracing::error!("cannot read the set of lost frees: {error}; all blocks up to now are uncertain");
+            self.heap.frees_lost_without_trace(monotonic());
+        }
+        // Whatever was recorded before those frees is in the ring buffer by now.
+        self.take_in_all();
+        frees.sort_unstable_by_key(|(_, time)| *time);
+        for (free, time) in frees {
+            self.heap.apply_lost_free(free.tgid, free.generation as u8, free.addr, time);
+        }
+    }
+
+    /// Tells the BPF side where the kernel's return trampoline is, once it is there: it appears with the first probe
+    /// that fires.
+    fn learn_trampolines(&mut self) {
+        for (pid, process) in &mut self.processes {
+            if process.trampoline || process.refreshed.elapsed() < REFRESH_PAUSE {
+                continue;
+            }
+            process.refreshed = Instant::now();
+            let (Some(address), Some(target)) = (trampoline(*pid), self.events.target(*pid)) else { continue };
+            process.trampoline = self.events.enable(*pid, Target { trampoline: address, ..target }).is_ok();
+        }
+    }
+
+    fn snapshot(&mut self, min_age: Duration) -> Snapshot {
+        let now = monotonic();
+        for process in self.processes.values_mut() {
+            if !process.unplaced.is_empty() {
+                process.refresh(&self.heap, &mut self.trails);
+            }
+        }
+        let usage = self.heap.usage(now, min_age.as_nanos().try_into().unwrap_or(u64::MAX));
+        let stacks = usage
+            .into_iter()
+            .map(|usage| {
+                let index = usage.stack.index();
+                StackSnapshot {
+                    pid: self.heap.stacks().pid(usage.stack),
+                    stack: usage.stack,
+                    values: usage.values,
+                    uncertain_bytes: usage.uncertain_bytes,
+                    oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
+                    growth: self.growth.rate(index, usage.values.outstanding_bytes, now),
+                    trail: self.trail(usage.stack),
+                    end: self.heap.stacks().end(usage.stack),
+                }
+            })
+            .collect();
+        Snapshot { stacks, counters: self.heap.counters(), loss: self.loss, unknown_records: self.unknown_records }
+    }
+
+    fn trail(&self, stack: StackIndex) -> Trail {
+        match (self.heap.stacks().kind(stack), self.trails.get(stack.index())) {
+            (StackKind::TableFull, _) => Trail::TableFull,
+            (StackKind::Addresses(_), Some(Some(sites))) => Trail::Known(Arc::clone(sites)),
+            (StackKind::Addresses(addresses), _) => {
+                Trail::Known(addresses.iter().map(|addr| Site { addr: *addr, place: Place::Unknown }).collect())
+            }
+            (StackKind::Unknown, _) => Trail::Lost,
+        }
+    }
+}
+
+impl Tracked {
+    /// Looks at the mappings again and places the addresses that had none.
+    fn refresh(&mut self, heap: &Heap, trails: &mut Vec<Option<Arc<[Site]>>>) {
+        self.refreshed = Instant::now();
+        if let Err(error) = self.space.refresh() {
+            // Gone: what was known stays.
+            tracing::debug!("cannot read mappings: {error}");
+            return;
+        }
+        // What has no place now never will: the frame-pointer walk also yields words that are no addresses.
+        for stack in std::mem::take(&mut self.unplaced) {
+            locate(heap, &self.space, trails, stack);
+        }
+    }
+}
+
+/// Turns the addresses of a new stack into places.
+fn place(heap: &Heap, process: &mut Tracked, trails: &mut Vec<Option<Arc<[Site]>>>, stack: StackIndex) {
+    if trails.get(stack.index()).is_some_and(Option::is_some) {
+        return;
+    }
+    if !locate(heap, &process.space, trails, stack) {
+        process.unplaced.push(stack);
+        if process.refreshed.elapsed() >= REFRESH_PAUSE {
+            process.refresh(heap, trails);
+        }
+    }
+}
+
+/// Whether every address of the stack has a place.
+fn locate(heap: &Heap, space: &AddressSpace, trails: &mut Vec<Option<Arc<[Site]>>>, stack: StackIndex) -> bool {
+    let StackKind::Addresses(addresses) = heap.stacks().kind(stack) else { return true };
+    let sites: Arc<[Site]> = addresses.iter().map(|addr| Site { addr: *addr, place: space.locate(*addr) }).collect();
+    let complete = !sites.iter().any(|site| matches!(site.place, Place::Unknown));
+    if trails.len() <= stack.index() {
+        trails.resize(stack.index() + 1, None);
+    }
+    trails[stack.index()] = Some(sites);
+    complete
+}
+
+/// Where the kernel's return trampoline is in a process.
+fn trampoline(pid: Pid) -> Option<u64> {
+    let text = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
+    maps::parse(&text).into_iter().find(|mapping| mapping.path == "[uprobes]").map(|mapping| mapping.start)
+}
+
+/// Nanoseconds of CLOCK_MONOTONIC, the clock of the events.
+pub fn monotonic() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

@@ -1,0 +1,63 @@
+//! What the user wants, as plain values: the command line's outcome, and all that the session is told.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+use crate::report::{Format, Value};
+
+/// A run of the tracer.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What to trace.
+    pub subject: Subject,
+    /// When to stop; `None`: when interrupted, or when the target exits.
+    pub duration: Option<Duration>,
+    /// How often to print a short report while tracing.
+    pub interval: Option<Duration>,
+    /// Blocks must be this old to be reported.
+    pub min_age: Duration,
+    /// Smallest and largest allocation of interest, bytes, inclusive.
+    pub sizes: (u64, u64),
+    /// How many stacks a text report shows.
+    pub top: usize,
+    /// What stacks are ordered by, and what flame graphs show.
+    pub value: Value,
+    /// Where reports go; none: text to the standard output.
+    pub outputs: Vec<OutputSpec>,
+    /// Size of the ring buffer, bytes, a power of two.
+    pub buffer_size: u32,
+    /// Whether any loss makes the exit status 3.
+    pub strict: bool,
+    /// How much to say on the standard error.
+    pub verbosity: Verbosity,
+}
+
+/// What to trace.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// Running processes.
+    Pids(Vec<u32>),
+    /// A command to launch.
+    Command(Vec<OsString>),
+}
+
+/// Where a report goes, and as what.
+#[derive(Clone, Debug)]
+pub struct OutputSpec {
+    /// The file; `None` for the standard output.
+    pub path: Option<PathBuf>,
+    /// Its format.
+    pub format: Format,
+}
+
+/// How much to say on the standard error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Verbosity {
+    /// Errors, and the line that says that tracing has begun.
+    Quiet,
+    /// What a user wants to know.
+    Normal,
+    /// What a developer wants to know.
+    Verbose,
+    /// Everything.
+    Debug,
+}

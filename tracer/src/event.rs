@@ -1,0 +1,186 @@
+//! Bytes of the ring buffer to [`Event`]s. A record that makes no sense is a counted error, never a panic.
+
+use tracer_ebpf::{Header, MAX_FRAMES, kind};
+
+/// Process id (thread group id) of a traced process.
+pub type Pid = u32;
+
+/// Where a record comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Process.
+    pub pid: Pid,
+    /// Count of execs of that process, modulo 256.
+    pub generation: u8,
+    /// Thread.
+    pub tid: u32,
+    /// Which of the thread's calls in flight.
+    pub slot: u8,
+}
+
+/// A new block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocation {
+    /// Start of the block.
+    pub addr: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// Id of the stack that asked.
+    pub stack: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+}
+
+/// What happened. The order of events is causal: a block's free comes before the next use of its address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event<'a> {
+    /// A call returned a new block.
+    Alloc(Allocation),
+    /// A block is about to be freed.
+    Free(u64),
+    /// realloc was entered with this old block.
+    ReallocTake(u64),
+    /// That realloc succeeded with this new block.
+    ReallocDone(Allocation),
+    /// That realloc failed, the old block lives on.
+    ReallocFailed(u64),
+    /// That realloc freed the old block and gave none back.
+    ReallocFreed(u64),
+    /// What a stack id stands for.
+    Stack {
+        /// The id.
+        id: u64,
+        /// Addresses, leaf first.
+        frames: Frames<'a>,
+        /// One of [`tracer_ebpf::end`].
+        end: u32,
+    },
+    /// The process became another program.
+    Exec,
+    /// The thread ended.
+    ThreadExit,
+}
+
+/// Addresses of a stack record, leaf first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frames<'a>(&'a [u8]);
+
+impl Frames<'_> {
+    /// The addresses, leaf first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = u64> {
+        self.0.chunks_exact(8).map(|bytes| word(bytes, 0)).filter(|addr| *addr != 0)
+    }
+}
+
+/// A record that is none: too short for its kind, or of an unknown kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unintelligible;
+
+/// Reads one record as the BPF side wrote it (native byte order, layouts in `tracer_ebpf`).
+///
+/// # Errors
+/// [`Unintelligible`] when the record is shorter than its kind needs, or its kind is unknown.
+#[inline]
+pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
+    if record.len() < 16 {
+        return Err(Unintelligible);
+    }
+    let header = Header(word(record, 0));
+    let origin = Origin { pid: header.tgid(), generation: header.generation(), tid: header.tid(), slot: header.slot() };
+    let addr = word(record, 1);
+    let event = match header.kind() {
+        kind::ALLOC => Event::Alloc(allocation(record)?),
+        kind::FREE => Event::Free(addr),
+        kind::REALLOC_TAKE => Event::ReallocTake(addr),
+        kind::REALLOC_DONE => Event::ReallocDone(allocation(record)?),
+        kind::REALLOC_FAILED => Event::ReallocFailed(addr),
+        kind::REALLOC_FREED => Event::ReallocFreed(addr),
+        kind::STACK => stack(record)?,
+        kind::EXEC => Event::Exec,
+        kind::THREAD_EXIT => Event::ThreadExit,
+        _ => return Err(Unintelligible),
+    };
+    Ok((origin, event))
+}
+
+#[inline]
+fn allocation(record: &[u8]) -> Result<Allocation, Unintelligible> {
+    if record.len() < size_of::<tracer_ebpf::Block>() {
+        return Err(Unintelligible);
+    }
+    Ok(Allocation { addr: word(record, 1), size: word(record, 2), stack: word(record, 3), time: word(record, 4) })
+}
+
+fn stack(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
+    let head = size_of::<tracer_ebpf::StackHead>();
+    if record.len() < head {
+        return Err(Unintelligible);
+    }
+    let counts = word(record, 2);
+    let (count, end) = (counts as u32 as usize, (counts >> 32) as u32);
+    let frames = record.get(head..head + 8 * count.min(MAX_FRAMES)).ok_or(Unintelligible)?;
+    Ok(Event::Stack { id: word(record, 1), frames: Frames(frames), end })
+}
+
+/// The `index`-th 64-bit word; 0 beyond the end, which callers have ruled out.
+#[inline]
+fn word(bytes: &[u8], index: usize) -> u64 {
+    let at = index * 8;
+    bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bytes(words: &[u64]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
+    fn header(kind: u8) -> u64 {
+        Header::new(kind, 3, 2, 77 << 32 | 78).0
+    }
+
+    const ORIGIN: Origin = Origin { pid: 77, generation: 3, tid: 78, slot: 2 };
+
+    #[test]
+    fn every_kind_is_read_back() {
+        let block = Allocation { addr: 0x10, size: 0x20, stack: 0x30, time: 0x40 };
+        for (record, event) in [
+            (vec![header(kind::ALLOC), 0x10, 0x20, 0x30, 0x40], Event::Alloc(block)),
+            (vec![header(kind::REALLOC_DONE), 0x10, 0x20, 0x30, 0x40], Event::ReallocDone(block)),
+            (vec![header(kind::FREE), 5], Event::Free(5)),
+            (vec![header(kind::REALLOC_TAKE), 6], Event::ReallocTake(6)),
+            (vec![header(kind::REALLOC_FAILED), 7], Event::ReallocFailed(7)),
+            (vec![header(kind::REALLOC_FREED), 8], Event::ReallocFreed(8)),
+            (vec![header(kind::EXEC), 9], Event::Exec),
+            (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
+        ] {
+            assert_eq!(parse(&bytes(&record)), Ok((ORIGIN, event)));
+        }
+    }
+
+    #[test]
+    fn a_stack_has_as_many_frames_as_it_says() {
+        let record = bytes(&[header(kind::STACK), 99, 4 | 1 << 32, 0xa, 0, 0xb, 0xc, 0xd]);
+        let Ok((_, Event::Stack { id: 99, frames, end: 1 })) = parse(&record) else { panic!("{:?}", parse(&record)) };
+        assert_eq!(frames.iter().collect::<Vec<_>>(), [0xa, 0xb, 0xc]);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for record in [
+            vec![],
+            vec![header(kind::FREE)],
+            vec![header(0), 1],
+            vec![header(200), 1],
+            vec![header(kind::ALLOC), 1, 2, 3],
+            vec![header(kind::STACK), 1],
+            vec![header(kind::STACK), 1, 2, 0xa],
+            vec![header(kind::STACK), 1, u64::MAX],
+        ] {
+            assert_eq!(parse(&bytes(&record)), Err(Unintelligible), "{record:x?}");
+        }
+        assert_eq!(parse(&[1, 2, 3]), Err(Unintelligible));
+    }
+}

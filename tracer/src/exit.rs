@@ -1,0 +1,41 @@
+//! Exit statuses: documented once, printed in `--help`.
+
+use std::process::ExitCode;
+
+/// How a run of tracer ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Traced, and the report is complete.
+    Complete,
+    /// Nothing was traced, or the report could not be written.
+    Failed,
+    /// The command line makes no sense.
+    Usage,
+    /// Traced, but more was lost than can be overlooked.
+    Incomplete,
+    /// With `-- CMD`: how the command ended.
+    Child(u8),
+}
+
+/// What `--help` says.
+pub const HELP: &str = "\
+Exit status:
+  0  traced, and the report is complete
+  1  nothing was traced, or a report could not be written
+  2  the command line makes no sense
+  3  traced, but more than 0.1 % of the events were lost or of the bytes are uncertain
+     (with --strict: any loss)
+  With `-- CMD`, the status of CMD, or 128 + the signal that killed it; 1, 2 and 3 as above
+  when CMD itself ended with 0, or was never started.";
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Complete => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::Incomplete => 3,
+            Exit::Child(status) => status,
+        })
+    }
+}

@@ -1,0 +1,194 @@
+//! The heap of each traced process, from events: which blocks are outstanding, and what each stack holds.
+//!
+//! Plain values: no I/O, no clock (times come with the events), no thread. The rules of truth that concern one process
+//! live here and in the BPF programs; CONTRIBUTING.md lists the test of each.
+
+mod blocks;
+mod growth;
+mod process;
+mod stacks;
+
+use hashbrown::HashMap;
+
+use self::process::ProcessHeap;
+pub use self::{
+    growth::Growth,
+    stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
+};
+use crate::{
+    event::{Event, Origin, Pid},
+    profile::Values,
+};
+
+/// All heaps of one trace.
+pub struct Heap {
+    processes: HashMap<Pid, ProcessHeap>,
+    stacks: Stacks,
+    usage: Vec<Values>,
+    /// Blocks at least this old when frees were lost without a trace may have been freed.
+    uncertain_until: Option<u64>,
+    counters: Counters,
+}
+
+/// What went through the heap, and what did not fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Events taken in.
+    pub events: u64,
+    /// Frees of blocks that were not known.
+    pub unmatched_frees: u64,
+    /// Blocks whose address was handed out again without a free.
+    pub missed_frees: u64,
+}
+
+/// What one stack holds at one moment.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StackUsage {
+    /// Which stack.
+    pub stack: StackIndex,
+    /// Its amounts.
+    pub values: Values,
+    /// Outstanding bytes that a lost free may have ended.
+    pub uncertain_bytes: u64,
+    /// Time of its oldest outstanding block, nanoseconds of CLOCK_MONOTONIC.
+    pub oldest: Option<u64>,
+}
+
+impl Heap {
+    /// An empty heap that keeps at most `max_stacks` distinct stacks.
+    pub fn new(max_stacks: usize) -> Self {
+        Self {
+            processes: HashMap::new(),
+            stacks: Stacks::new(max_stacks),
+            usage: Vec::new(),
+            uncertain_until: None,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Takes one event in.
+    #[inline]
+    pub fn apply(&mut self, origin: Origin, event: Event<'_>) {
+        self.counters.events += 1;
+        let process =
+            self.processes.entry(origin.pid).or_insert_with(|| ProcessHeap::new(origin.pid, origin.generation));
+        if process.generation() != origin.generation {
+            // The exec itself may have been lost; its records cannot be mixed up all the same.
+            process.reset(origin.generation, &mut self.stacks, &mut self.usage);
+        }
+        let mut books = Books { stacks: &mut self.stacks, usage: &mut self.usage, counters: &mut self.counters };
+        match event {
+            Event::Alloc(block) => process.alloc(block, &mut books),
+            Event::Free(addr) => process.free(origin.tid, addr, &mut books),
+            Event::ReallocTake(addr) => process.take(origin.tid, origin.slot, addr, &mut books),
+            Event::ReallocDone(block) => process.realloc_done(origin.tid, origin.slot, block, &mut books),
+            Event::ReallocFailed(_) => process.put_back(origin.tid, origin.slot, &mut books),
+            Event::ReallocFreed(_) => process.realloc_freed(origin.tid, origin.slot, &mut books),
+            Event::Stack { id, frames, end } => books.stacks.define(origin.pid, id, frames, end),
+            // A generation that was already taken over above: nothing is left to drop.
+            Event::Exec => {}
+            Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
+        }
+    }
+
+    /// A free that was lost at `time`, found in the set of lost frees. All events from before that time must have been
+    /// applied.
+    pub fn apply_lost_free(&mut self, pid: Pid, generation: u8, addr: u64, time: u64) {
+        let Some(process) = self.processes.get_mut(&pid) else { return };
+        if process.generation() == generation {
+            let mut books = Books { stacks: &mut self.stacks, usage: &mut self.usage, counters: &mut self.counters };
+            process.lost_free(addr, time, &mut books);
+        }
+    }
+
+    /// Frees were lost, up to `time`, and not even their addresses are known: all blocks from before are uncertain.
+    pub fn frees_lost_without_trace(&mut self, time: u64) {
+        self.uncertain_until = self.uncertain_until.max(Some(time));
+    }
+
+    /// What every stack holds, in no order. Blocks younger than `min_age` nanoseconds at `now` are left out of the
+    /// outstanding amounts.
+    pub fn usage(&self, now: u64, min_age: u64) -> Vec<StackUsage> {
+        let mut all: Vec<StackUsage> = self
+            .usage
+            .iter()
+            .enumerate()
+            .map(|(index, values)| StackUsage {
+                stack: StackIndex::new(index),
+                values: Values { outstanding_bytes: 0, outstanding_blocks: 0, ..*values },
+                uncertain_bytes: 0,
+                oldest: None,
+            })
+            .collect();
+        let youngest = now.saturating_sub(min_age);
+        for process in self.processes.values() {
+            process.for_each_block(|block, ambiguous| {
+                if min_age > 0 && block.time > youngest {
+                    return;
+                }
+                let Some(usage) = all.get_mut(block.stack.index()) else { return };
+                usage.values.outstanding_bytes += block.size;
+                usage.values.outstanding_blocks += 1;
+                usage.oldest = Some(usage.oldest.map_or(block.time, |oldest| oldest.min(block.time)));
+                if ambiguous || self.uncertain_until.is_some_and(|until| block.time <= until) {
+                    usage.uncertain_bytes += block.size;
+                }
+            });
+        }
+        all.retain(|usage| usage.values.allocated_blocks > 0);
+        all
+    }
+
+    /// Outstanding bytes of every stack, by [`StackIndex`]: the cheap figure that growth is computed from.
+    pub fn outstanding(&self) -> impl Iterator<Item = u64> {
+        self.usage.iter().map(|values| values.outstanding_bytes)
+    }
+
+    /// The stacks.
+    pub fn stacks(&self) -> &Stacks {
+        &self.stacks
+    }
+
+    /// What went through.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+}
+
+/// The parts of the heap that all processes share.
+struct Books<'a> {
+    stacks: &'a mut Stacks,
+    usage: &'a mut Vec<Values>,
+    counters: &'a mut Counters,
+}
+
+impl Books<'_> {
+    #[inline]
+    fn usage(&mut self, stack: StackIndex) -> &mut Values {
+        let index = stack.index();
+        if index >= self.usage.len() {
+            self.usage.resize(index + 1, Values::default());
+        }
+        &mut self.usage[index]
+    }
+
+    #[inline]
+    fn begin(&mut self, stack: StackIndex, size: u64) {
+        let usage = self.usage(stack);
+        usage.outstanding_bytes += size;
+        usage.outstanding_blocks += 1;
+        usage.allocated_bytes += size;
+        usage.allocated_blocks += 1;
+    }
+
+    #[inline]
+    fn end(&mut self, stack: StackIndex, size: u64) {
+        let usage = self.usage(stack);
+        usage.outstanding_bytes -= size;
+        usage.outstanding_blocks -= 1;
+        usage.freed_blocks += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests;

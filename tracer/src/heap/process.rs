@@ -1,0 +1,174 @@
+//! The heap of one process: the rules by which its events begin and end blocks.
+
+use hashbrown::{HashMap, HashSet};
+
+use super::{
+    Books, Stacks,
+    blocks::{Block, Blocks, TICK},
+};
+use crate::{
+    event::{Allocation, Pid},
+    profile::Values,
+};
+
+/// Threads whose last free is remembered, by the low bits of the thread id.
+const LAST_FREES: usize = 256;
+
+pub(super) struct ProcessHeap {
+    pid: Pid,
+    generation: u8,
+    blocks: Blocks,
+    /// Old blocks of reallocs in flight, by thread and call slot: neither freed nor kept until the outcome is known.
+    suspended: HashMap<(u32, u8), Block>,
+    /// Blocks that were allocated within the same tick as a lost free of their address: nobody knows which came first.
+    ambiguous: HashSet<u64>,
+    /// Thread id and address of the last free of each thread.
+    last_frees: Box<[(u32, u64); LAST_FREES]>,
+}
+
+impl ProcessHeap {
+    pub(super) fn new(pid: Pid, generation: u8) -> Self {
+        Self {
+            pid,
+            generation,
+            blocks: Blocks::default(),
+            suspended: HashMap::new(),
+            ambiguous: HashSet::new(),
+            last_frees: Box::new([(0, 0); LAST_FREES]),
+        }
+    }
+
+    pub(super) fn generation(&self) -> u8 {
+        self.generation
+    }
+
+    /// Drops everything: the process has become another program.
+    pub(super) fn reset(&mut self, generation: u8, stacks: &mut Stacks, usage: &mut [Values]) {
+        *self = Self::new(self.pid, generation);
+        for (index, values) in usage.iter_mut().enumerate() {
+            if stacks.pid(super::StackIndex::new(index)) == self.pid {
+                *values = Values::default();
+            }
+        }
+    }
+
+    #[inline]
+    pub(super) fn alloc(&mut self, new: Allocation, books: &mut Books<'_>) {
+        let stack = books.stacks.intern(self.pid, new.stack);
+        books.begin(stack, new.size);
+        self.unmark(new.addr);
+        if let Some(old) = self.blocks.insert(Block { addr: new.addr, size: new.size, stack, time: new.time }) {
+            books.end(old.stack, old.size);
+            books.counters.missed_frees += 1;
+        }
+    }
+
+    #[inline]
+    pub(super) fn free(&mut self, tid: u32, addr: u64, books: &mut Books<'_>) {
+        let repeated = self.is_repeated(tid, addr);
+        if let Some(block) = self.blocks.remove(addr) {
+            books.end(block.stack, block.size);
+            self.unmark(addr);
+        } else if !repeated && !self.in_own_realloc(tid, addr) {
+            books.counters.unmatched_frees += 1;
+        }
+    }
+
+    /// realloc was entered: the old block waits for the outcome.
+    pub(super) fn take(&mut self, tid: u32, slot: u8, addr: u64, books: &mut Books<'_>) {
+        // A realloc that never returned (longjmp) did not end its block either.
+        self.put_back_from(tid, slot, books);
+        let repeated = self.is_repeated(tid, addr);
+        if let Some(block) = self.blocks.remove(addr) {
+            self.unmark(addr);
+            self.suspended.insert((tid, slot), block);
+        } else if !repeated {
+            books.counters.unmatched_frees += 1;
+        }
+    }
+
+    pub(super) fn realloc_done(&mut self, tid: u32, slot: u8, new: Allocation, books: &mut Books<'_>) {
+        self.realloc_freed(tid, slot, books);
+        self.alloc(new, books);
+    }
+
+    pub(super) fn realloc_freed(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {
+        if let Some(old) = self.suspended.remove(&(tid, slot)) {
+            books.end(old.stack, old.size);
+        }
+    }
+
+    /// The realloc failed: its old block lives on, with its age and its stack.
+    pub(super) fn put_back(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {
+        if let Some(old) = self.suspended.remove(&(tid, slot)) {
+            if let Some(other) = self.blocks.insert(old) {
+                books.end(other.stack, other.size);
+                books.counters.missed_frees += 1;
+            }
+        }
+    }
+
+    pub(super) fn thread_exit(&mut self, tid: u32, books: &mut Books<'_>) {
+        self.put_back_from(tid, 0, books);
+    }
+
+    /// A free that did not come through the ring buffer. Blocks that are younger than it are others, at the same address.
+    pub(super) fn lost_free(&mut self, addr: u64, time: u64, books: &mut Books<'_>) {
+        let lost = time / TICK * TICK;
+        let suspended = self.suspended.iter().find(|(_, block)| block.addr == addr && block.time <= lost);
+        if let Some(key) = suspended.map(|(key, _)| *key) {
+            self.realloc_freed(key.0, key.1, books);
+        }
+        match self.blocks.get(addr) {
+            Some(block) if block.time < lost => {
+                self.blocks.remove(addr);
+                self.unmark(addr);
+                books.end(block.stack, block.size);
+            }
+            Some(block) if block.time == lost => {
+                self.ambiguous.insert(addr);
+            }
+            _ => {}
+        }
+    }
+
+    /// Calls `f` with every outstanding block and whether a lost free may have ended it.
+    pub(super) fn for_each_block(&self, mut f: impl FnMut(Block, bool)) {
+        for block in self.blocks.iter() {
+            f(block, !self.ambiguous.is_empty() && self.ambiguous.contains(&block.addr));
+        }
+        for block in self.suspended.values() {
+            f(*block, false);
+        }
+    }
+
+    fn put_back_from(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {
+        if self.suspended.is_empty() {
+            return;
+        }
+        let unresolved: Vec<(u32, u8)> =
+            self.suspended.keys().copied().filter(|(other, at)| *other == tid && *at >= slot).collect();
+        for (tid, slot) in unresolved {
+            self.put_back(tid, slot, books);
+        }
+    }
+
+    /// Whether this thread's previous free was of the same address: `operator delete` that jumps to `free`, both probed.
+    #[inline]
+    fn is_repeated(&mut self, tid: u32, addr: u64) -> bool {
+        let last = &mut self.last_frees[tid as usize % LAST_FREES];
+        std::mem::replace(last, (tid, addr)) == (tid, addr)
+    }
+
+    /// Whether a realloc of this thread holds the block: an allocator whose realloc calls its own free.
+    fn in_own_realloc(&self, tid: u32, addr: u64) -> bool {
+        self.suspended.iter().any(|((other, _), block)| *other == tid && block.addr == addr)
+    }
+
+    #[inline]
+    fn unmark(&mut self, addr: u64) {
+        if !self.ambiguous.is_empty() {
+            self.ambiguous.remove(&addr);
+        }
+    }
+}

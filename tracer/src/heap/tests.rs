@@ -1,0 +1,325 @@
+//! The rules of truth, each by hand and all together against a naive model.
+
+use std::collections::HashMap as NaiveMap;
+
+use proptest::prelude::*;
+
+use super::{Heap, MAX_STACKS, StackKind};
+use crate::{
+    event::{Allocation, Event, Origin, parse},
+    profile::Values,
+};
+
+const PID: u32 = 100;
+const MS: u64 = 1_048_576;
+
+fn origin(tid: u32) -> Origin {
+    Origin { pid: PID, generation: 0, tid, slot: 0 }
+}
+
+fn block(addr: u64, size: u64, stack: u64, time: u64) -> Allocation {
+    Allocation { addr, size, stack, time }
+}
+
+fn heap(events: &[(Origin, Event<'_>)]) -> Heap {
+    let mut heap = Heap::new(MAX_STACKS);
+    for (origin, event) in events {
+        heap.apply(*origin, *event);
+    }
+    heap
+}
+
+/// Outstanding (bytes, blocks) of the stack with this id.
+fn held(heap: &Heap, stack: u64) -> (u64, u64) {
+    let index = heap.stacks().find(stack);
+    let usage = heap.usage(u64::MAX, 0).into_iter().find(|usage| Some(usage.stack) == index);
+    usage.map_or((0, 0), |usage| (usage.values.outstanding_bytes, usage.values.outstanding_blocks))
+}
+
+#[test]
+fn realloc_moves_a_block_to_its_new_stack() {
+    let heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+        (origin(1), Event::ReallocTake(0x10)),
+        (origin(1), Event::ReallocDone(block(0x10, 300, 8, 2 * MS))),
+    ]);
+    assert_eq!((held(&heap, 7), held(&heap, 8)), ((0, 0), (300, 1)));
+    assert_eq!(heap.counters().missed_frees, 0);
+}
+
+#[test]
+fn failed_realloc_keeps_the_old_block_with_its_stack_and_age() {
+    let heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 100, 7, 5 * MS))),
+        (origin(1), Event::ReallocTake(0x10)),
+        (origin(1), Event::ReallocFailed(0x10)),
+    ]);
+    assert_eq!(held(&heap, 7), (100, 1));
+    assert_eq!(heap.usage(u64::MAX, 0)[0].oldest, Some(5 * MS));
+}
+
+#[test]
+fn realloc_to_nothing_ends_the_block() {
+    let heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+        (origin(1), Event::ReallocTake(0x10)),
+        (origin(1), Event::ReallocFreed(0x10)),
+    ]);
+    assert_eq!(held(&heap, 7), (0, 0));
+}
+
+#[test]
+fn block_in_a_running_realloc_is_still_held() {
+    let heap = heap(&[(origin(1), Event::Alloc(block(0x10, 100, 7, MS))), (origin(1), Event::ReallocTake(0x10))]);
+    assert_eq!(held(&heap, 7), (100, 1));
+}
+
+#[test]
+fn realloc_that_never_returns_does_not_end_its_block() {
+    for end in [Event::ThreadExit, Event::ReallocTake(0x20)] {
+        let heap = heap(&[
+            (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+            (origin(1), Event::ReallocTake(0x10)),
+            (origin(1), end),
+            (origin(1), Event::Free(0x10)),
+        ]);
+        assert_eq!(held(&heap, 7), (0, 0), "{end:?}: put back, so that its free finds it");
+    }
+}
+
+#[test]
+fn reallocs_of_two_threads_do_not_mix() {
+    let heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
+        (origin(2), Event::Alloc(block(0x20, 2, 7, MS))),
+        (origin(1), Event::ReallocTake(0x10)),
+        (origin(2), Event::ReallocTake(0x20)),
+        (origin(1), Event::ReallocFailed(0x10)),
+        (origin(2), Event::ReallocDone(block(0x30, 4, 8, MS))),
+    ]);
+    assert_eq!((held(&heap, 7), held(&heap, 8)), ((1, 1), (4, 1)));
+}
+
+#[test]
+fn free_by_another_thread_ends_the_block() {
+    let heap = heap(&[(origin(1), Event::Alloc(block(0x10, 100, 7, MS))), (origin(2), Event::Free(0x10))]);
+    assert_eq!(held(&heap, 7), (0, 0));
+    assert_eq!(heap.counters().unmatched_frees, 0);
+}
+
+#[test]
+fn free_of_an_unknown_block_is_counted_and_no_error() {
+    let heap = heap(&[(origin(1), Event::Free(0x10)), (origin(1), Event::ReallocTake(0x20))]);
+    assert_eq!(heap.counters().unmatched_frees, 2);
+}
+
+#[test]
+fn free_within_delete_or_realloc_is_the_same_free() {
+    // operator delete that jumps to free, both probed.
+    let twice = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
+        (origin(1), Event::Free(0x10)),
+        (origin(1), Event::Free(0x10)),
+    ]);
+    assert_eq!(twice.counters().unmatched_frees, 0);
+    // An allocator whose realloc calls its own free.
+    let inner = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
+        (origin(1), Event::ReallocTake(0x10)),
+        (origin(2), Event::Free(0x99)),
+        (origin(1), Event::Free(0x10)),
+        (origin(1), Event::ReallocDone(block(0x20, 2, 7, MS))),
+    ]);
+    assert_eq!(inner.counters().unmatched_frees, 1, "only the other thread's");
+    assert_eq!(held(&inner, 7), (2, 1));
+}
+
+#[test]
+fn address_that_is_handed_out_again_ends_the_old_block() {
+    let heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+        (origin(1), Event::Alloc(block(0x10, 5, 8, 2 * MS))),
+    ]);
+    assert_eq!((held(&heap, 7), held(&heap, 8)), ((0, 0), (5, 1)));
+    assert_eq!(heap.counters().missed_frees, 1);
+}
+
+#[test]
+fn exec_drops_everything_even_when_its_record_was_lost() {
+    for event in [Event::Exec, Event::Alloc(block(0x20, 5, 8, 2 * MS))] {
+        let heap = heap(&[
+            (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+            (origin(1), Event::ReallocTake(0x10)),
+            (Origin { generation: 1, ..origin(1) }, event),
+        ]);
+        assert_eq!(held(&heap, 7), (0, 0), "{event:?}");
+        assert!(heap.usage(u64::MAX, 0).iter().all(|usage| usage.values.allocated_bytes <= 5), "{event:?}");
+    }
+}
+
+#[test]
+fn processes_do_not_share_addresses() {
+    let other = Origin { pid: 200, ..origin(1) };
+    let heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+        (other, Event::Alloc(block(0x10, 50, 8, MS))),
+        (other, Event::Free(0x10)),
+        (other, Event::Free(0x10)),
+    ]);
+    assert_eq!((held(&heap, 7), held(&heap, 8)), ((100, 1), (0, 0)));
+}
+
+#[test]
+fn lost_free_ends_older_blocks_only() {
+    let mut heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
+        (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS))),
+        (origin(1), Event::Alloc(block(0x30, 4, 7, 5 * MS))),
+    ]);
+    for addr in [0x10, 0x20, 0x30, 0x40] {
+        heap.apply_lost_free(PID, 0, addr, 5 * MS + 17);
+    }
+    heap.apply_lost_free(PID, 3, 0x20, u64::MAX);
+    heap.apply_lost_free(999, 0, 0x20, u64::MAX);
+    // The one of the same instant stays, but not with certainty.
+    assert_eq!(held(&heap, 7), (6, 2));
+    assert_eq!(heap.usage(u64::MAX, 0)[0].uncertain_bytes, 4);
+    heap.apply(origin(1), Event::Free(0x30));
+    heap.apply(origin(1), Event::Alloc(block(0x30, 4, 7, 20 * MS)));
+    assert_eq!(heap.usage(u64::MAX, 0)[0].uncertain_bytes, 0);
+}
+
+#[test]
+fn lost_free_of_a_realloc_in_suspense_ends_it() {
+    let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::ReallocTake(0x10))]);
+    heap.apply_lost_free(PID, 0, 0x10, 5 * MS);
+    assert_eq!(held(&heap, 7), (0, 0));
+}
+
+#[test]
+fn frees_lost_without_trace_make_what_is_older_uncertain() {
+    let mut heap =
+        heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS)))]);
+    heap.frees_lost_without_trace(5 * MS);
+    heap.frees_lost_without_trace(4 * MS);
+    let usage = heap.usage(u64::MAX, 0)[0];
+    assert_eq!((usage.values.outstanding_bytes, usage.uncertain_bytes), (3, 1));
+}
+
+#[test]
+fn young_blocks_are_left_out_when_asked() {
+    let heap =
+        heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS)))]);
+    let usage = heap.usage(10 * MS, 5 * MS)[0];
+    assert_eq!((usage.values.outstanding_bytes, usage.values.allocated_bytes), (1, 3));
+}
+
+#[test]
+fn full_stack_table_shows_under_its_own_name() {
+    let mut heap = Heap::new(1);
+    heap.apply(origin(1), Event::Alloc(block(0x10, 1, 7, MS)));
+    heap.apply(origin(1), Event::Alloc(block(0x20, 2, 8, MS)));
+    heap.apply(origin(1), Event::Alloc(block(0x30, 4, 9, MS)));
+    let mut usage = heap.usage(u64::MAX, 0);
+    usage.sort_by_key(|usage| usage.values.outstanding_bytes);
+    let seen: Vec<_> =
+        usage.iter().map(|u| (u.values.outstanding_bytes, heap.stacks().kind(u.stack).clone())).collect();
+    assert_eq!(seen, [(1, StackKind::Unknown), (6, StackKind::TableFull)]);
+}
+
+#[test]
+fn stack_that_was_lost_is_known_once_it_is_sent_again() {
+    let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS)))]);
+    let index = heap.stacks().find(7).unwrap();
+    assert_eq!(heap.stacks().kind(index), &StackKind::Unknown);
+    let record: Vec<u8> =
+        [tracer_ebpf::Header::new(tracer_ebpf::kind::STACK, 0, 0, u64::from(PID) << 32 | 1).0, 7, 2, 0xa, 0xb]
+            .iter()
+            .flat_map(|word| word.to_ne_bytes())
+            .collect();
+    let (origin, event) = parse(&record).unwrap();
+    heap.apply(origin, event);
+    assert_eq!(heap.stacks().kind(index), &StackKind::Addresses([0xa, 0xb].into()));
+}
+
+/// What a program does, as the BPF side would record it.
+#[derive(Clone, Debug)]
+enum Step {
+    Alloc { tid: u32, addr: u64, size: u64, stack: u64 },
+    Free { tid: u32, addr: u64 },
+    Realloc { tid: u32, old: u64, new: u64, size: u64, stack: u64, outcome: u8 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Few addresses, threads and stacks, so that they meet.
+    let (tid, addr, stack) = (1..4u32, (1..20u64).prop_map(|n| n * 16), 1..5u64);
+    let size = prop_oneof![0..1000u64, Just(u64::from(u32::MAX)), Just(1 << 33)];
+    prop_oneof![
+        (tid.clone(), addr.clone(), size.clone(), stack.clone()).prop_map(|(tid, addr, size, stack)| Step::Alloc {
+            tid,
+            addr,
+            size,
+            stack
+        }),
+        (tid.clone(), addr.clone()).prop_map(|(tid, addr)| Step::Free { tid, addr }),
+        (tid, addr.clone(), addr, size, stack, 0..3u8)
+            .prop_map(|(tid, old, new, size, stack, outcome)| Step::Realloc { tid, old, new, size, stack, outcome }),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_a_naive_model(steps in proptest::collection::vec(step(), 0..300)) {
+        let mut heap = Heap::new(MAX_STACKS);
+        let mut model: NaiveMap<u64, (u64, u64)> = NaiveMap::new();
+        let mut allocated: NaiveMap<u64, (u64, u64)> = NaiveMap::new();
+        let mut allocate = |model: &mut NaiveMap<u64, (u64, u64)>, addr, size, stack| {
+            model.insert(addr, (size, stack));
+            let sums = allocated.entry(stack).or_default();
+            *sums = (sums.0 + size, sums.1 + 1);
+        };
+        for (time, step) in steps.iter().enumerate() {
+            let time = time as u64 * MS;
+            match *step {
+                Step::Alloc { tid, addr, size, stack } => {
+                    heap.apply(origin(tid), Event::Alloc(block(addr, size, stack, time)));
+                    allocate(&mut model, addr, size, stack);
+                }
+                Step::Free { tid, addr } => {
+                    heap.apply(origin(tid), Event::Free(addr));
+                    model.remove(&addr);
+                }
+                Step::Realloc { tid, old, new, size, stack, outcome } => {
+                    heap.apply(origin(tid), Event::ReallocTake(old));
+                    match outcome {
+                        0 => {
+                            heap.apply(origin(tid), Event::ReallocDone(block(new, size, stack, time)));
+                            model.remove(&old);
+                            allocate(&mut model, new, size, stack);
+                        }
+                        1 => heap.apply(origin(tid), Event::ReallocFailed(old)),
+                        _ => {
+                            heap.apply(origin(tid), Event::ReallocFreed(old));
+                            model.remove(&old);
+                        }
+                    }
+                }
+            }
+        }
+        let usage = heap.usage(u64::MAX, 0);
+        for stack in 1..5u64 {
+            let mine = model.values().filter(|(_, s)| *s == stack);
+            let expected = mine.fold((0, 0), |sum, (size, _)| (sum.0 + size, sum.1 + 1));
+            prop_assert_eq!(held(&heap, stack), expected, "stack {}", stack);
+            let Some(index) = heap.stacks().find(stack) else { continue };
+            let values = usage.iter().find(|usage| usage.stack == index).map_or(Values::default(), |usage| usage.values);
+            let (bytes, blocks) = allocated.get(&stack).copied().unwrap_or_default();
+            prop_assert_eq!((values.allocated_bytes, values.allocated_blocks), (bytes, blocks));
+            prop_assert_eq!(values.allocated_blocks, values.outstanding_blocks + values.freed_blocks);
+        }
+        let cheap: Vec<u64> = heap.outstanding().collect();
+        for usage in usage {
+            prop_assert_eq!(cheap[usage.stack.index()], usage.values.outstanding_bytes, "both ways to count agree");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Where reports go. All files are opened before tracing starts, so that no trace is lost to a name that cannot be
+//! written.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Seek as _, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+
+use crate::{
+    attach::Attached,
+    config::{Config, OutputSpec, Verbosity},
+    profile::Profile,
+    report::{self, Format, Options},
+};
+
+/// The opened outputs of a run.
+pub struct Outputs {
+    files: Vec<OutputFile>,
+    /// Format for the standard output, if a report goes there.
+    standard: Option<Format>,
+    verbosity: Verbosity,
+}
+
+struct OutputFile {
+    path: PathBuf,
+    file: File,
+    format: Format,
+    /// Made by this run, and still without a report.
+    fresh: bool,
+}
+
+/// Stacks in a report that is printed every interval.
+const INTERVAL_STACKS: usize = 3;
+
+impl Outputs {
+    /// Opens everything that `config` names. Existing files keep their contents until there is a report.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn open(config: &Config) -> Result<Self> {
+        let mut files = Vec::new();
+        let mut standard = None;
+        for OutputSpec { path, format } in &config.outputs {
+            match path {
+                None => standard = Some(*format),
+                Some(path) => files.push(OutputFile::open(path, *format).with_context(|| {
+                    format!("cannot write {}: choose another -o FILE", path.display().to_string().escape_debug())
+                })?),
+            }
+        }
+        if standard.is_none() && (files.is_empty() || config.verbosity > Verbosity::Quiet) {
+            standard = Some(Format::Text);
+        }
+        Ok(Self { files, standard, verbosity: config.verbosity })
+    }
+
+    /// Says that the probes are live: one line, which scripts wait for.
+    pub fn announce(&self, attached: &[Attached]) {
+        let mut err = io::stderr().lock();
+        for (index, attached) in attached.iter().enumerate() {
+            let target = attached.target();
+            let name = target.comm.escape_debug();
+            let hint =
+                if index == 0 && self.verbosity > Verbosity::Quiet { ", Ctrl-C ends with the report" } else { "" };
+            // Nobody to tell when even the standard error is closed.
+            let _ = writeln!(err, "tracing {} ({name}){hint}", target.pid);
+        }
+    }
+
+    /// Prints a short report while tracing goes on.
+    ///
+    /// # Errors
+    /// When the standard output cannot be written.
+    pub fn write_interval(&mut self, profile: &Profile, config: &Config) -> Result<()> {
+        let options = Options { top: config.top.min(INTERVAL_STACKS), value: config.value };
+        let result = match self.standard {
+            // A machine reads the standard output.
+            Some(Format::Folded | Format::Svg | Format::Json) | None => {
+                report::write(Format::Text, profile, &options, &mut io::stderr().lock())
+            }
+            Some(Format::Text) => report::write(Format::Text, profile, &options, &mut io::stdout().lock()),
+        };
+        tolerate_closed_pipe(result).context("cannot print the report")
+    }
+
+    /// Writes the final report everywhere; a failure in one place does not keep it from the others.
+    ///
+    /// # Errors
+    /// The first failure.
+    pub fn write_final(&mut self, profile: &Profile, config: &Config) -> Result<()> {
+        let options = Options { top: config.top, value: config.value };
+        let mut failure = None;
+        for output in &mut self.files {
+            let path = output.path.display().to_string().escape_debug().to_string();
+            match output.write(profile, &options) {
+                Ok(()) if self.verbosity > Verbosity::Quiet => {
+                    let _ = writeln!(io::stderr(), "wrote {path}");
+                }
+                Ok(()) => {}
+                Err(error) => drop(failure.get_or_insert(anyhow!(error).context(format!("cannot write {path}")))),
+            }
+        }
+        if let Some(format) = self.standard {
+            let result = report::write(format, profile, &options, &mut io::stdout().lock());
+            if let Err(error) = tolerate_closed_pipe(result) {
+                failure.get_or_insert(anyhow!(error).context("cannot write to the standard output"));
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+}
+
+impl OutputFile {
+    fn open(path: &Path, format: Format) -> io::Result<Self> {
+        let fresh = !path.exists();
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        Ok(Self { path: path.to_owned(), file, format, fresh })
+    }
+
+    fn write(&mut self, profile: &Profile, options: &Options) -> io::Result<()> {
+        self.fresh = false;
+        if self.file.metadata()?.is_file() {
+            self.file.set_len(0)?;
+            self.file.rewind()?;
+        }
+        report::write(self.format, profile, options, &mut self.file)
+    }
+}
+
+impl Drop for OutputFile {
+    fn drop(&mut self) {
+        if self.fresh {
+            // An empty file would look like an empty report. Best effort.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// `tracer ... | head` is no failure.
+fn tolerate_closed_pipe(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,113 @@
+//! A snapshot of addresses to a [`Profile`] of names.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use hashbrown::HashMap;
+
+use crate::{
+    collector::{Site, Snapshot, StackSnapshot, Trail},
+    heap::StackIndex,
+    profile::{Frame, Frames, Kind, Mode, Profile, StackEntry, Target},
+    quality::Quality,
+    symbolize::{Query, Symbolizer},
+};
+
+/// What is known of a trace besides its snapshot.
+pub struct Trace {
+    /// When it began.
+    pub started: SystemTime,
+    /// How long it has lasted.
+    pub duration: Duration,
+    /// The processes.
+    pub targets: Vec<Target>,
+    /// What the reader should know.
+    pub notes: Vec<String>,
+}
+
+/// Names stacks; remembers those it has named.
+pub struct Presenter {
+    symbolizer: Symbolizer,
+    named: HashMap<StackIndex, Frames>,
+}
+
+impl Presenter {
+    /// One that has named nothing yet.
+    pub fn new() -> Self {
+        Self { symbolizer: Symbolizer::new(), named: HashMap::new() }
+    }
+
+    /// The profile of a snapshot.
+    pub fn profile(&mut self, trace: Trace, snapshot: Snapshot) -> Profile {
+        self.name_new_stacks(&snapshot.stacks);
+        let quality = quality(&trace, &snapshot);
+        let mut stacks: Vec<StackEntry> = snapshot.stacks.into_iter().map(|stack| self.entry(stack)).collect();
+        stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
+        let Trace { started, duration, targets, notes: _ } = trace;
+        Profile { kind: Kind::Heap, started, duration, mode: Mode::Exact, targets, stacks, quality }
+    }
+
+    fn name_new_stacks(&mut self, stacks: &[StackSnapshot]) {
+        let new: Vec<(StackIndex, u32, &Arc<[Site]>)> = stacks
+            .iter()
+            .filter_map(|stack| match &stack.trail {
+                Trail::Known(sites) if !self.named.contains_key(&stack.stack) => Some((stack.stack, stack.pid, sites)),
+                _ => None,
+            })
+            .collect();
+        let queries: Vec<Query<'_>> = new
+            .iter()
+            .flat_map(|(_, pid, sites)| {
+                sites.iter().map(|site| Query { pid: *pid, addr: site.addr, place: &site.place })
+            })
+            .collect();
+        let mut answers = self.symbolizer.resolve(&queries).into_iter();
+        for (stack, _, sites) in new {
+            let mut frames: Vec<Arc<[Frame]>> = answers.by_ref().take(sites.len()).collect();
+            frames.reverse();
+            self.named.insert(stack, frames.into_iter().collect());
+        }
+    }
+
+    fn entry(&self, stack: StackSnapshot) -> StackEntry {
+        let named = self.named.get(&stack.stack);
+        let frames = match stack.trail {
+            Trail::TableFull => stand_in("[stack table full]"),
+            Trail::Lost => stand_in("[stack lost]"),
+            Trail::Known(_) => named.cloned().unwrap_or_else(|| stand_in("[unknown]")),
+        };
+        let StackSnapshot { pid, values, uncertain_bytes, oldest, growth, .. } = stack;
+        StackEntry { pid, frames, values, uncertain_bytes, oldest, growth }
+    }
+}
+
+impl Default for Presenter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A stack that stands for what is not known.
+fn stand_in(name: &str) -> Frames {
+    vec![Frame { function: Some(name.to_owned()), ..Frame::default() }].into()
+}
+
+fn quality(trace: &Trace, snapshot: &Snapshot) -> Quality {
+    let loss = &snapshot.loss;
+    let unknown = snapshot.stacks.iter().filter(|stack| !matches!(stack.trail, Trail::Known(_)));
+    Quality {
+        lost_allocs: loss.allocs,
+        lost_frees: loss.frees,
+        unmatched_frees: snapshot.counters.unmatched_frees,
+        missed_frees: snapshot.counters.missed_frees,
+        truncated_stacks: snapshot.stacks.iter().filter(|stack| stack.end == tracer_ebpf::end::DEPTH).count() as u64,
+        uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).sum(),
+        unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).sum(),
+        untracked_calls: loss.threads_full + loss.calls_too_deep,
+        unknown_records: snapshot.unknown_records,
+        recorded_events: snapshot.counters.events,
+        notes: trace.notes.clone(),
+    }
+}

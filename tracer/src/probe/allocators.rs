@@ -1,0 +1,121 @@
+//! The catalogue: names of allocator functions and how each takes its arguments. Data; a new name is one line.
+
+/// How a function takes its arguments and gives its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// `f(size) -> block`, further arguments ignored.
+    Malloc,
+    /// `f(count, size) -> block`.
+    Calloc,
+    /// `f(alignment, size) -> block`.
+    Memalign,
+    /// `f(&block, alignment, size) -> 0 on success`.
+    PosixMemalign,
+    /// `f(block, size) -> block`.
+    Realloc,
+    /// `f(block, count, size) -> block`.
+    Reallocarray,
+    /// `f(block)`, further arguments ignored.
+    Free,
+}
+
+impl Shape {
+    /// How many of the leading integer arguments are read.
+    pub fn arguments(self) -> usize {
+        match self {
+            Self::Malloc | Self::Free => 1,
+            Self::Calloc | Self::Memalign | Self::Realloc => 2,
+            Self::PosixMemalign | Self::Reallocarray => 3,
+        }
+    }
+
+    /// Whether its return is of interest.
+    pub fn returns(self) -> bool {
+        self != Self::Free
+    }
+}
+
+/// Functions that are looked for in the file that the process takes `malloc` from.
+pub const CATALOGUE: &[(&str, Shape)] = &[
+    // ISO C, POSIX, BSD and GNU.
+    ("malloc", Shape::Malloc),
+    ("calloc", Shape::Calloc),
+    ("realloc", Shape::Realloc),
+    ("reallocarray", Shape::Reallocarray),
+    ("free", Shape::Free),
+    ("cfree", Shape::Free),
+    ("memalign", Shape::Memalign),
+    ("posix_memalign", Shape::PosixMemalign),
+    ("aligned_alloc", Shape::Memalign),
+    ("valloc", Shape::Malloc),
+    ("pvalloc", Shape::Malloc),
+    ("free_sized", Shape::Free),
+    ("free_aligned_sized", Shape::Free),
+    // C++ (Itanium ABI), where the allocator brings its own: jemalloc, tcmalloc, mimalloc.
+    ("_Znwm", Shape::Malloc),
+    ("_Znam", Shape::Malloc),
+    ("_ZnwmRKSt9nothrow_t", Shape::Malloc),
+    ("_ZnamRKSt9nothrow_t", Shape::Malloc),
+    ("_ZnwmSt11align_val_t", Shape::Malloc),
+    ("_ZnamSt11align_val_t", Shape::Malloc),
+    ("_ZnwmSt11align_val_tRKSt9nothrow_t", Shape::Malloc),
+    ("_ZnamSt11align_val_tRKSt9nothrow_t", Shape::Malloc),
+    ("_ZdlPv", Shape::Free),
+    ("_ZdaPv", Shape::Free),
+    ("_ZdlPvm", Shape::Free),
+    ("_ZdaPvm", Shape::Free),
+    ("_ZdlPvRKSt9nothrow_t", Shape::Free),
+    ("_ZdaPvRKSt9nothrow_t", Shape::Free),
+    ("_ZdlPvSt11align_val_t", Shape::Free),
+    ("_ZdaPvSt11align_val_t", Shape::Free),
+    ("_ZdlPvmSt11align_val_t", Shape::Free),
+    ("_ZdaPvmSt11align_val_t", Shape::Free),
+    ("_ZdlPvSt11align_val_tRKSt9nothrow_t", Shape::Free),
+    ("_ZdaPvSt11align_val_tRKSt9nothrow_t", Shape::Free),
+    // jemalloc's extended interface.
+    ("mallocx", Shape::Malloc),
+    ("rallocx", Shape::Realloc),
+    ("dallocx", Shape::Free),
+    ("sdallocx", Shape::Free),
+    // mimalloc's and tcmalloc's own names, which programs may call directly.
+    ("mi_malloc", Shape::Malloc),
+    ("mi_zalloc", Shape::Malloc),
+    ("mi_calloc", Shape::Calloc),
+    ("mi_realloc", Shape::Realloc),
+    ("mi_free", Shape::Free),
+    ("tc_malloc", Shape::Malloc),
+    ("tc_calloc", Shape::Calloc),
+    ("tc_realloc", Shape::Realloc),
+    ("tc_free", Shape::Free),
+    ("tc_memalign", Shape::Memalign),
+    ("tc_posix_memalign", Shape::PosixMemalign),
+    ("tc_valloc", Shape::Malloc),
+    ("tc_pvalloc", Shape::Malloc),
+    ("tc_new", Shape::Malloc),
+    ("tc_newarray", Shape::Malloc),
+    ("tc_new_nothrow", Shape::Malloc),
+    ("tc_newarray_nothrow", Shape::Malloc),
+    ("tc_delete", Shape::Free),
+    ("tc_deletearray", Shape::Free),
+    ("tc_delete_sized", Shape::Free),
+    ("tc_deletearray_sized", Shape::Free),
+];
+
+/// Shape of a function in the catalogue.
+pub fn shape(name: &str) -> Option<Shape> {
+    CATALOGUE.iter().find(|(known, _)| *known == name).map(|(_, shape)| *shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique() {
+        for (index, (name, _)) in CATALOGUE.iter().enumerate() {
+            assert!(!CATALOGUE[..index].iter().any(|(other, _)| other == name), "{name} twice");
+        }
+        assert_eq!(shape("posix_memalign"), Some(Shape::PosixMemalign));
+        assert_eq!(shape("mallocate"), None);
+    }
+}

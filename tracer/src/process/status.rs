@@ -1,0 +1,179 @@
+//! Whether a process can be traced at all, from what /proc says of it.
+
+use std::{fs, io, io::Read};
+
+/// Why a process cannot be traced. Each message says what to do.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum NotTraceable {
+    /// There is none with this id.
+    #[error("there is no process {0}: look its id up with `pgrep -a NAME`")]
+    NoSuchProcess(u32),
+    /// The id is that of a thread.
+    #[error("{tid} is a thread of process {pid}: trace the process with --pid {pid}")]
+    Thread {
+        /// The id that was given.
+        tid: u32,
+        /// The process it belongs to.
+        pid: u32,
+    },
+    /// It belongs to the kernel.
+    #[error("process {0} ({1}) is a kernel thread: it has no user-space heap to trace")]
+    KernelThread(u32, String),
+    /// It has exited and waits for its parent.
+    #[error("process {0} ({1}) has already exited (it is a zombie): trace the process that replaces it")]
+    Zombie(u32, String),
+    /// It is not a 64-bit program.
+    #[error("process {0} ({1}) is a 32-bit program: only 64-bit x86-64 programs can be traced")]
+    Not64Bit(u32, String),
+    /// It cannot be looked at.
+    #[error("cannot look at process {pid} ({what}): {error}; run tracer as root (sudo), or with CAP_SYS_PTRACE")]
+    Forbidden {
+        /// The process.
+        pid: u32,
+        /// What could not be read.
+        what: String,
+        /// Why.
+        error: String,
+    },
+}
+
+/// Bit of a task's flags that marks kernel threads (PF_KTHREAD, include/linux/sched.h).
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// What is known of a traceable process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Name, as the process chose it: hostile text.
+    pub comm: String,
+    /// Path of the executable, as the process sees it: hostile text.
+    pub exe: String,
+    /// Clock ticks since boot at its start: tells it from another process with the same id.
+    pub start_time: u64,
+}
+
+/// Looks at process `pid`.
+///
+/// # Errors
+/// [`NotTraceable`], when it cannot be traced.
+pub fn check(pid: u32) -> Result<Status, NotTraceable> {
+    let Some(stat) = stat(pid) else { return Err(NotTraceable::NoSuchProcess(pid)) };
+    if stat.flags & PF_KTHREAD != 0 {
+        return Err(NotTraceable::KernelThread(pid, stat.comm));
+    }
+    if matches!(stat.state, 'Z' | 'X') {
+        return Err(NotTraceable::Zombie(pid, stat.comm));
+    }
+    if let Some(tgid) = tgid(pid).filter(|tgid| *tgid != pid) {
+        return Err(NotTraceable::Thread { tid: pid, pid: tgid });
+    }
+    let exe = format!("/proc/{pid}/exe");
+    let header = read_start(&exe).map_err(|error| match error.kind() {
+        // Exited between the look at its state and this one.
+        io::ErrorKind::NotFound => NotTraceable::NoSuchProcess(pid),
+        _ => NotTraceable::Forbidden { pid, what: exe.clone(), error: error.to_string() },
+    })?;
+    if header[..4] == *b"\x7fELF" && header[4] != 2 {
+        return Err(NotTraceable::Not64Bit(pid, stat.comm));
+    }
+    let exe = fs::read_link(&exe).map_or_else(|_| String::new(), |path| path.to_string_lossy().into_owned());
+    Ok(Status { comm: stat.comm, exe, start_time: stat.start_time })
+}
+
+/// The fields of /proc/PID/stat that matter here.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    comm: String,
+    state: char,
+    flags: u64,
+    start_time: u64,
+}
+
+fn stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// `PID (COMM) STATE ...`: the name may hold anything, parentheses and newlines included, so it ends at the last one.
+fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+    let open = bytes.iter().position(|byte| *byte == b'(')?;
+    let close = bytes.iter().rposition(|byte| *byte == b')')?;
+    let comm = String::from_utf8_lossy(bytes.get(open + 1..close)?).into_owned();
+    let rest = String::from_utf8_lossy(bytes.get(close + 1..)?);
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    // The state is field 3 of proc_pid_stat(5), the flags field 9, the start time field 22.
+    Some(Stat {
+        comm,
+        state: fields.first()?.chars().next()?,
+        flags: fields.get(6)?.parse().ok()?,
+        start_time: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// Process that the thread or process `id` belongs to.
+fn tgid(id: u32) -> Option<u32> {
+    let status = fs::read(format!("/proc/{id}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status).into_owned();
+    // The name comes first, with newlines escaped.
+    status.lines().find_map(|line| line.strip_prefix("Tgid:")).and_then(|id| id.trim().parse().ok())
+}
+
+fn read_start(path: &str) -> io::Result<[u8; 5]> {
+    let mut start = [0; 5];
+    fs::File::open(path)?.read_exact(&mut start)?;
+    Ok(start)
+}
+
+/// Threads of process `pid` that have not exited, other than its first.
+pub fn other_threads(pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+        .filter(|tid| *tid != pid)
+        .collect()
+}
+
+/// Whether the first thread of process `pid` has exited while the process may live on.
+pub fn first_thread_exited(pid: u32) -> bool {
+    stat(pid).is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stat_with_a_hostile_name() {
+        let line = b"77 (a) R 1 (\n) S 1 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9\n";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!(stat, Stat { comm: "a) R 1 (\n".to_owned(), state: 'S', flags: 4_194_304, start_time: 4242 });
+        for garbage in [&b""[..], b"77", b"77 (", b"77 )(", b"77 (x) ", b"77 (x) S 1"] {
+            assert_eq!(parse_stat(garbage), None);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_traced_says_why() {
+        assert!(check(std::process::id()).is_ok());
+        // Process ids end below 2^22.
+        assert_eq!(check(4_194_304), Err(NotTraceable::NoSuchProcess(4_194_304)));
+        assert!(matches!(
+            check(2),
+            Err(NotTraceable::KernelThread(2, _)) | Err(NotTraceable::NoSuchProcess(2)) | Ok(_)
+        ));
+    }
+
+    #[test]
+    fn a_thread_is_not_a_process() {
+        let (send, receive) = std::sync::mpsc::channel();
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            send.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
+            let _ = wait.recv();
+        });
+        let tid = receive.recv().unwrap();
+        assert_eq!(check(tid), Err(NotTraceable::Thread { tid, pid: std::process::id() }));
+        assert!(other_threads(std::process::id()).contains(&tid));
+        drop(done);
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,146 @@
+//! Hand-made profiles for the tests of all formats, and the check against goldens.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use super::{Format, Options, Value, write};
+use crate::{
+    profile::{Frame, Kind, Language, Mode, Profile, StackEntry, Target, Values},
+    quality::Quality,
+};
+
+/// What most tests ask for.
+pub(super) const OPTIONS: Options = Options { top: 10, value: Value::Bytes };
+
+/// Characters that do something where they are shown, and text that means something in one of the formats.
+pub(super) const HOSTILE: &str =
+    "a\nb\r\u{1b}[2J\u{9b}31m\0\u{7f}\u{202e}\u{2066}\u{2028}\u{ffff};<script>alert('x')</script>]]>&\"-- 12";
+
+/// A profile with what an ordinary one has: inlined and unknown frames, a stack that is freed and one without bytes.
+pub(super) fn profile() -> Profile {
+    let main = frame("main", "/usr/bin/leaky", Some(("src/main.c", 7)));
+    let serve = frame("serve(int)", "/usr/bin/leaky", Some(("src/server.c", 120)));
+    let accept = Frame { inlined: true, ..frame("accept_one", "/usr/bin/leaky", Some(("src/server.c", 88))) };
+    let start = unknown(Some("/usr/lib/x86_64-linux-gnu/libc.so.6"), 0x271c9);
+    let xml_new = frame("xmlNewNode", "/usr/lib/x86_64-linux-gnu/libxml2.so.2", None);
+    let jitted = unknown(None, 0x7f00_1234_5678);
+
+    let sessions = entry(&[&start, &main, &serve, &accept], (1_048_576, 1_024), (4_194_304, 4_096), 55_240);
+    let nodes = entry(&[&start, &main, &xml_new], (524_288, 2), (524_288, 2), 1_000);
+    let zero_sized = entry(&[&start, &jitted], (0, 3), (0, 3), 30_000);
+    let freed = entry(&[&start, &main], (0, 0), (4_096, 1), 0);
+    Profile {
+        kind: Kind::Heap,
+        started: SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_250),
+        duration: Duration::from_millis(60_500),
+        mode: Mode::Exact,
+        targets: vec![target(4711, "leaky", "/usr/bin/leaky")],
+        stacks: vec![
+            StackEntry { growth: Some(17_920.0), ..sessions },
+            StackEntry { growth: Some(0.0), ..nodes },
+            zero_sized,
+            freed,
+        ],
+        quality: Quality { unmatched_frees: 17, recorded_events: 5_000, ..Quality::default() },
+    }
+}
+
+/// [`profile`] with everything in it freed.
+pub(super) fn nothing_outstanding() -> Profile {
+    let mut profile = profile();
+    for stack in &mut profile.stacks {
+        stack.values.freed_blocks = stack.values.allocated_blocks;
+        (stack.values.outstanding_bytes, stack.values.outstanding_blocks) = (0, 0);
+        (stack.oldest, stack.growth) = (None, None);
+    }
+    profile
+}
+
+/// [`profile`] with two processes and with [`HOSTILE`] text wherever text can be.
+pub(super) fn hostile() -> Profile {
+    let mut profile = profile();
+    profile.targets = vec![target(4711, HOSTILE, HOSTILE), target(4712, "# sh", "")];
+    let text = || Some(HOSTILE.to_owned());
+    let named = Frame { function: text(), file: text(), line: Some(1), module: text(), offset: 16, inlined: true };
+    let unnamed = Frame { function: None, file: None, ..named.clone() };
+    let long = frame(&"Ns<".repeat(5_000), "/usr/bin/leaky", None);
+    let frames = [&named, &unnamed, &long, &named];
+    profile.stacks = vec![entry(&frames, (8_192, 2), (8_192, 2), 1_000), entry(&[&named], (100, 1), (100, 1), 1_000)];
+    profile.stacks[1].pid = 4712;
+    profile.quality = everything_missing();
+    profile.quality.notes.push(HOSTILE.to_owned());
+    profile
+}
+
+/// A quality with every count set, each to another number.
+pub(super) fn everything_missing() -> Quality {
+    Quality {
+        lost_allocs: 1,
+        lost_frees: 2,
+        unmatched_frees: 6,
+        missed_frees: 3,
+        truncated_stacks: 5,
+        uncertain_bytes: 4_096,
+        unknown_stack_bytes: 77,
+        untracked_calls: 8,
+        unknown_records: 1,
+        recorded_events: 1_000,
+        notes: Vec::new(),
+    }
+}
+
+/// What the profile looks like in a format.
+pub(super) fn rendered(format: Format, profile: &Profile, options: &Options) -> String {
+    let mut out = Vec::new();
+    write(format, profile, options, &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+/// Compares `actual` with the golden file; with `BLESS=1` in the environment writes it instead.
+pub(super) fn check_golden(file: &str, actual: &str) {
+    let path = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data")).join(file);
+    if std::env::var_os("BLESS").is_some_and(|value| value == "1") {
+        fs::write(&path, actual).unwrap();
+    }
+    let golden = fs::read_to_string(&path).unwrap_or_default();
+    assert!(golden == actual, "{file} differs; BLESS=1 cargo test rewrites it. Now it is:\n{actual}");
+}
+
+fn target(pid: u32, comm: &str, exe: &str) -> Target {
+    Target { pid, comm: comm.to_owned(), exe: exe.to_owned(), language: Language::Cpp }
+}
+
+pub(super) fn frame(function: &str, module: &str, source: Option<(&str, u32)>) -> Frame {
+    Frame {
+        function: Some(function.to_owned()),
+        file: source.map(|(file, _)| file.to_owned()),
+        line: source.map(|(_, line)| line),
+        ..unknown(Some(module), 0x1139)
+    }
+}
+
+fn unknown(module: Option<&str>, offset: u64) -> Frame {
+    Frame { module: module.map(str::to_owned), offset, ..Frame::default() }
+}
+
+/// A stack of pid 4711 with (bytes, blocks) outstanding and allocated.
+pub(super) fn entry(frames: &[&Frame], outstanding: (u64, u64), allocated: (u64, u64), oldest_ms: u64) -> StackEntry {
+    StackEntry {
+        pid: 4711,
+        frames: frames.iter().map(|&frame| Arc::from([frame.clone()])).collect(),
+        values: Values {
+            outstanding_bytes: outstanding.0,
+            outstanding_blocks: outstanding.1,
+            allocated_bytes: allocated.0,
+            allocated_blocks: allocated.1,
+            freed_blocks: allocated.1 - outstanding.1,
+        },
+        uncertain_bytes: 0,
+        oldest: (outstanding.1 > 0).then_some(Duration::from_millis(oldest_ms)),
+        growth: None,
+    }
+}

@@ -1,0 +1,254 @@
+//! JSON, the saved form: everything that a profile holds, to be read back.
+//!
+//! One object on one line. Its fields are the format's definition, so they are spelled out here and do not follow the
+//! names of the types in [`profile`](crate::profile). Names stay as they are, whatever is in them.
+
+use std::{
+    io::{self, Write},
+    time::SystemTime,
+};
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer, ser::SerializeMap as _};
+
+use super::words;
+use crate::{
+    profile::{Frame, Frames, Profile, StackEntry, Target, Values},
+    quality::Quality,
+};
+
+/// Version of the format. Readers ignore fields that they do not know, so only a change of meaning raises it.
+const VERSION: u32 = 1;
+
+/// Writes the profile, stack by stack.
+pub(super) fn write(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+    let started = rfc3339(profile.started)?;
+    serde_json::to_writer(&mut *out, &SavedProfile { profile, started })?;
+    writeln!(out)
+}
+
+fn rfc3339(time: SystemTime) -> io::Result<String> {
+    let time = Timestamp::try_from(time).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(time.to_string())
+}
+
+struct SavedProfile<'a> {
+    profile: &'a Profile,
+    started: String,
+}
+
+impl Serialize for SavedProfile<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let profile = self.profile;
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("format", "tracer-profile")?;
+        object.serialize_entry("version", &VERSION)?;
+        object.serialize_entry("kind", words::kind(profile.kind))?;
+        object.serialize_entry("started", &self.started)?;
+        object.serialize_entry("duration_seconds", &profile.duration.as_secs_f64())?;
+        object.serialize_entry("mode", words::mode(profile.mode).0)?;
+        object.serialize_entry("targets", &Saved(&*profile.targets))?;
+        object.serialize_entry("totals", &Saved(&profile.totals()))?;
+        object.serialize_entry("stacks", &Saved(&*profile.stacks))?;
+        object.serialize_entry("quality", &Saved(&profile.quality))?;
+        object.end()
+    }
+}
+
+/// Part of a profile in its saved form.
+struct Saved<'a, T: ?Sized>(&'a T);
+
+impl<'a, T> Serialize for Saved<'a, [T]>
+where
+    Saved<'a, T>: Serialize,
+{
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(Saved))
+    }
+}
+
+impl Serialize for Saved<'_, Target> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("pid", &self.0.pid)?;
+        object.serialize_entry("comm", &self.0.comm)?;
+        object.serialize_entry("exe", &self.0.exe)?;
+        object.serialize_entry("language", self.0.language.name())?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Values> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("outstanding_bytes", &self.0.outstanding_bytes)?;
+        object.serialize_entry("outstanding_blocks", &self.0.outstanding_blocks)?;
+        object.serialize_entry("allocated_bytes", &self.0.allocated_bytes)?;
+        object.serialize_entry("allocated_blocks", &self.0.allocated_blocks)?;
+        object.serialize_entry("freed_blocks", &self.0.freed_blocks)?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, StackEntry> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("pid", &self.0.pid)?;
+        object.serialize_entry("frames", &Saved(&self.0.frames))?;
+        object.serialize_entry("outstanding_bytes", &self.0.values.outstanding_bytes)?;
+        object.serialize_entry("outstanding_blocks", &self.0.values.outstanding_blocks)?;
+        object.serialize_entry("allocated_bytes", &self.0.values.allocated_bytes)?;
+        object.serialize_entry("allocated_blocks", &self.0.values.allocated_blocks)?;
+        object.serialize_entry("uncertain_bytes", &self.0.uncertain_bytes)?;
+        object.serialize_entry("oldest_seconds", &self.0.oldest.map(|oldest| oldest.as_secs_f64()))?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Frames> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(Saved))
+    }
+}
+
+impl Serialize for Saved<'_, Frame> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("function", &self.0.function)?;
+        object.serialize_entry("file", &self.0.file)?;
+        object.serialize_entry("line", &self.0.line)?;
+        object.serialize_entry("module", &self.0.module)?;
+        object.serialize_entry("offset", &self.0.offset)?;
+        object.serialize_entry("inlined", &self.0.inlined)?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Quality> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let quality = self.0;
+        let further = words::missing_without_number(quality).into_iter().map(|words| format!("{words}."));
+        let notes: Vec<String> = quality.notes.iter().cloned().chain(further).collect();
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("complete", &quality.complete())?;
+        object.serialize_entry("lost_allocs", &quality.lost_allocs)?;
+        object.serialize_entry("lost_frees", &quality.lost_frees)?;
+        object.serialize_entry("unmatched_frees", &quality.unmatched_frees)?;
+        object.serialize_entry("truncated_stacks", &quality.truncated_stacks)?;
+        object.serialize_entry("uncertain_bytes", &quality.uncertain_bytes)?;
+        object.serialize_entry("sampling", &())?;
+        object.serialize_entry("notes", &notes)?;
+        object.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+    use crate::report::{Format, fixture};
+
+    fn saved(profile: &Profile) -> Json {
+        serde_json::from_str(&fixture::rendered(Format::Json, profile, &fixture::OPTIONS)).unwrap()
+    }
+
+    #[test]
+    fn golden() {
+        let text = fixture::rendered(Format::Json, &fixture::profile(), &fixture::OPTIONS);
+        assert_eq!(text.matches('\n').count(), 1);
+        fixture::check_golden("report_bytes.json", &text);
+    }
+
+    #[test]
+    fn fields_are_those_of_the_format_and_no_others() {
+        let mut profile = fixture::profile();
+        profile.stacks.truncate(1);
+        profile.stacks[0].frames = profile.stacks[0].frames.iter().take(1).cloned().collect::<Vec<_>>().into();
+        profile.stacks[0].uncertain_bytes = 512;
+        assert_eq!(
+            saved(&profile),
+            json!({
+                "format": "tracer-profile", "version": 1, "kind": "heap", "mode": "exact",
+                "started": "2026-01-02T03:04:05.25Z", "duration_seconds": 60.5,
+                "targets": [{"pid": 4711, "comm": "leaky", "exe": "/usr/bin/leaky", "language": "C++"}],
+                "totals": {
+                    "outstanding_bytes": 1_048_576, "outstanding_blocks": 1_024,
+                    "allocated_bytes": 4_194_304, "allocated_blocks": 4_096, "freed_blocks": 3_072,
+                },
+                "stacks": [{
+                    "pid": 4711,
+                    "frames": [{
+                        "function": null, "file": null, "line": null,
+                        "module": "/usr/lib/x86_64-linux-gnu/libc.so.6", "offset": 0x271c9, "inlined": false,
+                    }],
+                    "outstanding_bytes": 1_048_576, "outstanding_blocks": 1_024,
+                    "allocated_bytes": 4_194_304, "allocated_blocks": 4_096,
+                    "uncertain_bytes": 512, "oldest_seconds": 55.24,
+                }],
+                "quality": {
+                    "complete": true, "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
+                    "truncated_stacks": 0, "uncertain_bytes": 0, "sampling": null, "notes": [],
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn totals_are_the_sums_over_stacks() {
+        for profile in [fixture::profile(), fixture::hostile(), fixture::nothing_outstanding()] {
+            let saved = saved(&profile);
+            let stacks = saved["stacks"].as_array().unwrap();
+            assert_eq!(stacks.len(), profile.stacks.len(), "stacks that hold nothing are listed too");
+            for field in ["outstanding_bytes", "outstanding_blocks", "allocated_bytes", "allocated_blocks"] {
+                let sum: u64 = stacks.iter().map(|stack| stack[field].as_u64().unwrap()).sum();
+                assert_eq!(saved["totals"][field], sum, "{field}");
+            }
+        }
+    }
+
+    #[test]
+    fn frames_are_root_first_and_names_come_back_unchanged() {
+        let profile = fixture::hostile();
+        let saved = saved(&profile);
+        assert_eq!(saved["targets"][0]["comm"], fixture::HOSTILE);
+        for (stack, entry) in saved["stacks"].as_array().unwrap().iter().zip(&profile.stacks) {
+            for (saved, frame) in stack["frames"].as_array().unwrap().iter().zip(entry.frames.iter()) {
+                assert_eq!(saved["function"], json!(frame.function));
+                assert_eq!(saved["file"], json!(frame.file));
+                assert_eq!(saved["line"], json!(frame.line));
+                assert_eq!(saved["inlined"], json!(frame.inlined));
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_field_becomes_a_note() {
+        let mut profile = fixture::profile();
+        profile.quality = fixture::everything_missing();
+        profile.quality.notes.push("the first note".to_owned());
+        assert_eq!(
+            saved(&profile)["quality"],
+            json!({
+                "complete": false, "lost_allocs": 1, "lost_frees": 2, "unmatched_frees": 6, "truncated_stacks": 5,
+                "uncertain_bytes": 4_096, "sampling": null,
+                "notes": [
+                    "the first note",
+                    "3 frees missed (the address was handed out again).",
+                    "77 bytes held by stacks that are not known.",
+                    "8 calls into the allocator not followed.",
+                    "1 record not understood (a bug in tracer).",
+                ],
+            })
+        );
+    }
+
+    #[test]
+    fn a_time_that_no_calendar_knows_is_an_error() {
+        let mut profile = fixture::profile();
+        profile.started = SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 50);
+        assert_eq!(write(&profile, &mut Vec::new()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}

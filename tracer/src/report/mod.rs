@@ -1,0 +1,227 @@
+//! Reports: a [`Profile`] in, one format out. One file per format; none of them knows where the profile comes from.
+//!
+//! All names in a profile come from the target and are hostile: formats that people or other programs read as lines or
+//! markup take them through `escape`.
+
+mod escape;
+mod flamegraph;
+mod folded;
+mod json;
+mod merge;
+mod name;
+mod text;
+mod words;
+
+#[cfg(test)]
+mod fixture;
+
+use std::{
+    io::{self, BufWriter, Write},
+    path::Path,
+    str::FromStr,
+};
+
+use crate::profile::{Profile, Values};
+
+/// Writes `profile` in one format.
+///
+/// # Errors
+/// Whatever `out` fails with; `InvalidData` when the profile has a start time that no calendar knows.
+pub fn write(format: Format, profile: &Profile, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 16, out);
+    match format {
+        Format::Text => text::write(profile, options, &mut out)?,
+        Format::Folded => folded::write(profile, options, &mut out)?,
+        Format::Svg => flamegraph::write(profile, options, &mut out)?,
+        Format::Json => json::write(profile, &mut out)?,
+    }
+    out.flush()
+}
+
+/// A form that a report can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// For people, in a terminal.
+    Text,
+    /// Folded stacks, for flame graph tools.
+    Folded,
+    /// A flame graph.
+    Svg,
+    /// The saved form: everything that the profile holds.
+    Json,
+}
+
+impl Format {
+    const ALL: [Self; 4] = [Self::Text, Self::Folded, Self::Svg, Self::Json];
+
+    /// Names of all formats, as [`FromStr`] takes them.
+    pub fn names() -> [&'static str; 4] {
+        Self::ALL.map(Self::name)
+    }
+
+    /// Name of the format, as [`FromStr`] takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Text => "text",
+            Self::Folded => "folded",
+            Self::Svg => "svg",
+            Self::Json => "json",
+        }
+    }
+
+    /// The format that the suffix of a file name asks for, in either case; `None` when the suffix is none of them.
+    pub fn from_path(path: &Path) -> Option<Self> {
+        let suffix = path.extension()?;
+        Self::ALL.into_iter().find(|format| suffix.eq_ignore_ascii_case(format.suffix()))
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Text => "txt",
+            Self::Folded | Self::Svg | Self::Json => self.name(),
+        }
+    }
+}
+
+impl FromStr for Format {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let format = Self::ALL.into_iter().find(|format| format.name() == name);
+        format.ok_or_else(|| UnknownName::new("format", name, &Self::names()))
+    }
+}
+
+/// The amount that stacks are ranked and drawn by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Outstanding bytes.
+    Bytes,
+    /// Outstanding blocks.
+    Count,
+}
+
+impl Value {
+    const ALL: [Self; 2] = [Self::Bytes, Self::Count];
+
+    /// Names of all values, as [`FromStr`] takes them.
+    pub fn names() -> [&'static str; 2] {
+        Self::ALL.map(Self::name)
+    }
+
+    /// Name of the value, as [`FromStr`] takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Count => "count",
+        }
+    }
+
+    /// The unit that it is counted in.
+    fn unit(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Count => "blocks",
+        }
+    }
+
+    fn of(self, values: &Values) -> u64 {
+        match self {
+            Self::Bytes => values.outstanding_bytes,
+            Self::Count => values.outstanding_blocks,
+        }
+    }
+}
+
+impl FromStr for Value {
+    type Err = UnknownName;
+
+    fn from_str(name: &str) -> Result<Self, UnknownName> {
+        let value = Self::ALL.into_iter().find(|value| value.name() == name);
+        value.ok_or_else(|| UnknownName::new("value", name, &Self::names()))
+    }
+}
+
+/// What a report is asked to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Most stacks that the text report lists.
+    pub top: usize,
+    /// The amount that stacks are ranked by (text) or drawn by (folded, SVG).
+    pub value: Value,
+}
+
+/// A name that stands for no [`Format`] or no [`Value`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown {what} {name:?}: use one of {allowed}")]
+pub struct UnknownName {
+    what: &'static str,
+    name: String,
+    allowed: String,
+}
+
+impl UnknownName {
+    fn new(what: &'static str, name: &str, allowed: &[&str]) -> Self {
+        Self { what, name: name.to_owned(), allowed: allowed.join(", ") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_formats_are_two_ways_to_say_the_same() {
+        for format in Format::ALL {
+            assert_eq!(format.name().parse(), Ok(format));
+            assert_eq!(Format::from_path(Path::new(&format!("/tmp/a.b.{}", format.suffix()))), Some(format));
+        }
+        for value in Value::ALL {
+            assert_eq!(value.name().parse(), Ok(value));
+        }
+        assert_eq!(Format::names(), ["text", "folded", "svg", "json"]);
+        assert_eq!(Value::names(), ["bytes", "count"]);
+    }
+
+    #[test]
+    fn unknown_names_are_answered_with_the_known_ones() {
+        let message = "pdf\u{1b}".parse::<Format>().unwrap_err().to_string();
+        assert_eq!(message, r#"unknown format "pdf\u{1b}": use one of text, folded, svg, json"#);
+        let message = "words".parse::<Value>().unwrap_err().to_string();
+        assert_eq!(message, r#"unknown value "words": use one of bytes, count"#);
+    }
+
+    #[test]
+    fn only_a_known_suffix_chooses_a_format() {
+        for (path, format) in [
+            ("x.SVG", Some(Format::Svg)),
+            ("x.Txt", Some(Format::Text)),
+            ("dir.json/x.folded", Some(Format::Folded)),
+            ("x.text", None),
+            ("x.svg.gz", None),
+            ("dir.json/x", None),
+            ("svg", None),
+            (".svg", None),
+            ("-", None),
+        ] {
+            assert_eq!(Format::from_path(Path::new(path)), format, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_writer_that_fails_fails_the_report() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        for format in Format::ALL {
+            let error = write(format, &fixture::profile(), &fixture::OPTIONS, &mut Full).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{}", format.name());
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! One run of the tracer, from the checks before it to the exit status after it: the only module that knows all stages.
+//!
+//! One loop over one closed enum of inputs. The collector has a thread of its own; so do the things that only wait
+//! (signals, the ends of processes).
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::{
+    attach::Attached,
+    bpf::{self, Programs},
+    collector::{Collector, Notice, Request, Snapshot},
+    config::{Config, Subject, Verbosity},
+    event::Pid,
+    exit::Exit,
+    heap::MAX_STACKS,
+    outputs::Outputs,
+    preflight::Machine,
+    present::{Presenter, Trace},
+    process::{
+        launch::{self, Launched, Step},
+        status::{self, NotTraceable},
+    },
+    profile::Profile,
+    watch,
+};
+
+/// Everything that can happen while tracing.
+enum Input {
+    /// Ctrl-C and its like.
+    Signal(i32),
+    /// A process has ended.
+    Exited(Pid),
+    /// What the collector noticed.
+    Notice(Notice),
+}
+
+/// How often diagnostics from BPF are looked at, and allocators that moved are looked for.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+
+/// Traces as `config` says.
+///
+/// # Errors
+/// When nothing could be traced or a report could not be written, with what to do about it.
+pub fn run(config: Config) -> Result<Exit> {
+    let outputs = Outputs::open(&config)?;
+    let machine = Machine::this().context("cannot tell the rights of this process")?.check();
+    if let Subject::Pids(pids) = &config.subject {
+        for pid in pids {
+            match status::check(*pid) {
+                // The missing right itself says more.
+                Err(NotTraceable::Forbidden { .. }) if machine.is_err() => break,
+                checked => drop(checked?),
+            }
+        }
+    }
+    machine?;
+    let mut programs = Programs::load(bpf::Config {
+        buffer_size: config.buffer_size,
+        sizes: config.sizes,
+        diagnostics: config.verbosity >= Verbosity::Verbose,
+    })?;
+    let events = programs.events()?;
+    bpf::attach_lifecycle(&mut programs)?;
+
+    let (inputs, input) = mpsc::channel();
+    let (requests, requested) = mpsc::channel();
+    let notify = inputs.clone();
+    let collector = Collector::new(
+        events,
+        MAX_STACKS,
+        requested,
+        // The session may have ended already: nobody needs to know then.
+        Box::new(move |notice| drop(notify.send(Input::Notice(notice)))),
+    );
+    let collector = thread::Builder::new().name("collector".to_owned()).spawn(move || collector.run())?;
+    let signals = inputs.clone();
+    watch::signals(&[SIGINT, SIGTERM, SIGHUP], move |signal| signals.send(Input::Signal(signal)).is_ok())
+        .context("cannot watch for signals")?;
+
+    let mut session = Session {
+        presenter: Presenter::new(),
+        config,
+        programs,
+        attached: Vec::new(),
+        requests,
+        input,
+        inputs,
+        launched: None,
+        started: SystemTime::now(),
+        clock: Instant::now(),
+        interruptions: 0,
+    };
+    let result = session.trace(outputs);
+    drop(session);
+    if collector.join().is_err() {
+        bail!("the collector ended with a bug; please report it, with the output of `tracer -v`");
+    }
+    result
+}
+
+struct Session {
+    config: Config,
+    programs: Programs,
+    attached: Vec<Attached>,
+    requests: mpsc::Sender<Request>,
+    input: mpsc::Receiver<Input>,
+    inputs: mpsc::Sender<Input>,
+    launched: Option<Launched>,
+    presenter: Presenter,
+    started: SystemTime,
+    clock: Instant,
+    /// Times that probes had to be moved while tracing.
+    interruptions: u64,
+}
+
+impl Session {
+    fn trace(&mut self, mut outputs: Outputs) -> Result<Exit> {
+        match self.config.subject.clone() {
+            Subject::Pids(pids) => {
+                for pid in pids {
+                    self.attach(pid)?;
+                }
+            }
+            Subject::Command(command) => self.launch(&command)?,
+        }
+        self.started = SystemTime::now();
+        self.clock = Instant::now();
+        outputs.announce(&self.attached);
+        if let Some(launched) = &mut self.launched {
+            launched.release()?;
+        }
+        let signal = self.run_loop(&mut outputs)?;
+        let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
+        let profile = self.profile(snapshot);
+        outputs.write_final(&profile, &self.config)?;
+        self.detach();
+        let traced = self.verdict(&profile);
+        Ok(self.exit_status(traced, signal))
+    }
+
+    /// Attaches to a running process.
+    fn attach(&mut self, pid: Pid) -> Result<()> {
+        let watched = self.inputs.clone();
+        watch::exit(pid, move || drop(watched.send(Input::Exited(pid))))
+            .with_context(|| format!("cannot watch process {pid}"))?;
+        // Looked at again: the watch began after the first check, and the id may belong to another process by now.
+        let status = status::check(pid)?;
+        let attached = Attached::attach(&mut self.programs, pid, status)?;
+        self.enable(attached)
+    }
+
+    fn enable(&mut self, attached: Attached) -> Result<()> {
+        let (text, space) = attached.address_space()?;
+        self.send(Request::Enable { pid: attached.pid(), text, space: Box::new(space) })?;
+        self.attached.push(attached);
+        // The switch is the collector's to turn: ask for something to know that it has.
+        self.ask(|reply| Request::Snapshot { min_age: Duration::ZERO, reply }).map(drop)
+    }
+
+    /// Launches a command and attaches to it before it has allocated anything.
+    fn launch(&mut self, command: &[std::ffi::OsString]) -> Result<()> {
+        let name = command.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut launched = Launched::start(command)
+            .with_context(|| format!("cannot launch {name:?}: give the path of an executable file"))?;
+        let pid = launched.pid();
+        let watched = self.inputs.clone();
+        watch::exit(pid, move || drop(watched.send(Input::Exited(pid))))
+            .with_context(|| format!("cannot watch process {pid}"))?;
+        let mut step = Step::Mapped;
+        while step != Step::Exited {
+            let status = status::check(pid)?;
+            match Attached::attach_loading(&mut self.programs, pid, status)? {
+                Some(attached) => {
+                    self.enable(attached)?;
+                    break;
+                }
+                None if step == Step::Entry => bail!(
+                    "{name:?} has no malloc in its executable or its libraries: there is nothing to trace \
+                     (statically linked and stripped, or an allocator of its own)"
+                ),
+                None => step = launched.step().with_context(|| format!("cannot follow the start of {name:?}"))?,
+            }
+        }
+        self.settle(&mut launched, pid)?;
+        self.launched = Some(launched);
+        Ok(())
+    }
+
+    /// Lets a launched command run to its entry: all its libraries are mapped then, so that their names are known even
+    /// if it ends at once.
+    fn settle(&mut self, launched: &mut Launched, pid: Pid) -> Result<()> {
+        loop {
+            match launched.step().context("cannot follow the start of the command")? {
+                Step::Mapped => {}
+                Step::Entry => {
+                    let Some(attached) = self.attached.iter().find(|attached| attached.pid() == pid) else { break };
+                    let (text, space) = attached.address_space()?;
+                    self.send(Request::Enable { pid, text, space: Box::new(space) })?;
+                    self.ask(|reply| Request::Snapshot { min_age: Duration::ZERO, reply })?;
+                    break;
+                }
+                Step::Exited => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Until it is over: the signal that ended it, if one did.
+    fn run_loop(&mut self, outputs: &mut Outputs) -> Result<Option<i32>> {
+        let end = self.config.duration.map(|duration| self.clock + duration);
+        let mut report = self.config.interval.map(|interval| self.clock + interval);
+        let mut alive: Vec<Pid> = self.attached.iter().map(Attached::pid).collect();
+        let mut asked_to_end = false;
+        while !alive.is_empty() {
+            let now = Instant::now();
+            if end.is_some_and(|end| now >= end) {
+                break;
+            }
+            if let (Some(at), Some(interval)) = (report, self.config.interval)
+                && now >= at
+            {
+                report = Some(now.max(at + interval));
+                let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
+                let profile = self.profile(snapshot);
+                outputs.write_interval(&profile, &self.config)?;
+                continue;
+            }
+            self.heartbeat();
+            let wake =
+                [end, report].into_iter().flatten().min().map_or(HEARTBEAT, |at| at.saturating_duration_since(now));
+            match self.input.recv_timeout(wake.min(HEARTBEAT)) {
+                Ok(Input::Signal(signal)) => match &self.launched {
+                    // The first goes to the command, as if tracer were not there; its end is the end.
+                    Some(launched) if !asked_to_end => {
+                        asked_to_end = true;
+                        launched.signal(signal);
+                    }
+                    _ => return Ok(Some(signal)),
+                },
+                Ok(Input::Exited(pid)) => alive.retain(|other| *other != pid),
+                Ok(Input::Notice(notice)) => self.heed(notice)?,
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the collector has ended early"),
+            }
+        }
+        Ok(None)
+    }
+
+    /// What comes round regularly.
+    fn heartbeat(&mut self) {
+        self.programs.pass_diagnostics();
+        let Self { attached, programs, requests, .. } = self;
+        for attached in attached {
+            if let Some((text, space)) = attached.follow(programs) {
+                let request = Request::Enable { pid: attached.pid(), text, space: Box::new(space) };
+                // The collector's end shows elsewhere.
+                let _ = requests.send(request);
+            }
+        }
+    }
+
+    fn heed(&mut self, notice: Notice) -> Result<()> {
+        let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid)) = notice;
+        let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) else { return Ok(()) };
+        match notice {
+            Notice::Exec(_) => attached.has_execed(),
+            Notice::FirstThreadEnded(_) => {
+                if attached.move_to_another_thread(&mut self.programs) {
+                    self.interruptions += 1;
+                    self.send(Request::Interrupted)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&self, request: Request) -> Result<()> {
+        self.requests.send(request).ok().context("the collector has ended early")
+    }
+
+    fn ask(&self, request: impl FnOnce(mpsc::Sender<Snapshot>) -> Request) -> Result<Snapshot> {
+        let (reply, answer) = mpsc::channel();
+        self.send(request(reply))?;
+        answer.recv().context("the collector has ended early")
+    }
+
+    fn profile(&mut self, snapshot: Snapshot) -> Profile {
+        let mut notes = Vec::new();
+        if self.interruptions > 0 {
+            notes.push(
+                "the first thread of the process ended while it was traced; the probes were moved to another thread, \
+                 and frees of that moment may be missing"
+                    .to_owned(),
+            );
+        }
+        if self.config.sizes != (0, u64::MAX) {
+            notes.push("a size filter is on: frees of blocks outside it count as unmatched".to_owned());
+        }
+        for attached in &self.attached {
+            notes.extend(attached.notes());
+        }
+        let trace = Trace {
+            started: self.started,
+            duration: self.clock.elapsed(),
+            targets: self.attached.iter().map(Attached::target).collect(),
+            notes,
+        };
+        self.presenter.profile(trace, snapshot)
+    }
+
+    /// Takes the probes off. Only after the report has been written: it takes seconds.
+    fn detach(&mut self) {
+        for attached in self.attached.drain(..) {
+            attached.detach(&mut self.programs);
+        }
+    }
+
+    fn verdict(&self, profile: &Profile) -> Exit {
+        let quality = &profile.quality;
+        let lossy = quality.lost_events() > 0 || quality.missed_frees > 0 || quality.uncertain_bytes > 0;
+        let incomplete = quality.incomplete_beyond_threshold(profile.totals().outstanding_bytes);
+        if incomplete || (self.config.strict && lossy) { Exit::Incomplete } else { Exit::Complete }
+    }
+
+    /// With a command, its own status; it is waited for, even when tracing ended first.
+    fn exit_status(&mut self, traced: Exit, signal: Option<i32>) -> Exit {
+        let Some(launched) = &mut self.launched else { return traced };
+        if let Some(signal) = signal {
+            launched.signal(signal);
+        }
+        match launched.wait().map(launch::status) {
+            Ok(0) => traced,
+            Ok(status) => Exit::Child(status),
+            Err(_) => Exit::Failed,
+        }
+    }
+}
