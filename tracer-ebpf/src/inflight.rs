@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{MAX_IN_FLIGHT, Stack, Target};
 
-use crate::emit::count_loss;
+use crate::{emit::count_loss, stack::Walk};
 
 /// How a call gives its block back.
 #[repr(u32)]
@@ -58,6 +58,7 @@ pub(crate) struct Thread {
     pub(crate) reserved: u32,
     /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
     pub(crate) stack: Stack,
+    pub(crate) walk: Walk,
 }
 
 #[map]

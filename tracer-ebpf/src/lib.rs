@@ -130,7 +130,7 @@ pub struct StackHead {
     pub header: Header,
     /// 64-bit hash of the addresses, the process and its generation.
     pub id: u64,
-    /// Number of addresses that follow, at most [`MAX_FRAMES`]. Those that are 0 are none.
+    /// Number of addresses that follow, at most [`MAX_FRAMES`].
     pub frames: u32,
     /// One of [`end`]: how the stack ended.
     pub end: u32,

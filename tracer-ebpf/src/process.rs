@@ -33,6 +33,18 @@ pub(crate) fn stack_pointer(ctx: *mut c_void) -> u64 {
     }
 }
 
+/// Frame pointer of the probed code; `ctx` is the context of a uprobe.
+#[inline(always)]
+pub(crate) fn frame_pointer(ctx: *mut c_void) -> u64 {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    unsafe {
+        #[cfg(bpf_target_arch = "aarch64")]
+        return (*ctx.cast::<pt_regs>()).regs[29];
+        #[cfg(not(bpf_target_arch = "aarch64"))]
+        return (*ctx.cast::<pt_regs>()).rbp;
+    }
+}
+
 /// The current process has become another program: its blocks, threads and addresses are gone.
 #[inline(always)]
 pub(crate) fn exec() {

@@ -16,7 +16,10 @@ const TARGET: &str = "bpfel-unknown-none";
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let toolchain = setup::for_builds()?;
     println!("BPF programs: compiled with {toolchain}");
-    let mut build = command::cargo();
+    let mut build = match toolchain {
+        BpfToolchain::Debian => command::cargo(),
+        BpfToolchain::Nightly => nightly_cargo(),
+    };
     build.arg("build");
     configure(&mut build, toolchain, workspace)?;
     command::run(&mut build)?;
@@ -38,12 +41,18 @@ pub(crate) fn lint(workspace: &Workspace) -> Result<()> {
             setup::for_tests()?;
             command::program("/usr/bin/cargo-clippy")
         }
-        BpfToolchain::Nightly => command::cargo(),
+        BpfToolchain::Nightly => nightly_cargo(),
     };
     clippy.arg("clippy");
     configure(&mut clippy, toolchain, workspace)?;
     clippy.args(["--", "-D", "warnings"]);
     command::run(&mut clippy)
+}
+
+fn nightly_cargo() -> Command {
+    let mut cargo = command::program("rustup");
+    cargo.args(["run", setup::NIGHTLY, "cargo"]);
+    cargo
 }
 
 /// Toolchain, target and flags of a cargo command on the BPF programs.
@@ -59,9 +68,7 @@ fn configure(cargo: &mut Command, toolchain: BpfToolchain, workspace: &Workspace
     match toolchain {
         // aya-ebpf uses a feature gate, hence the bootstrap variable.
         BpfToolchain::Debian => cargo.env("RUSTC", "/usr/bin/rustc").env("RUSTC_BOOTSTRAP", "1"),
-        BpfToolchain::Nightly => {
-            cargo.env_remove("RUSTC").env("RUSTUP_TOOLCHAIN", "nightly").args(["-Z", "build-std=core"])
-        }
+        BpfToolchain::Nightly => cargo.env_remove("RUSTC").args(["-Z", "build-std=core"]),
     };
     Ok(())
 }

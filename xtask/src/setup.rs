@@ -6,6 +6,8 @@
 mod debian;
 mod rust;
 
+pub(crate) use rust::NIGHTLY;
+
 use std::{fmt, path::Path};
 
 use anyhow::{Result, bail};
@@ -36,6 +38,11 @@ const TEST_PACKAGES: &[&str] = &[
     "rust-web-clippy",
 ];
 
+/// For systems without these libraries.
+const BPF_LINKER_ADVICE: &str = "install the program of its release 0.13.0 for LLVM 22 into a folder on PATH, or build \
+    it with `LLVM_PREFIX=DIR cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22 \
+    --locked`, where DIR holds LLVM 22";
+
 /// The compiler for the BPF programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BpfToolchain {
@@ -47,10 +54,10 @@ pub(crate) enum BpfToolchain {
 
 impl fmt::Display for BpfToolchain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Debian => "Debian's rustc-web (/usr/bin/rustc)",
-            Self::Nightly => "rustup's nightly with -Z build-std=core",
-        })
+        match self {
+            Self::Debian => write!(f, "Debian's rustc-web (/usr/bin/rustc)"),
+            Self::Nightly => write!(f, "rustup's {NIGHTLY} with -Z build-std=core"),
+        }
     }
 }
 
@@ -116,19 +123,15 @@ pub(crate) fn everything() -> Result<()> {
 pub(crate) fn for_builds() -> Result<BpfToolchain> {
     match Found::look().plan() {
         Plan::Use(toolchain) => Ok(toolchain),
-        Plan::Install(BpfToolchain::Debian) if debian_can()? => {
+        Plan::Install(BpfToolchain::Debian) if debian_packages_come()? => {
             rust::install_bpf_linker()?;
             Ok(BpfToolchain::Debian)
         }
         Plan::Install(_) => {
-            println!("setup: no BPF compiler among Debian's packages here; taking {}", BpfToolchain::Nightly);
+            println!("setup: taking {} for the BPF programs", BpfToolchain::Nightly);
             rust::install_nightly_source()?;
             if command::find("bpf-linker").is_none() {
-                bail!(
-                    "bpf-linker is missing: install the program of its release 0.13.0 for LLVM 22 into a folder on \
-                     PATH, or build it with `LLVM_PREFIX=DIR cargo install bpf-linker --version 0.13.0 \
-                     --no-default-features --features llvm-22 --locked` where DIR holds LLVM 22"
-                );
+                bail!("bpf-linker is missing; {BPF_LINKER_ADVICE}");
             }
             Ok(BpfToolchain::Nightly)
         }
@@ -137,12 +140,16 @@ pub(crate) fn for_builds() -> Result<BpfToolchain> {
 
 /// Brings what tests and benches need beyond the builds.
 pub(crate) fn for_tests() -> Result<()> {
-    let missing = debian::missing(TEST_PACKAGES)?;
+    let mut missing = debian::missing(TEST_PACKAGES)?;
     if !missing.is_empty() {
-        let unknown = debian::install("test programs", &missing)?;
-        if !unknown.is_empty() {
-            println!("setup: this system has no package {}; tests that need one fail and say so", unknown.join(", "));
+        let unavailable = debian::unavailable(&missing)?;
+        if !unavailable.is_empty() {
+            println!("setup: no package {} here; tests that need one fail and say so", unavailable.join(", "));
         }
+        missing.retain(|package| !unavailable.contains(package));
+    }
+    if !missing.is_empty() {
+        debian::install(&missing)?;
     }
     if command::find("cargo-deny").is_none() {
         rust::install_cargo_deny()?;
@@ -150,17 +157,23 @@ pub(crate) fn for_tests() -> Result<()> {
     Ok(())
 }
 
-/// Installs Debian's compiler and what bpf-linker is built with; false when Debian does not offer them.
-fn debian_can() -> Result<bool> {
-    let mut wanted = Vec::new();
+/// Installs Debian's compiler and what bpf-linker is built with; all or, when Debian does not offer all, nothing.
+fn debian_packages_come() -> Result<bool> {
+    let mut missing = Vec::new();
     if !debian_compiler() {
-        wanted.extend(debian::missing(BPF_COMPILER)?);
+        missing.extend(debian::missing(BPF_COMPILER)?);
     }
     if command::find("bpf-linker").is_none() {
-        wanted.extend(debian::missing(BPF_LINKER_LIBRARIES)?);
+        missing.extend(debian::missing(BPF_LINKER_LIBRARIES)?);
     }
-    if !wanted.is_empty() && !debian::install("BPF toolchain", &wanted)?.is_empty() {
-        return Ok(false);
+    if !missing.is_empty() {
+        let unavailable = debian::unavailable(&missing)?;
+        if !unavailable.is_empty() {
+            let names = unavailable.join(", ");
+            println!("setup: no package {names} here; on Debian, the security suite in apt's sources brings them");
+            return Ok(false);
+        }
+        debian::install(&missing)?;
     }
     Ok(debian_compiler())
 }

@@ -36,20 +36,20 @@ pub(super) fn missing(wanted: &[&str]) -> Result<Vec<String>> {
     Ok(not_installed(wanted, &listing))
 }
 
-/// Installs packages. Returns those that this system's repositories do not have; then it has installed the others.
-pub(super) fn install(what: &str, packages: &[String]) -> Result<Vec<String>> {
-    println!("setup: installing Debian packages ({what}): {}", packages.join(" "));
-    let mut unknown = without_candidate(packages)?;
-    if !unknown.is_empty() {
-        update()?;
-        unknown = without_candidate(packages)?;
+/// Those of the packages that this system's repositories do not have, after bringing apt's lists up to date if need be.
+pub(super) fn unavailable(packages: &[String]) -> Result<Vec<String>> {
+    if without_candidate(packages)?.is_empty() {
+        return Ok(Vec::new());
     }
-    let available: Vec<&String> = packages.iter().filter(|package| !unknown.contains(package)).collect();
-    if available.is_empty() {
-        return Ok(unknown);
-    }
+    update()?;
+    without_candidate(packages)
+}
+
+/// Installs packages that are available.
+pub(super) fn install(packages: &[String]) -> Result<()> {
+    println!("setup: installing Debian packages: {}", packages.join(" "));
     let mut install = command::as_root("sh")?;
-    install.args(["-c", INSTALL, "setup"]).args(&available).stdin(Stdio::null());
+    install.args(["-c", INSTALL, "setup"]).args(packages).stdin(Stdio::null());
     command::with_retries("installation of packages", NETWORK_PAUSE, |attempt| {
         if attempt > 1 {
             // The lists may name versions that the mirror has replaced.
@@ -60,8 +60,7 @@ pub(super) fn install(what: &str, packages: &[String]) -> Result<Vec<String>> {
             bail!("apt-get install: {status}");
         }
         Ok(())
-    })?;
-    Ok(unknown)
+    })
 }
 
 /// Brings apt's lists up to date. A failure is only told: a foreign repository may be down, and whether the packages

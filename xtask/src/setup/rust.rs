@@ -6,6 +6,10 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::command::{self, NETWORK_PAUSE};
 
+/// The nightly that compiles BPF where Debian's compiler is not to be had. Pinned: a newer one has a newer LLVM, whose
+/// output this release of bpf-linker refuses as an "invalid record".
+pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
+
 /// Release of bpf-linker that fits LLVM 22, which both BPF compilers carry.
 const BPF_LINKER: &str = "0.13.0";
 
@@ -28,19 +32,19 @@ pub(super) fn components(wanted: &[&str]) -> Result<()> {
     })
 }
 
-/// Whether rustup's nightly is there with the sources of `core`.
+/// Whether that nightly is there with the sources of `core`.
 pub(super) fn nightly_source() -> bool {
     let toolchains = command::home_folder("RUSTUP_HOME", ".rustup").join("toolchains");
     let is_nightly_with_source = |folder: &Path| {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(&format!("nightly-{}-", consts::ARCH))
+        name.starts_with(&format!("{NIGHTLY}-{}-", consts::ARCH))
             && folder.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file()
     };
     let folders = fs::read_dir(toolchains).into_iter().flatten().flatten();
     folders.into_iter().any(|entry| is_nightly_with_source(&entry.path()))
 }
 
-/// Brings rustup's nightly and the sources of `core`.
+/// Brings that nightly and the sources of `core`.
 pub(super) fn install_nightly_source() -> Result<()> {
     if nightly_source() {
         return Ok(());
@@ -48,9 +52,9 @@ pub(super) fn install_nightly_source() -> Result<()> {
     if command::find("rustup").is_none() {
         bail!("no compiler for BPF: install rustup, or Debian's packages rustc-web and libstd-rust-web-dev-bpf");
     }
-    println!("setup: installing rustup's nightly with the sources of core");
+    println!("setup: installing rustup's {NIGHTLY} with the sources of core");
     command::with_retries("rustup", NETWORK_PAUSE, |_| {
-        let install = ["toolchain", "install", "nightly", "--profile", "minimal", "--component", "rust-src"];
+        let install = ["toolchain", "install", NIGHTLY, "--profile", "minimal", "--component", "rust-src"];
         command::run(command::program("rustup").args(install))
     })
 }

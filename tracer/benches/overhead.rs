@@ -1,0 +1,181 @@
+//! What tracing costs the traced program: nanoseconds added to a malloc+free pair under a chain of 20 calls, with nothing
+//! attached, with empty BPF programs at the same sites (the floor), with tracer, and with the bpftrace one-liner that
+//! people use for the job. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tracer::{
+    bpf::{Config, Links, Programs},
+    probe::resolve::{self, Binding},
+};
+
+/// Times that every variant is measured.
+const TURNS: usize = 3;
+/// How long one measurement lasts.
+const MEASURE: Duration = Duration::from_secs(2);
+
+fn main() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        println!("overhead: NOT RUN, it needs root to attach probes");
+        return Ok(());
+    }
+    let mut program = Program::start()?;
+    let libc = libc(program.child.id())?;
+    let (mut bare, mut floor, mut traced, mut script) = (vec![], vec![], vec![], vec![]);
+    for _ in 0..TURNS {
+        bare.push(program.measure()?);
+        let (mut programs, links) = empty(&libc, program.child.id())?;
+        floor.push(program.measure()?);
+        links.detach(&mut programs);
+        traced.push(with(tracer(program.child.id())?, &mut program)?);
+        if let Some(script_run) = bpftrace(&libc, program.child.id())? {
+            script.push(with(script_run, &mut program)?);
+        }
+    }
+    let bare = median(bare);
+    println!("malloc+free pair, 20 calls deep     ns/pair   added   x floor");
+    let floor = median(floor) - bare;
+    let line = |name: &str, added: f64| {
+        println!("{name:<34} {:>8.0} {added:>7.0} {:>9.2}", bare + added, added / floor);
+    };
+    line("bare", 0.0);
+    line("empty programs (the floor)", floor);
+    let traced = median(traced) - bare;
+    line("tracer", traced);
+    if script.is_empty() {
+        println!("bpftrace: NOT RUN, it is not installed (apt-get install bpftrace)");
+    } else {
+        let script = median(script) - bare;
+        line("bpftrace one-liner", script);
+        println!("tracer is {:.1} times cheaper than the one-liner (goal: >= 6)", script / traced);
+    }
+    println!("tracer is {:.2} times the floor (goal: <= 2.2)", traced / floor);
+    Ok(())
+}
+
+/// The program that is measured; it prints the nanoseconds of a pair, round after round.
+struct Program {
+    child: Child,
+    rounds: BufReader<ChildStdout>,
+}
+
+impl Program {
+    fn start() -> Result<Self> {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/pairs.c");
+        let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pairs");
+        let status =
+            Command::new("cc").args(["-O2", "-fno-omit-frame-pointer", "-o"]).arg(&binary).arg(source).status()?;
+        ensure!(status.success(), "cannot compile pairs.c");
+        let mut child = Command::new(binary).stdout(Stdio::piped()).spawn()?;
+        let rounds = BufReader::new(child.stdout.take().context("no output")?);
+        let mut program = Self { child, rounds };
+        // After its first line it has been loaded.
+        program.rounds.read_line(&mut String::new())?;
+        Ok(program)
+    }
+
+    /// Median of the rounds that begin from now on, ns.
+    fn measure(&mut self) -> Result<f64> {
+        // What waits in the pipe is from before.
+        let mut rounds = Vec::new();
+        let start = Instant::now();
+        while start.elapsed() < MEASURE {
+            let mut line = String::new();
+            ensure!(self.rounds.read_line(&mut line)? > 0, "the program has ended");
+            if start.elapsed() > MEASURE / 4 {
+                rounds.push(line.trim().parse()?);
+            }
+        }
+        ensure!(!rounds.is_empty(), "no round came to its end");
+        Ok(median(rounds))
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn with(mut tracing: Child, program: &mut Program) -> Result<f64> {
+    let measured = program.measure();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tracing.id() as i32), nix::sys::signal::Signal::SIGINT)?;
+    let status = tracing.wait()?;
+    ensure!(status.success(), "tracing failed: {status}");
+    measured
+}
+
+fn libc(pid: u32) -> Result<PathBuf> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let path = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.contains("libc.so"));
+    Ok(path.context("the program has no libc")?.into())
+}
+
+/// Empty programs at the sites that tracer would probe.
+fn empty(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
+    let mut programs = Programs::load(Config { buffer_size: 4096, sizes: (0, u64::MAX), diagnostics: false })?;
+    let functions = resolve::allocator(std::fs::File::open(libc)?, Binding::Dynamic)?.context("libc without malloc")?;
+    let mut links = Links::default();
+    let task = pid.try_into()?;
+    for function in functions.iter().filter(|function| ["malloc", "free"].contains(&function.name)) {
+        if function.shape.returns() {
+            links.attach(&mut programs, "empty_return", libc, function.file_offset, task)?;
+        }
+        links.attach(&mut programs, "empty_entry", libc, function.file_offset, task)?;
+    }
+    Ok((programs, links))
+}
+
+fn tracer(pid: u32) -> Result<Child> {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tracer"))
+        .args(["--strict", "--pid", &pid.to_string()])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    wait_for(&mut child, "tracing")?;
+    Ok(child)
+}
+
+/// What people type: sizes by thread, blocks by address, bytes by stack.
+fn bpftrace(libc: &Path, pid: u32) -> Result<Option<Child>> {
+    let libc = libc.display();
+    let script = format!(
+        "BEGIN {{ printf(\"attached\\n\"); }} \
+         uprobe:{libc}:malloc /pid == {pid}/ {{ @size[tid] = arg0; }} \
+         uretprobe:{libc}:malloc /pid == {pid} && @size[tid]/ \
+           {{ @stack[retval] = ustack; @bytes[retval] = @size[tid]; delete(@size[tid]); }} \
+         uprobe:{libc}:free /pid == {pid}/ {{ delete(@stack[arg0]); delete(@bytes[arg0]); }}"
+    );
+    let spawned = Command::new("bpftrace")
+        .args(["-p", &pid.to_string(), "-e", &script])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut child) = spawned else { return Ok(None) };
+    let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
+    let attached = lines.by_ref().map_while(Result::ok).any(|line| line.contains("attached"));
+    ensure!(attached, "bpftrace did not attach");
+    // It prints its maps at the end: somebody must read.
+    std::thread::spawn(move || lines.for_each(drop));
+    std::thread::sleep(Duration::from_secs(1));
+    Ok(Some(child))
+}
+
+fn wait_for(child: &mut Child, start: &str) -> Result<()> {
+    let mut lines = BufReader::new(child.stderr.take().context("no output")?).lines();
+    let found = lines.by_ref().map_while(Result::ok).any(|line| line.starts_with(start));
+    std::thread::spawn(move || lines.for_each(drop));
+    if found { Ok(()) } else { bail!("tracer did not attach") }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,80 @@
+//! Time to write a profile of 100,000 distinct stacks in each format.
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tracer::{
+    profile::{Frame, Frames, Kind, Language, Mode, Profile, StackEntry, Target, Values},
+    quality::Quality,
+    report::{Format, Options, Value, write},
+};
+
+const STACKS: u64 = 100_000;
+
+fn main() -> io::Result<()> {
+    let profile = profile();
+    let options = Options { top: 10, value: Value::Bytes };
+    for format in [Format::Text, Format::Folded, Format::Svg, Format::Json] {
+        let start = Instant::now();
+        write(format, &profile, &options, &mut io::sink())?;
+        let goal = if format == Format::Svg { " (goal: <= 3 s)" } else { "" };
+        println!("report: {STACKS} stacks to {} in {:.2} s{goal}", format.name(), start.elapsed().as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Stacks of 20 to 40 frames that part ways the deeper they go, out of a few thousand functions.
+fn profile() -> Profile {
+    let functions: Vec<Arc<[Frame]>> = (0..5000u64)
+        .map(|n| {
+            let frame = Frame {
+                function: Some(format!("service::module_{}::Handler<T>::function_{n}", n % 37)),
+                file: Some(format!("/src/service/module_{}.cc", n % 37)),
+                line: Some(n as u32 + 1),
+                module: Some(format!("/usr/lib/libservice{}.so", n % 7)),
+                offset: n * 64,
+                inlined: false,
+            };
+            [frame].into()
+        })
+        .collect();
+    let stacks = (0..STACKS).map(|n| {
+        let frames: Frames = (0..20 + n % 21)
+            .map(|depth| {
+                Arc::clone(&functions[((n >> (20 - depth.min(20))) * 31 + depth * 97) as usize % functions.len()])
+            })
+            .collect();
+        let held = n % 1000 + 1;
+        StackEntry {
+            pid: 1,
+            frames,
+            values: Values {
+                outstanding_bytes: held * 16,
+                outstanding_blocks: held,
+                allocated_bytes: held * 32,
+                allocated_blocks: held * 2,
+                freed_blocks: held,
+            },
+            uncertain_bytes: 0,
+            oldest: Some(Duration::from_secs(n % 60)),
+            growth: Some(n as f64),
+        }
+    });
+    Profile {
+        kind: Kind::Heap,
+        started: SystemTime::now(),
+        duration: Duration::from_secs(60),
+        mode: Mode::Exact,
+        targets: vec![Target {
+            pid: 1,
+            comm: "service".into(),
+            exe: "/usr/bin/service".into(),
+            language: Language::Cpp,
+        }],
+        stacks: stacks.collect(),
+        quality: Quality::default(),
+    }
+}

@@ -1,0 +1,214 @@
+//! The outline of an ELF file: segments, sections, build id, link to a debug file.
+//!
+//! The file belongs to the target. The `object` crate checks every offset; what is added here are bounds on what is read
+//! into memory, and reads that do not move the file's position, because the file is shared between threads.
+
+use std::{fs::File, ops::Range, os::unix::fs::FileExt};
+
+use object::{
+    Endianness, ReadCache, ReadRef,
+    elf::{FileHeader64, PT_LOAD, PT_NOTE, SHF_COMPRESSED, SHT_NOBITS},
+    read::{
+        ReadCacheOps,
+        elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable},
+    },
+};
+
+/// Most that is read in one piece, bytes: well above the largest section and program header tables.
+const MAX_READ: u64 = 64 << 20;
+/// Most of a segment of notes that is looked at, bytes. A build id is among the first of them.
+const MAX_NOTES: u64 = 1 << 20;
+/// Longest build id that makes sense, bytes. Usual are 16 and 20.
+const MAX_BUILD_ID: usize = 64;
+/// deflate cannot do better than this factor (zlib's technical notes); zstd can, but not in practice.
+const MAX_COMPRESSION: u64 = 1032;
+
+/// The bytes of a file, read when they are asked for and kept as long as this lives.
+pub struct Bytes<'file>(ReadCache<Position<'file>>);
+
+impl<'file> Bytes<'file> {
+    /// Those of `file`.
+    pub fn new(file: &'file File) -> Self {
+        Self(ReadCache::new(Position { file, at: 0 }))
+    }
+}
+
+/// An open file with a position of its own.
+struct Position<'file> {
+    file: &'file File,
+    at: u64,
+}
+
+impl ReadCacheOps for Position<'_> {
+    fn len(&mut self) -> Result<u64, ()> {
+        self.file.metadata().map(|metadata| metadata.len()).map_err(|_| ())
+    }
+
+    fn seek(&mut self, at: u64) -> Result<u64, ()> {
+        self.at = at;
+        Ok(at)
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ()> {
+        let read = self.file.read_at(buffer, self.at).map_err(|_| ())?;
+        self.at += read as u64;
+        Ok(read)
+    }
+
+    fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), ()> {
+        self.file.read_exact_at(buffer, self.at).map_err(|_| ())?;
+        self.at += buffer.len() as u64;
+        Ok(())
+    }
+}
+
+/// Refuses reads that are too long.
+#[derive(Clone, Copy)]
+struct Bounded<'data>(&'data ReadCache<Position<'data>>);
+
+impl<'data> ReadRef<'data> for Bounded<'data> {
+    fn len(self) -> Result<u64, ()> {
+        self.0.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'data [u8], ()> {
+        if size > MAX_READ { Err(()) } else { self.0.read_bytes_at(offset, size) }
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'data [u8], ()> {
+        self.0.read_bytes_at_until(range, delimiter)
+    }
+}
+
+type Header = FileHeader64<Endianness>;
+
+/// A part of the file that is mapped when the file is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins in the file, bytes.
+    pub offset: u64,
+    /// How much of the file it takes, bytes.
+    pub size: u64,
+    /// The address that its first byte was linked for.
+    pub address: u64,
+}
+
+/// A 64-bit ELF file.
+pub struct Elf<'data> {
+    data: Bounded<'data>,
+    endian: Endianness,
+    header: &'data Header,
+    sections: SectionTable<'data, Header, Bounded<'data>>,
+}
+
+impl<'data> Elf<'data> {
+    /// Reads the headers. Unreadable section headers are taken for none: programs run without them.
+    ///
+    /// # Errors
+    /// Not a 64-bit ELF file.
+    pub fn parse(bytes: &'data Bytes<'data>) -> object::read::Result<Self> {
+        let data = Bounded(&bytes.0);
+        let header = Header::parse(data)?;
+        let endian = header.endian()?;
+        let sections = header.sections(endian, data).unwrap_or_default();
+        Ok(Self { data, endian, header, sections })
+    }
+
+    /// What is loaded.
+    pub fn segments(&self) -> Vec<Segment> {
+        let headers = self.header.program_headers(self.endian, self.data).unwrap_or_default();
+        headers
+            .iter()
+            .filter(|segment| segment.p_type(self.endian) == PT_LOAD)
+            .map(|segment| {
+                let (offset, size) = segment.file_range(self.endian);
+                Segment { offset, size, address: segment.p_vaddr(self.endian) }
+            })
+            .collect()
+    }
+
+    /// The linker's identification of this very build.
+    pub fn build_id(&self) -> Option<Vec<u8>> {
+        let headers = self.header.program_headers(self.endian, self.data).unwrap_or_default();
+        let segments = headers
+            .iter()
+            .filter(|segment| segment.p_type(self.endian) == PT_NOTE && segment.p_filesz(self.endian) <= MAX_NOTES)
+            .filter_map(|segment| segment.notes(self.endian, self.data).ok()?);
+        // Files of debug information keep no segments.
+        let sections = self
+            .sections
+            .iter()
+            .filter(|section| section.sh_size(self.endian) <= MAX_NOTES)
+            .filter_map(|section| section.notes(self.endian, self.data).ok()?);
+        for mut notes in segments.chain(sections) {
+            while let Ok(Some(note)) = notes.next() {
+                if note.name() == object::elf::ELF_NOTE_GNU && note.n_type(self.endian) == object::elf::NT_GNU_BUILD_ID
+                {
+                    return (1..=MAX_BUILD_ID).contains(&note.desc().len()).then(|| note.desc().to_vec());
+                }
+            }
+        }
+        None
+    }
+
+    /// Whether there is a section of this name.
+    pub fn has_section(&self, name: &str) -> bool {
+        self.sections.section_by_name(self.endian, name.as_bytes()).is_some()
+    }
+
+    /// At most the first `limit` bytes of the section of this name. `None` when it is not there, or not in the file.
+    pub fn section(&self, name: &str, limit: u64) -> Option<&'data [u8]> {
+        let (_, section) = self.sections.section_by_name(self.endian, name.as_bytes())?;
+        let (offset, size) = section.file_range(self.endian)?;
+        self.data.read_bytes_at(offset, size.min(limit)).ok()
+    }
+
+    /// Name and CRC-32 of the file that holds the debug information, as `.gnu_debuglink` has them (the GDB manual,
+    /// "Debugging Information in Separate Files").
+    pub fn debug_link(&self) -> Option<(&'data [u8], u32)> {
+        let data = self.section(".gnu_debuglink", 4096)?;
+        let length = data.iter().position(|byte| *byte == 0)?;
+        let crc = data.get((length + 1).next_multiple_of(4)..)?.first_chunk()?;
+        let crc = if self.endian == Endianness::Little { u32::from_le_bytes(*crc) } else { u32::from_be_bytes(*crc) };
+        Some((&data[..length], crc))
+    }
+
+    /// Whether every compressed section says of itself that it unpacks to a size that can be.
+    pub fn unpacks_sanely(&self) -> bool {
+        let compressed = self.sections.iter().filter(|section| {
+            section.sh_type(self.endian) != SHT_NOBITS && section.sh_flags(self.endian).0 & SHF_COMPRESSED.0 != 0
+        });
+        compressed.into_iter().all(|section| {
+            let header = self.data.read_at::<object::elf::CompressionHeader64<Endianness>>(section.sh_offset(self.endian));
+            let unpacked = header.map(|header| header.ch_size(self.endian));
+            unpacked.is_ok_and(|unpacked| unpacked <= section.sh_size(self.endian).saturating_mul(MAX_COMPRESSION))
+                && section.sh_size(self.endian) <= self.data.len().unwrap_or(0)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outline_of_this_program() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let bytes = Bytes::new(&file);
+        let elf = Elf::parse(&bytes).unwrap();
+        assert!(elf.segments().len() >= 2);
+        assert!(elf.has_section(".text") && !elf.has_section(".nothing"));
+        assert!(elf.section(".text", 100).unwrap().len() == 100);
+        assert_eq!(elf.debug_link(), None);
+        assert!(elf.unpacks_sanely());
+    }
+
+    #[test]
+    fn what_is_no_elf_file_is_refused() {
+        for content in [&b""[..], b"\x7fELF", b"MZ"] {
+            let mut file = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut file, content).unwrap();
+            assert!(Elf::parse(&Bytes::new(&file)).is_err());
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A mapped file, opened while it is mapped and held open from then on.
+//!
+//! It is opened through `/proc/PID/map_files`, which leads to the very file that is mapped: in containers, behind chroot,
+//! deleted or replaced. That takes CAP_SYS_ADMIN or CAP_CHECKPOINT_RESTORE. Without, the path is tried in the
+//! process's root, and believed only when device and inode are those of the mapping.
+
+use std::{
+    fs::{File, Metadata},
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+use super::{
+    elf::{Bytes, Elf},
+    maps::Mapping,
+    root::{ProcessDirectory, Root, reopen_path},
+};
+
+/// What tells files apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// A file that is open.
+    File {
+        /// Number of the device that it is on.
+        device: u64,
+        /// Inode on that device. It is not given to another file as long as this one is open.
+        inode: u64,
+    },
+    /// Something that is no file, or could not be opened.
+    Name(String),
+}
+
+/// A file that is mapped into a process, or something like `[vdso]` that is code without a file.
+#[derive(Debug)]
+pub struct Module {
+    path: String,
+    identity: Identity,
+    file: Option<File>,
+    root: Option<Arc<Root>>,
+    build_id: OnceLock<Option<Vec<u8>>>,
+}
+
+impl Module {
+    /// The file behind a mapping of a process whose root is `root`. One that cannot be opened is known by name only.
+    pub fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping) -> Self {
+        let file = open(process, root, mapping).inspect_err(|error| {
+            tracing::debug!(path = mapping.path.escape_debug().to_string(), "cannot open a mapped file: {error}");
+        });
+        let file = file.and_then(|file| Ok((file.metadata()?, file))).ok();
+        let identity = match &file {
+            Some((metadata, _)) => Identity::File { device: metadata.dev(), inode: metadata.ino() },
+            None => Identity::Name(mapping.path.clone()),
+        };
+        Self {
+            path: mapping.path.clone(),
+            identity,
+            file: file.map(|(_, file)| file),
+            root: root.cloned(),
+            build_id: OnceLock::new(),
+        }
+    }
+
+    /// Code that the kernel put there and that is in no file.
+    pub fn special(name: &str) -> Self {
+        Self {
+            path: name.to_owned(),
+            identity: Identity::Name(name.to_owned()),
+            file: None,
+            root: None,
+            build_id: OnceLock::new(),
+        }
+    }
+
+    /// Path as the process sees it, without the mark of deleted files. Hostile text.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The open file. Threads share its position: read with offsets only.
+    pub fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    /// What tells it from other files.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Whether `metadata` is that of this file.
+    pub fn is_file(&self, metadata: &Metadata) -> bool {
+        self.identity == Identity::File { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    /// Path by which this process can open the file again, as long as the module lives.
+    pub fn open_path(&self) -> Option<PathBuf> {
+        self.file.as_ref().map(reopen_path)
+    }
+
+    /// Root directory of the process that the file was opened in.
+    pub fn root(&self) -> Option<&Arc<Root>> {
+        self.root.as_ref()
+    }
+
+    /// The linker's identification of this build, if the file has one and can be read.
+    pub fn build_id(&self) -> Option<&[u8]> {
+        let read = || Elf::parse(&Bytes::new(self.file.as_ref()?)).ok()?.build_id();
+        self.build_id.get_or_init(read).as_deref()
+    }
+
+    /// Whether the file begins like an ELF file.
+    pub fn is_elf(&self) -> bool {
+        let mut magic = [0; 4];
+        self.file.as_ref().is_some_and(|file| file.read_exact_at(&mut magic, 0).is_ok()) && magic == *b"\x7fELF"
+    }
+}
+
+fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping) -> io::Result<File> {
+    let error = match process.target(&format!("map_files/{:x}-{:x}", mapping.start, mapping.end)) {
+        Ok(file) => return Ok(file),
+        Err(error) => error,
+    };
+    let Some(root) = root.filter(|_| !mapping.deleted) else { return Err(error) };
+    let file = root.open(Path::new(&mapping.path)).map_err(|_| error)?;
+    let metadata = file.metadata()?;
+    let device = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+    if (device, metadata.ino()) != (mapping.device, mapping.inode) {
+        return Err(io::Error::other("another file has its path now"));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::maps;
+
+    fn own_executable() -> (ProcessDirectory, Arc<Root>, Mapping) {
+        let path = std::env::current_exe().unwrap();
+        let mappings = maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+        let mapping = mappings.into_iter().find(|mapping| Path::new(&mapping.path) == path).unwrap();
+        let process = ProcessDirectory::open(std::process::id()).unwrap();
+        let root = Arc::new(process.root().unwrap());
+        (process, root, mapping)
+    }
+
+    #[test]
+    fn the_path_is_believed_only_for_the_same_file() {
+        let (process, root, mapping) = own_executable();
+        // No mapping is there, so only the path is left.
+        let elsewhere = Mapping { start: 0x1000, end: 0x2000, ..mapping };
+        let metadata = std::fs::metadata("/proc/self/exe").unwrap();
+        assert!(Module::open(&process, Some(&root), &elsewhere).is_file(&metadata));
+        for other in [
+            Mapping { inode: elsewhere.inode + 1, ..elsewhere.clone() },
+            Mapping { device: (elsewhere.device.0, elsewhere.device.1 + 1), ..elsewhere.clone() },
+            Mapping { deleted: true, ..elsewhere.clone() },
+            Mapping { path: "/dev/null".to_owned(), ..elsewhere.clone() },
+        ] {
+            let module = Module::open(&process, Some(&root), &other);
+            assert!(module.file().is_none());
+            assert_eq!(*module.identity(), Identity::Name(other.path));
+        }
+    }
+
+    #[test]
+    fn what_a_module_knows() {
+        let (process, root, mapping) = own_executable();
+        let module = Module::open(&process, Some(&root), &mapping);
+        assert!(module.is_file(&std::fs::metadata("/proc/self/exe").unwrap()));
+        assert!(module.is_elf());
+        assert_eq!(std::fs::read(module.open_path().unwrap()).unwrap()[..4], *b"\x7fELF");
+        assert!(module.build_id().is_none_or(|id| id.len() >= 8));
+        let special = Module::special("[vdso]");
+        assert!(special.file().is_none() && special.build_id().is_none() && !special.is_elf());
+    }
+}
