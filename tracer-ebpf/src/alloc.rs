@@ -8,10 +8,11 @@ use aya_ebpf::{
     helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user},
     programs::{ProbeContext, RetProbeContext},
 };
+use aya_log_ebpf::warn;
 use tracer_ebpf::{Header, Target, kind};
 
 use crate::{
-    emit,
+    emit::{self, count_loss},
     inflight::{self, CALL_TAKE_LOST, CALL_UNWANTED, Call, Entry, Op, Thread},
     process, stack,
 };
@@ -84,10 +85,9 @@ pub(crate) fn leave(ctx: &RetProbeContext) {
             return;
         }
         // SAFETY: the helper checks the address.
-        if let Ok(addr) = unsafe { bpf_probe_read_user(call.pointer as *const u64) } {
-            if addr != 0 {
-                emit::block(header(kind::ALLOC), addr, call.size, call.stack);
-            }
+        let stored = unsafe { bpf_probe_read_user(call.pointer as *const u64) };
+        if let Some(addr) = stored.ok().filter(|addr| *addr != 0) {
+            emit::block(header(kind::ALLOC), addr, call.size, call.stack);
         }
         return;
     }
@@ -129,13 +129,28 @@ fn finish_realloc(target: &Target, call: Call, result: u64, unwanted: bool, head
 fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let target = process::target(pid_tgid)?;
+    let Some(thread) = inflight::thread(pid_tgid) else {
+        no_room(ctx);
+        return None;
+    };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
-    let thread = unsafe { &mut *inflight::thread(pid_tgid)? };
+    let thread = unsafe { &mut *thread };
     let sp = process::stack_pointer(ctx.as_ptr());
     match inflight::classify(thread, &target, sp) {
         Entry::Nested => None,
         Entry::Own { slot, caller } => Some(Entered { thread, target, pid_tgid, sp, slot, caller }),
     }
+}
+
+/// A thread found the table of threads full: counted, and said once.
+#[inline(always)]
+fn no_room(ctx: &ProbeContext) {
+    let Some(loss) = emit::loss() else { return };
+    // SAFETY: the pointer comes from a map lookup.
+    if unsafe { (*loss).threads_full } == 0 {
+        warn!(ctx, "the table of threads is full: calls of further threads are not followed");
+    }
+    count_loss!(threads_full, 1);
 }
 
 #[inline(always)]

@@ -111,7 +111,7 @@ pub(crate) fn lost_free(header: Header, target: &Target, addr: u64) {
     count_loss!(frees, 1);
     let time = now();
     let key = LostFree { addr, tgid: header.tgid(), generation: target.generation };
-    if LOST_FREES.insert(&key, &time, u64::from(BPF_ANY)).is_err() {
+    if LOST_FREES.insert(key, time, u64::from(BPF_ANY)).is_err() {
         count_loss!(frees_unrecorded, 1);
         if let Some(loss) = loss() {
             // SAFETY: the pointer comes from a map lookup. Two CPUs may race; their times differ by less than the
@@ -125,7 +125,7 @@ pub(crate) fn lost_free(header: Header, target: &Target, addr: u64) {
 #[inline(always)]
 pub(crate) fn not_lost(header: Header, target: &Target, addr: u64) {
     let key = LostFree { addr, tgid: header.tgid(), generation: target.generation };
-    let _ = LOST_FREES.remove(&key);
+    let _ = LOST_FREES.remove(key);
 }
 
 /// The outcome of a failed realloc: the block lives on. Lost, it counts as a lost allocation.

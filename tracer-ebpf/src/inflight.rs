@@ -71,7 +71,7 @@ static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
 /// State of the current thread, if it has any.
 #[inline(always)]
 pub(crate) fn existing(pid_tgid: u64) -> Option<*mut Thread> {
-    THREADS.get_ptr_mut(&pid_tgid)
+    THREADS.get_ptr_mut(pid_tgid)
 }
 
 /// State of the current thread, made on its first call.
@@ -82,8 +82,7 @@ pub(crate) fn thread(pid_tgid: u64) -> Option<*mut Thread> {
     }
     let zero = NEW_THREAD.get_ptr(0)?;
     // SAFETY: the pointer comes from a map lookup; nothing ever writes to that entry.
-    if THREADS.insert(&pid_tgid, unsafe { &*zero }, u64::from(BPF_NOEXIST)).is_err() {
-        count_loss!(threads_full, 1);
+    if THREADS.insert(pid_tgid, unsafe { &*zero }, u64::from(BPF_NOEXIST)).is_err() {
         return None;
     }
     existing(pid_tgid)
@@ -92,7 +91,7 @@ pub(crate) fn thread(pid_tgid: u64) -> Option<*mut Thread> {
 /// Forgets a thread that has ended or has become another program.
 #[inline(always)]
 pub(crate) fn forget(pid_tgid: u64) {
-    let _ = THREADS.remove(&pid_tgid);
+    let _ = THREADS.remove(pid_tgid);
 }
 
 #[inline(always)]

@@ -5,6 +5,8 @@
 //! is aligned to 8 bytes in the ring buffer.
 #![no_std]
 
+pub mod unwind;
+
 /// Most addresses that one stack record carries, leaf first. Deeper stacks are cut at the root end.
 pub const MAX_FRAMES: usize = 256;
 

@@ -111,8 +111,8 @@ pub fn empty_return(_ctx: RetProbeContext) -> u32 {
 }
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
-pub fn process_exec(_ctx: RawTracePointContext) -> i32 {
-    process::exec();
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    process::exec(&ctx);
     0
 }
 

@@ -2,7 +2,10 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{bindings::pt_regs, helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap};
+use aya_ebpf::{
+    bindings::pt_regs, helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap, programs::RawTracePointContext,
+};
+use aya_log_ebpf::debug;
 use tracer_ebpf::{Header, Target, kind};
 
 use crate::{emit, inflight};
@@ -15,7 +18,7 @@ static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
 #[inline(always)]
 pub(crate) fn target(pid_tgid: u64) -> Option<Target> {
     let tgid = (pid_tgid >> 32) as u32;
-    TARGETS.get_ptr(&tgid).map(|target| {
+    TARGETS.get_ptr(tgid).map(|target| {
         // SAFETY: the pointer comes from a map lookup.
         unsafe { *target }
     })
@@ -47,17 +50,20 @@ pub(crate) fn frame_pointer(ctx: *mut c_void) -> u64 {
 
 /// The current process has become another program: its blocks, threads and addresses are gone.
 #[inline(always)]
-pub(crate) fn exec() {
+pub(crate) fn exec(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(target) = TARGETS.get_ptr_mut(&tgid) else { return };
+    let Some(target) = TARGETS.get_ptr_mut(tgid) else { return };
     inflight::forget(pid_tgid);
     // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
     let generation = unsafe {
         (*target).generation += 1;
         (*target).trampoline = 0;
+        (*target).text_start = 0;
+        (*target).text_end = 0;
         (*target).generation
     };
+    debug!(ctx, "process {} became another program", tgid);
     emit::moment(Header::new(kind::EXEC, generation, 0, pid_tgid));
 }
 

@@ -136,13 +136,13 @@ fn fold(hash: u64, addr: u64) -> u64 {
 
 #[inline(always)]
 fn send_once(thread: &mut Thread, id: u64, count: u64) {
-    if SENT_STACKS.get_ptr(&id).is_some() {
+    if SENT_STACKS.get_ptr(id).is_some() {
         return;
     }
     // Sent first and marked after, so that an id is never marked whose addresses were lost.
     let size = (24 + 8 * count).min(24 + 8 * MAX_FRAMES as u64);
     if emit::send_bytes((&raw const thread.stack).cast(), size) {
-        let _ = SENT_STACKS.insert(&id, &1, u64::from(BPF_ANY));
+        let _ = SENT_STACKS.insert(id, 1, u64::from(BPF_ANY));
     } else {
         count_loss!(stacks, 1);
     }

@@ -99,6 +99,16 @@ pub struct StackSnapshot {
     pub end: u32,
 }
 
+impl StackSnapshot {
+    /// Adds what another stack holds.
+    pub fn absorb(&mut self, other: &Self) {
+        self.values += other.values;
+        self.uncertain_bytes += other.uncertain_bytes;
+        self.oldest = self.oldest.max(other.oldest);
+        self.growth = self.growth.map(|growth| growth + other.growth.unwrap_or(0.0));
+    }
+}
+
 /// The addresses of a stack, as far as they are known.
 #[derive(Clone, Debug)]
 pub enum Trail {
@@ -374,12 +384,15 @@ fn place(heap: &Heap, process: &mut Tracked, trails: &mut Vec<Option<Arc<[Site]>
 /// Whether every address of the stack has a place.
 fn locate(heap: &Heap, space: &AddressSpace, trails: &mut Vec<Option<Arc<[Site]>>>, stack: StackIndex) -> bool {
     let StackKind::Addresses(addresses) = heap.stacks().kind(stack) else { return true };
-    let sites: Arc<[Site]> = addresses.iter().map(|addr| Site { addr: *addr, place: space.locate(*addr) }).collect();
-    let complete = !sites.iter().any(|site| matches!(site.place, Place::Unknown));
+    let mut sites: Vec<Site> = addresses.iter().map(|addr| Site { addr: *addr, place: space.locate(*addr) }).collect();
+    // What is no code is no return address, and what was found by means of it is no stack. The direct caller is certain.
+    let code = sites.iter().skip(1).position(|site| matches!(site.place, Place::Unknown)).map(|at| at + 1);
+    sites.truncate(code.unwrap_or(sites.len()));
+    let complete = code.is_none() && !matches!(sites.first(), Some(Site { place: Place::Unknown, .. }));
     if trails.len() <= stack.index() {
         trails.resize(stack.index() + 1, None);
     }
-    trails[stack.index()] = Some(sites);
+    trails[stack.index()] = Some(sites.into());
     complete
 }
 

@@ -43,7 +43,7 @@ impl Presenter {
     pub fn profile(&mut self, trace: Trace, snapshot: Snapshot) -> Profile {
         self.name_new_stacks(&snapshot.stacks);
         let quality = quality(&trace, &snapshot);
-        let mut stacks: Vec<StackEntry> = snapshot.stacks.into_iter().map(|stack| self.entry(stack)).collect();
+        let mut stacks: Vec<StackEntry> = merged(snapshot.stacks).into_iter().map(|stack| self.entry(stack)).collect();
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         let Trace { started, duration, targets, notes: _ } = trace;
         Profile { kind: Kind::Heap, started, duration, mode: Mode::Exact, targets, stacks, quality }
@@ -87,6 +87,25 @@ impl Default for Presenter {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Stacks with those made one that differ only in what was cut off.
+fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
+    let mut places: HashMap<(u32, Vec<u64>), usize> = HashMap::new();
+    let mut all: Vec<StackSnapshot> = Vec::with_capacity(stacks.len());
+    for stack in stacks {
+        let key = match &stack.trail {
+            Trail::Known(sites) => sites.iter().map(|site| site.addr).collect(),
+            Trail::Lost => vec![u64::MAX],
+            Trail::TableFull => vec![u64::MAX - 1],
+        };
+        let next = all.len();
+        match *places.entry((stack.pid, key)).or_insert(next) {
+            place if place == next => all.push(stack),
+            place => all[place].absorb(&stack),
+        }
+    }
+    all
 }
 
 /// A stack that stands for what is not known.

@@ -34,7 +34,7 @@ impl Links {
         let location = UProbeAttachLocation::AbsoluteOffset(offset);
         let link = program
             .attach(location, file, UProbeScope::OneProcess(pid))
-            .map_err(|error| LoadError::Program(name, error))?;
+            .map_err(|error| LoadError::refused(name, &error))?;
         self.links.push((name, link));
         Ok(())
     }
@@ -66,7 +66,7 @@ fn uprobe<'a>(programs: &'a mut Programs, name: &'static str) -> Result<&'a mut 
         program.try_into().map_err(|error: ProgramError| LoadError::Mismatch(format!("program {name}: {error}")))?;
     match program.load() {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
-        Err(error) => Err(LoadError::Program(name, error)),
+        Err(error) => Err(LoadError::refused(name, &error)),
     }
 }
 
@@ -81,8 +81,8 @@ pub fn attach_lifecycle(programs: &mut Programs) -> Result<(), LoadError> {
         let program: &mut RawTracePoint = program
             .try_into()
             .map_err(|error: ProgramError| LoadError::Mismatch(format!("program {name}: {error}")))?;
-        program.load().map_err(|error| LoadError::Program(name, error))?;
-        program.attach(tracepoint).map_err(|error| LoadError::Program(name, error))?;
+        program.load().map_err(|error| LoadError::refused(name, &error))?;
+        program.attach(tracepoint).map_err(|error| LoadError::refused(name, &error))?;
     }
     Ok(())
 }

@@ -83,9 +83,9 @@ impl AddressSpace {
     /// # Errors
     /// The process has exited (what is known of it stays), or no right to look at it.
     pub fn refresh(&mut self) -> io::Result<bool> {
-        let Opened { process, root, perf_map } = match &mut self.opened {
+        let Opened { process, root, perf_map } = match &self.opened {
             Some(opened) => opened,
-            none => none.insert(Opened::open(self.pid)?),
+            None => self.opened.insert(Opened::open(self.pid)?),
         };
         let mut text = BufReader::with_capacity(1 << 16, process.file("maps")?);
         let mappings = maps::read(&mut text, |mapping| mapping.executable)?;
@@ -101,24 +101,12 @@ impl AddressSpace {
                 .map(|mapping| Code { module: module(modules, process, root.as_ref(), &mapping), mapping })
                 .collect();
             let old = std::mem::replace(&mut self.code, code);
-            self.retire(old);
+            retire(&mut self.retired, old, &self.code);
         }
         if self.code.iter().any(|code| code.module.is_none()) {
             perf_map.open();
         }
         Ok(changed)
-    }
-
-    /// Remembers the mappings of files that are not there any more.
-    fn retire(&mut self, old: Vec<Code>) {
-        for code in old {
-            let still = self.code.binary_search_by_key(&code.mapping.start, |code| code.mapping.start);
-            if still.is_ok_and(|index| self.code[index].mapping == code.mapping) || code.module.is_none() {
-                continue;
-            }
-            self.retired.push_front(code);
-        }
-        self.retired.truncate(MAX_RETIRED);
     }
 
     /// What the return address `addr` belongs to. That is where the call before it is: a call can be the last
@@ -166,6 +154,18 @@ impl Opened {
         let root = process.root().map(Arc::new).ok();
         Ok(Self { perf_map: Arc::new(PerfMap::new(Arc::clone(&process))), process, root })
     }
+}
+
+/// Remembers the mappings of files in `old` that are not there any more.
+fn retire(retired: &mut VecDeque<Code>, old: Vec<Code>, present: &[Code]) {
+    for code in old {
+        let same = present.binary_search_by_key(&code.mapping.start, |code| code.mapping.start);
+        let stays = same.is_ok_and(|index| present[index].mapping == code.mapping);
+        if !stays && code.module.is_some() {
+            retired.push_front(code);
+        }
+    }
+    retired.truncate(MAX_RETIRED);
 }
 
 /// The module that is mapped; `None` when the mapping holds generated code.
@@ -315,7 +315,7 @@ mod tests {
         let mut child =
             Command::new("cat").arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         // It has been loaded when it answers.
-        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"x").unwrap();
+        io::Write::write_all(child.stdin.as_mut().unwrap(), b"x").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         child
     }

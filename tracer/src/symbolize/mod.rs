@@ -1,0 +1,215 @@
+//! Addresses to frames: functions, the functions inlined into them, files and lines.
+//!
+//! Works from places (file and offset), which outlive the process, and never asks a process. blazesym reads symbols and
+//! DWARF; what is done here is finding separate debug files, keeping hostile files from doing harm, and remembering.
+
+mod debug_file;
+mod demangle;
+mod guard;
+mod language;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use std::{path::PathBuf, sync::Arc};
+
+use hashbrown::HashMap;
+
+pub use language::language;
+
+use self::source::{Function, Held, Source};
+use crate::{
+    process::{
+        address_space::{Location, Place},
+        elf::{Bytes, Elf, Segment},
+        module::{Identity, Module},
+        perf_map::{Functions, PerfMap},
+    },
+    profile::Frame,
+};
+
+/// Where debug files are, unless it is said otherwise.
+const DEBUG_DIRECTORIES: [&str; 1] = ["/usr/lib/debug"];
+/// What stands for the module of code that a process generated.
+const JIT: &str = "[jit]";
+
+/// An address that is to be named.
+pub struct Query<'a> {
+    /// The process that it is from.
+    pub pid: u32,
+    /// A return address.
+    pub addr: u64,
+    /// What it belonged to when it was recorded.
+    pub place: &'a Place,
+}
+
+/// Names addresses, each once.
+///
+/// Holds open every file that it has read, and what it has learned of them; belongs to one thread.
+pub struct Symbolizer {
+    debug_directories: Vec<PathBuf>,
+    objects: HashMap<Identity, Object>,
+    generated: HashMap<(u32, u64), Arc<[Frame]>>,
+    unknown: HashMap<u64, Arc<[Frame]>>,
+}
+
+impl Symbolizer {
+    /// One that finds debug files where distributions put them.
+    pub fn new() -> Self {
+        Self::with_debug_directories(DEBUG_DIRECTORIES.map(PathBuf::from).to_vec())
+    }
+
+    /// One that finds debug files under `directories` (absolute paths), in the layout of `/usr/lib/debug`.
+    pub fn with_debug_directories(directories: Vec<PathBuf>) -> Self {
+        Self {
+            debug_directories: directories,
+            objects: HashMap::new(),
+            generated: HashMap::new(),
+            unknown: HashMap::new(),
+        }
+    }
+
+    /// The frames at each address, in the order of `queries`. Those of one address are the function that the code is in,
+    /// then the functions inlined there, outermost first.
+    ///
+    /// The call is before the address, so that is what is named. [`Frame::offset`] is that of the address itself, as
+    /// `/proc/PID/maps` counts; where no file is known, the address.
+    pub fn resolve(&mut self, queries: &[Query<'_>]) -> Vec<Arc<[Frame]>> {
+        self.resolve_files(queries);
+        let mut perf_maps = HashMap::new();
+        queries.iter().map(|query| self.frames(query, &mut perf_maps)).collect()
+    }
+
+    /// Asks every file once for all addresses that it has not been asked for.
+    fn resolve_files(&mut self, queries: &[Query<'_>]) {
+        let mut wanted: HashMap<&Identity, (&Arc<Module>, Vec<u64>)> = HashMap::new();
+        for query in queries {
+            let Place::File(Location { module, offset }) = query.place else { continue };
+            let known = self.objects.get(module.identity()).is_some_and(|object| object.frames.contains_key(offset));
+            if !known {
+                wanted.entry(module.identity()).or_insert_with(|| (module, Vec::new())).1.push(*offset);
+            }
+        }
+        for (identity, (module, mut offsets)) in wanted {
+            offsets.sort_unstable();
+            offsets.dedup();
+            let object = self
+                .objects
+                .entry(identity.clone())
+                .or_insert_with(|| Object::open(Arc::clone(module), &self.debug_directories));
+            object.learn(module, &offsets);
+        }
+    }
+
+    fn frames(&mut self, query: &Query<'_>, perf_maps: &mut HashMap<*const PerfMap, Functions>) -> Arc<[Frame]> {
+        match query.place {
+            Place::File(Location { module, offset }) => {
+                let known = self.objects.get(module.identity()).and_then(|object| object.frames.get(offset));
+                known.cloned().unwrap_or_else(|| [bare(Some(module.path()), *offset)].into())
+            }
+            Place::Jit(perf_map) => self.generated(query, perf_map, perf_maps),
+            Place::Unknown => {
+                Arc::clone(self.unknown.entry(query.addr).or_insert_with(|| [bare(None, query.addr)].into()))
+            }
+        }
+    }
+
+    /// Names generated code. The perf map grows, so it is read again for each batch, and only names are remembered.
+    fn generated(
+        &mut self,
+        query: &Query<'_>,
+        perf_map: &Arc<PerfMap>,
+        perf_maps: &mut HashMap<*const PerfMap, Functions>,
+    ) -> Arc<[Frame]> {
+        if let Some(known) = self.generated.get(&(query.pid, query.addr)) {
+            return Arc::clone(known);
+        }
+        let functions = perf_maps.entry(Arc::as_ptr(perf_map)).or_insert_with(|| perf_map.functions());
+        let name = functions.at(query.addr.saturating_sub(1)).map(str::to_owned);
+        let named = name.is_some();
+        let frames: Arc<[Frame]> = [Frame { function: name, ..bare(Some(JIT), query.addr) }].into();
+        if named {
+            self.generated.insert((query.pid, query.addr), Arc::clone(&frames));
+        }
+        frames
+    }
+}
+
+impl Default for Symbolizer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A frame of which only the place is known.
+fn bare(module: Option<&str>, offset: u64) -> Frame {
+    Frame { module: module.map(str::to_owned), offset, ..Frame::default() }
+}
+
+/// A mapped file, what names its addresses, and what has been named.
+struct Object {
+    segments: Vec<Segment>,
+    /// The best first.
+    sources: Vec<Source>,
+    /// By offset in the file.
+    frames: HashMap<u64, Arc<[Frame]>>,
+    /// Keeps the file open, so that nothing else gets its identity.
+    _module: Arc<Module>,
+}
+
+impl Object {
+    fn open(module: Arc<Module>, debug_directories: &[PathBuf]) -> Self {
+        let (mut segments, mut sources) = (Vec::new(), Vec::new());
+        if let Some(file) = module.file() {
+            let bytes = Bytes::new(file);
+            if let Ok(elf) = Elf::parse(&bytes) {
+                segments = elf.segments();
+                let debug_file = debug_file::find(&module, &elf, debug_directories);
+                sources.extend(debug_file.and_then(|found| Source::new(Held::File(found.file), found.trusted)));
+                sources.extend(Source::new(Held::Module(Arc::clone(&module)), false));
+            }
+        }
+        Self { segments, sources, frames: HashMap::new(), _module: module }
+    }
+
+    /// Names the code before each of the sorted `offsets`.
+    fn learn(&mut self, module: &Module, offsets: &[u64]) {
+        let mut open: Vec<(u64, u64)> =
+            offsets.iter().filter_map(|offset| Some((*offset, self.address(offset.checked_sub(1)?)?))).collect();
+        for source in &mut self.sources {
+            let addresses: Vec<u64> = open.iter().map(|(_, address)| *address).collect();
+            let answers = source.functions(&addresses);
+            let mut unanswered = Vec::new();
+            for ((offset, address), functions) in open.into_iter().zip(answers) {
+                if functions.is_empty() {
+                    unanswered.push((offset, address));
+                } else {
+                    self.frames.insert(offset, frames(module, offset, functions));
+                }
+            }
+            open = unanswered;
+        }
+        for offset in offsets {
+            self.frames.entry(*offset).or_insert_with(|| [bare(Some(module.path()), *offset)].into());
+        }
+    }
+
+    /// The address that the byte at `offset` was linked for.
+    fn address(&self, offset: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let inside = offset.checked_sub(segment.offset).filter(|inside| *inside < segment.size)?;
+            segment.address.checked_add(inside)
+        })
+    }
+}
+
+fn frames(module: &Module, offset: u64, functions: Vec<Function>) -> Arc<[Frame]> {
+    let frames = functions.into_iter().enumerate().map(|(depth, Function { name, file, line })| Frame {
+        function: name,
+        file,
+        line,
+        inlined: depth > 0,
+        ..bare(Some(module.path()), offset)
+    });
+    frames.collect()
+}

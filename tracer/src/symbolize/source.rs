@@ -1,0 +1,158 @@
+//! One ELF file that is asked for names: a module, or its debug file.
+//!
+//! The work is done by blazesym. It checks what it reads, but not everything: so a file whose headers promise the
+//! impossible is asked for its symbol table only, a panic ends the use of its debug information, and so does taking too
+//! much time.
+
+use std::{
+    fs::File,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
+
+use super::{demangle::demangle, guard::guarded};
+use crate::process::{
+    elf::{Bytes, Elf},
+    module::Module,
+    root::reopen_path,
+};
+
+/// Time that the debug information of one file may take in all. Gigabytes take a few seconds.
+const MAX_TIME: Duration = Duration::from_secs(30);
+/// Addresses that are asked for at once; the time is looked at in between.
+const BATCH: usize = 256;
+/// Deepest inlining that is shown.
+const MAX_INLINED: usize = 128;
+/// Longest path of a source file that is shown, bytes.
+const MAX_PATH: usize = 4096;
+
+/// A function at an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Function {
+    /// Its demangled name.
+    pub(super) name: Option<String>,
+    /// Path of the source file.
+    pub(super) file: Option<String>,
+    /// Line in it.
+    pub(super) line: Option<u32>,
+}
+
+/// What keeps a file open. blazesym knows files by path, and the path of an open file is the number of its descriptor.
+pub(super) enum Held {
+    /// A module.
+    Module(Arc<Module>),
+    /// A debug file.
+    File(File),
+}
+
+impl Held {
+    fn file(&self) -> Option<&File> {
+        match self {
+            Self::Module(module) => module.file(),
+            Self::File(file) => Some(file),
+        }
+    }
+}
+
+/// A file and what has been read of it.
+pub(super) struct Source {
+    symbolizer: Symbolizer,
+    source: source::Elf,
+    spent: Duration,
+    failed: bool,
+    /// Keeps the path in `source` true.
+    _held: Held,
+}
+
+impl Source {
+    /// A source that reads `held`. Files that it refers to are only followed when it is `trusted`. `None` when it is no
+    /// ELF file.
+    pub(super) fn new(held: Held, trusted: bool) -> Option<Self> {
+        let file = held.file()?;
+        let debug_information = readable_debug_information(file, trusted)?;
+        let mut source = source::Elf::new(reopen_path(file));
+        source.debug_syms = debug_information;
+        Some(Self { symbolizer: symbolizer(), source, spent: Duration::ZERO, failed: false, _held: held })
+    }
+
+    /// The functions at `addresses` (as linked), outermost first and then those inlined into it; empty where there is none.
+    pub(super) fn functions(&mut self, addresses: &[u64]) -> Vec<Vec<Function>> {
+        addresses.chunks(BATCH).flat_map(|batch| self.batch(batch)).collect()
+    }
+
+    fn batch(&mut self, addresses: &[u64]) -> Vec<Vec<Function>> {
+        while !self.failed {
+            let start = Instant::now();
+            let answer = guarded("blazesym", || ask(&self.symbolizer, &self.source, addresses));
+            self.spent += start.elapsed();
+            if let Some(Ok(functions)) = answer {
+                if self.source.debug_syms && self.spent > MAX_TIME {
+                    tracing::debug!("debug information takes too long: {:?}", self.spent);
+                    self.source.debug_syms = false;
+                }
+                return functions;
+            }
+            if let Some(Err(error)) = answer {
+                tracing::debug!("cannot read symbols: {}", error.to_string().escape_debug());
+            }
+            // Whatever state it is in after a panic, it is not used again.
+            self.symbolizer = symbolizer();
+            self.failed = !std::mem::take(&mut self.source.debug_syms);
+        }
+        vec![Vec::new(); addresses.len()]
+    }
+}
+
+/// Whether the debug information in `file` can be given to blazesym. That follows links to other files, wherever they
+/// lead: to a pipe that never answers, or to a device. So a file with links is asked for its symbols only, unless it is
+/// trusted. `None` when it is no ELF file.
+fn readable_debug_information(file: &File, trusted: bool) -> Option<bool> {
+    let bytes = Bytes::new(file);
+    let elf = Elf::parse(&bytes).ok()?;
+    let follows = |name| elf.has_section(name);
+    let links = follows(".gnu_debuglink") || !trusted && (follows(".gnu_debugaltlink") || follows(".debug_sup"));
+    Some(!links && elf.unpacks_sanely())
+}
+
+fn symbolizer() -> Symbolizer {
+    Symbolizer::builder()
+        .enable_auto_reload(false)
+        .enable_code_info(true)
+        .enable_inlined_fns(true)
+        // Unbounded; done here.
+        .enable_demangling(false)
+        .build()
+}
+
+fn ask(symbolizer: &Symbolizer, source: &source::Elf, addresses: &[u64]) -> blazesym::Result<Vec<Vec<Function>>> {
+    let answers = symbolizer.symbolize(&source::Source::Elf(source.clone()), Input::VirtOffset(addresses))?;
+    let mut functions: Vec<Vec<Function>> = answers
+        .into_iter()
+        .map(|answer| match answer {
+            Symbolized::Sym(symbol) => chain(&symbol),
+            Symbolized::Unknown(_) => Vec::new(),
+        })
+        .collect();
+    functions.resize(addresses.len(), Vec::new());
+    Ok(functions)
+}
+
+/// A symbol and what is inlined into it, outermost first.
+fn chain(symbol: &Sym<'_>) -> Vec<Function> {
+    let inlined = symbol.inlined.iter().take(MAX_INLINED).map(|inner| (&*inner.name, inner.code_info.as_ref()));
+    std::iter::once((&*symbol.name, symbol.code_info.as_deref())).chain(inlined).map(function).collect()
+}
+
+fn function((name, code): (&str, Option<&CodeInfo<'_>>)) -> Function {
+    let path = code.map(|code| code.to_path().to_string_lossy().into_owned());
+    Function {
+        name: (!name.is_empty()).then(|| demangle(name)),
+        file: path.filter(|path| !path.is_empty()).map(|mut path| {
+            path.truncate(path.floor_char_boundary(MAX_PATH));
+            path
+        }),
+        line: code.and_then(|code| code.line).filter(|line| *line > 0),
+    }
+}
