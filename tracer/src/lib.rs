@@ -19,7 +19,6 @@ pub mod event;
 pub mod heap;
 pub mod probe;
 pub mod process;
-#[path = "/tmp/stub/symbolize.rs"]
 pub mod symbolize;
 
 pub mod profile;

@@ -312,8 +312,7 @@ mod tests {
     }
 
     fn cat() -> Child {
-        let mut child =
-            Command::new("cat").arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("cat").arg("-").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         // It has been loaded when it answers.
         io::Write::write_all(child.stdin.as_mut().unwrap(), b"x").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();

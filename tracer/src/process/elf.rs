@@ -7,7 +7,7 @@ use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
 use object::{
     Endianness, ReadCache, ReadRef,
-    elf::{FileHeader64, PT_LOAD, PT_NOTE, SHF_COMPRESSED, SHT_NOBITS},
+    elf::{CompressionHeader64, FileHeader64, PT_LOAD, PT_NOTE, SHF_COMPRESSED, SHT_NOBITS},
     read::{
         ReadCacheOps,
         elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable},
@@ -175,14 +175,15 @@ impl<'data> Elf<'data> {
 
     /// Whether every compressed section says of itself that it unpacks to a size that can be.
     pub fn unpacks_sanely(&self) -> bool {
-        let compressed = self.sections.iter().filter(|section| {
-            section.sh_type(self.endian) != SHT_NOBITS && section.sh_flags(self.endian).0 & SHF_COMPRESSED.0 != 0
+        let (endian, data) = (self.endian, self.data);
+        let mut compressed = self.sections.iter().filter(|section| {
+            section.sh_type(endian) != SHT_NOBITS && section.sh_flags(endian).0 & SHF_COMPRESSED.0 != 0
         });
-        compressed.into_iter().all(|section| {
-            let header = self.data.read_at::<object::elf::CompressionHeader64<Endianness>>(section.sh_offset(self.endian));
-            let unpacked = header.map(|header| header.ch_size(self.endian));
-            unpacked.is_ok_and(|unpacked| unpacked <= section.sh_size(self.endian).saturating_mul(MAX_COMPRESSION))
-                && section.sh_size(self.endian) <= self.data.len().unwrap_or(0)
+        compressed.all(|section| {
+            let size = section.sh_size(endian);
+            let header = data.read_at::<CompressionHeader64<Endianness>>(section.sh_offset(endian));
+            data.len().is_ok_and(|length| size <= length)
+                && header.is_ok_and(|header| header.ch_size(endian) <= size.saturating_mul(MAX_COMPRESSION))
         })
     }
 }

@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use object::{Object as _, ObjectSymbol as _};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::*;
 use crate::{
@@ -320,6 +320,21 @@ fn corrupt_files_do_no_harm() {
 }
 
 #[test]
+fn promises_of_gigabytes_are_not_believed() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = build(directory.path(), "program", C, &["-O2", "-g", "-gz"]);
+    let mut bytes = fs::read(&program).unwrap();
+    let file = object::File::parse(&*bytes).unwrap();
+    let (start, _) = file.section_by_name(".debug_info").unwrap().file_range().unwrap();
+    // ch_size of Elf64_Chdr. Memory of that size is refused, and that would end the program.
+    let size = start as usize + 8..start as usize + 16;
+    bytes[size].copy_from_slice(&(1_u64 << 46).to_le_bytes());
+    fs::write(&program, &bytes).unwrap();
+    let frames = resolve(&mut Symbolizer::new(), &module(&program), &offsets(&program, "outer"));
+    assert!(frames.iter().all(|frames| summary(frames) == ["outer:0"]));
+}
+
+#[test]
 fn languages() {
     let directory = tempfile::tempdir().unwrap();
     let c = build(directory.path(), "c", C, &["-O1"]);
@@ -329,9 +344,13 @@ fn languages() {
     run(Command::new("objcopy").arg(format!("--add-section=.go.buildinfo={}", cpp.display())).arg(&c).arg(&go));
     let rust = directory.path().join("rust");
     fs::copy("/proc/self/exe", &rust).unwrap();
-    for (program, expected) in
-        [(c, Language::C), (cpp, Language::Cpp), (cpp_static, Language::Cpp), (go, Language::Go), (rust, Language::Rust)]
-    {
+    for (program, expected) in [
+        (c, Language::C),
+        (cpp, Language::Cpp),
+        (cpp_static, Language::Cpp),
+        (go, Language::Go),
+        (rust, Language::Rust),
+    ] {
         assert_eq!(language(&module(&program)), expected, "{}", program.display());
         run(Command::new("strip").arg(&program));
         assert_eq!(language(&module(&program)), expected, "stripped {}", program.display());
