@@ -165,5 +165,5 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
     } else {
         stack = stack::capture(ctx, thread, &target, pid_tgid, caller);
     }
-    inflight::push(thread, slot, Call { sp, size, pointer, stack, op: op as u32, flags });
+    inflight::push(thread, slot, Call { sp, size, pointer, caller, stack, op: op as u32, flags });
 }

@@ -12,7 +12,10 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{MAX_IN_FLIGHT, Stack, Target};
 
-use crate::{emit::count_loss, stack::Walk};
+use crate::{
+    emit::count_loss,
+    walk::{Frames, Walk},
+};
 
 /// How a call gives its block back.
 #[repr(u32)]
@@ -36,6 +39,8 @@ pub(crate) struct Call {
     pub(crate) size: u64,
     /// Old block of a realloc, or where posix_memalign stores its result.
     pub(crate) pointer: u64,
+    /// Return address, as it was before the kernel put its trampoline there.
+    pub(crate) caller: u64,
     /// Id of the caller's stack.
     pub(crate) stack: u64,
     pub(crate) op: u32,
@@ -59,6 +64,7 @@ pub(crate) struct Thread {
     /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
     pub(crate) stack: Stack,
     pub(crate) walk: Walk,
+    pub(crate) frames: Frames,
 }
 
 #[map]

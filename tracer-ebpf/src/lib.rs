@@ -140,10 +140,20 @@ pub struct StackHead {
 
 /// Why a stack has no further frame.
 pub mod end {
-    /// Nothing is known about completeness: the frame-pointer chain ended.
-    pub const UNKNOWN: u32 = 0;
+    /// It is complete: this was the thread's outermost frame.
+    pub const ROOT: u32 = 1;
     /// More than [`MAX_FRAMES`](super::MAX_FRAMES) frames; cut at the root end.
-    pub const DEPTH: u32 = 1;
+    pub const DEPTH: u32 = 2;
+    /// The address lies in no known executable mapping.
+    pub const NO_MAPPING: u32 = 3;
+    /// The code there has no unwind information.
+    pub const NO_RULE: u32 = 4;
+    /// Stack memory could not be read, or the frames do not go up.
+    pub const BAD_MEMORY: u32 = 5;
+    /// The unwind information there is of a kind that is not supported.
+    pub const UNSUPPORTED_RULE: u32 = 6;
+    /// The return address is hidden behind the kernel's trampoline.
+    pub const TRAMPOLINE: u32 = 7;
 }
 
 /// A stack record as the BPF side assembles it.

@@ -13,6 +13,7 @@ mod emit;
 mod inflight;
 mod process;
 mod stack;
+mod walk;
 
 use aya_ebpf::{
     macros::{raw_tracepoint, uprobe, uretprobe},

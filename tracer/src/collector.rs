@@ -18,6 +18,7 @@ use crate::{
         maps,
     },
     profile::Values,
+    unwinder::Unwinder,
 };
 
 /// One address of a stack, and what was there when it was recorded.
@@ -143,6 +144,7 @@ pub struct Collector {
     heap: Heap,
     growth: Growth,
     processes: HashMap<Pid, Tracked>,
+    unwinder: Unwinder,
     trails: Vec<Option<Arc<[Site]>>>,
     loss: Loss,
     unknown_records: u64,
@@ -154,6 +156,7 @@ impl Collector {
     /// A collector that reads `events`, obeys `requests` and calls `notify`; it keeps at most `max_stacks` stacks.
     pub fn new(
         events: Events,
+        unwinder: Unwinder,
         max_stacks: usize,
         requests: mpsc::Receiver<Request>,
         notify: Box<dyn Fn(Notice) + Send>,
@@ -163,6 +166,7 @@ impl Collector {
             heap: Heap::new(max_stacks),
             growth: Growth::new(monotonic()),
             processes: HashMap::new(),
+            unwinder,
             trails: Vec::new(),
             loss: Loss::default(),
             unknown_records: 0,
@@ -210,6 +214,7 @@ impl Collector {
         let mut target = self.events.target(pid).unwrap_or_default();
         (target.text_start, target.text_end) = text;
         target.trampoline = trampoline(pid).unwrap_or(0);
+        self.unwinder.follow(pid, &space);
         let tracked =
             Tracked { space, refreshed: Instant::now(), trampoline: target.trampoline != 0, unplaced: Vec::new() };
         self.processes.insert(pid, tracked);
@@ -239,14 +244,14 @@ impl Collector {
 
     /// Takes in up to `limit` records; returns how many.
     fn take_in(&mut self, limit: usize) -> usize {
-        let Self { events, heap, processes, trails, unknown_records, notify, .. } = self;
+        let Self { events, heap, processes, unwinder, trails, unknown_records, notify, .. } = self;
         events.drain(limit, |record| match event::parse(record) {
             Ok((origin, event)) => {
                 heap.apply(origin, event);
                 match event {
                     Event::Stack { id, .. } => {
                         if let (Some(stack), Some(process)) = (heap.stacks().find(id), processes.get_mut(&origin.pid)) {
-                            place(heap, process, trails, stack);
+                            place(heap, process, unwinder, trails, stack);
                         }
                     }
                     Event::Exec => {
@@ -254,7 +259,7 @@ impl Collector {
                             process.space = AddressSpace::new(origin.pid);
                             process.trampoline = false;
                             process.unplaced.clear();
-                            process.refresh(heap, trails);
+                            process.refresh(origin.pid, heap, unwinder, trails);
                         }
                         notify(Notice::Exec(origin.pid));
                     }
@@ -315,9 +320,9 @@ impl Collector {
 
     fn snapshot(&mut self, min_age: Duration) -> Snapshot {
         let now = monotonic();
-        for process in self.processes.values_mut() {
+        for (pid, process) in &mut self.processes {
             if !process.unplaced.is_empty() {
-                process.refresh(&self.heap, &mut self.trails);
+                process.refresh(*pid, &self.heap, &mut self.unwinder, &mut self.trails);
             }
         }
         let usage = self.heap.usage(now, min_age.as_nanos().try_into().unwrap_or(u64::MAX));
@@ -354,12 +359,16 @@ impl Collector {
 
 impl Tracked {
     /// Looks at the mappings again and places the addresses that had none.
-    fn refresh(&mut self, heap: &Heap, trails: &mut Vec<Option<Arc<[Site]>>>) {
+    fn refresh(&mut self, pid: Pid, heap: &Heap, unwinder: &mut Unwinder, trails: &mut Vec<Option<Arc<[Site]>>>) {
         self.refreshed = Instant::now();
-        if let Err(error) = self.space.refresh() {
-            // Gone: what was known stays.
-            tracing::debug!("cannot read mappings: {error}");
-            return;
+        match self.space.refresh() {
+            Ok(true) => unwinder.follow(pid, &self.space),
+            Ok(false) => {}
+            Err(error) => {
+                // Gone: what was known stays.
+                tracing::debug!("cannot read mappings: {error}");
+                return;
+            }
         }
         // What has no place now never will: the frame-pointer walk also yields words that are no addresses.
         for stack in std::mem::take(&mut self.unplaced) {
@@ -369,14 +378,20 @@ impl Tracked {
 }
 
 /// Turns the addresses of a new stack into places.
-fn place(heap: &Heap, process: &mut Tracked, trails: &mut Vec<Option<Arc<[Site]>>>, stack: StackIndex) {
+fn place(
+    heap: &Heap,
+    process: &mut Tracked,
+    unwinder: &mut Unwinder,
+    trails: &mut Vec<Option<Arc<[Site]>>>,
+    stack: StackIndex,
+) {
     if trails.get(stack.index()).is_some_and(Option::is_some) {
         return;
     }
     if !locate(heap, &process.space, trails, stack) {
         process.unplaced.push(stack);
         if process.refreshed.elapsed() >= REFRESH_PAUSE {
-            process.refresh(heap, trails);
+            process.refresh(heap.stacks().pid(stack), heap, unwinder, trails);
         }
     }
 }

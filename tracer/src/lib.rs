@@ -12,6 +12,7 @@ pub mod collector;
 pub mod outputs;
 pub mod preflight;
 pub mod present;
+pub mod unwinder;
 pub mod watch;
 
 pub mod bpf;
@@ -20,6 +21,8 @@ pub mod heap;
 pub mod probe;
 pub mod process;
 pub mod symbolize;
+#[path = "/tmp/stub/unwind.rs"]
+pub mod unwind;
 
 pub mod profile;
 pub mod quality;

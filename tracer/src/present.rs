@@ -121,7 +121,11 @@ fn quality(trace: &Trace, snapshot: &Snapshot) -> Quality {
         lost_frees: loss.frees,
         unmatched_frees: snapshot.counters.unmatched_frees,
         missed_frees: snapshot.counters.missed_frees,
-        truncated_stacks: snapshot.stacks.iter().filter(|stack| stack.end == tracer_ebpf::end::DEPTH).count() as u64,
+        truncated_stacks: snapshot
+            .stacks
+            .iter()
+            .filter(|stack| stack.end != tracer_ebpf::end::ROOT && stack.values.outstanding_blocks > 0)
+            .count() as u64,
         uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).sum(),
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).sum(),
         untracked_calls: loss.threads_full + loss.calls_too_deep,

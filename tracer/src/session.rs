@@ -28,6 +28,7 @@ use crate::{
         status::{self, NotTraceable},
     },
     profile::Profile,
+    unwinder::Unwinder,
     watch,
 };
 
@@ -67,6 +68,7 @@ pub fn run(config: Config) -> Result<Exit> {
         diagnostics: config.verbosity >= Verbosity::Verbose,
     })?;
     let events = programs.events()?;
+    let unwinder = Unwinder::new(programs.tables()?);
     bpf::attach_lifecycle(&mut programs)?;
 
     let (inputs, input) = mpsc::channel();
@@ -74,6 +76,7 @@ pub fn run(config: Config) -> Result<Exit> {
     let notify = inputs.clone();
     let collector = Collector::new(
         events,
+        unwinder,
         MAX_STACKS,
         requested,
         // The session may have ended already: nobody needs to know then.

@@ -10,7 +10,7 @@ use aya::{
 use rustix::event::{PollFd, PollFlags, poll};
 use tracer_ebpf::{Loss, LostFree, Target};
 
-use super::lost;
+use super::sys;
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -74,7 +74,7 @@ impl Events {
     /// # Errors
     /// When the kernel refuses; what was taken until then is returned all the same, in `frees`.
     pub fn take_lost_frees(&mut self, frees: &mut Vec<(LostFree, u64)>) -> std::io::Result<()> {
-        lost::take_all(self.lost_frees.fd().as_fd(), frees)
+        sys::take_all(self.lost_frees.fd().as_fd(), frees)
     }
 
     /// Turns recording on for a process, or changes what is known of it.

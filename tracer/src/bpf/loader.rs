@@ -3,7 +3,7 @@
 use aya::{Ebpf, EbpfLoader, maps::Map, programs::ProgramError};
 use aya_log::EbpfLogger;
 
-use super::events::Events;
+use super::{events::Events, tables::Tables};
 
 /// The object that `cargo xtask build-ebpf` made; empty in builds that had none.
 static OBJECT: &Aligned<[u8]> =
@@ -68,6 +68,10 @@ pub struct Programs {
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
+/// Shards of unwinding tables, 256 KiB each: enough for half a gigabyte of code, whose tables take a twelfth of that.
+const PAGE_SHARDS: u32 = 16;
+const ROW_SHARDS: u32 = 192;
+
 /// Most bytes that wait before the reader is woken: about what a CPU cache holds.
 const WAKEUP_MAX: u64 = 1 << 20;
 
@@ -89,6 +93,8 @@ impl Programs {
             .override_global("MAX_SIZE", &max, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
+            .map_max_entries("PAGES", PAGE_SHARDS)
+            .map_max_entries("ROWS", ROW_SHARDS)
             .load(&OBJECT.bytes)?;
         let logger = if config.diagnostics {
             EbpfLogger::init(&mut ebpf).map_err(|error| tracing::debug!("no diagnostics from BPF: {error}")).ok()
@@ -114,6 +120,18 @@ impl Programs {
             lost_frees,
             take("TARGETS")?.try_into()?,
         ))
+    }
+
+    /// Takes the maps of unwinding tables. Once only.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] when a map is not there (any more).
+    pub fn tables(&mut self) -> Result<Tables, LoadError> {
+        let mut take = |name: &str| match self.ebpf.take_map(name) {
+            Some(Map::Array(map) | Map::HashMap(map)) => Ok(map),
+            _ => Err(LoadError::Mismatch(format!("no map {name}"))),
+        };
+        Ok(Tables { pages: take("PAGES")?, rows: take("ROWS")?, rules: take("RULES")?, mappings: take("MAPPINGS")? })
     }
 
     /// Passes diagnostics that the programs have written since the last call on to `tracing`.

@@ -5,10 +5,12 @@
 mod attach;
 mod events;
 mod loader;
-mod lost;
+mod sys;
+mod tables;
 
 pub use self::{
     attach::{Links, attach_lifecycle},
     events::Events,
     loader::{Config, LoadError, Programs},
+    tables::Tables,
 };

@@ -143,6 +143,11 @@ impl AddressSpace {
         files.map(|(module, mapping)| (Arc::clone(module), mapping.start))
     }
 
+    /// Every executable mapping by address, and its file; `None` for generated code.
+    pub fn code(&self) -> impl Iterator<Item = (&Mapping, Option<&Arc<Module>>)> {
+        self.code.iter().map(|code| (&code.mapping, code.module.as_ref()))
+    }
+
     fn mapped(&self) -> impl Iterator<Item = (&Arc<Module>, &Mapping)> {
         self.code.iter().filter_map(|code| Some((code.module.as_ref()?, &code.mapping)))
     }

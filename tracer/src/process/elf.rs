@@ -3,11 +3,14 @@
 //! The file belongs to the target. The `object` crate checks every offset; what is added here are bounds on what is read
 //! into memory, and reads that do not move the file's position, because the file is shared between threads.
 
-use std::{fs::File, ops::Range, os::unix::fs::FileExt};
+use std::{borrow::Cow, fs::File, ops::Range, os::unix::fs::FileExt};
 
 use object::{
-    Endianness, ReadCache, ReadRef,
-    elf::{CompressionHeader64, FileHeader64, PT_LOAD, PT_NOTE, SHF_COMPRESSED, SHT_NOBITS},
+    CompressedData, CompressionFormat, Endianness, ReadCache, ReadRef,
+    elf::{
+        CompressionHeader64, ELFCOMPRESS_ZLIB, ET_DYN, ET_EXEC, FileHeader64, PT_LOAD, PT_NOTE, SHF_COMPRESSED,
+        SHT_NOBITS,
+    },
     read::{
         ReadCacheOps,
         elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable},
@@ -163,6 +166,38 @@ impl<'data> Elf<'data> {
         self.data.read_bytes_at(offset, size.min(limit)).ok()
     }
 
+    /// The same, and the address that its first byte was linked for.
+    pub fn section_at(&self, name: &str, limit: u64) -> Option<(&'data [u8], u64)> {
+        let (_, section) = self.sections.section_by_name(self.endian, name.as_bytes())?;
+        Some((self.section(name, limit)?, section.sh_addr(self.endian)))
+    }
+
+    /// The whole section of this name, unpacked, if that is at most `limit` bytes.
+    pub fn unpacked(&self, name: &str, limit: u64) -> Option<Cow<'data, [u8]>> {
+        let (_, section) = self.sections.section_by_name(self.endian, name.as_bytes())?;
+        let (format, offset, size, unpacked) = match section.compression(self.endian, self.data).ok()? {
+            Some((header, offset, size)) => {
+                let zlib = header.ch_type(self.endian) == ELFCOMPRESS_ZLIB;
+                let format = if zlib { CompressionFormat::Zlib } else { CompressionFormat::Unknown };
+                (format, offset, size, header.ch_size(self.endian))
+            }
+            None => {
+                let (offset, size) = section.file_range(self.endian)?;
+                (CompressionFormat::None, offset, size, size)
+            }
+        };
+        if size > limit || unpacked > limit {
+            return None;
+        }
+        let data = self.data.0.read_bytes_at(offset, size).ok()?;
+        CompressedData { format, data, uncompressed_size: unpacked }.decompress().ok()
+    }
+
+    /// Whether it is a program or a shared library: something that can be mapped to run.
+    pub fn is_runnable(&self) -> bool {
+        [ET_EXEC, ET_DYN].contains(&self.header.e_type(self.endian))
+    }
+
     /// Name and CRC-32 of the file that holds the debug information, as `.gnu_debuglink` has them (the GDB manual,
     /// "Debugging Information in Separate Files").
     pub fn debug_link(&self) -> Option<(&'data [u8], u32)> {
@@ -201,7 +236,9 @@ mod tests {
         assert!(elf.has_section(".text") && !elf.has_section(".nothing"));
         assert!(elf.section(".text", 100).unwrap().len() == 100);
         assert_eq!(elf.debug_link(), None);
-        assert!(elf.unpacks_sanely());
+        assert!(elf.unpacks_sanely() && elf.is_runnable());
+        assert!(elf.unpacked(".text", 100).is_none());
+        assert_eq!(elf.unpacked(".comment", 1 << 20).as_deref(), elf.section(".comment", 1 << 20));
     }
 
     #[test]

@@ -103,6 +103,12 @@ impl Module {
         self.root.as_ref()
     }
 
+    /// Whether only the administrator of this machine can have written the file. What is in a container is not.
+    pub fn is_administrators(&self) -> bool {
+        let here = self.root.as_ref().is_some_and(|root| Root::own().is_ok_and(|own| own.is(root)));
+        here && self.file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|file| is_administrators(&file))
+    }
+
     /// The linker's identification of this build, if the file has one and can be read.
     pub fn build_id(&self) -> Option<&[u8]> {
         let read = || Elf::parse(&Bytes::new(self.file.as_ref()?)).ok()?.build_id();
@@ -114,6 +120,11 @@ impl Module {
         let mut magic = [0; 4];
         self.file.as_ref().is_some_and(|file| file.read_exact_at(&mut magic, 0).is_ok()) && magic == *b"\x7fELF"
     }
+}
+
+/// Whether a file of this machine belongs to root and cannot be written by others.
+pub fn is_administrators(file: &Metadata) -> bool {
+    file.uid() == 0 && file.mode() & 0o022 == 0
 }
 
 fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping) -> io::Result<File> {

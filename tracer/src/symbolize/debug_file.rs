@@ -8,13 +8,13 @@ use std::{
     ffi::OsStr,
     fs::{File, Metadata},
     io,
-    os::unix::{ffi::OsStrExt, fs::FileExt, fs::MetadataExt},
+    os::unix::{ffi::OsStrExt, fs::FileExt},
     path::{Component, Path, PathBuf},
 };
 
 use crate::process::{
     elf::{Bytes, Elf},
-    module::Module,
+    module::{Module, is_administrators},
     root::Root,
 };
 
@@ -27,7 +27,7 @@ const MAX_CHECKSUMMED: u64 = 4 << 30;
 pub(super) struct DebugFile {
     /// The file.
     pub(super) file: File,
-    /// Whether it may refer to further files, because nobody but the administrator can have put it there.
+    /// Whether nobody but the administrator of this machine can have put it there.
     pub(super) trusted: bool,
 }
 
@@ -46,7 +46,7 @@ pub(super) fn find(module: &Module, elf: &Elf<'_>, directories: &[PathBuf]) -> O
             }
             tracing::debug!(path = path.display().to_string().escape_debug().to_string(), "debug file");
             let ours = root.is(&host) && directories.iter().any(|directory| path.starts_with(directory));
-            return Some(DebugFile { file, trusted: ours && metadata.uid() == 0 });
+            return Some(DebugFile { file, trusted: ours && is_administrators(&metadata) });
         }
     }
     None

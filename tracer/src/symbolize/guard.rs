@@ -20,7 +20,7 @@ pub(super) fn guarded<T>(what: &str, f: impl FnOnce() -> T) -> Option<T> {
     let result = panic::catch_unwind(AssertUnwindSafe(f));
     GUARDED.set(false);
     result
-        .inspect_err(|panic| { use std::io::Write; let _ = writeln!(std::io::stderr(), "CAUGHT {:?}", panic.downcast_ref::<String>());
+        .inspect_err(|panic| {
             let message = panic.downcast_ref::<String>().map(String::as_str);
             let message = message.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
             tracing::debug!("{what} panicked: {}", message.escape_debug());

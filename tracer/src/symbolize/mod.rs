@@ -7,6 +7,7 @@ mod debug_file;
 mod demangle;
 mod guard;
 mod language;
+mod nesting;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -166,7 +167,8 @@ impl Object {
                 segments = elf.segments();
                 let debug_file = debug_file::find(&module, &elf, debug_directories);
                 sources.extend(debug_file.and_then(|found| Source::new(Held::File(found.file), found.trusted)));
-                sources.extend(Source::new(Held::Module(Arc::clone(&module)), false));
+                let trusted = module.is_administrators();
+                sources.extend(Source::new(Held::Module(Arc::clone(&module)), trusted));
             }
         }
         Self { segments, sources, frames: HashMap::new(), _module: module }

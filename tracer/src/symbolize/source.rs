@@ -12,7 +12,7 @@ use std::{
 
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
 
-use super::{demangle::demangle, guard::guarded};
+use super::{demangle::demangle, guard::guarded, nesting::is_shallow};
 use crate::process::{
     elf::{Bytes, Elf},
     module::Module,
@@ -23,6 +23,8 @@ use crate::process::{
 const MAX_TIME: Duration = Duration::from_secs(30);
 /// Addresses that are asked for at once; the time is looked at in between.
 const BATCH: usize = 256;
+/// Most `.debug_info` of a file that is not trusted, bytes: it is read into memory to be looked at.
+const MAX_DEBUG_INFORMATION: u64 = 1 << 30;
 /// Deepest inlining that is shown.
 const MAX_INLINED: usize = 128;
 /// Longest path of a source file that is shown, bytes.
@@ -67,8 +69,7 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// A source that reads `held`. Files that it refers to are only followed when it is `trusted`. `None` when it is no
-    /// ELF file.
+    /// A source that reads `held`; `trusted` when only the administrator can have written it. `None` when it is no ELF file.
     pub(super) fn new(held: Held, trusted: bool) -> Option<Self> {
         let file = held.file()?;
         let debug_information = readable_debug_information(file, trusted)?;
@@ -105,15 +106,29 @@ impl Source {
     }
 }
 
-/// Whether the debug information in `file` can be given to blazesym. That follows links to other files, wherever they
-/// lead: to a pipe that never answers, or to a device. So a file with links is asked for its symbols only, unless it is
-/// trusted. `None` when it is no ELF file.
+/// Whether the debug information in `file` can be given to blazesym. `None` when it is no ELF file.
+///
+/// Files that only the administrator can have written are `trusted`: then a look that takes seconds for the largest is
+/// left out. Links to debug files are never for blazesym to follow: it opens what they name, wherever that is, and
+/// waits for a pipe.
 fn readable_debug_information(file: &File, trusted: bool) -> Option<bool> {
     let bytes = Bytes::new(file);
     let elf = Elf::parse(&bytes).ok()?;
-    let follows = |name| elf.has_section(name);
-    let links = follows(".gnu_debuglink") || !trusted && (follows(".gnu_debugaltlink") || follows(".debug_sup"));
-    Some(!links && elf.unpacks_sanely())
+    let readable = elf.is_runnable() && !elf.has_section(".gnu_debuglink") && elf.unpacks_sanely();
+    Some(readable && (trusted || is_harmless(&elf)))
+}
+
+fn is_harmless(elf: &Elf<'_>) -> bool {
+    if elf.has_section(".gnu_debugaltlink") || elf.has_section(".debug_sup") {
+        return false;
+    }
+    if !elf.has_section(".debug_info") {
+        return true;
+    }
+    let unpacked = |section| elf.unpacked(section, MAX_DEBUG_INFORMATION);
+    let sections = (unpacked(".debug_info"), unpacked(".debug_abbrev"));
+    let (Some(info), Some(abbreviations)) = sections else { return false };
+    guarded("gimli", || is_shallow(&info, &abbreviations)).unwrap_or(false)
 }
 
 fn symbolizer() -> Symbolizer {

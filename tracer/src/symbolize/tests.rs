@@ -1,9 +1,9 @@
 //! Symbolization of programs that are built here, with the compiler of the machine, and of this very process.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::{BufRead, BufReader},
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
     process::{Command, Stdio},
 };
@@ -125,7 +125,11 @@ fn inlined_functions_files_and_lines() {
     let directory = tempfile::tempdir().unwrap();
     for options in [&["-O2", "-g"][..], &["-O2", "-g", "-static"], &["-O2", "-g", "-no-pie"], &["-O2", "-g", "-gz"]] {
         let program = build(directory.path(), "program", C, options);
-        check_inlined(&mut Symbolizer::new(), &program, &offsets(&program, "outer"));
+        // Of the administrator, and of everybody.
+        for mode in [0o755, 0o777] {
+            fs::set_permissions(&program, Permissions::from_mode(mode)).unwrap();
+            check_inlined(&mut Symbolizer::new(), &program, &offsets(&program, "outer"));
+        }
     }
 }
 
@@ -310,6 +314,7 @@ fn corrupt_files_do_no_harm() {
                 (0..8).for_each(|_| bytes[whole.len() - 1 - next() as usize % (38 * 64)] = next() as u8);
             }
             fs::write(&path, &bytes).unwrap();
+            fs::set_permissions(&path, Permissions::from_mode(if round % 2 == 0 { 0o644 } else { 0o666 })).unwrap();
             let module = module(&path);
             language(&module);
             module.build_id();
@@ -332,6 +337,46 @@ fn promises_of_gigabytes_are_not_believed() {
     fs::write(&program, &bytes).unwrap();
     let frames = resolve(&mut Symbolizer::new(), &module(&program), &offsets(&program, "outer"));
     assert!(frames.iter().all(|frames| summary(frames) == ["outer:0"]));
+}
+
+/// A function with a million functions inlined into one another, a byte each.
+const DEEP: &str = r#"asm(
+  ".section .debug_abbrev,\"\",@progbits\n"
+  ".byte 1, 0x11, 1, 0x10, 0x17, 0x11, 1, 0x12, 7, 0, 0\n"
+  ".byte 2, 0x2e, 1, 3, 8, 0x11, 1, 0x12, 7, 0, 0\n"
+  ".byte 3, 0x1d, 1, 0, 0\n"
+  ".byte 0\n"
+  ".section .debug_info,\"\",@progbits\n"
+  ".long 3f - 2f\n"
+  "2: .short 4\n"
+  ".long 0\n"
+  ".byte 8, 1\n"
+  ".long 0\n"
+  ".quad outer, 9f - outer\n"
+  ".byte 2\n"
+  ".string \"outer\"\n"
+  ".quad outer, 9f - outer\n"
+  ".fill 1000000, 1, 3\n"
+  "3:\n"
+  ".text\n"
+  ".globl outer\n"
+  ".type outer, @function\n"
+  "outer: .file 1 \"deep.c\"\n"
+  ".loc 1 1\n"
+  "ret\n"
+  "9: .size outer, . - outer\n"
+);
+int main(void) { return 0; }
+"#;
+
+#[test]
+fn deep_nesting_does_not_end_the_program() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = build(directory.path(), "program", DEEP, &["-O2"]);
+    // Everybody could have written that.
+    fs::set_permissions(&program, Permissions::from_mode(0o777)).unwrap();
+    let frames = resolve(&mut Symbolizer::new(), &module(&program), &offsets(&program, "outer"));
+    assert_eq!(summary(&frames[0]), ["outer:0"], "the symbol, and nothing of the debug information");
 }
 
 #[test]

@@ -1,0 +1,496 @@
+//! Unwinding one frame after the other, by the tables of [`tracer_ebpf::unwind`], with a cache of the thread's last stack.
+//!
+//! Stack memory is read once, in bulk: a read costs the same for a word and for pages. A frame whose registers, return
+//! slot and saved-frame-pointer slot are as they were in the last stack has the same caller as it had then, because a
+//! caller is a function of exactly those; so most frames of most stacks need no table at all. Frames found through
+//! other memory (signal frames, dereferenced frame addresses) are never replayed.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    helpers::generated::bpf_probe_read_user,
+    macros::map,
+    maps::{Array, HashMap},
+};
+use tracer_ebpf::{
+    MAX_FRAMES, MAX_IN_FLIGHT, end,
+    unwind::{MAX_MAPPINGS, MAX_RULES, Mapping, Mappings, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind},
+};
+
+use crate::inflight::Thread;
+
+#[map]
+static MAPPINGS: HashMap<u32, Mappings> = HashMap::with_max_entries(4096, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+// The number of shards is set by user space before loading.
+#[map]
+static PAGES: Array<[u64; PAGES_PER_SHARD]> = Array::with_max_entries(1, 0);
+#[map]
+static ROWS: Array<[u32; ROWS_PER_SHARD]> = Array::with_max_entries(1, 0);
+#[map]
+static RULES: Array<[u64; MAX_RULES]> = Array::with_max_entries(1, 0);
+
+/// Bytes of stack that are read at once, at most.
+pub(crate) const WINDOW: u64 = 8192;
+/// What is read when nothing is known of the stack's size.
+const FIRST_READ: u64 = 4096;
+const WINDOW_WORDS: usize = WINDOW as usize / 8;
+
+/// Slot of a frame that must not be replayed from the cache.
+const NOT_REPLAYABLE: u64 = 1;
+
+/// Registers in a frame, and how the caller's frame pointer was found from it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Frame {
+    sp: u64,
+    pc: u64,
+    fp: u64,
+    /// Address of the saved frame pointer; 0 when it stayed in its register; 1 when the frame is not to be replayed.
+    fp_slot: u64,
+    /// Fold over the addresses from the root to here. In the cache only.
+    hash: u64,
+}
+
+/// Progress of a walk. In map memory: on the BPF stack the verifier would tell every iteration from every other.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// The frame that is being looked at.
+    pc: u64,
+    sp: u64,
+    fp: u64,
+    /// 1 when pc is a return address: the call is what counts, the instruction before it.
+    back: u64,
+    /// Slot of the saved frame pointer of the last step.
+    fp_slot: u64,
+    /// Frames so far.
+    count: u64,
+    /// Of those, how many of the last were replayed from the cache without a gap.
+    replayed: u64,
+    /// Frames to be merged, and where, and the hash so far.
+    fresh: u64,
+    hash: u64,
+    /// Index of the next cached frame to compare with; negative: none.
+    candidate: i64,
+    /// How it ended: 0 not yet.
+    status: u32,
+    /// Whether a frame was found in a way that may not be replayed.
+    tainted: u32,
+    /// Whether a word of this step could not be read.
+    unreadable: u64,
+    /// The mapping that was hit last.
+    mapping: Mapping,
+    /// Addresses that `window` holds: from, and how many bytes.
+    start: u64,
+    len: u64,
+    trampoline: u64,
+    window: [u64; WINDOW_WORDS],
+}
+
+/// The thread's last stack, root first, and the frames of the present one, leaf first.
+#[repr(C)]
+pub(crate) struct Frames {
+    /// Frames in `cache`; 0 when nothing in it holds.
+    pub(crate) cached: u32,
+    /// Generation of the mappings that `cache` is of.
+    generation: u32,
+    cache: [Frame; MAX_FRAMES],
+    fresh: [Frame; MAX_FRAMES],
+}
+
+/// What a loop works on: the state that outlives it, and the mappings, which are looked up once.
+#[repr(C)]
+struct Context {
+    thread: *mut Thread,
+    mappings: *const Mappings,
+}
+
+/// A status that no stack is sent with: the rest of the stack is that of the cache.
+const JOINED: u32 = u32::MAX;
+
+/// Walks the stack of a thread whose probed function was called from `pc`, with stack and frame pointer as they are in
+/// the caller. Returns how it ended, one of [`end`]; the frames are in the thread's cache afterwards, root first.
+#[inline(always)]
+pub(crate) fn walk(
+    thread: &mut Thread,
+    tgid: u32,
+    trampoline: u64,
+    pc: u64,
+    sp: u64,
+    frame_pointer: u64,
+    seed: u64,
+) -> u32 {
+    let Some(mappings) = MAPPINGS.get_ptr(tgid) else { return caller_only(thread, pc, seed) };
+    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
+    let generation = unsafe { (*mappings).generation };
+    if thread.frames.generation != generation {
+        thread.frames.generation = generation;
+        thread.frames.cached = 0;
+    }
+    let cached = thread.frames.cached;
+    let walk = &mut thread.walk;
+    (walk.pc, walk.sp, walk.fp, walk.back, walk.fp_slot) = (pc, sp, frame_pointer, 1, 0);
+    (walk.count, walk.replayed, walk.status, walk.tainted) = (0, 0, 0, 0);
+    walk.candidate = i64::from(cached) - 1;
+    walk.mapping.end = 0;
+    walk.trampoline = trampoline;
+    fill_window(thread, cached);
+
+    let mut context = Context { thread, mappings };
+    let argument = (&raw mut context).cast::<c_void>();
+    // SAFETY: the callbacks are given `context`, which outlives the loops. Each frame takes an iteration, and so does each
+    // cached frame that is passed over.
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(2 * MAX_FRAMES as u32, next_frame as *mut c_void, argument, 0) };
+    // SAFETY: only this thread uses its state.
+    let thread = unsafe { &mut *context.thread };
+    let joined = thread.walk.status == JOINED;
+    let kept = if joined { thread.walk.replayed } else { 0 };
+    let count = thread.walk.count;
+    thread.walk.fresh = count.wrapping_sub(kept);
+    thread.walk.replayed = kept;
+    thread.walk.hash = seed;
+    if kept > 0 {
+        thread.walk.hash = thread.frames.cache[(kept as usize - 1) & (MAX_FRAMES - 1)].hash;
+    }
+    let status = if joined {
+        end::ROOT
+    } else if thread.walk.status == 0 {
+        end::DEPTH
+    } else {
+        thread.walk.status
+    };
+    let keep = status == end::ROOT && thread.walk.tainted == 0;
+    // SAFETY: as above.
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, merge_frame as *mut c_void, argument, 0) };
+    // SAFETY: as above.
+    let thread = unsafe { &mut *context.thread };
+    thread.frames.cached = if keep { count as u32 } else { 0 };
+    status
+}
+
+/// A walk that knows nothing but the direct caller.
+#[inline(always)]
+fn caller_only(thread: &mut Thread, pc: u64, seed: u64) -> u32 {
+    thread.frames.cached = 0;
+    thread.frames.cache[0].pc = pc;
+    thread.walk.count = 1;
+    thread.walk.hash = fold(seed, pc);
+    end::NO_MAPPING
+}
+
+/// One step of the 64-bit fold over the addresses.
+#[inline(always)]
+fn fold(hash: u64, pc: u64) -> u64 {
+    let mixed = (hash ^ pc).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 29
+}
+
+/// Number of frames of the last walk, and the fold over their addresses.
+#[inline(always)]
+pub(crate) fn result(thread: &Thread) -> (u64, u64) {
+    (thread.walk.count, thread.walk.hash)
+}
+
+/// Writes the addresses of the last walk, leaf first, into the stack record.
+#[inline(always)]
+pub(crate) fn write_addresses(thread: &mut Thread) {
+    let mut context = Context { thread, mappings: core::ptr::null() };
+    let argument = (&raw mut context).cast::<c_void>();
+    // SAFETY: the callback is given `context`, which outlives the loop.
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, write_address as *mut c_void, argument, 0) };
+}
+
+extern "C" fn write_address(index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let thread = unsafe { &mut *(*context).thread };
+    let count = thread.walk.count;
+    if index >= count {
+        return 1;
+    }
+    let from = (count - 1 - index) as usize & (MAX_FRAMES - 1);
+    thread.stack.frames[index as usize & (MAX_FRAMES - 1)] = thread.frames.cache[from].pc;
+    0
+}
+
+/// Takes one frame in, from the cache or by the tables; 1 ends the walk.
+extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let (thread, mappings) = unsafe { (&mut *(*context).thread, &*(*context).mappings) };
+    if thread.walk.count >= MAX_FRAMES as u64 {
+        return 1;
+    }
+    let candidate = thread.walk.candidate;
+    if candidate >= 0 {
+        let at = candidate as usize & (MAX_FRAMES - 1);
+        let (sp, pc, fp, fp_slot) = {
+            let frame = &thread.frames.cache[at];
+            (frame.sp, frame.pc, frame.fp, frame.fp_slot)
+        };
+        if sp < thread.walk.sp {
+            thread.walk.candidate = candidate - 1;
+            return 0;
+        }
+        let same = sp == thread.walk.sp && pc == thread.walk.pc && fp == thread.walk.fp && thread.walk.back == 1;
+        if same && candidate == 0 {
+            push(thread, fp_slot);
+            thread.walk.replayed += 1;
+            thread.walk.status = JOINED;
+            return 1;
+        }
+        if same && fp_slot != NOT_REPLAYABLE {
+            let (caller_sp, caller_pc, caller_fp) = {
+                let caller = &thread.frames.cache[(at.wrapping_sub(1)) & (MAX_FRAMES - 1)];
+                (caller.sp, caller.pc, caller.fp)
+            };
+            let holds = word(&mut thread.walk, caller_sp.wrapping_sub(8)) == caller_pc
+                && (fp_slot == 0 || word(&mut thread.walk, fp_slot) == caller_fp);
+            if holds {
+                push(thread, fp_slot);
+                thread.walk.replayed += 1;
+                (thread.walk.sp, thread.walk.pc, thread.walk.fp) = (caller_sp, caller_pc, caller_fp);
+                thread.walk.candidate = candidate - 1;
+                return 0;
+            }
+        }
+    }
+    let slot = push(thread, 0);
+    thread.walk.replayed = 0;
+    let status = step(thread, mappings);
+    thread.frames.fresh[slot & (MAX_FRAMES - 1)].fp_slot = thread.walk.fp_slot;
+    thread.walk.status = status;
+    i64::from(status != 0)
+}
+
+/// Adds the frame that is being looked at; returns its index.
+#[inline(always)]
+fn push(thread: &mut Thread, fp_slot: u64) -> usize {
+    let at = thread.walk.count as usize;
+    let frame = &mut thread.frames.fresh[at & (MAX_FRAMES - 1)];
+    (frame.sp, frame.pc, frame.fp, frame.fp_slot) = (thread.walk.sp, thread.walk.pc, thread.walk.fp, fp_slot);
+    thread.walk.count = at as u64 + 1;
+    at
+}
+
+/// Moves one fresh frame to its place in the cache and folds it in; 1 ends the loop.
+extern "C" fn merge_frame(index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let thread = unsafe { &mut *(*context).thread };
+    if index >= thread.walk.fresh {
+        return 1;
+    }
+    let from = (thread.walk.fresh - 1 - index) as usize & (MAX_FRAMES - 1);
+    let to = (thread.walk.replayed + index) as usize & (MAX_FRAMES - 1);
+    let (sp, pc, fp, fp_slot) = {
+        let frame = &thread.frames.fresh[from];
+        (frame.sp, frame.pc, frame.fp, frame.fp_slot)
+    };
+    let hash = fold(thread.walk.hash, pc);
+    thread.walk.hash = hash;
+    let frame = &mut thread.frames.cache[to];
+    (frame.sp, frame.pc, frame.fp, frame.fp_slot, frame.hash) = (sp, pc, fp, fp_slot, hash);
+    0
+}
+
+/// One step by the tables: the frame becomes its caller. 0, or how the walk ended.
+#[inline(always)]
+fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
+    thread.walk.fp_slot = 0;
+    thread.walk.unreadable = 0;
+    let pc = thread.walk.pc.wrapping_sub(thread.walk.back);
+    if !find_mapping(&mut thread.walk, mappings, pc) {
+        return end::NO_MAPPING;
+    }
+    let rule = rule_at(&thread.walk.mapping, pc);
+    let offset = ((rule as i64) >> 32) as u64;
+    let fp_kind = (rule >> 8) as u8;
+    let fp_offset = ((rule << 32) as i64 >> 48) as u64;
+    let walk = &mut thread.walk;
+    let mut saved_fp = 0;
+    let cfa = match rule as u8 {
+        kind::SP => walk.sp.wrapping_add(offset),
+        kind::FP => walk.fp.wrapping_add(offset),
+        kind::PLT => walk.sp.wrapping_add(if walk.pc & 15 >= offset { 16 } else { 8 }),
+        kind::STOP => return end::ROOT,
+        kind::FRAME_POINTERS => {
+            saved_fp = walk.fp;
+            walk.fp.wrapping_add(16)
+        }
+        kind::SIGNAL => return step_signal(walk),
+        kind::DEREF_FP | kind::DEREF_SP => {
+            let base = if rule as u8 == kind::DEREF_FP { walk.fp } else { walk.sp };
+            let before = ((offset << 48) as i64 >> 48) as u64;
+            let after = ((offset << 32) as i64 >> 48) as u64;
+            walk.tainted = 1;
+            word(walk, base.wrapping_add(before)).wrapping_add(after)
+        }
+        kind::NONE => return end::NO_RULE,
+        _ => return end::UNSUPPORTED_RULE,
+    };
+    // The stack grows down: a caller's frame lies above.
+    if cfa < walk.sp.wrapping_add(8) || cfa & 7 != 0 {
+        return end::BAD_MEMORY;
+    }
+    if fp_kind == fp::AT_CFA {
+        saved_fp = cfa.wrapping_add(fp_offset);
+    } else if fp_kind == fp::AT_FP {
+        saved_fp = walk.fp.wrapping_add(fp_offset);
+    }
+    let mut caller_fp = walk.fp;
+    if saved_fp != 0 {
+        caller_fp = word(walk, saved_fp);
+    }
+    let mut caller = word(walk, cfa - 8);
+    if walk.unreadable != 0 {
+        return end::BAD_MEMORY;
+    }
+    walk.fp = caller_fp;
+    walk.fp_slot = saved_fp;
+    walk.sp = cfa;
+    walk.back = 1;
+    if caller == walk.trampoline && caller != 0 {
+        walk.tainted = 1;
+        caller = hijacked(thread, cfa - 8);
+        if caller == 0 {
+            return end::TRAMPOLINE;
+        }
+    }
+    thread.walk.pc = caller;
+    if caller == 0 { end::ROOT } else { 0 }
+}
+
+/// Out of a signal frame: the kernel put all registers into a ucontext at the stack pointer + 40 (general registers in
+/// the order of <sys/ucontext.h>: rbp is 10, rsp 15, rip 16).
+#[inline(always)]
+fn step_signal(walk: &mut Walk) -> u32 {
+    let registers = walk.sp.wrapping_add(40);
+    walk.tainted = 1;
+    let fp = word(walk, registers.wrapping_add(10 * 8));
+    let sp = word(walk, registers.wrapping_add(15 * 8));
+    let pc = word(walk, registers.wrapping_add(16 * 8));
+    if walk.unreadable != 0 {
+        return end::BAD_MEMORY;
+    }
+    (walk.fp, walk.sp, walk.pc) = (fp, sp, pc);
+    // Where it was interrupted, not where it will return to.
+    walk.back = 0;
+    walk.fp_slot = NOT_REPLAYABLE;
+    0
+}
+
+/// The return address that the kernel took out of the slot at `slot` to put its trampoline in.
+#[inline(always)]
+fn hijacked(thread: &Thread, slot: u64) -> u64 {
+    let mut found = 0;
+    for index in 0..MAX_IN_FLIGHT {
+        if (index as u32) < thread.depth && thread.calls[index].sp == slot {
+            found = thread.calls[index].caller;
+        }
+    }
+    found
+}
+
+/// Makes `walk.mapping` the mapping that `pc` lies in.
+#[inline(always)]
+fn find_mapping(walk: &mut Walk, mappings: &Mappings, pc: u64) -> bool {
+    if pc >= walk.mapping.start && pc < walk.mapping.end {
+        return true;
+    }
+    let mut base = 0u64;
+    let mut size = u64::from(mappings.count);
+    for _ in 0..MAX_MAPPINGS.trailing_zeros() {
+        let half = size >> 1;
+        let middle = (base + half) & (MAX_MAPPINGS as u64 - 1);
+        base += half & !less(pc, mappings.mappings[middle as usize].start);
+        size -= half;
+    }
+    let mapping = &mappings.mappings[(base & (MAX_MAPPINGS as u64 - 1)) as usize];
+    if pc < mapping.start || pc >= mapping.end {
+        return false;
+    }
+    walk.mapping = *mapping;
+    true
+}
+
+/// The rule that holds at `pc`, which lies in `mapping`.
+#[inline(always)]
+fn rule_at(mapping: &Mapping, pc: u64) -> u64 {
+    if mapping.pages == 0 {
+        return kind::FRAME_POINTERS as u64;
+    }
+    let offset = pc.wrapping_sub(mapping.bias);
+    let page = offset >> PAGE_BITS;
+    if page >= u64::from(mapping.pages) {
+        return u64::from(kind::NONE);
+    }
+    let index = u64::from(mapping.first_page) + page;
+    let Some(pages) = PAGES.get_ptr((index / PAGES_PER_SHARD as u64) as u32) else { return u64::from(kind::NONE) };
+    // SAFETY: the pointer comes from a map lookup, and the index is below the shard's size.
+    let entry = unsafe { (*pages)[index as usize & (PAGES_PER_SHARD - 1)] };
+    let first = entry & 0xffff_ffff;
+    let mut size = entry >> 32 & 0x7ff;
+    let Some(rows) = ROWS.get_ptr((first / ROWS_PER_SHARD as u64) as u32) else { return u64::from(kind::NONE) };
+    let mut base = first & (ROWS_PER_SHARD as u64 - 1);
+    let in_page = offset & ((1 << PAGE_BITS) - 1);
+    for _ in 0..PAGE_BITS {
+        if size <= 1 {
+            break;
+        }
+        let half = size >> 1;
+        let middle = (base + half) as usize & (ROWS_PER_SHARD - 1);
+        // SAFETY: as above.
+        let row = u64::from(unsafe { (*rows)[middle] });
+        base += half & !less(in_page, row & ((1 << PAGE_BITS) - 1));
+        size -= half;
+    }
+    // SAFETY: as above.
+    let row = unsafe { (*rows)[base as usize & (ROWS_PER_SHARD - 1)] };
+    let Some(rules) = RULES.get_ptr(0) else { return u64::from(kind::NONE) };
+    // SAFETY: as above.
+    unsafe { (*rules)[(row >> PAGE_BITS) as usize & (MAX_RULES - 1)] }
+}
+
+/// All ones when a < b, both below 2^63. In assembler, so that the search has no branch: the verifier would follow both
+/// sides of each.
+#[inline(always)]
+fn less(a: u64, b: u64) -> u64 {
+    let mut difference = a.wrapping_sub(b);
+    // SAFETY: an arithmetic shift of a register.
+    unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) difference, options(pure, nomem, nostack)) };
+    difference
+}
+
+/// Reads the stack into the window: as far as the cached root, or a page's worth.
+#[inline(always)]
+fn fill_window(thread: &mut Thread, cached: u32) {
+    let start = thread.walk.sp & !7;
+    let mut len = FIRST_READ;
+    if cached > 0 {
+        len = thread.frames.cache[0].sp.wrapping_sub(start);
+        if len > WINDOW {
+            len = WINDOW;
+        }
+    }
+    thread.walk.start = start;
+    thread.walk.len = 0;
+    let to = thread.walk.window.as_mut_ptr().cast::<c_void>();
+    // SAFETY: the window has room for `len` bytes; the helper checks the address.
+    if len > 0 && len <= WINDOW && unsafe { bpf_probe_read_user(to, len as u32, start as *const c_void) } == 0 {
+        thread.walk.len = len;
+    }
+}
+
+/// The word at `addr`, from the window if it is there; 0, and `unreadable` set, when it cannot be read. Not an `Option`:
+/// the compiler may copy the value of a `None`, which the verifier takes for the use of an unset register.
+#[inline(always)]
+fn word(walk: &mut Walk, addr: u64) -> u64 {
+    let offset = addr.wrapping_sub(walk.start);
+    if offset < walk.len && addr & 7 == 0 {
+        return walk.window[(offset >> 3) as usize & (WINDOW_WORDS - 1)];
+    }
+    let mut value = 0u64;
+    // SAFETY: the helper checks the address; on failure it zeroes the value.
+    if unsafe { bpf_probe_read_user((&raw mut value).cast(), 8, addr as *const c_void) } != 0 {
+        walk.unreadable = 1;
+        return 0;
+    }
+    value
+}

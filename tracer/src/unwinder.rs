@@ -1,0 +1,209 @@
+//! Unwinding tables for traced processes: reads what the files say, has it compiled, and keeps the BPF side's tables and
+//! mappings up to date.
+
+use std::{sync::Arc, thread, time::Instant};
+
+use hashbrown::HashMap;
+use tracer_ebpf::unwind::{MAX_MAPPINGS, Mapping, Mappings};
+
+use crate::{
+    bpf::Tables,
+    event::Pid,
+    process::{
+        address_space::AddressSpace,
+        elf::{Bytes, Elf},
+        module::{Identity, Module},
+    },
+    unwind::{self, Packed, Placed, Sections, Table},
+};
+
+/// Most of an unwinding section that is read, bytes.
+const MAX_SECTION: u64 = 64 << 20;
+
+/// What one file's table is like.
+#[derive(Clone, Debug)]
+pub struct FileTable {
+    /// Path of the file: hostile text.
+    pub path: String,
+    /// Rows of its table.
+    pub rows: usize,
+    /// Rows that no kind of rule can express.
+    pub unsupported: usize,
+    /// Milliseconds that it took to read and compile.
+    pub milliseconds: f64,
+    /// Why there is no table, if there is none.
+    pub problem: Option<String>,
+}
+
+/// The tables of all files that traced processes map.
+pub struct Unwinder {
+    tables: Tables,
+    packed: Packed,
+    placed: HashMap<Identity, Option<(Placed, Vec<Segment>)>>,
+    generations: HashMap<Pid, u32>,
+    files: Vec<FileTable>,
+}
+
+type Segment = crate::process::elf::Segment;
+
+/// A file's table, compiled but not yet placed.
+struct Compiled {
+    module: Arc<Module>,
+    segments: Vec<Segment>,
+    table: Result<Table, String>,
+    milliseconds: f64,
+}
+
+impl Unwinder {
+    /// One that has no tables yet.
+    pub fn new(tables: Tables) -> Self {
+        Self {
+            tables,
+            packed: Packed::default(),
+            placed: HashMap::new(),
+            generations: HashMap::new(),
+            files: Vec::new(),
+        }
+    }
+
+    /// What the tables are like, in the order in which they came.
+    pub fn files(&self) -> &[FileTable] {
+        &self.files
+    }
+
+    /// Brings the BPF side up to date with the mappings of a process. Files that are new get their tables first.
+    pub fn follow(&mut self, pid: Pid, space: &AddressSpace) {
+        self.compile_new(space);
+        if let Err(error) = self.write_changes() {
+            tracing::warn!("cannot write unwinding tables: {error}");
+        }
+        let mappings = self.mappings(pid, space);
+        if let Err(error) = self.tables.set_mappings(pid, &mappings) {
+            tracing::warn!("cannot write the mappings of process {pid}: {error}");
+        }
+    }
+
+    /// Compiles the tables of files that have none yet, in parallel.
+    fn compile_new(&mut self, space: &AddressSpace) {
+        let mut new: Vec<Arc<Module>> = Vec::new();
+        for (_, module) in space.code() {
+            let Some(module) = module else { continue };
+            let known = self.placed.contains_key(module.identity())
+                || new.iter().any(|other| other.identity() == module.identity());
+            if !known {
+                new.push(Arc::clone(module));
+            }
+        }
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(new.len().max(1));
+        let queue = std::sync::Mutex::new(new.into_iter());
+        let (send, receive) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..workers {
+                let (queue, send) = (&queue, send.clone());
+                scope.spawn(move || {
+                    while let Some(module) = queue.lock().ok().and_then(|mut queue| queue.next()) {
+                        // The receiver outlives the scope.
+                        let _ = send.send(compile(module));
+                    }
+                });
+            }
+        });
+        drop(send);
+        for compiled in receive {
+            self.place(compiled);
+        }
+    }
+
+    fn place(&mut self, compiled: Compiled) {
+        let Compiled { module, segments, table, milliseconds } = compiled;
+        let mut file =
+            FileTable { path: module.path().to_owned(), rows: 0, unsupported: 0, milliseconds, problem: None };
+        let placed = match table {
+            Ok(table) => {
+                (file.rows, file.unsupported) = (table.rows().len(), table.stats.unsupported_rows());
+                match self.packed.add(&table) {
+                    Ok(placed) => Some((placed, segments)),
+                    Err(full) => {
+                        file.problem = Some(full.to_string());
+                        None
+                    }
+                }
+            }
+            Err(problem) => {
+                file.problem = Some(problem);
+                None
+            }
+        };
+        tracing::debug!(?file, "unwinding table");
+        self.placed.insert(module.identity().clone(), placed);
+        self.files.push(file);
+    }
+
+    fn write_changes(&mut self) -> std::io::Result<()> {
+        let Self { packed, tables, .. } = self;
+        let changes = packed.changed();
+        for (shard, rows) in changes.rows {
+            tables.set_rows(shard, &rows)?;
+        }
+        if let Some(rules) = changes.rules {
+            tables.set_rules(&rules)?;
+        }
+        // Last: a page entry makes the rest visible.
+        for (shard, pages) in changes.pages {
+            tables.set_pages(shard, &pages)?;
+        }
+        Ok(())
+    }
+
+    fn mappings(&mut self, pid: Pid, space: &AddressSpace) -> Box<Mappings> {
+        let generation = self.generations.entry(pid).or_default();
+        *generation += 1;
+        let mut mappings =
+            Box::new(Mappings { count: 0, generation: *generation, mappings: [Mapping::default(); MAX_MAPPINGS] });
+        for (mapping, module) in space.code().take(MAX_MAPPINGS) {
+            let mut entry = Mapping { start: mapping.start, end: mapping.end, ..Mapping::default() };
+            if let Some((placed, segments)) = module.and_then(|module| self.placed.get(module.identity())?.as_ref()) {
+                let segment = segments
+                    .iter()
+                    .find(|segment| (segment.offset & !0xfff..segment.offset + segment.size).contains(&mapping.offset));
+                if let Some(segment) = segment {
+                    let linked = segment.address.wrapping_add(mapping.offset).wrapping_sub(segment.offset);
+                    entry.bias = mapping.start.wrapping_sub(linked).wrapping_add(placed.base);
+                    (entry.first_page, entry.pages) = (placed.first_page, placed.pages);
+                }
+            }
+            mappings.mappings[mappings.count as usize] = entry;
+            mappings.count += 1;
+        }
+        mappings
+    }
+}
+
+/// Reads and compiles the table of one file.
+fn compile(module: Arc<Module>) -> Compiled {
+    let start = Instant::now();
+    let read = read(&module);
+    let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    match read {
+        Ok((segments, table)) => Compiled { module, segments, table: Ok(table), milliseconds },
+        Err(problem) => Compiled { module, segments: Vec::new(), table: Err(problem), milliseconds },
+    }
+}
+
+fn read(module: &Module) -> Result<(Vec<Segment>, Table), String> {
+    let file = module.file().ok_or("it is no file, or could not be opened")?;
+    let bytes = Bytes::new(file);
+    let elf = Elf::parse(&bytes).map_err(|error| error.to_string())?;
+    let segments = elf.segments();
+    let sections = Sections {
+        eh_frame: elf.section_at(".eh_frame", MAX_SECTION),
+        debug_frame: elf.section_at(".debug_frame", MAX_SECTION),
+        text_address: elf.section_at(".text", 0).map_or(0, |(_, address)| address),
+        got_address: elf.section_at(".got", 0).map(|(_, address)| address),
+    };
+    let none = sections.eh_frame.is_none() && sections.debug_frame.is_none();
+    if none {
+        return Err("it has no unwind information: frame pointers are followed".to_owned());
+    }
+    unwind::compile(&sections).map(|table| (segments, table)).map_err(|error| error.to_string())
+}
