@@ -1,1 +1,9 @@
-//! placeholder
+//! Tests of the tracer as its users run it: the binary, on real processes, against programs that know the truth.
+//!
+//! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
+//! exact numbers ([`exactness`], [`allocators`], [`languages`], [`processes`]), launched commands, loss, real servers,
+//! refusals and hostile targets, formats.
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it does")]
+
+mod exactness;
+mod harness;

@@ -14,7 +14,7 @@ use tracer_ebpf::{MAX_IN_FLIGHT, Stack, Target};
 
 use crate::{
     emit::count_loss,
-    walk::{Frames, Walk},
+    walk::{self, Frames, Walk},
 };
 
 /// How a call gives its block back.
@@ -122,7 +122,8 @@ pub(crate) enum Entry {
 /// part of it; what other files call (a new-handler that logs) is a call of its own.
 #[inline(always)]
 pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
-    let caller = read_word(sp).unwrap_or(0);
+    walk::read_window(thread, sp);
+    let caller = walk::word(&mut thread.walk, sp);
     let trampoline = target.trampoline;
     let mut depth = thread.depth;
     for _ in 0..MAX_IN_FLIGHT {

@@ -133,8 +133,6 @@ pub(crate) fn walk(
     walk.candidate = i64::from(cached) - 1;
     walk.mapping.end = 0;
     walk.trampoline = trampoline;
-    fill_window(thread, cached);
-
     let mut context = Context { thread, mappings };
     let argument = (&raw mut context).cast::<c_void>();
     // SAFETY: the callbacks are given `context`, which outlives the loops. Each frame takes an iteration, and so does each
@@ -458,12 +456,13 @@ fn less(a: u64, b: u64) -> u64 {
     difference
 }
 
-/// Reads the stack into the window: as far as the cached root, or a page's worth.
+/// Reads the stack from `sp` on into the window: as far as the cached root, or a page's worth. To be done before anything
+/// else is asked of a walk.
 #[inline(always)]
-fn fill_window(thread: &mut Thread, cached: u32) {
-    let start = thread.walk.sp & !7;
+pub(crate) fn read_window(thread: &mut Thread, sp: u64) {
+    let start = sp & !7;
     let mut len = FIRST_READ;
-    if cached > 0 {
+    if thread.frames.cached > 0 {
         len = thread.frames.cache[0].sp.wrapping_sub(start);
         if len > WINDOW {
             len = WINDOW;
@@ -481,7 +480,7 @@ fn fill_window(thread: &mut Thread, cached: u32) {
 /// The word at `addr`, from the window if it is there; 0, and `unreadable` set, when it cannot be read. Not an `Option`:
 /// the compiler may copy the value of a `None`, which the verifier takes for the use of an unset register.
 #[inline(always)]
-fn word(walk: &mut Walk, addr: u64) -> u64 {
+pub(crate) fn word(walk: &mut Walk, addr: u64) -> u64 {
     let offset = addr.wrapping_sub(walk.start);
     if offset < walk.len && addr & 7 == 0 {
         return walk.window[(offset >> 3) as usize & (WINDOW_WORDS - 1)];

@@ -1,5 +1,6 @@
 //! The consuming side: events per second on one core from recorded bytes to an updated heap, memory per live block and
 //! per stack.
+#![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
 use std::time::Instant;
 

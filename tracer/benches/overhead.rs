@@ -1,6 +1,7 @@
 //! What tracing costs the traced program: nanoseconds added to a malloc+free pair under a chain of 20 calls, with nothing
 //! attached, with empty BPF programs at the same sites (the floor), with tracer, and with the bpftrace one-liner that
 //! people use for the job. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
+#![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
 use std::{
     io::{BufRead as _, BufReader},

@@ -1,4 +1,5 @@
 //! Time to write a profile of 100,000 distinct stacks in each format.
+#![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
 use std::{
     io,

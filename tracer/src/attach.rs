@@ -194,8 +194,9 @@ fn find(pid: Pid, phase: Phase) -> Result<Option<Allocator>> {
     let alone = modules.len() == 1;
     for module in modules {
         let binding = if alone { Binding::Static } else { Binding::Dynamic };
-        let Some(file) = module.file() else { continue };
-        let file = file.try_clone().context("cannot open its files")?;
+        let Some(path) = module.open_path() else { continue };
+        // Opened anew: the position of an open file is shared, and others read this one too.
+        let file = std::fs::File::open(path).context("cannot open its files")?;
         match resolve::allocator(file, binding) {
             Ok(Some(functions)) => {
                 tracing::debug!(file = module.path(), ?functions, "allocator");

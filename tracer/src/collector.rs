@@ -402,7 +402,10 @@ fn locate(heap: &Heap, space: &AddressSpace, trails: &mut Vec<Option<Arc<[Site]>
     let mut sites: Vec<Site> = addresses.iter().map(|addr| Site { addr: *addr, place: space.locate(*addr) }).collect();
     // What is no code is no return address, and what was found by means of it is no stack. The direct caller is certain.
     let code = sites.iter().skip(1).position(|site| matches!(site.place, Place::Unknown)).map(|at| at + 1);
-    sites.truncate(code.unwrap_or(sites.len()));
+    if let Some(code) = code {
+        tracing::trace!(?addresses, code, "cut at what is no code");
+        sites.truncate(code);
+    }
     let complete = code.is_none() && !matches!(sites.first(), Some(Site { place: Place::Unknown, .. }));
     if trails.len() <= stack.index() {
         trails.resize(stack.index() + 1, None);

@@ -1,11 +1,13 @@
 //! A snapshot of addresses to a [`Profile`] of names.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
 use hashbrown::HashMap;
+use tracer_ebpf::end;
 
 use crate::{
     collector::{Site, Snapshot, StackSnapshot, Trail},
@@ -121,16 +123,38 @@ fn quality(trace: &Trace, snapshot: &Snapshot) -> Quality {
         lost_frees: loss.frees,
         unmatched_frees: snapshot.counters.unmatched_frees,
         missed_frees: snapshot.counters.missed_frees,
-        truncated_stacks: snapshot
-            .stacks
-            .iter()
-            .filter(|stack| stack.end != tracer_ebpf::end::ROOT && stack.values.outstanding_blocks > 0)
-            .count() as u64,
+        truncated_stacks: cut_short(&snapshot.stacks).values().sum(),
         uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).sum(),
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).sum(),
         untracked_calls: loss.threads_full + loss.calls_too_deep,
         unknown_records: snapshot.unknown_records,
         recorded_events: snapshot.counters.events,
-        notes: trace.notes.clone(),
+        notes: trace.notes.iter().cloned().chain(reasons(&snapshot.stacks)).collect(),
     }
+}
+
+/// How many stacks that hold something end before the thread's root, by the reason that the BPF side gave.
+fn cut_short(stacks: &[StackSnapshot]) -> BTreeMap<u32, u64> {
+    let mut counts = BTreeMap::new();
+    for stack in stacks.iter().filter(|stack| stack.values.outstanding_blocks > 0) {
+        if matches!(stack.trail, Trail::Known(_)) && stack.end != end::ROOT {
+            *counts.entry(stack.end).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn reasons(stacks: &[StackSnapshot]) -> impl Iterator<Item = String> {
+    cut_short(stacks).into_iter().map(|(end, count)| {
+        let reason = match end {
+            end::DEPTH => "more than 256 frames",
+            end::NO_MAPPING => "an address outside all known code",
+            end::NO_RULE => "code without unwind information",
+            end::BAD_MEMORY => "stack memory that could not be read",
+            end::UNSUPPORTED_RULE => "unwind information of an unsupported kind",
+            end::TRAMPOLINE => "a return address hidden by a probe",
+            _ => "an unknown reason",
+        };
+        format!("{count} of the cut stacks: {reason}")
+    })
 }

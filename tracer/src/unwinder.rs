@@ -160,7 +160,9 @@ impl Unwinder {
         *generation += 1;
         let mut mappings =
             Box::new(Mappings { count: 0, generation: *generation, mappings: [Mapping::default(); MAX_MAPPINGS] });
-        for (mapping, module) in space.code().take(MAX_MAPPINGS) {
+        // [vsyscall] lies in the kernel's half, whose addresses the search on the BPF side cannot order.
+        let user = space.code().filter(|(mapping, _)| mapping.end < 1 << 63);
+        for (mapping, module) in user.take(MAX_MAPPINGS) {
             let mut entry = Mapping { start: mapping.start, end: mapping.end, ..Mapping::default() };
             if let Some((placed, segments)) = module.and_then(|module| self.placed.get(module.identity())?.as_ref()) {
                 let segment = segments

@@ -100,11 +100,11 @@ impl ProcessHeap {
 
     /// The realloc failed: its old block lives on, with its age and its stack.
     pub(super) fn put_back(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {
-        if let Some(old) = self.suspended.remove(&(tid, slot)) {
-            if let Some(other) = self.blocks.insert(old) {
-                books.end(other.stack, other.size);
-                books.counters.missed_frees += 1;
-            }
+        if let Some(old) = self.suspended.remove(&(tid, slot))
+            && let Some(other) = self.blocks.insert(old)
+        {
+            books.end(other.stack, other.size);
+            books.counters.missed_frees += 1;
         }
     }
 

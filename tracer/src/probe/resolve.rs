@@ -118,7 +118,7 @@ fn function(
         Some((offset.checked_add(inside)?, file_size.checked_sub(inside)?))
     })?;
     let wanted = if size == 0 { 256 } else { size.min(WINDOW as u64) };
-    let code = (&data).read_bytes_at(start, wanted.min(available)).ok()?;
+    let code = data.read_bytes_at(start, wanted.min(available)).ok()?;
     let site = site::choose(code, shape.arguments());
     Some(Function { name, shape, file_offset: start + site.offset, emulated: site.emulated })
 }

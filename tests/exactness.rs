@@ -1,0 +1,63 @@
+//! Every function's bytes and blocks, off by 0: four threads over the whole malloc family, on each allocator.
+
+use crate::harness::{
+    self, C, Run, Source, Target, WITH_FRAME_POINTERS, WITHOUT_FRAME_POINTERS, alone, check_functions, preloadable,
+};
+
+const RUNS: usize = 10;
+
+/// Runs the family program under the tracer and compares every function, ten times over.
+fn check(what: &str, source: &Source<'_>, preload: Option<&str>) {
+    harness::require_root();
+    let program = source.build();
+    let environment: Vec<(&str, &str)> = preload.iter().map(|path| ("LD_PRELOAD", *path)).collect();
+    let _turn = alone();
+    for run in 1..=RUNS {
+        let what = format!("{what}, run {run} of {RUNS}");
+        let mut target = Target::start_with(&program, &[], &environment);
+        let tracer = Run::pid(target.pid()).start();
+        let truth = target.ask("begin");
+        let report = tracer.stop().report(0);
+        report.assert_nothing_lost(&what);
+        check_functions(&what, &report, &truth, None);
+        assert_eq!(report.outstanding(), truth.total(), "{what}");
+        assert_eq!(report.quality("unmatched_frees"), truth.fact("unmatched_frees"), "{what}: frees from before");
+    }
+}
+
+fn family(flags: &'static [&'static str]) -> Source<'static> {
+    Source { compiler: C, files: &["family.c"], flags }
+}
+
+#[test]
+fn family_on_the_c_library_with_frame_pointers() {
+    check("glibc, frame pointers", &family(WITH_FRAME_POINTERS), None);
+}
+
+#[test]
+fn family_on_the_c_library_without_frame_pointers() {
+    check("glibc, no frame pointers", &family(WITHOUT_FRAME_POINTERS), None);
+}
+
+#[test]
+fn family_on_jemalloc() {
+    check("jemalloc", &family(WITHOUT_FRAME_POINTERS), Some(&preloadable("jemalloc")));
+}
+
+#[test]
+fn family_on_tcmalloc() {
+    check("tcmalloc", &family(WITHOUT_FRAME_POINTERS), Some(&preloadable("tcmalloc")));
+}
+
+#[test]
+fn family_on_mimalloc() {
+    check("mimalloc", &family(WITHOUT_FRAME_POINTERS), Some(&preloadable("mimalloc")));
+}
+
+/// An executable that exports an allocator of its own, in which calls are nested: each is counted once.
+#[test]
+fn family_on_an_allocator_of_its_own() {
+    let files = &["family.c", "own_allocator.c"];
+    let source = Source { compiler: C, files, flags: &["-fno-builtin", "-rdynamic"] };
+    check("own allocator", &source, None);
+}

@@ -1,0 +1,73 @@
+//! Compiles ground-truth programs, each once: the result is kept under a name that holds the hash of its sources and flags.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/programs");
+
+/// With and without frame pointers: the rest is the same, so that results can be compared.
+pub(crate) const WITH_FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"];
+pub(crate) const WITHOUT_FRAME_POINTERS: &[&str] = &["-fomit-frame-pointer"];
+
+/// A compiler with its flags.
+#[derive(Clone, Copy, Hash)]
+pub(crate) struct Compiler {
+    name: &'static str,
+    flags: &'static [&'static str],
+}
+
+// Warnings are off: the programs do what compilers warn of, such as asking for more than there is.
+pub(crate) const C: Compiler = Compiler { name: "gcc", flags: &["-std=gnu17", "-O2", "-w", "-pthread"] };
+pub(crate) const CXX: Compiler = Compiler { name: "g++", flags: &["-std=c++20", "-O2", "-w", "-pthread"] };
+pub(crate) const RUST: Compiler =
+    Compiler { name: "rustc", flags: &["--edition", "2024", "-O", "-C", "force-frame-pointers=yes", "-A", "warnings"] };
+
+/// A program to be compiled.
+pub(crate) struct Source<'a> {
+    pub(crate) compiler: Compiler,
+    /// Files in the folder of programs.
+    pub(crate) files: &'a [&'a str],
+    pub(crate) flags: &'a [&'a str],
+}
+
+impl Source<'_> {
+    /// Compiles it, unless that has been done before.
+    pub(crate) fn build(&self) -> PathBuf {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let stem = Path::new(self.files[0]).file_stem().unwrap().to_string_lossy().into_owned();
+        let program = folder.join(format!("{stem}-{:016x}", self.hash()));
+        if !program.exists() {
+            // By rename: another test may be waiting for the same program.
+            let scratch = tempfile::tempdir_in(folder).unwrap();
+            let part = scratch.path().join(&stem);
+            self.compile(&part);
+            fs::rename(part, &program).unwrap();
+        }
+        program
+    }
+
+    fn compile(&self, program: &Path) {
+        let Compiler { name, flags } = self.compiler;
+        let sources = self.files.iter().map(|file| Path::new(SOURCES).join(file));
+        let mut compile = Command::new(name);
+        compile.args(flags).arg("-o").arg(program).args(sources).args(self.flags);
+        let output = compile.output().unwrap_or_else(|error| panic!("cannot run {name} ({error}): is it installed?"));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{compile:?}: {}\n{said}", output.status);
+    }
+
+    fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.compiler, self.flags).hash(&mut hasher);
+        for file in self.files.iter().chain(&["truth.h"]) {
+            let path = Path::new(SOURCES).join(file);
+            let text = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            (file, text).hash(&mut hasher);
+        }
+        hasher.finish()
+    }
+}

@@ -1,0 +1,107 @@
+//! The machine the tests run on: rights, packages, ports, probes in memory, and turns for those that need it whole.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// Fails with a clear message where the kernel would not let us trace.
+#[track_caller]
+pub(crate) fn require_root() {
+    assert!(rustix::process::geteuid().is_root(), "this test attaches probes: run it as root (cargo xtask test)");
+}
+
+static WHOLE_MACHINE: Mutex<()> = Mutex::new(());
+
+/// A turn for tests under full load: two of them at a time would measure each other.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    // A test that failed has left nothing behind.
+    WHOLE_MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// An allocator of Debian's that programs are run with by LD_PRELOAD.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Preloaded {
+    pub(crate) file: &'static str,
+    package: &'static str,
+}
+
+/// Those that the tests know.
+pub(crate) const ALLOCATORS: [Preloaded; 3] = [
+    Preloaded { file: "libjemalloc.so.2", package: "libjemalloc2" },
+    Preloaded { file: "libtcmalloc_minimal.so.4", package: "libtcmalloc-minimal4" },
+    Preloaded { file: "libmimalloc.so.2.0", package: "libmimalloc2.0" },
+];
+
+/// Path of the allocator whose file name contains `name`.
+pub(crate) fn preloadable(name: &str) -> String {
+    let known = ALLOCATORS.iter().find(|allocator| allocator.file.contains(name)).unwrap();
+    let path = Path::new("/usr/lib/x86_64-linux-gnu").join(known.file);
+    assert!(path.exists(), "{} is missing: apt-get install {}", path.display(), known.package);
+    path.to_string_lossy().into_owned()
+}
+
+/// Path of an installed program; fails naming the package.
+pub(crate) fn program(name: &str, package: &str) -> PathBuf {
+    let found = ["/usr/bin", "/usr/sbin"].iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists());
+    found.unwrap_or_else(|| panic!("{name} is missing: apt-get install {package}"))
+}
+
+/// A folder that every user may enter.
+pub(crate) fn scratch() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    folder
+}
+
+/// A TCP port on which nobody listens.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Waits until something is so.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !so() {
+        assert!(Instant::now() < deadline, "{what}: not within 30 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How many bytes of the code that process `pid` has mapped from files named like `file` differ from those files: probes.
+pub(crate) fn probed_bytes(pid: u32, file: &str) -> usize {
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut different = 0;
+    for line in maps.lines().filter(|line| line.contains(file) && line.contains(" r-xp ")) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (start, end) = fields[0].split_once('-').unwrap();
+        let hex = |text| u64::from_str_radix(text, 16).unwrap();
+        let mapped = read_up_to(&memory, hex(start), (hex(end) - hex(start)) as usize);
+        let on_disk = fs::File::open(fields[5]).unwrap();
+        let original = read_up_to(&on_disk, hex(fields[2]), mapped.len());
+        different += mapped.iter().zip(&original).filter(|(mapped, original)| mapped != original).count();
+    }
+    different
+}
+
+fn read_up_to(file: &fs::File, offset: u64, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    let mut done = 0;
+    while done < length {
+        match file.read_at(&mut bytes[done..], offset + done as u64) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => done += count,
+        }
+    }
+    bytes.truncate(done);
+    bytes
+}

@@ -1,0 +1,17 @@
+//! What the tests share: compiled targets, runs of the tracer, the truth and what was reported.
+
+mod build;
+mod machine;
+mod report;
+mod target;
+mod tracer;
+mod truth;
+
+pub(crate) use build::{C, CXX, RUST, Source, WITH_FRAME_POINTERS, WITHOUT_FRAME_POINTERS};
+pub(crate) use machine::{
+    ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, wait_until,
+};
+pub(crate) use report::{Held, Report, Stack};
+pub(crate) use target::Target;
+pub(crate) use tracer::{Outcome, Run, Running};
+pub(crate) use truth::{Truth, check_functions, check_holders};

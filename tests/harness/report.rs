@@ -1,0 +1,142 @@
+//! The saved form (JSON) of a report, as far as tests look at it.
+
+use std::{collections::BTreeMap, fmt, ops::Add, path::Path};
+
+use serde_json::Value;
+
+/// What something holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) bytes: u64,
+    pub(crate) blocks: u64,
+}
+
+impl Add for Held {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self { bytes: self.bytes + other.bytes, blocks: self.blocks + other.blocks }
+    }
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes in {} blocks", self.bytes, self.blocks)
+    }
+}
+
+/// A parsed report.
+#[derive(Clone, Debug)]
+pub(crate) struct Report {
+    pub(crate) json: Value,
+    pub(crate) stacks: Vec<Stack>,
+}
+
+/// One stack of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Stack {
+    /// Names, root first; an address where there is none.
+    pub(crate) functions: Vec<String>,
+    /// File of the last frame, the caller of the allocator.
+    pub(crate) module: Option<String>,
+    pub(crate) held: Held,
+    pub(crate) allocated: Held,
+    pub(crate) uncertain_bytes: u64,
+}
+
+impl Report {
+    /// Parses one and checks what holds for all: the format's head, and totals that are the sums over the stacks.
+    pub(crate) fn parse(text: &str) -> Self {
+        let json: Value = serde_json::from_str(text).unwrap_or_else(|error| panic!("no JSON ({error}): {text:.2000}"));
+        assert_eq!((&json["format"], &json["version"]), (&"tracer-profile".into(), &1.into()));
+        let stacks: Vec<Stack> = json["stacks"].as_array().unwrap().iter().map(Stack::parse).collect();
+        let report = Self { json, stacks };
+        let sum = |f: fn(&Stack) -> Held| report.stacks.iter().map(f).fold(Held::default(), Add::add);
+        assert_eq!(report.outstanding(), sum(|stack| stack.held), "totals are not the sums over the stacks");
+        assert_eq!(report.allocated(), sum(|stack| stack.allocated), "totals are not the sums over the stacks");
+        report
+    }
+
+    pub(crate) fn outstanding(&self) -> Held {
+        let totals = &self.json["totals"];
+        Held { bytes: number(totals, "outstanding_bytes"), blocks: number(totals, "outstanding_blocks") }
+    }
+
+    pub(crate) fn allocated(&self) -> Held {
+        let totals = &self.json["totals"];
+        Held { bytes: number(totals, "allocated_bytes"), blocks: number(totals, "allocated_blocks") }
+    }
+
+    /// A count of the quality section.
+    pub(crate) fn quality(&self, name: &str) -> u64 {
+        number(&self.json["quality"], name)
+    }
+
+    /// What callers of the allocator hold, by name, those that hold something. With `program`, only those in that file.
+    pub(crate) fn by_caller(&self, program: Option<&Path>) -> BTreeMap<String, Held> {
+        let mut callers: BTreeMap<String, Held> = BTreeMap::new();
+        for stack in &self.stacks {
+            let wanted = program.is_none_or(|program| stack.module.as_deref() == program.to_str());
+            if wanted && stack.held != Held::default() {
+                let held = callers.entry(stack.caller().to_owned()).or_default();
+                *held = *held + stack.held;
+            }
+        }
+        callers
+    }
+
+    /// What was allocated in or below a function and is held.
+    pub(crate) fn below(&self, function: &str) -> Held {
+        self.stacks.iter().filter(|stack| stack.has(function)).fold(Held::default(), |sum, stack| sum + stack.held)
+    }
+
+    /// That nothing was lost and all is certain. Stacks may end early: unwinding has tests of its own.
+    #[track_caller]
+    pub(crate) fn assert_nothing_lost(&self, what: &str) {
+        for name in ["lost_allocs", "lost_frees", "uncertain_bytes"] {
+            assert_eq!(self.quality(name), 0, "{what}: {name} in {}", self.json["quality"]);
+        }
+        let notes = self.json["quality"]["notes"].to_string();
+        assert!(!notes.contains("missed") && !notes.contains("not followed"), "{what}: {notes}");
+    }
+}
+
+impl Stack {
+    fn parse(json: &Value) -> Self {
+        let frames = json["frames"].as_array().unwrap();
+        let name = |frame: &Value| match frame["function"].as_str() {
+            Some(name) => bare(name).to_owned(),
+            None => format!("0x{:x}", number(frame, "offset")),
+        };
+        let last = frames.last().unwrap_or_else(|| panic!("a stack without frames: {json}"));
+        Self {
+            functions: frames.iter().map(name).collect(),
+            module: last["module"].as_str().map(str::to_owned),
+            held: Held { bytes: number(json, "outstanding_bytes"), blocks: number(json, "outstanding_blocks") },
+            allocated: Held { bytes: number(json, "allocated_bytes"), blocks: number(json, "allocated_blocks") },
+            uncertain_bytes: number(json, "uncertain_bytes"),
+        }
+    }
+
+    /// The function that called the allocator.
+    pub(crate) fn caller(&self) -> &str {
+        self.functions.last().map_or("", String::as_str)
+    }
+
+    pub(crate) fn has(&self, function: &str) -> bool {
+        self.functions.iter().any(|name| name == function)
+    }
+}
+
+fn number(json: &Value, name: &str) -> u64 {
+    json[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {json}"))
+}
+
+/// A name without C++ parameters and without the crate of a Rust path: as programs tell the truth.
+fn bare(name: &str) -> &str {
+    let name = if name.starts_with('<') { name } else { name.split('(').next().unwrap_or(name) };
+    match name.split_once("::") {
+        Some((first, rest)) if !name.starts_with('<') && !first.contains(' ') && !rest.contains("::") => rest,
+        _ => name,
+    }
+}
