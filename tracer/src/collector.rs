@@ -127,6 +127,8 @@ const PATIENCE: Duration = Duration::from_millis(10);
 const BATCH: usize = 1 << 17;
 /// Least time between two looks at the mappings of a process.
 const REFRESH_PAUSE: Duration = Duration::from_millis(20);
+/// Longest time without a look.
+const REFRESH_PERIOD: Duration = Duration::from_millis(250);
 /// Time for programs that were running when recording was turned off to end.
 const GRACE: Duration = Duration::from_millis(5);
 
@@ -183,6 +185,7 @@ impl Collector {
             }
             self.account_for_loss();
             self.learn_trampolines();
+            self.look_for_new_mappings();
             let heap = &self.heap;
             self.growth.tick(monotonic(), || heap.outstanding());
             loop {
@@ -315,6 +318,15 @@ impl Collector {
             process.refreshed = Instant::now();
             let (Some(address), Some(target)) = (trampoline(*pid), self.events.target(*pid)) else { continue };
             process.trampoline = self.events.enable(*pid, Target { trampoline: address, ..target }).is_ok();
+        }
+    }
+
+    /// Looks at the mappings now and then: libraries come and go without a stack that tells.
+    fn look_for_new_mappings(&mut self) {
+        for (pid, process) in &mut self.processes {
+            if process.refreshed.elapsed() >= REFRESH_PERIOD {
+                process.refresh(*pid, &self.heap, &mut self.unwinder, &mut self.trails);
+            }
         }
     }
 

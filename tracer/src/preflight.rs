@@ -16,7 +16,7 @@ pub enum Missing {
     )]
     Uprobes(String),
     /// The kernel is too old.
-    #[error("this kernel is too old ({0}): Linux 5.15 or newer is needed")]
+    #[error("this kernel is too old ({0}): Linux 5.17 or newer is needed")]
     Kernel(String),
     /// The kernel does not describe its types.
     #[error("this kernel does not describe its types ({0} is not there): one with CONFIG_DEBUG_INFO_BTF=y is needed")]
@@ -34,8 +34,8 @@ pub struct Machine {
     pub root: std::path::PathBuf,
 }
 
-/// Oldest kernel: BPF ring buffers are of 5.8, batch operations on hash maps of 5.6, attach cookies of 5.15.
-const OLDEST: (u32, u32) = (5, 15);
+/// Oldest kernel: bpf_loop is of 5.17, BPF ring buffers are of 5.8, batch operations on hash maps of 5.6.
+const OLDEST: (u32, u32) = (5, 17);
 
 /// The kernel's list of uprobes as a source of perf events.
 const UPROBE_PMU: &str = "sys/bus/event_source/devices/uprobe/type";

@@ -33,7 +33,7 @@ pub enum LoadError {
     #[error("this build of tracer has no BPF programs in it: build it with `cargo xtask build`")]
     NoObject,
     /// The kernel or aya refused.
-    #[error("cannot load the BPF programs (kernel 5.15 or newer with BPF ring buffers and BTF is needed): {0}")]
+    #[error("cannot load the BPF programs (kernel 5.17 or newer with BPF ring buffers and BTF is needed): {0}")]
     Refused(#[from] aya::EbpfError),
     /// A program or map is not in the object, or has another type: the object is of another version.
     #[error("the BPF object does not fit this binary ({0}): build both with `cargo xtask build`")]

@@ -96,7 +96,7 @@ impl<'a, 'b, S: UnwindSection<Bytes<'a>>> Entries<'a, 'b, S> {
     fn entry(&mut self, at: usize) -> Option<Entry<'a>> {
         let partial = match self.section.partial_fde_from_offset(self.bases, at.into()) {
             Ok(partial) => partial,
-            Err(Error::NotFdePointer(_)) => return None,
+            Err(Error::NotCiePointer(_)) => return None,
             Err(_) => return Some(Entry::Unreadable),
         };
         let (bytes, cies) = (self.bytes, &mut *self.cies);

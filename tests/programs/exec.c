@@ -1,0 +1,31 @@
+//! A process that becomes another program: its old blocks are gone with it. Argument: `again` in its second life.
+#include "truth.h"
+
+#define MAKER(name)                                \
+    SITE(name);                                    \
+    static ALLOCATES void name(size_t size)        \
+    {                                              \
+        struct block block;                        \
+        void *pointer = malloc(size);              \
+        KEEP(pointer);                             \
+        hold(&block, pointer, size, &name##_site); \
+    }
+
+MAKER(in_the_first_life)
+MAKER(in_the_second_life)
+
+int main(int argument_count, char **arguments)
+{
+    if (argument_count == 1) {
+        say("waiting");
+        wait_for("begin");
+        for (int i = 0; i < 1000; i++)
+            in_the_first_life(100 + i);
+        execl("/proc/self/exe", arguments[0], "again", NULL);
+        _exit(96);
+    }
+    for (int i = 0; i < 500; i++)
+        in_the_second_life(10 + i);
+    tell_truth();
+    stay();
+}
