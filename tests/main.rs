@@ -5,5 +5,10 @@
 //! refusals and hostile targets, formats.
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it does")]
 
+mod allocators;
 mod exactness;
 mod harness;
+mod languages;
+mod launch;
+mod loss;
+mod processes;

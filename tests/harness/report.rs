@@ -35,6 +35,7 @@ pub(crate) struct Report {
 /// One stack of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Stack {
+    pub(crate) pid: u32,
     /// Names, root first; an address where there is none.
     pub(crate) functions: Vec<String>,
     /// File of the last frame, the caller of the allocator.
@@ -55,6 +56,12 @@ impl Report {
         assert_eq!(report.outstanding(), sum(|stack| stack.held), "totals are not the sums over the stacks");
         assert_eq!(report.allocated(), sum(|stack| stack.allocated), "totals are not the sums over the stacks");
         report
+    }
+
+    /// The part of one process; its head stays that of the whole.
+    pub(crate) fn of_process(&self, pid: u32) -> Self {
+        let stacks = self.stacks.iter().filter(|stack| stack.pid == pid).cloned().collect();
+        Self { json: self.json.clone(), stacks }
     }
 
     pub(crate) fn outstanding(&self) -> Held {
@@ -90,6 +97,11 @@ impl Report {
         self.stacks.iter().filter(|stack| stack.has(function)).fold(Held::default(), |sum, stack| sum + stack.held)
     }
 
+    /// Bytes of a caller of the allocator that a lost free may have ended.
+    pub(crate) fn uncertain_bytes(&self, caller: &str) -> u64 {
+        self.stacks.iter().filter(|stack| stack.caller() == caller).map(|stack| stack.uncertain_bytes).sum()
+    }
+
     /// That nothing was lost and all is certain. Stacks may end early: unwinding has tests of its own.
     #[track_caller]
     pub(crate) fn assert_nothing_lost(&self, what: &str) {
@@ -110,6 +122,7 @@ impl Stack {
         };
         let last = frames.last().unwrap_or_else(|| panic!("a stack without frames: {json}"));
         Self {
+            pid: number(json, "pid") as u32,
             functions: frames.iter().map(name).collect(),
             module: last["module"].as_str().map(str::to_owned),
             held: Held { bytes: number(json, "outstanding_bytes"), blocks: number(json, "outstanding_blocks") },

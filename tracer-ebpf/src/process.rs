@@ -8,7 +8,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use tracer_ebpf::{Header, Target, kind};
 
-use crate::{emit, inflight};
+use crate::{emit, inflight, walk};
 
 /// Traced processes by tgid.
 #[map]
@@ -55,6 +55,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     let tgid = (pid_tgid >> 32) as u32;
     let Some(target) = TARGETS.get_ptr_mut(tgid) else { return };
     inflight::forget(pid_tgid);
+    walk::forget(tgid);
     // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
     let generation = unsafe {
         (*target).generation += 1;

@@ -165,6 +165,12 @@ pub(crate) fn walk(
     status
 }
 
+/// Forgets the mappings of a process that has become another program.
+#[inline(always)]
+pub(crate) fn forget(tgid: u32) {
+    let _ = MAPPINGS.remove(tgid);
+}
+
 /// A walk that knows nothing but the direct caller.
 #[inline(always)]
 fn caller_only(thread: &mut Thread, pc: u64, seed: u64) -> u32 {

@@ -21,7 +21,6 @@ pub mod heap;
 pub mod probe;
 pub mod process;
 pub mod symbolize;
-#[path = "/tmp/stub/unwind.rs"]
 pub mod unwind;
 
 pub mod profile;

@@ -203,9 +203,7 @@ fn read(module: &Module) -> Result<(Vec<Segment>, Table), String> {
         text_address: elf.section_at(".text", 0).map_or(0, |(_, address)| address),
         got_address: elf.section_at(".got", 0).map(|(_, address)| address),
     };
-    let none = sections.eh_frame.is_none() && sections.debug_frame.is_none();
-    if none {
-        return Err("it has no unwind information: frame pointers are followed".to_owned());
-    }
-    unwind::compile(&sections).map(|table| (segments, table)).map_err(|error| error.to_string())
+    let mut table = unwind::compile(&sections).map_err(|error| error.to_string())?;
+    table.mark_entry(elf.entry());
+    Ok((segments, table))
 }

@@ -4,6 +4,7 @@ use aya::{Ebpf, EbpfLoader, maps::Map, programs::ProgramError};
 use aya_log::EbpfLogger;
 
 use super::{events::Events, tables::Tables};
+use crate::unwind::{PAGE_SHARDS, ROW_SHARDS};
 
 /// The object that `cargo xtask build-ebpf` made; empty in builds that had none.
 static OBJECT: &Aligned<[u8]> =
@@ -68,10 +69,6 @@ pub struct Programs {
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
-/// Shards of unwinding tables, 256 KiB each: enough for half a gigabyte of code, whose tables take a twelfth of that.
-const PAGE_SHARDS: u32 = 16;
-const ROW_SHARDS: u32 = 192;
-
 /// Most bytes that wait before the reader is woken: about what a CPU cache holds.
 const WAKEUP_MAX: u64 = 1 << 20;
 
@@ -93,8 +90,8 @@ impl Programs {
             .override_global("MAX_SIZE", &max, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
-            .map_max_entries("PAGES", PAGE_SHARDS)
-            .map_max_entries("ROWS", ROW_SHARDS)
+            .map_max_entries("PAGES", PAGE_SHARDS as u32)
+            .map_max_entries("ROWS", ROW_SHARDS as u32)
             .load(&OBJECT.bytes)?;
         let logger = if config.diagnostics {
             EbpfLogger::init(&mut ebpf).map_err(|error| tracing::debug!("no diagnostics from BPF: {error}")).ok()

@@ -154,6 +154,11 @@ impl<'data> Elf<'data> {
         None
     }
 
+    /// The address that the kernel, or the loader, starts the program at, as the file was linked.
+    pub fn entry(&self) -> u64 {
+        self.header.e_entry(self.endian)
+    }
+
     /// Whether there is a section of this name.
     pub fn has_section(&self, name: &str) -> bool {
         self.sections.section_by_name(self.endian, name.as_bytes()).is_some()

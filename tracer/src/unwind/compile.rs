@@ -108,3 +108,6 @@ fn collect<'a, S: UnwindSection<Bytes<'a>>>(
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -131,8 +131,8 @@ impl State {
         }
     }
 
-    /// Whether this finds the caller in the ucontext that the kernel puts at the stack pointer + 40: `gregs` are at 40 in
-    /// it (less the return address, which sigreturn's stub was entered with), in the order of <sys/ucontext.h>.
+    /// Whether this finds the caller in the ucontext that the kernel leaves at the stack pointer: general registers are at
+    /// 40 in it, in the order of <sys/ucontext.h> (rbp is 10, rsp 15, rip 16).
     fn is_ucontext(&self, shape: impl Fn(UnwindExpression<usize>) -> Option<Shape>) -> bool {
         let at = |expression, index: i64| {
             shape(expression) == Some(Shape::Sum { register: X86_64::RSP, offset: 40 + 8 * index })

@@ -1,0 +1,39 @@
+//! C++ and Rust: objects and containers, by the function that holds them, on every allocator.
+
+use std::path::Path;
+
+use crate::harness::{
+    ALLOCATORS, CXX, RUST, Run, Source, Target, WITH_FRAME_POINTERS, check_holders, preloadable, require_root,
+};
+
+fn check(what: &str, program: &Path, preload: Option<&str>) {
+    require_root();
+    let environment: Vec<(&str, &str)> = preload.iter().map(|path| ("LD_PRELOAD", *path)).collect();
+    let mut target = Target::start_with(program, &[], &environment);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_nothing_lost(what);
+    check_holders(what, &report, &truth);
+}
+
+#[test]
+fn cpp_on_the_c_library() {
+    let program = Source { compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS }.build();
+    check("glibc", &program, None);
+}
+
+/// operator new is then a function of the allocator itself.
+#[test]
+fn cpp_on_allocators_with_their_own_new() {
+    let program = Source { compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS }.build();
+    for allocator in ALLOCATORS {
+        check(allocator.file, &program, Some(&preloadable(allocator.file)));
+    }
+}
+
+#[test]
+fn rust_service() {
+    let program = Source { compiler: RUST, files: &["rust_service.rs"], flags: &[] }.build();
+    check("rust", &program, None);
+}

@@ -1,0 +1,112 @@
+//! `tracer -- CMD`: from the first instruction, with the command's own exit status.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{
+    C, CXX, Held, Run, Source, Truth, WITH_FRAME_POINTERS, check_functions, preloadable, require_root,
+};
+
+fn launched() -> PathBuf {
+    Source { compiler: CXX, files: &["launched.cpp"], flags: WITH_FRAME_POINTERS }.build()
+}
+
+fn told(output: &str) -> Truth {
+    let mut truth = Truth::default();
+    output.lines().for_each(|line| truth.read(line));
+    assert!(!truth.held.is_empty(), "the command told no truth: {output}");
+    truth
+}
+
+/// The reserve for exceptions that the C++ library allocates before everything else (72,704 bytes in GCC 12's).
+fn has_reserve_for_exceptions(stacks: &[crate::harness::Stack]) -> bool {
+    stacks.iter().any(|stack| stack.held == Held { bytes: 72_704, blocks: 1 })
+}
+
+fn check(what: &str, options: &[&str], command: &[&str], program: &Path, code: i32) {
+    require_root();
+    let outcome = Run::launch(options, command).finish();
+    let truth = told(&outcome.stdout);
+    let report = outcome.report(code);
+    report.assert_nothing_lost(what);
+    check_functions(what, &report, &truth, Some(program));
+    assert!(has_reserve_for_exceptions(&report.stacks), "{what}: what was allocated before main is missing");
+    assert_eq!(report.quality("unmatched_frees"), 0, "{what}: something was allocated before the probes were there");
+}
+
+#[test]
+fn the_status_is_the_commands() {
+    let program = launched();
+    let path = program.to_str().unwrap();
+    for (end, code) in [("0", 0), ("7", 7), ("kill", 128 + Signal::SIGTERM as i32)] {
+        check(end, &[], &[path, end], &program, code);
+    }
+}
+
+/// By a script: the shell becomes the program, which starts with another allocator state.
+#[test]
+fn a_shell_that_becomes_the_program() {
+    let program = launched();
+    let script = format!("exec {} 5", program.display());
+    require_root();
+    let outcome = Run::launch(&[], ["sh", "-c", &script]).finish();
+    let truth = told(&outcome.stdout);
+    check_functions("exec by a shell", &outcome.report(5), &truth, Some(&program));
+}
+
+/// A preloaded allocator is mapped after the C library, and searched before it.
+#[test]
+fn a_preloaded_allocator_is_found() {
+    let program = launched();
+    let preload = format!("LD_PRELOAD={}", preloadable("jemalloc"));
+    require_root();
+    let outcome = Run::launch(&[], ["env", &preload, program.to_str().unwrap(), "3"]).finish();
+    let truth = told(&outcome.stdout);
+    let report = outcome.report(3);
+    check_functions("preloaded", &report, &truth, Some(&program));
+}
+
+/// One that is over at once is named all the same.
+#[test]
+fn a_short_life_has_names() {
+    require_root();
+    let program = Source { compiler: C, files: &["brief.c"], flags: WITH_FRAME_POINTERS }.build();
+    for _ in 0..3 {
+        let report = Run::launch(&[], [&program]).finish().report(0);
+        assert_eq!(report.below("forget_quickly"), Held { bytes: 4242, blocks: 1 });
+        assert!(report.stacks.iter().any(|stack| stack.caller() == "forget_quickly" && stack.has("main")));
+    }
+}
+
+/// Ctrl-C goes to the command, and its end is the end of the trace.
+#[test]
+fn a_signal_reaches_the_command() {
+    require_root();
+    let running = Run::launch(&[], ["sleep", "60"]).start();
+    running.signal(Signal::SIGTERM);
+    let outcome = running.outcome();
+    assert_eq!(outcome.code(), Some(128 + Signal::SIGTERM as i32), "{}", outcome.stderr);
+    assert!(outcome.has_report());
+}
+
+/// With a time limit the report comes in time; the command is waited for.
+#[test]
+fn a_time_limit_ends_the_trace_and_not_the_command() {
+    require_root();
+    let outcome = Run::launch(&["--duration", "500ms"], ["sh", "-c", "sleep 2; exit 4"]).finish();
+    let report = outcome.report(4);
+    let seconds = report.json["duration_seconds"].as_f64().unwrap();
+    assert!((0.4..1.8).contains(&seconds), "traced for {seconds} s");
+}
+
+#[test]
+fn a_command_that_cannot_be_started_is_named() {
+    for (command, words) in [("no-such-command", "No such file"), ("/etc/passwd", "Permission denied"), ("/", "denied")]
+    {
+        let outcome = Run::launch(&[], [command]).finish();
+        assert_eq!(outcome.code(), Some(1), "{}", outcome.stderr);
+        assert!(outcome.stderr.contains(command) && outcome.stderr.contains(words), "{}", outcome.stderr);
+        assert!(!outcome.has_report());
+    }
+}

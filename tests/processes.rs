@@ -1,0 +1,86 @@
+//! Processes that change under the tracer: exec, fork, a first thread that ends, and several at once.
+
+use std::path::PathBuf;
+
+use crate::harness::{C, Run, Source, Target, WITH_FRAME_POINTERS, check_functions, require_root};
+
+fn build(file: &str) -> PathBuf {
+    Source { compiler: C, files: &[file], flags: WITH_FRAME_POINTERS }.build()
+}
+
+/// The new image starts with nothing, and is traced from its start.
+#[test]
+fn exec_begins_anew() {
+    require_root();
+    let program = build("exec.c");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("exec", &report, &truth, Some(&program));
+    report.assert_nothing_lost("exec");
+}
+
+/// Children free what they inherited and allocate: the parent's numbers do not change.
+#[test]
+fn children_are_not_their_parent() {
+    require_root();
+    let program = build("fork.c");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("fork", &report, &truth, Some(&program));
+    report.assert_nothing_lost("fork");
+    assert_eq!(report.quality("unmatched_frees"), 0, "frees of the children were taken for the parent's");
+}
+
+/// The kernel ties probes to a thread: when the first one ends they must not end with it.
+#[test]
+fn the_first_thread_ends() {
+    require_root();
+    let program = build("main_exits.c");
+    let mut target = Target::start(&program);
+    let mut tracer = Run::pid(target.pid()).args(["-v"]).start();
+    target.say("begin");
+    target.until("ended");
+    // The tracer notices and moves its probes; frees and allocations of that moment may be missing, none happen here.
+    tracer.wait_for_line("");
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    let truth = target.ask("go on");
+    let outcome = tracer.stop();
+    let report = outcome.report(0);
+    check_functions("main thread ended", &report, &truth, Some(&program));
+    assert!(report.json["quality"]["notes"].to_string().contains("first thread"), "{}", report.json["quality"]);
+}
+
+/// Two processes in one trace do not mix.
+#[test]
+fn several_processes_are_kept_apart() {
+    require_root();
+    let program = build("fork.c");
+    let mut targets = [Target::start(&program), Target::start(&program)];
+    let second = targets[1].pid().to_string();
+    let tracer = Run::pid(targets[0].pid()).args(["--pid", &second]).start();
+    let truth = targets[0].ask("begin");
+    let both = targets[1].ask("begin").total() + truth.total();
+    let report = tracer.stop().report(0);
+    assert_eq!(report.outstanding(), both);
+    for target in &targets {
+        let of_this = report.of_process(target.pid());
+        check_functions(&format!("process {}", target.pid()), &of_this, &truth, None);
+    }
+}
+
+/// The trace ends with its target, with everything it held.
+#[test]
+fn the_end_of_the_target_ends_the_trace() {
+    require_root();
+    let program = build("fork.c");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    assert!(target.finish().success());
+    let report = tracer.outcome().report(0);
+    check_functions("ended", &report, &truth, Some(&program));
+}

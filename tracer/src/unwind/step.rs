@@ -1,0 +1,105 @@
+//! One step up a stack, by a rule: the twin of what the BPF programs do, for tests and for stacks that user space unwinds.
+
+use tracer_ebpf::unwind::{fp, kind};
+
+/// The registers of a frame that unwinding needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registers {
+    /// rip.
+    pub pc: u64,
+    /// rsp.
+    pub sp: u64,
+    /// rbp.
+    pub fp: u64,
+    /// Whether `pc` is where the thread is (innermost frame) or was interrupted (below a signal frame), not where a call
+    /// returns to.
+    pub exact: bool,
+}
+
+impl Registers {
+    /// The address whose rule and whose function are those of the frame: of a return address it is the one before, as a
+    /// call may be the last instruction of its function.
+    pub fn code(&self) -> u64 {
+        self.pc.wrapping_sub(u64::from(!self.exact))
+    }
+}
+
+/// What a step leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The caller.
+    Caller(Registers),
+    /// There is none: this was the thread's outermost frame.
+    Root,
+    /// It cannot be found.
+    Stopped(Stop),
+}
+
+/// Why a caller cannot be found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The code has no unwind information.
+    NoRule,
+    /// The unwind information is of a kind that is not supported.
+    Unsupported,
+    /// Stack memory could not be read, or the frames do not go up.
+    BadMemory,
+}
+
+/// Goes to the caller of a frame by the rule that holds at its [`Registers::code`]. `read` gives the word at an address,
+/// or nothing when it cannot be read.
+pub fn step(rule: u64, frame: Registers, mut read: impl FnMut(u64) -> Option<u64>) -> Step {
+    let offset = i64::from((rule >> 32) as u32 as i32);
+    let cfa = match rule as u8 {
+        kind::SP => Some(frame.sp.wrapping_add_signed(offset)),
+        kind::FP => Some(frame.fp.wrapping_add_signed(offset)),
+        kind::PLT => Some(frame.sp.wrapping_add(if (frame.pc & 15).cast_signed() >= offset { 16 } else { 8 })),
+        kind::DEREF_FP => deref(frame.fp, offset, &mut read),
+        kind::DEREF_SP => deref(frame.sp, offset, &mut read),
+        kind::FRAME_POINTERS => Some(frame.fp.wrapping_add(16)),
+        kind::STOP => return Step::Root,
+        kind::SIGNAL => return signal(frame, read).map_or(Step::Stopped(Stop::BadMemory), Step::Caller),
+        kind::NONE => return Step::Stopped(Stop::NoRule),
+        _ => return Step::Stopped(Stop::Unsupported),
+    };
+    match cfa.and_then(|cfa| caller(rule, frame, cfa, read)) {
+        Some(Registers { pc: 0, .. }) => Step::Root,
+        Some(caller) => Step::Caller(caller),
+        None => Step::Stopped(Stop::BadMemory),
+    }
+}
+
+/// The word at base + low half of the offset, + high half.
+fn deref(base: u64, offset: i64, read: &mut impl FnMut(u64) -> Option<u64>) -> Option<u64> {
+    let before = i64::from(offset as i16);
+    let after = i64::from((offset >> 16) as i16);
+    Some(read(base.wrapping_add_signed(before))?.wrapping_add_signed(after))
+}
+
+/// The caller's registers, from the CFA.
+fn caller(rule: u64, frame: Registers, cfa: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Registers> {
+    // The stack grows down: a caller's frame lies above.
+    if cfa < frame.sp.wrapping_add(8) || cfa % 8 != 0 {
+        return None;
+    }
+    let fp_offset = i64::from((rule >> 16) as u16 as i16);
+    let saved = match (rule as u8, (rule >> 8) as u8) {
+        (kind::FRAME_POINTERS, _) => Some(frame.fp),
+        (_, fp::AT_CFA) => Some(cfa.wrapping_add_signed(fp_offset)),
+        (_, fp::AT_FP) => Some(frame.fp.wrapping_add_signed(fp_offset)),
+        _ => None,
+    };
+    let fp = match saved {
+        Some(slot) => read(slot)?,
+        None => frame.fp,
+    };
+    Some(Registers { pc: read(cfa.wrapping_sub(8))?, sp: cfa, fp, exact: false })
+}
+
+/// Out of a signal frame: the kernel left a ucontext at the stack pointer, whose general registers are at 40 (in the order
+/// of <sys/ucontext.h>: rbp is 10, rsp 15, rip 16).
+fn signal(frame: Registers, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Registers> {
+    let mut register = |index: u64| read(frame.sp.wrapping_add(40 + 8 * index));
+    let (fp, sp, pc) = (register(10)?, register(15)?, register(16)?);
+    Some(Registers { pc, sp, fp, exact: true })
+}

@@ -1,0 +1,214 @@
+//! The rules of one file by address, and how they are put in order.
+
+use std::ops::Range;
+
+use tracer_ebpf::unwind::{fp, kind, rule};
+
+use super::rule::{Reason, unsupported};
+
+/// No rule.
+const NONE: u64 = rule(kind::NONE, 0, 0, 0);
+/// Gaps between functions that are shorter than this are padding, bytes: the rule before it goes on, which saves two rows
+/// for most functions.
+const PADDING: u64 = 16;
+/// Most rows of one function. The largest that compilers make have some thousands.
+const MAX_FUNCTION_ROWS: usize = 1 << 16;
+/// Most rows of one file: 128 MiB. A file of 150 MiB has about two million.
+const MAX_ROWS: usize = 1 << 23;
+
+/// The rules of one file by address, as the file was linked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Table {
+    /// From which address on which rule holds. Addresses go up, neighbours differ, the last row says that there is none.
+    rows: Vec<(u64, u64)>,
+    /// What it is like.
+    pub stats: Stats,
+}
+
+/// What a table is like.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Functions that are in it.
+    pub functions: usize,
+    /// Entries that could not be read.
+    pub unreadable: usize,
+    /// Functions that reach into the next one and were cut there, or that start where another one does and were left out.
+    pub overlapping: usize,
+    /// Functions that were left out because the file has too many rows.
+    pub dropped: usize,
+    /// Bytes of code that the functions take.
+    pub code_bytes: u64,
+    /// Bytes of code whose rule is unsupported.
+    pub unsupported_bytes: u64,
+    /// Rows by reason, in the order of [`Reason::ALL`].
+    unsupported: [usize; Reason::ALL.len()],
+}
+
+impl Stats {
+    /// Rows whose rule is unsupported.
+    pub fn unsupported_rows(&self) -> usize {
+        self.unsupported.iter().sum()
+    }
+
+    /// How many rows are unsupported for which reason; reasons that there are none of are left out.
+    pub fn unsupported(&self) -> impl Iterator<Item = (Reason, usize)> {
+        Reason::ALL.into_iter().zip(self.unsupported).filter(|(_, rows)| *rows > 0)
+    }
+}
+
+impl Table {
+    /// A table that says to follow frame pointers, for code without unwind information whose compiler keeps them.
+    pub fn frame_pointers(text: Range<u64>) -> Self {
+        let mut table = Self::default();
+        if !text.is_empty() {
+            table.push(text.start, rule(kind::FRAME_POINTERS, fp::SAME, 0, 0));
+            table.push(text.end, NONE);
+            table.stats.code_bytes = text.end - text.start;
+        }
+        table
+    }
+
+    /// From which address on which rule ([`tracer_ebpf::unwind::rule`]) holds. Addresses go up.
+    pub fn rows(&self) -> &[(u64, u64)] {
+        &self.rows
+    }
+
+    /// The rule that holds at an address.
+    pub fn rule_at(&self, address: u64) -> u64 {
+        let after = self.rows.partition_point(|row| row.0 <= address);
+        after.checked_sub(1).and_then(|at| self.rows.get(at)).map_or(NONE, |row| row.1)
+    }
+
+    /// Says that the code at `entry`, where the kernel starts the program, has no caller, unless something is said of it
+    /// already: the first instructions of loaders are assembler without unwind information.
+    pub fn mark_entry(&mut self, entry: u64) {
+        let after = self.rows.partition_point(|row| row.0 <= entry);
+        if self.rule_at(entry) != NONE || after == self.rows.len() {
+            return;
+        }
+        let stop = rule(kind::STOP, fp::SAME, 0, 0);
+        match after.checked_sub(1).and_then(|at| self.rows.get_mut(at)).filter(|row| row.0 == entry) {
+            Some(row) => row.1 = stop,
+            None => self.rows.insert(after, (entry, stop)),
+        }
+    }
+
+    /// Adds a row above all others.
+    fn push(&mut self, address: u64, rule: u64) {
+        if self.rows.last().map_or(NONE, |row| row.1) != rule {
+            self.rows.push((address, rule));
+        }
+    }
+
+    fn count_unsupported(&mut self) {
+        for pair in self.rows.windows(2) {
+            let [(address, rule), (end, _)] = *pair else { continue };
+            let Some(reason) = Reason::of(rule) else { continue };
+            self.stats.unsupported[reason as usize] += 1;
+            self.stats.unsupported_bytes += end - address;
+        }
+    }
+
+    /// A table of given rows, which go up.
+    #[cfg(test)]
+    pub(super) fn of(rows: Vec<(u64, u64)>) -> Self {
+        Self { rows, stats: Stats::default() }
+    }
+}
+
+/// One function: its addresses and which of the collected rows are its own.
+#[derive(Clone, Copy, Debug)]
+struct Function {
+    start: u64,
+    end: u64,
+    first_row: u32,
+    rows: u32,
+}
+
+/// Takes in functions in any order; linkers leave them nearly sorted, but for hot and cold parts.
+#[derive(Default)]
+pub(super) struct Collector {
+    functions: Vec<Function>,
+    rows: Vec<(u64, u64)>,
+    unreadable: usize,
+    dropped: usize,
+}
+
+/// Takes in the rows of one function, whose addresses go up.
+pub(super) struct Rows<'a> {
+    function: &'a mut Function,
+    rows: &'a mut Vec<(u64, u64)>,
+}
+
+impl Rows<'_> {
+    pub(super) fn push(&mut self, address: u64, rule: u64) {
+        let count = self.function.rows as usize;
+        if count > MAX_FUNCTION_ROWS || (count > 0 && self.rows.last().is_some_and(|row| row.1 == rule)) {
+            return;
+        }
+        let rule = if count == MAX_FUNCTION_ROWS { unsupported(Reason::TooLong) } else { rule };
+        self.rows.push((address, rule));
+        self.function.rows += 1;
+    }
+}
+
+impl Collector {
+    /// Whether there is no function yet.
+    pub(super) fn is_empty(&self) -> bool {
+        self.functions.is_empty()
+    }
+
+    /// Entries that could not be read.
+    pub(super) fn unreadable(&self) -> usize {
+        self.unreadable
+    }
+
+    pub(super) fn count_unreadable(&mut self) {
+        self.unreadable += 1;
+    }
+
+    /// Begins a function, which is not empty; `None` when there are too many rows already.
+    pub(super) fn function(&mut self, start: u64, end: u64) -> Option<Rows<'_>> {
+        let first_row = u32::try_from(self.rows.len()).ok().filter(|_| self.rows.len() < MAX_ROWS);
+        let Some(first_row) = first_row else {
+            self.dropped += 1;
+            return None;
+        };
+        self.functions.push(Function { start, end, first_row, rows: 0 });
+        Some(Rows { function: self.functions.last_mut()?, rows: &mut self.rows })
+    }
+
+    /// All functions in order. Where they overlap the one that starts later holds, as it does for the C++ runtime, which
+    /// searches a sorted list of starts; of those with the same start, the first one.
+    pub(super) fn finish(mut self) -> Table {
+        let collected = self.functions.len();
+        self.functions.sort_by_key(|function| function.start);
+        self.functions.dedup_by_key(|function| function.start);
+        let mut table =
+            Table { rows: Vec::with_capacity(self.rows.len() + self.functions.len()), stats: Stats::default() };
+        let mut overlapping = collected - self.functions.len();
+        let mut before: Option<u64> = None;
+        for (index, function) in self.functions.iter().enumerate() {
+            let next = self.functions.get(index + 1).map_or(u64::MAX, |next| next.start);
+            let end = function.end.min(next);
+            overlapping += usize::from(end < function.end);
+            if let Some(before) = before.filter(|before| function.start - before >= PADDING) {
+                table.push(before, NONE);
+            }
+            let rows = self.rows.iter().skip(function.first_row as usize).take(function.rows as usize);
+            for &(address, rule) in rows.take_while(|row| row.0 < end) {
+                table.push(address, rule);
+            }
+            table.stats.code_bytes += end - function.start;
+            before = Some(end);
+        }
+        if let Some(end) = before {
+            table.push(end, NONE);
+        }
+        table.stats.functions = self.functions.len();
+        table.stats.overlapping = overlapping;
+        (table.stats.unreadable, table.stats.dropped) = (self.unreadable, self.dropped);
+        table.count_unsupported();
+        table
+    }
+}
