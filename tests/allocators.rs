@@ -11,22 +11,46 @@ fn own_allocator() -> PathBuf {
     Source { compiler: C, files: &["own_allocator.c"], flags }.build()
 }
 
-/// Threads that end or are cancelled inside malloc, jumps out of it, a hook that allocates, reallocs that are left halfway.
-#[test]
-fn calls_that_never_return_leave_no_trace() {
+/// Does to the allocator what `order` says and compares what every function of the program holds.
+fn check_hook(order: &str) {
     require_root();
     let program = Source { compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS }.build();
     let allocator = own_allocator();
-    for run in 1..=3 {
-        let mut target = Target::start_with(&program, &[], &[("LD_PRELOAD", allocator.to_str().unwrap())]);
-        let tracer = Run::pid(target.pid()).start();
-        let truth = target.ask("begin");
-        assert!(target.is_alive());
-        let report = tracer.stop().report(0);
-        let what = format!("run {run}");
-        report.assert_nothing_lost(&what);
-        check_functions(&what, &report, &truth, Some(&program));
-    }
+    let mut target = Target::start_with(&program, &[], &[("LD_PRELOAD", allocator.to_str().unwrap())]);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask(order);
+    assert!(target.is_alive());
+    let report = tracer.stop().report(0);
+    report.assert_nothing_lost(order);
+    check_functions(order, &report, &truth, Some(&program));
+}
+
+/// By pthread_exit and by cancellation, inside malloc.
+#[test]
+fn threads_that_die_inside_an_allocation() {
+    check_hook("die");
+}
+
+/// Out of malloc by longjmp; then again at the same depth, deeper, higher up, and on another thread.
+#[test]
+fn jumps_out_of_an_allocation() {
+    check_hook("jump");
+}
+
+#[test]
+fn many_jumps_out_of_ever_deeper_allocations() {
+    check_hook("jump often");
+}
+
+#[test]
+fn an_allocation_inside_an_allocation() {
+    check_hook("log");
+}
+
+/// A realloc that was left before it did anything has not ended its block; a free has.
+#[test]
+fn jumps_out_of_a_realloc() {
+    check_hook("abandon");
 }
 
 /// What a new-handler does while operator new runs. `orders` are the ways it ends.

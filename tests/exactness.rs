@@ -1,7 +1,7 @@
 //! Every function's bytes and blocks, off by 0: four threads over the whole malloc family, on each allocator.
 
 use crate::harness::{
-    self, C, Run, Source, Target, WITH_FRAME_POINTERS, WITHOUT_FRAME_POINTERS, alone, check_functions, preloadable,
+    self, C, Held, Run, Source, Target, WITH_FRAME_POINTERS, WITHOUT_FRAME_POINTERS, alone, check_functions, preloadable,
 };
 
 const RUNS: usize = 10;
@@ -21,6 +21,8 @@ fn check(what: &str, source: &Source<'_>, preload: Option<&str>) {
         report.assert_nothing_lost(&what);
         check_functions(&what, &report, &truth, None);
         assert_eq!(report.outstanding(), truth.total(), "{what}");
+        let allocated = Held { bytes: truth.fact("allocated_bytes"), blocks: truth.fact("allocated_blocks") };
+        assert_eq!(report.allocated(), allocated, "{what}: every allocation counts once");
         assert_eq!(report.quality("unmatched_frees"), truth.fact("unmatched_frees"), "{what}: frees from before");
     }
 }

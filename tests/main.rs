@@ -7,8 +7,12 @@
 
 mod allocators;
 mod exactness;
+mod formats;
 mod harness;
+mod hostile;
 mod languages;
 mod launch;
 mod loss;
 mod processes;
+mod refusals;
+mod services;

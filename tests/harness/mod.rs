@@ -13,5 +13,5 @@ pub(crate) use machine::{
 };
 pub(crate) use report::{Held, Report, Stack};
 pub(crate) use target::Target;
-pub(crate) use tracer::{Outcome, Run, Running};
+pub(crate) use tracer::{Outcome, Run};
 pub(crate) use truth::{Truth, check_functions, check_holders};

@@ -49,10 +49,6 @@ impl Target {
         self.child.id()
     }
 
-    pub(crate) fn program(&self) -> &Path {
-        &self.program
-    }
-
     /// Tells it one line.
     pub(crate) fn say(&mut self, line: &str) {
         let input = self.child.stdin.as_mut().unwrap();

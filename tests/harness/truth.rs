@@ -51,9 +51,15 @@ pub(crate) fn check_functions(what: &str, report: &Report, truth: &Truth, progra
     compare(what, &report.by_caller(program), &truth.held);
 }
 
-/// Compares what was allocated in or below each function that the truth names.
+/// Compares what was allocated in or below each function that the truth names; the innermost of them counts.
 pub(crate) fn check_holders(what: &str, report: &Report, truth: &Truth) {
-    let reported = truth.held.keys().map(|function| (function.clone(), report.below(function))).collect();
+    let mut reported: BTreeMap<String, Held> = BTreeMap::new();
+    for stack in &report.stacks {
+        if let Some(holder) = stack.functions.iter().rev().find(|function| truth.held.contains_key(*function)) {
+            let held = reported.entry(holder.clone()).or_default();
+            *held = *held + stack.held;
+        }
+    }
     compare(what, &reported, &truth.held);
 }
 

@@ -154,7 +154,11 @@ static void jumps(void)
         pthread_create(&thread, NULL, allocate_elsewhere, NULL);
         pthread_join(thread, NULL);
     }
-    // Several stale calls, one inside the other.
+}
+
+// Ever deeper: each call that was left seems to hold the next.
+static void many_jumps(void)
+{
     for (int frames = 1; frames < 12; frames++)
         jump_out_of(deeper, frames);
     dive(20, deeper, 5000);
@@ -181,6 +185,15 @@ static void abandon(void)
     resized(held, abandoned(grown, 5000), 5000, &abandoned_site);
 }
 
+// The hook allocates inside malloc: both blocks count.
+static void log_inside(void)
+{
+    for (int i = 0; i < 7; i++) {
+        action = LOG;
+        with_a_log_line(1000);
+    }
+}
+
 static void *warm_up(void *unused)
 {
     pthread_exit(NULL);
@@ -194,15 +207,21 @@ int main(void)
     pthread_join(thread, NULL);
     void (**allocation_hook)(size_t) = dlsym(RTLD_DEFAULT, "allocation_hook");
     say("waiting");
-    wait_for("begin");
     *allocation_hook = hook;
-    threads_die();
-    jumps();
-    for (int i = 0; i < 7; i++) {
-        action = LOG;
-        with_a_log_line(1000);
+    for (;;) {
+        char order[64];
+        hear(order, sizeof order);
+        if (strcmp(order, "die") == 0)
+            threads_die();
+        else if (strcmp(order, "jump") == 0)
+            jumps();
+        else if (strcmp(order, "jump often") == 0)
+            many_jumps();
+        else if (strcmp(order, "log") == 0)
+            log_inside();
+        else if (strcmp(order, "abandon") == 0)
+            abandon();
+        tell_truth();
+        say("ready");
     }
-    abandon();
-    tell_truth();
-    stay();
 }

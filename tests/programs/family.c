@@ -282,6 +282,8 @@ int main(void)
     pthread_barrier_wait(&begun);
     pthread_barrier_wait(&done);
     tell_truth();
+    fact("allocated_bytes", allocated_bytes);
+    fact("allocated_blocks", allocated_blocks);
     fact("unmatched_frees", FREED + RESIZED + REFUSED);
     stay();
 }

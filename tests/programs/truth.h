@@ -49,14 +49,20 @@ static inline void site_add(struct site *site, long bytes, long blocks)
     __atomic_fetch_add(&site->blocks, blocks, __ATOMIC_RELAXED);
 }
 
+// All that was ever booked, freed or not.
+static long allocated_bytes, allocated_blocks;
+
 // Books what an allocating call returned; NULL is no block.
 static inline void hold(struct block *block, void *pointer, size_t size, struct site *site)
 {
     block->pointer = pointer;
     block->size = size;
     block->site = site;
-    if (pointer)
+    if (pointer) {
         site_add(site, (long)size, 1);
+        __atomic_fetch_add(&allocated_bytes, (long)size, __ATOMIC_RELAXED);
+        __atomic_fetch_add(&allocated_blocks, 1, __ATOMIC_RELAXED);
+    }
 }
 
 // Books the end of a block.

@@ -238,3 +238,6 @@ fn shards<T: Copy + Default>(values: &[T], from: usize, length: usize) -> Vec<(u
     let changed = values.chunks(length).enumerate().skip(first);
     changed.map(|(shard, values)| (shard as u32, filled(values, length))).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,3 +103,6 @@ fn signal(frame: Registers, mut read: impl FnMut(u64) -> Option<u64>) -> Option<
     let (fp, sp, pc) = (register(10)?, register(15)?, register(16)?);
     Some(Registers { pc, sp, fp, exact: true })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+//! Reports in all formats from one run, and the flags that shape them.
+
+use std::{thread, time::Duration};
+
+use crate::harness::{C, Held, Outcome, Report, Run, Source, Target, Truth, WITH_FRAME_POINTERS, require_root};
+
+/// Traces a program that keeps 4000 blocks of 100 to 149 bytes and 100 of 1000 to 1099; `between` happens in between.
+fn traced(arguments: &[&str], names: &[&str], between: impl FnOnce()) -> (Outcome, Truth) {
+    require_root();
+    let program = Source { compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS }.build();
+    let mut target = Target::start_with(&program, &["1"], &[]);
+    let run = Run::pid(target.pid());
+    let outputs: Vec<String> = names
+        .iter()
+        .flat_map(|name| ["-o".to_owned(), run.folder().join(name).to_string_lossy().into_owned()])
+        .collect();
+    let tracer = run.args(arguments).args(&outputs).start();
+    target.ask("keep");
+    between();
+    let truth = target.ask("leak");
+    (tracer.stop(), truth)
+}
+
+/// Sum of the numbers at the ends of lines.
+fn folded_sum(folded: &str) -> u64 {
+    folded.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum()
+}
+
+/// Fails unless all tags match and all entities are known.
+#[track_caller]
+pub(crate) fn assert_well_formed(xml: &str) {
+    let mut reader = quick_xml::Reader::from_str(xml);
+    let mut depth = 0;
+    loop {
+        use quick_xml::events::Event;
+        match reader.read_event().unwrap_or_else(|error| panic!("no XML at {}: {error}", reader.error_position())) {
+            Event::Start(_) => depth += 1,
+            Event::End(_) => depth -= 1,
+            Event::Eof => break,
+            _ => {}
+        }
+    }
+    assert_eq!(depth, 0, "elements that do not end");
+}
+
+#[test]
+fn all_formats_come_from_one_run() {
+    let (outcome, truth) = traced(&[], &["out.txt", "out.folded", "out.svg"], || {});
+    let report = outcome.report(0);
+    assert_eq!(report.outstanding(), truth.total());
+
+    let folded = outcome.file("out.folded");
+    assert_eq!(folded_sum(&folded), truth.total().bytes);
+    assert!(folded.lines().all(|line| line.starts_with("churn")), "the process comes first: {folded}");
+    assert!(folded.lines().any(|line| line.contains(";main;") && line.contains(";keep_all_along ")), "{folded}");
+
+    let svg = outcome.file("out.svg");
+    assert_well_formed(&svg);
+    for words in ["keep_all_along", "churn"] {
+        assert!(svg.contains(words), "no {words} in the flame graph");
+    }
+
+    let text = outcome.file("out.txt");
+    assert_eq!(text, outcome.stdout, "the standard output gets the text too");
+    for words in ["keep_all_along", "#1", "pid", "exact"] {
+        assert!(text.contains(words), "no {words} in: {text}");
+    }
+    assert!(!text.contains('\u{1b}'), "colour in a file");
+}
+
+#[test]
+fn json_to_the_standard_output() {
+    let (outcome, truth) = traced(&["-o", "-", "--format", "json"], &[], || {});
+    let report = Report::parse(&outcome.stdout);
+    assert_eq!(report.outstanding(), truth.total());
+    assert_eq!(report.json, outcome.report(0).json, "one run, one report");
+}
+
+#[test]
+fn quiet_says_little() {
+    let (outcome, _) = traced(&["-q"], &[], || {});
+    assert_eq!(outcome.code(), Some(0));
+    assert_eq!(outcome.stdout, "", "the report is in the file");
+    assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+    assert!(outcome.stderr.starts_with("tracing "), "{}", outcome.stderr);
+}
+
+#[test]
+fn counts_instead_of_bytes() {
+    let (outcome, truth) = traced(&["--value", "count"], &["out.folded", "out.svg"], || {});
+    assert_eq!(folded_sum(&outcome.file("out.folded")), truth.total().blocks);
+    assert_well_formed(&outcome.file("out.svg"));
+}
+
+#[test]
+fn the_top_is_as_long_as_asked_for() {
+    let (outcome, _) = traced(&["--top", "2"], &[], || {});
+    let numbers: Vec<&str> = outcome.stdout.lines().filter(|line| line.starts_with('#')).collect();
+    assert_eq!(numbers.len(), 2, "{}", outcome.stdout);
+    assert!(outcome.report(0).stacks.len() > 2, "the saved form has all");
+}
+
+#[test]
+fn only_old_blocks_when_asked_for() {
+    let (outcome, truth) = traced(&["--min-age", "1s"], &[], || thread::sleep(Duration::from_millis(2500)));
+    let held = outcome.report(0).by_caller(None);
+    assert_eq!(held.get("keep_all_along"), Some(&truth.held["keep_all_along"]));
+    assert_eq!(held.get("leak_now_and_then"), None, "too young");
+}
+
+#[test]
+fn only_sizes_that_are_asked_for() {
+    let all = |from: u64, to: u64, times: u64| {
+        let bytes: u64 = (from..=to).sum();
+        Held { bytes: bytes * times, blocks: (to - from + 1) * times }
+    };
+    let (outcome, _) = traced(&["--min-size", "120", "--max-size", "129"], &[], || {});
+    let report = outcome.report(0);
+    // Two functions, each 40 times the sizes of 100 to 149.
+    assert_eq!(report.outstanding(), all(120, 129, 80));
+    assert!(report.json["quality"]["notes"].to_string().contains("size filter"));
+    let (outcome, truth) = traced(&["--min-size", "1000"], &[], || {});
+    assert_eq!(outcome.report(0).outstanding(), truth.held["leak_now_and_then"]);
+}
+
+#[test]
+fn a_report_every_interval() {
+    let (outcome, truth) = traced(&["--interval", "500ms"], &[], || thread::sleep(Duration::from_millis(2200)));
+    let reports = outcome.stdout.lines().filter(|line| line.starts_with("heap profile")).count();
+    assert!((4..=9).contains(&reports), "{reports} reports: {}", outcome.stdout);
+    assert_eq!(outcome.report(0).outstanding(), truth.total());
+}
+
+#[test]
+fn a_duration_ends_the_trace() {
+    require_root();
+    let program = Source { compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS }.build();
+    let mut target = Target::start_with(&program, &["1"], &[]);
+    let tracer = Run::pid(target.pid()).args(["--duration", "1s"]).env("NO_COLOR", "1").start();
+    let truth = target.ask("keep");
+    let report = tracer.outcome().report(0);
+    assert_eq!(report.outstanding(), truth.total());
+    let seconds = report.json["duration_seconds"].as_f64().unwrap();
+    assert!((1.0..1.5).contains(&seconds), "{seconds} s");
+}
+
+#[test]
+fn help_tells_the_exit_statuses_and_examples() {
+    let outcome = Run::bare().args(["--help"]).finish();
+    assert_eq!(outcome.code(), Some(0));
+    for words in ["Exit status", "128 + the signal", "--strict", "sudo tracer --pid", "--min-age", "--buffer-size"] {
+        assert!(outcome.stdout.contains(words), "no {words:?} in: {}", outcome.stdout);
+    }
+    let version = Run::bare().args(["--version"]).finish();
+    assert!(version.stdout.starts_with("tracer "), "{}", version.stdout);
+}
+
+#[test]
+fn man_page_and_completions() {
+    for (what, words) in [("man", ".TH"), ("complete-bash", "complete -F"), ("complete-zsh", "#compdef tracer"), ("complete-fish", "complete -c tracer")] {
+        let outcome = Run::bare().args(["--generate", what]).finish();
+        assert_eq!(outcome.code(), Some(0), "{what}: {}", outcome.stderr);
+        assert!(outcome.stdout.contains(words) && outcome.stdout.contains("buffer-size"), "{what}: {}", outcome.stdout);
+    }
+}

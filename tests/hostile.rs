@@ -1,0 +1,52 @@
+//! Hostile targets: names that terminals, browsers and parsers trip over, and garbage mapped as code.
+
+use crate::harness::{C, Outcome, Run, Source, Target, WITH_FRAME_POINTERS, require_root, scratch};
+
+/// Traces the hostile program into every format.
+fn traced() -> (Outcome, crate::harness::Truth) {
+    require_root();
+    let folder = scratch();
+    let program = Source { compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS }.build();
+    let garbage = folder.path().join("garbage");
+    let mut target = Target::start_with(&program, &[garbage.to_str().unwrap()], &[]);
+    let run = Run::pid(target.pid());
+    let files: Vec<String> = ["out.svg", "out.folded", "out.txt"]
+        .iter()
+        .flat_map(|name| ["-o".to_owned(), run.folder().join(name).to_string_lossy().into_owned()])
+        .collect();
+    let tracer = run.args(&files).start();
+    let truth = target.ask("begin");
+    (tracer.stop(), truth)
+}
+
+#[test]
+fn hostile_names_do_no_harm_in_any_format() {
+    let (outcome, truth) = traced();
+    let report = outcome.report(0);
+    report.assert_nothing_lost("hostile");
+    assert_eq!(report.outstanding(), truth.total());
+
+    // JSON keeps what is there.
+    let callers = report.by_caller(None);
+    for name in ["<script>alert", "a;b 77;c 88", "\u{1b}[2Jcleared", "&amp;]]>'<!--"] {
+        assert!(callers.keys().any(|caller| caller.starts_with(name)), "no {name:?} in {callers:?}");
+    }
+    assert!(report.json["targets"][0]["comm"].as_str().unwrap().starts_with("<b>;\n\u{1b}"));
+
+    // Terminals obey nothing.
+    for text in [&outcome.stdout, &outcome.file("out.txt"), &outcome.file("out.folded")] {
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+    }
+    // Folded: each line is one stack and a number, and the sum is the total.
+    let folded = outcome.file("out.folded");
+    let sum: u64 = folded.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum();
+    assert_eq!(sum, truth.total().bytes, "{folded}");
+    assert_eq!(folded.lines().count(), truth.held.len(), "{folded}");
+    // A name with separators stays one frame: all stacks are equally deep.
+    let depths: Vec<usize> = folded.lines().map(|line| line.matches(';').count()).collect();
+    assert!(depths.iter().all(|depth| *depth == depths[0]), "{folded}");
+    // Browsers run nothing of it.
+    let svg = outcome.file("out.svg");
+    crate::formats::assert_well_formed(&svg);
+    assert!(!svg.contains("<script>alert"), "a name became a script");
+}
