@@ -1,7 +1,8 @@
 //! Every function's bytes and blocks, off by 0: four threads over the whole malloc family, on each allocator.
 
 use crate::harness::{
-    self, C, Held, Run, Source, Target, WITH_FRAME_POINTERS, WITHOUT_FRAME_POINTERS, alone, check_functions, preloadable,
+    self, C, Held, Run, Source, Target, WITH_FRAME_POINTERS, WITHOUT_FRAME_POINTERS, alone, check_functions,
+    preloadable,
 };
 
 const RUNS: usize = 10;

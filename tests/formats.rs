@@ -157,7 +157,12 @@ fn help_tells_the_exit_statuses_and_examples() {
 
 #[test]
 fn man_page_and_completions() {
-    for (what, words) in [("man", ".TH"), ("complete-bash", "complete -F"), ("complete-zsh", "#compdef tracer"), ("complete-fish", "complete -c tracer")] {
+    for (what, words) in [
+        ("man", ".TH"),
+        ("complete-bash", "complete -F"),
+        ("complete-zsh", "#compdef tracer"),
+        ("complete-fish", "complete -c tracer"),
+    ] {
         let outcome = Run::bare().args(["--generate", what]).finish();
         assert_eq!(outcome.code(), Some(0), "{what}: {}", outcome.stderr);
         assert!(outcome.stdout.contains(words) && outcome.stdout.contains("buffer-size"), "{what}: {}", outcome.stdout);

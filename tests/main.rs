@@ -3,7 +3,7 @@
 //! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
 //! exact numbers ([`exactness`], [`allocators`], [`languages`], [`processes`]), launched commands, loss, real servers,
 //! refusals and hostile targets, formats.
-#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking and says what it does")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
 mod exactness;

@@ -98,25 +98,33 @@ impl Counting {
 
 // SAFETY: all is left to the system's allocator; the counts touch no block.
 unsafe impl GlobalAlloc for Counting {
+    // SAFETY: the system's allocator keeps what the trait demands.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
         let block = unsafe { System.alloc(layout) };
         self.begin(block, layout.size());
         block
     }
 
+    // SAFETY: the system's allocator keeps what the trait demands.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's promise.
         let block = unsafe { System.alloc_zeroed(layout) };
         self.begin(block, layout.size());
         block
     }
 
+    // SAFETY: as above.
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         self.end(block, layout.size());
+        // SAFETY: the caller's promise.
         unsafe { System.dealloc(block, layout) }
     }
 
+    // SAFETY: as above.
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         self.end(block, layout.size());
+        // SAFETY: the caller's promise.
         let moved = unsafe { System.realloc(block, layout, size) };
         self.begin(moved, size);
         moved

@@ -55,15 +55,15 @@ fn nginx_is_traced_under_load_and_stays_well() {
     let worker = *server.children().first().expect("nginx has a worker");
 
     let tracer = Run::pid(worker).start();
-    let clients: Vec<_> = (0..2)
-        .map(|_| thread::spawn(move || (0..REQUESTS / 2).filter(|_| is_page(get(port))).count()))
-        .collect();
+    let clients: Vec<_> =
+        (0..2).map(|_| thread::spawn(move || (0..REQUESTS / 2).filter(|_| is_page(get(port))).count())).collect();
     let served: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
     let report = tracer.stop().report(0);
     assert_eq!(served, REQUESTS, "every request is answered while nginx is traced");
     report.assert_nothing_lost("nginx");
     assert!(report.allocated().blocks >= REQUESTS as u64, "{}", report.json["totals"]);
-    let pools = report.stacks.iter().filter(|stack| stack.functions.iter().any(|name| name.starts_with("ngx_"))).count();
+    let pools =
+        report.stacks.iter().filter(|stack| stack.functions.iter().any(|name| name.starts_with("ngx_"))).count();
     assert!(pools > 0, "no stack has a name of nginx's: {:#?}", report.stacks.first());
     // Requests end, and their pools with them.
     assert!(report.outstanding().bytes * 10 < report.allocated().bytes, "{}", report.json["totals"]);

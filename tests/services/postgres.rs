@@ -71,7 +71,8 @@ fn a_postgres_backend_is_traced_under_load_and_stays_well() {
     let mut postgres = Postgres::start();
     load(postgres.client("pgbench").args(["-i", "-q", "-s", "1"]));
     let mut command = postgres.client("pgbench");
-    let mut clients = command.args(["-n", "-c", "2", "-T", "6"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut clients =
+        command.args(["-n", "-c", "2", "-T", "6"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
     let mut backend = None;
     wait_until("pgbench is connected", || {
         backend = postgres.backend("pgbench");

@@ -51,7 +51,19 @@ impl Redis {
     fn benchmark(&self) {
         let port = self.port.to_string();
         let mut command = Command::new(program("redis-benchmark", "redis-tools"));
-        let said = load(command.args(["-p", &port, "-q", "-n", "20000", "-c", "20", "-r", "1000", "-t", "set,get,lpush,sadd"]));
+        let said = load(command.args([
+            "-p",
+            &port,
+            "-q",
+            "-n",
+            "20000",
+            "-c",
+            "20",
+            "-r",
+            "1000",
+            "-t",
+            "set,get,lpush,sadd",
+        ]));
         assert!(said.contains("SET"), "{said}");
     }
 }

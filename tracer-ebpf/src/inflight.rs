@@ -60,7 +60,8 @@ pub(crate) struct Thread {
     pub(crate) calls: [Call; MAX_IN_FLIGHT],
     /// How many of them.
     pub(crate) depth: u32,
-    pub(crate) reserved: u32,
+    /// Calls that were given up for want of room.
+    pub(crate) given_up: u32,
     /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
     pub(crate) stack: Stack,
     pub(crate) walk: Walk,
@@ -114,12 +115,15 @@ pub(crate) enum Entry {
     Own { slot: u32, caller: u64 },
 }
 
-/// Decides what a call at stack pointer `sp` is, and drops calls that can no longer be running.
+/// Decides what a call at stack pointer `sp` is, drops calls that can no longer be running, and makes room for it.
 ///
 /// A call in flight at a lower or equal address has left the stack, except that a tail call (`jmp realloc`) enters at
 /// the same address: then the return slot already holds the kernel's trampoline. A call at a higher address is the
 /// outer one as long as its return slot still holds the trampoline. Within it, what the allocator's own file calls is a
 /// part of it; what other files call (a new-handler that logs) is a call of its own.
+///
+/// The trampoline is not known for the first moments of a process. Then a return slot that has changed is taken for one
+/// that holds it.
 #[inline(always)]
 pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
     walk::read_window(thread, sp);
@@ -130,11 +134,12 @@ pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
         if depth == 0 {
             break;
         }
-        let outer = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)].sp;
-        let running = if trampoline == 0 {
+        let call = &thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)];
+        let outer = call.sp;
+        let running = if outer == sp {
+            if trampoline == 0 { caller != call.caller } else { caller == trampoline }
+        } else if trampoline == 0 {
             outer > sp
-        } else if outer == sp {
-            caller == trampoline
         } else {
             outer > sp && read_word(outer) == Some(trampoline)
         };
@@ -145,25 +150,31 @@ pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
     }
     thread.depth = depth;
     if depth > 0 {
-        let inside =
-            (caller >= target.text_start && caller < target.text_end) || (trampoline != 0 && caller == trampoline);
-        if inside {
+        let tail_call = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)].sp == sp;
+        if tail_call || (caller >= target.text_start && caller < target.text_end) {
             return Entry::Nested;
         }
     }
-    Entry::Own { slot: depth, caller }
+    Entry::Own { slot: free_slot(thread), caller }
 }
 
-/// Puts a call into `slot`; false when the thread has too many.
+/// A slot for one more call. With too many in flight all are given up: that many are calls that never return. Those that
+/// do return count as lost.
 #[inline(always)]
-pub(crate) fn push(thread: &mut Thread, slot: u32, call: Call) -> bool {
-    if slot as usize >= MAX_IN_FLIGHT {
-        count_loss!(calls_too_deep, 1);
-        return false;
+fn free_slot(thread: &mut Thread) -> u32 {
+    if thread.depth as usize >= MAX_IN_FLIGHT {
+        thread.given_up += thread.depth;
+        thread.depth = 0;
     }
-    thread.calls[slot as usize & (MAX_IN_FLIGHT - 1)] = call;
+    thread.depth
+}
+
+/// Puts a call into the slot that [`classify`] gave it.
+#[inline(always)]
+pub(crate) fn push(thread: &mut Thread, slot: u32, call: Call) {
+    // Without the box the compiler leaves the mask out, and the verifier does not know why it may.
+    thread.calls[core::hint::black_box(slot) as usize & (MAX_IN_FLIGHT - 1)] = call;
     thread.depth = slot + 1;
-    true
 }
 
 /// Takes out the call that returns at stack pointer `sp` (of its return address) with its slot, and drops those
@@ -186,5 +197,9 @@ pub(crate) fn pop(thread: &mut Thread, sp: u64) -> Option<(Call, u32)> {
         }
     }
     thread.depth = 0;
+    if thread.given_up > 0 {
+        thread.given_up -= 1;
+        count_loss!(calls_too_deep, 1);
+    }
     None
 }

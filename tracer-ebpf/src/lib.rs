@@ -214,7 +214,7 @@ pub struct Loss {
     pub stacks: u64,
     /// Calls that were not followed because the table of threads was full.
     pub threads_full: u64,
-    /// Calls that were not followed because the thread had [`MAX_IN_FLIGHT`] others in flight.
+    /// Calls that were not followed to their return because more than [`MAX_IN_FLIGHT`] were in flight.
     pub calls_too_deep: u64,
     /// Exec and thread-exit records that found the ring buffer full.
     pub moments: u64,

@@ -169,9 +169,9 @@ impl Attached {
         }
     }
 
-    /// Takes the probes off.
-    pub fn detach(self, programs: &mut Programs) {
-        self.links.detach(programs);
+    /// Its probes, to take them off.
+    pub fn into_links(self) -> Links {
+        self.links
     }
 }
 

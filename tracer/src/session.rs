@@ -318,11 +318,9 @@ impl Session {
         self.presenter.profile(trace, snapshot)
     }
 
-    /// Takes the probes off. Only after the report has been written: it takes seconds.
+    /// Takes the probes off. Only after the report has been written: it takes a moment.
     fn detach(&mut self) {
-        for attached in self.attached.drain(..) {
-            attached.detach(&mut self.programs);
-        }
+        bpf::detach(self.attached.drain(..).map(Attached::into_links), &mut self.programs);
     }
 
     fn verdict(&self, profile: &Profile) -> Exit {

@@ -9,7 +9,7 @@ mod sys;
 mod tables;
 
 pub use self::{
-    attach::{Links, attach_lifecycle},
+    attach::{Links, attach_lifecycle, detach},
     events::Events,
     loader::{Config, LoadError, Programs},
     tables::Tables,

@@ -69,7 +69,7 @@ impl ProcessHeap {
         if let Some(block) = self.blocks.remove(addr) {
             books.end(block.stack, block.size);
             self.unmark(addr);
-        } else if !repeated && !self.in_own_realloc(tid, addr) {
+        } else if !self.free_suspended(addr, books) && !repeated {
             books.counters.unmatched_frees += 1;
         }
     }
@@ -115,9 +115,8 @@ impl ProcessHeap {
     /// A free that did not come through the ring buffer. Blocks that are younger than it are others, at the same address.
     pub(super) fn lost_free(&mut self, addr: u64, time: u64, books: &mut Books<'_>) {
         let lost = time / TICK * TICK;
-        let suspended = self.suspended.iter().find(|(_, block)| block.addr == addr && block.time <= lost);
-        if let Some(key) = suspended.map(|(key, _)| *key) {
-            self.realloc_freed(key.0, key.1, books);
+        if self.suspended.values().any(|block| block.addr == addr && block.time <= lost) {
+            self.free_suspended(addr, books);
         }
         match self.blocks.get(addr) {
             Some(block) if block.time < lost => {
@@ -160,9 +159,14 @@ impl ProcessHeap {
         std::mem::replace(last, (tid, addr)) == (tid, addr)
     }
 
-    /// Whether a realloc of this thread holds the block: an allocator whose realloc calls its own free.
-    fn in_own_realloc(&self, tid: u32, addr: u64) -> bool {
-        self.suspended.iter().any(|((other, _), block)| *other == tid && block.addr == addr)
+    /// Ends a block that a realloc holds: the allocator's realloc calls its free, or it never returned (longjmp) and the
+    /// program has freed the block since. Whether there was one.
+    fn free_suspended(&mut self, addr: u64, books: &mut Books<'_>) -> bool {
+        let Some(key) = self.suspended.iter().find(|(_, block)| block.addr == addr).map(|(key, _)| *key) else {
+            return false;
+        };
+        self.realloc_freed(key.0, key.1, books);
+        true
     }
 
     #[inline]

@@ -26,6 +26,11 @@ pub(super) fn demangle(name: &str) -> String {
     without_version(name).to_owned()
 }
 
+/// Whether the name of a symbol says more than the bare name of the function.
+pub(super) fn is_mangled(name: &str) -> bool {
+    name.starts_with("_Z") || name.starts_with("_R")
+}
+
 /// Whether it ends like Rust's legacy names: `17h`, 16 hexadecimal digits, `E`, and perhaps a suffix of LLVM's. C++ names
 /// are mangled in the same way otherwise.
 fn has_rust_hash(name: &str) -> bool {

@@ -12,7 +12,11 @@ use std::{
 
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
 
-use super::{demangle::demangle, guard::guarded, nesting::is_shallow};
+use super::{
+    demangle::{demangle, is_mangled},
+    guard::guarded,
+    nesting::is_shallow,
+};
 use crate::process::{
     elf::{Bytes, Elf},
     module::Module,
@@ -142,16 +146,38 @@ fn symbolizer() -> Symbolizer {
 }
 
 fn ask(symbolizer: &Symbolizer, source: &source::Elf, addresses: &[u64]) -> blazesym::Result<Vec<Vec<Function>>> {
-    let answers = symbolizer.symbolize(&source::Source::Elf(source.clone()), Input::VirtOffset(addresses))?;
-    let mut functions: Vec<Vec<Function>> = answers
-        .into_iter()
-        .map(|answer| match answer {
-            Symbolized::Sym(symbol) => chain(&symbol),
-            Symbolized::Unknown(_) => Vec::new(),
-        })
-        .collect();
+    let mut functions: Vec<Vec<Function>> = Vec::with_capacity(addresses.len());
+    let mut plain = Vec::new();
+    for answer in symbols(symbolizer, source, addresses)?.iter().take(addresses.len()) {
+        if source.debug_syms && answer.as_sym().is_some_and(|symbol| !is_mangled(&symbol.name)) {
+            plain.push(functions.len());
+        }
+        functions.push(answer.as_sym().map(chain).unwrap_or_default());
+    }
     functions.resize(addresses.len(), Vec::new());
+    // Debug information that is cut down to line tables has a function's bare name, without the path to it.
+    let mut table = source.clone();
+    table.debug_syms = false;
+    let again: Vec<u64> = plain.iter().map(|index| addresses[*index]).collect();
+    for (index, answer) in plain.into_iter().zip(symbols(symbolizer, &table, &again)?) {
+        if let (Some(symbol), Some(outermost)) = (answer.as_sym(), functions[index].first_mut())
+            && is_mangled(&symbol.name)
+        {
+            outermost.name = Some(demangle(&symbol.name));
+        }
+    }
     Ok(functions)
+}
+
+fn symbols<'a>(
+    symbolizer: &'a Symbolizer,
+    source: &source::Elf,
+    addresses: &[u64],
+) -> blazesym::Result<Vec<Symbolized<'a>>> {
+    if addresses.is_empty() {
+        return Ok(Vec::new());
+    }
+    symbolizer.symbolize(&source::Source::Elf(source.clone()), Input::VirtOffset(addresses))
 }
 
 /// A symbol and what is inlined into it, outermost first.

@@ -4,7 +4,7 @@ use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian, UnwindSection};
 use thiserror::Error;
 
 use super::{
-    entries::{Bytes, Cies, Entries, Entry},
+    entries::{Bytes, Cies, Entries, Function},
     program::{Machine, State},
     rule::{Reason, unsupported},
     table::{Collector, Table},
@@ -84,7 +84,7 @@ fn collect<'a, S: UnwindSection<Bytes<'a>>>(
     let mut cies = Cies::default();
     let mut machine = Machine::default();
     for entry in Entries::new(section, bytes, bases, &mut cies) {
-        let Entry::Function { fde, initial } = entry else {
+        let Ok(Function { fde, initial }) = entry else {
             collector.count_unreadable();
             continue;
         };

@@ -19,17 +19,15 @@ const MAX_CIE: u32 = 256;
 /// Most of them that are kept: linkers merge equal ones, so that few are left.
 const MAX_CIES: usize = 4096;
 
-/// One entry.
-pub(super) enum Entry<'a> {
-    /// It describes a function.
-    Function {
-        fde: FrameDescriptionEntry<Bytes<'a>>,
-        /// What holds at its start; `None` when that cannot be made out.
-        initial: Option<State>,
-    },
-    /// It describes a function, but cannot be read.
-    Unreadable,
+/// The entry of one function.
+pub(super) struct Function<'a> {
+    pub(super) fde: FrameDescriptionEntry<Bytes<'a>>,
+    /// What holds at its start; `None` when that cannot be made out.
+    pub(super) initial: Option<State>,
 }
+
+/// An entry describes a function, but cannot be read.
+pub(super) struct Unreadable;
 
 /// What functions have in common, by offset in the section; `None` for what cannot be read.
 #[derive(Default)]
@@ -93,11 +91,11 @@ impl<'a, 'b, S: UnwindSection<Bytes<'a>>> Entries<'a, 'b, S> {
     }
 
     /// The entry at an offset; `None` when it is none of a function.
-    fn entry(&mut self, at: usize) -> Option<Entry<'a>> {
+    fn entry(&mut self, at: usize) -> Option<Result<Function<'a>, Unreadable>> {
         let partial = match self.section.partial_fde_from_offset(self.bases, at.into()) {
             Ok(partial) => partial,
             Err(Error::NotCiePointer(_)) => return None,
-            Err(_) => return Some(Entry::Unreadable),
+            Err(_) => return Some(Err(Unreadable)),
         };
         let (bytes, cies) = (self.bytes, &mut *self.cies);
         let mut initial = None;
@@ -106,14 +104,14 @@ impl<'a, 'b, S: UnwindSection<Bytes<'a>>> Entries<'a, 'b, S> {
             initial = found.1;
             Ok(found.0.clone())
         });
-        Some(fde.map_or(Entry::Unreadable, |fde| Entry::Function { fde, initial }))
+        Some(fde.map(|fde| Function { fde, initial }).map_err(|_| Unreadable))
     }
 }
 
 impl<'a, S: UnwindSection<Bytes<'a>>> Iterator for Entries<'a, '_, S> {
-    type Item = Entry<'a>;
+    type Item = Result<Function<'a>, Unreadable>;
 
-    fn next(&mut self) -> Option<Entry<'a>> {
+    fn next(&mut self) -> Option<Self::Item> {
         loop {
             let at = self.advance()?;
             if let Some(entry) = self.entry(at) {

@@ -79,7 +79,7 @@ fn deref(base: u64, offset: i64, read: &mut impl FnMut(u64) -> Option<u64>) -> O
 /// The caller's registers, from the CFA.
 fn caller(rule: u64, frame: Registers, cfa: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Registers> {
     // The stack grows down: a caller's frame lies above.
-    if cfa < frame.sp.wrapping_add(8) || cfa % 8 != 0 {
+    if cfa < frame.sp.wrapping_add(8) || !cfa.is_multiple_of(8) {
         return None;
     }
     let fp_offset = i64::from((rule >> 16) as u16 as i16);

@@ -112,9 +112,11 @@ fn unexplained_unsafe(source: &Source) -> Found {
             let (kind, wanted) = match after {
                 _ if text[..at].ends_with(is_word) || after.starts_with(['(', '_']) => continue, // #[unsafe(...)]
                 _ if after.starts_with("fn ") => ("unsafe fn", "# Safety"),
+                _ if after.starts_with("trait ") => ("unsafe trait", "# Safety"),
                 _ => ("unsafe", "SAFETY:"),
             };
-            if !explained(line, wanted) {
+            // What a method of a trait demands is said at the trait; why this one keeps it, at the method.
+            if !explained(line, wanted) && !(kind == "unsafe fn" && explained(line, "SAFETY:")) {
                 found.push((line, format!("`{kind}` without an explanation")));
             }
         }
@@ -188,6 +190,8 @@ mod tests {
             "// SAFETY: so\nlet a =\n    unsafe { f() };",
             "// SAFETY: so\n// and so\n#[inline]\nunsafe impl Send for A {}",
             "/// # Safety\n/// Be careful.\npub unsafe fn a() {}",
+            "/// # Safety\n/// Be careful.\npub unsafe trait A {}",
+            "    // SAFETY: as the trait demands\n    unsafe fn a() {}",
         ];
         for text in explained {
             assert!(broken("tracer-ebpf/src/a.rs", &format!("//! Head.\n{text}")).is_empty(), "{text}");

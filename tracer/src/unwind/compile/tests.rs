@@ -261,7 +261,8 @@ fn errors_say_what_is_wrong() {
 #[test]
 fn a_function_with_too_many_rows_ends_unsupported() {
     // 0x41: one byte on; then 16 and 24 by turns.
-    let rows: Vec<u8> = (0..70_000).flat_map(|row: u32| [0x41, 0x0e, if row % 2 == 0 { 16 } else { 24 }]).collect();
+    let rows: Vec<u8> =
+        (0..70_000).flat_map(|row: u32| [0x41, 0x0e, if row.is_multiple_of(2) { 16 } else { 24 }]).collect();
     let frames = Frames::default().cie(USUAL).fde(0x1000, 80_000, &rows).fde(0x10_0000, 0x10, &[]);
     let table = compile(&frames.sections()).unwrap();
     assert_eq!(table.rule_at(0x1000 + 65_535), rule(kind::SP, 0, 0, 16));

@@ -99,7 +99,7 @@ fn check(packed: &Packed, kernel: &Kernel, placed: &Placed, table: &Table) {
 /// Packed tables that need few more rows to reach the next shard.
 fn nearly_full_shard() -> (Packed, Kernel) {
     let mut packed = Packed::default();
-    packed.add(&table(0, &vec![(1, 8), (1, 16)].repeat(32_700))).unwrap();
+    packed.add(&table(0, &[(1, 8), (1, 16)].repeat(32_700))).unwrap();
     assert!((ROWS_PER_SHARD - 300..ROWS_PER_SHARD).contains(&packed.rows.len()), "{}", packed.rows.len());
     let mut kernel = Kernel::default();
     kernel.write(packed.changed());
@@ -136,7 +136,7 @@ fn pages_of_full_length_and_borders_of_shards() {
     let mut all = Vec::new();
     // Each page but the first of a table has all of its 1024 rows; three tables take more than two shards.
     for start in [0x40_0000, 0x1_0203, 0x7fff_0000_03ff] {
-        let table = table(start, &vec![(1, 8), (1, 16), (1, 24)].repeat(20_000));
+        let table = table(start, &[(1, 8), (1, 16), (1, 24)].repeat(20_000));
         all.push((packed.add(&table).unwrap(), table));
         kernel.write(packed.changed());
     }
@@ -195,7 +195,7 @@ fn a_table_that_does_not_fit_leaves_nothing_behind() {
 #[test]
 fn rows_can_run_out() {
     let mut packed = Packed::default();
-    let dense = table(0, &vec![(1, 8), (1, 16)].repeat(1 << 20));
+    let dense = table(0, &[(1, 8), (1, 16)].repeat(1 << 20));
     let fitting = (0..10).take_while(|_| packed.add(&dense) != Err(Full::Rows)).count();
     assert_eq!(fitting, MAX_ROWS / (2 << 20) - 1);
     assert!(packed.rows.len() <= MAX_ROWS);
@@ -221,7 +221,8 @@ fn code_without_unwind_information_follows_frame_pointers() {
     let mut packed = Packed::default();
     let placed = packed.add(&table).unwrap();
     let follow = rule(kind::FRAME_POINTERS, fp::SAME, 0, 0);
-    for (address, expected) in [(text.start - 1, NONE), (text.start, follow), (text.end - 1, follow), (text.end, NONE)] {
+    for (address, expected) in [(text.start - 1, NONE), (text.start, follow), (text.end - 1, follow), (text.end, NONE)]
+    {
         assert_eq!(table.rule_at(address), expected);
         assert_eq!(packed.rule_at(&placed, address), expected);
     }

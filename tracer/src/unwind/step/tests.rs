@@ -260,7 +260,6 @@ fn stacks_of_threads_reach_the_root() {
 #[test]
 fn stacks_through_signal_frames_reach_the_root() {
     // SIGUSR1 is 10.
-    let expected =
-        ["blocked", "saver", "handler", "kill", "interrupted", "dynamic", "realigned", "main", "_start"];
+    let expected = ["blocked", "saver", "handler", "kill", "interrupted", "dynamic", "realigned", "main", "_start"];
     check_chain(&[], &["interrupted"], &expected);
 }
