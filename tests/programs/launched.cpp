@@ -26,8 +26,10 @@ __attribute__((constructor)) static void construct()
 int main(int argument_count, char **arguments)
 {
     // Pulls in the C++ library, which allocates its reserve for exceptions before anything else runs.
-    std::vector<int> numbers(10);
-    asm volatile("" : : "r"(numbers.data()) : "memory");
+    {
+        std::vector<int> numbers(10);
+        asm volatile("" : : "r"(numbers.data()) : "memory");
+    }
     within_main(456);
     tell_truth();
     const char *end = argument_count > 1 ? arguments[1] : "0";

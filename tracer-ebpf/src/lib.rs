@@ -173,8 +173,8 @@ pub struct Stack {
 pub struct Target {
     /// Count of execs since the process was first seen.
     pub generation: u32,
-    /// Not used.
-    pub reserved: u32,
+    /// Whether the process is to be stopped (SIGSTOP) when it has become another program: 0 or 1.
+    pub stop_at_exec: u32,
     /// Address that the kernel puts into hijacked return slots of this process (`[uprobes]`), 0 when not yet known.
     pub trampoline: u64,
     /// Executable range of the allocator's own file: a call that comes from here while another call is in flight

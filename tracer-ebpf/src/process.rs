@@ -3,12 +3,19 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::pt_regs, helpers::bpf_get_current_pid_tgid, macros::map, maps::HashMap, programs::RawTracePointContext,
+    bindings::pt_regs,
+    helpers::{bpf_get_current_pid_tgid, bpf_send_signal},
+    macros::map,
+    maps::HashMap,
+    programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
 use tracer_ebpf::{Header, Target, kind};
 
 use crate::{emit, inflight, walk};
+
+/// Number of the signal that stops a process.
+const SIGSTOP: u32 = 19;
 
 /// Traced processes by tgid.
 #[map]
@@ -66,6 +73,12 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     };
     debug!(ctx, "process {} became another program", tgid);
     emit::moment(Header::new(kind::EXEC, generation, 0, pid_tgid));
+    // SAFETY: as above; the helper stops the current process before its first instruction.
+    unsafe {
+        if (*target).stop_at_exec != 0 {
+            bpf_send_signal(SIGSTOP);
+        }
+    }
 }
 
 /// The current thread ends.

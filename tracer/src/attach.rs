@@ -128,22 +128,32 @@ impl Attached {
                 self.address_space().ok()
             }
             _ if since.elapsed() > LOADING => {
-                self.searching = None;
-                self.notes.push(format!("process {} became a program without a malloc that can be probed", self.pid));
+                self.has_no_allocator();
                 None
             }
             _ => None,
         }
     }
 
-    /// Looks again which file the allocator is in, now that the loader has done its work.
-    pub fn loaded(&mut self, programs: &mut Programs) {
-        match find(self.pid, Phase::Loading) {
-            Ok(Some(allocator)) if allocator.module.identity() != self.allocator.module.identity() => {
-                self.reattach(programs, allocator, self.pid);
-            }
-            _ => {}
+    /// Looks for the allocator of a program that is being loaded in place of the one before, and moves the probes to it.
+    /// Whether it is there.
+    ///
+    /// # Errors
+    /// The process has ended, or its files cannot be read.
+    pub fn load(&mut self, programs: &mut Programs) -> Result<bool> {
+        let Some(allocator) = find(self.pid, Phase::Loading)? else { return Ok(false) };
+        if allocator.module.identity() != self.allocator.module.identity() {
+            self.reattach(programs, allocator, self.pid);
         }
+        self.searching = None;
+        self.target = describe(self.pid, &status::check(self.pid)?);
+        Ok(true)
+    }
+
+    /// The program that the process has become has no malloc.
+    pub fn has_no_allocator(&mut self) {
+        self.searching = None;
+        self.notes.push(format!("process {} became a program without a malloc that can be probed", self.pid));
     }
 
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the

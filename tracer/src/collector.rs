@@ -40,6 +40,8 @@ pub enum Request {
         text: (u64, u64),
         /// Its mappings.
         space: Box<AddressSpace>,
+        /// Whether to stop it (SIGSTOP) when it has become another program.
+        stop_at_exec: bool,
     },
     /// The probes of this process were away until now: what was freed meanwhile is not known.
     Interrupted,
@@ -201,7 +203,7 @@ impl Collector {
 
     fn obey(&mut self, request: Request) {
         match request {
-            Request::Enable { pid, text, space } => self.enable(pid, text, *space),
+            Request::Enable { pid, text, space, stop_at_exec } => self.enable(pid, text, *space, stop_at_exec),
             Request::Interrupted => {
                 self.take_in_all();
                 self.heap.frees_lost_without_trace(monotonic());
@@ -213,10 +215,11 @@ impl Collector {
         }
     }
 
-    fn enable(&mut self, pid: Pid, text: (u64, u64), space: AddressSpace) {
+    fn enable(&mut self, pid: Pid, text: (u64, u64), space: AddressSpace, stop_at_exec: bool) {
         let mut target = self.events.target(pid).unwrap_or_default();
         (target.text_start, target.text_end) = text;
         target.trampoline = trampoline(pid).unwrap_or(0);
+        target.stop_at_exec = stop_at_exec.into();
         self.unwinder.follow(pid, &space);
         let tracked =
             Tracked { space, refreshed: Instant::now(), trampoline: target.trampoline != 0, unplaced: Vec::new() };

@@ -160,9 +160,17 @@ impl Session {
     }
 
     fn enable(&mut self, attached: Attached) -> Result<()> {
-        let (text, space) = attached.address_space()?;
-        self.send(Request::Enable { pid: attached.pid(), text, space: Box::new(space) })?;
+        let pid = attached.pid();
         self.attached.push(attached);
+        self.enable_again(pid)
+    }
+
+    /// Records a process from now on, with its mappings as they are now.
+    fn enable_again(&mut self, pid: Pid) -> Result<()> {
+        let Some(attached) = self.attached.iter().find(|attached| attached.pid() == pid) else { return Ok(()) };
+        let (text, space) = attached.address_space()?;
+        let stop_at_exec = matches!(self.config.subject, Subject::Command(_));
+        self.send(Request::Enable { pid, text, space: Box::new(space), stop_at_exec })?;
         // The switch is the collector's to turn: ask for something to know that it has.
         self.ask(|reply| Request::Snapshot { min_age: Duration::ZERO, reply }).map(drop)
     }
@@ -176,42 +184,65 @@ impl Session {
         let watched = self.inputs.clone();
         watch::exit(pid, move || drop(watched.send(Input::Exited(pid))))
             .with_context(|| format!("cannot watch process {pid}"))?;
-        let mut step = Step::Mapped;
-        while step != Step::Exited {
-            let status = status::check(pid)?;
-            match Attached::attach_loading(&mut self.programs, pid, status)? {
-                Some(attached) => {
-                    self.enable(attached)?;
-                    break;
-                }
-                None if step == Step::Entry => bail!(
-                    "{name:?} has no malloc in its executable or its libraries: there is nothing to trace \
-                     (statically linked and stripped, or an allocator of its own)"
-                ),
-                None => step = launched.step().with_context(|| format!("cannot follow the start of {name:?}"))?,
-            }
+        if !self.load(&mut launched).with_context(|| format!("cannot follow the start of {name:?}"))? {
+            bail!(
+                "{name:?} has no malloc in its executable or its libraries: there is nothing to trace \
+                 (statically linked and stripped, or an allocator of its own)"
+            );
         }
-        self.settle(&mut launched, pid)?;
         self.launched = Some(launched);
         Ok(())
     }
 
-    /// Lets a launched command run to its entry: all its libraries are mapped then, so that their names are known even
-    /// if it ends at once.
-    fn settle(&mut self, launched: &mut Launched, pid: Pid) -> Result<()> {
-        loop {
-            match launched.step().context("cannot follow the start of the command")? {
-                Step::Mapped => {}
-                Step::Entry => {
-                    let Some(attached) = self.attached.iter().find(|attached| attached.pid() == pid) else { break };
-                    let (text, space) = attached.address_space()?;
-                    self.send(Request::Enable { pid, text, space: Box::new(space) })?;
-                    self.ask(|reply| Request::Snapshot { min_age: Duration::ZERO, reply })?;
-                    break;
+    /// Lets a command that is held run to its entry, attaching to its allocator on the way. At the entry all its libraries
+    /// are mapped, so that their names are known even if it ends at once. Whether there is an allocator.
+    fn load(&mut self, launched: &mut Launched) -> Result<bool> {
+        let pid = launched.pid();
+        let mut step = Step::Mapped;
+        let mut found = false;
+        while step != Step::Exited {
+            if !found && self.load_allocator(pid)? {
+                self.enable_again(pid)?;
+                found = true;
+            }
+            if step == Step::Entry {
+                if found {
+                    self.enable_again(pid)?;
                 }
-                Step::Exited => break,
+                return Ok(found);
+            }
+            step = launched.step()?;
+        }
+        Ok(true)
+    }
+
+    /// Attaches to the allocator of a process that is being loaded. Whether it is there.
+    fn load_allocator(&mut self, pid: Pid) -> Result<bool> {
+        if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
+            return attached.load(&mut self.programs);
+        }
+        let attached = Attached::attach_loading(&mut self.programs, pid, status::check(pid)?)?;
+        let found = attached.is_some();
+        self.attached.extend(attached);
+        Ok(found)
+    }
+
+    /// A launched command has become another program, and was stopped for us to follow it.
+    fn follow_launched(&mut self, mut launched: Launched) -> Result<()> {
+        let pid = launched.pid();
+        let loaded = launched.hold_again().map_err(anyhow::Error::from).and_then(|()| self.load(&mut launched));
+        launched.release()?;
+        if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
+            match loaded {
+                Ok(true) => {}
+                Ok(false) => attached.has_no_allocator(),
+                Err(error) => {
+                    tracing::debug!("cannot hold the command at its exec: {error:#}");
+                    attached.has_execed();
+                }
             }
         }
+        self.launched = Some(launched);
         Ok(())
     }
 
@@ -262,7 +293,8 @@ impl Session {
         let Self { attached, programs, requests, .. } = self;
         for attached in attached {
             if let Some((text, space)) = attached.follow(programs) {
-                let request = Request::Enable { pid: attached.pid(), text, space: Box::new(space) };
+                let request =
+                    Request::Enable { pid: attached.pid(), text, space: Box::new(space), stop_at_exec: false };
                 // The collector's end shows elsewhere.
                 let _ = requests.send(request);
             }
@@ -271,6 +303,11 @@ impl Session {
 
     fn heed(&mut self, notice: Notice) -> Result<()> {
         let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid)) = notice;
+        if let Notice::Exec(_) = notice
+            && let Some(launched) = self.launched.take_if(|launched| launched.pid() == pid)
+        {
+            return self.follow_launched(launched);
+        }
         let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) else { return Ok(()) };
         match notice {
             Notice::Exec(_) => attached.has_execed(),

@@ -29,6 +29,10 @@ const DEBUG_REGISTERS: usize = 848;
 const SYS_MMAP: u64 = 9;
 const PROT_EXEC: u64 = 4;
 
+/// System calls can be told from signals, execs are told, and nobody is left behind that cannot run on.
+const OPTIONS: Options =
+    Options::PTRACE_O_TRACESYSGOOD.union(Options::PTRACE_O_TRACEEXEC).union(Options::PTRACE_O_EXITKILL);
+
 /// A command that has been launched.
 pub struct Launched {
     child: Child,
@@ -64,13 +68,27 @@ impl Launched {
         let child = command.spawn()?;
         let pid = Pid::from_raw(child.id() as i32);
         waitpid(pid, None)?;
-        ptrace::setoptions(
-            pid,
-            Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACEEXEC | Options::PTRACE_O_EXITKILL,
-        )?;
+        ptrace::setoptions(pid, OPTIONS)?;
         let launched = Self { child, pid, held: true, in_call: false };
         launched.break_at_entry();
         Ok(launched)
+    }
+
+    /// Holds it again, as at its start: it has become another program and was stopped (SIGSTOP) before that one's first
+    /// instruction. On an error it runs on.
+    ///
+    /// # Errors
+    /// It has ended, or is held by another tracer.
+    pub fn hold_again(&mut self) -> io::Result<()> {
+        let held = ptrace::seize(self.pid, OPTIONS);
+        self.signal(Signal::SIGCONT as i32);
+        held?;
+        (self.held, self.in_call) = (true, false);
+        // The stop of the stopped, or the signal to stop, if that was on its way; SIGCONT comes after either.
+        let stop = waitpid(self.pid, None)?;
+        tracing::debug!(?stop, "held at an exec");
+        self.break_at_entry();
+        Ok(())
     }
 
     /// Process id of the command.
@@ -95,7 +113,7 @@ impl Launched {
                         return Ok(Step::Mapped);
                     }
                 }
-                WaitStatus::PtraceEvent(..) => {
+                WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => {
                     self.break_at_entry();
                     return Ok(Step::Mapped);
                 }
@@ -103,6 +121,8 @@ impl Launched {
                     let _ = self.set_debug_register(7, 0);
                     return Ok(Step::Entry);
                 }
+                // That of `hold_again` and of the one who stopped it.
+                WaitStatus::Stopped(_, Signal::SIGCONT | Signal::SIGSTOP) => {}
                 WaitStatus::Stopped(_, signal) => deliver = Some(signal),
                 WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return self.ended(),
                 _ => {}
