@@ -13,7 +13,7 @@ use tracer_ebpf::{Header, Target, kind};
 
 use crate::{
     emit::{self, count_loss},
-    inflight::{self, CALL_TAKE_LOST, CALL_UNWANTED, Call, Entry, Op, Thread},
+    inflight::{self, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Entry, Op, Thread},
     process, stack,
 };
 
@@ -39,6 +39,14 @@ struct Entered<'a> {
 pub(crate) fn enter(ctx: &ProbeContext, op: Op, size: u64, pointer: u64) {
     if let Some(entered) = entered(ctx) {
         begin(ctx, entered, op, size, pointer, 0);
+    }
+}
+
+/// Entry of operator new. It may throw, so the kernel's trampoline must not be in its return slot.
+#[inline(always)]
+pub(crate) fn enter_new(ctx: &ProbeContext, size: u64) {
+    if let Some(entered) = entered(ctx) {
+        begin(ctx, entered, Op::Returned, size, 0, CALL_PLAIN_RETURN);
     }
 }
 
@@ -96,6 +104,22 @@ pub(crate) fn leave(ctx: &RetProbeContext) {
     }
     if result != 0 && !unwanted {
         emit::block(header(kind::ALLOC), result, call.size, call.stack);
+    }
+}
+
+/// A `ret` instruction at which operator new returns, among others: the code may belong to several functions.
+#[inline(always)]
+pub(crate) fn leave_at_return(ctx: &ProbeContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(target) = process::target(pid_tgid) else { return };
+    let Some(thread) = inflight::existing(pid_tgid) else { return };
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let thread = unsafe { &mut *thread };
+    let sp = process::stack_pointer(ctx.as_ptr());
+    let Some((call, slot)) = inflight::pop_plain(thread, sp) else { return };
+    let result = process::return_value(ctx.as_ptr());
+    if result != 0 && call.flags & CALL_UNWANTED == 0 {
+        emit::block(Header::new(kind::ALLOC, target.generation, slot, pid_tgid), result, call.size, call.stack);
     }
 }
 

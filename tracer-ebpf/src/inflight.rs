@@ -52,6 +52,8 @@ pub(crate) struct Call {
 pub(crate) const CALL_UNWANTED: u32 = 1;
 /// The record that takes the old block out was lost.
 pub(crate) const CALL_TAKE_LOST: u32 = 2;
+/// The return slot is left as it is: the return is seen at a `ret` instruction.
+pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
 
 /// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
 #[repr(C)]
@@ -136,7 +138,10 @@ pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
         }
         let call = &thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)];
         let outer = call.sp;
-        let running = if outer == sp {
+        let running = if call.flags & CALL_PLAIN_RETURN != 0 {
+            // One that is replaced at its own address by what it jumps to is seen to its end as that.
+            outer > sp && read_word(outer) == Some(call.caller)
+        } else if outer == sp {
             if trampoline == 0 { caller != call.caller } else { caller == trampoline }
         } else if trampoline == 0 {
             outer > sp
@@ -177,6 +182,31 @@ pub(crate) fn push(thread: &mut Thread, slot: u32, call: Call) {
     thread.depth = slot + 1;
 }
 
+/// Takes out the call that returns by the `ret` instruction at stack pointer `sp`, with its slot. `None` when that ends
+/// another function: not even one that was called from the same place.
+#[inline(always)]
+pub(crate) fn pop_plain(thread: &mut Thread, sp: u64) -> Option<(Call, u32)> {
+    let mut depth = thread.depth;
+    for _ in 0..MAX_IN_FLIGHT {
+        if depth == 0 {
+            break;
+        }
+        depth -= 1;
+        let call = &thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)];
+        if call.sp == sp {
+            if call.flags & CALL_PLAIN_RETURN == 0 || read_word(sp) != Some(call.caller) {
+                return None;
+            }
+            thread.depth = depth;
+            return Some((*call, depth));
+        }
+        if call.sp > sp {
+            return None;
+        }
+    }
+    None
+}
+
 /// Takes out the call that returns at stack pointer `sp` (of its return address) with its slot, and drops those
 /// inside it that never returned. `None` for the return of a call that was a part of another.
 #[inline(always)]
@@ -188,7 +218,7 @@ pub(crate) fn pop(thread: &mut Thread, sp: u64) -> Option<(Call, u32)> {
         }
         depth -= 1;
         let call = &thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)];
-        if call.sp == sp {
+        if call.sp == sp && call.flags & CALL_PLAIN_RETURN == 0 {
             thread.depth = depth;
             return Some((*call, depth));
         }

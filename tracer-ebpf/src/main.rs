@@ -43,10 +43,17 @@ fn product(count: u64, size: u64) -> u64 {
     if sum < low { SIZE_OVERFLOW } else { sum }
 }
 
-/// malloc(size), valloc, pvalloc, operator new, mallocx.
+/// malloc(size), valloc, pvalloc, mallocx, operator new that does not throw.
 #[uprobe]
 pub fn enter_malloc(ctx: ProbeContext) -> u32 {
     alloc::enter(&ctx, Op::Returned, arg(&ctx, 0), 0);
+    0
+}
+
+/// operator new(size), which may throw.
+#[uprobe]
+pub fn enter_new(ctx: ProbeContext) -> u32 {
+    alloc::enter_new(&ctx, arg(&ctx, 0));
     0
 }
 
@@ -92,7 +99,14 @@ pub fn enter_free(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Return of every function that was entered above, free excepted.
+/// A `ret` instruction of operator new.
+#[uprobe]
+pub fn leave_at_return(ctx: ProbeContext) -> u32 {
+    alloc::leave_at_return(&ctx);
+    0
+}
+
+/// Return of every other function that was entered above, free excepted.
 #[uretprobe]
 pub fn leave(ctx: RetProbeContext) -> u32 {
     alloc::leave(&ctx);

@@ -43,6 +43,18 @@ pub(crate) fn stack_pointer(ctx: *mut c_void) -> u64 {
     }
 }
 
+/// What a function that returns at the probed instruction gives back; `ctx` is the context of a uprobe.
+#[inline(always)]
+pub(crate) fn return_value(ctx: *mut c_void) -> u64 {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    unsafe {
+        #[cfg(bpf_target_arch = "aarch64")]
+        return (*ctx.cast::<pt_regs>()).regs[0];
+        #[cfg(not(bpf_target_arch = "aarch64"))]
+        return (*ctx.cast::<pt_regs>()).rax;
+    }
+}
+
 /// Frame pointer of the probed code; `ctx` is the context of a uprobe.
 #[inline(always)]
 pub(crate) fn frame_pointer(ctx: *mut c_void) -> u64 {

@@ -13,7 +13,7 @@ use crate::{
     bpf::{Links, Programs},
     event::Pid,
     probe::{
-        allocators::Shape,
+        allocators::{Exit, Shape},
         resolve::{self, Binding, Function},
     },
     process::{address_space::AddressSpace, link_map, maps, module::Module, status, status::Status},
@@ -268,12 +268,23 @@ fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Li
     let file = allocator.module.open_path().context("the allocator's file is not open")?;
     let task = NonZeroU32::new(task).context("process id 0")?;
     let mut links = Links::default();
-    let sites = allocator.functions.iter();
-    let returns = sites.clone().filter(|function| function.shape.returns()).map(|function| ("leave", function));
-    let entries = sites.map(|function| (entry_program(function.shape), function));
     // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
-    for (program, function) in returns.chain(entries) {
-        if let Err(error) = links.attach(programs, program, &file, function.file_offset, task) {
+    let mut probes: Vec<(&'static str, &Function, u64)> = Vec::new();
+    for function in &allocator.functions {
+        match function.shape.exit() {
+            Exit::Unprobed => {}
+            Exit::Trampoline => probes.push(("leave", function, function.file_offset)),
+            Exit::Instructions => {
+                probes.extend(function.returns.iter().map(|offset| ("leave_at_return", function, *offset)))
+            }
+        }
+    }
+    probes.sort_unstable_by_key(|(program, _, offset)| (*program, *offset));
+    // Functions that end in the same code share its returns.
+    probes.dedup_by_key(|(program, _, offset)| (*program, *offset));
+    probes.extend(allocator.functions.iter().map(|f| (entry_program(f.shape), f, f.file_offset)));
+    for (program, function, offset) in probes {
+        if let Err(error) = links.attach(programs, program, &file, offset, task) {
             links.detach(programs);
             return Err(error)
                 .with_context(|| format!("cannot probe {} in {}", function.name, printable(allocator.module.path())));
@@ -287,6 +298,7 @@ fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Li
 fn entry_program(shape: Shape) -> &'static str {
     match shape {
         Shape::Malloc => "enter_malloc",
+        Shape::New => "enter_new",
         Shape::Calloc => "enter_calloc",
         Shape::Memalign => "enter_memalign",
         Shape::PosixMemalign => "enter_posix_memalign",

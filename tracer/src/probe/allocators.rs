@@ -5,6 +5,8 @@
 pub enum Shape {
     /// `f(size) -> block`, further arguments ignored.
     Malloc,
+    /// The same, but it may throw instead of returning.
+    New,
     /// `f(count, size) -> block`.
     Calloc,
     /// `f(alignment, size) -> block`.
@@ -23,16 +25,31 @@ impl Shape {
     /// How many of the leading integer arguments are read.
     pub fn arguments(self) -> usize {
         match self {
-            Self::Malloc | Self::Free => 1,
+            Self::Malloc | Self::New | Self::Free => 1,
             Self::Calloc | Self::Memalign | Self::Realloc => 2,
             Self::PosixMemalign | Self::Reallocarray => 3,
         }
     }
 
-    /// Whether its return is of interest.
-    pub fn returns(self) -> bool {
-        self != Self::Free
+    /// How its return is probed.
+    pub fn exit(self) -> Exit {
+        match self {
+            Self::Free => Exit::Unprobed,
+            Self::New => Exit::Instructions,
+            _ => Exit::Trampoline,
+        }
     }
+}
+
+/// How the return of a function is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Not at all.
+    Unprobed,
+    /// By the kernel's trampoline in the return slot.
+    Trampoline,
+    /// At each of its `ret` instructions: no exception gets through a trampoline.
+    Instructions,
 }
 
 /// Functions that are looked for in the file that the process takes `malloc` from.
@@ -52,12 +69,12 @@ pub const CATALOGUE: &[(&str, Shape)] = &[
     ("free_sized", Shape::Free),
     ("free_aligned_sized", Shape::Free),
     // C++ (Itanium ABI), where the allocator brings its own: jemalloc, tcmalloc, mimalloc.
-    ("_Znwm", Shape::Malloc),
-    ("_Znam", Shape::Malloc),
+    ("_Znwm", Shape::New),
+    ("_Znam", Shape::New),
     ("_ZnwmRKSt9nothrow_t", Shape::Malloc),
     ("_ZnamRKSt9nothrow_t", Shape::Malloc),
-    ("_ZnwmSt11align_val_t", Shape::Malloc),
-    ("_ZnamSt11align_val_t", Shape::Malloc),
+    ("_ZnwmSt11align_val_t", Shape::New),
+    ("_ZnamSt11align_val_t", Shape::New),
     ("_ZnwmSt11align_val_tRKSt9nothrow_t", Shape::Malloc),
     ("_ZnamSt11align_val_tRKSt9nothrow_t", Shape::Malloc),
     ("_ZdlPv", Shape::Free),
@@ -79,6 +96,10 @@ pub const CATALOGUE: &[(&str, Shape)] = &[
     ("sdallocx", Shape::Free),
     // mimalloc's and tcmalloc's own names, which programs may call directly.
     ("mi_malloc", Shape::Malloc),
+    ("mi_new", Shape::New),
+    ("mi_new_aligned", Shape::New),
+    ("mi_new_nothrow", Shape::Malloc),
+    ("mi_new_aligned_nothrow", Shape::Malloc),
     ("mi_zalloc", Shape::Malloc),
     ("mi_calloc", Shape::Calloc),
     ("mi_realloc", Shape::Realloc),
@@ -91,8 +112,8 @@ pub const CATALOGUE: &[(&str, Shape)] = &[
     ("tc_posix_memalign", Shape::PosixMemalign),
     ("tc_valloc", Shape::Malloc),
     ("tc_pvalloc", Shape::Malloc),
-    ("tc_new", Shape::Malloc),
-    ("tc_newarray", Shape::Malloc),
+    ("tc_new", Shape::New),
+    ("tc_newarray", Shape::New),
     ("tc_new_nothrow", Shape::Malloc),
     ("tc_newarray_nothrow", Shape::Malloc),
     ("tc_delete", Shape::Free),

@@ -3,4 +3,5 @@
 
 pub mod allocators;
 pub mod resolve;
+pub mod returns;
 pub mod site;

@@ -4,16 +4,33 @@
 
 use std::fs::File;
 
+use hashbrown::HashMap;
 use object::{
-    Endianness, Object, ObjectSegment, ObjectSymbol, ReadCache, ReadRef, SymbolFlags,
+    Endianness, Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadCache, ReadRef, RelocationTarget,
+    SymbolFlags,
     elf::{EM_X86_64, FileHeader64, STT_GNU_IFUNC},
     read::elf::{ElfFile, FileHeader as _},
 };
 
 use super::{
-    allocators::{CATALOGUE, Shape},
+    allocators::{CATALOGUE, Exit, Shape},
+    returns::{self, Bound},
     site::{self, WINDOW},
 };
+
+/// Functions that allocators call when nothing else is left, and that never return.
+const NO_RETURN: [&str; 10] = [
+    "_ZSt17__throw_bad_allocv",
+    "_ZSt9terminatev",
+    "__cxa_throw",
+    "__cxa_rethrow",
+    "_Unwind_Resume",
+    "__cxa_throw_bad_array_new_length",
+    "abort",
+    "__assert_fail",
+    "__stack_chk_fail",
+    "_exit",
+];
 
 /// A function of the allocator and where to probe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +43,8 @@ pub struct Function {
     pub file_offset: u64,
     /// Whether the kernel emulates that instruction (cheap) or steps it.
     pub emulated: bool,
+    /// Offsets of its `ret` instructions in the file, bytes, where [`Shape::exit`] asks for them.
+    pub returns: Vec<u64>,
 }
 
 /// Why a file gives no functions.
@@ -68,13 +87,28 @@ pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, 
     if !found.iter().any(|(name, ..)| *name == "malloc") {
         return Ok(None);
     }
+    let entries: Vec<u64> = found.iter().map(|(_, _, address, _)| *address).collect();
+    let mut pointers = None;
     let mut functions: Vec<Function> = Vec::new();
     for (name, shape, address, size) in found {
-        let Some(function) = function(&elf, &cache, name, shape, address, size) else { continue };
+        let Some(mut function) = function(&elf, &cache, name, shape, address, size) else { continue };
         // Aliases are one function; the first name in the catalogue stands for it.
-        if !functions.iter().any(|known| known.file_offset == function.file_offset) {
-            functions.push(function);
+        if functions.iter().any(|known| known.file_offset == function.file_offset) {
+            continue;
         }
+        if shape.exit() == Exit::Instructions {
+            let pointers = pointers.get_or_insert_with(|| pointers_to_code(&elf));
+            let found = returns::returns(
+                address,
+                |address| code(&elf, &cache, address, WINDOW as u64).map(|(_, code)| code),
+                |slot| pointers.get(&slot).copied().unwrap_or(Bound::Elsewhere),
+                |address| entries.contains(&address),
+            );
+            function.returns =
+                found.into_iter().filter_map(|address| Some(code(&elf, &cache, address, 1)?.0)).collect();
+            tracing::debug!(name, returns = ?function.returns, "may throw");
+        }
+        functions.push(function);
     }
     Ok(Some(functions))
 }
@@ -104,23 +138,51 @@ where
     found.into_iter().map(|(index, address, size)| (CATALOGUE[index].0, CATALOGUE[index].1, address, size)).collect()
 }
 
-fn function(
-    elf: &Elf<'_>,
-    data: &ReadCache<File>,
+fn function<'data>(
+    elf: &Elf<'data>,
+    data: &'data ReadCache<File>,
     name: &'static str,
     shape: Shape,
     address: u64,
     size: u64,
 ) -> Option<Function> {
+    let (start, code) = code(elf, data, address, if size == 0 { 256 } else { size.min(WINDOW as u64) })?;
+    let site = site::choose(code, shape.arguments());
+    let file_offset = start + site.offset;
+    Some(Function { name, shape, file_offset, emulated: site.emulated, returns: Vec::new() })
+}
+
+/// The code at an address, at most `wanted` bytes, and its offset in the file.
+fn code<'data>(
+    elf: &Elf<'data>,
+    data: &'data ReadCache<File>,
+    address: u64,
+    wanted: u64,
+) -> Option<(u64, &'data [u8])> {
     let (start, available) = elf.segments().find_map(|segment| {
         let inside = address.checked_sub(segment.address()).filter(|inside| *inside < segment.size())?;
         let (offset, file_size) = segment.file_range();
         Some((offset.checked_add(inside)?, file_size.checked_sub(inside)?))
     })?;
-    let wanted = if size == 0 { 256 } else { size.min(WINDOW as u64) };
-    let code = data.read_bytes_at(start, wanted.min(available)).ok()?;
-    let site = site::choose(code, shape.arguments());
-    Some(Function { name, shape, file_offset: start + site.offset, emulated: site.emulated })
+    Some((start, data.read_bytes_at(start, wanted.min(available)).ok()?))
+}
+
+/// What the loader will put into pointers to functions, by the pointer's address.
+fn pointers_to_code(elf: &Elf<'_>) -> HashMap<u64, Bound> {
+    let (Some(relocations), Some(symbols)) = (elf.dynamic_relocations(), elf.dynamic_symbol_table()) else {
+        return HashMap::new();
+    };
+    let bound = relocations.filter_map(|(slot, relocation)| {
+        let RelocationTarget::Symbol(index) = relocation.target() else { return None };
+        let symbol = symbols.symbol_by_index(index).ok()?;
+        let bound = match symbol.name() {
+            Ok(name) if NO_RETURN.contains(&name) => Bound::NoReturn,
+            _ if symbol.is_definition() => Bound::Here(symbol.address()),
+            _ => Bound::Elsewhere,
+        };
+        Some((slot, bound))
+    });
+    bound.collect()
 }
 
 #[cfg(test)]
