@@ -20,6 +20,9 @@ use crate::{
 /// Most of an unwinding section that is read, bytes.
 const MAX_SECTION: u64 = 64 << 20;
 
+/// Bytes of a page.
+const PAGE: u64 = 4096;
+
 /// What one file's table is like.
 #[derive(Clone, Debug)]
 pub struct FileTable {
@@ -165,11 +168,7 @@ impl Unwinder {
         for (mapping, module) in user.take(MAX_MAPPINGS) {
             let mut entry = Mapping { start: mapping.start, end: mapping.end, ..Mapping::default() };
             if let Some((placed, segments)) = module.and_then(|module| self.placed.get(module.identity())?.as_ref()) {
-                let segment = segments
-                    .iter()
-                    .find(|segment| (segment.offset & !0xfff..segment.offset + segment.size).contains(&mapping.offset));
-                if let Some(segment) = segment {
-                    let linked = segment.address.wrapping_add(mapping.offset).wrapping_sub(segment.offset);
+                if let Some(linked) = linked_address(segments, mapping.offset) {
                     entry.bias = mapping.start.wrapping_sub(linked).wrapping_add(placed.base);
                     (entry.first_page, entry.pages) = (placed.first_page, placed.pages);
                 }
@@ -179,6 +178,16 @@ impl Unwinder {
         }
         mappings
     }
+}
+
+/// The address that the start of an executable mapping was linked for, which maps the file from `offset` on. Mappings begin
+/// at pages, segments anywhere: the page may hold the end of another segment too.
+fn linked_address(segments: &[Segment], offset: u64) -> Option<u64> {
+    let segment = segments.iter().find(|segment| {
+        segment.executable
+            && (segment.offset & !(PAGE - 1)..segment.offset.saturating_add(segment.size)).contains(&offset)
+    })?;
+    Some(segment.address.wrapping_add(offset).wrapping_sub(segment.offset))
 }
 
 /// Reads and compiles the table of one file.
@@ -206,4 +215,26 @@ fn read(module: &Module) -> Result<(Vec<Segment>, Table), String> {
     let mut table = unwind::compile(&sections).map_err(|error| error.to_string())?;
     table.mark_entry(elf.entry());
     Ok((segments, table))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_begin_before_their_segment() {
+        let segment = |offset, size, address, executable| Segment { offset, size, address, executable };
+        // As lld lays a position-independent executable out: the segments share the page at 0x1a000.
+        let segments = [
+            segment(0, 0x1a31c, 0, false),
+            segment(0x1a320, 0x576b0, 0x1b320, true),
+            segment(0x719d0, 0x36b0, 0x739d0, false),
+        ];
+        assert_eq!(linked_address(&segments, 0x1a000), Some(0x1b000));
+        assert_eq!(linked_address(&segments, 0x20000), Some(0x21000), "a part of it");
+        assert_eq!(linked_address(&segments, 0), None, "no code");
+        let hostile = [segment(u64::MAX - 5, u64::MAX, u64::MAX, true), segment(0x3000, u64::MAX, 0, true)];
+        assert_eq!(linked_address(&hostile, 0x1000), None);
+        assert_eq!(linked_address(&hostile, 0x3000), Some(0));
+    }
 }

@@ -8,7 +8,7 @@ use std::{borrow::Cow, fs::File, ops::Range, os::unix::fs::FileExt};
 use object::{
     CompressedData, CompressionFormat, Endianness, ReadCache, ReadRef,
     elf::{
-        CompressionHeader64, ELFCOMPRESS_ZLIB, ET_DYN, ET_EXEC, FileHeader64, PT_LOAD, PT_NOTE, SHF_COMPRESSED,
+        CompressionHeader64, ELFCOMPRESS_ZLIB, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_LOAD, PT_NOTE, SHF_COMPRESSED,
         SHT_NOBITS,
     },
     read::{
@@ -94,6 +94,8 @@ pub struct Segment {
     pub size: u64,
     /// The address that its first byte was linked for.
     pub address: u64,
+    /// Whether it holds code.
+    pub executable: bool,
 }
 
 /// A 64-bit ELF file.
@@ -125,7 +127,8 @@ impl<'data> Elf<'data> {
             .filter(|segment| segment.p_type(self.endian) == PT_LOAD)
             .map(|segment| {
                 let (offset, size) = segment.file_range(self.endian);
-                Segment { offset, size, address: segment.p_vaddr(self.endian) }
+                let executable = segment.p_flags(self.endian).0 & PF_X.0 != 0;
+                Segment { offset, size, address: segment.p_vaddr(self.endian), executable }
             })
             .collect()
     }
