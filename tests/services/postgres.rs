@@ -89,8 +89,9 @@ fn a_postgres_backend_is_traced_under_load_and_stays_well() {
     let report = outcome.report(0);
     report.assert_nothing_lost("postgres");
     assert!(report.allocated().blocks > 100, "{}", report.json["totals"]);
-    let contexts = report.stacks.iter().filter(|stack| stack.caller().starts_with("AllocSet")).count();
-    assert!(contexts > 0, "no stack has a name of PostgreSQL's: {:#?}", report.stacks.first());
+    // Debian's binary is stripped: what it exports has names.
+    let named = report.stacks.iter().filter(|stack| stack.has("_start") && stack.has("PostgresMain")).count();
+    assert!(named > 0, "no stack goes through the main loop: {:#?}", report.stacks.first());
     assert!(is_in(&report.json["targets"][0]["exe"], &installed("postgres")));
     assert_eq!(postgres.query("select count(*) from pgbench_accounts"), "100000");
     assert!(postgres.server.is_alive());

@@ -39,8 +39,8 @@ fn python_shows_its_leak() {
     let leak = report.stacks.iter().max_by_key(|stack| stack.held.bytes).unwrap();
     assert_eq!((leak.held.blocks, leak.held.bytes), (1000, 10_000_000), "{leak:#?}");
     assert!(leak.functions.len() > 3, "{leak:#?}");
-    let passed_by = report.stacks.iter().filter(|stack| stack.allocated.bytes == 20_000_000).collect::<Vec<_>>();
-    assert!(!passed_by.is_empty() && passed_by.iter().all(|stack| stack.held.bytes == 0), "{passed_by:#?}");
+    // The same C functions, so the same stack: what passed by counts as allocated there, not as held.
+    assert_eq!((leak.allocated.blocks, leak.allocated.bytes), (2000, 30_000_000), "{leak:#?}");
     target.ask("again");
     assert!(target.finish().success());
 }

@@ -28,7 +28,7 @@ which call stacks hold memory that nobody has freed.
 #[command(name = "tracer", version, about = ABOUT, long_about = LONG_ABOUT, after_help = exit::HELP)]
 struct Cli {
     /// Trace the running process PID; may be given several times
-    #[arg(short, long, value_name = "PID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "PID", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     pid: Vec<u32>,
 
     /// Launch CMD with its arguments, trace it from its first instruction and exit with its status

@@ -167,11 +167,11 @@ impl Unwinder {
         let user = space.code().filter(|(mapping, _)| mapping.end < 1 << 63);
         for (mapping, module) in user.take(MAX_MAPPINGS) {
             let mut entry = Mapping { start: mapping.start, end: mapping.end, ..Mapping::default() };
-            if let Some((placed, segments)) = module.and_then(|module| self.placed.get(module.identity())?.as_ref()) {
-                if let Some(linked) = linked_address(segments, mapping.offset) {
-                    entry.bias = mapping.start.wrapping_sub(linked).wrapping_add(placed.base);
-                    (entry.first_page, entry.pages) = (placed.first_page, placed.pages);
-                }
+            if let Some((placed, segments)) = module.and_then(|module| self.placed.get(module.identity())?.as_ref())
+                && let Some(linked) = linked_address(segments, mapping.offset)
+            {
+                entry.bias = mapping.start.wrapping_sub(linked).wrapping_add(placed.base);
+                (entry.first_page, entry.pages) = (placed.first_page, placed.pages);
             }
             mappings.mappings[mappings.count as usize] = entry;
             mappings.count += 1;
