@@ -13,7 +13,10 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use tracer::{
     bpf::{Config, Links, Programs},
-    probe::resolve::{self, Binding},
+    probe::{
+        allocators::Exit,
+        resolve::{self, Binding},
+    },
 };
 
 /// Times that every variant is measured.
@@ -126,7 +129,7 @@ fn empty(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
     let mut links = Links::default();
     let task = pid.try_into()?;
     for function in functions.iter().filter(|function| ["malloc", "free"].contains(&function.name)) {
-        if function.shape.returns() {
+        if function.shape.exit() == Exit::Trampoline {
             links.attach(&mut programs, "empty_return", libc, function.file_offset, task)?;
         }
         links.attach(&mut programs, "empty_entry", libc, function.file_offset, task)?;
