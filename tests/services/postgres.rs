@@ -57,9 +57,11 @@ impl Postgres {
         load(self.client("psql").args(["-Atc", query])).trim().to_owned()
     }
 
-    /// Process of the server that works for a client of this name.
+    /// Process of the server that works for a client of this name, once there are two: pgbench looks around alone first.
     fn backend(&self, application: &str) -> Option<u32> {
-        let query = format!("select pid from pg_stat_activity where application_name = '{application}' limit 1");
+        let query = format!(
+            "select max(pid) from pg_stat_activity where application_name = '{application}' having count(*) = 2"
+        );
         self.query(&query).parse().ok()
     }
 }

@@ -152,7 +152,7 @@ fn finish_realloc(target: &Target, call: Call, result: u64, unwanted: bool, head
 #[inline(always)]
 fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let target = process::target(pid_tgid)?;
+    let mut target = process::target(pid_tgid)?;
     let Some(thread) = inflight::thread(pid_tgid) else {
         no_room(ctx);
         return None;
@@ -160,7 +160,7 @@ fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
     let sp = process::stack_pointer(ctx.as_ptr());
-    match inflight::classify(thread, &target, sp) {
+    match inflight::classify(thread, &mut target, sp) {
         Entry::Nested => None,
         Entry::Own { slot, caller } => Some(Entered { thread, target, pid_tgid, sp, slot, caller }),
     }

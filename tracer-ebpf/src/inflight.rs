@@ -124,14 +124,20 @@ pub(crate) enum Entry {
 /// outer one as long as its return slot still holds the trampoline. Within it, what the allocator's own file calls is a
 /// part of it; what other files call (a new-handler that logs) is a call of its own.
 ///
-/// The trampoline is not known for the first moments of a process. Then a return slot that has changed is taken for one
-/// that holds it.
+/// The trampoline is not known for the first moments of a process. Then the last call in flight tells what it is.
 #[inline(always)]
-pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
+pub(crate) fn classify(thread: &mut Thread, target: &mut Target, sp: u64) -> Entry {
     walk::read_window(thread, sp);
     let caller = walk::word(&mut thread.walk, sp);
-    let trampoline = target.trampoline;
     let mut depth = thread.depth;
+    if target.trampoline == 0 && depth > 0 {
+        let last = &thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)];
+        let slot = read_word(last.sp).unwrap_or(0);
+        if last.flags & CALL_PLAIN_RETURN == 0 && last.sp >= sp && slot != last.caller {
+            target.trampoline = slot;
+        }
+    }
+    let trampoline = target.trampoline;
     for _ in 0..MAX_IN_FLIGHT {
         if depth == 0 {
             break;
@@ -141,12 +147,8 @@ pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
         let running = if call.flags & CALL_PLAIN_RETURN != 0 {
             // One that is replaced at its own address by what it jumps to is seen to its end as that.
             outer > sp && read_word(outer) == Some(call.caller)
-        } else if outer == sp {
-            if trampoline == 0 { caller != call.caller } else { caller == trampoline }
-        } else if trampoline == 0 {
-            outer > sp
         } else {
-            outer > sp && read_word(outer) == Some(trampoline)
+            outer >= sp && trampoline != 0 && read_word(outer) == Some(trampoline)
         };
         if running {
             break;
@@ -155,8 +157,8 @@ pub(crate) fn classify(thread: &mut Thread, target: &Target, sp: u64) -> Entry {
     }
     thread.depth = depth;
     if depth > 0 {
-        let tail_call = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)].sp == sp;
-        if tail_call || (caller >= target.text_start && caller < target.text_end) {
+        let own_text = caller >= target.text_start && caller < target.text_end;
+        if own_text || (trampoline != 0 && caller == trampoline) {
             return Entry::Nested;
         }
     }

@@ -28,7 +28,7 @@ which call stacks hold memory that nobody has freed.
 #[command(name = "tracer", version, about = ABOUT, long_about = LONG_ABOUT, after_help = exit::HELP)]
 struct Cli {
     /// Trace the running process PID; may be given several times
-    #[arg(short, long, value_name = "PID", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
     pid: Vec<u32>,
 
     /// Launch CMD with its arguments, trace it from its first instruction and exit with its status
@@ -36,27 +36,27 @@ struct Cli {
     command: Vec<OsString>,
 
     /// Stop after this time (5s, 10m, 1h30m) [default: until Ctrl-C or until the target exits]
-    #[arg(short, long, value_name = "TIME", value_parser = duration)]
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     duration: Option<Duration>,
 
     /// Print a short report this often while tracing
-    #[arg(short, long, value_name = "TIME", value_parser = duration)]
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     interval: Option<Duration>,
 
     /// Report only blocks that have been held at least this long
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     min_age: Option<Duration>,
 
     /// Record only allocations of at least SIZE bytes (units: B, KiB, MiB, GiB)
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size)]
     min_size: Option<u64>,
 
     /// Record only allocations of at most SIZE bytes
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size)]
     max_size: Option<u64>,
 
     /// How many stacks a text report shows
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 10)]
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, default_value_t = 10)]
     top: usize,
 
     /// What stacks are ordered by and flame graphs show: bytes, or the count of blocks
@@ -73,7 +73,7 @@ struct Cli {
     format: Option<CliFormat>,
 
     /// Size of the buffer between kernel and tracer; rounded up to a power of two
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, default_value = "64MiB", value_parser = size)]
     buffer_size: u64,
 
     /// Exit with status 3 on any loss, however small
