@@ -179,9 +179,9 @@ impl Attached {
         }
     }
 
-    /// Its probes, to take them off.
-    pub fn into_links(self) -> Links {
-        self.links
+    /// Takes the probes off.
+    pub fn detach(self, programs: &mut Programs) {
+        self.links.detach(programs);
     }
 }
 

@@ -355,9 +355,11 @@ impl Session {
         self.presenter.profile(trace, snapshot)
     }
 
-    /// Takes the probes off. Only after the report has been written: it takes a moment.
+    /// Takes the probes off. Only after the report has been written: it takes seconds.
     fn detach(&mut self) {
-        bpf::detach(self.attached.drain(..).map(Attached::into_links), &mut self.programs);
+        for attached in self.attached.drain(..) {
+            attached.detach(&mut self.programs);
+        }
     }
 
     fn verdict(&self, profile: &Profile) -> Exit {

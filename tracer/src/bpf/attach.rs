@@ -9,8 +9,8 @@ use aya::programs::{
 
 use super::{LoadError, Programs};
 
-/// The probes of one allocator in one process. Dropping it leaves them attached: detaching takes time, so it is done by
-/// [`Links::detach`] or [`detach`], or by the kernel when the tracer exits.
+/// The probes of one allocator in one process. Dropping it leaves them attached: detaching takes time (about 80 ms a
+/// link), so it is done by [`Links::detach`], or by the kernel when the tracer exits.
 #[derive(Default)]
 #[must_use = "links are detached through `detach`"]
 pub struct Links {
@@ -51,23 +51,12 @@ impl Links {
 
     /// Takes the probes off again.
     pub fn detach(self, programs: &mut Programs) {
-        detach([self], programs);
-    }
-}
-
-/// Takes the probes of several off. All at once: the kernel waits for what may still run, for a tenth of a second and more
-/// for each link, and these waits do not add up.
-pub fn detach(links: impl IntoIterator<Item = Links>, programs: &mut Programs) {
-    std::thread::scope(|scope| {
-        for (name, id) in links.into_iter().flat_map(|links| links.links) {
-            match uprobe(programs, name)
-                .and_then(|program| program.take_link(id).map_err(|e| LoadError::refused(name, &e)))
-            {
-                Ok(link) => drop(std::thread::Builder::new().spawn_scoped(scope, || drop(link))),
-                Err(error) => tracing::debug!("detaching {name}: {error}"),
+        for (name, link) in self.links {
+            if let Err(error) = uprobe(programs, name).map(|program| program.detach(link)) {
+                tracing::debug!("detaching {name}: {error}");
             }
         }
-    });
+    }
 }
 
 /// The uprobe program `name`, loaded.

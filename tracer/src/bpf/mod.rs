@@ -9,7 +9,7 @@ mod sys;
 mod tables;
 
 pub use self::{
-    attach::{Links, attach_lifecycle, detach},
+    attach::{Links, attach_lifecycle},
     events::Events,
     loader::{Config, LoadError, Programs},
     tables::Tables,
