@@ -71,6 +71,11 @@ pub(crate) struct Walk {
     hash: u64,
     /// Index of the next cached frame to compare with; negative: none.
     candidate: i64,
+    /// Whether a frame that is as in the cache brings its callers in with it if all their slots are unchanged.
+    whole: u32,
+    reserved: u32,
+    /// Bits in which slots differ from what the cache has.
+    difference: u64,
     /// How it ended: 0 not yet.
     status: u32,
     /// Whether a frame was found in a way that may not be replayed.
@@ -104,8 +109,12 @@ struct Context {
     mappings: *const Mappings,
 }
 
-/// A status that no stack is sent with: the rest of the stack is that of the cache.
+/// Statuses that no stack is sent with: the rest of the stack is that of the cache; or may be.
 const JOINED: u32 = u32::MAX;
+const MET: u32 = u32::MAX - 1;
+
+/// Frames whose slots are compared at once.
+const GROUP: u64 = 8;
 
 /// Walks the stack of a thread whose probed function was called from `pc`, with stack and frame pointer as they are in
 /// the caller. Returns how it ended, one of [`end`]; the frames are in the thread's cache afterwards, root first.
@@ -131,6 +140,9 @@ pub(crate) fn walk(
     (walk.pc, walk.sp, walk.fp, walk.back, walk.fp_slot) = (pc, sp, frame_pointer, 1, 0);
     (walk.count, walk.replayed, walk.status, walk.tainted) = (0, 0, 0, 0);
     walk.candidate = i64::from(cached) - 1;
+    walk.difference = 0;
+    // A group is compared in the window only.
+    walk.whole = u32::from(cached > 0 && thread.frames.cache[0].sp.wrapping_sub(walk.start) <= walk.len);
     walk.mapping.end = 0;
     walk.trampoline = trampoline;
     let mut context = Context { thread, mappings };
@@ -139,6 +151,25 @@ pub(crate) fn walk(
     // cached frame that is passed over.
     unsafe { aya_ebpf::helpers::generated::bpf_loop(2 * MAX_FRAMES as u32, next_frame as *mut c_void, argument, 0) };
     // SAFETY: only this thread uses its state.
+    let thread = unsafe { &mut *context.thread };
+    if thread.walk.status == MET {
+        let groups = (thread.walk.candidate as u64 + GROUP - 1) / GROUP;
+        // SAFETY: as above.
+        unsafe { aya_ebpf::helpers::generated::bpf_loop(groups as u32, compare_group as *mut c_void, argument, 0) };
+        let walk = &mut thread.walk;
+        if walk.difference == 0 {
+            walk.status = JOINED;
+            walk.replayed = walk.candidate as u64 + 1;
+            walk.count += walk.replayed;
+        } else {
+            (walk.status, walk.whole) = (0, 0);
+            // SAFETY: as above.
+            unsafe {
+                aya_ebpf::helpers::generated::bpf_loop(2 * MAX_FRAMES as u32, next_frame as *mut c_void, argument, 0)
+            };
+        }
+    }
+    // SAFETY: as above.
     let thread = unsafe { &mut *context.thread };
     let joined = thread.walk.status == JOINED;
     let kept = if joined { thread.walk.replayed } else { 0 };
@@ -234,6 +265,10 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
             return 0;
         }
         let same = sp == thread.walk.sp && pc == thread.walk.pc && fp == thread.walk.fp && thread.walk.back == 1;
+        if same && thread.walk.whole != 0 {
+            thread.walk.status = MET;
+            return 1;
+        }
         if same && candidate == 0 {
             push(thread, fp_slot);
             thread.walk.replayed += 1;
@@ -262,6 +297,35 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
     thread.frames.fresh[slot & (MAX_FRAMES - 1)].fp_slot = thread.walk.fp_slot;
     thread.walk.status = status;
     i64::from(status != 0)
+}
+
+/// Compares the return slots and the slots of saved frame pointers of up to [`GROUP`] cached frames with the window, from
+/// the one that was met towards the root. Without a branch for each: the verifier would follow both sides.
+extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let thread = unsafe { &mut *(*context).thread };
+    let first = (thread.walk.candidate as u64).wrapping_sub(index * GROUP);
+    let (start, len) = (thread.walk.start, thread.walk.len);
+    let mut difference = 0;
+    for nth in 0..GROUP {
+        // The root has no caller. Those beyond it are compared with a frame that is compared anyway.
+        let at = first.wrapping_sub(nth);
+        let beyond = less(at.wrapping_sub(1), 0);
+        let at = at & !beyond | 1 & beyond;
+        let callee_slot = thread.frames.cache[at as usize & (MAX_FRAMES - 1)].fp_slot;
+        let caller = &thread.frames.cache[(at as usize).wrapping_sub(1) & (MAX_FRAMES - 1)];
+        let (pc, fp) = (caller.pc, caller.fp);
+        let return_slot = caller.sp.wrapping_sub(8).wrapping_sub(start);
+        let fp_slot = callee_slot.wrapping_sub(start);
+        let has_slot = less(0, callee_slot);
+        let window = &thread.walk.window;
+        difference |= window[(return_slot >> 3) as usize & (WINDOW_WORDS - 1)] ^ pc;
+        difference |= !less(return_slot, len);
+        difference |= (window[(fp_slot >> 3) as usize & (WINDOW_WORDS - 1)] ^ fp) & has_slot;
+        difference |= !less(fp_slot, len) & has_slot;
+    }
+    thread.walk.difference |= difference;
+    i64::from(difference != 0)
 }
 
 /// Adds the frame that is being looked at; returns its index.
