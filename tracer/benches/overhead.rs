@@ -124,15 +124,16 @@ fn libc(pid: u32) -> Result<PathBuf> {
 
 /// Empty programs at the sites that tracer would probe.
 fn empty(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
-    let mut programs = Programs::load(Config { buffer_size: 4096, sizes: (0, u64::MAX), diagnostics: false })?;
+    let mut programs =
+        Programs::load(Config { buffer_size: 4096, sizes: (0, u64::MAX), diagnostics: false, perf_events: false })?;
     let functions = resolve::allocator(std::fs::File::open(libc)?, Binding::Dynamic)?.context("libc without malloc")?;
     let mut links = Links::default();
     let task = pid.try_into()?;
     for function in functions.iter().filter(|function| ["malloc", "free"].contains(&function.name)) {
         if function.shape.exit() == Exit::Trampoline {
-            links.attach(&mut programs, "empty_return", libc, function.file_offset, task)?;
+            links.attach(&mut programs, "empty_return", libc, &[function.file_offset], task)?;
         }
-        links.attach(&mut programs, "empty_entry", libc, function.file_offset, task)?;
+        links.attach(&mut programs, "empty_entry", libc, &[function.file_offset], task)?;
     }
     Ok((programs, links))
 }

@@ -159,6 +159,9 @@ impl Attached {
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
     /// life of one thread. Whether there was another.
     pub fn move_to_another_thread(&mut self, programs: &mut Programs) -> bool {
+        if !self.links.end_with_thread() {
+            return false;
+        }
         let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
         let allocator =
             Allocator { module: Arc::clone(&self.allocator.module), functions: self.allocator.functions.clone() };
@@ -269,30 +272,38 @@ fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Li
     let task = NonZeroU32::new(task).context("process id 0")?;
     let mut links = Links::default();
     // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
-    let mut probes: Vec<(&'static str, &Function, u64)> = Vec::new();
-    for function in &allocator.functions {
-        match function.shape.exit() {
-            Exit::Unprobed => {}
-            Exit::Trampoline => probes.push(("leave", function, function.file_offset)),
-            Exit::Instructions => {
-                probes.extend(function.returns.iter().map(|offset| ("leave_at_return", function, *offset)))
-            }
-        }
-    }
-    probes.sort_unstable_by_key(|(program, _, offset)| (*program, *offset));
-    // Functions that end in the same code share its returns.
-    probes.dedup_by_key(|(program, _, offset)| (*program, *offset));
-    probes.extend(allocator.functions.iter().map(|f| (entry_program(f.shape), f, f.file_offset)));
-    for (program, function, offset) in probes {
-        if let Err(error) = links.attach(programs, program, &file, offset, task) {
+    for (program, offsets) in sites(&allocator.functions) {
+        if let Err(error) = links.attach(programs, program, &file, &offsets, task) {
             links.detach(programs);
-            return Err(error)
-                .with_context(|| format!("cannot probe {} in {}", function.name, printable(allocator.module.path())));
+            return Err(error).with_context(|| format!("cannot probe {}", printable(allocator.module.path())));
         }
     }
     let dear: Vec<&str> = allocator.functions.iter().filter(|f| !f.emulated).map(|f| f.name).collect();
-    tracing::debug!(links = links.len(), ?dear, "probes attached");
+    tracing::debug!(instructions = links.len(), ?dear, "probes attached");
     Ok(links)
+}
+
+/// Offsets in the file by the program that goes there, those at returns first.
+fn sites(functions: &[Function]) -> Vec<(&'static str, Vec<u64>)> {
+    let exit = |exit| functions.iter().filter(move |function| function.shape.exit() == exit);
+    let mut sites: Vec<(&'static str, Vec<u64>)> = vec![
+        ("leave", exit(Exit::Trampoline).map(|function| function.file_offset).collect()),
+        ("leave_at_return", exit(Exit::Instructions).flat_map(|function| function.returns.iter().copied()).collect()),
+    ];
+    for function in functions {
+        let program = entry_program(function.shape);
+        match sites.iter_mut().find(|(known, _)| *known == program) {
+            Some((_, offsets)) => offsets.push(function.file_offset),
+            None => sites.push((program, vec![function.file_offset])),
+        }
+    }
+    for (_, offsets) in &mut sites {
+        // Functions that end in the same code share its returns.
+        offsets.sort_unstable();
+        offsets.dedup();
+    }
+    sites.retain(|(_, offsets)| !offsets.is_empty());
+    sites
 }
 
 fn entry_program(shape: Shape) -> &'static str {

@@ -80,6 +80,10 @@ struct Cli {
     #[arg(long)]
     strict: bool,
 
+    /// Attach by perf events, as on kernels before 6.13, even where the kernel has uprobe-multi links
+    #[arg(long, hide = true)]
+    perf_events: bool,
+
     /// Say more on the standard error; twice for everything
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
@@ -185,6 +189,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         outputs,
         buffer_size: buffer_size(cli.buffer_size)?,
         strict: cli.strict,
+        perf_events: cli.perf_events,
         verbosity: match (cli.quiet, cli.verbose) {
             (true, _) => Verbosity::Quiet,
             (_, 0) => Verbosity::Normal,

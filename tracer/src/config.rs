@@ -27,6 +27,8 @@ pub struct Config {
     pub buffer_size: u32,
     /// Whether any loss makes the exit status 3.
     pub strict: bool,
+    /// Whether to attach by perf events even where the kernel has uprobe-multi links.
+    pub perf_events: bool,
     /// How much to say on the standard error.
     pub verbosity: Verbosity,
 }

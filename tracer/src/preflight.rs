@@ -58,7 +58,7 @@ impl Machine {
     /// The first thing that is [`Missing`].
     pub fn check(&self) -> Result<(), Missing> {
         self.check_capabilities()?;
-        if self.version().is_some_and(|version| version < OLDEST) {
+        if kernel_version(&self.release).is_some_and(|version| version < OLDEST) {
             return Err(Missing::Kernel(self.release.clone()));
         }
         let file =
@@ -84,12 +84,12 @@ impl Machine {
         .collect();
         if missing.is_empty() { Ok(()) } else { Err(Missing::Capabilities(missing.join(", "))) }
     }
+}
 
-    /// Major and minor number of the release; `None` when it has none.
-    fn version(&self) -> Option<(u32, u32)> {
-        let mut numbers = self.release.split(|c: char| !c.is_ascii_digit());
-        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-    }
+/// Major and minor number of a kernel's release (`6.1.0-44-cloud-amd64`); `None` when it has none.
+pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 #[cfg(test)]

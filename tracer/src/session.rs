@@ -66,6 +66,7 @@ pub fn run(config: Config) -> Result<Exit> {
         buffer_size: config.buffer_size,
         sizes: config.sizes,
         diagnostics: config.verbosity >= Verbosity::Verbose,
+        perf_events: config.perf_events,
     })?;
     let events = programs.events()?;
     let unwinder = Unwinder::new(programs.tables()?);

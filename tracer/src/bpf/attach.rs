@@ -1,6 +1,6 @@
 //! Attaching the programs to probe sites and to the life of processes.
 
-use std::{num::NonZeroU32, path::Path};
+use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
 
 use aya::programs::{
     ProgramError, RawTracePoint, UProbe,
@@ -9,16 +9,18 @@ use aya::programs::{
 
 use super::{LoadError, Programs};
 
-/// The probes of one allocator in one process. Dropping it leaves them attached: detaching takes time (about 80 ms a
-/// link), so it is done by [`Links::detach`], or by the kernel when the tracer exits.
+/// The probes of one allocator in one process. Dropping it leaves those of perf events attached: detaching takes time, so
+/// it is done by [`Links::detach`], or by the kernel when the tracer exits.
 #[derive(Default)]
 #[must_use = "links are detached through `detach`"]
 pub struct Links {
-    links: Vec<(&'static str, UProbeLinkId)>,
+    perf_events: Vec<(&'static str, UProbeLinkId)>,
+    multi: Vec<OwnedFd>,
+    instructions: usize,
 }
 
 impl Links {
-    /// Attaches the program `name` at `offset` bytes into `file`, for the process `pid` only.
+    /// Attaches the program `name` at `offsets` bytes into `file`, for the process `pid` only.
     ///
     /// # Errors
     /// [`LoadError::Program`] when the kernel refuses: no permission, no such process, no instruction there.
@@ -27,31 +29,41 @@ impl Links {
         programs: &mut Programs,
         name: &'static str,
         file: &Path,
-        offset: u64,
+        offsets: &[u64],
         pid: NonZeroU32,
     ) -> Result<(), LoadError> {
-        let program = uprobe(programs, name)?;
-        let location = UProbeAttachLocation::AbsoluteOffset(offset);
-        let link = program
-            .attach(location, file, UProbeScope::OneProcess(pid))
-            .map_err(|error| LoadError::refused(name, &error))?;
-        self.links.push((name, link));
+        if let Some(multi) = &programs.multi {
+            self.multi.push(multi.attach(name, file, offsets, pid.get())?);
+        } else {
+            let program = uprobe(programs, name)?;
+            for offset in offsets {
+                let location = UProbeAttachLocation::AbsoluteOffset(*offset);
+                let link = program.attach(location, file, UProbeScope::OneProcess(pid));
+                self.perf_events.push((name, link.map_err(|error| LoadError::refused(name, &error))?));
+            }
+        }
+        self.instructions += offsets.len();
         Ok(())
     }
 
-    /// Number of links.
+    /// Number of probed instructions.
     pub fn len(&self) -> usize {
-        self.links.len()
+        self.instructions
     }
 
     /// Whether nothing is attached.
     pub fn is_empty(&self) -> bool {
-        self.links.is_empty()
+        self.instructions == 0
+    }
+
+    /// Whether the probes end with the one thread that they were attached to, not with the process.
+    pub fn end_with_thread(&self) -> bool {
+        !self.perf_events.is_empty()
     }
 
     /// Takes the probes off again.
     pub fn detach(self, programs: &mut Programs) {
-        for (name, link) in self.links {
+        for (name, link) in self.perf_events {
             if let Err(error) = uprobe(programs, name).map(|program| program.detach(link)) {
                 tracing::debug!("detaching {name}: {error}");
             }

@@ -3,8 +3,15 @@
 use aya::{Ebpf, EbpfLoader, maps::Map, programs::ProgramError};
 use aya_log::EbpfLogger;
 
-use super::{events::Events, tables::Tables};
-use crate::unwind::{PAGE_SHARDS, ROW_SHARDS};
+use super::{
+    events::Events,
+    multi::{self, Multi},
+    tables::Tables,
+};
+use crate::{
+    preflight,
+    unwind::{PAGE_SHARDS, ROW_SHARDS},
+};
 
 /// The object that `cargo xtask build-ebpf` made; empty in builds that had none.
 static OBJECT: &Aligned<[u8]> =
@@ -25,6 +32,8 @@ pub struct Config {
     pub sizes: (u64, u64),
     /// Whether diagnostics of the programs are wanted.
     pub diagnostics: bool,
+    /// Whether to attach by perf events, as on old kernels, even where the kernel has uprobe-multi links.
+    pub perf_events: bool,
 }
 
 /// Why the programs could not be loaded.
@@ -66,6 +75,8 @@ impl LoadError {
 /// The loaded object.
 pub struct Programs {
     pub(super) ebpf: Ebpf,
+    /// Where the kernel has uprobe-multi links.
+    pub(super) multi: Option<Multi>,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
@@ -93,12 +104,19 @@ impl Programs {
             .map_max_entries("PAGES", PAGE_SHARDS as u32)
             .map_max_entries("ROWS", ROW_SHARDS as u32)
             .load(&OBJECT.bytes)?;
+        // Before a map is taken out.
+        let kernel = preflight::kernel_version(&rustix::system::uname().release().to_string_lossy());
+        let multi = if !config.perf_events && multi::is_supported(kernel) {
+            Multi::load(&OBJECT.bytes, &ebpf).map_err(|error| tracing::debug!("no multi links: {error}")).ok()
+        } else {
+            None
+        };
         let logger = if config.diagnostics {
             EbpfLogger::init(&mut ebpf).map_err(|error| tracing::debug!("no diagnostics from BPF: {error}")).ok()
         } else {
             None
         };
-        Ok(Self { ebpf, logger })
+        Ok(Self { ebpf, multi, logger })
     }
 
     /// Takes the maps that the reading side owns. Once only.

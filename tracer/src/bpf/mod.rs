@@ -5,6 +5,7 @@
 mod attach;
 mod events;
 mod loader;
+mod multi;
 mod sys;
 mod tables;
 

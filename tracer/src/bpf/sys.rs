@@ -1,15 +1,24 @@
-//! System calls on BPF maps that aya has no call for.
+//! bpf(2) where aya has no call for it.
 
 use std::{
+    ffi::CStr,
     io,
-    os::fd::{AsRawFd, BorrowedFd},
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
 use tracer_ebpf::LostFree;
 
-/// `BPF_MAP_UPDATE_ELEM` and `BPF_MAP_LOOKUP_AND_DELETE_BATCH` of the kernel's `enum bpf_cmd` (include/uapi/linux/bpf.h).
+/// Of the kernel's `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const UPDATE_ELEM: libc::c_long = 2;
+const PROG_LOAD: libc::c_long = 5;
+const BTF_LOAD: libc::c_long = 18;
 const LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
+const LINK_CREATE: libc::c_long = 28;
+
+/// Of `enum bpf_prog_type`: uprobes are kprobes there.
+const PROG_TYPE_KPROBE: u32 = 2;
+/// Of `enum bpf_attach_type`.
+const TRACE_UPROBE_MULTI: u32 = 48;
 
 /// Entries asked for at once. More than a hash bucket ever holds, or the kernel says ENOSPC.
 const BATCH: usize = 4096;
@@ -35,6 +44,61 @@ struct BatchAttr {
     map_fd: u32,
     elem_flags: u64,
     flags: u64,
+}
+
+/// The member of the kernel's `union bpf_attr` for loading BTF.
+#[repr(C)]
+struct BtfAttr {
+    btf: u64,
+    log: u64,
+    size: u32,
+    log_size: u32,
+    log_level: u32,
+    reserved: u32,
+}
+
+/// The begin of the member of the kernel's `union bpf_attr` for loading a program.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramAttr {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach_type: u32,
+    btf: u32,
+    function_info_size: u32,
+    function_info: u64,
+    function_info_count: u32,
+    line_info_size: u32,
+    line_info: u64,
+    line_info_count: u32,
+    reserved: u32,
+}
+
+/// The member of the kernel's `union bpf_attr` for uprobe-multi links.
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttr {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    path: u64,
+    offsets: u64,
+    reference_counters: u64,
+    cookies: u64,
+    count: u32,
+    multi_flags: u32,
+    pid: u32,
+    reserved: u32,
 }
 
 /// Values of a map: integers only, without padding, so that every byte of them may go to the kernel.
@@ -108,5 +172,80 @@ pub(super) fn take_all(map: BorrowedFd<'_>, frees: &mut Vec<(LostFree, u64)>) ->
             0 => (position, first) = (next, false),
             _ => return Err(error),
         }
+    }
+}
+
+/// Loads BTF, the types that programs refer to.
+pub(super) fn load_btf(btf: &[u8]) -> io::Result<OwnedFd> {
+    let size = u32::try_from(btf.len()).map_err(io::Error::other)?;
+    let mut attr = BtfAttr { btf: btf.as_ptr() as u64, log: 0, size, log_size: 0, log_level: 0, reserved: 0 };
+    // SAFETY: the attribute has the kernel's layout, and `btf` is `size` bytes long.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, BTF_LOAD, &raw mut attr, size_of::<BtfAttr>()) };
+    descriptor(result)
+}
+
+/// Loads a uprobe program for uprobe-multi links.
+pub(super) fn load_multi(
+    name: &str,
+    function: &aya_obj::Function,
+    license: &CStr,
+    btf: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
+    let mut short = [0; 16];
+    for (to, from) in short[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    let mut attr = ProgramAttr {
+        kind: PROG_TYPE_KPROBE,
+        instruction_count: function.instructions.len() as u32,
+        instructions: function.instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        name: short,
+        expected_attach_type: TRACE_UPROBE_MULTI,
+        ..ProgramAttr::default()
+    };
+    if let Some(btf) = btf {
+        attr.btf = btf.as_raw_fd() as u32;
+        attr.function_info_size = function.func_info_rec_size as u32;
+        attr.function_info = function.func_info.func_info.as_ptr() as u64;
+        attr.function_info_count = function.func_info.func_info.len() as u32;
+        attr.line_info_size = function.line_info_rec_size as u32;
+        attr.line_info = function.line_info.line_info.as_ptr() as u64;
+        attr.line_info_count = function.line_info.line_info.len() as u32;
+    }
+    // SAFETY: the attribute has the kernel's layout; the arrays are as long as it says and outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw mut attr, size_of::<ProgramAttr>()) };
+    descriptor(result)
+}
+
+/// Attaches a program to the instructions at `offsets` (bytes) into the file at `path`, for the process `pid`; with
+/// `at_return`, to the returns of the functions that begin there.
+pub(super) fn link_multi(
+    program: BorrowedFd<'_>,
+    path: &CStr,
+    offsets: &[u64],
+    pid: u32,
+    at_return: bool,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkAttr {
+        program: program.as_raw_fd() as u32,
+        attach_type: TRACE_UPROBE_MULTI,
+        path: path.as_ptr() as u64,
+        offsets: offsets.as_ptr() as u64,
+        count: offsets.len() as u32,
+        multi_flags: u32::from(at_return),
+        pid,
+        ..LinkAttr::default()
+    };
+    // SAFETY: the attribute has the kernel's layout; `path` ends with a zero, and there are `count` offsets.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, LINK_CREATE, &raw mut attr, size_of::<LinkAttr>()) };
+    descriptor(result)
+}
+
+fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    match i32::try_from(result) {
+        // SAFETY: the kernel has just made it for this call.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
     }
 }

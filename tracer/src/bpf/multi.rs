@@ -1,0 +1,105 @@
+//! Programs for uprobe-multi links: one link for many instructions, cheaper to hit and to take off than a perf event for
+//! each. The kernel wants to know at load time, and aya has no such program type: the object is read by aya's parser once
+//! more, bound to the maps that are there already, and its programs are loaded here.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya::{Ebpf, maps::Map};
+use aya_obj::{Object, ProgramSection};
+use hashbrown::HashMap;
+
+use super::{LoadError, sys};
+
+/// First kernel whose uprobe-multi links know processes by all their threads. (Those of 6.6 to 6.12 compare address spaces
+/// or single threads, and fall silent when the first thread has ended.)
+const KERNEL: (u32, u32) = (6, 13);
+
+/// The programs of the object that go to instructions, by name.
+pub(super) struct Multi {
+    programs: HashMap<String, Loaded>,
+}
+
+struct Loaded {
+    program: OwnedFd,
+    at_return: bool,
+}
+
+/// Whether the kernel has what is needed.
+pub(super) fn is_supported(kernel: Option<(u32, u32)>) -> bool {
+    kernel.is_some_and(|version| version >= KERNEL)
+}
+
+impl Multi {
+    /// Loads all programs for instructions that are in `object`, with the maps of `ebpf`, which was made of it.
+    ///
+    /// # Errors
+    /// As [`LoadError`] says.
+    pub(super) fn load(object: &[u8], ebpf: &Ebpf) -> Result<Self, LoadError> {
+        let mismatch = |error: &dyn std::fmt::Display| LoadError::Mismatch(error.to_string());
+        let mut object = Object::parse(object).map_err(|error| mismatch(&error))?;
+        let features = aya::features().btf().ok_or_else(|| LoadError::Mismatch("a kernel without BTF".to_owned()))?;
+        let btf = object.fixup_and_sanitize_btf(features).map_err(|error| mismatch(&error))?;
+        let btf = btf.map(|btf| sys::load_btf(&btf.to_bytes())).transpose();
+        let btf = btf.map_err(|error| LoadError::Program("BTF", error.to_string()))?;
+        let maps: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
+        let bound: Option<Vec<_>> = maps
+            .iter()
+            .map(|(name, map)| Some((name.as_str(), descriptor(ebpf.map(name)?)?.as_raw_fd(), map)))
+            .collect();
+        let bound = bound.ok_or_else(|| LoadError::Mismatch("a map is missing".to_owned()))?;
+        let sections = object.functions.keys().map(|(section, _)| *section).collect();
+        object.relocate_maps(bound.into_iter(), &sections).map_err(|error| mismatch(&error))?;
+        object.relocate_calls(&sections).map_err(|error| mismatch(&error))?;
+        let mut programs = HashMap::new();
+        for (name, program) in &object.programs {
+            let at_return = match program.section {
+                ProgramSection::UProbe { .. } => false,
+                ProgramSection::URetProbe { .. } => true,
+                _ => continue,
+            };
+            let function = object
+                .functions
+                .get(&program.function_key())
+                .ok_or_else(|| LoadError::Mismatch(format!("no function {name}")))?;
+            let loaded = sys::load_multi(name, function, &program.license, btf.as_ref().map(|fd| fd.as_fd()));
+            let program = loaded.map_err(|error| LoadError::Program("for multi links", error.to_string()))?;
+            programs.insert(name.clone(), Loaded { program, at_return });
+        }
+        Ok(Self { programs })
+    }
+
+    /// Attaches the program `name` at `offsets` into `file`, for the process `pid` only.
+    pub(super) fn attach(
+        &self,
+        name: &'static str,
+        file: &Path,
+        offsets: &[u64],
+        pid: u32,
+    ) -> Result<OwnedFd, LoadError> {
+        let program = self.programs.get(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
+        let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);
+        path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, offsets, pid, program.at_return))
+            .map_err(|error| LoadError::Program(name, error.to_string()))
+    }
+}
+
+/// The descriptor of a map of the kinds that the object has.
+fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::LruHashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
+        | Map::RingBuf(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
+}
