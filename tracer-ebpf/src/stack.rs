@@ -21,7 +21,11 @@ pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, target: &Target, 
     let (count, hash) = walk::result(thread);
     // A stack that ended elsewhere is another stack.
     let id = hash ^ u64::from(end) << 56;
+    if thread.frames.sent == id {
+        return id;
+    }
     if SENT_STACKS.get_ptr(id).is_some() {
+        thread.frames.sent = id;
         return id;
     }
     walk::write_addresses(thread);

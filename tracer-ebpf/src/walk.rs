@@ -21,6 +21,9 @@ use crate::inflight::Thread;
 
 #[map]
 static MAPPINGS: HashMap<u32, Mappings> = HashMap::with_max_entries(4096, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+/// Counts the changes of MAPPINGS: as long as it stands still there is nothing to look up.
+#[map]
+static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
 // The number of shards is set by user space before loading.
 #[map]
 static PAGES: Array<[u64; PAGES_PER_SHARD]> = Array::with_max_entries(1, 0);
@@ -98,6 +101,10 @@ pub(crate) struct Frames {
     pub(crate) cached: u32,
     /// Generation of the mappings that `cache` is of.
     generation: u32,
+    /// Value of [`EPOCH`] at which that was looked at last.
+    epoch: u64,
+    /// Id of a stack whose addresses were sent; 0: none.
+    pub(crate) sent: u64,
     cache: [Frame; MAX_FRAMES],
     fresh: [Frame; MAX_FRAMES],
 }
@@ -128,23 +135,40 @@ pub(crate) fn walk(
     frame_pointer: u64,
     seed: u64,
 ) -> u32 {
-    let Some(mappings) = MAPPINGS.get_ptr(tgid) else { return caller_only(thread, pc, seed) };
-    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
-    let generation = unsafe { (*mappings).generation };
-    if thread.frames.generation != generation {
-        thread.frames.generation = generation;
-        thread.frames.cached = 0;
-    }
+    // Read before the mappings: a change in between is seen the next time.
+    // SAFETY: the pointer comes from a map lookup.
+    let epoch = EPOCH.get_ptr(0).map_or(0, |epoch| unsafe { core::ptr::read_volatile(epoch) });
+    let unchanged = thread.frames.epoch == epoch;
     let cached = thread.frames.cached;
     let walk = &mut thread.walk;
     (walk.pc, walk.sp, walk.fp, walk.back, walk.fp_slot) = (pc, sp, frame_pointer, 1, 0);
-    (walk.count, walk.replayed, walk.status, walk.tainted) = (0, 0, 0, 0);
+    (walk.count, walk.replayed, walk.status, walk.tainted, walk.difference) = (0, 0, 0, 0, 0);
     walk.candidate = i64::from(cached) - 1;
-    walk.difference = 0;
     // A group is compared in the window only.
     walk.whole = u32::from(cached > 0 && thread.frames.cache[0].sp.wrapping_sub(walk.start) <= walk.len);
     walk.mapping.end = 0;
     walk.trampoline = trampoline;
+    if unchanged && walk.whole != 0 && is_cached(thread, u64::from(cached) - 1) {
+        // Most of the time it is the stack of the last call.
+        let mut context = Context { thread, mappings: core::ptr::null() };
+        compare(&mut context);
+        // SAFETY: only this thread uses its state.
+        let thread = unsafe { &mut *context.thread };
+        if thread.walk.difference == 0 {
+            thread.walk.count = u64::from(cached);
+            thread.walk.hash = thread.frames.cache[(cached as usize - 1) & (MAX_FRAMES - 1)].hash;
+            return end::ROOT;
+        }
+        (thread.walk.whole, thread.walk.difference) = (0, 0);
+    }
+    let Some(mappings) = MAPPINGS.get_ptr(tgid) else { return caller_only(thread, pc, seed) };
+    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
+    let generation = unsafe { (*mappings).generation };
+    thread.frames.epoch = epoch;
+    if thread.frames.generation != generation {
+        thread.frames.generation = generation;
+        thread.walk.candidate = -1;
+    }
     let mut context = Context { thread, mappings };
     let argument = (&raw mut context).cast::<c_void>();
     // SAFETY: the callbacks are given `context`, which outlives the loops. Each frame takes an iteration, and so does each
@@ -153,10 +177,9 @@ pub(crate) fn walk(
     // SAFETY: only this thread uses its state.
     let thread = unsafe { &mut *context.thread };
     if thread.walk.status == MET {
-        let groups = (thread.walk.candidate as u64 + GROUP - 1) / GROUP;
+        compare(&mut context);
         // SAFETY: as above.
-        unsafe { aya_ebpf::helpers::generated::bpf_loop(groups as u32, compare_group as *mut c_void, argument, 0) };
-        let walk = &mut thread.walk;
+        let walk = unsafe { &mut (*context.thread).walk };
         if walk.difference == 0 {
             walk.status = JOINED;
             walk.replayed = walk.candidate as u64 + 1;
@@ -297,6 +320,24 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
     thread.frames.fresh[slot & (MAX_FRAMES - 1)].fp_slot = thread.walk.fp_slot;
     thread.walk.status = status;
     i64::from(status != 0)
+}
+
+/// Whether the frame that is being looked at has the registers of the cached frame at `index`.
+#[inline(always)]
+fn is_cached(thread: &Thread, index: u64) -> bool {
+    let frame = &thread.frames.cache[index as usize & (MAX_FRAMES - 1)];
+    let walk = &thread.walk;
+    frame.sp == walk.sp && frame.pc == walk.pc && frame.fp == walk.fp && walk.back == 1
+}
+
+/// Compares the slots of the cached frames from the candidate to the root with those in the window.
+#[inline(always)]
+fn compare(context: &mut Context) {
+    // SAFETY: only the current thread uses its state.
+    let groups = unsafe { ((*context.thread).walk.candidate as u64).div_ceil(GROUP) };
+    let argument = (&raw mut *context).cast::<c_void>();
+    // SAFETY: the callback is given `context`, which outlives the loop.
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(groups as u32, compare_group as *mut c_void, argument, 0) };
 }
 
 /// Compares the return slots and the slots of saved frame pointers of up to [`GROUP`] cached frames with the window, from

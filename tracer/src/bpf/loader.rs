@@ -146,7 +146,14 @@ impl Programs {
             Some(Map::Array(map) | Map::HashMap(map)) => Ok(map),
             _ => Err(LoadError::Mismatch(format!("no map {name}"))),
         };
-        Ok(Tables { pages: take("PAGES")?, rows: take("ROWS")?, rules: take("RULES")?, mappings: take("MAPPINGS")? })
+        Ok(Tables {
+            pages: take("PAGES")?,
+            rows: take("ROWS")?,
+            rules: take("RULES")?,
+            mappings: take("MAPPINGS")?,
+            epoch: take("EPOCH")?,
+            changes: 0,
+        })
     }
 
     /// Passes diagnostics that the programs have written since the last call on to `tracing`.

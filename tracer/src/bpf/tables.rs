@@ -13,6 +13,9 @@ pub struct Tables {
     pub(super) rows: MapData,
     pub(super) rules: MapData,
     pub(super) mappings: MapData,
+    pub(super) epoch: MapData,
+    /// Changes of mappings so far.
+    pub(super) changes: u64,
 }
 
 impl Tables {
@@ -45,7 +48,10 @@ impl Tables {
     /// # Errors
     /// The map is full: more than 4096 processes.
     pub fn set_mappings(&mut self, pid: u32, mappings: &Mappings) -> io::Result<()> {
-        set(&self.mappings, pid, mappings)
+        set(&self.mappings, pid, mappings)?;
+        // After it: who sees the new count finds the new mappings.
+        self.changes += 1;
+        set(&self.epoch, 0, std::slice::from_ref(&self.changes))
     }
 }
 
