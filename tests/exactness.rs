@@ -9,14 +9,18 @@ const RUNS: usize = 10;
 
 /// Runs the family program under the tracer and compares every function, ten times over.
 fn check(what: &str, source: &Source<'_>, preload: Option<&str>) {
+    check_runs(RUNS, what, source, preload, &[]);
+}
+
+fn check_runs(runs: usize, what: &str, source: &Source<'_>, preload: Option<&str>, options: &[&str]) {
     harness::require_root();
     let program = source.build();
     let environment: Vec<(&str, &str)> = preload.iter().map(|path| ("LD_PRELOAD", *path)).collect();
     let _turn = alone();
-    for run in 1..=RUNS {
-        let what = format!("{what}, run {run} of {RUNS}");
+    for run in 1..=runs {
+        let what = format!("{what}, run {run} of {runs}");
         let mut target = Target::start_with(&program, &[], &environment);
-        let tracer = Run::pid(target.pid()).start();
+        let tracer = Run::pid(target.pid()).args(options).start();
         let truth = target.ask("begin");
         let report = tracer.stop().report(0);
         report.assert_nothing_lost(&what);
@@ -40,6 +44,12 @@ fn family_on_the_c_library_with_frame_pointers() {
 #[test]
 fn family_on_the_c_library_without_frame_pointers() {
     check("glibc, no frame pointers", &family(WITHOUT_FRAME_POINTERS), None);
+}
+
+/// As on kernels that have no uprobe-multi links, or not the right ones.
+#[test]
+fn family_on_the_c_library_by_perf_events() {
+    check_runs(2, "glibc, perf events", &family(WITHOUT_FRAME_POINTERS), None, &["--perf-events"]);
 }
 
 #[test]

@@ -35,13 +35,28 @@ fn children_are_not_their_parent() {
     assert_eq!(report.quality("unmatched_frees"), 0, "frees of the children were taken for the parent's");
 }
 
-/// The kernel ties probes to a thread: when the first one ends they must not end with it.
+/// Whatever the first thread was for, the process lives on.
 #[test]
 fn the_first_thread_ends() {
     require_root();
     let program = build("main_exits.c");
     let mut target = Target::start(&program);
     let tracer = Run::pid(target.pid()).start();
+    target.say("begin");
+    target.until("ended");
+    let truth = target.ask("go on");
+    let report = tracer.stop().report(0);
+    check_functions("first thread ended", &report, &truth, Some(&program));
+    report.assert_nothing_lost("first thread ended");
+}
+
+/// Perf events are tied to a thread: when the first one ends they are moved to another.
+#[test]
+fn the_first_thread_ends_with_the_perf_events() {
+    require_root();
+    let program = build("main_exits.c");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).args(["--perf-events"]).start();
     target.say("begin");
     target.until("ended");
     // For as long as it takes to move the probes nothing is allocated here.

@@ -50,6 +50,9 @@ static void *storm(void *unused)
 static void keep(void)
 {
     for (int i = 0; i < KEPT; i++) {
+        // Slow enough for the smallest buffer.
+        if (i % 100 == 0)
+            usleep(20000);
         size_t size = 100 + i % 50;
         hold(&kept_all_along[i], keep_all_along(size), size, &keep_all_along_site);
         hold(&dropped_in_the_storm[i], drop_in_the_storm(size), size, &drop_in_the_storm_site);
