@@ -1,7 +1,7 @@
 //! Sending records, and accounting for those that could not be sent.
 //!
-//! A record is sent with one helper call. The reader is woken when the unread bytes cross a threshold; short of that it
-//! comes by itself every few milliseconds, so no event pays for a wake-up.
+//! A record is sent with one helper call. The reader comes by itself every few milliseconds, so no event pays for a
+//! wake-up; a small buffer could be full by then, so there the reader is woken when the unread bytes cross a threshold.
 
 use core::ffi::c_void;
 
@@ -27,7 +27,7 @@ static LOST_FREES: HashMap<LostFree, u64> = HashMap::with_max_entries(1 << 18, B
 #[map]
 static LOSS: Array<Loss> = Array::with_max_entries(1, 0);
 
-/// Unread bytes at which the reader is woken. Set by user space before loading.
+/// Unread bytes at which the reader is woken; 0: never, it comes often enough by itself. Set by user space before loading.
 #[unsafe(no_mangle)]
 static WAKEUP_BYTES: u64 = 1 << 18;
 
@@ -64,11 +64,15 @@ pub(crate) fn send_bytes(data: *const c_void, size: u64) -> bool {
     // SAFETY: a read of a global that user space wrote before loading.
     let threshold = unsafe { core::ptr::read_volatile(&raw const WAKEUP_BYTES) };
     let ring = (&raw const EVENTS).cast_mut().cast::<c_void>();
-    // SAFETY: `ring` is a ring buffer map.
-    let unread = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
-    // Only the record that crosses the threshold wakes; two that cross at once may both miss, the reader's timer covers that.
-    let flags =
-        if unread < threshold && unread + size + 8 >= threshold { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    let mut flags = BPF_RB_NO_WAKEUP;
+    if threshold != 0 {
+        // SAFETY: `ring` is a ring buffer map.
+        let unread = unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) };
+        // Only the record that crosses the threshold wakes; two that cross at once may both miss, the timer covers that.
+        if unread < threshold && unread + size + 8 >= threshold {
+            flags = BPF_RB_FORCE_WAKEUP;
+        }
+    }
     // SAFETY: the caller gives `size` readable bytes.
     unsafe { bpf_ringbuf_output(ring, data.cast_mut(), size, u64::from(flags)) == 0 }
 }

@@ -360,8 +360,8 @@ extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
         let fp_slot = callee_slot.wrapping_sub(start);
         let has_slot = less(0, callee_slot);
         let window = &thread.walk.window;
+        // It lies in the window, as all stack pointers between the present one and the root's do.
         difference |= window[(return_slot >> 3) as usize & (WINDOW_WORDS - 1)] ^ pc;
-        difference |= !less(return_slot, len);
         difference |= (window[(fp_slot >> 3) as usize & (WINDOW_WORDS - 1)] ^ fp) & has_slot;
         difference |= !less(fp_slot, len) & has_slot;
     }

@@ -80,8 +80,9 @@ pub struct Programs {
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
-/// Most bytes that wait before the reader is woken: about what a CPU cache holds.
-const WAKEUP_MAX: u64 = 1 << 20;
+/// Buffers of at least this size are not full before the reader comes by itself, bytes. It comes every 10 ms; in that time a
+/// thread that does nothing but allocate writes about 300 kB.
+const NO_WAKEUP: u32 = 16 << 20;
 
 impl Programs {
     /// Loads the object: maps are made, programs verified by the kernel, nothing is attached.
@@ -92,7 +93,7 @@ impl Programs {
         if OBJECT.bytes.is_empty() {
             return Err(LoadError::NoObject);
         }
-        let wakeup = (u64::from(config.buffer_size) / 4).min(WAKEUP_MAX);
+        let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
         let mut ebpf = EbpfLoader::new()
