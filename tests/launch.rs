@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    C, CXX, Held, Run, Source, Truth, WITH_FRAME_POINTERS, check_functions, preloadable, require_root,
+    C, CXX, Held, Run, Source, Truth, WITH_FRAME_POINTERS, check_functions, preloadable, require_root, scratch,
 };
 
 fn launched() -> PathBuf {
@@ -41,6 +41,26 @@ fn the_status_is_the_commands() {
     let path = program.to_str().unwrap();
     for (end, code) in [("0", 0), ("7", 7), ("kill", 128 + Signal::SIGTERM as i32)] {
         check(end, &[], &[path, end], &program, code);
+    }
+}
+
+/// The loader gives up before the program begins, while the command is held.
+#[test]
+fn a_command_that_ends_while_it_is_loaded() {
+    require_root();
+    let folder = scratch();
+    let missing = folder.path().join("libmissing.so");
+    let library = Source { compiler: C, files: &["own_allocator.c"], flags: &["-fno-builtin", "-shared", "-fPIC"] };
+    std::fs::copy(library.build(), &missing).unwrap();
+    let program = folder.path().join("brief");
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/programs/brief.c");
+    let linked = std::process::Command::new("cc").arg("-o").arg(&program).args([&source, &missing]).status().unwrap();
+    assert!(linked.success());
+    std::fs::remove_file(&missing).unwrap();
+    let path = program.to_str().unwrap();
+    for command in [vec![path], vec!["sh", "-c", &format!("exec {path}")]] {
+        let outcome = Run::launch(&[], &command).finish();
+        assert_eq!(outcome.code(), Some(127), "{command:?}: {}", outcome.stderr);
     }
 }
 

@@ -40,6 +40,8 @@ pub struct Launched {
     held: bool,
     /// Whether the next stop at a system call is its end.
     in_call: bool,
+    /// How it ended, if that was learned while it was held.
+    ended: Option<ExitStatus>,
 }
 
 /// Why the command has stopped.
@@ -69,7 +71,7 @@ impl Launched {
         let pid = Pid::from_raw(child.id() as i32);
         waitpid(pid, None)?;
         ptrace::setoptions(pid, OPTIONS)?;
-        let launched = Self { child, pid, held: true, in_call: false };
+        let launched = Self { child, pid, held: true, in_call: false, ended: None };
         launched.break_at_entry();
         Ok(launched)
     }
@@ -87,8 +89,13 @@ impl Launched {
         // The stop of the stopped, or the signal to stop, if that was on its way; SIGCONT comes after either.
         let stop = waitpid(self.pid, None)?;
         tracing::debug!(?stop, "held at an exec");
-        self.break_at_entry();
-        Ok(())
+        match self.note_end(stop) {
+            Some(_) => Err(io::Error::other("the command has ended")),
+            None => {
+                self.break_at_entry();
+                Ok(())
+            }
+        }
     }
 
     /// Process id of the command.
@@ -104,9 +111,18 @@ impl Launched {
         let mut deliver = None;
         loop {
             if let Err(error) = ptrace::syscall(self.pid, deliver.take()) {
-                return if error == nix::Error::ESRCH { self.ended() } else { Err(error.into()) };
+                if error != nix::Error::ESRCH {
+                    return Err(error.into());
+                }
+                // Killed: how can be asked for later.
+                self.held = false;
+                return Ok(Step::Exited);
             }
-            match waitpid(self.pid, None)? {
+            let stop = waitpid(self.pid, None)?;
+            if let Some(step) = self.note_end(stop) {
+                return Ok(step);
+            }
+            match stop {
                 WaitStatus::PtraceSyscall(_) => {
                     self.in_call = !self.in_call;
                     if !self.in_call && self.mapped_code() {
@@ -124,7 +140,6 @@ impl Launched {
                 // That of `hold_again` and of the one who stopped it.
                 WaitStatus::Stopped(_, Signal::SIGCONT | Signal::SIGSTOP) => {}
                 WaitStatus::Stopped(_, signal) => deliver = Some(signal),
-                WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return self.ended(),
                 _ => {}
             }
         }
@@ -150,7 +165,7 @@ impl Launched {
     /// # Errors
     /// When waiting fails.
     pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        self.child.wait()
+        self.ended.map_or_else(|| self.child.wait(), Ok)
     }
 
     /// Kills it: for when it cannot be traced and must not run on.
@@ -166,9 +181,16 @@ impl Launched {
         }
     }
 
-    fn ended(&mut self) -> io::Result<Step> {
+    /// Keeps how it ended: the one who waits for it a second time learns nothing.
+    fn note_end(&mut self, stop: WaitStatus) -> Option<Step> {
+        let raw = match stop {
+            WaitStatus::Exited(_, code) => code << 8,
+            WaitStatus::Signaled(_, signal, _) => signal as i32,
+            _ => return None,
+        };
         self.held = false;
-        Ok(Step::Exited)
+        self.ended = Some(ExitStatus::from_raw(raw));
+        Some(Step::Exited)
     }
 
     /// Whether the system call that has just ended mapped executable memory.
