@@ -1,6 +1,6 @@
 //! Calls into the allocator that never return, and allocators whose functions call each other: what comes after is exact.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::harness::{
     C, CXX, Run, Source, Target, Truth, WITH_FRAME_POINTERS, check_functions, check_holders, preloadable, require_root,
@@ -11,30 +11,44 @@ fn own_allocator() -> PathBuf {
     Source { compiler: C, files: &["own_allocator.c"], flags }.build()
 }
 
-/// Does to the allocator what `order` says and compares what every function of the program holds.
+/// Does to an allocator in a library what `order` says and compares what every function of the program holds.
 fn check_hook(order: &str) {
     require_root();
     let program = Source { compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS }.build();
     let allocator = own_allocator();
-    let mut target = Target::start_with(&program, &[], &[("LD_PRELOAD", allocator.to_str().unwrap())]);
+    check_order(order, &program, &[("LD_PRELOAD", allocator.to_str().unwrap())]);
+}
+
+/// The same where the allocator is in the executable: then its callers are in the allocator's own file.
+fn check_hook_in_executable(order: &str) {
+    require_root();
+    let flags = &["-fno-builtin", "-rdynamic", "-fno-omit-frame-pointer"];
+    let program = Source { compiler: C, files: &["dies.c", "own_allocator.c"], flags }.build();
+    check_order(order, &program, &[]);
+}
+
+fn check_order(order: &str, program: &Path, environment: &[(&str, &str)]) {
+    let mut target = Target::start_with(program, &[], environment);
     let tracer = Run::pid(target.pid()).start();
     let truth = target.ask(order);
     assert!(target.is_alive());
     let report = tracer.stop().report(0);
     report.assert_nothing_lost(order);
-    check_functions(order, &report, &truth, Some(&program));
+    check_functions(order, &report, &truth, Some(program));
 }
 
 /// By pthread_exit and by cancellation, inside malloc.
 #[test]
 fn threads_that_die_inside_an_allocation() {
     check_hook("die");
+    check_hook_in_executable("die");
 }
 
 /// Out of malloc by longjmp; then again at the same depth, deeper, higher up, and on another thread.
 #[test]
 fn jumps_out_of_an_allocation() {
     check_hook("jump");
+    check_hook_in_executable("jump");
 }
 
 #[test]

@@ -16,3 +16,4 @@ mod loss;
 mod processes;
 mod refusals;
 mod services;
+mod stacks;

@@ -160,7 +160,8 @@ fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
     let sp = process::stack_pointer(ctx.as_ptr());
-    match inflight::classify(thread, &mut target, sp) {
+    let frame_pointer = process::frame_pointer(ctx.as_ptr());
+    match inflight::classify(thread, &mut target, (pid_tgid >> 32) as u32, sp, frame_pointer) {
         Entry::Nested => None,
         Entry::Own { slot, caller } => Some(Entered { thread, target, pid_tgid, sp, slot, caller }),
     }

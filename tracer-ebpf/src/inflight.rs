@@ -126,7 +126,7 @@ pub(crate) enum Entry {
 ///
 /// The trampoline is not known for the first moments of a process. Then the last call in flight tells what it is.
 #[inline(always)]
-pub(crate) fn classify(thread: &mut Thread, target: &mut Target, sp: u64) -> Entry {
+pub(crate) fn classify(thread: &mut Thread, target: &mut Target, tgid: u32, sp: u64, frame_pointer: u64) -> Entry {
     walk::read_window(thread, sp);
     let caller = walk::word(&mut thread.walk, sp);
     let mut depth = thread.depth;
@@ -157,9 +157,17 @@ pub(crate) fn classify(thread: &mut Thread, target: &mut Target, sp: u64) -> Ent
     }
     thread.depth = depth;
     if depth > 0 {
-        let own_text = caller >= target.text_start && caller < target.text_end;
-        if own_text || (trampoline != 0 && caller == trampoline) {
+        if trampoline != 0 && caller == trampoline {
             return Entry::Nested;
+        }
+        if caller >= target.text_start && caller < target.text_end {
+            let slot = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)].sp;
+            if walk::runs_inside(thread, tgid, trampoline, caller, sp.wrapping_add(8), frame_pointer, slot) {
+                return Entry::Nested;
+            }
+            // Then the others are left behind too, or are outer calls of something that was: counted if they return.
+            thread.given_up += thread.depth - 1;
+            thread.depth = 0;
         }
     }
     Entry::Own { slot: free_slot(thread), caller }

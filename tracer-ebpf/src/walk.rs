@@ -219,6 +219,47 @@ pub(crate) fn walk(
     status
 }
 
+/// Whether the function that was called from `pc` runs inside the call whose return slot is at `slot`, further up the stack:
+/// whether that is a slot of one of its callers. A slot that a jump has left behind keeps its content, so content proves
+/// nothing. True as well when a caller cannot be found.
+#[inline(always)]
+pub(crate) fn runs_inside(
+    thread: &mut Thread,
+    tgid: u32,
+    trampoline: u64,
+    pc: u64,
+    sp: u64,
+    frame_pointer: u64,
+    slot: u64,
+) -> bool {
+    let Some(mappings) = MAPPINGS.get_ptr(tgid) else { return true };
+    let walk = &mut thread.walk;
+    (walk.pc, walk.sp, walk.fp, walk.back) = (pc, sp, frame_pointer, 1);
+    (walk.status, walk.tainted) = (0, 0);
+    walk.mapping.end = 0;
+    walk.trampoline = trampoline;
+    walk.hash = slot.wrapping_add(8);
+    let mut context = Context { thread, mappings };
+    let argument = (&raw mut context).cast::<c_void>();
+    // SAFETY: the callback is given `context`, which outlives the loop.
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, approach as *mut c_void, argument, 0) };
+    // SAFETY: only this thread uses its state.
+    let walk = unsafe { &(*context.thread).walk };
+    walk.status != 0 || walk.sp == walk.hash
+}
+
+/// One frame up, unless the address in `walk.hash` is reached or passed; 1 ends the loop.
+extern "C" fn approach(_index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let (thread, mappings) = unsafe { (&mut *(*context).thread, &*(*context).mappings) };
+    if thread.walk.sp >= thread.walk.hash {
+        return 1;
+    }
+    let status = step(thread, mappings);
+    thread.walk.status = status;
+    i64::from(status != 0)
+}
+
 /// Forgets the mappings of a process that has become another program.
 #[inline(always)]
 pub(crate) fn forget(tgid: u32) {
