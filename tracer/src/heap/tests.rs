@@ -88,6 +88,34 @@ fn realloc_that_never_returns_does_not_end_its_block() {
 }
 
 #[test]
+fn the_end_of_a_thread_gives_back_what_its_realloc_held() {
+    let heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+        (origin(2), Event::Alloc(block(0x20, 50, 8, MS))),
+        (origin(1), Event::ReallocTake(0x10)),
+        (origin(2), Event::ReallocTake(0x20)),
+        (origin(1), Event::ThreadExit),
+        // The thread id is another thread's now.
+        (origin(1), Event::ReallocFreed(0x10)),
+        (origin(2), Event::ReallocFreed(0x20)),
+    ]);
+    assert_eq!((held(&heap, 7), held(&heap, 8)), ((100, 1), (0, 0)));
+}
+
+#[test]
+fn a_free_ends_a_block_whose_realloc_never_returned() {
+    for tid in [1, 2] {
+        let heap = heap(&[
+            (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+            (origin(1), Event::ReallocTake(0x10)),
+            (origin(tid), Event::Free(0x10)),
+            (origin(1), Event::ReallocTake(0x30)),
+        ]);
+        assert_eq!(held(&heap, 7), (0, 0), "freed by thread {tid}");
+    }
+}
+
+#[test]
 fn reallocs_of_two_threads_do_not_mix() {
     let heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
@@ -149,9 +177,14 @@ fn exec_drops_everything_even_when_its_record_was_lost() {
     for event in [Event::Exec, Event::Alloc(block(0x20, 5, 8, 2 * MS))] {
         let heap = heap(&[
             (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+            (origin(1), Event::Alloc(block(0x18, 100, 7, MS))),
             (origin(1), Event::ReallocTake(0x10)),
             (Origin { generation: 1, ..origin(1) }, event),
+            // What was there before is unknown to the new program.
+            (Origin { generation: 1, ..origin(1) }, Event::Free(0x18)),
+            (Origin { generation: 1, ..origin(1) }, Event::ReallocFreed(0x10)),
         ]);
+        assert_eq!(heap.counters().unmatched_frees, 1, "{event:?}");
         assert_eq!(held(&heap, 7), (0, 0), "{event:?}");
         assert!(heap.usage(u64::MAX, 0).iter().all(|usage| usage.values.allocated_bytes <= 5), "{event:?}");
     }
