@@ -14,15 +14,6 @@ static volatile int stormy;
 static long operations;
 static pthread_barrier_t calm;
 
-#define MAKER(name)                          \
-    SITE(name);                              \
-    static ALLOCATES void *name(size_t size) \
-    {                                        \
-        void *block = malloc(size);          \
-        KEEP(block);                         \
-        return block;                        \
-    }
-
 MAKER(keep_all_along)
 MAKER(drop_in_the_storm)
 MAKER(leak_now_and_then)

@@ -1,18 +1,8 @@
 //! A process that becomes another program: its old blocks are gone with it. Argument: `again` in its second life.
 #include "truth.h"
 
-#define MAKER(name)                                \
-    SITE(name);                                    \
-    static ALLOCATES void name(size_t size)        \
-    {                                              \
-        struct block block;                        \
-        void *pointer = malloc(size);              \
-        KEEP(pointer);                             \
-        hold(&block, pointer, size, &name##_site); \
-    }
-
-MAKER(in_the_first_life)
-MAKER(in_the_second_life)
+LEAK(in_the_first_life)
+LEAK(in_the_second_life)
 
 int main(int argument_count, char **arguments)
 {

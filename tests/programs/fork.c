@@ -9,15 +9,6 @@ enum { BLOCKS = 500 };
 static struct block blocks[BLOCKS];
 extern char **environ;
 
-#define MAKER(name)                          \
-    SITE(name);                              \
-    static ALLOCATES void *name(size_t size) \
-    {                                        \
-        void *block = malloc(size);          \
-        KEEP(block);                         \
-        return block;                        \
-    }
-
 MAKER(of_the_parent)
 MAKER(after_the_children)
 MAKER(of_a_child)

@@ -5,18 +5,8 @@
 #include <csignal>
 #include <vector>
 
-#define MAKER(name)                                \
-    SITE(name);                                    \
-    static ALLOCATES void name(size_t size)        \
-    {                                              \
-        struct block block;                        \
-        void *pointer = malloc(size);              \
-        KEEP(pointer);                             \
-        hold(&block, pointer, size, &name##_site); \
-    }
-
-MAKER(before_main)
-MAKER(within_main)
+LEAK(before_main)
+LEAK(within_main)
 
 __attribute__((constructor)) static void construct()
 {

@@ -5,18 +5,8 @@
 
 static pthread_t first;
 
-#define MAKER(name)                              \
-    SITE(name);                                  \
-    static ALLOCATES void name(size_t size)      \
-    {                                            \
-        struct block block;                      \
-        void *pointer = malloc(size);            \
-        KEEP(pointer);                           \
-        hold(&block, pointer, size, &name##_site); \
-    }
-
-MAKER(before_the_end)
-MAKER(after_the_end)
+LEAK(before_the_end)
+LEAK(after_the_end)
 
 static void *go_on(void *unused)
 {

@@ -9,30 +9,19 @@
 #include <stdexcept>
 #include <ucontext.h>
 
-// A function that allocates `size` bytes, which tell it from the others.
-#define MAKER(name, size)                        \
-    SITE(name);                                  \
-    static ALLOCATES void name()                 \
-    {                                            \
-        struct block block;                      \
-        void *pointer = malloc(size);            \
-        KEEP(pointer);                           \
-        hold(&block, pointer, size, &name##_site); \
-    }
-
-MAKER(below_alloca, 1001)
-MAKER(below_array, 1002)
-MAKER(below_registers, 1003)
-MAKER(below_sort, 1004)
-MAKER(below_function, 1005)
-MAKER(below_catch, 1006)
-MAKER(below_recursion, 1007)
-MAKER(below_signal, 1008)
-MAKER(below_thread, 1009)
-MAKER(below_coroutine, 1010)
-MAKER(below_other_stack, 1011)
-MAKER(below_unaligned, 1012)
-MAKER(below_destructor, 1013)
+LEAK(below_alloca)
+LEAK(below_array)
+LEAK(below_registers)
+LEAK(below_sort)
+LEAK(below_function)
+LEAK(below_catch)
+LEAK(below_recursion)
+LEAK(below_signal)
+LEAK(below_thread)
+LEAK(below_coroutine)
+LEAK(below_other_stack)
+LEAK(below_unaligned)
+LEAK(below_destructor)
 
 // Keeps a call from becoming a jump.
 #define STAY() asm volatile("" : : : "memory")
@@ -41,7 +30,7 @@ static ALLOCATES void with_alloca(size_t size)
 {
     char *room = static_cast<char *>(alloca(size));
     KEEP(room);
-    below_alloca();
+    below_alloca(1001);
     KEEP(room);
 }
 
@@ -50,7 +39,7 @@ static ALLOCATES void with_array(size_t size)
     char room[size];
     char *start = room;
     KEEP(start);
-    below_array();
+    below_array(1002);
     KEEP(start);
 }
 
@@ -58,9 +47,9 @@ static ALLOCATES void with_array(size_t size)
 static ALLOCATES long with_registers(volatile long *numbers)
 {
     long a = numbers[0], b = numbers[1], c = numbers[2], d = numbers[3], e = numbers[4], f = numbers[5];
-    below_registers();
+    below_registers(1003);
     long sum = a * b + c * d + e * f;
-    below_registers();
+    below_registers(1003);
     return sum + a + b + c + d + e + f;
 }
 
@@ -69,7 +58,7 @@ static ALLOCATES bool compare_and_allocate(int a, int b)
     static bool done;
     if (!done) {
         done = true;
-        below_sort();
+        below_sort(1004);
     }
     STAY();
     return a < b;
@@ -103,7 +92,7 @@ static ALLOCATES void with_catch()
     try {
         throws(10);
     } catch (const std::exception &) {
-        below_catch();
+        below_catch(1006);
     }
     STAY();
 }
@@ -111,7 +100,7 @@ static ALLOCATES void with_catch()
 struct Guard {
     ALLOCATES ~Guard()
     {
-        below_destructor();
+        below_destructor(1013);
         STAY();
     }
 };
@@ -134,7 +123,7 @@ static ALLOCATES void with_destructor()
 static ALLOCATES void recurse(int depth)
 {
     if (depth == 0)
-        below_recursion();
+        below_recursion(1007);
     else
         recurse(depth - 1);
     STAY();
@@ -142,13 +131,13 @@ static ALLOCATES void recurse(int depth)
 
 static ALLOCATES void on_signal(int)
 {
-    below_signal();
+    below_signal(1008);
     STAY();
 }
 
 static ALLOCATES void on_signal_elsewhere(int)
 {
-    below_other_stack();
+    below_other_stack(1011);
     STAY();
 }
 
@@ -179,7 +168,7 @@ static ALLOCATES void with_other_stack()
 
 static ALLOCATES void *in_thread(void *)
 {
-    below_thread();
+    below_thread(1009);
     STAY();
     return nullptr;
 }
@@ -189,7 +178,7 @@ static char coroutine_stack[65536] __attribute__((aligned(16)));
 
 static ALLOCATES void in_coroutine()
 {
-    below_coroutine();
+    below_coroutine(1010);
     STAY();
 }
 
@@ -210,7 +199,7 @@ static ALLOCATES void with_alignment()
     alignas(64) char room[128];
     char *start = room;
     KEEP(start);
-    below_unaligned();
+    below_unaligned(1012);
     KEEP(start);
 }
 
@@ -222,7 +211,7 @@ static ALLOCATES void all_shapes()
     with_registers(numbers);
     with_sort();
     with_function([] {
-        below_function();
+        below_function(1005);
         STAY();
     });
     with_catch();

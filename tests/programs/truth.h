@@ -65,6 +65,27 @@ static inline void hold(struct block *block, void *pointer, size_t size, struct 
     }
 }
 
+// A function that allocates a block for its caller to book.
+#define MAKER(function)                          \
+    SITE(function);                              \
+    static ALLOCATES void *function(size_t size) \
+    {                                            \
+        void *pointer = malloc(size);            \
+        KEEP(pointer);                           \
+        return pointer;                          \
+    }
+
+// A function that allocates a block that nobody will ever free.
+#define LEAK(function)                                 \
+    SITE(function);                                    \
+    static ALLOCATES void function(size_t size)        \
+    {                                                  \
+        struct block block;                            \
+        void *pointer = malloc(size);                  \
+        KEEP(pointer);                                 \
+        hold(&block, pointer, size, &function##_site); \
+    }
+
 // Books the end of a block.
 static inline void let_go(struct block *block)
 {
