@@ -18,6 +18,7 @@ use crate::{
     },
     process::{address_space::AddressSpace, link_map, maps, module::Module, status, status::Status},
     profile::Target,
+    report::visible,
     symbolize,
 };
 
@@ -216,7 +217,7 @@ fn find(pid: Pid, phase: Phase) -> Result<Option<Allocator>> {
                 return Ok(Some(Allocator { module, functions }));
             }
             Ok(None) => {}
-            Err(error) => tracing::warn!("{}: {error}; it is left out", printable(module.path())),
+            Err(error) => tracing::warn!("{}: {error}; it is left out", visible(module.path())),
         }
     }
     Ok(None)
@@ -275,7 +276,7 @@ fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Li
     for (program, offsets) in sites(&allocator.functions) {
         if let Err(error) = links.attach(programs, program, &file, &offsets, task) {
             links.detach(programs);
-            return Err(error).with_context(|| format!("cannot probe {}", printable(allocator.module.path())));
+            return Err(error).with_context(|| format!("cannot probe {}", visible(allocator.module.path())));
         }
     }
     let dear: Vec<&str> = allocator.functions.iter().filter(|f| !f.emulated).map(|f| f.name).collect();
@@ -336,10 +337,6 @@ fn explain(pid: Pid, status: &Status, error: anyhow::Error) -> anyhow::Error {
         Ok(now) if now.start_time == status.start_time => error,
         _ => anyhow!("process {pid} ended while it was being attached to: trace the process that replaces it"),
     }
-}
-
-fn printable(text: &str) -> String {
-    text.escape_debug().to_string()
 }
 
 /// For errors of files that belong to others.

@@ -9,7 +9,7 @@ use tracer::{
     cli::{self, Request},
     config::{Config, Verbosity},
     exit::Exit,
-    session,
+    report, session,
 };
 
 fn main() -> ExitCode {
@@ -46,7 +46,7 @@ fn trace(config: Config) -> Exit {
         .init();
     session::run(config).unwrap_or_else(|error| {
         // Names from outside may be in the message: nothing that a terminal would obey.
-        let _ = writeln!(io::stderr(), "tracer: {}", format!("{error:#}").escape_debug());
+        let _ = writeln!(io::stderr(), "tracer: {}", report::visible(&format!("{error:#}")));
         Exit::Failed
     })
 }

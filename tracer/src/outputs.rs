@@ -13,7 +13,7 @@ use crate::{
     attach::Attached,
     config::{Config, OutputSpec, Verbosity},
     profile::Profile,
-    report::{self, Format, Options},
+    report::{self, Format, Options, visible},
 };
 
 /// The opened outputs of a run.
@@ -47,7 +47,7 @@ impl Outputs {
             match path {
                 None => standard = Some(*format),
                 Some(path) => files.push(OutputFile::open(path, *format).with_context(|| {
-                    format!("cannot write {}: choose another -o FILE", path.display().to_string().escape_debug())
+                    format!("cannot write {}: choose another -o FILE", visible(&path.display().to_string()))
                 })?),
             }
         }
@@ -62,7 +62,7 @@ impl Outputs {
         let mut err = io::stderr().lock();
         for (index, attached) in attached.iter().enumerate() {
             let target = attached.target();
-            let name = target.comm.escape_debug();
+            let name = visible(&target.comm);
             let hint =
                 if index == 0 && self.verbosity > Verbosity::Quiet { ", Ctrl-C ends with the report" } else { "" };
             // Nobody to tell when even the standard error is closed.
@@ -94,7 +94,7 @@ impl Outputs {
         let options = Options { top: config.top, value: config.value };
         let mut failure = None;
         for output in &mut self.files {
-            let path = output.path.display().to_string().escape_debug().to_string();
+            let path = visible(&output.path.display().to_string()).into_owned();
             match output.write(profile, &options) {
                 Ok(()) if self.verbosity > Verbosity::Quiet => {
                     let _ = writeln!(io::stderr(), "wrote {path}");

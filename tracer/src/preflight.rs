@@ -18,6 +18,12 @@ pub enum Missing {
     /// The kernel is too old.
     #[error("this kernel is too old ({0}): Linux 5.17 or newer is needed")]
     Kernel(String),
+    /// Process ids mean something else here than in the kernel.
+    #[error(
+        "tracer runs in a PID namespace of its own, where process ids are not the kernel's: run it on the host, or in a \
+         container with --pid=host"
+    )]
+    PidNamespace,
     /// The kernel does not describe its types.
     #[error("this kernel does not describe its types ({0} is not there): one with CONFIG_DEBUG_INFO_BTF=y is needed")]
     Btf(String),
@@ -30,12 +36,18 @@ pub struct Machine {
     pub release: String,
     /// Effective capabilities of this process.
     pub capabilities: CapabilitySet,
+    /// Whether process ids are those of the kernel's first PID namespace.
+    pub first_pid_namespace: bool,
     /// Where the kernel's files are: `/`, but for tests.
     pub root: std::path::PathBuf,
 }
 
 /// Oldest kernel: bpf_loop is of 5.17, BPF ring buffers are of 5.8, batch operations on hash maps of 5.6.
 const OLDEST: (u32, u32) = (5, 17);
+
+/// What `/proc/PID/ns/pid` of the processes of the first PID namespace points to (PROC_PID_INIT_INO in the kernel's
+/// include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: &str = "pid:[4026531836]";
 
 /// The kernel's list of uprobes as a source of perf events.
 const UPROBE_PMU: &str = "sys/bus/event_source/devices/uprobe/type";
@@ -49,7 +61,9 @@ impl Machine {
     pub fn this() -> io::Result<Self> {
         let capabilities = rustix::thread::capabilities(None)?.effective;
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        Ok(Self { release, capabilities, root: "/".into() })
+        let namespace = std::fs::read_link("/proc/self/ns/pid").ok();
+        let first_pid_namespace = namespace.is_none_or(|namespace| namespace.as_os_str() == FIRST_PID_NAMESPACE);
+        Ok(Self { release, capabilities, first_pid_namespace, root: "/".into() })
     }
 
     /// Checks everything that tracing needs, the most common obstacle first.
@@ -58,6 +72,9 @@ impl Machine {
     /// The first thing that is [`Missing`].
     pub fn check(&self) -> Result<(), Missing> {
         self.check_capabilities()?;
+        if !self.first_pid_namespace {
+            return Err(Missing::PidNamespace);
+        }
         if kernel_version(&self.release).is_some_and(|version| version < OLDEST) {
             return Err(Missing::Kernel(self.release.clone()));
         }
@@ -105,6 +122,7 @@ mod tests {
         Machine {
             release: "6.1.0-44-cloud-amd64".to_owned(),
             capabilities: CapabilitySet::all(),
+            first_pid_namespace: true,
             root: root.to_owned(),
         }
     }
@@ -126,6 +144,9 @@ mod tests {
         // The old all-in-one right stands for the new ones.
         let classic = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
         assert_eq!(Machine { capabilities: classic, ..good.clone() }.check(), Ok(()));
+
+        let inside = Machine { first_pid_namespace: false, ..good.clone() };
+        assert_eq!(inside.check(), Err(Missing::PidNamespace));
 
         std::fs::remove_file(directory.path().join(BTF)).unwrap();
         assert_eq!(good.check(), Err(Missing::Btf(format!("/{BTF}"))));

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 ///
 /// The result is one line, obeys no terminal, reads in the order it is stored in, and has only characters that XML 1.0
 /// allows (production 2, `Char`), but for `<` and its like: see [`xml`].
-pub(super) fn visible(text: &str) -> Cow<'_, str> {
+pub fn visible(text: &str) -> Cow<'_, str> {
     if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) || !text.chars().any(hidden) {
         return Cow::Borrowed(text);
     }

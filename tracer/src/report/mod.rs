@@ -15,6 +15,8 @@ mod words;
 #[cfg(test)]
 mod fixture;
 
+pub use escape::visible;
+
 use std::{
     io::{self, BufWriter, Write},
     path::Path,
