@@ -13,8 +13,9 @@ use tracer_ebpf::{Header, Target, kind};
 
 use crate::{
     emit::{self, count_loss},
-    inflight::{self, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Entry, Op, Thread},
+    inflight::{self, Entry},
     process, stack,
+    thread::{self, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread},
 };
 
 /// Allocations smaller than this are not recorded. Set by user space before loading.
@@ -78,7 +79,7 @@ pub(crate) fn free(addr: u64) {
 pub(crate) fn leave(ctx: &RetProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(target) = process::target(pid_tgid) else { return };
-    let Some(thread) = inflight::existing(pid_tgid) else { return };
+    let Some(thread) = thread::existing(pid_tgid) else { return };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
     // The return has popped the address off the stack.
@@ -112,7 +113,7 @@ pub(crate) fn leave(ctx: &RetProbeContext) {
 pub(crate) fn leave_at_return(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(target) = process::target(pid_tgid) else { return };
-    let Some(thread) = inflight::existing(pid_tgid) else { return };
+    let Some(thread) = thread::existing(pid_tgid) else { return };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
     let sp = process::stack_pointer(ctx.as_ptr());
@@ -153,7 +154,7 @@ fn finish_realloc(target: &Target, call: Call, result: u64, unwanted: bool, head
 fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let mut target = process::target(pid_tgid)?;
-    let Some(thread) = inflight::thread(pid_tgid) else {
+    let Some(thread) = thread::of(pid_tgid) else {
         no_room(ctx);
         return None;
     };

@@ -4,104 +4,14 @@
 //! tells calls that never return (an exception, a longjmp, a cancelled thread) from those that still run: see
 //! [`nested`].
 
-use aya_ebpf::{
-    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
-    helpers::bpf_probe_read_user,
-    macros::map,
-    maps::{Array, HashMap},
-};
-use tracer_ebpf::{MAX_IN_FLIGHT, Stack, Target};
+use aya_ebpf::helpers::bpf_probe_read_user;
+use tracer_ebpf::{MAX_IN_FLIGHT, Target};
 
 use crate::{
     emit::count_loss,
-    walk::{self, Frames, Walk},
+    thread::{CALL_PLAIN_RETURN, Call, Thread},
+    walk,
 };
-
-/// How a call gives its block back.
-#[repr(u32)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Op {
-    /// In the return register.
-    Returned = 0,
-    /// Through a pointer argument, with a return value of 0 on success (posix_memalign).
-    Stored = 1,
-    /// In the return register, and an old block ends unless the call fails.
-    Realloc = 2,
-}
-
-/// One call in flight.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Call {
-    /// Stack pointer at the entry: where the return address lies.
-    pub(crate) sp: u64,
-    /// Bytes asked for.
-    pub(crate) size: u64,
-    /// Old block of a realloc, or where posix_memalign stores its result.
-    pub(crate) pointer: u64,
-    /// Return address, as it was before the kernel put its trampoline there.
-    pub(crate) caller: u64,
-    /// Id of the caller's stack.
-    pub(crate) stack: u64,
-    pub(crate) op: u32,
-    /// One of the `CALL_` bits.
-    pub(crate) flags: u32,
-}
-
-/// The new block is of no interest (outside the size filter).
-pub(crate) const CALL_UNWANTED: u32 = 1;
-/// The record that takes the old block out was lost.
-pub(crate) const CALL_TAKE_LOST: u32 = 2;
-/// The return slot is left as it is: the return is seen at a `ret` instruction.
-pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
-
-/// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
-#[repr(C)]
-pub(crate) struct Thread {
-    /// Calls in flight, outermost first.
-    pub(crate) calls: [Call; MAX_IN_FLIGHT],
-    /// How many of them.
-    pub(crate) depth: u32,
-    /// Calls that were given up for want of room.
-    pub(crate) given_up: u32,
-    /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
-    pub(crate) stack: Stack,
-    pub(crate) walk: Walk,
-    pub(crate) frames: Frames,
-}
-
-#[map]
-static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
-
-/// One zeroed thread, to insert from: it would not fit on the BPF stack.
-#[map]
-static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
-
-/// State of the current thread, if it has any.
-#[inline(always)]
-pub(crate) fn existing(pid_tgid: u64) -> Option<*mut Thread> {
-    THREADS.get_ptr_mut(pid_tgid)
-}
-
-/// State of the current thread, made on its first call.
-#[inline(always)]
-pub(crate) fn thread(pid_tgid: u64) -> Option<*mut Thread> {
-    if let Some(thread) = existing(pid_tgid) {
-        return Some(thread);
-    }
-    let zero = NEW_THREAD.get_ptr(0)?;
-    // SAFETY: the pointer comes from a map lookup; nothing ever writes to that entry.
-    if THREADS.insert(pid_tgid, unsafe { &*zero }, u64::from(BPF_NOEXIST)).is_err() {
-        return None;
-    }
-    existing(pid_tgid)
-}
-
-/// Forgets a thread that has ended or has become another program.
-#[inline(always)]
-pub(crate) fn forget(pid_tgid: u64) {
-    let _ = THREADS.remove(pid_tgid);
-}
 
 #[inline(always)]
 fn read_word(addr: u64) -> Option<u64> {

@@ -13,6 +13,7 @@ mod emit;
 mod inflight;
 mod process;
 mod stack;
+mod thread;
 mod walk;
 
 use aya_ebpf::{
@@ -21,7 +22,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::SIZE_OVERFLOW;
 
-use crate::inflight::Op;
+use crate::thread::Op;
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use tracer_ebpf::{Header, Target, kind};
 
-use crate::{emit, inflight, walk};
+use crate::{emit, thread, walk};
 
 /// Number of the signal that stops a process.
 const SIGSTOP: u32 = 19;
@@ -73,7 +73,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     let Some(target) = TARGETS.get_ptr_mut(tgid) else { return };
-    inflight::forget(pid_tgid);
+    thread::forget(pid_tgid);
     walk::forget(tgid);
     // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
     let generation = unsafe {
@@ -98,6 +98,6 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
 pub(crate) fn thread_exit() {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(target) = target(pid_tgid) else { return };
-    inflight::forget(pid_tgid);
+    thread::forget(pid_tgid);
     emit::moment(Header::new(kind::THREAD_EXIT, target.generation, 0, pid_tgid));
 }

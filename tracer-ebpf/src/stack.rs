@@ -3,7 +3,7 @@
 use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::LruHashMap, programs::ProbeContext};
 use tracer_ebpf::{Header, MAX_FRAMES, Target, kind};
 
-use crate::{emit, emit::count_loss, inflight::Thread, process, walk};
+use crate::{emit, emit::count_loss, process, thread::Thread, walk};
 
 /// Ids of stacks whose addresses were sent. Only a filter: user space owns the stacks, so an evicted id costs one more
 /// record, never a stack.

@@ -17,7 +17,7 @@ use tracer_ebpf::{
     unwind::{MAX_MAPPINGS, MAX_RULES, Mapping, Mappings, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind},
 };
 
-use crate::inflight::Thread;
+use crate::thread::{Thread, WINDOW, WINDOW_WORDS, Walk};
 
 #[map]
 static MAPPINGS: HashMap<u32, Mappings> = HashMap::with_max_entries(4096, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
@@ -32,82 +32,10 @@ static ROWS: Array<[u32; ROWS_PER_SHARD]> = Array::with_max_entries(1, 0);
 #[map]
 static RULES: Array<[u64; MAX_RULES]> = Array::with_max_entries(1, 0);
 
-/// Bytes of stack that are read at once, at most.
-pub(crate) const WINDOW: u64 = 8192;
 /// What is read when nothing is known of the stack's size.
 const FIRST_READ: u64 = 4096;
-const WINDOW_WORDS: usize = WINDOW as usize / 8;
-
 /// Slot of a frame that must not be replayed from the cache.
 const NOT_REPLAYABLE: u64 = 1;
-
-/// Registers in a frame, and how the caller's frame pointer was found from it.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Frame {
-    sp: u64,
-    pc: u64,
-    fp: u64,
-    /// Address of the saved frame pointer; 0 when it stayed in its register; 1 when the frame is not to be replayed.
-    fp_slot: u64,
-    /// Fold over the addresses from the root to here. In the cache only.
-    hash: u64,
-}
-
-/// Progress of a walk. In map memory: on the BPF stack the verifier would tell every iteration from every other.
-#[repr(C)]
-pub(crate) struct Walk {
-    /// The frame that is being looked at.
-    pc: u64,
-    sp: u64,
-    fp: u64,
-    /// 1 when pc is a return address: the call is what counts, the instruction before it.
-    back: u64,
-    /// Slot of the saved frame pointer of the last step.
-    fp_slot: u64,
-    /// Frames so far.
-    count: u64,
-    /// Of those, how many of the last were replayed from the cache without a gap.
-    replayed: u64,
-    /// Frames to be merged, and where, and the hash so far.
-    fresh: u64,
-    hash: u64,
-    /// Index of the next cached frame to compare with; negative: none.
-    candidate: i64,
-    /// Whether a frame that is as in the cache brings its callers in with it if all their slots are unchanged.
-    whole: u32,
-    reserved: u32,
-    /// Bits in which slots differ from what the cache has.
-    difference: u64,
-    /// How it ended: 0 not yet.
-    status: u32,
-    /// Whether a frame was found in a way that may not be replayed.
-    tainted: u32,
-    /// Whether a word of this step could not be read.
-    unreadable: u64,
-    /// The mapping that was hit last.
-    mapping: Mapping,
-    /// Addresses that `window` holds: from, and how many bytes.
-    start: u64,
-    len: u64,
-    trampoline: u64,
-    window: [u64; WINDOW_WORDS],
-}
-
-/// The thread's last stack, root first, and the frames of the present one, leaf first.
-#[repr(C)]
-pub(crate) struct Frames {
-    /// Frames in `cache`; 0 when nothing in it holds.
-    pub(crate) cached: u32,
-    /// Generation of the mappings that `cache` is of.
-    generation: u32,
-    /// Value of [`EPOCH`] at which that was looked at last.
-    epoch: u64,
-    /// Id of a stack whose addresses were sent; 0: none.
-    pub(crate) sent: u64,
-    cache: [Frame; MAX_FRAMES],
-    fresh: [Frame; MAX_FRAMES],
-}
 
 /// What a loop works on: the state that outlives it, and the mappings, which are looked up once.
 #[repr(C)]

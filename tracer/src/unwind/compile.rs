@@ -4,8 +4,8 @@ use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian, UnwindSection};
 use thiserror::Error;
 
 use super::{
-    entries::{Bytes, Cies, Entries, Function},
-    program::{Machine, State},
+    entries::{Cies, Entries, Function},
+    program::{Bytes, Machine, State},
     rule::{Reason, unsupported},
     table::{Collector, Table},
 };

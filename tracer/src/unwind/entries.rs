@@ -1,17 +1,9 @@
 //! The entries of a section of call frame information, one after the other, whatever is wrong with some of them.
 
-use gimli::{
-    BaseAddresses, CommonInformationEntry, EndianSlice, Error, FrameDescriptionEntry, LittleEndian, UnwindOffset,
-    UnwindSection,
-};
+use gimli::{BaseAddresses, Error, FrameDescriptionEntry, UnwindOffset, UnwindSection};
 use hashbrown::HashMap;
 
-use super::program::{Machine, State};
-
-/// Bytes as gimli reads them.
-pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
-/// What functions have in common.
-pub(super) type Cie<'a> = CommonInformationEntry<Bytes<'a>>;
+use super::program::{Bytes, Cie, Machine, State};
 
 /// Longest entry of what functions have in common, bytes: usual are 20 to 40. It is read again for each function in the
 /// worst case, so its length bounds the time.

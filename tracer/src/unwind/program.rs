@@ -5,9 +5,15 @@
 
 use std::ops::Range;
 
-use gimli::{CallFrameInstruction, CallFrameInstructionIter, Register, UnwindExpression, X86_64};
+use gimli::{
+    CallFrameInstruction, CallFrameInstructionIter, CommonInformationEntry, EndianSlice, LittleEndian, Register,
+    UnwindExpression, X86_64,
+};
 
-use super::entries::{Bytes, Cie};
+/// Bytes as gimli reads them.
+pub(super) type Bytes<'a> = EndianSlice<'a, LittleEndian>;
+/// What functions have in common.
+pub(super) type Cie<'a> = CommonInformationEntry<Bytes<'a>>;
 
 /// Most states that can be remembered at once; compilers need two.
 const MAX_REMEMBERED: usize = 8;

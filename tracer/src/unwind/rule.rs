@@ -10,9 +10,8 @@ use tracer_ebpf::unwind::{
 };
 
 use super::{
-    entries::Cie,
     expression::Shape,
-    program::{Cfa, Saved, State},
+    program::{Cfa, Cie, Saved, State},
 };
 
 /// Why a rule is [`UNSUPPORTED`].

@@ -1,0 +1,166 @@
+//! What is kept of each traced thread, from one of its calls to the next.
+
+use aya_ebpf::{
+    bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    macros::map,
+    maps::{Array, HashMap},
+};
+use tracer_ebpf::{MAX_FRAMES, MAX_IN_FLIGHT, Stack, unwind::Mapping};
+
+/// Bytes of stack that are read at once, at most.
+pub(crate) const WINDOW: u64 = 8192;
+pub(crate) const WINDOW_WORDS: usize = WINDOW as usize / 8;
+
+/// Registers in a frame, and how the caller's frame pointer was found from it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Frame {
+    pub(crate) sp: u64,
+    pub(crate) pc: u64,
+    pub(crate) fp: u64,
+    /// Address of the saved frame pointer; 0 when it stayed in its register; 1 when the frame is not to be replayed.
+    pub(crate) fp_slot: u64,
+    /// Fold over the addresses from the root to here. In the cache only.
+    pub(crate) hash: u64,
+}
+
+/// Progress of a walk. In map memory: on the BPF stack the verifier would tell every iteration from every other.
+#[repr(C)]
+pub(crate) struct Walk {
+    /// The frame that is being looked at.
+    pub(crate) pc: u64,
+    pub(crate) sp: u64,
+    pub(crate) fp: u64,
+    /// 1 when pc is a return address: the call is what counts, the instruction before it.
+    pub(crate) back: u64,
+    /// Slot of the saved frame pointer of the last step.
+    pub(crate) fp_slot: u64,
+    /// Frames so far.
+    pub(crate) count: u64,
+    /// Of those, how many of the last were replayed from the cache without a gap.
+    pub(crate) replayed: u64,
+    /// Frames to be merged, and where, and the hash so far.
+    pub(crate) fresh: u64,
+    pub(crate) hash: u64,
+    /// Index of the next cached frame to compare with; negative: none.
+    pub(crate) candidate: i64,
+    /// Whether a frame that is as in the cache brings its callers in with it if all their slots are unchanged.
+    pub(crate) whole: u32,
+    pub(crate) reserved: u32,
+    /// Bits in which slots differ from what the cache has.
+    pub(crate) difference: u64,
+    /// How it ended: 0 not yet.
+    pub(crate) status: u32,
+    /// Whether a frame was found in a way that may not be replayed.
+    pub(crate) tainted: u32,
+    /// Whether a word of this step could not be read.
+    pub(crate) unreadable: u64,
+    /// The mapping that was hit last.
+    pub(crate) mapping: Mapping,
+    /// Addresses that `window` holds: from, and how many bytes.
+    pub(crate) start: u64,
+    pub(crate) len: u64,
+    pub(crate) trampoline: u64,
+    pub(crate) window: [u64; WINDOW_WORDS],
+}
+
+/// The thread's last stack, root first, and the frames of the present one, leaf first.
+#[repr(C)]
+pub(crate) struct Frames {
+    /// Frames in `cache`; 0 when nothing in it holds.
+    pub(crate) cached: u32,
+    /// Generation of the mappings that `cache` is of.
+    pub(crate) generation: u32,
+    /// Value of [`EPOCH`] at which that was looked at last.
+    pub(crate) epoch: u64,
+    /// Id of a stack whose addresses were sent; 0: none.
+    pub(crate) sent: u64,
+    pub(crate) cache: [Frame; MAX_FRAMES],
+    pub(crate) fresh: [Frame; MAX_FRAMES],
+}
+
+/// How a call gives its block back.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// In the return register.
+    Returned = 0,
+    /// Through a pointer argument, with a return value of 0 on success (posix_memalign).
+    Stored = 1,
+    /// In the return register, and an old block ends unless the call fails.
+    Realloc = 2,
+}
+
+/// One call in flight.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Call {
+    /// Stack pointer at the entry: where the return address lies.
+    pub(crate) sp: u64,
+    /// Bytes asked for.
+    pub(crate) size: u64,
+    /// Old block of a realloc, or where posix_memalign stores its result.
+    pub(crate) pointer: u64,
+    /// Return address, as it was before the kernel put its trampoline there.
+    pub(crate) caller: u64,
+    /// Id of the caller's stack.
+    pub(crate) stack: u64,
+    pub(crate) op: u32,
+    /// One of the `CALL_` bits.
+    pub(crate) flags: u32,
+}
+
+/// The new block is of no interest (outside the size filter).
+pub(crate) const CALL_UNWANTED: u32 = 1;
+/// The record that takes the old block out was lost.
+pub(crate) const CALL_TAKE_LOST: u32 = 2;
+/// The return slot is left as it is: the return is seen at a `ret` instruction.
+pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
+
+/// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
+#[repr(C)]
+pub(crate) struct Thread {
+    /// Calls in flight, outermost first.
+    pub(crate) calls: [Call; MAX_IN_FLIGHT],
+    /// How many of them.
+    pub(crate) depth: u32,
+    /// Calls that were given up for want of room.
+    pub(crate) given_up: u32,
+    /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
+    pub(crate) stack: Stack,
+    pub(crate) walk: Walk,
+    pub(crate) frames: Frames,
+}
+
+#[map]
+static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+
+/// One zeroed thread, to insert from: it would not fit on the BPF stack.
+#[map]
+static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
+
+/// State of the current thread, if it has any.
+#[inline(always)]
+pub(crate) fn existing(pid_tgid: u64) -> Option<*mut Thread> {
+    THREADS.get_ptr_mut(pid_tgid)
+}
+
+/// State of the current thread, made on its first call.
+#[inline(always)]
+pub(crate) fn of(pid_tgid: u64) -> Option<*mut Thread> {
+    if let Some(thread) = existing(pid_tgid) {
+        return Some(thread);
+    }
+    let zero = NEW_THREAD.get_ptr(0)?;
+    // SAFETY: the pointer comes from a map lookup; nothing ever writes to that entry.
+    if THREADS.insert(pid_tgid, unsafe { &*zero }, u64::from(BPF_NOEXIST)).is_err() {
+        return None;
+    }
+    existing(pid_tgid)
+}
+
+/// Forgets a thread that has ended or has become another program.
+#[inline(always)]
+pub(crate) fn forget(pid_tgid: u64) {
+    let _ = THREADS.remove(pid_tgid);
+}
