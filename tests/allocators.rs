@@ -1,30 +1,20 @@
 //! Calls into the allocator that never return, and allocators whose functions call each other: what comes after is exact.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::harness::{
-    C, CXX, Run, Source, Target, Truth, WITH_FRAME_POINTERS, check_functions, check_holders, preloadable, require_root,
-};
-
-fn own_allocator() -> PathBuf {
-    let flags = &["-fno-builtin", "-shared", "-fPIC"];
-    Source { compiler: C, files: &["own_allocator.c"], flags }.build()
-}
+use crate::harness::{Run, Target, Truth, check_functions, check_holders, compiled, preloadable, require_root};
 
 /// Does to an allocator in a library what `order` says and compares what every function of the program holds.
 fn check_hook(order: &str) {
     require_root();
-    let program = Source { compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS }.build();
-    let allocator = own_allocator();
-    check_order(order, &program, &[("LD_PRELOAD", allocator.to_str().unwrap())]);
+    let allocator = compiled("own allocator");
+    check_order(order, &compiled("dies"), &[("LD_PRELOAD", allocator.to_str().unwrap())]);
 }
 
 /// The same where the allocator is in the executable: then its callers are in the allocator's own file.
 fn check_hook_in_executable(order: &str) {
     require_root();
-    let flags = &["-fno-builtin", "-rdynamic", "-fno-omit-frame-pointer"];
-    let program = Source { compiler: C, files: &["dies.c", "own_allocator.c"], flags }.build();
-    check_order(order, &program, &[]);
+    check_order(order, &compiled("dies, own allocator"), &[]);
 }
 
 fn check_order(order: &str, program: &Path, environment: &[(&str, &str)]) {
@@ -70,7 +60,7 @@ fn jumps_out_of_a_realloc() {
 /// What a new-handler does while operator new runs. `orders` are the ways it ends.
 fn check_new_handler(what: &str, preload: Option<&str>, orders: &[&str]) {
     require_root();
-    let program = Source { compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS }.build();
+    let program = compiled("new_handler");
     let environment: Vec<(&str, &str)> = preload.iter().map(|path| ("LD_PRELOAD", *path)).collect();
     let mut target = Target::start_with(&program, &[], &environment);
     let tracer = Run::pid(target.pid()).start();

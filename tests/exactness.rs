@@ -1,20 +1,17 @@
 //! Every function's bytes and blocks, off by 0: four threads over the whole malloc family, on each allocator.
 
-use crate::harness::{
-    self, C, Held, Run, Source, Target, WITH_FRAME_POINTERS, WITHOUT_FRAME_POINTERS, alone, check_functions,
-    preloadable,
-};
+use crate::harness::{self, Held, Run, Target, alone, check_functions, compiled, preloadable};
 
 const RUNS: usize = 10;
 
-/// Runs the family program under the tracer and compares every function, ten times over.
-fn check(what: &str, source: &Source<'_>, preload: Option<&str>) {
-    check_runs(RUNS, what, source, preload, &[]);
+/// Runs a family program under the tracer and compares every function, ten times over.
+fn check(what: &str, program: &str, preload: Option<&str>) {
+    check_runs(RUNS, what, program, preload, &[]);
 }
 
-fn check_runs(runs: usize, what: &str, source: &Source<'_>, preload: Option<&str>, options: &[&str]) {
+fn check_runs(runs: usize, what: &str, program: &str, preload: Option<&str>, options: &[&str]) {
     harness::require_root();
-    let program = source.build();
+    let program = compiled(program);
     let environment: Vec<(&str, &str)> = preload.iter().map(|path| ("LD_PRELOAD", *path)).collect();
     let _turn = alone();
     for run in 1..=runs {
@@ -32,45 +29,39 @@ fn check_runs(runs: usize, what: &str, source: &Source<'_>, preload: Option<&str
     }
 }
 
-fn family(flags: &'static [&'static str]) -> Source<'static> {
-    Source { compiler: C, files: &["family.c"], flags }
-}
-
 #[test]
 fn family_on_the_c_library_with_frame_pointers() {
-    check("glibc, frame pointers", &family(WITH_FRAME_POINTERS), None);
+    check("glibc, frame pointers", "family, frame pointers", None);
 }
 
 #[test]
 fn family_on_the_c_library_without_frame_pointers() {
-    check("glibc, no frame pointers", &family(WITHOUT_FRAME_POINTERS), None);
+    check("glibc, no frame pointers", "family", None);
 }
 
 /// As on kernels that have no uprobe-multi links, or not the right ones.
 #[test]
 fn family_on_the_c_library_by_perf_events() {
-    check_runs(2, "glibc, perf events", &family(WITHOUT_FRAME_POINTERS), None, &["--perf-events"]);
+    check_runs(2, "glibc, perf events", "family", None, &["--perf-events"]);
 }
 
 #[test]
 fn family_on_jemalloc() {
-    check("jemalloc", &family(WITHOUT_FRAME_POINTERS), Some(&preloadable("jemalloc")));
+    check("jemalloc", "family", Some(&preloadable("jemalloc")));
 }
 
 #[test]
 fn family_on_tcmalloc() {
-    check("tcmalloc", &family(WITHOUT_FRAME_POINTERS), Some(&preloadable("tcmalloc")));
+    check("tcmalloc", "family", Some(&preloadable("tcmalloc")));
 }
 
 #[test]
 fn family_on_mimalloc() {
-    check("mimalloc", &family(WITHOUT_FRAME_POINTERS), Some(&preloadable("mimalloc")));
+    check("mimalloc", "family", Some(&preloadable("mimalloc")));
 }
 
 /// An executable that exports an allocator of its own, in which calls are nested: each is counted once.
 #[test]
 fn family_on_an_allocator_of_its_own() {
-    let files = &["family.c", "own_allocator.c"];
-    let source = Source { compiler: C, files, flags: &["-fno-builtin", "-rdynamic"] };
-    check("own allocator", &source, None);
+    check("own allocator", "family, own allocator", None);
 }

@@ -2,12 +2,12 @@
 
 use std::{thread, time::Duration};
 
-use crate::harness::{C, Held, Outcome, Report, Run, Source, Target, Truth, WITH_FRAME_POINTERS, require_root};
+use crate::harness::{Held, Outcome, Report, Run, Target, Truth, compiled, require_root};
 
 /// Traces a program that keeps 4000 blocks of 100 to 149 bytes and 100 of 1000 to 1099; `between` happens in between.
 fn traced(arguments: &[&str], names: &[&str], between: impl FnOnce()) -> (Outcome, Truth) {
     require_root();
-    let program = Source { compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS }.build();
+    let program = compiled("churn");
     let mut target = Target::start_with(&program, &["1"], &[]);
     let run = Run::pid(target.pid());
     let outputs: Vec<String> = names
@@ -134,7 +134,7 @@ fn a_report_every_interval() {
 #[test]
 fn a_duration_ends_the_trace() {
     require_root();
-    let program = Source { compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS }.build();
+    let program = compiled("churn");
     let mut target = Target::start_with(&program, &["1"], &[]);
     let tracer = Run::pid(target.pid()).args(["--duration", "1s"]).env("NO_COLOR", "1").start();
     let truth = target.ask("keep");

@@ -1,12 +1,12 @@
 //! Hostile targets: names that terminals, browsers and parsers trip over, and garbage mapped as code.
 
-use crate::harness::{C, Outcome, Run, Source, Target, WITH_FRAME_POINTERS, require_root, scratch};
+use crate::harness::{Outcome, Run, Target, compiled, require_root, scratch};
 
 /// Traces the hostile program into every format.
 fn traced() -> (Outcome, crate::harness::Truth) {
     require_root();
     let folder = scratch();
-    let program = Source { compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS }.build();
+    let program = compiled("hostile");
     let garbage = folder.path().join("garbage");
     let mut target = Target::start_with(&program, &[garbage.to_str().unwrap()], &[]);
     let run = Run::pid(target.pid());

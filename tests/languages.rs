@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use crate::harness::{
-    ALLOCATORS, CXX, RUST, Run, Source, Target, WITH_FRAME_POINTERS, check_holders, preloadable, require_root,
-};
+use crate::harness::{ALLOCATORS, Run, Target, check_holders, compiled, preloadable, require_root};
 
 fn check(what: &str, program: &Path, preload: Option<&str>) {
     require_root();
@@ -19,14 +17,13 @@ fn check(what: &str, program: &Path, preload: Option<&str>) {
 
 #[test]
 fn cpp_on_the_c_library() {
-    let program = Source { compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS }.build();
-    check("glibc", &program, None);
+    check("glibc", &compiled("cpp"), None);
 }
 
 /// operator new is then a function of the allocator itself.
 #[test]
 fn cpp_on_allocators_with_their_own_new() {
-    let program = Source { compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS }.build();
+    let program = compiled("cpp");
     for allocator in ALLOCATORS {
         check(allocator.file, &program, Some(&preloadable(allocator.file)));
     }
@@ -34,6 +31,5 @@ fn cpp_on_allocators_with_their_own_new() {
 
 #[test]
 fn rust_service() {
-    let program = Source { compiler: RUST, files: &["rust_service.rs"], flags: &[] }.build();
-    check("rust", &program, None);
+    check("rust", &compiled("rust_service"), None);
 }

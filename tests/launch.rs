@@ -4,13 +4,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{
-    C, CXX, Held, Run, Source, Truth, WITH_FRAME_POINTERS, check_functions, preloadable, require_root, scratch,
-};
-
-fn launched() -> PathBuf {
-    Source { compiler: CXX, files: &["launched.cpp"], flags: WITH_FRAME_POINTERS }.build()
-}
+use crate::harness::{Held, Run, Truth, check_functions, compiled, preloadable, require_root, scratch};
 
 fn told(output: &str) -> Truth {
     let mut truth = Truth::default();
@@ -37,7 +31,7 @@ fn check(what: &str, options: &[&str], command: &[&str], program: &Path, code: i
 
 #[test]
 fn the_status_is_the_commands() {
-    let program = launched();
+    let program = compiled("launched");
     let path = program.to_str().unwrap();
     for (end, code) in [("0", 0), ("7", 7), ("kill", 128 + Signal::SIGTERM as i32)] {
         check(end, &[], &[path, end], &program, code);
@@ -50,8 +44,7 @@ fn a_command_that_ends_while_it_is_loaded() {
     require_root();
     let folder = scratch();
     let missing = folder.path().join("libmissing.so");
-    let library = Source { compiler: C, files: &["own_allocator.c"], flags: &["-fno-builtin", "-shared", "-fPIC"] };
-    std::fs::copy(library.build(), &missing).unwrap();
+    std::fs::copy(compiled("own allocator"), &missing).unwrap();
     let program = folder.path().join("brief");
     let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/programs/brief.c");
     let linked = std::process::Command::new("cc").arg("-o").arg(&program).args([&source, &missing]).status().unwrap();
@@ -67,7 +60,7 @@ fn a_command_that_ends_while_it_is_loaded() {
 /// By a script: the shell becomes the program, which starts with another allocator state.
 #[test]
 fn a_shell_that_becomes_the_program() {
-    let program = launched();
+    let program = compiled("launched");
     let script = format!("exec {} 5", program.display());
     require_root();
     let outcome = Run::launch(&[], ["sh", "-c", &script]).finish();
@@ -78,7 +71,7 @@ fn a_shell_that_becomes_the_program() {
 /// A preloaded allocator is mapped after the C library, and searched before it.
 #[test]
 fn a_preloaded_allocator_is_found() {
-    let program = launched();
+    let program = compiled("launched");
     let preload = format!("LD_PRELOAD={}", preloadable("jemalloc"));
     require_root();
     let outcome = Run::launch(&[], ["env", &preload, program.to_str().unwrap(), "3"]).finish();
@@ -91,7 +84,7 @@ fn a_preloaded_allocator_is_found() {
 #[test]
 fn a_short_life_has_names() {
     require_root();
-    let program = Source { compiler: C, files: &["brief.c"], flags: WITH_FRAME_POINTERS }.build();
+    let program = compiled("brief");
     for _ in 0..3 {
         let report = Run::launch(&[], [&program]).finish().report(0);
         assert_eq!(report.below("forget_quickly"), Held { bytes: 4242, blocks: 1 });

@@ -1,21 +1,17 @@
 //! Full load: nothing lost with the default buffer; and when events are lost, the loss is told and no leak is invented.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{thread, time::Duration};
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{C, Run, Source, Target, WITH_FRAME_POINTERS, alone, check_functions, require_root};
-
-fn churn() -> PathBuf {
-    Source { compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS }.build()
-}
+use crate::harness::{Run, Target, alone, check_functions, compiled, require_root};
 
 /// Two threads at full speed for seconds, with leaks before, within and after.
 #[test]
 fn nothing_is_lost_at_full_speed() {
     require_root();
     let _turn = alone();
-    let program = churn();
+    let program = compiled("churn");
     let mut target = Target::start_with(&program, &["2"], &[]);
     let tracer = Run::pid(target.pid()).start();
     for order in ["keep", "leak", "start"] {
@@ -40,7 +36,7 @@ fn nothing_is_lost_at_full_speed() {
 fn a_loss_is_told_and_makes_no_leak() {
     require_root();
     let _turn = alone();
-    let program = churn();
+    let program = compiled("churn");
     let mut target = Target::start_with(&program, &["2"], &[]);
     let tracer = Run::pid(target.pid()).args(["--buffer-size", "64KiB"]).start();
     target.ask("keep");

@@ -1,18 +1,14 @@
 //! Processes that change under the tracer: exec, fork, a first thread that ends, and several at once.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{thread, time::Duration};
 
-use crate::harness::{C, Run, Source, Target, WITH_FRAME_POINTERS, check_functions, require_root};
-
-fn build(file: &str) -> PathBuf {
-    Source { compiler: C, files: &[file], flags: WITH_FRAME_POINTERS }.build()
-}
+use crate::harness::{Run, Target, check_functions, compiled, require_root};
 
 /// The new image starts with nothing, and is traced from its start.
 #[test]
 fn exec_begins_anew() {
     require_root();
-    let program = build("exec.c");
+    let program = compiled("exec");
     let mut target = Target::start(&program);
     let tracer = Run::pid(target.pid()).start();
     let truth = target.ask("begin");
@@ -25,7 +21,7 @@ fn exec_begins_anew() {
 #[test]
 fn children_are_not_their_parent() {
     require_root();
-    let program = build("fork.c");
+    let program = compiled("fork");
     let mut target = Target::start(&program);
     let tracer = Run::pid(target.pid()).start();
     let truth = target.ask("begin");
@@ -39,7 +35,7 @@ fn children_are_not_their_parent() {
 #[test]
 fn the_first_thread_ends() {
     require_root();
-    let program = build("main_exits.c");
+    let program = compiled("main_exits");
     let mut target = Target::start(&program);
     let tracer = Run::pid(target.pid()).start();
     target.say("begin");
@@ -54,7 +50,7 @@ fn the_first_thread_ends() {
 #[test]
 fn the_first_thread_ends_with_the_perf_events() {
     require_root();
-    let program = build("main_exits.c");
+    let program = compiled("main_exits");
     let mut target = Target::start(&program);
     let tracer = Run::pid(target.pid()).args(["--perf-events"]).start();
     target.say("begin");
@@ -73,7 +69,7 @@ fn the_first_thread_ends_with_the_perf_events() {
 #[test]
 fn several_processes_are_kept_apart() {
     require_root();
-    let program = build("fork.c");
+    let program = compiled("fork");
     let mut targets = [Target::start(&program), Target::start(&program)];
     let second = targets[1].pid().to_string();
     let tracer = Run::pid(targets[0].pid()).args(["--pid", &second]).start();
@@ -91,7 +87,7 @@ fn several_processes_are_kept_apart() {
 #[test]
 fn the_end_of_the_target_ends_the_trace() {
     require_root();
-    let program = build("fork.c");
+    let program = compiled("fork");
     let mut target = Target::start(&program);
     let tracer = Run::pid(target.pid()).start();
     let truth = target.ask("begin");

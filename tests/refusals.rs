@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{C, Outcome, Run, Source, Target, WITH_FRAME_POINTERS, require_root, scratch};
+use crate::harness::{Outcome, Run, Target, compiled, require_root, scratch};
 
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
@@ -25,7 +25,7 @@ fn check(outcome: &Outcome, code: i32, words: &[&str]) {
 }
 
 fn sleeper() -> Target {
-    Target::start(&Source { compiler: C, files: &["fork.c"], flags: WITH_FRAME_POINTERS }.build())
+    Target::start(&compiled("fork"))
 }
 
 #[test]
@@ -93,11 +93,7 @@ fn a_zombie() {
 #[test]
 fn a_thread_instead_of_its_process() {
     require_root();
-    let target = Target::start_with(
-        &Source { compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS }.build(),
-        &["1"],
-        &[],
-    );
+    let target = Target::start_with(&compiled("churn"), &["1"], &[]);
     let threads = fs::read_dir(format!("/proc/{}/task", target.pid())).unwrap();
     let mut threads = threads.map(|entry| entry.unwrap().file_name().to_string_lossy().parse().unwrap());
     let thread: u32 = threads.find(|thread| *thread != target.pid()).unwrap();

@@ -1,6 +1,6 @@
 //! Complete stacks: chains of every shape, by the names of their functions, on stock flags without frame pointers.
 
-use crate::harness::{CXX, Report, Run, Source, Target, check_functions, require_root};
+use crate::harness::{Report, Run, Target, check_functions, compiled, require_root};
 
 /// The functions above a caller of the allocator, from `main` or where its thread begins, without inlined parts of libraries.
 fn chain<'a>(report: &'a Report, caller: &str) -> Vec<&'a str> {
@@ -11,9 +11,9 @@ fn chain<'a>(report: &'a Report, caller: &str) -> Vec<&'a str> {
     names.filter(|name| !name.contains("std::") && !name.contains("__gnu_cxx")).collect()
 }
 
-fn check(what: &str, flags: &[&str]) {
+fn check(what: &str) {
     require_root();
-    let program = Source { compiler: CXX, files: &["shapes.cpp"], flags }.build();
+    let program = compiled(what);
     let mut target = Target::start(&program);
     let tracer = Run::pid(target.pid()).start();
     let truth = target.ask("begin");
@@ -57,7 +57,7 @@ fn check(what: &str, flags: &[&str]) {
 
 #[test]
 fn every_shape_without_frame_pointers() {
-    for optimization in ["-O2", "-O0", "-Os", "-O3"] {
-        check(optimization, &[optimization, "-fomit-frame-pointer"]);
+    for program in ["shapes -O2", "shapes -O0", "shapes -Os", "shapes -O3"] {
+        check(program);
     }
 }

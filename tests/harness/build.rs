@@ -9,34 +9,32 @@ use std::{
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/programs");
 
-/// With and without frame pointers: the rest is the same, so that results can be compared.
-pub(crate) const WITH_FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"];
-pub(crate) const WITHOUT_FRAME_POINTERS: &[&str] = &["-fomit-frame-pointer"];
-
 /// A compiler with its flags.
 #[derive(Clone, Copy, Hash)]
-pub(crate) struct Compiler {
+pub(super) struct Compiler {
     name: &'static str,
     flags: &'static [&'static str],
 }
 
 // Warnings are off: the programs do what compilers warn of, such as asking for more than there is.
-pub(crate) const C: Compiler = Compiler { name: "gcc", flags: &["-std=gnu17", "-O2", "-w", "-pthread"] };
-pub(crate) const CXX: Compiler = Compiler { name: "g++", flags: &["-std=c++20", "-O2", "-w", "-pthread"] };
-pub(crate) const RUST: Compiler =
+pub(super) const C: Compiler = Compiler { name: "gcc", flags: &["-std=gnu17", "-O2", "-w", "-pthread"] };
+pub(super) const CXX: Compiler = Compiler { name: "g++", flags: &["-std=c++20", "-O2", "-w", "-pthread"] };
+pub(super) const RUST: Compiler =
     Compiler { name: "rustc", flags: &["--edition", "2024", "-O", "-C", "force-frame-pointers=yes", "-A", "warnings"] };
 
 /// A program to be compiled.
-pub(crate) struct Source<'a> {
-    pub(crate) compiler: Compiler,
+pub(super) struct Source {
+    /// What tests call it.
+    pub(super) name: &'static str,
+    pub(super) compiler: Compiler,
     /// Files in the folder of programs.
-    pub(crate) files: &'a [&'a str],
-    pub(crate) flags: &'a [&'a str],
+    pub(super) files: &'static [&'static str],
+    pub(super) flags: &'static [&'static str],
 }
 
-impl Source<'_> {
+impl Source {
     /// Compiles it, unless that has been done before.
-    pub(crate) fn build(&self) -> PathBuf {
+    pub(super) fn build(&self) -> PathBuf {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let stem = Path::new(self.files[0]).file_stem().unwrap().to_string_lossy().into_owned();
         let program = folder.join(format!("{stem}-{:016x}", self.hash()));

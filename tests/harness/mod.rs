@@ -2,15 +2,16 @@
 
 mod build;
 mod machine;
+mod programs;
 mod report;
 mod target;
 mod tracer;
 mod truth;
 
-pub(crate) use build::{C, CXX, RUST, Source, WITH_FRAME_POINTERS, WITHOUT_FRAME_POINTERS};
 pub(crate) use machine::{
     ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, wait_until,
 };
+pub(crate) use programs::compiled;
 pub(crate) use report::{Held, Report, Stack};
 pub(crate) use target::Target;
 pub(crate) use tracer::{Outcome, Run};

@@ -1,0 +1,67 @@
+//! The ground-truth programs: which there are, and how each is compiled.
+//!
+//! Tests ask for them by name. That all are in one table lets them be compiled ahead of the tests, for machines without a
+//! compiler.
+
+use std::path::PathBuf;
+
+use super::build::{C, CXX, RUST, Source};
+
+/// The rest is the same, so that results can be compared.
+const WITH_FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"];
+const WITHOUT_FRAME_POINTERS: &[&str] = &["-fomit-frame-pointer"];
+
+/// An allocator in the executable: its functions are called by name, and libraries find them.
+const EXPORTED_ALLOCATOR: &[&str] = &["-fno-builtin", "-rdynamic", "-fno-omit-frame-pointer"];
+
+const PROGRAMS: &[Source] = &[
+    Source { name: "brief", compiler: C, files: &["brief.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "churn", compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "cpp", compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS },
+    Source { name: "dies", compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "dies, own allocator",
+        compiler: C,
+        files: &["dies.c", "own_allocator.c"],
+        flags: EXPORTED_ALLOCATOR,
+    },
+    Source { name: "exec", compiler: C, files: &["exec.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "family", compiler: C, files: &["family.c"], flags: WITHOUT_FRAME_POINTERS },
+    Source { name: "family, frame pointers", compiler: C, files: &["family.c"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "family, own allocator",
+        compiler: C,
+        files: &["family.c", "own_allocator.c"],
+        flags: &["-fno-builtin", "-rdynamic"],
+    },
+    Source { name: "fork", compiler: C, files: &["fork.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "hostile", compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "launched", compiler: CXX, files: &["launched.cpp"], flags: WITH_FRAME_POINTERS },
+    Source { name: "main_exits", compiler: C, files: &["main_exits.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "own allocator",
+        compiler: C,
+        files: &["own_allocator.c"],
+        flags: &["-fno-builtin", "-shared", "-fPIC"],
+    },
+    Source { name: "rust_service", compiler: RUST, files: &["rust_service.rs"], flags: &[] },
+    Source { name: "shapes -O0", compiler: CXX, files: &["shapes.cpp"], flags: &["-O0", "-fomit-frame-pointer"] },
+    Source { name: "shapes -O2", compiler: CXX, files: &["shapes.cpp"], flags: &["-O2", "-fomit-frame-pointer"] },
+    Source { name: "shapes -O3", compiler: CXX, files: &["shapes.cpp"], flags: &["-O3", "-fomit-frame-pointer"] },
+    Source { name: "shapes -Os", compiler: CXX, files: &["shapes.cpp"], flags: &["-Os", "-fomit-frame-pointer"] },
+];
+
+/// Path of a program, compiled unless that has been done before.
+#[track_caller]
+pub(crate) fn compiled(name: &str) -> PathBuf {
+    let source = PROGRAMS.iter().find(|source| source.name == name);
+    source.unwrap_or_else(|| panic!("no program {name:?} in {}", file!())).build()
+}
+
+#[test]
+fn every_program_compiles() {
+    for source in PROGRAMS {
+        source.build();
+    }
+}
