@@ -1,18 +1,19 @@
 //! Every function's bytes and blocks, off by 0: four threads over the whole malloc family, on each allocator.
 
-use crate::harness::{self, Held, Run, Target, alone, check_functions, compiled, preloadable};
+use crate::harness::{self, Held, Run, Target, alone, check_functions, compiled, preloadable, slowness};
 
-const RUNS: usize = 10;
+const RUNS: u32 = 10;
 
 /// Runs a family program under the tracer and compares every function, ten times over.
 fn check(what: &str, program: &str, preload: Option<&str>) {
     check_runs(RUNS, what, program, preload, &[]);
 }
 
-fn check_runs(runs: usize, what: &str, program: &str, preload: Option<&str>, options: &[&str]) {
+fn check_runs(runs: u32, what: &str, program: &str, preload: Option<&str>, options: &[&str]) {
     harness::require_root();
     let program = compiled(program);
     let environment: Vec<(&str, &str)> = preload.iter().map(|path| ("LD_PRELOAD", *path)).collect();
+    let runs = (runs / slowness()).max(1);
     let _turn = alone();
     for run in 1..=runs {
         let what = format!("{what}, run {run} of {runs}");

@@ -1,7 +1,7 @@
 //! The machine the tests run on: rights, packages, ports, probes in memory, and turns for those that need it whole.
 
 use std::{
-    fs,
+    env, fs,
     net::{Ipv4Addr, TcpListener},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
@@ -16,6 +16,13 @@ use tempfile::TempDir;
 #[track_caller]
 pub(crate) fn require_root() {
     assert!(rustix::process::geteuid().is_root(), "this test attaches probes: run it as root (cargo xtask test)");
+}
+
+/// How many times slower than a real machine this one is, by the variable that `cargo xtask test --vm` sets in its guests:
+/// whoever waits is that much more patient, and what is done several times is done less often.
+pub(crate) fn slowness() -> u32 {
+    let factor = env::var("TRACER_TEST_SLOWNESS").ok();
+    factor.map_or(1, |factor| factor.parse().unwrap_or_else(|_| panic!("TRACER_TEST_SLOWNESS={factor}: no number")))
 }
 
 static WHOLE_MACHINE: Mutex<()> = Mutex::new(());
@@ -69,9 +76,10 @@ pub(crate) fn free_port() -> u16 {
 /// Waits until something is so.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let patience = Duration::from_secs(30) * slowness();
+    let deadline = Instant::now() + patience;
     while !so() {
-        assert!(Instant::now() < deadline, "{what}: not within 30 s");
+        assert!(Instant::now() < deadline, "{what}: not within {patience:?}");
         thread::sleep(Duration::from_millis(20));
     }
 }

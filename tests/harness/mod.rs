@@ -9,7 +9,7 @@ mod tracer;
 mod truth;
 
 pub(crate) use machine::{
-    ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, wait_until,
+    ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, slowness, wait_until,
 };
 pub(crate) use programs::compiled;
 pub(crate) use report::{Held, Report, Stack};

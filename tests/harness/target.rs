@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::truth::Truth;
+use super::{machine::slowness, truth::Truth};
 
 /// Longest time between two lines of a program.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -65,7 +65,7 @@ impl Target {
     pub(crate) fn until(&mut self, word: &str) -> Truth {
         let mut truth = Truth::default();
         loop {
-            match self.lines.recv_timeout(PATIENCE) {
+            match self.lines.recv_timeout(PATIENCE * slowness()) {
                 Ok(line) if line == word => return truth,
                 Ok(line) => truth.read(&line),
                 Err(error) => {

@@ -17,7 +17,7 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::report::Report;
+use super::{machine::slowness, report::Report};
 
 const TRACER: &str = env!("CARGO_BIN_EXE_tracer");
 
@@ -140,7 +140,7 @@ pub(crate) struct Running {
 impl Running {
     /// Waits until it has printed a line on the standard error that starts so.
     pub(crate) fn wait_for_line(&mut self, start: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PATIENCE * slowness();
         loop {
             match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => {
@@ -170,7 +170,7 @@ impl Running {
     }
 
     pub(crate) fn outcome_within(mut self, patience: Duration) -> Outcome {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + patience * slowness();
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
