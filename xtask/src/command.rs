@@ -83,6 +83,18 @@ pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
     command.status().with_context(|| format!("cannot run `{}`", describe(command)))
 }
 
+/// Runs a program and returns what it printed; an error unless it succeeded.
+pub(crate) fn captured(command: &mut Command) -> Result<String> {
+    println!("$ {}", describe(command));
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot run `{}`", describe(command)))?;
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        bail!("`{}` failed: {}\n{printed}", describe(command), output.status);
+    }
+    Ok(printed)
+}
+
 /// Runs a program silently and returns what it printed; its exit status is not looked at.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     command.stdin(Stdio::null()).stderr(Stdio::null());

@@ -12,6 +12,7 @@ mod ebpf;
 mod setup;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -52,6 +53,9 @@ enum Task {
     Demo,
     /// Run all tests, those that need root included
     Test {
+        /// Those about kernels, on older kernels in virtual machines
+        #[arg(long)]
+        vm: bool,
         /// Names of tests, or options of the test harness such as --nocapture
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filters: Vec<OsString>,
@@ -86,7 +90,8 @@ fn run(task: Task) -> Result<()> {
         Task::Build => build::release(&workspace),
         Task::Run { args } => build::run(&workspace, &args),
         Task::Demo => demo::run(&workspace),
-        Task::Test { filters } => test::run(&workspace, &filters),
+        Task::Test { vm: true, filters } => vm::run(&workspace, &filters),
+        Task::Test { vm: false, filters } => test::run(&workspace, &filters),
         Task::Bench { args } => bench::run(&workspace, &args),
         Task::Tidy => tidy::run(&workspace),
     }

@@ -5,8 +5,10 @@
 
 mod debian;
 mod rust;
+mod unpacked;
 
 pub(crate) use rust::NIGHTLY;
+pub(crate) use unpacked::{newest, unpack, unpack_with_dependencies};
 
 use std::{fmt, path::Path};
 

@@ -11,7 +11,7 @@ use crate::{command, ebpf, setup, workspace::Workspace};
 
 const UNIT: &[&str] = &["test", "--workspace", "--lib", "--bins", "--no-fail-fast"];
 const DOCUMENTATION: &[&str] = &["test", "--workspace", "--doc", "--no-fail-fast"];
-const INTEGRATION: &[&str] = &["test", "--release", "--package", "tracer", "--test", "integration"];
+pub(crate) const INTEGRATION: &[&str] = &["test", "--release", "--package", "tracer", "--test", "integration"];
 
 /// Brings what the tests run, then runs them all, also when some have failed.
 pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {

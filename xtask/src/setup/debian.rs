@@ -65,7 +65,7 @@ pub(super) fn install(packages: &[String]) -> Result<()> {
 
 /// Brings apt's lists up to date. A failure is only told: a foreign repository may be down, and whether the packages
 /// can be had shows when they are asked for.
-fn update() -> Result<()> {
+pub(super) fn update() -> Result<()> {
     println!("setup: apt-get update");
     let status = command::as_root("apt-get")?.args(["update", "-qq"]).stdin(Stdio::null()).status()?;
     if !status.success() {
