@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::warn;
-use tracer_ebpf::{Header, Target, kind};
+use tracer_ebpf::{Header, kind};
 
 use crate::{
     emit::{self, count_loss},
@@ -28,7 +28,6 @@ static MAX_SIZE: u64 = u64::MAX;
 /// A call that came in, ready to be put in flight.
 struct Entered<'a> {
     thread: &'a mut Thread,
-    target: Target,
     pid_tgid: u64,
     sp: u64,
     slot: u32,
@@ -58,8 +57,9 @@ pub(crate) fn enter_realloc(ctx: &ProbeContext, old: u64, size: u64) {
     if old == 0 {
         return begin(ctx, entered, Op::Returned, size, 0, 0);
     }
-    let header = Header::new(kind::REALLOC_TAKE, entered.target.generation, entered.slot, entered.pid_tgid);
-    let sent = emit::end_of_block(header, &entered.target, old);
+    let target = &entered.thread.target;
+    let header = Header::new(kind::REALLOC_TAKE, target.generation, entered.slot, entered.pid_tgid);
+    let sent = emit::end_of_block(header, target, old);
     begin(ctx, entered, Op::Realloc, size, old, if sent { 0 } else { CALL_TAKE_LOST });
 }
 
@@ -78,15 +78,13 @@ pub(crate) fn free(addr: u64) {
 #[inline(always)]
 pub(crate) fn leave(ctx: &RetProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = process::target(pid_tgid) else { return };
-    let Some(thread) = thread::existing(pid_tgid) else { return };
-    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
-    let thread = unsafe { &mut *thread };
+    let Some(thread) = known(pid_tgid) else { return };
     // The return has popped the address off the stack.
     let sp = process::stack_pointer(ctx.as_ptr()).wrapping_sub(8);
     let Some((call, slot)) = inflight::pop(thread, sp) else { return };
     let result = ctx.ret::<u64>();
-    let header = |kind| Header::new(kind, target.generation, slot, pid_tgid);
+    let generation = thread.target.generation;
+    let header = |kind| Header::new(kind, generation, slot, pid_tgid);
     let unwanted = call.flags & CALL_UNWANTED != 0;
     if call.op == Op::Stored as u32 {
         // An int: the upper half of the register means nothing.
@@ -96,15 +94,15 @@ pub(crate) fn leave(ctx: &RetProbeContext) {
         // SAFETY: the helper checks the address.
         let stored = unsafe { bpf_probe_read_user(call.pointer as *const u64) };
         if let Some(addr) = stored.ok().filter(|addr| *addr != 0) {
-            emit::block(header(kind::ALLOC), addr, call.size, call.stack);
+            emit::block(header(kind::ALLOC), addr, call.size, call.stack, thread.now());
         }
         return;
     }
     if call.op == Op::Realloc as u32 {
-        return finish_realloc(&target, call, result, unwanted, header);
+        return finish_realloc(thread, call, result, unwanted, header);
     }
     if result != 0 && !unwanted {
-        emit::block(header(kind::ALLOC), result, call.size, call.stack);
+        emit::block(header(kind::ALLOC), result, call.size, call.stack, thread.now());
     }
 }
 
@@ -112,21 +110,21 @@ pub(crate) fn leave(ctx: &RetProbeContext) {
 #[inline(always)]
 pub(crate) fn leave_at_return(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = process::target(pid_tgid) else { return };
-    let Some(thread) = thread::existing(pid_tgid) else { return };
-    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
-    let thread = unsafe { &mut *thread };
+    let Some(thread) = known(pid_tgid) else { return };
     let sp = process::stack_pointer(ctx.as_ptr());
     let Some((call, slot)) = inflight::pop_plain(thread, sp) else { return };
     let result = process::return_value(ctx.as_ptr());
     if result != 0 && call.flags & CALL_UNWANTED == 0 {
-        emit::block(Header::new(kind::ALLOC, target.generation, slot, pid_tgid), result, call.size, call.stack);
+        let header = Header::new(kind::ALLOC, thread.target.generation, slot, pid_tgid);
+        emit::block(header, result, call.size, call.stack, thread.now());
     }
 }
 
 /// The outcome of a realloc with an old block.
 #[inline(always)]
-fn finish_realloc(target: &Target, call: Call, result: u64, unwanted: bool, header: impl Fn(u8) -> Header) {
+fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, header: impl Fn(u8) -> Header) {
+    let time = thread.now();
+    let target = &thread.target;
     let take_lost = call.flags & CALL_TAKE_LOST != 0;
     if result == 0 && call.size > 0 {
         if take_lost {
@@ -142,7 +140,7 @@ fn finish_realloc(target: &Target, call: Call, result: u64, unwanted: bool, head
         }
         return;
     }
-    let sent = emit::block(header(kind::REALLOC_DONE), result, call.size, call.stack);
+    let sent = emit::block(header(kind::REALLOC_DONE), result, call.size, call.stack, time);
     if !sent && !take_lost {
         // User space still holds the old block in suspense: it must learn that it is gone.
         emit::lost_free(header(kind::FREE), target, call.pointer);
@@ -153,19 +151,38 @@ fn finish_realloc(target: &Target, call: Call, result: u64, unwanted: bool, head
 #[inline(always)]
 fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let mut target = process::target(pid_tgid)?;
+    let thread = current(ctx, pid_tgid)?;
+    let sp = process::stack_pointer(ctx.as_ptr());
+    let frame_pointer = process::frame_pointer(ctx.as_ptr());
+    match inflight::classify(thread, (pid_tgid >> 32) as u32, sp, frame_pointer) {
+        Entry::Nested => None,
+        Entry::Own { slot, caller } => Some(Entered { thread, pid_tgid, sp, slot, caller }),
+    }
+}
+
+/// State of the current thread, if its process is traced and there is room.
+#[inline(always)]
+fn current<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<&'a mut Thread> {
+    if let Some(thread) = known(pid_tgid) {
+        return Some(thread);
+    }
+    let _ = process::target(pid_tgid)?;
     let Some(thread) = thread::of(pid_tgid) else {
         no_room(ctx);
         return None;
     };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
-    let sp = process::stack_pointer(ctx.as_ptr());
-    let frame_pointer = process::frame_pointer(ctx.as_ptr());
-    match inflight::classify(thread, &mut target, (pid_tgid >> 32) as u32, sp, frame_pointer) {
-        Entry::Nested => None,
-        Entry::Own { slot, caller } => Some(Entered { thread, target, pid_tgid, sp, slot, caller }),
-    }
+    process::refresh(thread, pid_tgid).then_some(thread)
+}
+
+/// State of the current thread, if it has called before and its process is still traced.
+#[inline(always)]
+fn known<'a>(pid_tgid: u64) -> Option<&'a mut Thread> {
+    let thread = thread::existing(pid_tgid)?;
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let thread = unsafe { &mut *thread };
+    process::refresh(thread, pid_tgid).then_some(thread)
 }
 
 /// A thread found the table of threads full: counted, and said once.
@@ -181,7 +198,7 @@ fn no_room(ctx: &ProbeContext) {
 
 #[inline(always)]
 fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u64, mut flags: u32) {
-    let Entered { thread, target, pid_tgid, sp, slot, caller } = entered;
+    let Entered { thread, pid_tgid, sp, slot, caller } = entered;
     // SAFETY: reads of globals that user space wrote before loading.
     let (min, max) =
         unsafe { (core::ptr::read_volatile(&raw const MIN_SIZE), core::ptr::read_volatile(&raw const MAX_SIZE)) };
@@ -189,7 +206,7 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
     if size < min || size > max {
         flags |= CALL_UNWANTED;
     } else {
-        stack = stack::capture(ctx, thread, &target, pid_tgid, caller);
+        stack = stack::capture(ctx, thread, pid_tgid, caller);
     }
     inflight::push(thread, slot, Call { sp, size, pointer, caller, stack, op: op as u32, flags });
 }

@@ -90,8 +90,8 @@ pub(crate) fn now() -> u64 {
 
 /// A new block.
 #[inline(always)]
-pub(crate) fn block(header: Header, addr: u64, size: u64, stack: u64) -> bool {
-    let sent = send(&Block { header, addr, size, stack, time: now() });
+pub(crate) fn block(header: Header, addr: u64, size: u64, stack: u64, time: u64) -> bool {
+    let sent = send(&Block { header, addr, size, stack, time });
     if !sent {
         count_loss!(allocs, 1);
         count_loss!(alloc_bytes, size);

@@ -36,18 +36,18 @@ pub(crate) enum Entry {
 ///
 /// The trampoline is not known for the first moments of a process. Then the last call in flight tells what it is.
 #[inline(always)]
-pub(crate) fn classify(thread: &mut Thread, target: &mut Target, tgid: u32, sp: u64, frame_pointer: u64) -> Entry {
+pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u64) -> Entry {
     walk::read_window(thread, sp);
     let caller = walk::word(&mut thread.walk, sp);
     let mut depth = thread.depth;
-    if target.trampoline == 0 && depth > 0 {
+    if thread.target.trampoline == 0 && depth > 0 {
         let last = &thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)];
         let slot = read_word(last.sp).unwrap_or(0);
         if last.flags & CALL_PLAIN_RETURN == 0 && last.sp >= sp && slot != last.caller {
-            target.trampoline = slot;
+            thread.target.trampoline = slot;
         }
     }
-    let trampoline = target.trampoline;
+    let Target { trampoline, text_start, text_end, .. } = thread.target;
     for _ in 0..MAX_IN_FLIGHT {
         if depth == 0 {
             break;
@@ -70,7 +70,7 @@ pub(crate) fn classify(thread: &mut Thread, target: &mut Target, tgid: u32, sp: 
         if trampoline != 0 && caller == trampoline {
             return Entry::Nested;
         }
-        if caller >= target.text_start && caller < target.text_end {
+        if caller >= text_start && caller < text_end {
             let slot = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)].sp;
             if walk::runs_inside(thread, tgid, trampoline, caller, sp.wrapping_add(8), frame_pointer, slot) {
                 return Entry::Nested;

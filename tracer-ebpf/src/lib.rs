@@ -16,6 +16,10 @@ pub const MAX_IN_FLIGHT: usize = 4;
 /// Size given to a call whose `count * size` overflows 64 bits. No allocator can satisfy it.
 pub const SIZE_OVERFLOW: u64 = u64::MAX;
 
+/// Value of the count of changes of the map TARGETS while user space takes processes out: nothing that was known of them
+/// counts, so that all programs see the end at the same instant. It is also what a new thread has: nothing is known.
+pub const TARGETS_CHANGE: u64 = 0;
+
 /// What a record says. The numbers are part of the ABI.
 pub mod kind {
     /// [`Block`](super::Block): a call returned a new block.

@@ -6,13 +6,17 @@ use aya_ebpf::{
     bindings::pt_regs,
     helpers::{bpf_get_current_pid_tgid, bpf_send_signal},
     macros::map,
-    maps::HashMap,
+    maps::{Array, HashMap},
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{Header, Target, kind};
+use tracer_ebpf::{Header, TARGETS_CHANGE, Target, kind};
 
-use crate::{emit, thread, walk};
+use crate::{
+    emit,
+    thread::{self, Thread},
+    walk,
+};
 
 /// Number of the signal that stops a process.
 const SIGSTOP: u32 = 19;
@@ -20,6 +24,18 @@ const SIGSTOP: u32 = 19;
 /// Traced processes by tgid.
 #[map]
 static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
+
+/// Counts what user space changes in TARGETS: as long as it stands still there is nothing to look up, unless it is
+/// [`TARGETS_CHANGE`].
+#[map]
+static TARGETS_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The present value of a count of changes. What it is a count of is to be read after it.
+#[inline(always)]
+pub(crate) fn epoch(counter: &Array<u64>) -> u64 {
+    // SAFETY: the pointer comes from a map lookup.
+    counter.get_ptr(0).map_or(0, |epoch| unsafe { core::ptr::read_volatile(epoch) })
+}
 
 /// The traced process that `pid_tgid` belongs to.
 #[inline(always)]
@@ -29,6 +45,18 @@ pub(crate) fn target(pid_tgid: u64) -> Option<Target> {
         // SAFETY: the pointer comes from a map lookup.
         unsafe { *target }
     })
+}
+
+/// Whether `thread` belongs to a process that is still traced; what is known of that process is brought up to date.
+#[inline(always)]
+pub(crate) fn refresh(thread: &mut Thread, pid_tgid: u64) -> bool {
+    let epoch = epoch(&TARGETS_EPOCH);
+    if epoch != TARGETS_CHANGE && thread.epoch == epoch {
+        return true;
+    }
+    let Some(target) = target(pid_tgid) else { return false };
+    (thread.target, thread.epoch) = (target, epoch);
+    true
 }
 
 /// Stack pointer of the probed code; `ctx` is the context of a uprobe.

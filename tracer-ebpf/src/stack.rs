@@ -1,7 +1,7 @@
 //! The stack of the caller, as an id; its addresses are sent once.
 
 use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::LruHashMap, programs::ProbeContext};
-use tracer_ebpf::{Header, MAX_FRAMES, Target, kind};
+use tracer_ebpf::{Header, MAX_FRAMES, kind};
 
 use crate::{emit, emit::count_loss, process, thread::Thread, walk};
 
@@ -12,12 +12,13 @@ static SENT_STACKS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 16, 
 
 /// The stack at a probe whose direct caller is `caller`: its id. Its addresses are sent if they were not before.
 #[inline(always)]
-pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, target: &Target, pid_tgid: u64, caller: u64) -> u64 {
+pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> u64 {
     let tgid = (pid_tgid >> 32) as u32;
     let sp = process::stack_pointer(ctx.as_ptr()).wrapping_add(8);
     let fp = process::frame_pointer(ctx.as_ptr());
-    let seed = u64::from(target.generation) << 32 ^ u64::from(tgid);
-    let end = walk::walk(thread, tgid, target.trampoline, caller, sp, fp, seed);
+    let (generation, trampoline) = (thread.target.generation, thread.target.trampoline);
+    let seed = u64::from(generation) << 32 ^ u64::from(tgid);
+    let end = walk::walk(thread, tgid, trampoline, caller, sp, fp, seed);
     let (count, hash) = walk::result(thread);
     // A stack that ended elsewhere is another stack.
     let id = hash ^ u64::from(end) << 56;
@@ -30,7 +31,7 @@ pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, target: &Target, 
     }
     walk::write_addresses(thread);
     let head = &mut thread.stack.head;
-    head.header = Header::new(kind::STACK, target.generation, 0, pid_tgid);
+    head.header = Header::new(kind::STACK, generation, 0, pid_tgid);
     head.id = id;
     head.frames = count as u32;
     head.end = end;

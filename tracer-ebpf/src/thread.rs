@@ -2,10 +2,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    helpers::generated::bpf_jiffies64,
     macros::map,
     maps::{Array, HashMap},
 };
-use tracer_ebpf::{MAX_FRAMES, MAX_IN_FLIGHT, Stack, unwind::Mapping};
+use tracer_ebpf::{MAX_FRAMES, MAX_IN_FLIGHT, Stack, Target, unwind::Mapping};
+
+use crate::emit;
 
 /// Bytes of stack that are read at once, at most.
 pub(crate) const WINDOW: u64 = 8192;
@@ -71,7 +74,7 @@ pub(crate) struct Frames {
     pub(crate) cached: u32,
     /// Generation of the mappings that `cache` is of.
     pub(crate) generation: u32,
-    /// Value of [`EPOCH`] at which that was looked at last.
+    /// Count of changes of the mappings at which that was looked at last.
     pub(crate) epoch: u64,
     /// Id of a stack whose addresses were sent; 0: none.
     pub(crate) sent: u64,
@@ -126,10 +129,33 @@ pub(crate) struct Thread {
     pub(crate) depth: u32,
     /// Calls that were given up for want of room.
     pub(crate) given_up: u32,
+    /// Its process, as it was known at `epoch`.
+    pub(crate) target: Target,
+    /// Count of changes at which `target` was looked up; see [`refresh`](crate::process::refresh).
+    pub(crate) epoch: u64,
+    /// The kernel's count of timer ticks when `time` was read.
+    pub(crate) tick: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub(crate) time: u64,
     /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
     pub(crate) stack: Stack,
     pub(crate) walk: Walk,
     pub(crate) frames: Frames,
+}
+
+impl Thread {
+    /// The time of the first call of this in the present timer tick, nanoseconds of CLOCK_MONOTONIC. Reading the clock
+    /// costs as much as sending a record; reading the count of ticks is a load.
+    #[inline(always)]
+    pub(crate) fn now(&mut self) -> u64 {
+        // SAFETY: no arguments.
+        let tick = unsafe { bpf_jiffies64() };
+        if self.tick != tick {
+            self.tick = tick;
+            self.time = emit::now();
+        }
+        self.time
+    }
 }
 
 #[map]

@@ -17,13 +17,16 @@ use tracer_ebpf::{
     unwind::{MAX_MAPPINGS, MAX_RULES, Mapping, Mappings, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind},
 };
 
-use crate::thread::{Thread, WINDOW, WINDOW_WORDS, Walk};
+use crate::{
+    process,
+    thread::{Thread, WINDOW, WINDOW_WORDS, Walk},
+};
 
 #[map]
 static MAPPINGS: HashMap<u32, Mappings> = HashMap::with_max_entries(4096, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
 /// Counts the changes of MAPPINGS: as long as it stands still there is nothing to look up.
 #[map]
-static EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+static MAPPINGS_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
 // The number of shards is set by user space before loading.
 #[map]
 static PAGES: Array<[u64; PAGES_PER_SHARD]> = Array::with_max_entries(1, 0);
@@ -64,13 +67,15 @@ pub(crate) fn walk(
     seed: u64,
 ) -> u32 {
     // Read before the mappings: a change in between is seen the next time.
-    // SAFETY: the pointer comes from a map lookup.
-    let epoch = EPOCH.get_ptr(0).map_or(0, |epoch| unsafe { core::ptr::read_volatile(epoch) });
+    let epoch = process::epoch(&MAPPINGS_EPOCH);
     let unchanged = thread.frames.epoch == epoch;
     let cached = thread.frames.cached;
     let walk = &mut thread.walk;
-    (walk.pc, walk.sp, walk.fp, walk.back, walk.fp_slot) = (pc, sp, frame_pointer, 1, 0);
-    (walk.count, walk.replayed, walk.status, walk.tainted, walk.difference) = (0, 0, 0, 0, 0);
+    // Of unknown value: the compiler would make a call of zeroing them, which goes byte by byte.
+    let zero = core::hint::black_box(0u64);
+    (walk.pc, walk.sp, walk.fp, walk.back, walk.fp_slot) = (pc, sp, frame_pointer, 1, zero);
+    (walk.count, walk.replayed, walk.difference) = (zero, zero, zero);
+    (walk.status, walk.tainted) = (zero as u32, zero as u32);
     walk.candidate = i64::from(cached) - 1;
     // A group is compared in the window only.
     walk.whole = u32::from(cached > 0 && thread.frames.cache[0].sp.wrapping_sub(walk.start) <= walk.len);

@@ -231,7 +231,9 @@ impl Collector {
 
     fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<Snapshot>) {
         for pid in self.processes.keys() {
-            self.events.disable(*pid);
+            if let Err(error) = self.events.disable(*pid) {
+                tracing::warn!("cannot stop recording process {pid}: {error}");
+            }
         }
         std::thread::sleep(GRACE);
         self.take_in_all();

@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, RingBuf},
 };
 use rustix::event::{PollFd, PollFlags, poll};
-use tracer_ebpf::{Loss, LostFree, Target};
+use tracer_ebpf::{Loss, LostFree, TARGETS_CHANGE, Target};
 
 use super::sys;
 
@@ -30,6 +30,9 @@ pub struct Events {
     loss: Array<MapData, LossValue>,
     lost_frees: MapData,
     targets: HashMap<MapData, u32, TargetValue>,
+    targets_epoch: Array<MapData, u64>,
+    /// Changes of `targets` so far.
+    changes: u64,
 }
 
 impl Events {
@@ -38,8 +41,9 @@ impl Events {
         loss: Array<MapData, LossValue>,
         lost_frees: MapData,
         targets: HashMap<MapData, u32, TargetValue>,
+        targets_epoch: Array<MapData, u64>,
     ) -> Self {
-        Self { ring, loss, lost_frees, targets }
+        Self { ring, loss, lost_frees, targets, targets_epoch, changes: 0 }
     }
 
     /// Waits until many records are there, or for `timeout`.
@@ -82,7 +86,8 @@ impl Events {
     /// # Errors
     /// When the map is full: more than 4096 processes.
     pub fn enable(&mut self, pid: u32, target: Target) -> Result<(), MapError> {
-        self.targets.insert(pid, TargetValue(target), 0)
+        self.targets.insert(pid, TargetValue(target), 0)?;
+        self.announce_change()
     }
 
     /// What the BPF side knows of a process, if it is being recorded.
@@ -91,8 +96,19 @@ impl Events {
     }
 
     /// Turns recording off for a process.
-    pub fn disable(&mut self, pid: u32) {
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn disable(&mut self, pid: u32) -> Result<(), MapError> {
+        self.targets_epoch.set(0, TARGETS_CHANGE, 0)?;
         // Not there: it never was on.
         let _ = self.targets.remove(&pid);
+        self.announce_change()
+    }
+
+    /// After every change of `targets`: threads keep what they know of their process until the count moves on.
+    fn announce_change(&mut self) -> Result<(), MapError> {
+        self.changes += 1;
+        self.targets_epoch.set(0, self.changes, 0)
     }
 }

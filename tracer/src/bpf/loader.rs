@@ -135,6 +135,7 @@ impl Programs {
             take("LOSS")?.try_into()?,
             lost_frees,
             take("TARGETS")?.try_into()?,
+            take("TARGETS_EPOCH")?.try_into()?,
         ))
     }
 
@@ -152,7 +153,7 @@ impl Programs {
             rows: take("ROWS")?,
             rules: take("RULES")?,
             mappings: take("MAPPINGS")?,
-            epoch: take("EPOCH")?,
+            epoch: take("MAPPINGS_EPOCH")?,
             changes: 0,
         })
     }

@@ -11,6 +11,10 @@ use crate::{
     profile::Values,
 };
 
+/// How much later than it says a block may have been allocated, nanoseconds: its thread reads the clock once per timer tick
+/// (10 ms at 100 Hz, the slowest that Linux has), and what is stored is rounded down.
+const RESOLUTION: u64 = 10_000_000 + 2 * TICK;
+
 /// Threads whose last free is remembered, by the low bits of the thread id.
 const LAST_FREES: usize = 256;
 
@@ -20,7 +24,7 @@ pub(super) struct ProcessHeap {
     blocks: Blocks,
     /// Old blocks of reallocs in flight, by thread and call slot: neither freed nor kept until the outcome is known.
     suspended: HashMap<(u32, u8), Block>,
-    /// Blocks that were allocated within the same tick as a lost free of their address: nobody knows which came first.
+    /// Blocks that were allocated within [`RESOLUTION`] of a lost free of their address: nobody knows which came first.
     ambiguous: HashSet<u64>,
     /// Thread id and address of the last free of each thread.
     last_frees: Box<[(u32, u64); LAST_FREES]>,
@@ -114,17 +118,16 @@ impl ProcessHeap {
 
     /// A free that did not come through the ring buffer. Blocks that are younger than it are others, at the same address.
     pub(super) fn lost_free(&mut self, addr: u64, time: u64, books: &mut Books<'_>) {
-        let lost = time / TICK * TICK;
-        if self.suspended.values().any(|block| block.addr == addr && block.time <= lost) {
+        if self.suspended.values().any(|block| block.addr == addr && block.time <= time) {
             self.free_suspended(addr, books);
         }
         match self.blocks.get(addr) {
-            Some(block) if block.time < lost => {
+            Some(block) if block.time + RESOLUTION < time => {
                 self.blocks.remove(addr);
                 self.unmark(addr);
                 books.end(block.stack, block.size);
             }
-            Some(block) if block.time == lost => {
+            Some(block) if block.time <= time => {
                 self.ambiguous.insert(addr);
             }
             _ => {}

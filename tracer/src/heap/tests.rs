@@ -206,19 +206,19 @@ fn processes_do_not_share_addresses() {
 fn lost_free_ends_older_blocks_only() {
     let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
-        (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS))),
-        (origin(1), Event::Alloc(block(0x30, 4, 7, 5 * MS))),
+        (origin(1), Event::Alloc(block(0x20, 2, 7, 29 * MS))),
+        (origin(1), Event::Alloc(block(0x30, 4, 7, 18 * MS))),
     ]);
     for addr in [0x10, 0x20, 0x30, 0x40] {
-        heap.apply_lost_free(PID, 0, addr, 5 * MS + 17);
+        heap.apply_lost_free(PID, 0, addr, 25 * MS + 17);
     }
     heap.apply_lost_free(PID, 3, 0x20, u64::MAX);
     heap.apply_lost_free(999, 0, 0x20, u64::MAX);
-    // The one of the same instant stays, but not with certainty.
+    // The one of the same timer tick stays, but not with certainty.
     assert_eq!(held(&heap, 7), (6, 2));
     assert_eq!(heap.usage(u64::MAX, 0)[0].uncertain_bytes, 4);
     heap.apply(origin(1), Event::Free(0x30));
-    heap.apply(origin(1), Event::Alloc(block(0x30, 4, 7, 20 * MS)));
+    heap.apply(origin(1), Event::Alloc(block(0x30, 4, 7, 40 * MS)));
     assert_eq!(heap.usage(u64::MAX, 0)[0].uncertain_bytes, 0);
 }
 
