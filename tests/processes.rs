@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use crate::harness::{Run, Target, check_functions, compiled, require_root};
+use crate::harness::{Run, Target, check_functions, check_holders, compiled, require_root, slowness};
 
 /// The new image starts with nothing, and is traced from its start.
 #[test]
@@ -29,6 +29,38 @@ fn children_are_not_their_parent() {
     check_functions("fork", &report, &truth, Some(&program));
     report.assert_nothing_lost("fork");
     assert_eq!(report.quality("unmatched_frees"), 0, "frees of the children were taken for the parent's");
+}
+
+/// What a library allocates before its table is there stands under its name all the same; what it allocates afterwards has
+/// a complete stack.
+#[test]
+fn libraries_that_are_opened_while_tracing() {
+    require_root();
+    let program = compiled("plugins");
+    let (first, second) = (compiled("plugin, first"), compiled("plugin, second"));
+    let mut target = Target::start_with(&program, &[first.to_str().unwrap(), second.to_str().unwrap()], &[]);
+    let tracer = Run::pid(target.pid()).start();
+    target.say("begin");
+    thread::sleep(Duration::from_secs(1) * slowness());
+    target.say("later");
+    target.until("next");
+    thread::sleep(Duration::from_secs(1) * slowness());
+    let truth = target.ask("later");
+    let report = tracer.stop().report(0);
+    check_holders("plugins", &report, &truth);
+    for function in ["first_later", "second_later"] {
+        let stack = report.stacks.iter().find(|stack| stack.caller() == function).unwrap();
+        assert_eq!(&stack.functions[stack.functions.len() - 3..], ["use", "call", function], "{:?}", stack.functions);
+        assert_eq!(stack.functions[0], "_start", "{:?}", stack.functions);
+    }
+    let cut = report.quality("truncated_stacks");
+    assert_eq!(
+        cut,
+        report.json["quality"]["truncated_by_reason"]["no_mapping"].as_u64().unwrap_or(0),
+        "{:?}",
+        report.json["quality"]
+    );
+    assert!(cut <= 2, "{:?}", report.json["quality"]);
 }
 
 /// Whatever the first thread was for, the process lives on.

@@ -77,5 +77,6 @@ fn profile() -> Profile {
         }],
         stacks: stacks.collect(),
         quality: Quality::default(),
+        unwind_tables: Vec::new(),
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         address_space::{AddressSpace, Place},
         maps,
     },
-    profile::Values,
+    profile::{UnwindTable, Values},
     unwinder::Unwinder,
 };
 
@@ -80,6 +80,8 @@ pub struct Snapshot {
     pub loss: Loss,
     /// Records that made no sense.
     pub unknown_records: u64,
+    /// What stacks were unwound by.
+    pub unwind_tables: Vec<UnwindTable>,
 }
 
 /// What one stack holds.
@@ -359,7 +361,13 @@ impl Collector {
                 }
             })
             .collect();
-        Snapshot { stacks, counters: self.heap.counters(), loss: self.loss, unknown_records: self.unknown_records }
+        Snapshot {
+            stacks,
+            counters: self.heap.counters(),
+            loss: self.loss,
+            unknown_records: self.unknown_records,
+            unwind_tables: self.unwinder.files().to_vec(),
+        }
     }
 
     fn trail(&self, stack: StackIndex) -> Trail {

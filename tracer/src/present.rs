@@ -7,13 +7,12 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use tracer_ebpf::end;
 
 use crate::{
     collector::{Site, Snapshot, StackSnapshot, Trail},
     heap::StackIndex,
     profile::{Frame, Frames, Kind, Mode, Profile, StackEntry, Target},
-    quality::Quality,
+    quality::{Quality, Truncation},
     symbolize::{Query, Symbolizer},
 };
 
@@ -48,7 +47,8 @@ impl Presenter {
         let mut stacks: Vec<StackEntry> = merged(snapshot.stacks).into_iter().map(|stack| self.entry(stack)).collect();
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         let Trace { started, duration, targets, notes: _ } = trace;
-        Profile { kind: Kind::Heap, started, duration, mode: Mode::Exact, targets, stacks, quality }
+        let unwind_tables = snapshot.unwind_tables;
+        Profile { kind: Kind::Heap, started, duration, mode: Mode::Exact, targets, stacks, quality, unwind_tables }
     }
 
     fn name_new_stacks(&mut self, stacks: &[StackSnapshot]) {
@@ -118,43 +118,31 @@ fn stand_in(name: &str) -> Frames {
 fn quality(trace: &Trace, snapshot: &Snapshot) -> Quality {
     let loss = &snapshot.loss;
     let unknown = snapshot.stacks.iter().filter(|stack| !matches!(stack.trail, Trail::Known(_)));
+    let truncated = truncated(&snapshot.stacks);
+    let reasons: Vec<String> =
+        truncated.iter().map(|(reason, count)| format!("{count} of the cut stacks: {}", reason.words())).collect();
     Quality {
         lost_allocs: loss.allocs,
         lost_frees: loss.frees,
         unmatched_frees: snapshot.counters.unmatched_frees,
         missed_frees: snapshot.counters.missed_frees,
-        truncated_stacks: cut_short(&snapshot.stacks).values().sum(),
+        truncated,
         uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).sum(),
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).sum(),
         untracked_calls: loss.threads_full + loss.calls_too_deep,
         unknown_records: snapshot.unknown_records,
         recorded_events: snapshot.counters.events,
-        notes: trace.notes.iter().cloned().chain(reasons(&snapshot.stacks)).collect(),
+        notes: trace.notes.iter().cloned().chain(reasons).collect(),
     }
 }
 
 /// How many stacks that hold something end before the thread's root, by the reason that the BPF side gave.
-fn cut_short(stacks: &[StackSnapshot]) -> BTreeMap<u32, u64> {
+fn truncated(stacks: &[StackSnapshot]) -> BTreeMap<Truncation, u64> {
     let mut counts = BTreeMap::new();
     for stack in stacks.iter().filter(|stack| stack.values.outstanding_blocks > 0) {
-        if matches!(stack.trail, Trail::Known(_)) && stack.end != end::ROOT {
-            *counts.entry(stack.end).or_default() += 1;
+        if let (Trail::Known(_), Some(reason)) = (&stack.trail, Truncation::of(stack.end)) {
+            *counts.entry(reason).or_default() += 1;
         }
     }
     counts
-}
-
-fn reasons(stacks: &[StackSnapshot]) -> impl Iterator<Item = String> {
-    cut_short(stacks).into_iter().map(|(end, count)| {
-        let reason = match end {
-            end::DEPTH => "more than 256 frames",
-            end::NO_MAPPING => "an address outside all known code",
-            end::NO_RULE => "code without unwind information",
-            end::BAD_MEMORY => "stack memory that could not be read",
-            end::UNSUPPORTED_RULE => "unwind information of an unsupported kind",
-            end::TRAMPOLINE => "a return address hidden by a probe",
-            _ => "an unknown reason",
-        };
-        format!("{count} of the cut stacks: {reason}")
-    })
 }

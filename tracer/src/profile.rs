@@ -164,6 +164,27 @@ pub struct Profile {
     pub stacks: Vec<StackEntry>,
     /// How far it can be trusted.
     pub quality: Quality,
+    /// What stacks were unwound by, file by file.
+    pub unwind_tables: Vec<UnwindTable>,
+}
+
+/// The unwinding table of one file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnwindTable {
+    /// Path of the file: hostile text.
+    pub path: String,
+    /// Rows of the table.
+    pub rows: usize,
+    /// Bytes that it added in the kernel. Rules that an earlier table has too are shared.
+    pub bytes: usize,
+    /// How long it took to read the file and to compile the table.
+    pub build_time: Duration,
+    /// Bytes of code in the file.
+    pub code_bytes: u64,
+    /// Bytes of those at which no rule says who called.
+    pub uncovered_bytes: u64,
+    /// Why there is no table, if there is none.
+    pub problem: Option<String>,
 }
 
 impl Profile {

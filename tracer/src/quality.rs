@@ -1,5 +1,70 @@
 //! `Quality`: every way in which a profile can be incomplete, as typed facts that travel with it.
 
+use std::collections::BTreeMap;
+
+use tracer_ebpf::end;
+
+/// Why a stack ends before the thread's root.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Truncation {
+    /// It has more frames than a record holds.
+    Depth,
+    /// An address lies in no known executable mapping.
+    NoMapping,
+    /// Code without unwind information.
+    NoRule,
+    /// Stack memory could not be read, or the frames do not go up.
+    BadMemory,
+    /// Unwind information of a kind that is not supported.
+    UnsupportedRule,
+    /// A return address is hidden by a probe.
+    Trampoline,
+    /// One that this version does not know.
+    Unknown,
+}
+
+impl Truncation {
+    /// The reason that the BPF side gave, one of [`end`]; `None` for a complete stack.
+    pub fn of(end: u32) -> Option<Self> {
+        Some(match end {
+            end::ROOT => return None,
+            end::DEPTH => Self::Depth,
+            end::NO_MAPPING => Self::NoMapping,
+            end::NO_RULE => Self::NoRule,
+            end::BAD_MEMORY => Self::BadMemory,
+            end::UNSUPPORTED_RULE => Self::UnsupportedRule,
+            end::TRAMPOLINE => Self::Trampoline,
+            _ => Self::Unknown,
+        })
+    }
+
+    /// Its name in saved profiles.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Depth => "depth",
+            Self::NoMapping => "no_mapping",
+            Self::NoRule => "no_rule",
+            Self::BadMemory => "bad_memory",
+            Self::UnsupportedRule => "unsupported_rule",
+            Self::Trampoline => "trampoline",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// It in words.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Depth => "more than 256 frames",
+            Self::NoMapping => "an address outside all known code",
+            Self::NoRule => "code without unwind information",
+            Self::BadMemory => "stack memory that could not be read",
+            Self::UnsupportedRule => "unwind information of an unsupported kind",
+            Self::Trampoline => "a return address hidden by a probe",
+            Self::Unknown => "an unknown reason",
+        }
+    }
+}
+
 /// How far a profile can be trusted. All counts are 0 in a perfect trace, `unmatched_frees` excepted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Quality {
@@ -11,8 +76,8 @@ pub struct Quality {
     pub unmatched_frees: u64,
     /// Blocks whose address was handed out again although no free of it was seen.
     pub missed_frees: u64,
-    /// Stacks that end before the thread's root.
-    pub truncated_stacks: u64,
+    /// Stacks that end before the thread's root, by the reason. No entry is 0.
+    pub truncated: BTreeMap<Truncation, u64>,
     /// Outstanding bytes that a lost free may have ended.
     pub uncertain_bytes: u64,
     /// Outstanding bytes whose stack is not known.
@@ -35,7 +100,7 @@ impl Quality {
     pub fn complete(&self) -> bool {
         self.lost_events() == 0
             && self.missed_frees == 0
-            && self.truncated_stacks == 0
+            && self.truncated_stacks() == 0
             && self.uncertain_bytes == 0
             && self.unknown_stack_bytes == 0
     }
@@ -47,6 +112,11 @@ impl Quality {
             || share(self.missed_frees, self.recorded_events)
             || share(self.uncertain_bytes, outstanding_bytes)
             || share(self.unknown_stack_bytes, outstanding_bytes)
+    }
+
+    /// Stacks that end before the thread's root.
+    pub fn truncated_stacks(&self) -> u64 {
+        self.truncated.values().sum()
     }
 
     /// Events of any kind that were not recorded.

@@ -1,7 +1,11 @@
 //! Unwinding tables for traced processes: reads what the files say, has it compiled, and keeps the BPF side's tables and
 //! mappings up to date.
 
-use std::{sync::Arc, thread, time::Instant};
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use hashbrown::HashMap;
 use tracer_ebpf::unwind::{MAX_MAPPINGS, Mapping, Mappings};
@@ -14,6 +18,7 @@ use crate::{
         elf::{Bytes, Elf},
         module::{Identity, Module},
     },
+    profile::UnwindTable,
     unwind::{self, Packed, Placed, Sections, Table},
 };
 
@@ -23,28 +28,13 @@ const MAX_SECTION: u64 = 64 << 20;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
-/// What one file's table is like.
-#[derive(Clone, Debug)]
-pub struct FileTable {
-    /// Path of the file: hostile text.
-    pub path: String,
-    /// Rows of its table.
-    pub rows: usize,
-    /// Rows that no kind of rule can express.
-    pub unsupported: usize,
-    /// Milliseconds that it took to read and compile.
-    pub milliseconds: f64,
-    /// Why there is no table, if there is none.
-    pub problem: Option<String>,
-}
-
 /// The tables of all files that traced processes map.
 pub struct Unwinder {
     tables: Tables,
     packed: Packed,
     placed: HashMap<Identity, Option<(Placed, Vec<Segment>)>>,
     generations: HashMap<Pid, u32>,
-    files: Vec<FileTable>,
+    files: Vec<UnwindTable>,
 }
 
 type Segment = crate::process::elf::Segment;
@@ -54,7 +44,7 @@ struct Compiled {
     module: Arc<Module>,
     segments: Vec<Segment>,
     table: Result<Table, String>,
-    milliseconds: f64,
+    build_time: Duration,
 }
 
 impl Unwinder {
@@ -70,7 +60,7 @@ impl Unwinder {
     }
 
     /// What the tables are like, in the order in which they came.
-    pub fn files(&self) -> &[FileTable] {
+    pub fn files(&self) -> &[UnwindTable] {
         &self.files
     }
 
@@ -118,14 +108,29 @@ impl Unwinder {
     }
 
     fn place(&mut self, compiled: Compiled) {
-        let Compiled { module, segments, table, milliseconds } = compiled;
-        let mut file =
-            FileTable { path: module.path().to_owned(), rows: 0, unsupported: 0, milliseconds, problem: None };
+        let Compiled { module, segments, table, build_time } = compiled;
+        let code = || segments.iter().filter(|segment| segment.executable);
+        let code_bytes = code().map(|segment| segment.size).sum();
+        let mut file = UnwindTable {
+            path: module.path().to_owned(),
+            rows: 0,
+            bytes: 0,
+            build_time,
+            code_bytes,
+            uncovered_bytes: code_bytes,
+            problem: None,
+        };
         let placed = match table {
             Ok(table) => {
-                (file.rows, file.unsupported) = (table.rows().len(), table.stats.unsupported_rows());
+                let covered = code().map(|segment| table.covered_bytes(segment.address, segment.size)).sum::<u64>();
+                let before = self.packed.size();
                 match self.packed.add(&table) {
-                    Ok(placed) => Some((placed, segments)),
+                    Ok(placed) => {
+                        file.rows = table.rows().len();
+                        file.bytes = self.packed.size() - before;
+                        file.uncovered_bytes = code_bytes.saturating_sub(covered);
+                        Some((placed, segments))
+                    }
                     Err(full) => {
                         file.problem = Some(full.to_string());
                         None
@@ -194,10 +199,10 @@ fn linked_address(segments: &[Segment], offset: u64) -> Option<u64> {
 fn compile(module: Arc<Module>) -> Compiled {
     let start = Instant::now();
     let read = read(&module);
-    let milliseconds = start.elapsed().as_secs_f64() * 1e3;
+    let build_time = start.elapsed();
     match read {
-        Ok((segments, table)) => Compiled { module, segments, table: Ok(table), milliseconds },
-        Err(problem) => Compiled { module, segments: Vec::new(), table: Err(problem), milliseconds },
+        Ok((segments, table)) => Compiled { module, segments, table: Ok(table), build_time },
+        Err(problem) => Compiled { module, segments: Vec::new(), table: Err(problem), build_time },
     }
 }
 

@@ -9,8 +9,8 @@ use std::{
 
 use super::{Format, Options, Value, write};
 use crate::{
-    profile::{Frame, Kind, Language, Mode, Profile, StackEntry, Target, Values},
-    quality::Quality,
+    profile::{Frame, Kind, Language, Mode, Profile, StackEntry, Target, UnwindTable, Values},
+    quality::{Quality, Truncation},
 };
 
 /// What most tests ask for.
@@ -46,6 +46,15 @@ pub(super) fn profile() -> Profile {
             freed,
         ],
         quality: Quality { unmatched_frees: 17, recorded_events: 5_000, ..Quality::default() },
+        unwind_tables: vec![UnwindTable {
+            path: "/usr/bin/leaky".to_owned(),
+            rows: 1_200,
+            bytes: 5_632,
+            build_time: Duration::from_micros(1_250),
+            code_bytes: 65_536,
+            uncovered_bytes: 48,
+            problem: None,
+        }],
     }
 }
 
@@ -73,6 +82,8 @@ pub(super) fn hostile() -> Profile {
     profile.stacks[1].pid = 4712;
     profile.quality = everything_missing();
     profile.quality.notes.push(HOSTILE.to_owned());
+    profile.unwind_tables[0].path = HOSTILE.to_owned();
+    profile.unwind_tables[0].problem = text();
     profile
 }
 
@@ -83,7 +94,7 @@ pub(super) fn everything_missing() -> Quality {
         lost_frees: 2,
         unmatched_frees: 6,
         missed_frees: 3,
-        truncated_stacks: 5,
+        truncated: [(Truncation::Depth, 2), (Truncation::NoRule, 3)].into(),
         uncertain_bytes: 4_096,
         unknown_stack_bytes: 77,
         untracked_calls: 8,

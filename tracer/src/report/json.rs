@@ -4,6 +4,7 @@
 //! names of the types in [`profile`](crate::profile). Names stay as they are, whatever is in them.
 
 use std::{
+    collections::BTreeMap,
     io::{self, Write},
     time::SystemTime,
 };
@@ -13,7 +14,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::words;
 use crate::{
-    profile::{Frame, Frames, Profile, StackEntry, Target, Values},
+    profile::{Frame, Frames, Profile, StackEntry, Target, UnwindTable, Values},
     quality::Quality,
 };
 
@@ -51,6 +52,7 @@ impl Serialize for SavedProfile<'_> {
         object.serialize_entry("totals", &Saved(&profile.totals()))?;
         object.serialize_entry("stacks", &Saved(&*profile.stacks))?;
         object.serialize_entry("quality", &Saved(&profile.quality))?;
+        object.serialize_entry("unwind_tables", &Saved(&*profile.unwind_tables))?;
         object.end()
     }
 }
@@ -124,6 +126,21 @@ impl Serialize for Saved<'_, Frame> {
     }
 }
 
+impl Serialize for Saved<'_, UnwindTable> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let table = self.0;
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("file", &table.path)?;
+        object.serialize_entry("rows", &table.rows)?;
+        object.serialize_entry("bytes", &table.bytes)?;
+        object.serialize_entry("build_seconds", &table.build_time.as_secs_f64())?;
+        object.serialize_entry("code_bytes", &table.code_bytes)?;
+        object.serialize_entry("uncovered_bytes", &table.uncovered_bytes)?;
+        object.serialize_entry("problem", &table.problem)?;
+        object.end()
+    }
+}
+
 impl Serialize for Saved<'_, Quality> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let quality = self.0;
@@ -134,7 +151,9 @@ impl Serialize for Saved<'_, Quality> {
         object.serialize_entry("lost_allocs", &quality.lost_allocs)?;
         object.serialize_entry("lost_frees", &quality.lost_frees)?;
         object.serialize_entry("unmatched_frees", &quality.unmatched_frees)?;
-        object.serialize_entry("truncated_stacks", &quality.truncated_stacks)?;
+        object.serialize_entry("truncated_stacks", &quality.truncated_stacks())?;
+        let reasons: BTreeMap<&str, u64> = quality.truncated.iter().map(|(reason, n)| (reason.name(), *n)).collect();
+        object.serialize_entry("truncated_by_reason", &reasons)?;
         object.serialize_entry("uncertain_bytes", &quality.uncertain_bytes)?;
         object.serialize_entry("sampling", &())?;
         object.serialize_entry("notes", &notes)?;
@@ -190,8 +209,13 @@ mod tests {
                 }],
                 "quality": {
                     "complete": true, "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
-                    "truncated_stacks": 0, "uncertain_bytes": 0, "sampling": null, "notes": [],
+                    "truncated_stacks": 0, "truncated_by_reason": {}, "uncertain_bytes": 0, "sampling": null,
+                    "notes": [],
                 },
+                "unwind_tables": [{
+                    "file": "/usr/bin/leaky", "rows": 1_200, "bytes": 5_632, "build_seconds": 0.00125,
+                    "code_bytes": 65_536, "uncovered_bytes": 48, "problem": null,
+                }],
             })
         );
     }
@@ -233,7 +257,7 @@ mod tests {
             saved(&profile)["quality"],
             json!({
                 "complete": false, "lost_allocs": 1, "lost_frees": 2, "unmatched_frees": 6, "truncated_stacks": 5,
-                "uncertain_bytes": 4_096, "sampling": null,
+                "truncated_by_reason": {"depth": 2, "no_rule": 3}, "uncertain_bytes": 4_096, "sampling": null,
                 "notes": [
                     "the first note",
                     "3 frees missed (the address was handed out again).",

@@ -110,7 +110,8 @@ pub(super) fn missing(quality: &Quality) -> Vec<String> {
     say(q.lost_allocs, format!("{} lost (the ring buffer was full)", count(q.lost_allocs, "allocation")));
     say(q.lost_frees, format!("{} lost (the ring buffer was full)", count(q.lost_frees, "free")));
     say(q.uncertain_bytes, format!("{} uncertain (a lost free may have ended them)", exact_size(q.uncertain_bytes)));
-    say(q.truncated_stacks, format!("{} cut before the root of the thread", count(q.truncated_stacks, "stack")));
+    let truncated = q.truncated_stacks();
+    say(truncated, format!("{} cut before the root of the thread", count(truncated, "stack")));
     missing.append(&mut missing_without_number(quality));
     missing
 }

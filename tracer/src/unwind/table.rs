@@ -100,6 +100,19 @@ impl Table {
         }
     }
 
+    /// How many of `size` bytes of code from `start` on have a rule that says who called.
+    pub fn covered_bytes(&self, start: u64, size: u64) -> u64 {
+        let end = start.saturating_add(size);
+        let last = self.rows.last().map(|row| (u64::MAX, row.1));
+        let ends = self.rows.iter().copied().skip(1).chain(last);
+        self.rows
+            .iter()
+            .zip(ends)
+            .filter(|((_, rule), _)| *rule != NONE && Reason::of(*rule).is_none())
+            .map(|((from, _), (to, _))| to.min(end).saturating_sub((*from).max(start)))
+            .sum()
+    }
+
     fn count_unsupported(&mut self) {
         for pair in self.rows.windows(2) {
             let [(address, rule), (end, _)] = *pair else { continue };
