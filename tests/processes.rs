@@ -2,7 +2,7 @@
 
 use std::{thread, time::Duration};
 
-use crate::harness::{Run, Target, check_functions, check_holders, compiled, require_root, slowness};
+use crate::harness::{Run, Target, Truth, check_functions, check_holders, compiled, require_root, slowness};
 
 /// The new image starts with nothing, and is traced from its start.
 #[test]
@@ -35,15 +35,28 @@ fn children_are_not_their_parent() {
 /// a complete stack.
 #[test]
 fn libraries_that_are_opened_while_tracing() {
+    libraries(&[]);
+}
+
+/// The same addresses are other functions then, and other stacks.
+#[test]
+fn a_library_in_the_place_of_one_that_was_closed() {
+    assert_eq!(libraries(&["close"]).fact("same_address"), 1);
+}
+
+fn libraries(further: &[&str]) -> Truth {
     require_root();
     let program = compiled("plugins");
     let (first, second) = (compiled("plugin, first"), compiled("plugin, second"));
-    let mut target = Target::start_with(&program, &[first.to_str().unwrap(), second.to_str().unwrap()], &[]);
+    let paths = [first.to_str().unwrap(), second.to_str().unwrap()];
+    let mut target = Target::start_with(&program, &[&paths, further].concat(), &[]);
     let tracer = Run::pid(target.pid()).start();
     target.say("begin");
     thread::sleep(Duration::from_secs(1) * slowness());
     target.say("later");
     target.until("next");
+    thread::sleep(Duration::from_secs(1) * slowness());
+    target.say("next");
     thread::sleep(Duration::from_secs(1) * slowness());
     let truth = target.ask("later");
     let report = tracer.stop().report(0);
@@ -61,6 +74,7 @@ fn libraries_that_are_opened_while_tracing() {
         report.json["quality"]
     );
     assert!(cut <= 2, "{:?}", report.json["quality"]);
+    truth
 }
 
 /// Whatever the first thread was for, the process lives on.

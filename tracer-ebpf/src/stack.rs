@@ -1,7 +1,7 @@
 //! The stack of the caller, as an id; its addresses are sent once.
 
 use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::LruHashMap, programs::ProbeContext};
-use tracer_ebpf::{Header, MAX_FRAMES, kind};
+use tracer_ebpf::{Header, MAX_FRAMES, end, kind};
 
 use crate::{emit, emit::count_loss, process, thread::Thread, walk};
 
@@ -20,8 +20,10 @@ pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, ca
     let seed = u64::from(generation) << 32 ^ u64::from(tgid);
     let end = walk::walk(thread, tgid, trampoline, caller, sp, fp, seed);
     let (count, hash) = walk::result(thread);
-    // A stack that ended elsewhere is another stack.
-    let id = hash ^ u64::from(end) << 56;
+    // A stack that ended elsewhere is another stack; one that ended early, with mappings of which nothing was known, is
+    // another one when they are others.
+    let mappings = if end == end::ROOT { 0 } else { u64::from(thread.frames.generation) };
+    let id = hash ^ u64::from(end) << 56 ^ mappings << 20;
     if thread.frames.sent == id {
         return id;
     }

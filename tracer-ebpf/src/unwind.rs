@@ -96,11 +96,13 @@ pub struct Mappings {
     pub count: u32,
     /// Changes with every change of the mappings: what was learned before does not hold any more.
     pub generation: u32,
+    /// How often an address has come to mean something else: the same addresses are another stack then.
+    pub reuses: u64,
     /// The mappings; those from `count` on are not used.
     pub mappings: [Mapping; MAX_MAPPINGS],
 }
 
 const _: () = {
     assert!(size_of::<Mapping>() == 32);
-    assert!(size_of::<Mappings>() == 8 + 32 * MAX_MAPPINGS);
+    assert!(size_of::<Mappings>() == 16 + 32 * MAX_MAPPINGS);
 };

@@ -96,7 +96,7 @@ pub(crate) fn walk(
     }
     let Some(mappings) = MAPPINGS.get_ptr(tgid) else { return caller_only(thread, pc, seed) };
     // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
-    let generation = unsafe { (*mappings).generation };
+    let (generation, reuses) = unsafe { ((*mappings).generation, (*mappings).reuses) };
     thread.frames.epoch = epoch;
     if thread.frames.generation != generation {
         thread.frames.generation = generation;
@@ -132,7 +132,7 @@ pub(crate) fn walk(
     let count = thread.walk.count;
     thread.walk.fresh = count.wrapping_sub(kept);
     thread.walk.replayed = kept;
-    thread.walk.hash = seed;
+    thread.walk.hash = seed ^ reuses << 40;
     if kept > 0 {
         thread.walk.hash = thread.frames.cache[(kept as usize - 1) & (MAX_FRAMES - 1)].hash;
     }

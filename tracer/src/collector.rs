@@ -7,7 +7,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use tracer_ebpf::{Loss, LostFree, Target};
+use tracer_ebpf::{Loss, LostFree, Target, end};
 
 use crate::{
     bpf::Events,
@@ -413,7 +413,9 @@ fn place(
     if trails.get(stack.index()).is_some_and(Option::is_some) {
         return;
     }
-    if !locate(heap, &process.space, trails, stack) {
+    // Where nothing is mapped any more, as far as is known, something else may be by now.
+    let outdated = heap.stacks().end(stack) == end::NO_MAPPING;
+    if !locate(heap, &process.space, trails, stack) || outdated {
         process.unplaced.push(stack);
         if process.refreshed.elapsed() >= REFRESH_PAUSE {
             process.refresh(heap.stacks().pid(stack), heap, unwinder, trails);

@@ -93,13 +93,13 @@ impl Default for Presenter {
 
 /// Stacks with those made one that differ only in what was cut off.
 fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
-    let mut places: HashMap<(u32, Vec<u64>), usize> = HashMap::new();
+    let mut places: HashMap<(u32, Vec<(u64, usize)>), usize> = HashMap::new();
     let mut all: Vec<StackSnapshot> = Vec::with_capacity(stacks.len());
     for stack in stacks {
         let key = match &stack.trail {
-            Trail::Known(sites) => sites.iter().map(|site| site.addr).collect(),
-            Trail::Lost => vec![u64::MAX],
-            Trail::TableFull => vec![u64::MAX - 1],
+            Trail::Known(sites) => sites.iter().map(|site| (site.addr, site.place.owner())).collect(),
+            Trail::Lost => vec![(u64::MAX, 0)],
+            Trail::TableFull => vec![(u64::MAX - 1, 0)],
         };
         let next = all.len();
         match *places.entry((stack.pid, key)).or_insert(next) {

@@ -166,8 +166,12 @@ impl Unwinder {
     fn mappings(&mut self, pid: Pid, space: &AddressSpace) -> Box<Mappings> {
         let generation = self.generations.entry(pid).or_default();
         *generation += 1;
-        let mut mappings =
-            Box::new(Mappings { count: 0, generation: *generation, mappings: [Mapping::default(); MAX_MAPPINGS] });
+        let mut mappings = Box::new(Mappings {
+            count: 0,
+            generation: *generation,
+            reuses: space.reuses(),
+            mappings: [Mapping::default(); MAX_MAPPINGS],
+        });
         // [vsyscall] lies in the kernel's half, whose addresses the search on the BPF side cannot order.
         let user = space.code().filter(|(mapping, _)| mapping.end < 1 << 63);
         for (mapping, module) in user.take(MAX_MAPPINGS) {

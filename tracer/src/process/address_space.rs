@@ -40,6 +40,17 @@ pub enum Place {
     Unknown,
 }
 
+impl Place {
+    /// A number that tells the files of two places apart, as long as both exist.
+    pub fn owner(&self) -> usize {
+        match self {
+            Self::File(location) => Arc::as_ptr(&location.module) as usize,
+            Self::Jit(map) => Arc::as_ptr(map) as usize,
+            Self::Unknown => 0,
+        }
+    }
+}
+
 /// One executable mapping.
 struct Code {
     mapping: Mapping,
@@ -48,6 +59,16 @@ struct Code {
 }
 
 impl Code {
+    /// Whether an address in both means another thing in each.
+    fn contradicts(&self, other: &Self) -> bool {
+        let (mine, others) = (&self.mapping, &other.mapping);
+        let overlap = mine.start < others.end && others.start < mine.end;
+        let identity = |code: &Self| code.module.as_ref().map(|module| module.identity().clone());
+        let base = |mapping: &Mapping| mapping.start.wrapping_sub(mapping.offset);
+        let same = identity(self) == identity(other) && (self.module.is_none() || base(mine) == base(others));
+        overlap && !same
+    }
+
     fn contains(&self, addr: u64) -> bool {
         (self.mapping.start..self.mapping.end).contains(&addr)
     }
@@ -68,6 +89,8 @@ pub struct AddressSpace {
     code: Vec<Code>,
     /// Latest first.
     retired: VecDeque<Code>,
+    /// How often an address has come to mean something else.
+    reuses: u64,
     /// By what the kernel prints of a file. As long as the file is open, that cannot become another one's.
     modules: HashMap<(u32, u32, u64), Arc<Module>>,
 }
@@ -75,7 +98,7 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// That of process `pid`. Nothing is known before the first refresh.
     pub fn new(pid: u32) -> Self {
-        Self { pid, opened: None, code: Vec::new(), retired: VecDeque::new(), modules: HashMap::new() }
+        Self { pid, opened: None, code: Vec::new(), retired: VecDeque::new(), reuses: 0, modules: HashMap::new() }
     }
 
     /// Looks at the mappings again. True when executable ones have come, gone or changed.
@@ -96,10 +119,12 @@ impl AddressSpace {
         let changed = !mappings.iter().eq(self.code.iter().map(|code| &code.mapping));
         if changed {
             let modules = &mut self.modules;
-            let code = mappings
+            let code: Vec<Code> = mappings
                 .into_iter()
                 .map(|mapping| Code { module: module(modules, process, root.as_ref(), &mapping), mapping })
                 .collect();
+            let known = || self.code.iter().chain(&self.retired);
+            self.reuses += u64::from(code.iter().any(|code| known().any(|other| code.contradicts(other))));
             let old = std::mem::replace(&mut self.code, code);
             retire(&mut self.retired, old, &self.code);
         }
@@ -107,6 +132,11 @@ impl AddressSpace {
             perf_map.open();
         }
         Ok(changed)
+    }
+
+    /// How often an address has come to mean something else: another library was mapped where one was before.
+    pub fn reuses(&self) -> u64 {
+        self.reuses
     }
 
     /// What the return address `addr` belongs to. That is where the call before it is: a call can be the last
