@@ -2,6 +2,7 @@
 //! mappings up to date.
 
 use std::{
+    fs::File,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -211,7 +212,14 @@ fn compile(module: Arc<Module>) -> Compiled {
 }
 
 fn read(module: &Module) -> Result<(Vec<Segment>, Table), String> {
-    let file = module.file().ok_or("it is no file, or could not be opened")?;
+    compile_file(module.file().ok_or("it is no file, or could not be opened")?)
+}
+
+/// The segments and the unwinding table of an ELF file.
+///
+/// # Errors
+/// In words: it is no ELF file, or its unwind information makes no sense.
+pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
     let bytes = Bytes::new(file);
     let elf = Elf::parse(&bytes).map_err(|error| error.to_string())?;
     let segments = elf.segments();
