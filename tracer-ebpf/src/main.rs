@@ -17,8 +17,10 @@ mod thread;
 mod walk;
 
 use aya_ebpf::{
-    macros::{raw_tracepoint, uprobe, uretprobe},
-    programs::{ProbeContext, RawTracePointContext, RetProbeContext},
+    bindings::BPF_F_USER_STACK,
+    macros::{map, raw_tracepoint, uprobe, uretprobe},
+    maps::StackTrace,
+    programs::{ProbeContext, RawTracePointContext, RetProbeContext, tracing::StackIdContext as _},
 };
 use tracer_ebpf::SIZE_OVERFLOW;
 
@@ -125,6 +127,18 @@ pub fn empty_entry(_ctx: ProbeContext) -> u32 {
 pub fn empty_return(_ctx: RetProbeContext) -> u32 {
     0
 }
+
+/// The kernel's own stack walk, by frame pointers: what benches compare unwinding with.
+#[uprobe]
+pub fn stackid_entry(ctx: ProbeContext) -> u32 {
+    // Whether there was room for the stack does not matter here.
+    let _ = ctx.get_stackid(&COMPARED_STACKS, u64::from(BPF_F_USER_STACK));
+    0
+}
+
+/// Small: a bench has few stacks.
+#[map]
+static COMPARED_STACKS: StackTrace = StackTrace::with_max_entries(64, 0);
 
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {

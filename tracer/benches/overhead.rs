@@ -1,6 +1,7 @@
 //! What tracing costs the traced program: nanoseconds added to a malloc+free pair under a chain of 20 calls, with nothing
 //! attached, with empty BPF programs at the same sites (the floor), with tracer, and with the bpftrace one-liner that
-//! people use for the job. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
+//! people use for the job. Then what a stack costs at other depths, beside the kernel's walk by frame pointers at the same
+//! site. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
 use std::{
@@ -29,12 +30,18 @@ fn main() -> Result<()> {
         println!("overhead: NOT RUN, it needs root to attach probes");
         return Ok(());
     }
-    let mut program = Program::start()?;
+    pairs()?;
+    depths()
+}
+
+/// Pairs 20 calls deep, by everything that there is to compare.
+fn pairs() -> Result<()> {
+    let mut program = Program::start(20)?;
     let libc = libc(program.child.id())?;
     let (mut bare, mut floor, mut traced, mut script) = (vec![], vec![], vec![], vec![]);
     for _ in 0..TURNS {
         bare.push(program.measure()?);
-        let (mut programs, links) = empty(&libc, program.child.id())?;
+        let (mut programs, links) = at_sites(&libc, program.child.id(), "empty_entry")?;
         floor.push(program.measure()?);
         links.detach(&mut programs);
         traced.push(with(tracer(program.child.id())?, &mut program)?);
@@ -63,6 +70,29 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// What is added to the empty programs: by tracer, whose pair takes one stack and sends two records, and by
+/// bpf_get_stackid in the program at the entry of malloc.
+fn depths() -> Result<()> {
+    println!("frames   ns/pair over empty programs: tracer   bpf_get_stackid");
+    for depth in [10, 20, 36, 100] {
+        // The chain is called by main, that by two functions of the C library, those by _start.
+        let mut program = Program::start(depth - 5)?;
+        let libc = libc(program.child.id())?;
+        let (mut floor, mut traced, mut stackid) = (vec![], vec![], vec![]);
+        for _ in 0..TURNS {
+            for (name, times) in [("empty_entry", &mut floor), ("stackid_entry", &mut stackid)] {
+                let (mut programs, links) = at_sites(&libc, program.child.id(), name)?;
+                times.push(program.measure()?);
+                links.detach(&mut programs);
+            }
+            traced.push(with(tracer(program.child.id())?, &mut program)?);
+        }
+        let floor = median(floor);
+        println!("{depth:>6} {:>38.0} {:>17.0}", median(traced) - floor, median(stackid) - floor);
+    }
+    Ok(())
+}
+
 /// The program that is measured; it prints the nanoseconds of a pair, round after round.
 struct Program {
     child: Child,
@@ -70,13 +100,13 @@ struct Program {
 }
 
 impl Program {
-    fn start() -> Result<Self> {
+    fn start(depth: u32) -> Result<Self> {
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/pairs.c");
         let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pairs");
         let status =
             Command::new("cc").args(["-O2", "-fno-omit-frame-pointer", "-o"]).arg(&binary).arg(source).status()?;
         ensure!(status.success(), "cannot compile pairs.c");
-        let mut child = Command::new(binary).stdout(Stdio::piped()).spawn()?;
+        let mut child = Command::new(binary).arg(depth.to_string()).stdout(Stdio::piped()).spawn()?;
         let rounds = BufReader::new(child.stdout.take().context("no output")?);
         let mut program = Self { child, rounds };
         // After its first line it has been loaded.
@@ -122,8 +152,8 @@ fn libc(pid: u32) -> Result<PathBuf> {
     Ok(path.context("the program has no libc")?.into())
 }
 
-/// Empty programs at the sites that tracer would probe.
-fn empty(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
+/// Empty programs at the sites that tracer would probe, but for the one at the entry of malloc.
+fn at_sites(libc: &Path, pid: u32, at_malloc: &'static str) -> Result<(Programs, Links)> {
     let mut programs =
         Programs::load(Config { buffer_size: 4096, sizes: (0, u64::MAX), diagnostics: false, perf_events: false })?;
     let functions = resolve::allocator(std::fs::File::open(libc)?, Binding::Dynamic)?.context("libc without malloc")?;
@@ -133,7 +163,8 @@ fn empty(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
         if function.shape.exit() == Exit::Trampoline {
             links.attach(&mut programs, "empty_return", libc, &[function.file_offset], task)?;
         }
-        links.attach(&mut programs, "empty_entry", libc, &[function.file_offset], task)?;
+        let entry = if function.name == "malloc" { at_malloc } else { "empty_entry" };
+        links.attach(&mut programs, entry, libc, &[function.file_offset], task)?;
     }
     Ok((programs, links))
 }
