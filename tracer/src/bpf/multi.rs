@@ -99,7 +99,8 @@ fn descriptor(map: &Map) -> Option<BorrowedFd<'_>> {
         | Map::LruHashMap(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
-        | Map::RingBuf(data) => Some(data.fd().as_fd()),
+        | Map::RingBuf(data)
+        | Map::StackTraceMap(data) => Some(data.fd().as_fd()),
         _ => None,
     }
 }
