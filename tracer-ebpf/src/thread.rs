@@ -13,6 +13,8 @@ use crate::emit;
 /// Bytes of stack that are read at once, at most.
 pub(crate) const WINDOW: u64 = 8192;
 pub(crate) const WINDOW_WORDS: usize = WINDOW as usize / 8;
+/// Words of stack that hold a cached stack together, at most: two for each frame below the root.
+pub(crate) const MAX_CHECKS: usize = 2 * MAX_FRAMES;
 
 /// Registers in a frame, and how the caller's frame pointer was found from it.
 #[repr(C)]
@@ -80,6 +82,11 @@ pub(crate) struct Frames {
     pub(crate) sent: u64,
     pub(crate) cache: [Frame; MAX_FRAMES],
     pub(crate) fresh: [Frame; MAX_FRAMES],
+    /// Words of the window that must be as they were for all of `cache` to hold, as long as its leaf does: how many (0: not
+    /// known), which, and what they held.
+    pub(crate) checks: u64,
+    pub(crate) expected: [u64; MAX_CHECKS],
+    pub(crate) words: [u16; MAX_CHECKS],
 }
 
 /// How a call gives its block back.

@@ -19,7 +19,7 @@ use tracer_ebpf::{
 
 use crate::{
     process,
-    thread::{Thread, WINDOW, WINDOW_WORDS, Walk},
+    thread::{MAX_CHECKS, Thread, WINDOW, WINDOW_WORDS, Walk},
 };
 
 #[map]
@@ -53,6 +53,8 @@ const MET: u32 = u32::MAX - 1;
 
 /// Frames whose slots are compared at once.
 const GROUP: u64 = 8;
+/// Words that are compared at once.
+const CHECKS_AT_ONCE: u64 = 16;
 
 /// Walks the stack of a thread whose probed function was called from `pc`, with stack and frame pointer as they are in
 /// the caller. Returns how it ended, one of [`end`]; the frames are in the thread's cache afterwards, root first.
@@ -82,12 +84,22 @@ pub(crate) fn walk(
     walk.mapping.end = 0;
     walk.trampoline = trampoline;
     if unchanged && walk.whole != 0 && is_cached(thread, u64::from(cached) - 1) {
-        // Most of the time it is the stack of the last call.
+        // Most of the time it is the stack of the last call. The second time its slots are listed.
+        let checks = thread.frames.checks;
         let mut context = Context { thread, mappings: core::ptr::null() };
-        compare(&mut context);
+        if checks == 0 {
+            compare(&mut context);
+        } else {
+            check(&mut context, checks);
+        }
         // SAFETY: only this thread uses its state.
         let thread = unsafe { &mut *context.thread };
         if thread.walk.difference == 0 {
+            if checks == 0 {
+                list_checks(&mut context);
+            }
+            // SAFETY: as above.
+            let thread = unsafe { &mut *context.thread };
             thread.walk.count = u64::from(cached);
             thread.walk.hash = thread.frames.cache[(cached as usize - 1) & (MAX_FRAMES - 1)].hash;
             return end::ROOT;
@@ -149,6 +161,7 @@ pub(crate) fn walk(
     // SAFETY: as above.
     let thread = unsafe { &mut *context.thread };
     thread.frames.cached = if keep { count as u32 } else { 0 };
+    thread.frames.checks = 0;
     status
 }
 
@@ -341,6 +354,79 @@ extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
     }
     thread.walk.difference |= difference;
     i64::from(difference != 0)
+}
+
+/// Compares the listed words with those in the window, which begins where it did when they were listed.
+#[inline(always)]
+fn check(context: &mut Context, checks: u64) {
+    let argument = (&raw mut *context).cast::<c_void>();
+    let times = checks / CHECKS_AT_ONCE;
+    // SAFETY: the callback is given `context`, which outlives the loop.
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(times as u32, check_some as *mut c_void, argument, 0) };
+}
+
+/// Compares [`CHECKS_AT_ONCE`] listed words; 1 ends the loop.
+extern "C" fn check_some(index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let thread = unsafe { &mut *(*context).thread };
+    let first = (core::hint::black_box(index * CHECKS_AT_ONCE) & (MAX_CHECKS as u64 - CHECKS_AT_ONCE)) as usize;
+    let mut difference = 0;
+    for nth in 0..CHECKS_AT_ONCE as usize {
+        let word = thread.walk.window[usize::from(thread.frames.words[first + nth]) & (WINDOW_WORDS - 1)];
+        difference |= word ^ thread.frames.expected[first + nth];
+    }
+    thread.walk.difference |= difference;
+    i64::from(difference != 0)
+}
+
+/// Lists the words that hold the cached frames together, all of which lie in the window.
+#[inline(always)]
+fn list_checks(context: &mut Context) {
+    // SAFETY: only the current thread uses its state.
+    let thread = unsafe { &mut *context.thread };
+    thread.frames.checks = 0;
+    thread.walk.fresh = core::hint::black_box(0);
+    if thread.frames.cached < 2 {
+        return;
+    }
+    let argument = (&raw mut *context).cast::<c_void>();
+    // SAFETY: the callback is given `context`, which outlives the loop.
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_CHECKS as u32, list_frame as *mut c_void, argument, 0) };
+}
+
+/// Lists the return slot of one cached frame, from the leaf's on, and the slot of its saved frame pointer. Beyond the root
+/// the list is filled up with the last slot until it is a multiple of [`CHECKS_AT_ONCE`]; 1 ends the loop.
+extern "C" fn list_frame(index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let thread = unsafe { &mut *(*context).thread };
+    let count = thread.walk.fresh;
+    let frames = u64::from(thread.frames.cached) - 1;
+    if index >= frames && count % CHECKS_AT_ONCE == 0 {
+        thread.frames.checks = count;
+        return 1;
+    }
+    let at = if index < frames { frames - index } else { 1 };
+    let fp_slot = thread.frames.cache[at as usize & (MAX_FRAMES - 1)].fp_slot;
+    let (sp, pc, fp) = {
+        let caller = &thread.frames.cache[(at as usize).wrapping_sub(1) & (MAX_FRAMES - 1)];
+        (caller.sp, caller.pc, caller.fp)
+    };
+    let start = thread.walk.start;
+    put_check(thread, count, sp.wrapping_sub(8).wrapping_sub(start), pc);
+    if fp_slot != 0 && index < frames {
+        put_check(thread, count + 1, fp_slot.wrapping_sub(start), fp);
+        thread.walk.fresh = count + 2;
+    } else {
+        thread.walk.fresh = count + 1;
+    }
+    0
+}
+
+#[inline(always)]
+fn put_check(thread: &mut Thread, at: u64, offset: u64, expected: u64) {
+    let at = core::hint::black_box(at) as usize & (MAX_CHECKS - 1);
+    thread.frames.words[at] = (offset >> 3) as u16;
+    thread.frames.expected[at] = expected;
 }
 
 /// Adds the frame that is being looked at; returns its index.
