@@ -70,6 +70,15 @@ pub(crate) fn free(addr: u64) {
         return;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
+    // Not of every thread: one that only frees needs no state.
+    if let Some(thread) = thread::slot(pid_tgid) {
+        // SAFETY: the pointer comes from a map lookup, and only this thread uses its slot.
+        let thread = unsafe { &mut *thread };
+        if process::refresh(thread, pid_tgid) {
+            emit::end_of_block(Header::new(kind::FREE, thread.target.generation, 0, pid_tgid), &thread.target, addr);
+        }
+        return;
+    }
     let Some(target) = process::target(pid_tgid) else { return };
     emit::end_of_block(Header::new(kind::FREE, target.generation, 0, pid_tgid), &target, addr);
 }

@@ -102,6 +102,9 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     let tgid = (pid_tgid >> 32) as u32;
     let Some(target) = TARGETS.get_ptr_mut(tgid) else { return };
     thread::forget(pid_tgid);
+    // The thread that called exec has taken the id of the first one.
+    let old_tid: i32 = ctx.arg(1);
+    thread::forget(u64::from(tgid) << 32 | u64::from(old_tid as u32));
     walk::forget(tgid);
     // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
     let generation = unsafe {

@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
-use tracer_ebpf::{MAX_FRAMES, MAX_IN_FLIGHT, Stack, Target, unwind::Mapping};
+use tracer_ebpf::{MAX_FRAMES, MAX_IN_FLIGHT, Stack, TARGETS_CHANGE, Target, unwind::Mapping};
 
 use crate::emit;
 
@@ -130,6 +130,8 @@ pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
 /// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
 #[repr(C)]
 pub(crate) struct Thread {
+    /// In [`SLOTS`], the thread that this is of; 0: none.
+    pub(crate) owner: u64,
     /// Calls in flight, outermost first.
     pub(crate) calls: [Call; MAX_IN_FLIGHT],
     /// How many of them.
@@ -151,6 +153,17 @@ pub(crate) struct Thread {
 }
 
 impl Thread {
+    /// Makes a slot that another thread may have had that of a new thread. What is only read after it was written stays.
+    #[inline(always)]
+    fn take(&mut self, owner: u64) {
+        // Of unknown value: the compiler would make a call of zeroing them, which goes byte by byte.
+        let zero = core::hint::black_box(0u64);
+        (self.owner, self.epoch, self.tick) = (owner, TARGETS_CHANGE, zero);
+        (self.depth, self.given_up) = (zero as u32, zero as u32);
+        (self.frames.cached, self.frames.generation) = (zero as u32, zero as u32);
+        (self.frames.epoch, self.frames.sent, self.frames.checks) = (zero, zero, zero);
+    }
+
     /// The time of the first call of this in the present timer tick, nanoseconds of CLOCK_MONOTONIC. Reading the clock
     /// costs as much as sending a record; reading the count of ticks is a load.
     #[inline(always)]
@@ -165,6 +178,19 @@ impl Thread {
     }
 }
 
+/// How many threads need no search.
+const SLOT_COUNT: u32 = 128;
+
+/// State of threads by the last bits of their ids, of the first thread to come with those: a look-up is a few loads, a
+/// search in a hash map costs as much as sending a record.
+#[map]
+static SLOTS: Array<Thread> = Array::with_max_entries(SLOT_COUNT, 0);
+
+/// Which thread a slot was given to.
+#[map]
+static OWNERS: HashMap<u32, u64> = HashMap::with_max_entries(SLOT_COUNT, 0);
+
+/// State of all other threads.
 #[map]
 static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
 
@@ -172,10 +198,23 @@ static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(1 << 16, BPF_F_
 #[map]
 static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
 
+/// Index of the slot for a thread.
+#[inline(always)]
+fn slot_of(pid_tgid: u64) -> u32 {
+    pid_tgid as u32 % SLOT_COUNT
+}
+
+/// The slot of the current thread, if it has one.
+#[inline(always)]
+pub(crate) fn slot(pid_tgid: u64) -> Option<*mut Thread> {
+    // SAFETY: the pointer comes from a map lookup. Only a thread itself makes a slot its own.
+    SLOTS.get_ptr_mut(slot_of(pid_tgid)).filter(|slot| unsafe { (**slot).owner == pid_tgid })
+}
+
 /// State of the current thread, if it has any.
 #[inline(always)]
 pub(crate) fn existing(pid_tgid: u64) -> Option<*mut Thread> {
-    THREADS.get_ptr_mut(pid_tgid)
+    slot(pid_tgid).or_else(|| THREADS.get_ptr_mut(pid_tgid))
 }
 
 /// State of the current thread, made on its first call.
@@ -184,16 +223,29 @@ pub(crate) fn of(pid_tgid: u64) -> Option<*mut Thread> {
     if let Some(thread) = existing(pid_tgid) {
         return Some(thread);
     }
+    let index = slot_of(pid_tgid);
+    if OWNERS.insert(index, pid_tgid, u64::from(BPF_NOEXIST)).is_ok() {
+        let slot = SLOTS.get_ptr_mut(index)?;
+        // SAFETY: the pointer comes from a map lookup, and nobody else was given the slot.
+        unsafe { (*slot).take(pid_tgid) };
+        return Some(slot);
+    }
     let zero = NEW_THREAD.get_ptr(0)?;
     // SAFETY: the pointer comes from a map lookup; nothing ever writes to that entry.
     if THREADS.insert(pid_tgid, unsafe { &*zero }, u64::from(BPF_NOEXIST)).is_err() {
         return None;
     }
-    existing(pid_tgid)
+    THREADS.get_ptr_mut(pid_tgid)
 }
 
 /// Forgets a thread that has ended or has become another program.
 #[inline(always)]
 pub(crate) fn forget(pid_tgid: u64) {
-    let _ = THREADS.remove(pid_tgid);
+    let Some(slot) = slot(pid_tgid) else {
+        let _ = THREADS.remove(pid_tgid);
+        return;
+    };
+    // SAFETY: the pointer comes from a map lookup, and the slot is this thread's until its owner is removed.
+    unsafe { (*slot).owner = 0 };
+    let _ = OWNERS.remove(slot_of(pid_tgid));
 }

@@ -108,7 +108,9 @@ impl Programs {
         // Before a map is taken out.
         let kernel = preflight::kernel_version(&rustix::system::uname().release().to_string_lossy());
         let multi = if !config.perf_events && multi::is_supported(kernel) {
-            Multi::load(&OBJECT.bytes, &ebpf).map_err(|error| tracing::debug!("no multi links: {error}")).ok()
+            let failed =
+                |error| tracing::warn!("probes will cost more than they need to: no uprobe-multi links: {error}");
+            Multi::load(&OBJECT.bytes, &ebpf).map_err(failed).ok()
         } else {
             None
         };
