@@ -12,6 +12,7 @@ mod harness;
 mod hostile;
 mod languages;
 mod launch;
+mod live_stacks;
 mod loss;
 mod processes;
 mod refusals;

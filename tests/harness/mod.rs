@@ -1,16 +1,20 @@
 //! What the tests share: compiled targets, runs of the tracer, the truth and what was reported.
 
 mod build;
+mod copies;
 mod machine;
+mod oracle;
 mod programs;
 mod report;
 mod target;
 mod tracer;
 mod truth;
 
+pub(crate) use copies::Copies;
 pub(crate) use machine::{
     ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, slowness, wait_until,
 };
+pub(crate) use oracle::{End, Oracle, executable_mappings};
 pub(crate) use programs::compiled;
 pub(crate) use report::{Held, Report, Stack};
 pub(crate) use target::Target;

@@ -16,6 +16,13 @@ const EXPORTED_ALLOCATOR: &[&str] = &["-fno-builtin", "-rdynamic", "-fno-omit-fr
 
 const PROGRAMS: &[Source] = &[
     Source { name: "brief", compiler: C, files: &["brief.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "busy, C++", compiler: CXX, files: &["busy.cpp"], flags: WITHOUT_FRAME_POINTERS },
+    Source {
+        name: "busy, Rust",
+        compiler: RUST,
+        files: &["busy.rs"],
+        flags: &["-C", "force-frame-pointers=no", "-C", "force-unwind-tables=yes"],
+    },
     Source { name: "churn", compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "cpp", compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "dies", compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS },

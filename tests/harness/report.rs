@@ -102,6 +102,17 @@ impl Report {
         self.stacks.iter().filter(|stack| stack.caller() == caller).map(|stack| stack.uncertain_bytes).sum()
     }
 
+    /// That every stack reaches the root.
+    #[track_caller]
+    pub(crate) fn assert_complete(&self, what: &str) {
+        assert_eq!(
+            self.quality("truncated_stacks"),
+            0,
+            "{what}: stacks that do not reach the root: {}",
+            self.json["quality"]
+        );
+    }
+
     /// That nothing was lost and all is certain. Stacks may end early: unwinding has tests of its own.
     #[track_caller]
     pub(crate) fn assert_nothing_lost(&self, what: &str) {

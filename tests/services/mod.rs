@@ -5,7 +5,11 @@ mod postgres;
 mod python;
 mod redis;
 
-use std::process::{Child, Command, Stdio};
+use std::{
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 /// A server that ends with its test.
 struct Server(Child);
@@ -41,11 +45,32 @@ impl Drop for Server {
             if !self.is_alive() {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(50));
+            thread::sleep(std::time::Duration::from_millis(50));
         }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Does `work` again and again as long as `look` takes.
+fn while_busy(work: impl Fn() + Sync, look: impl FnOnce()) {
+    /// Says so also when a test fails.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                work();
+            }
+        });
+        let _over = Over(&over);
+        look();
+    });
 }
 
 /// Runs a load generator to its end and returns what it printed.

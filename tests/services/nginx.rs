@@ -9,8 +9,13 @@ use std::{
     thread,
 };
 
-use super::Server;
-use crate::harness::{Run, free_port, program, require_root, scratch, wait_until};
+use tempfile::TempDir;
+
+use super::{Server, while_busy};
+use crate::{
+    harness::{Run, free_port, program, require_root, scratch, wait_until},
+    live_stacks,
+};
 
 const REQUESTS: usize = 1000;
 const PAGE: &str = "it works";
@@ -39,20 +44,36 @@ fn is_page(answer: io::Result<String>) -> bool {
     answer.is_ok_and(|text| text.starts_with("HTTP/1.1 200") && text.ends_with(PAGE))
 }
 
+/// nginx with one worker, which serves a page.
+struct Nginx {
+    server: Server,
+    port: u16,
+    worker: u32,
+    _folder: TempDir,
+}
+
+impl Nginx {
+    fn start() -> Self {
+        let folder = scratch();
+        let port = free_port();
+        let file = folder.path().join("nginx.conf");
+        fs::write(&file, configuration(folder.path(), port)).unwrap();
+        fs::create_dir(folder.path().join("pages")).unwrap();
+        fs::write(folder.path().join("pages/page.txt"), PAGE).unwrap();
+        let mut command = Command::new(program("nginx", "nginx-light"));
+        command.arg("-p").arg(folder.path()).arg("-e").arg(folder.path().join("error.log")).arg("-c").arg(&file);
+        let server = Server::start(&mut command);
+        wait_until("nginx answers", || is_page(get(port)));
+        let worker = *server.children().first().expect("nginx has a worker");
+        Self { server, port, worker, _folder: folder }
+    }
+}
+
 #[test]
 fn nginx_is_traced_under_load_and_stays_well() {
     require_root();
-    let folder = scratch();
-    let port = free_port();
-    let file = folder.path().join("nginx.conf");
-    fs::write(&file, configuration(folder.path(), port)).unwrap();
-    fs::create_dir(folder.path().join("pages")).unwrap();
-    fs::write(folder.path().join("pages/page.txt"), PAGE).unwrap();
-    let mut command = Command::new(program("nginx", "nginx-light"));
-    command.arg("-p").arg(folder.path()).arg("-e").arg(folder.path().join("error.log")).arg("-c").arg(&file);
-    let mut server = Server::start(&mut command);
-    wait_until("nginx answers", || is_page(get(port)));
-    let worker = *server.children().first().expect("nginx has a worker");
+    let mut nginx = Nginx::start();
+    let (worker, port) = (nginx.worker, nginx.port);
 
     let tracer = Run::pid(worker).start();
     let clients: Vec<_> =
@@ -61,6 +82,7 @@ fn nginx_is_traced_under_load_and_stays_well() {
     let report = tracer.stop().report(0);
     assert_eq!(served, REQUESTS, "every request is answered while nginx is traced");
     report.assert_nothing_lost("nginx");
+    report.assert_complete("nginx");
     assert!(report.allocated().blocks >= REQUESTS as u64, "{}", report.json["totals"]);
     let pools =
         report.stacks.iter().filter(|stack| stack.functions.iter().any(|name| name.starts_with("ngx_"))).count();
@@ -68,7 +90,15 @@ fn nginx_is_traced_under_load_and_stays_well() {
     // Requests end, and their pools with them.
     assert!(report.outstanding().bytes * 10 < report.allocated().bytes, "{}", report.json["totals"]);
 
-    assert!(server.is_alive());
-    assert_eq!(server.children(), [worker], "the worker was not replaced");
+    assert!(nginx.server.is_alive());
+    assert_eq!(nginx.server.children(), [worker], "the worker was not replaced");
     assert!(is_page(get(port)));
+}
+
+#[test]
+fn stacks_of_nginx_are_those_of_gimli_and_gdb() {
+    require_root();
+    let nginx = Nginx::start();
+    while_busy(|| assert!(is_page(get(nginx.port))), || live_stacks::check("nginx", nginx.worker, 5));
+    assert_eq!(nginx.server.children(), [nginx.worker]);
 }

@@ -3,11 +3,14 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use super::{Server, load};
-use crate::harness::{Run, alone, program, require_root, scratch, wait_until};
+use crate::{
+    harness::{Run, alone, program, require_root, scratch, wait_until},
+    live_stacks,
+};
 
 /// It refuses to run as root; its package made this user.
 const USER: &str = "postgres";
@@ -64,6 +67,20 @@ impl Postgres {
         );
         self.query(&query).parse().ok()
     }
+
+    /// pgbench at work for so many seconds, and the backend of one of its clients.
+    fn under_load(&self, seconds: &str) -> (Child, u32) {
+        load(self.client("pgbench").args(["-i", "-q", "-s", "1"]));
+        let mut command = self.client("pgbench");
+        let clients = command.args(["-n", "-c", "2", "-T", seconds]).stdout(Stdio::piped()).stderr(Stdio::null());
+        let clients = clients.spawn().unwrap();
+        let mut backend = None;
+        wait_until("pgbench is connected", || {
+            backend = self.backend("pgbench");
+            backend.is_some()
+        });
+        (clients, backend.unwrap())
+    }
 }
 
 #[test]
@@ -71,17 +88,9 @@ fn a_postgres_backend_is_traced_under_load_and_stays_well() {
     require_root();
     let _turn = alone();
     let mut postgres = Postgres::start();
-    load(postgres.client("pgbench").args(["-i", "-q", "-s", "1"]));
-    let mut command = postgres.client("pgbench");
-    let mut clients =
-        command.args(["-n", "-c", "2", "-T", "6"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut backend = None;
-    wait_until("pgbench is connected", || {
-        backend = postgres.backend("pgbench");
-        backend.is_some()
-    });
+    let (mut clients, backend) = postgres.under_load("6");
     // Ends with the backend.
-    let tracer = Run::pid(backend.unwrap()).start();
+    let tracer = Run::pid(backend).start();
     let outcome = tracer.outcome();
     let mut said = String::new();
     std::io::Read::read_to_string(clients.stdout.as_mut().unwrap(), &mut said).unwrap();
@@ -90,12 +99,25 @@ fn a_postgres_backend_is_traced_under_load_and_stays_well() {
 
     let report = outcome.report(0);
     report.assert_nothing_lost("postgres");
+    report.assert_complete("postgres");
     assert!(report.allocated().blocks > 100, "{}", report.json["totals"]);
     // Debian's binary is stripped: what it exports has names.
     let named = report.stacks.iter().filter(|stack| stack.has("_start") && stack.has("PostgresMain")).count();
     assert!(named > 0, "no stack goes through the main loop: {:#?}", report.stacks.first());
     assert!(is_in(&report.json["targets"][0]["exe"], &installed("postgres")));
     assert_eq!(postgres.query("select count(*) from pgbench_accounts"), "100000");
+    assert!(postgres.server.is_alive());
+}
+
+#[test]
+fn stacks_of_postgres_are_those_of_gimli_and_gdb() {
+    require_root();
+    let _turn = alone();
+    let mut postgres = Postgres::start();
+    let (mut clients, backend) = postgres.under_load("300");
+    live_stacks::check("postgres", backend, 5);
+    clients.kill().unwrap();
+    clients.wait().unwrap();
     assert!(postgres.server.is_alive());
 }
 

@@ -35,6 +35,7 @@ fn python_shows_its_leak() {
     target.ask("begin");
     let report = tracer.stop().report(0);
     report.assert_nothing_lost("python");
+    report.assert_complete("python");
     // One byte more than asked for ends each bytearray.
     let leak = report.stacks.iter().max_by_key(|stack| stack.held.bytes).unwrap();
     assert_eq!((leak.held.blocks, leak.held.bytes), (1000, 10_000_000), "{leak:#?}");

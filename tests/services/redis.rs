@@ -9,8 +9,11 @@ use std::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::{Server, load};
-use crate::harness::{Run, alone, free_port, probed_bytes, program, require_root, scratch, wait_until};
+use super::{Server, load, while_busy};
+use crate::{
+    harness::{Run, alone, free_port, probed_bytes, program, require_root, scratch, wait_until},
+    live_stacks,
+};
 
 struct Redis {
     server: Server,
@@ -83,6 +86,7 @@ fn redis_is_traced_under_load_and_stays_well() {
     }
     let report = tracer.stop().report(0);
     report.assert_nothing_lost("redis");
+    report.assert_complete("redis");
     assert!(report.allocated().blocks > 20_000, "{}", report.json["totals"]);
     assert!(report.outstanding().bytes > 10_000, "{}", report.json["totals"]);
     // Debian's binary is stripped: what it exports has names.
@@ -97,6 +101,15 @@ fn redis_is_traced_under_load_and_stays_well() {
         assert_eq!(redis.ask(&format!("GET new:{key}")), format!("value-{key}"));
     }
     wait_until("the probes are gone", || probed_bytes(redis.server.pid(), "libjemalloc") == 0);
+}
+
+#[test]
+fn stacks_of_redis_are_those_of_gimli_and_gdb() {
+    require_root();
+    let _turn = alone();
+    let mut redis = Redis::start();
+    while_busy(|| redis.benchmark(), || live_stacks::check("redis-server", redis.server.pid(), 5));
+    assert!(redis.server.is_alive());
 }
 
 #[test]

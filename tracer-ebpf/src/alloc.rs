@@ -171,7 +171,7 @@ fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
 
 /// State of the current thread, if its process is traced and there is room.
 #[inline(always)]
-fn current<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<&'a mut Thread> {
+pub(crate) fn current<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<&'a mut Thread> {
     if let Some(thread) = known(pid_tgid) {
         return Some(thread);
     }

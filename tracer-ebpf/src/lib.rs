@@ -170,6 +170,30 @@ pub struct Stack {
     pub frames: [u64; MAX_FRAMES],
 }
 
+/// Most bytes of stack memory in a [`StackCopy`]: pages, from the one that the stack pointer is in.
+pub const COPIED_BYTES: usize = 17 * 4096;
+
+/// A stack together with what it was found in, for tests that unwind it by other means.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct StackCopy {
+    /// Thread and how the stack ended; id and kind mean nothing.
+    pub head: StackHead,
+    /// Registers at the entry of the allocator in the order of DWARF (x86-64: rax, rdx, rcx, rbx, rsi, rdi, rbp, rsp, r8 to
+    /// r15, rip).
+    pub registers: [u64; 17],
+    /// Whether the process was stopped (SIGSTOP) at this call: 0 or 1.
+    pub stopped: u64,
+    /// Address of the first byte of `memory`.
+    pub start: u64,
+    /// How many bytes of `memory` could be read.
+    pub len: u64,
+    /// Addresses that were found, leaf first; `head.frames` of them.
+    pub addresses: [u64; MAX_FRAMES],
+    /// The stack's memory.
+    pub memory: [u8; COPIED_BYTES],
+}
+
 /// What the BPF side knows of a traced process; value of the map TARGETS, keyed by tgid.
 /// A process without an entry is not recorded, so the entry is the switch that turns tracing on at one instant.
 #[repr(C)]
@@ -230,6 +254,7 @@ const _: () = {
     assert!(size_of::<Moment>() == 16);
     assert!(size_of::<StackHead>() == 24);
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
+    assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);
     assert!(size_of::<Target>() == 32);
     assert!(size_of::<LostFree>() == 16);
     assert!(size_of::<Loss>() == 72);

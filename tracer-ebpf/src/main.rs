@@ -9,6 +9,7 @@
 #![expect(missing_docs, unreachable_pub, reason = "a program, not a library; entry points are exported by name")]
 
 mod alloc;
+mod copies;
 mod emit;
 mod inflight;
 mod process;
@@ -133,6 +134,13 @@ pub fn empty_return(_ctx: RetProbeContext) -> u32 {
 pub fn stackid_entry(ctx: ProbeContext) -> u32 {
     // Whether there was room for the stack does not matter here.
     let _ = ctx.get_stackid(&COMPARED_STACKS, u64::from(BPF_F_USER_STACK));
+    0
+}
+
+/// The caller's stack with the memory that it was found in: what tests compare with.
+#[uprobe]
+pub fn copy_entry(ctx: ProbeContext) -> u32 {
+    copies::copy(&ctx);
     0
 }
 

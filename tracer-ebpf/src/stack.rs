@@ -10,9 +10,17 @@ use crate::{emit, emit::count_loss, process, thread::Thread, walk};
 #[map]
 static SENT_STACKS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 16, 0);
 
-/// The stack at a probe whose direct caller is `caller`: its id. Its addresses are sent if they were not before.
+/// A stack that was found; its frames are in the thread's cache.
+pub(crate) struct Found {
+    pub(crate) id: u64,
+    pub(crate) count: u64,
+    /// One of [`end`].
+    pub(crate) end: u32,
+}
+
+/// Finds the stack at a probe whose direct caller is `caller`.
 #[inline(always)]
-pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> u64 {
+pub(crate) fn find(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> Found {
     let tgid = (pid_tgid >> 32) as u32;
     let sp = process::stack_pointer(ctx.as_ptr()).wrapping_add(8);
     let fp = process::frame_pointer(ctx.as_ptr());
@@ -23,7 +31,13 @@ pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, ca
     // A stack that ended elsewhere is another stack; one that ended early, with mappings of which nothing was known, is
     // another one when they are others.
     let mappings = if end == end::ROOT { 0 } else { u64::from(thread.frames.generation) };
-    let id = hash ^ u64::from(end) << 56 ^ mappings << 20;
+    Found { id: hash ^ u64::from(end) << 56 ^ mappings << 20, count, end }
+}
+
+/// The stack at a probe whose direct caller is `caller`: its id. Its addresses are sent if they were not before.
+#[inline(always)]
+pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> u64 {
+    let Found { id, count, end } = find(ctx, thread, pid_tgid, caller);
     if thread.frames.sent == id {
         return id;
     }
@@ -33,7 +47,7 @@ pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, ca
     }
     walk::write_addresses(thread);
     let head = &mut thread.stack.head;
-    head.header = Header::new(kind::STACK, generation, 0, pid_tgid);
+    head.header = Header::new(kind::STACK, thread.target.generation, 0, pid_tgid);
     head.id = id;
     head.frames = count as u32;
     head.end = end;

@@ -154,8 +154,13 @@ fn libc(pid: u32) -> Result<PathBuf> {
 
 /// Empty programs at the sites that tracer would probe, but for the one at the entry of malloc.
 fn at_sites(libc: &Path, pid: u32, at_malloc: &'static str) -> Result<(Programs, Links)> {
-    let mut programs =
-        Programs::load(Config { buffer_size: 4096, sizes: (0, u64::MAX), diagnostics: false, perf_events: false })?;
+    let mut programs = Programs::load(Config {
+        buffer_size: 4096,
+        sizes: (0, u64::MAX),
+        diagnostics: false,
+        perf_events: false,
+        stack_copies: false,
+    })?;
     let functions = resolve::allocator(std::fs::File::open(libc)?, Binding::Dynamic)?.context("libc without malloc")?;
     let mut links = Links::default();
     let task = pid.try_into()?;

@@ -23,9 +23,19 @@ use crate::{
 };
 
 /// The file that a process takes `malloc` from.
-struct Allocator {
-    module: Arc<Module>,
-    functions: Vec<Function>,
+pub struct Allocator {
+    /// The file.
+    pub module: Arc<Module>,
+    /// Its functions that allocate and free.
+    pub functions: Vec<Function>,
+}
+
+/// The allocator of a running process; `None` when it has none that is known.
+///
+/// # Errors
+/// No right to look at the process, or it has ended.
+pub fn allocator(pid: Pid) -> Result<Option<Allocator>> {
+    find(pid, Phase::Running)
 }
 
 /// A process with probes on its allocator.

@@ -67,6 +67,7 @@ pub fn run(config: Config) -> Result<Exit> {
         sizes: config.sizes,
         diagnostics: config.verbosity >= Verbosity::Verbose,
         perf_events: config.perf_events,
+        stack_copies: false,
     })?;
     let events = programs.events()?;
     let unwinder = Unwinder::new(programs.tables()?);

@@ -32,7 +32,7 @@ impl Links {
         offsets: &[u64],
         pid: NonZeroU32,
     ) -> Result<(), LoadError> {
-        if let Some(multi) = &programs.multi {
+        if let Some(multi) = &mut programs.multi {
             self.multi.push(multi.attach(name, file, offsets, pid.get())?);
         } else {
             let program = uprobe(programs, name)?;

@@ -4,6 +4,7 @@ use aya::{Ebpf, EbpfLoader, maps::Map, programs::ProgramError};
 use aya_log::EbpfLogger;
 
 use super::{
+    copies::StackCopies,
     events::Events,
     multi::{self, Multi},
     tables::Tables,
@@ -34,6 +35,8 @@ pub struct Config {
     pub diagnostics: bool,
     /// Whether to attach by perf events, as on old kernels, even where the kernel has uprobe-multi links.
     pub perf_events: bool,
+    /// Whether [`Programs::stack_copies`] will be asked for, which need a buffer of their own.
+    pub stack_copies: bool,
 }
 
 /// Why the programs could not be loaded.
@@ -84,6 +87,9 @@ pub struct Programs {
 /// thread that does nothing but allocate writes about 300 kB.
 const NO_WAKEUP: u32 = 16 << 20;
 
+/// Size of a ring buffer that nothing is sent through, bytes.
+const PAGE: u32 = 4096;
+
 impl Programs {
     /// Loads the object: maps are made, programs verified by the kernel, nothing is attached.
     ///
@@ -102,6 +108,7 @@ impl Programs {
             .override_global("MAX_SIZE", &max, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
+            .map_max_entries("STACK_COPIES", if config.stack_copies { StackCopies::BUFFER } else { PAGE })
             .map_max_entries("PAGES", PAGE_SHARDS as u32)
             .map_max_entries("ROWS", ROW_SHARDS as u32)
             .load(&OBJECT.bytes)?;
@@ -158,6 +165,16 @@ impl Programs {
             epoch: take("MAPPINGS_EPOCH")?,
             changes: 0,
         })
+    }
+
+    /// Takes the copies of stacks that the program `copy_entry` makes. Once only.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Map`] when it cannot be opened.
+    pub fn stack_copies(&mut self) -> Result<StackCopies, LoadError> {
+        let mut take =
+            |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
+        Ok(StackCopies { ring: take("STACK_COPIES")?.try_into()?, stops: take("STOPS")?.try_into()? })
     }
 
     /// Passes diagnostics that the programs have written since the last call on to `tracing`.

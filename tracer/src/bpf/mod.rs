@@ -3,6 +3,7 @@
 //! The only user of aya. Where aya has no safe call, the system call is made here, and its safety is argued here.
 
 mod attach;
+mod copies;
 mod events;
 mod loader;
 mod multi;
@@ -11,6 +12,7 @@ mod tables;
 
 pub use self::{
     attach::{Links, attach_lifecycle},
+    copies::StackCopies,
     events::Events,
     loader::{Config, LoadError, Programs},
     tables::Tables,

@@ -14,7 +14,7 @@ use std::{
 
 use aya::{Ebpf, maps::Map};
 use aya_obj::{Object, ProgramSection};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{LoadError, sys};
 
@@ -22,9 +22,12 @@ use super::{LoadError, sys};
 /// or single threads, and fall silent when the first thread has ended.)
 const KERNEL: (u32, u32) = (6, 13);
 
-/// The programs of the object that go to instructions, by name.
+/// The programs of the object that go to instructions. Each is loaded when it is attached for the first time.
 pub(super) struct Multi {
-    programs: HashMap<String, Loaded>,
+    object: Object,
+    btf: Option<OwnedFd>,
+    /// Those that were loaded, by name.
+    loaded: HashMap<String, Loaded>,
 }
 
 struct Loaded {
@@ -38,7 +41,8 @@ pub(super) fn is_supported(kernel: Option<(u32, u32)>) -> bool {
 }
 
 impl Multi {
-    /// Loads all programs for instructions that are in `object`, with the maps of `ebpf`, which was made of it.
+    /// Makes the programs of `object` ready for loading, with the maps of `ebpf`, which was made of it. One is loaded, to
+    /// see whether the kernel takes such programs.
     ///
     /// # Errors
     /// As [`LoadError`] says.
@@ -58,33 +62,41 @@ impl Multi {
         let sections = object.functions.keys().map(|(section, _)| *section).collect();
         object.relocate_maps(bound.into_iter(), &sections).map_err(|error| mismatch(&error))?;
         object.relocate_calls(&sections).map_err(|error| mismatch(&error))?;
-        let mut programs = HashMap::new();
-        for (name, program) in &object.programs {
-            let at_return = match program.section {
-                ProgramSection::UProbe { .. } => false,
-                ProgramSection::URetProbe { .. } => true,
-                _ => continue,
-            };
-            let function = object
-                .functions
-                .get(&program.function_key())
-                .ok_or_else(|| LoadError::Mismatch(format!("no function {name}")))?;
-            let loaded = sys::load_multi(name, function, &program.license, btf.as_ref().map(|fd| fd.as_fd()));
-            let program = loaded.map_err(|error| LoadError::Program("for multi links", error.to_string()))?;
-            programs.insert(name.clone(), Loaded { program, at_return });
+        let mut multi = Self { object, btf, loaded: HashMap::new() };
+        multi.program("leave")?;
+        Ok(multi)
+    }
+
+    /// The program `name`, loaded.
+    fn program(&mut self, name: &'static str) -> Result<&Loaded, LoadError> {
+        let Self { object, btf, loaded } = self;
+        match loaded.entry(name.to_owned()) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let mismatch = || LoadError::Mismatch(format!("no program {name}"));
+                let program = object.programs.get(name).ok_or_else(mismatch)?;
+                let at_return = match program.section {
+                    ProgramSection::UProbe { .. } => false,
+                    ProgramSection::URetProbe { .. } => true,
+                    _ => return Err(mismatch()),
+                };
+                let function = object.functions.get(&program.function_key()).ok_or_else(mismatch)?;
+                let program = sys::load_multi(name, function, &program.license, btf.as_ref().map(|fd| fd.as_fd()));
+                let program = program.map_err(|error| LoadError::Program(name, error.to_string()))?;
+                Ok(entry.insert(Loaded { program, at_return }))
+            }
         }
-        Ok(Self { programs })
     }
 
     /// Attaches the program `name` at `offsets` into `file`, for the process `pid` only.
     pub(super) fn attach(
-        &self,
+        &mut self,
         name: &'static str,
         file: &Path,
         offsets: &[u64],
         pid: u32,
     ) -> Result<OwnedFd, LoadError> {
-        let program = self.programs.get(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
+        let program = self.program(name)?;
         let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);
         path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, offsets, pid, program.at_return))
             .map_err(|error| LoadError::Program(name, error.to_string()))

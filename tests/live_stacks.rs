@@ -1,0 +1,146 @@
+//! Stacks of live processes, one by one: as the BPF side finds them, as gimli's interpretation of the same unwind information
+//! finds them on a copy of the stack, and, for some, as gdb does.
+#![expect(clippy::print_stdout, reason = "figures of what was compared")]
+
+use std::collections::HashSet;
+
+use tracer_ebpf::{MAX_FRAMES, StackCopy, end};
+
+use crate::harness::{
+    Copies, End, Oracle, Target, compiled, executable_mappings, program, require_root, scratch, slowness,
+};
+
+/// Stacks of each process that are compared with gimli's, and with gdb's.
+const STACKS: usize = 3000;
+const WITH_GDB: usize = 4;
+
+/// What came of a comparison.
+#[derive(Debug, Default)]
+struct Tally {
+    compared: usize,
+    /// Only as far as the copy of the stack goes.
+    in_part: usize,
+    at_root: usize,
+    distinct: HashSet<Vec<u64>>,
+    deepest: usize,
+}
+
+impl Tally {
+    fn take(&mut self, what: &str, oracle: &Oracle, copy: &StackCopy) {
+        let found = addresses(copy);
+        let (expected, expected_end) = oracle.unwind(copy, MAX_FRAMES);
+        let ends: &[u32] = match expected_end {
+            End::Root => &[end::ROOT],
+            End::NoInformation => &[end::NO_RULE, end::NO_MAPPING],
+            End::Deep => &[end::DEPTH, end::ROOT],
+            End::BeyondCopy => &[],
+            End::Nonsense => panic!("{what}: gimli cannot unwind {found:#x?}, but as far as {expected:#x?}"),
+        };
+        if expected_end == End::BeyondCopy {
+            self.in_part += 1;
+            assert!(found.starts_with(&expected), "{what}: found {found:#x?}, expected {expected:#x?} and more");
+        } else {
+            assert_eq!(found, expected, "{what}: {:#x?}", &copy.registers);
+            assert!(ends.contains(&copy.head.end), "{what}: ended {}, expected {expected_end:?}", copy.head.end);
+        }
+        self.compared += 1;
+        self.at_root += usize::from(copy.head.end == end::ROOT);
+        self.deepest = self.deepest.max(found.len());
+        self.distinct.insert(found.to_vec());
+    }
+}
+
+fn addresses(copy: &StackCopy) -> &[u64] {
+    &copy.addresses[..copy.head.frames as usize]
+}
+
+/// Compares stacks of a process that is busy allocating.
+pub(crate) fn check(what: &str, pid: u32, distinct: usize) {
+    let mut copies = Copies::start(pid);
+    // Probes that are stepped over get a mapping of their own.
+    let mappings = || executable_mappings(pid).lines().filter(|line| !line.contains("[uprobes]")).collect::<String>();
+    let before = mappings();
+    let oracle = Oracle::new(pid);
+    let mut tally = Tally::default();
+    for _ in 0..STACKS / slowness() as usize {
+        tally.take(what, &oracle, &copies.next());
+    }
+    for _ in 0..WITH_GDB {
+        let (copy, frames) = copies.next_with_gdb();
+        assert_eq!(addresses(&copy), frames, "{what}: what gdb says");
+        tally.take(what, &oracle, &copy);
+    }
+    assert_eq!(before, mappings(), "{what}: its libraries changed meanwhile");
+    println!(
+        "{what}: {} stacks are the same ({} of them as far as was copied), {} with gdb, {} distinct, up to {} frames",
+        tally.compared,
+        tally.in_part,
+        WITH_GDB,
+        tally.distinct.len(),
+        tally.deepest
+    );
+    assert!(tally.in_part * 100 <= tally.compared, "{what}: {} cut", tally.in_part);
+    assert!(tally.at_root * 1000 >= tally.compared * 999, "{what}: {} of {}", tally.at_root, tally.compared);
+    assert!(tally.distinct.len() >= distinct, "{what}: only {} distinct", tally.distinct.len());
+}
+
+fn check_program(what: &str, distinct: usize) {
+    require_root();
+    let mut target = Target::start(&compiled(what));
+    target.say("begin");
+    check(what, target.pid(), distinct);
+    assert!(target.is_alive());
+}
+
+#[test]
+fn of_cpp_with_exceptions_callbacks_and_threads() {
+    check_program("busy, C++", 50);
+}
+
+#[test]
+fn of_rust() {
+    check_program("busy, Rust", 30);
+}
+
+/// Generators, comparators, regular expressions, exceptions, recursion: the interpreter calls itself through C.
+const PYTHON: &str = r#"
+import json, re, sys
+
+def deep(depth):
+    if depth == 0:
+        return sorted(range(50), key=lambda n: str(n))
+    return [deep(depth - 1)]
+
+class Odd:
+    def __init__(self, n): self.n = n
+    def __lt__(self, other): return str(self.n) < str(other.n)
+    def __repr__(self): return "%d" % self.n
+
+print("waiting", flush=True)
+sys.stdin.readline()
+n = 0
+while True:
+    n += 1
+    deep(n % 40)
+    json.loads(json.dumps({"a": [1.5, "x" * 100, {"b": None}] * 5}))
+    sorted([Odd(i * 7919 % 101) for i in range(30)])
+    re.sub("a(b+)c", lambda match: match.group(1).upper() * 3, "abbbc" * 10)
+    try:
+        int("nonsense")
+    except ValueError as error:
+        str(error)
+    sum(len(repr(Odd(i))) for i in range(20))
+"#;
+
+#[test]
+fn of_python() {
+    require_root();
+    let folder = scratch();
+    let script = folder.path().join("busy.py");
+    std::fs::write(&script, PYTHON).unwrap();
+    let python = program("python3", "python3");
+    let mut target = Target::start_with(&python, &[script.to_str().unwrap()], &[("PYTHONMALLOC", "malloc")]);
+    target.say("begin");
+    check("python3", target.pid(), 60);
+    assert!(target.is_alive());
+}

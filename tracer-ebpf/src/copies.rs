@@ -1,0 +1,79 @@
+//! Stacks with the memory that they were found in: what tests of unwinding compare with. No part of tracing.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_send_signal,
+        generated::{bpf_probe_read_kernel, bpf_probe_read_user},
+    },
+    macros::map,
+    maps::{Array, RingBuf},
+    programs::ProbeContext,
+};
+use tracer_ebpf::{COPIED_BYTES, Header, MAX_FRAMES, StackCopy, kind};
+
+use crate::{alloc, process, stack, walk};
+
+/// Its size is set by user space before loading.
+#[map]
+static STACK_COPIES: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// At how many more calls the process is to be stopped, for debuggers to look at it.
+#[map]
+static STOPS: Array<u32> = Array::with_max_entries(1, 0);
+
+const PAGE: u64 = 4096;
+
+/// Entry of an allocator function: its caller's stack is found as for a record, and sent with the thread's stack memory if
+/// there is room.
+#[inline(always)]
+pub(crate) fn copy(ctx: &ProbeContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = alloc::current(ctx, pid_tgid) else { return };
+    let sp = process::stack_pointer(ctx.as_ptr());
+    walk::read_window(thread, sp);
+    let caller = walk::word(&mut thread.walk, sp);
+    let found = stack::find(ctx, thread, pid_tgid, caller);
+    let Some(mut entry) = STACK_COPIES.reserve::<StackCopy>(0) else { return };
+    walk::write_addresses(thread);
+    let copy = entry.as_mut_ptr();
+    // SAFETY: the entry has room for a copy, all of which is written or not looked at; the helpers check addresses.
+    unsafe {
+        let head = &raw mut (*copy).head;
+        (*head).header = Header::new(kind::STACK, thread.target.generation, 0, pid_tgid);
+        ((*head).id, (*head).frames, (*head).end) = (found.id, found.count as u32, found.end);
+        process::registers(ctx.as_ptr(), &mut (*copy).registers);
+        let addresses: *mut c_void = (&raw mut (*copy).addresses).cast();
+        bpf_probe_read_kernel(addresses, 8 * MAX_FRAMES as u32, (&raw const thread.stack.frames).cast());
+        let start = sp & !(PAGE - 1);
+        let memory: *mut u8 = (&raw mut (*copy).memory).cast();
+        let mut len = 0;
+        for page in 0..COPIED_BYTES as u64 / PAGE {
+            let to = memory.add((page * PAGE) as usize).cast();
+            if bpf_probe_read_user(to, PAGE as u32, (start + page * PAGE) as *const c_void) != 0 {
+                break;
+            }
+            len += PAGE;
+        }
+        ((*copy).start, (*copy).len) = (start, len);
+        (*copy).stopped = u64::from(stop());
+    }
+    entry.submit(0);
+}
+
+/// Stops the process if that was asked for.
+#[inline(always)]
+fn stop() -> bool {
+    let Some(left) = STOPS.get_ptr_mut(0) else { return false };
+    // SAFETY: the pointer comes from a map lookup. One process is looked at, by one test.
+    unsafe {
+        let wanted = *left > 0;
+        if wanted {
+            *left -= 1;
+            bpf_send_signal(process::SIGSTOP);
+        }
+        wanted
+    }
+}
