@@ -18,7 +18,7 @@ const DT_DEBUG: u64 = 21;
 /// Size of an `Elf64_Phdr`, bytes.
 const PHDR_SIZE: u64 = 56;
 /// More than any real list.
-const MAX_OBJECTS: usize = 16_384;
+pub const MAX_OBJECTS: usize = 16_384;
 
 /// The auxiliary vector: what the kernel told the program at its start.
 pub struct Auxv(Vec<(u64, u64)>);
@@ -29,10 +29,14 @@ impl Auxv {
     /// # Errors
     /// No such process, or no right to read it.
     pub fn read(pid: u32) -> io::Result<Self> {
-        let bytes = fs::read(format!("/proc/{pid}/auxv"))?;
+        Ok(Self::parse(&fs::read(format!("/proc/{pid}/auxv"))?))
+    }
+
+    /// The pairs of words in `bytes`; a part of one at the end is left out.
+    pub fn parse(bytes: &[u8]) -> Self {
         let words: Vec<u64> =
             bytes.chunks_exact(8).filter_map(|word| word.try_into().ok()).map(u64::from_ne_bytes).collect();
-        Ok(Self(words.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect()))
+        Self(words.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 
     fn get(&self, key: u64) -> Option<u64> {
@@ -47,30 +51,41 @@ impl Auxv {
 
 /// For each object in look-up order, executable first, an address that lies in it (its dynamic section). `None` for a
 /// static executable, or before the loader has set its list up.
+///
+/// # Errors
+/// No such process, no right to read it, or a list that leads out of its memory.
 pub fn search_order(pid: u32) -> io::Result<Option<Vec<u64>>> {
     let auxv = Auxv::read(pid)?;
     let memory = Memory::open(pid)?;
+    search_order_in(&auxv, |addr| memory.word(addr))
+}
+
+/// The same of any memory: `word` reads the 64-bit word at an address. At most [`MAX_OBJECTS`] objects.
+///
+/// # Errors
+/// Those of `word`.
+pub fn search_order_in(auxv: &Auxv, word: impl Fn(u64) -> io::Result<u64>) -> io::Result<Option<Vec<u64>>> {
     let (Some(headers), Some(count)) = (auxv.get(AT_PHDR), auxv.get(AT_PHNUM)) else { return Ok(None) };
-    let Some(dynamic) = dynamic_section(&memory, headers, count)? else { return Ok(None) };
-    let Some(debug) = debug_pointer(&memory, dynamic)? else { return Ok(None) };
+    let Some(dynamic) = dynamic_section(&word, headers, count)? else { return Ok(None) };
+    let Some(debug) = debug_pointer(&word, dynamic)? else { return Ok(None) };
     let mut order = Vec::new();
     // struct r_debug: int version, padding, then the head of the list.
-    let mut object = memory.word(debug.wrapping_add(8))?;
+    let mut object = word(debug.wrapping_add(8))?;
     while object != 0 && order.len() < MAX_OBJECTS {
         // struct link_map: l_addr, l_name, l_ld, l_next.
-        order.push(memory.word(object.wrapping_add(16))?);
-        object = memory.word(object.wrapping_add(24))?;
+        order.push(word(object.wrapping_add(16))?);
+        object = word(object.wrapping_add(24))?;
     }
     Ok((!order.is_empty()).then_some(order))
 }
 
 /// Address of the executable's dynamic section.
-fn dynamic_section(memory: &Memory, headers: u64, count: u64) -> io::Result<Option<u64>> {
+fn dynamic_section(word: impl Fn(u64) -> io::Result<u64>, headers: u64, count: u64) -> io::Result<Option<u64>> {
     let (mut base, mut dynamic) = (0u64, None);
     for index in 0..count.min(1024) {
         let at = headers.wrapping_add(index * PHDR_SIZE);
-        let address = memory.word(at.wrapping_add(16))?;
-        match memory.word(at)? as u32 {
+        let address = word(at.wrapping_add(16))?;
+        match word(at)? as u32 {
             PT_PHDR => base = headers.wrapping_sub(address),
             PT_DYNAMIC => dynamic = Some(address),
             _ => {}
@@ -79,12 +94,12 @@ fn dynamic_section(memory: &Memory, headers: u64, count: u64) -> io::Result<Opti
     Ok(dynamic.map(|address| base.wrapping_add(address)))
 }
 
-fn debug_pointer(memory: &Memory, dynamic: u64) -> io::Result<Option<u64>> {
+fn debug_pointer(word: impl Fn(u64) -> io::Result<u64>, dynamic: u64) -> io::Result<Option<u64>> {
     for index in 0..1024 {
         let at = dynamic.wrapping_add(index * 16);
-        match memory.word(at)? {
+        match word(at)? {
             DT_NULL => break,
-            DT_DEBUG => return Ok(Some(memory.word(at.wrapping_add(8))?).filter(|pointer| *pointer != 0)),
+            DT_DEBUG => return Ok(Some(word(at.wrapping_add(8))?).filter(|pointer| *pointer != 0)),
             _ => {}
         }
     }

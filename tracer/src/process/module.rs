@@ -48,18 +48,18 @@ impl Module {
         let file = open(process, root, mapping).inspect_err(|error| {
             tracing::debug!(path = mapping.path.escape_debug().to_string(), "cannot open a mapped file: {error}");
         });
-        let file = file.and_then(|file| Ok((file.metadata()?, file))).ok();
-        let identity = match &file {
-            Some((metadata, _)) => Identity::File { device: metadata.dev(), inode: metadata.ino() },
-            None => Identity::Name(mapping.path.clone()),
-        };
-        Self {
-            path: mapping.path.clone(),
-            identity,
-            file: file.map(|(_, file)| file),
-            root: root.cloned(),
-            build_id: OnceLock::new(),
-        }
+        let module = file.and_then(|file| Self::of_file(&mapping.path, file));
+        Self { root: root.cloned(), ..module.unwrap_or_else(|_| Self::special(&mapping.path)) }
+    }
+
+    /// A file that is open, in no process's root.
+    ///
+    /// # Errors
+    /// It cannot be told from other files.
+    pub fn of_file(path: &str, file: File) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let identity = Identity::File { device: metadata.dev(), inode: metadata.ino() };
+        Ok(Self { identity, file: Some(file), ..Self::special(path) })
     }
 
     /// Code that the kernel put there and that is in no file.

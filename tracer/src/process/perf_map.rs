@@ -117,7 +117,11 @@ impl Functions {
     }
 }
 
-fn parse(mut text: impl BufRead) -> io::Result<Functions> {
+/// The functions that `text` names, at most a million. Lines that make no sense, or are cut off, are skipped.
+///
+/// # Errors
+/// Those of reading.
+pub fn parse(mut text: impl BufRead) -> io::Result<Functions> {
     let mut functions = Vec::new();
     let mut line = Vec::new();
     while functions.len() < MAX_FUNCTIONS {

@@ -9,7 +9,7 @@ const MAX_NAME: usize = 16 << 10;
 
 /// The readable form of the name of a symbol or of a DWARF linkage name. Hashes of Rust and versions of the dynamic linker
 /// are left out.
-pub(super) fn demangle(name: &str) -> String {
+pub fn demangle(name: &str) -> String {
     let name = bounded(name);
     if (name.starts_with("_R") || has_rust_hash(name))
         && let Ok(demangled) = rustc_demangle::try_demangle(name)

@@ -16,6 +16,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use hashbrown::HashMap;
 
+pub use demangle::demangle;
 pub use language::language;
 
 use self::source::{Function, Held, Source};
