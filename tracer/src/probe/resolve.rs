@@ -6,8 +6,7 @@ use std::fs::File;
 
 use hashbrown::HashMap;
 use object::{
-    Endianness, Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadCache, ReadRef, RelocationTarget,
-    SymbolFlags,
+    Endianness, Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget, SymbolFlags,
     elf::{EM_X86_64, FileHeader64, STT_GNU_IFUNC},
     read::elf::{ElfFile, FileHeader as _},
 };
@@ -17,6 +16,7 @@ use super::{
     returns::{self, Bound},
     site::{self, WINDOW},
 };
+use crate::process::elf::{Bounded, Bytes};
 
 /// Functions that allocators call when nothing else is left, and that never return.
 const NO_RETURN: [&str; 10] = [
@@ -67,15 +67,16 @@ pub enum Binding {
     Static,
 }
 
-type Elf<'data> = ElfFile<'data, FileHeader64<Endianness>, &'data ReadCache<File>>;
+type Elf<'data> = ElfFile<'data, FileHeader64<Endianness>, Bounded<'data>>;
 
 /// Functions of the catalogue that `file` defines, if `malloc` is one of them; `None` if it is not.
 ///
 /// # Errors
 /// [`ResolveError`] when the file cannot be read as an x86-64 ELF file.
 pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, ResolveError> {
-    let cache = ReadCache::new(file);
-    let elf: Elf<'_> = ElfFile::parse(&cache)?;
+    let bytes = Bytes::new(&file);
+    let data = bytes.bounded();
+    let elf: Elf<'_> = ElfFile::parse(data)?;
     let machine = elf.elf_header().e_machine(elf.endian());
     if machine != EM_X86_64 {
         return Err(ResolveError::Machine(machine.0));
@@ -91,7 +92,7 @@ pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, 
     let mut pointers = None;
     let mut functions: Vec<Function> = Vec::new();
     for (name, shape, address, size) in found {
-        let Some(mut function) = function(&elf, &cache, name, shape, address, size) else { continue };
+        let Some(mut function) = function(&elf, data, name, shape, address, size) else { continue };
         // Aliases are one function; the first name in the catalogue stands for it.
         if functions.iter().any(|known| known.file_offset == function.file_offset) {
             continue;
@@ -100,12 +101,11 @@ pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, 
             let pointers = pointers.get_or_insert_with(|| pointers_to_code(&elf));
             let found = returns::returns(
                 address,
-                |address| code(&elf, &cache, address, WINDOW as u64).map(|(_, code)| code),
+                |address| code(&elf, data, address, WINDOW as u64).map(|(_, code)| code),
                 |slot| pointers.get(&slot).copied().unwrap_or(Bound::Elsewhere),
                 |address| entries.contains(&address),
             );
-            function.returns =
-                found.into_iter().filter_map(|address| Some(code(&elf, &cache, address, 1)?.0)).collect();
+            function.returns = found.into_iter().filter_map(|address| Some(code(&elf, data, address, 1)?.0)).collect();
             tracing::debug!(name, returns = ?function.returns, "may throw");
         }
         functions.push(function);
@@ -140,7 +140,7 @@ where
 
 fn function<'data>(
     elf: &Elf<'data>,
-    data: &'data ReadCache<File>,
+    data: Bounded<'data>,
     name: &'static str,
     shape: Shape,
     address: u64,
@@ -153,12 +153,7 @@ fn function<'data>(
 }
 
 /// The code at an address, at most `wanted` bytes, and its offset in the file.
-fn code<'data>(
-    elf: &Elf<'data>,
-    data: &'data ReadCache<File>,
-    address: u64,
-    wanted: u64,
-) -> Option<(u64, &'data [u8])> {
+fn code<'data>(elf: &Elf<'data>, data: Bounded<'data>, address: u64, wanted: u64) -> Option<(u64, &'data [u8])> {
     let (start, available) = elf.segments().find_map(|segment| {
         let inside = address.checked_sub(segment.address()).filter(|inside| *inside < segment.size())?;
         let (offset, file_size) = segment.file_range();

@@ -3,7 +3,7 @@
 //! The file belongs to the target. The `object` crate checks every offset; what is added here are bounds on what is read
 //! into memory, and reads that do not move the file's position, because the file is shared between threads.
 
-use std::{borrow::Cow, fs::File, ops::Range, os::unix::fs::FileExt};
+use std::{borrow::Cow, cell::Cell, fs::File, ops::Range, os::unix::fs::FileExt, rc::Rc};
 
 use object::{
     CompressedData, CompressionFormat, Endianness, ReadCache, ReadRef,
@@ -17,8 +17,13 @@ use object::{
     },
 };
 
-/// Most that is read in one piece, bytes: well above the largest section and program header tables.
-const MAX_READ: u64 = 64 << 20;
+/// Most that is read in one piece, bytes: ten million symbols, and well above the largest tables of headers.
+const MAX_READ: u64 = 256 << 20;
+/// How often the bytes of a file may be read, on average: tables that lie over each other would be kept each for itself.
+/// The names of symbols, which are read in pieces of 256 bytes, take ten times their table at most.
+const MAX_REPETITION: u64 = 16;
+/// What may be read of the smallest file, bytes, and of the largest one.
+const MAX_READ_IN_ALL: (u64, u64) = (1 << 20, 2 << 30);
 /// Most of a segment of notes that is looked at, bytes. A build id is among the first of them.
 const MAX_NOTES: u64 = 1 << 20;
 /// Longest build id that makes sense, bytes. Usual are 16 and 20.
@@ -27,12 +32,23 @@ const MAX_BUILD_ID: usize = 64;
 const MAX_COMPRESSION: u64 = 1032;
 
 /// The bytes of a file, read when they are asked for and kept as long as this lives.
-pub struct Bytes<'file>(ReadCache<Position<'file>>);
+pub struct Bytes<'file> {
+    cache: ReadCache<Position<'file>>,
+    left: Rc<Cell<u64>>,
+}
 
 impl<'file> Bytes<'file> {
     /// Those of `file`.
     pub fn new(file: &'file File) -> Self {
-        Self(ReadCache::new(Position { file, at: 0 }))
+        let length = file.metadata().map_or(0, |metadata| metadata.len());
+        let (least, most) = MAX_READ_IN_ALL;
+        let left = Rc::new(Cell::new(length.saturating_mul(MAX_REPETITION).clamp(least, most)));
+        Self { cache: ReadCache::new(Position { file, at: 0, left: Rc::clone(&left) }), left }
+    }
+
+    /// Them, for parsers of the `object` crate.
+    pub fn bounded(&'file self) -> Bounded<'file> {
+        Bounded(self)
     }
 }
 
@@ -40,6 +56,16 @@ impl<'file> Bytes<'file> {
 struct Position<'file> {
     file: &'file File,
     at: u64,
+    /// How much more may be read, bytes.
+    left: Rc<Cell<u64>>,
+}
+
+impl Position<'_> {
+    fn count(&mut self, read: usize) -> Result<(), ()> {
+        self.at = self.at.checked_add(read as u64).ok_or(())?;
+        self.left.set(self.left.get().checked_sub(read as u64).ok_or(())?);
+        Ok(())
+    }
 }
 
 impl ReadCacheOps for Position<'_> {
@@ -54,32 +80,31 @@ impl ReadCacheOps for Position<'_> {
 
     fn read(&mut self, buffer: &mut [u8]) -> Result<usize, ()> {
         let read = self.file.read_at(buffer, self.at).map_err(|_| ())?;
-        self.at += read as u64;
+        self.count(read)?;
         Ok(read)
     }
 
     fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), ()> {
         self.file.read_exact_at(buffer, self.at).map_err(|_| ())?;
-        self.at += buffer.len() as u64;
-        Ok(())
+        self.count(buffer.len())
     }
 }
 
-/// Refuses reads that are too long.
+/// Refuses reads that are too long, before there is memory for them.
 #[derive(Clone, Copy)]
-struct Bounded<'data>(&'data ReadCache<Position<'data>>);
+pub struct Bounded<'data>(&'data Bytes<'data>);
 
 impl<'data> ReadRef<'data> for Bounded<'data> {
     fn len(self) -> Result<u64, ()> {
-        self.0.len()
+        (&self.0.cache).len()
     }
 
     fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'data [u8], ()> {
-        if size > MAX_READ { Err(()) } else { self.0.read_bytes_at(offset, size) }
+        if size > MAX_READ.min(self.0.left.get()) { Err(()) } else { (&self.0.cache).read_bytes_at(offset, size) }
     }
 
     fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'data [u8], ()> {
-        self.0.read_bytes_at_until(range, delimiter)
+        (&self.0.cache).read_bytes_at_until(range, delimiter)
     }
 }
 
@@ -112,7 +137,7 @@ impl<'data> Elf<'data> {
     /// # Errors
     /// Not a 64-bit ELF file.
     pub fn parse(bytes: &'data Bytes<'data>) -> object::read::Result<Self> {
-        let data = Bounded(&bytes.0);
+        let data = bytes.bounded();
         let header = Header::parse(data)?;
         let endian = header.endian()?;
         let sections = header.sections(endian, data).unwrap_or_default();
@@ -197,7 +222,7 @@ impl<'data> Elf<'data> {
         if size > limit || unpacked > limit {
             return None;
         }
-        let data = self.data.0.read_bytes_at(offset, size).ok()?;
+        let data = (&self.data.0.cache).read_bytes_at(offset, size).ok()?;
         CompressedData { format, data, uncompressed_size: unpacked }.decompress().ok()
     }
 
@@ -247,6 +272,37 @@ mod tests {
         assert!(elf.unpacks_sanely() && elf.is_runnable());
         assert!(elf.unpacked(".text", 100).is_none());
         assert_eq!(elf.unpacked(".comment", 1 << 20).as_deref(), elf.section(".comment", 1 << 20));
+    }
+
+    #[test]
+    fn sections_that_lie_over_each_other_are_not_all_read() {
+        let note = [&4u32.to_le_bytes()[..], &8u32.to_le_bytes(), &3u32.to_le_bytes(), b"GNU\0build-id"].concat();
+        for count in [10, 1000] {
+            let mut data = vec![0; 1 << 20];
+            data[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0");
+            let (headers, tail) = (64usize, data.len() - note.len());
+            data[tail..].copy_from_slice(&note);
+            data[40..48].copy_from_slice(&(headers as u64).to_le_bytes());
+            data[58..60].copy_from_slice(&64u16.to_le_bytes());
+            data[60..62].copy_from_slice(&(count as u16).to_le_bytes());
+            data[62] = 1;
+            for index in 1..count {
+                let at = headers + 64 * index;
+                let last = index == count - 1;
+                let (offset, size) = if last { (tail, note.len()) } else { (1 << 18, (1 << 19) + 12 * index) };
+                // SHT_STRTAB for the names of sections, then SHT_NOTE.
+                data[at + 4] = if index == 1 { 3 } else { 7 };
+                data[at + 24..at + 32].copy_from_slice(&(offset as u64).to_le_bytes());
+                data[at + 32..at + 40].copy_from_slice(&(size as u64).to_le_bytes());
+            }
+            let mut file = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut file, &data).unwrap();
+            let bytes = Bytes::new(&file);
+            assert_eq!(Elf::parse(&bytes).unwrap().build_id().as_deref(), Some(&b"build-id"[..]));
+            // Half a megabyte for each of the first, and none for those that would take more than sixteen times the file.
+            let read = (16 << 20) - bytes.left.get();
+            assert!((count.min(32) as u64) << 19 > read && read > (count.min(32) as u64 - 5) << 19, "{read}");
+        }
     }
 
     #[test]
