@@ -110,8 +110,7 @@ impl Unwinder {
 
     fn place(&mut self, compiled: Compiled) {
         let Compiled { module, segments, table, build_time } = compiled;
-        let code = || segments.iter().filter(|segment| segment.executable);
-        let code_bytes = code().map(|segment| segment.size).sum();
+        let code_bytes = code_bytes(&segments);
         let mut file = UnwindTable {
             path: module.path().to_owned(),
             rows: 0,
@@ -123,13 +122,12 @@ impl Unwinder {
         };
         let placed = match table {
             Ok(table) => {
-                let covered = code().map(|segment| table.covered_bytes(segment.address, segment.size)).sum::<u64>();
                 let before = self.packed.size();
                 match self.packed.add(&table) {
                     Ok(placed) => {
                         file.rows = table.rows().len();
                         file.bytes = self.packed.size() - before;
-                        file.uncovered_bytes = code_bytes.saturating_sub(covered);
+                        file.uncovered_bytes = uncovered_bytes(&segments, &table);
                         Some((placed, segments))
                     }
                     Err(full) => {
@@ -200,6 +198,19 @@ fn linked_address(segments: &[Segment], offset: u64) -> Option<u64> {
     Some(segment.address.wrapping_add(offset).wrapping_sub(segment.offset))
 }
 
+/// Bytes of code in a file. Hostile segments may say anything, so the sum ends at the largest number.
+pub fn code_bytes(segments: &[Segment]) -> u64 {
+    let code = segments.iter().filter(|segment| segment.executable);
+    code.fold(0, |sum, segment| sum.saturating_add(segment.size))
+}
+
+/// How many of these have no rule in the file's table.
+pub fn uncovered_bytes(segments: &[Segment], table: &Table) -> u64 {
+    let code = segments.iter().filter(|segment| segment.executable);
+    let covered = code.fold(0u64, |sum, code| sum.saturating_add(table.covered_bytes(code.address, code.size)));
+    code_bytes(segments).saturating_sub(covered)
+}
+
 /// Reads and compiles the table of one file.
 fn compile(module: Arc<Module>) -> Compiled {
     let start = Instant::now();
@@ -253,5 +264,7 @@ mod tests {
         let hostile = [segment(u64::MAX - 5, u64::MAX, u64::MAX, true), segment(0x3000, u64::MAX, 0, true)];
         assert_eq!(linked_address(&hostile, 0x1000), None);
         assert_eq!(linked_address(&hostile, 0x3000), Some(0));
+        assert_eq!(code_bytes(&hostile), u64::MAX);
+        assert_eq!(uncovered_bytes(&hostile, &Table::frame_pointers(0x100..0x300)), u64::MAX - 0x200);
     }
 }
