@@ -108,7 +108,7 @@ impl StackSnapshot {
     /// Adds what another stack holds.
     pub fn absorb(&mut self, other: &Self) {
         self.values += other.values;
-        self.uncertain_bytes += other.uncertain_bytes;
+        self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
         self.oldest = self.oldest.max(other.oldest);
         self.growth = self.growth.map(|growth| growth + other.growth.unwrap_or(0.0));
     }

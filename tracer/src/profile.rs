@@ -139,9 +139,10 @@ pub struct Values {
 
 impl std::ops::AddAssign for Values {
     fn add_assign(&mut self, other: Self) {
-        self.outstanding_bytes += other.outstanding_bytes;
+        // Sizes are what the target asked for, which can be more than there is.
+        self.outstanding_bytes = self.outstanding_bytes.saturating_add(other.outstanding_bytes);
         self.outstanding_blocks += other.outstanding_blocks;
-        self.allocated_bytes += other.allocated_bytes;
+        self.allocated_bytes = self.allocated_bytes.saturating_add(other.allocated_bytes);
         self.allocated_blocks += other.allocated_blocks;
         self.freed_blocks += other.freed_blocks;
     }

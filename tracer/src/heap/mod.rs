@@ -127,11 +127,11 @@ impl Heap {
                     return;
                 }
                 let Some(usage) = all.get_mut(block.stack.index()) else { return };
-                usage.values.outstanding_bytes += block.size;
+                usage.values.outstanding_bytes = usage.values.outstanding_bytes.saturating_add(block.size);
                 usage.values.outstanding_blocks += 1;
                 usage.oldest = Some(usage.oldest.map_or(block.time, |oldest| oldest.min(block.time)));
                 if ambiguous || self.uncertain_until.is_some_and(|until| block.time <= until) {
-                    usage.uncertain_bytes += block.size;
+                    usage.uncertain_bytes = usage.uncertain_bytes.saturating_add(block.size);
                 }
             });
         }
@@ -175,16 +175,17 @@ impl Books<'_> {
     #[inline]
     fn begin(&mut self, stack: StackIndex, size: u64) {
         let usage = self.usage(stack);
-        usage.outstanding_bytes += size;
+        // An allocator of the target's own may claim to have given more than there is.
+        usage.outstanding_bytes = usage.outstanding_bytes.saturating_add(size);
         usage.outstanding_blocks += 1;
-        usage.allocated_bytes += size;
+        usage.allocated_bytes = usage.allocated_bytes.saturating_add(size);
         usage.allocated_blocks += 1;
     }
 
     #[inline]
     fn end(&mut self, stack: StackIndex, size: u64) {
         let usage = self.usage(stack);
-        usage.outstanding_bytes -= size;
+        usage.outstanding_bytes = usage.outstanding_bytes.saturating_sub(size);
         usage.outstanding_blocks -= 1;
         usage.freed_blocks += 1;
     }

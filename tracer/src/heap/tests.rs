@@ -283,6 +283,21 @@ enum Step {
     Realloc { tid: u32, old: u64, new: u64, size: u64, stack: u64, outcome: u8 },
 }
 
+#[test]
+fn sizes_that_cannot_be_end_at_the_largest_number() {
+    let heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, u64::MAX, 7, MS))),
+        (origin(1), Event::Alloc(block(0x20, u64::MAX, 7, MS))),
+        (origin(1), Event::Alloc(block(0x30, 5, 7, MS))),
+        (origin(1), Event::Free(0x10)),
+        (origin(1), Event::Free(0x30)),
+    ]);
+    assert_eq!(held(&heap, 7), (u64::MAX, 1));
+    let mut values = heap.usage(u64::MAX, 0)[0].values;
+    values += values;
+    assert_eq!((values.outstanding_bytes, values.allocated_bytes, values.freed_blocks), (u64::MAX, u64::MAX, 4));
+}
+
 fn step() -> impl Strategy<Value = Step> {
     // Few addresses, threads and stacks, so that they meet.
     let (tid, addr, stack) = (1..4u32, (1..20u64).prop_map(|n| n * 16), 1..5u64);
