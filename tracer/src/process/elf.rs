@@ -129,6 +129,7 @@ pub struct Elf<'data> {
     endian: Endianness,
     header: &'data Header,
     sections: SectionTable<'data, Header, Bounded<'data>>,
+    sound: bool,
 }
 
 impl<'data> Elf<'data> {
@@ -140,8 +141,15 @@ impl<'data> Elf<'data> {
         let data = bytes.bounded();
         let header = Header::parse(data)?;
         let endian = header.endian()?;
-        let sections = header.sections(endian, data).unwrap_or_default();
-        Ok(Self { data, endian, header, sections })
+        let sections = header.sections(endian, data);
+        let sound = sections.is_ok() && endian == Endianness::Little;
+        Ok(Self { data, endian, header, sections: sections.unwrap_or_default(), sound })
+    }
+
+    /// Whether other readers see the same sections in it: ones that take the byte order of x86-64 and the size of a header
+    /// for granted.
+    pub fn is_sound(&self) -> bool {
+        self.sound
     }
 
     /// What is loaded.

@@ -73,7 +73,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    /// A source that reads `held`; `trusted` when only the administrator can have written it. `None` when it is no ELF file.
+    /// A source that reads `held`; `trusted` when only the administrator can have written it. `None` when it is no ELF file,
+    /// or an odd one.
     pub(super) fn new(held: Held, trusted: bool) -> Option<Self> {
         let file = held.file()?;
         let debug_information = readable_debug_information(file, trusted)?;
@@ -110,14 +111,17 @@ impl Source {
     }
 }
 
-/// Whether the debug information in `file` can be given to blazesym. `None` when it is no ELF file.
+/// Whether the debug information in `file` can be given to blazesym. `None` when it is no ELF file, or
+/// an odd one.
 ///
 /// Files that only the administrator can have written are `trusted`: then a look that takes seconds for the largest is
 /// left out. Links to debug files are never for blazesym to follow: it opens what they name, wherever that is, and
 /// waits for a pipe.
 fn readable_debug_information(file: &File, trusted: bool) -> Option<bool> {
     let bytes = Bytes::new(file);
-    let elf = Elf::parse(&bytes).ok()?;
+    // blazesym neither looks at the byte order nor at the size of section headers: what is found harmless must be what it
+    // reads.
+    let elf = Elf::parse(&bytes).ok().filter(Elf::is_sound)?;
     let readable = elf.is_runnable() && !elf.has_section(".gnu_debuglink") && elf.unpacks_sanely();
     Some(readable && (trusted || is_harmless(&elf)))
 }
