@@ -9,6 +9,7 @@ mod build;
 mod command;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod setup;
 mod test;
 mod tidy;
@@ -66,6 +67,14 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Search for input that the parsers cannot stand
+    Fuzz {
+        /// One of fuzz/targets; all when left out
+        target: Option<String>,
+        /// How long each is run
+        #[arg(long, default_value_t = 3)]
+        seconds: u64,
+    },
     /// Check the repository's own rules
     Tidy,
 }
@@ -93,6 +102,7 @@ fn run(task: Task) -> Result<()> {
         Task::Test { vm: true, filters } => vm::run(&workspace, &filters),
         Task::Test { vm: false, filters } => test::run(&workspace, &filters),
         Task::Bench { args } => bench::run(&workspace, &args),
+        Task::Fuzz { target, seconds } => fuzz::run(&workspace, target.as_deref(), seconds),
         Task::Tidy => tidy::run(&workspace),
     }
 }
