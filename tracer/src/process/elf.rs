@@ -8,12 +8,12 @@ use std::{borrow::Cow, cell::Cell, fs::File, ops::Range, os::unix::fs::FileExt, 
 use object::{
     CompressedData, CompressionFormat, Endianness, ReadCache, ReadRef,
     elf::{
-        CompressionHeader64, ELFCOMPRESS_ZLIB, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_LOAD, PT_NOTE, SHF_COMPRESSED,
-        SHT_NOBITS,
+        CompressionHeader64, ELFCOMPRESS_ZLIB, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_LOAD, PT_NOTE,
+        SHF_COMPRESSED, SHF_EXECINSTR, SHT_NOBITS, SHT_SYMTAB,
     },
     read::{
         ReadCacheOps,
-        elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable},
+        elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym as _},
     },
 };
 
@@ -164,6 +164,33 @@ impl<'data> Elf<'data> {
                 Segment { offset, size, address: segment.p_vaddr(self.endian), executable }
             })
             .collect()
+    }
+
+    /// Whether its code is for x86-64.
+    pub fn is_x86_64(&self) -> bool {
+        self.endian == Endianness::Little && self.header.e_machine(self.endian) == EM_X86_64
+    }
+
+    /// Where the section of this name is, if it is in the file.
+    pub fn section_place(&self, name: &str) -> Option<Segment> {
+        let (_, section) = self.sections.section_by_name(self.endian, name.as_bytes())?;
+        let (offset, size) = section.file_range(self.endian)?;
+        let executable = section.sh_flags(self.endian).0 & SHF_EXECINSTR.0 != 0;
+        Some(Segment { offset, size, address: section.sh_addr(self.endian), executable })
+    }
+
+    /// Address and size of the first symbol of each name, as the file was linked; `None` for those that are not there. Only
+    /// the table that `strip` removes is looked at.
+    pub fn symbols<const N: usize>(&self, names: [&str; N]) -> [Option<(u64, u64)>; N] {
+        let mut found = [None; N];
+        let table = self.sections.symbols(self.endian, self.data, SHT_SYMTAB).unwrap_or_default();
+        for symbol in table.iter() {
+            let Ok(name) = symbol.name(self.endian, table.strings()) else { continue };
+            if let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) {
+                found[index].get_or_insert((symbol.st_value(self.endian), symbol.st_size(self.endian)));
+            }
+        }
+        found
     }
 
     /// The linker's identification of this very build.
