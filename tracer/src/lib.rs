@@ -17,6 +17,7 @@ pub mod watch;
 
 pub mod bpf;
 pub mod event;
+pub mod golang;
 pub mod heap;
 pub mod probe;
 pub mod process;

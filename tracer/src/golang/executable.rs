@@ -1,0 +1,184 @@
+//! The executable of a Go program: version, tables and layout of its runtime, from the file alone.
+
+use std::{fs::File, os::unix::fs::FileExt};
+
+use super::{
+    Unreadable,
+    buildinfo::{self, BuildInfo, Version},
+    dwarf,
+    layout::{self, Layout, Mention},
+    pclntab::{HEADERS, Pclntab},
+};
+use crate::process::elf::{Bytes, Elf, Segment};
+
+/// Sections that hold pclntab, of ordinary and of position-independent executables.
+const TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
+/// Largest pclntab that is taken, bytes. That of a program of 100 MB takes 30 MB.
+const MAX_TABLES: u64 = 256 << 20;
+/// Section that holds the build information.
+const BUILD_INFO: &str = ".go.buildinfo";
+/// How much of a segment is searched for build information, bytes. It is the first thing in the data.
+const MAX_BUILD_INFO: u64 = 1 << 20;
+/// Bytes that are searched at once.
+const CHUNK: u64 = 1 << 20;
+
+/// Variables of the runtime that lead to the goroutines: how many there are, and where their list is.
+pub(super) const VARIABLES: [&str; 2] = ["runtime.allglen", "runtime.allgptr"];
+/// What goroutines wait for, in words.
+pub(super) const WAIT_REASONS: &str = "runtime.waitReasonStrings";
+
+/// An opened Go executable.
+pub struct Executable {
+    file: File,
+    /// Version that it was built with.
+    pub version: Version,
+    /// What is loaded of the file.
+    pub segments: Vec<Segment>,
+    /// Address of the first instruction, as linked.
+    pub entry: u64,
+    /// Functions, lines and frames.
+    pub tables: Pclntab,
+    /// Where these are, as linked.
+    pub tables_at: u64,
+    /// Where the runtime keeps what.
+    pub layout: Layout,
+    /// Address of each of [`VARIABLES`], as linked, where symbols tell it.
+    pub variables: Option<[u64; 2]>,
+    /// How to find them elsewhere.
+    pub mentions: Vec<Mention>,
+}
+
+impl Executable {
+    /// Reads an executable.
+    ///
+    /// # Errors
+    /// Not a Go program, or not one that can be understood.
+    pub fn open(file: File) -> Result<Self, Unreadable> {
+        // The parser borrows the file.
+        let borrowed = file.try_clone()?;
+        let bytes = Bytes::new(&borrowed);
+        let elf = Elf::parse(&bytes).map_err(|_| Unreadable::NotGo)?;
+        let segments = elf.segments();
+        let version = match build_info(&file, &elf, &segments) {
+            BuildInfo::Version(version) => version,
+            BuildInfo::Old => return Err(Unreadable::OldVersion),
+            BuildInfo::Absent => return Err(Unreadable::NotGo),
+        };
+        if !elf.is_x86_64() {
+            return Err(Unreadable::OtherProcessor);
+        }
+        let (tables, tables_at) = tables(&file, &elf, &segments).ok_or(Unreadable::NoTables)?;
+        let known = version.minor.and_then(|minor| layout::table().remove(&minor));
+        let layout = layout_of(&file, &elf, &segments, known.as_ref())
+            .map_err(|missing| Unreadable::NoLayout { version: version.to_string(), missing })?;
+        let variables = match elf.symbols(VARIABLES) {
+            [Some((length, _)), Some((list, _))] => Some([length, list]),
+            _ => None,
+        };
+        let mentions = known.map(|known| known.mentions).unwrap_or_default();
+        Ok(Self { file, version, entry: elf.entry(), segments, tables, tables_at, layout, variables, mentions })
+    }
+
+    /// Fills `buffer` with what was linked for `address`.
+    pub fn read(&self, address: u64, buffer: &mut [u8]) -> Option<()> {
+        let offset = self.file_offset(address)?;
+        self.file.read_exact_at(buffer, offset).ok()
+    }
+
+    /// Where in the file that is which was linked for `address`, bytes.
+    pub fn file_offset(&self, address: u64) -> Option<u64> {
+        file_offset(&self.segments, address)
+    }
+}
+
+fn file_offset(segments: &[Segment], address: u64) -> Option<u64> {
+    segments.iter().find_map(|segment| {
+        let inside = address.checked_sub(segment.address).filter(|inside| *inside < segment.size)?;
+        segment.offset.checked_add(inside)
+    })
+}
+
+fn build_info(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> BuildInfo {
+    let section = elf.section_place(BUILD_INFO).filter(|section| section.address.is_multiple_of(16));
+    let data = segments.iter().filter(|segment| !segment.executable && segment.address.is_multiple_of(16));
+    for place in section.iter().chain(data) {
+        let found = read(file, place.offset, place.size.min(MAX_BUILD_INFO)).map(|data| buildinfo::find(&data));
+        match found {
+            None | Some(BuildInfo::Absent) => {}
+            Some(found) => return found,
+        }
+    }
+    BuildInfo::Absent
+}
+
+/// pclntab, and the address that it was linked for.
+fn tables(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Pclntab, u64)> {
+    let whole = |place: Segment| {
+        let bytes = read(file, place.offset, place.size.min(MAX_TABLES))?;
+        Some((Pclntab::parse(bytes)?, place.address))
+    };
+    let sections = TABLES.iter().filter_map(|name| elf.section_place(name));
+    sections.into_iter().find_map(whole).or_else(|| {
+        let data = segments.iter().filter(|segment| !segment.executable);
+        data.filter_map(|segment| header(file, segment)).find_map(whole)
+    })
+}
+
+/// The rest of a segment from something that looks like the header of pclntab.
+fn header(file: &File, segment: &Segment) -> Option<Segment> {
+    let mut at = 0;
+    while at < segment.size.min(2 * MAX_TABLES) {
+        let chunk = read(file, segment.offset.checked_add(at)?, CHUNK.min(segment.size - at))?;
+        let found = chunk.chunks(8).position(|word| HEADERS.iter().any(|header| word == header));
+        if let Some(word) = found {
+            let skipped = at + 8 * word as u64;
+            return Some(Segment {
+                offset: segment.offset + skipped,
+                size: segment.size - skipped,
+                address: segment.address.checked_add(skipped)?,
+                executable: false,
+            });
+        }
+        at += CHUNK;
+    }
+    None
+}
+
+/// From DWARF, which is of this very build; else what is known of the version. `Err` names what is missing.
+fn layout_of(
+    file: &File,
+    elf: &Elf<'_>,
+    segments: &[Segment],
+    known: Option<&layout::Description>,
+) -> Result<Layout, String> {
+    let found = dwarf::find(elf).unwrap_or_default();
+    let wrapper = found.wrapper.or_else(|| known.map(|known| known.wrapper));
+    let words = || wait_reasons(file, elf, segments);
+    let reasons = known.map(|known| known.wait_reasons.clone()).or_else(words).unwrap_or_default();
+    let told =
+        wrapper.ok_or_else(|| "funcID".to_owned()).and_then(|wrapper| Layout::new(&found.structures, wrapper, reasons));
+    told.or_else(|missing| known.ok_or(missing).and_then(Layout::try_from))
+}
+
+/// What goroutines wait for, by number, from the runtime's own list: an array of strings (address, length).
+pub(super) fn wait_reasons(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<Vec<String>> {
+    let [Some((address, size))] = elf.symbols([WAIT_REASONS]) else { return None };
+    let list = read(file, file_offset(segments, address)?, size.min(4096))?;
+    let reasons = list.chunks_exact(16).map(|string| {
+        let (address, length) = (super::bytes::u64_at(string, 0)?, super::bytes::u64_at(string, 8)?);
+        if length == 0 {
+            return Some(String::new());
+        }
+        let text = read(file, file_offset(segments, address)?, Some(length).filter(|length| *length <= 64)?)?;
+        Some(String::from_utf8_lossy(&text).into_owned())
+    });
+    reasons.collect()
+}
+
+/// At most `size` bytes of a file; no more than there are.
+fn read(file: &File, offset: u64, size: u64) -> Option<Vec<u8>> {
+    let there = file.metadata().ok()?.len().checked_sub(offset)?;
+    let mut bytes = vec![0; usize::try_from(size.min(there)).ok()?];
+    file.read_exact_at(&mut bytes, offset).ok()?;
+    Some(bytes)
+}

@@ -1,0 +1,405 @@
+//! All goroutines of a process, grouped by stack and state, read from its memory while it runs.
+//!
+//! The runtime's own list (`allgs`) leads to the descriptors, those to where each goroutine stopped. Goroutines go on
+//! while they are read: a descriptor is read again after the stack, and what has moved in between is tried again. One that
+//! runs all the time has no stack that could be read; it is told as running.
+
+use hashbrown::HashMap;
+
+use super::{
+    ReadMemory, Runtime, Unreadable,
+    bytes::{u32_at, u64_at},
+    layout::G,
+    stack::{Walker, Window},
+};
+use crate::{process::memory::Span, quality::Truncation};
+
+/// Most goroutines: each takes at least 2 KiB of the process's memory.
+const MAX_GOROUTINES: u64 = 1 << 24;
+/// Descriptors that are looked at together.
+const BATCH: usize = 2048;
+/// Bytes of a stack that are read at first. Most goroutines wait with less than that in use.
+const FIRST_READ: u64 = 1024;
+/// Bytes of a stack that are read when that was not enough.
+const NEXT_READ: u64 = 4096;
+/// Times that goroutines are tried which moved while they were read.
+const ROUNDS: usize = 6;
+/// Times that the list is read until it is not moved meanwhile.
+const LIST_ROUNDS: usize = 16;
+/// Most addresses in all groups together: 512 MiB of them.
+const MAX_ADDRESSES: usize = 1 << 26;
+
+/// Statuses of goroutines (`_Gidle` and following, runtime2.go), without the bit that says that their stack is being scanned.
+mod status {
+    pub(super) const SCAN: u32 = 0x1000;
+    pub(super) const IDLE: u32 = 0;
+    pub(super) const RUNNABLE: u32 = 1;
+    pub(super) const SYSCALL: u32 = 3;
+    pub(super) const WAITING: u32 = 4;
+    pub(super) const DEAD: u32 = 6;
+    pub(super) const PREEMPTED: u32 = 9;
+    pub(super) const LEAKED: u32 = 10;
+    pub(super) const DEAD_EXTRA: u32 = 11;
+}
+
+/// What goroutines do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// They wait, for the reason of this number.
+    Waiting(u8),
+    /// The garbage collector has found that nothing can ever wake them; the number is what they wait for.
+    Leaked(u8),
+    /// They can run and wait for a processor.
+    Runnable,
+    /// They ran whenever they were looked at.
+    Running,
+    /// They are in the kernel, or in C.
+    Syscall,
+    /// They were interrupted.
+    Preempted,
+}
+
+/// Goroutines with the same stack in the same state, created in the same place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// What they do.
+    pub state: State,
+    /// Addresses of the calls on their stack, the leaf first; that of the function they began with when they run.
+    pub calls: Vec<u64>,
+    /// Why the stack ends before the root, if it does.
+    pub truncation: Option<Truncation>,
+    /// Address of the `go` statement that created them; 0 for the first goroutine.
+    pub created: u64,
+    /// How many they are.
+    pub count: u64,
+    /// Time on the system's monotonic clock, nanoseconds, at which the garbage collector first saw the one waiting that has
+    /// waited longest. `None` when it has not come by yet.
+    pub waiting_since: Option<u64>,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct Goroutines {
+    /// By number, largest first.
+    pub groups: Vec<Group>,
+    /// Goroutines that belong to the runtime and are in no group.
+    pub system: u64,
+    /// Goroutines in groups without a stack, because they ran or moved whenever they were looked at.
+    pub running: u64,
+    /// Descriptors that made no sense and are in no group.
+    pub unreadable: u64,
+    /// Goroutines in groups without a stack, because too many differ.
+    pub too_many: u64,
+}
+
+/// Reads all goroutines. `pause` is called before those are tried again that moved.
+///
+/// # Errors
+/// Memory cannot be read, or is not what it should be.
+pub fn read(runtime: &Runtime, memory: &ReadMemory<'_>, pause: &dyn Fn()) -> Result<Goroutines, Unreadable> {
+    let mut reader = Reader {
+        runtime,
+        memory,
+        walker: Walker::new(runtime),
+        starts: HashMap::new(),
+        found: HashMap::new(),
+        addresses: 0,
+        goroutines: Goroutines::default(),
+    };
+    let mut left = list(runtime, memory)?;
+    for round in 0..ROUNDS {
+        if left.is_empty() {
+            break;
+        }
+        if round > 0 {
+            pause();
+        }
+        let mut moved = Vec::new();
+        for batch in left.chunks(BATCH) {
+            reader.read(batch, round + 1 == ROUNDS, &mut moved)?;
+        }
+        left = moved;
+    }
+    Ok(reader.finish())
+}
+
+/// Addresses of all descriptors. The runtime stores the list before its length, and never shortens it, so the length is
+/// read first.
+fn list(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<Vec<u64>, Unreadable> {
+    let [length, list] = runtime.variables;
+    for _ in 0..LIST_ROUNDS {
+        let (Some(count), Some(begin)) = (word(memory, length)?, word(memory, list)?) else {
+            return Err(Unreadable::Nonsense("the variables of its list are not mapped"));
+        };
+        if count == 0 {
+            return Err(Unreadable::Nonsense("the list is empty"));
+        }
+        if count > MAX_GOROUTINES || begin % 8 != 0 {
+            return Err(Unreadable::Nonsense("its length is not a number of goroutines"));
+        }
+        let mut bytes = vec![0; 8 * count as usize];
+        let readable = memory(&[Span { addr: begin, len: bytes.len() }], &mut bytes)?;
+        // A list that grows is copied, and the old one may become something else.
+        if readable == [true] && word(memory, list)? == Some(begin) {
+            return Ok(bytes.chunks_exact(8).filter_map(|word| u64_at(word, 0)).collect());
+        }
+    }
+    Err(Unreadable::Nonsense("the list cannot be read"))
+}
+
+fn word(memory: &ReadMemory<'_>, addr: u64) -> Result<Option<u64>, Unreadable> {
+    let mut bytes = [0; 8];
+    let readable = memory(&[Span { addr, len: 8 }], &mut bytes)?;
+    Ok((readable == [true]).then_some(u64::from_le_bytes(bytes)))
+}
+
+/// A goroutine's descriptor.
+#[derive(Clone, Copy, Debug)]
+struct Descriptor {
+    stack: (u64, u64),
+    sched: (u64, u64),
+    syscall: (u64, u64),
+    status: u32,
+    id: u64,
+    wait_since: u64,
+    wait_reason: u8,
+    go_pc: u64,
+    start_pc: u64,
+}
+
+impl Descriptor {
+    fn decode(bytes: &[u8], g: &G) -> Option<Self> {
+        let pair = |(first, second)| Some((u64_at(bytes, first)?, u64_at(bytes, second)?));
+        Some(Self {
+            stack: pair(g.stack)?,
+            sched: pair(g.sched)?,
+            syscall: pair(g.syscall)?,
+            status: u32_at(bytes, g.status)? & !status::SCAN,
+            id: u64_at(bytes, g.id)?,
+            wait_since: u64_at(bytes, g.wait_since)?,
+            wait_reason: *bytes.get(g.wait_reason)?,
+            go_pc: u64_at(bytes, g.go_pc)?,
+            start_pc: u64_at(bytes, g.start_pc)?,
+        })
+    }
+
+    /// Whether the goroutine is where it was.
+    fn is_still(&self, before: &Self) -> bool {
+        let place = |g: &Self| (g.stack, g.sched, g.syscall, g.status, g.id, g.wait_reason);
+        place(self) == place(before)
+    }
+
+    /// Stack pointer and program counter of its last frame, when they mean something.
+    fn stopped_at(&self) -> Option<(u64, u64)> {
+        let stopped = [status::RUNNABLE, status::SYSCALL, status::WAITING, status::PREEMPTED, status::LEAKED];
+        let (sp, pc) = if self.syscall.0 != 0 { self.syscall } else { self.sched };
+        (stopped.contains(&self.status) && self.stack.0 < sp && sp < self.stack.1 && sp % 8 == 0).then_some((sp, pc))
+    }
+
+    fn state(&self) -> State {
+        match self.status {
+            status::WAITING => State::Waiting(self.wait_reason),
+            status::LEAKED => State::Leaked(self.wait_reason),
+            status::RUNNABLE => State::Runnable,
+            status::SYSCALL => State::Syscall,
+            status::PREEMPTED => State::Preempted,
+            _ => State::Running,
+        }
+    }
+}
+
+/// Whether a goroutine belongs to the runtime, by the function that it began with (`isSystemGoroutine`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Program,
+    Runtime,
+    /// The runtime, unless it has called into the program: finalizers and cleanups.
+    Calls,
+}
+
+fn owner(start: &str) -> Owner {
+    match start {
+        "runtime.main" | "runtime.corostart" | "runtime.handleAsyncEvent" => Owner::Program,
+        "runtime.runfinq" | "runtime.runFinalizers" | "runtime.runCleanups" => Owner::Calls,
+        _ if start.starts_with("runtime.") => Owner::Runtime,
+        _ => Owner::Program,
+    }
+}
+
+struct Reader<'a> {
+    runtime: &'a Runtime,
+    memory: &'a ReadMemory<'a>,
+    walker: Walker<'a>,
+    /// By the address of a goroutine's first function.
+    starts: HashMap<u64, Owner>,
+    /// Indexes of groups, by state, place of creation, end and calls.
+    found: HashMap<Box<[u64]>, usize>,
+    addresses: usize,
+    goroutines: Goroutines,
+}
+
+impl Reader<'_> {
+    /// Reads the goroutines whose descriptors are at `addresses`. Those that moved go to `moved`, unless it is the `last`
+    /// time that they are tried.
+    fn read(&mut self, addresses: &[u64], last: bool, moved: &mut Vec<u64>) -> Result<(), Unreadable> {
+        let mut alive: Vec<(u64, Descriptor)> = Vec::with_capacity(addresses.len());
+        for (address, descriptor) in addresses.iter().zip(self.descriptors(addresses)?) {
+            let Some(descriptor) = descriptor else {
+                self.goroutines.unreadable += 1;
+                continue;
+            };
+            match descriptor.status {
+                status::IDLE | status::DEAD | status::DEAD_EXTRA => {}
+                _ if self.owner(descriptor.start_pc) == Owner::Runtime => self.goroutines.system += 1,
+                _ => alive.push((*address, descriptor)),
+            }
+        }
+        let spans: Vec<Span> = alive.iter().map(|(_, descriptor)| first_read(descriptor)).collect();
+        let mut bytes = vec![0; spans.iter().map(|span| span.len).sum()];
+        let readable = (self.memory)(&spans, &mut bytes)?;
+        let mut rest = &bytes[..];
+        let mut stacks = Vec::with_capacity(alive.len());
+        for (((_, descriptor), span), readable) in alive.iter().zip(&spans).zip(readable) {
+            let (stack, behind) = rest.split_at(span.len);
+            rest = behind;
+            stacks.push(if readable { self.stack(descriptor, span.addr, stack) } else { None });
+        }
+        let places: Vec<u64> = alive.iter().map(|(address, _)| *address).collect();
+        let again = self.descriptors(&places)?;
+        for (((address, before), stack), after) in alive.iter().zip(stacks).zip(again) {
+            match (stack, after) {
+                (Some((calls, end)), Some(after)) if after.is_still(before) => self.add(before, calls, end),
+                (_, Some(after)) if last => self.add_running(&after),
+                (_, Some(_)) => moved.push(*address),
+                (_, None) => self.goroutines.unreadable += 1,
+            }
+        }
+        Ok(())
+    }
+
+    fn descriptors(&self, addresses: &[u64]) -> Result<Vec<Option<Descriptor>>, Unreadable> {
+        let g = self.runtime.executable.layout.g;
+        let spans: Vec<Span> = addresses.iter().map(|addr| Span { addr: *addr, len: g.size }).collect();
+        let mut bytes = vec![0; g.size * spans.len()];
+        let readable = (self.memory)(&spans, &mut bytes)?;
+        let decode = |(bytes, readable): (&[u8], bool)| Descriptor::decode(bytes, &g).filter(|_| readable);
+        Ok(bytes.chunks_exact(g.size).zip(readable).map(decode).collect())
+    }
+
+    /// The calls on a stack of which `bytes` from `addr` on have been read. `None` when it has none that could be read.
+    fn stack(&mut self, descriptor: &Descriptor, addr: u64, bytes: &[u8]) -> Option<(Vec<u64>, Option<Truncation>)> {
+        let (sp, pc) = descriptor.stopped_at()?;
+        let window = std::cell::RefCell::new((0, Vec::new()));
+        let memory = self.memory;
+        let more = |addr: u64| {
+            let (begin, bytes) = &mut *window.borrow_mut();
+            let known = |begin: u64, bytes: &[u8]| u64_at(bytes, usize::try_from(addr.checked_sub(begin)?).ok()?);
+            if let Some(word) = known(*begin, bytes) {
+                return Some(word);
+            }
+            let len = usize::try_from(descriptor.stack.1.checked_sub(addr)?.min(NEXT_READ)).ok()?;
+            (*begin, *bytes) = (addr, vec![0; len]);
+            if memory(&[Span { addr, len }], bytes).ok()? != [true] {
+                bytes.clear();
+            }
+            known(*begin, bytes)
+        };
+        let window = Window { addr, bytes, end: descriptor.stack.1, more: &more };
+        let mut calls = Vec::new();
+        let end = self.walker.walk(sp, pc, &window, &mut calls);
+        Some((calls, end))
+    }
+
+    fn add(&mut self, descriptor: &Descriptor, calls: Vec<u64>, end: Option<Truncation>) {
+        if self.owner(descriptor.start_pc) == Owner::Calls && !self.has_called(&calls) {
+            self.goroutines.system += 1;
+            return;
+        }
+        self.count(descriptor, descriptor.state(), calls, end);
+    }
+
+    fn add_running(&mut self, descriptor: &Descriptor) {
+        match descriptor.status {
+            status::IDLE | status::DEAD | status::DEAD_EXTRA => return,
+            _ if self.owner(descriptor.start_pc) != Owner::Program => {
+                self.goroutines.system += 1;
+                return;
+            }
+            _ => self.goroutines.running += 1,
+        }
+        self.count(descriptor, State::Running, vec![descriptor.start_pc], None);
+    }
+
+    fn count(&mut self, descriptor: &Descriptor, state: State, mut calls: Vec<u64>, mut end: Option<Truncation>) {
+        let since = Some(descriptor.wait_since)
+            .filter(|since| *since != 0 && matches!(state, State::Waiting(_) | State::Leaked(_) | State::Syscall));
+        // What creates the first goroutine is no `go` statement.
+        let created = if descriptor.id == 1 { 0 } else { descriptor.go_pc.saturating_sub(1) };
+        let mut key = key(state, created, end, &calls);
+        if !self.found.contains_key(&*key) && self.addresses + key.len() > MAX_ADDRESSES {
+            self.goroutines.too_many += 1;
+            (calls, end) = (Vec::new(), None);
+            key = self::key(state, 0, end, &calls);
+        }
+        let next = self.goroutines.groups.len();
+        let index = match self.found.get(&*key) {
+            Some(index) => *index,
+            None => {
+                self.addresses += key.len();
+                self.found.insert(key.into(), next);
+                next
+            }
+        };
+        if index == next {
+            let group = Group { state, calls, truncation: end, created, count: 0, waiting_since: None };
+            self.goroutines.groups.push(group);
+        }
+        let group = &mut self.goroutines.groups[index];
+        group.count += 1;
+        group.waiting_since = group.waiting_since.into_iter().chain(since).min();
+    }
+
+    fn owner(&mut self, start: u64) -> Owner {
+        let runtime = self.runtime;
+        *self.starts.entry(start).or_insert_with(|| owner(&function(runtime, start).unwrap_or_default()))
+    }
+
+    /// Whether code of the program is on a stack.
+    fn has_called(&self, calls: &[u64]) -> bool {
+        let own = |call: &&u64| function(self.runtime, **call).is_some_and(|name| !name.starts_with("runtime."));
+        calls.iter().find(own).is_some()
+    }
+
+    fn finish(mut self) -> Goroutines {
+        self.goroutines.groups.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.calls.cmp(&b.calls)));
+        self.goroutines
+    }
+}
+
+fn function(runtime: &Runtime, pc: u64) -> Option<String> {
+    let tables = &runtime.executable.tables;
+    Some(tables.name(tables.function(runtime.text_offset(pc)?)?)?.into_owned())
+}
+
+/// The part of a stack that is read at first; nothing when there is none.
+fn first_read(descriptor: &Descriptor) -> Span {
+    descriptor.stopped_at().map_or(Span { addr: descriptor.stack.0, len: 0 }, |(sp, _)| Span {
+        addr: sp,
+        len: FIRST_READ.min(descriptor.stack.1 - sp) as usize,
+    })
+}
+
+fn key(state: State, created: u64, end: Option<Truncation>, calls: &[u64]) -> Vec<u64> {
+    let state = match state {
+        State::Waiting(reason) => u64::from(reason),
+        State::Leaked(reason) => 1 << 8 | u64::from(reason),
+        State::Runnable => 2 << 8,
+        State::Running => 3 << 8,
+        State::Syscall => 4 << 8,
+        State::Preempted => 5 << 8,
+    };
+    let mut key = Vec::with_capacity(calls.len() + 3);
+    key.extend([state, created, end.map_or(0, |end| 1 + end as u64)]);
+    key.extend(calls);
+    key
+}

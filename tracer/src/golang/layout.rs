@@ -1,0 +1,236 @@
+//! Where the runtime of one version of Go keeps what: places of fields in its structures, and the words for what goroutines
+//! wait for.
+//!
+//! `layouts.json` holds this per minor version, as [`Description`]s: what [`describe`](super::describe) says of a program
+//! that a toolchain of that version built. `cargo xtask go-layouts` writes it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::bytes::u32_at;
+
+const TABLE: &str = include_str!("layouts.json");
+
+/// Largest structure of interest, bytes. Real ones stay below 1024, but `moduledata` and `g` grow.
+const MAX_SIZE: u64 = 1 << 14;
+
+/// Structures that are looked at, and their fields.
+pub(super) const STRUCTURES: [(&str, &[&str]); 5] = [
+    (
+        "runtime.g",
+        &[
+            "stack",
+            "sched",
+            "syscallsp",
+            "syscallpc",
+            "atomicstatus",
+            "goid",
+            "waitsince",
+            "waitreason",
+            "gopc",
+            "startpc",
+        ],
+    ),
+    ("runtime.stack", &["lo", "hi"]),
+    ("runtime.gobuf", &["sp", "pc"]),
+    ("runtime.moduledata", &["text", "etext", "gofunc"]),
+    // The name was `func_` before Go 1.20.
+    ("runtime.inlinedCall", &["funcID", "func_", "nameOff", "parentPc"]),
+];
+
+/// The constants that say that a function is a wrapper that the compiler made: before Go 1.21, and from then on.
+pub(super) const WRAPPERS: [&str; 2] = ["runtime.funcID_wrapper", "internal/abi.FuncIDWrapper"];
+
+/// What is known of one version, in the form of the table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Version of the toolchain that it was taken from.
+    pub version: String,
+    /// By name, such as `runtime.g`.
+    pub structures: BTreeMap<String, Structure>,
+    /// `funcID` of wrappers.
+    pub wrapper: u8,
+    /// By number.
+    pub wait_reasons: Vec<String>,
+    /// Where functions of the runtime mention its variables.
+    pub mentions: Vec<Mention>,
+}
+
+/// A structure.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Structure {
+    /// Bytes.
+    pub size: u64,
+    /// Where each field begins, bytes.
+    pub fields: BTreeMap<String, u64>,
+}
+
+/// An operand in a function of the runtime that is the address of a variable, counted so that it is found in other builds
+/// too: see [`mentions`](super::mentions).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mention {
+    /// Name of the function.
+    pub function: String,
+    /// How many operands relative to the instruction pointer it has.
+    pub operands: usize,
+    /// Which of them this one is, from 0.
+    pub index: usize,
+    /// What the instruction does.
+    pub mnemonic: String,
+    /// The variable.
+    pub variable: String,
+    /// Where in it the operand points, bytes.
+    pub offset: u64,
+}
+
+/// The table: what is known of each minor version of Go, by its number.
+pub(super) fn table() -> BTreeMap<u32, Description> {
+    // A test sees to it that it can be read.
+    serde_json::from_str(TABLE).unwrap_or_default()
+}
+
+/// Where things are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// `runtime.g`.
+    pub g: G,
+    /// `runtime.moduledata`.
+    pub moduledata: Moduledata,
+    /// `runtime.inlinedCall`.
+    pub inlined_call: InlinedCall,
+    /// `funcID` of wrappers.
+    pub wrapper: u8,
+    /// By number.
+    pub wait_reasons: Vec<String>,
+}
+
+/// A goroutine's descriptor. Offsets in bytes; those of structures in it are added up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct G {
+    /// `stack.lo`, and `stack.hi`, which is behind the last byte of the stack.
+    pub stack: (usize, usize),
+    /// `sched.sp` and `sched.pc`: where it goes on when it runs again.
+    pub sched: (usize, usize),
+    /// `syscallsp` and `syscallpc`: where it called the system, or C.
+    pub syscall: (usize, usize),
+    /// `atomicstatus`, 32 bits.
+    pub status: usize,
+    /// `goid`.
+    pub id: usize,
+    /// `waitsince`.
+    pub wait_since: usize,
+    /// `waitreason`, 8 bits.
+    pub wait_reason: usize,
+    /// `gopc`: behind the `go` statement that created it.
+    pub go_pc: usize,
+    /// `startpc`: the function that it began with.
+    pub start_pc: usize,
+    /// Bytes up to the end of the last of these.
+    pub size: usize,
+}
+
+/// What the runtime knows of the executable. Offsets in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moduledata {
+    /// First byte of the code.
+    pub text: usize,
+    /// Behind its last byte.
+    pub text_end: usize,
+    /// Where functions' data, such as inlining trees, begins.
+    pub gofunc: usize,
+    /// Bytes up to the end of the last of these.
+    pub size: usize,
+}
+
+/// A node of an inlining tree. Offsets in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InlinedCall {
+    /// `funcID`, 8 bits.
+    id: usize,
+    /// Name, as an offset into the names, 32 bits.
+    name: usize,
+    /// `parentPc`, 32 bits.
+    parent: usize,
+    /// Bytes of a node.
+    pub size: usize,
+}
+
+/// A decoded node.
+pub(super) struct Inlined {
+    pub(super) id: u8,
+    pub(super) name: u32,
+    /// An instruction of the calling function, from the begin of the function that all are inlined into.
+    pub(super) parent: u32,
+}
+
+impl InlinedCall {
+    pub(super) fn decode(&self, record: &[u8]) -> Option<Inlined> {
+        let id = *record.get(self.id)?;
+        Some(Inlined { id, name: u32_at(record, self.name)?, parent: u32_at(record, self.parent)? })
+    }
+}
+
+impl Layout {
+    /// From structures as they are described. `Err` names what is missing, or makes no sense.
+    ///
+    /// # Errors
+    /// A field that is not there.
+    pub fn new(
+        structures: &BTreeMap<String, Structure>,
+        wrapper: u8,
+        wait_reasons: Vec<String>,
+    ) -> Result<Self, String> {
+        let find = |structure: &str, field: &str| {
+            let at = structures.get(structure).and_then(|structure| structure.fields.get(field).copied());
+            let sane = at.filter(|at| *at < MAX_SIZE).and_then(|at| usize::try_from(at).ok());
+            sane.ok_or_else(|| format!("{structure}.{field}"))
+        };
+        let within = |outer: &str, structure: &str, first: &str, second: &str| -> Result<_, String> {
+            let begin = find("runtime.g", outer)?;
+            Ok((begin + find(structure, first)?, begin + find(structure, second)?))
+        };
+        let of_g = |field: &str| find("runtime.g", field);
+        let mut g = G {
+            stack: within("stack", "runtime.stack", "lo", "hi")?,
+            sched: within("sched", "runtime.gobuf", "sp", "pc")?,
+            syscall: (of_g("syscallsp")?, of_g("syscallpc")?),
+            status: of_g("atomicstatus")?,
+            id: of_g("goid")?,
+            wait_since: of_g("waitsince")?,
+            wait_reason: of_g("waitreason")?,
+            go_pc: of_g("gopc")?,
+            start_pc: of_g("startpc")?,
+            size: 0,
+        };
+        let last = [g.stack.0, g.stack.1, g.sched.0, g.sched.1, g.syscall.0, g.syscall.1, g.status, g.id, g.wait_since]
+            .into_iter()
+            .chain([g.wait_reason, g.go_pc, g.start_pc]);
+        g.size = last.max().unwrap_or(0) + 8;
+        let of_module = |field: &str| find("runtime.moduledata", field);
+        let (text, text_end, gofunc) = (of_module("text")?, of_module("etext")?, of_module("gofunc")?);
+        let moduledata = Moduledata { text, text_end, gofunc, size: text.max(text_end).max(gofunc) + 8 };
+        let of_call = |field: &str| find("runtime.inlinedCall", field);
+        let size = structures.get("runtime.inlinedCall").map_or(0, |structure| structure.size);
+        let inlined_call = InlinedCall {
+            id: of_call("funcID")?,
+            name: of_call("nameOff").or_else(|_| of_call("func_"))?,
+            parent: of_call("parentPc")?,
+            size: usize::try_from(size).ok().filter(|size| (1..=256).contains(size)).ok_or("runtime.inlinedCall")?,
+        };
+        Ok(Self { g, moduledata, inlined_call, wrapper, wait_reasons })
+    }
+
+    /// What a goroutine waits for; empty when it does not say.
+    pub fn wait_reason(&self, number: u8) -> &str {
+        self.wait_reasons.get(usize::from(number)).map_or("", String::as_str)
+    }
+}
+
+impl TryFrom<&Description> for Layout {
+    type Error = String;
+
+    fn try_from(description: &Description) -> Result<Self, String> {
+        Self::new(&description.structures, description.wrapper, description.wait_reasons.clone())
+    }
+}

@@ -1,0 +1,83 @@
+//! The Go runtime of a process, seen from outside: its executable's tables, and its structures in memory.
+//!
+//! Reads only. Memory comes through a function ([`ReadMemory`]), files are the executable alone. Everything that is read
+//! belongs to the target and may be forged, or change while it is read: places are checked, loops and sizes bounded, and
+//! what does not fit together is an error or is counted, never believed.
+
+mod buildinfo;
+mod bytes;
+mod dwarf;
+mod executable;
+mod goroutines;
+mod layout;
+mod mentions;
+mod pclntab;
+mod runtime;
+mod stack;
+mod symbols;
+
+pub mod describe;
+
+use std::io;
+
+pub use executable::Executable;
+pub use goroutines::{Goroutines, Group, State, read as read_goroutines};
+pub use runtime::Runtime;
+pub use symbols::Symbols;
+
+use crate::process::memory::Span;
+
+/// Reads parts of a process's memory, as [`read_spans`](crate::process::memory::read_spans) does.
+pub type ReadMemory<'a> = dyn Fn(&[Span], &mut [u8]) -> io::Result<Vec<bool>> + 'a;
+
+/// Why the Go runtime of a process cannot be read. Each message says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Unreadable {
+    /// The executable has no build information of Go's.
+    #[error("it is not a Go program: its executable has no build information of Go's")]
+    NotGo,
+    /// Go 1.17 or older.
+    #[error("it was built with Go 1.17 or older: build it with Go 1.19 or newer")]
+    OldVersion,
+    /// Not x86-64.
+    #[error("its executable is not for x86-64, the only processor that is supported")]
+    OtherProcessor,
+    /// pclntab was not found.
+    #[error(
+        "its tables of functions (pclntab) cannot be found: is the executable packed, or changed since it was linked?"
+    )]
+    NoTables,
+    /// Nothing says where the runtime keeps what.
+    #[error(
+        "the runtime of {version} is not known to this tracer ({missing} not found), and the executable has no DWARF that \
+         describes it: build it without `-ldflags=-w`, or take a newer tracer"
+    )]
+    NoLayout {
+        /// Version of Go: hostile text.
+        version: String,
+        /// What was not found.
+        missing: String,
+    },
+    /// The description of the executable in memory was not found.
+    #[error(
+        "the runtime's description of the executable (moduledata) cannot be found in memory: has the program just begun?"
+    )]
+    NoModuledata,
+    /// The list of goroutines was not found.
+    #[error(
+        "the list of goroutines cannot be found: the executable has no symbols, and its runtime is not compiled as that of \
+         {version} usually is; build it without `-ldflags=-s`"
+    )]
+    NoVariables {
+        /// Version of Go: hostile text.
+        version: String,
+    },
+    /// What was read makes no sense.
+    #[error(
+        "what is in memory is not a list of goroutines ({0}): has the program just begun, or overwritten its own memory?"
+    )]
+    Nonsense(&'static str),
+    /// Memory could not be read.
+    #[error("cannot read its memory: {0}")]
+    Memory(#[from] io::Error),
+}

@@ -1,0 +1,298 @@
+//! pclntab: the tables by which the Go runtime itself finds functions, lines, and the size of frames. They are in every
+//! Go executable, stripped or not.
+//!
+//! The format is that of Go 1.18 and newer: `pcHeader`, `_func` and `inlinedCall` in the runtime's `symtab.go`,
+//! `runtime2.go` and `symtabinl.go`, and `internal/abi/symtab.go`. Code offsets count from the begin of the text, which
+//! only `moduledata` tells. All of it may be forged, so every place is checked and the work is bounded.
+
+use std::{borrow::Cow, cell::Cell};
+
+use super::{
+    bytes::{u32_at, u64_at},
+    layout::InlinedCall,
+};
+
+/// `pcHeader.magic` of Go 1.18 and 1.19, and of 1.20 and newer.
+const MAGICS: [u32; 2] = [0xffff_fff0, 0xffff_fff1];
+/// Of the header that is looked for where no section says where it is: magic, padding, instruction unit of x86, pointers
+/// of 64 bits.
+pub(super) const HEADERS: [[u8; 8]; 2] = [[0xf0, 0xff, 0xff, 0xff, 0, 0, 1, 8], [0xf1, 0xff, 0xff, 0xff, 0, 0, 1, 8]];
+/// Size of `pcHeader`, bytes.
+const HEADER: usize = 72;
+/// Size of an entry of the table of functions, bytes.
+const ENTRY: usize = 8;
+/// `_func.funcdata` that says there is none.
+const NO_FUNCDATA: u32 = u32::MAX;
+/// PCDATA_InlTreeIndex and FUNCDATA_InlTree.
+const INLINE_INDEX: usize = 2;
+const INLINE_TREE: usize = 3;
+/// abi.FuncFlagTopFrame and abi.FuncFlagSPWrite.
+const TOP_FRAME: u8 = 1;
+const WRITES_SP: u8 = 2;
+
+/// Longest name that is taken, bytes.
+const MAX_NAME: usize = 1 << 16;
+/// Deepest inlining that is followed.
+const MAX_INLINING: usize = 128;
+/// Steps through tables of all look-ups together: some seconds.
+const MAX_STEPS: u64 = 1 << 31;
+
+/// The tables of one executable.
+pub struct Pclntab {
+    bytes: Vec<u8>,
+    functions: usize,
+    names: usize,
+    units: usize,
+    files: usize,
+    values: usize,
+    table: usize,
+    /// Whether `_func` has the field `startLine`.
+    start_lines: bool,
+    steps: Cell<u64>,
+}
+
+/// One function in the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// First byte of its code, from the begin of the text.
+    pub entry: u32,
+    /// `_func` in the bytes.
+    at: usize,
+}
+
+/// A function, or one that was inlined into another, and the line in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogicalFrame {
+    /// Name, as the runtime prints it. Hostile text.
+    pub function: String,
+    /// Source file: hostile text. `None` when it is not known.
+    pub file: Option<String>,
+    /// Line in it.
+    pub line: Option<u32>,
+    /// What the runtime knows of it: `funcID`, whose numbers depend on the version.
+    pub id: u8,
+    /// Whether it was inlined into the next one.
+    pub inlined: bool,
+}
+
+impl Pclntab {
+    /// Takes the tables. `None` when they make no sense.
+    pub fn parse(bytes: Vec<u8>) -> Option<Self> {
+        let magic = u32_at(&bytes, 0)?;
+        if !MAGICS.contains(&magic) || bytes[4..8] != [0, 0, 1, 8] {
+            return None;
+        }
+        let number = |index: usize| usize::try_from(u64_at(&bytes, 8 + 8 * index)?).ok();
+        let place = |index: usize| number(index).filter(|at| (HEADER..bytes.len()).contains(at));
+        let functions = number(0)?;
+        let (names, units, files, values, table) = (place(3)?, place(4)?, place(5)?, place(6)?, place(7)?);
+        // One more entry than functions: it ends the last one.
+        let end = functions.checked_mul(ENTRY)?.checked_add(table)?.checked_add(4)?;
+        if functions == 0 || end > bytes.len() {
+            return None;
+        }
+        let start_lines = magic == MAGICS[1];
+        let steps = Cell::new(MAX_STEPS);
+        Some(Self { functions, names, units, files, values, table, start_lines, steps, bytes })
+    }
+
+    /// Where the names are, bytes from the begin: what the second word of `moduledata` points to.
+    pub fn names_at(&self) -> u64 {
+        self.names as u64
+    }
+
+    /// The function that the code at `offset` in the text belongs to.
+    pub fn function(&self, offset: u64) -> Option<Function> {
+        let offset = u32::try_from(offset).ok()?;
+        let (mut low, mut high) = (0, self.functions);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.entry(middle)? <= offset { low = middle + 1 } else { high = middle }
+        }
+        let index = low.checked_sub(1)?;
+        // The linker ends the table with the end of the text.
+        if index + 1 == self.functions && self.entry(self.functions)? <= offset {
+            return None;
+        }
+        self.function_at(index)
+    }
+
+    /// The function of this name, and how many bytes of code it has.
+    pub fn function_named(&self, name: &str) -> Option<(Function, u32)> {
+        let (_, function, size) = self.functions().find(|(other, ..)| other == name)?;
+        Some((function, size))
+    }
+
+    /// All functions, with their names and how many bytes of code they have.
+    pub fn functions(&self) -> impl Iterator<Item = (Cow<'_, str>, Function, u32)> {
+        (0..self.functions).filter_map(|index| {
+            let function = self.function_at(index)?;
+            let size = self.entry(index + 1)?.checked_sub(function.entry)?;
+            Some((self.name(function)?, function, size))
+        })
+    }
+
+    /// Name of a function, as the compiler calls it.
+    pub fn name(&self, function: Function) -> Option<Cow<'_, str>> {
+        self.name_at(self.name_offset(function)?)
+    }
+
+    /// Whether nothing calls the function: it is the root of a stack.
+    pub fn is_root(&self, function: Function) -> bool {
+        self.flags(function) & TOP_FRAME != 0
+    }
+
+    /// Whether the function sets the stack pointer in a way that no table can tell.
+    pub fn writes_stack_pointer(&self, function: Function) -> bool {
+        self.flags(function) & WRITES_SP != 0
+    }
+
+    /// How far below its return address the stack pointer is at `offset` in the text, bytes.
+    pub fn stack_use(&self, function: Function, offset: u64) -> Option<u32> {
+        u32::try_from(self.value(function, self.field(function, 4)?, offset)?).ok()
+    }
+
+    /// The frames at the code at `offset` in the text, the innermost inlined function first. `read` reads what lies so many
+    /// bytes behind `moduledata.gofunc`.
+    pub fn frames(
+        &self,
+        function: Function,
+        offset: u64,
+        call: &InlinedCall,
+        read: impl Fn(u32, &mut [u8]) -> Option<()>,
+    ) -> Vec<LogicalFrame> {
+        let mut frames = Vec::new();
+        let mut at = offset;
+        let tree = self.inline_tree(function);
+        while let (Some((indexes, tree)), true) = (tree, frames.len() < MAX_INLINING) {
+            let Some(index) = self.value(function, indexes, at).and_then(|index| u32::try_from(index).ok()) else {
+                break;
+            };
+            let mut record = vec![0; call.size];
+            let start = u32::try_from(call.size).ok().and_then(|size| index.checked_mul(size)?.checked_add(tree));
+            let Some(inlined) = start.and_then(|start| read(start, &mut record)).and_then(|()| call.decode(&record))
+            else {
+                break;
+            };
+            let name = usize::try_from(inlined.name).ok().and_then(|name| self.name_at(name));
+            frames.push(self.frame(function, at, name, inlined.id, true));
+            at = u64::from(function.entry) + u64::from(inlined.parent);
+        }
+        let id = self.bytes.get(function.at + self.id_at()).copied().unwrap_or(0);
+        frames.push(self.frame(function, at, self.name(function), id, false));
+        frames
+    }
+
+    fn frame(&self, function: Function, at: u64, name: Option<Cow<'_, str>>, id: u8, inlined: bool) -> LogicalFrame {
+        let (file, line) = self.line(function, at).unzip();
+        LogicalFrame { function: name.map_or_else(|| "?".to_owned(), |name| printed(&name)), file, line, id, inlined }
+    }
+
+    fn line(&self, function: Function, offset: u64) -> Option<(String, u32)> {
+        let line = self.value(function, self.field(function, 6)?, offset)?;
+        let file = usize::try_from(self.value(function, self.field(function, 5)?, offset)?).ok()?;
+        let index = file.checked_add(self.field(function, 8)? as usize)?;
+        let name = u32_at(&self.bytes, index.checked_mul(4)?.checked_add(self.units)?)?;
+        let file = self.text(self.files.checked_add(name as usize)?)?;
+        Some((file.into_owned(), u32::try_from(line).ok()?))
+    }
+
+    /// Table of indexes into the inlining tree, and where the tree is behind `moduledata.gofunc`.
+    fn inline_tree(&self, function: Function) -> Option<(u32, u32)> {
+        let tables = self.field(function, 7)? as usize;
+        let data = usize::from(*self.bytes.get(function.at + self.fixed() - 1)?);
+        if tables <= INLINE_INDEX || data <= INLINE_TREE {
+            return None;
+        }
+        let word = |index: usize| u32_at(&self.bytes, index.checked_mul(4)?.checked_add(function.at + self.fixed())?);
+        let tree = word(tables.checked_add(INLINE_TREE)?)?;
+        (tree != NO_FUNCDATA).then_some((word(INLINE_INDEX)?, tree))
+    }
+
+    /// The value of a table at `offset` in the text: deltas of the value and of the address, zigzag and plain varints.
+    fn value(&self, function: Function, table: u32, offset: u64) -> Option<i32> {
+        if table == 0 {
+            return None;
+        }
+        let mut at = self.values.checked_add(table as usize)?;
+        let (mut address, mut value) = (u64::from(function.entry), -1_i32);
+        loop {
+            let delta = self.varint(&mut at)?;
+            if delta == 0 && address != u64::from(function.entry) {
+                return None;
+            }
+            value = value.wrapping_add((delta >> 1) as i32 ^ -((delta & 1) as i32));
+            address = address.checked_add(u64::from(self.varint(&mut at)?))?;
+            if offset < address {
+                return Some(value);
+            }
+        }
+    }
+
+    fn varint(&self, at: &mut usize) -> Option<u32> {
+        self.steps.set(self.steps.get().checked_sub(1)?);
+        let mut value = 0_u32;
+        for shift in [0, 7, 14, 21, 28] {
+            let byte = *self.bytes.get(*at)?;
+            *at += 1;
+            value |= u32::from(byte & 0x7f).wrapping_shl(shift);
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    /// Begin of the function with this index; of the one behind the last, the end of the text.
+    fn entry(&self, index: usize) -> Option<u32> {
+        u32_at(&self.bytes, self.table + index * ENTRY)
+    }
+
+    fn function_at(&self, index: usize) -> Option<Function> {
+        let at = self.table.checked_add(u32_at(&self.bytes, self.table + index * ENTRY + 4)? as usize)?;
+        let whole = at.checked_add(self.fixed())? <= self.bytes.len();
+        Some(Function { entry: self.entry(index)?, at }).filter(|_| whole)
+    }
+
+    /// Field of `_func`, which begins with nine or ten of 32 bits.
+    fn field(&self, function: Function, index: usize) -> Option<u32> {
+        u32_at(&self.bytes, function.at + 4 * index)
+    }
+
+    fn name_offset(&self, function: Function) -> Option<usize> {
+        self.field(function, 1).map(|offset| offset as usize)
+    }
+
+    fn name_at(&self, offset: usize) -> Option<Cow<'_, str>> {
+        self.text(self.names.checked_add(offset)?)
+    }
+
+    /// Text up to its NUL.
+    fn text(&self, at: usize) -> Option<Cow<'_, str>> {
+        let rest = self.bytes.get(at..)?;
+        let length = rest.iter().take(MAX_NAME).position(|byte| *byte == 0)?;
+        Some(String::from_utf8_lossy(&rest[..length]))
+    }
+
+    /// Where `funcID` is in `_func`; `flag` is behind it.
+    fn id_at(&self) -> usize {
+        if self.start_lines { 40 } else { 36 }
+    }
+
+    fn flags(&self, function: Function) -> u8 {
+        self.bytes.get(function.at + self.id_at() + 1).copied().unwrap_or(0)
+    }
+
+    /// Size of the part of `_func` that all functions have, bytes.
+    fn fixed(&self) -> usize {
+        self.id_at() + 4
+    }
+}
+
+/// A name without the type arguments of a generic function, as the runtime prints it (`funcNameForPrint`).
+fn printed(name: &str) -> String {
+    match (name.find('['), name.rfind(']')) {
+        (Some(open), Some(close)) if open < close => format!("{}[...]{}", &name[..open], &name[close + 1..]),
+        _ => name.to_owned(),
+    }
+}

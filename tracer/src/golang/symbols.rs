@@ -1,0 +1,100 @@
+//! Addresses of calls in Go code to frames: the function, the functions inlined into it, files and lines. Like the runtime's
+//! own tracebacks (`tracebackPCs`), without the wrappers that the compiler makes for methods.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::{Runtime, pclntab::LogicalFrame};
+use crate::profile::{Frame, Frames};
+
+/// What every goroutine but the first returns to: says nothing.
+const GOEXIT: &str = "runtime.goexit";
+/// A wrapper that calls one of these is where the panic came from, and stays.
+const PANICS: [&str; 3] = ["runtime.gopanic", "runtime.sigpanic", "runtime.panicwrap"];
+/// What a frame without a name says of itself.
+const UNNAMED: &str = "?";
+
+/// Names addresses, each once.
+pub struct Symbols<'a> {
+    runtime: &'a Runtime,
+    /// Path of the executable.
+    module: String,
+    /// By address, and whether wrappers stay at its leaf.
+    known: HashMap<(u64, bool), Named>,
+}
+
+/// The frames at an address, root first, and whether wrappers stay in its caller.
+type Named = (Arc<[Frame]>, bool);
+
+impl<'a> Symbols<'a> {
+    /// For a process whose executable is known to it as `module`.
+    pub fn new(runtime: &'a Runtime, module: &str) -> Self {
+        Self { runtime, module: module.to_owned(), known: HashMap::new() }
+    }
+
+    /// The frames of a stack. `calls` are addresses of calls, the leaf first.
+    pub fn stack(&mut self, calls: &[u64]) -> Frames {
+        let mut keep_wrappers = false;
+        let mut stack: Vec<Arc<[Frame]>> = Vec::with_capacity(calls.len());
+        for call in calls {
+            let (frames, keep) = self.at(*call, keep_wrappers);
+            keep_wrappers = keep;
+            if !frames.is_empty() && !frames.iter().any(|frame| frame.function.as_deref() == Some(GOEXIT)) {
+                stack.push(frames);
+            }
+        }
+        stack.reverse();
+        stack.into_iter().collect()
+    }
+
+    /// The innermost frame at an address.
+    pub fn innermost(&mut self, call: u64) -> Option<Frame> {
+        self.at(call, true).0.last().cloned()
+    }
+
+    fn at(&mut self, call: u64, keep_wrappers: bool) -> Named {
+        if let Some((frames, keep)) = self.known.get(&(call, keep_wrappers)) {
+            return (Arc::clone(frames), *keep);
+        }
+        let named = self.look_up(call, keep_wrappers);
+        self.known.insert((call, keep_wrappers), named.clone());
+        named
+    }
+
+    fn look_up(&self, call: u64, mut keep_wrappers: bool) -> Named {
+        let executable = &self.runtime.executable;
+        let linked = call.wrapping_sub(self.runtime.bias);
+        let bare = Frame {
+            module: Some(self.module.clone()),
+            offset: executable.file_offset(linked).unwrap_or(linked),
+            ..Frame::default()
+        };
+        let mut frames = Vec::new();
+        for logical in self.logical(call) {
+            let elided = logical.id == executable.layout.wrapper && !keep_wrappers;
+            keep_wrappers = PANICS.contains(&&*logical.function);
+            if !elided {
+                let LogicalFrame { function, file, line, inlined, .. } = logical;
+                let function = Some(function).filter(|function| function != UNNAMED);
+                frames.push(Frame { function, file, line, inlined, ..bare.clone() });
+            }
+        }
+        if frames.is_empty() && self.runtime.text_offset(call).is_none() {
+            frames.push(bare);
+        }
+        frames.reverse();
+        (frames.into(), keep_wrappers)
+    }
+
+    /// Innermost first.
+    fn logical(&self, call: u64) -> Vec<LogicalFrame> {
+        let executable = &self.runtime.executable;
+        let tables = &executable.tables;
+        let found = self.runtime.text_offset(call).and_then(|offset| Some((tables.function(offset)?, offset)));
+        let Some((function, offset)) = found else { return Vec::new() };
+        tables.frames(function, offset, &executable.layout.inlined_call, |offset, buffer| {
+            self.runtime.read_function_data(offset, buffer)
+        })
+    }
+}
