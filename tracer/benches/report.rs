@@ -76,6 +76,7 @@ fn profile() -> Profile {
             language: Language::Cpp,
         }],
         stacks: stacks.collect(),
+        goroutines: Vec::new(),
         quality: Quality::default(),
         unwind_tables: Vec::new(),
     }

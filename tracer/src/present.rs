@@ -48,7 +48,8 @@ impl Presenter {
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         let Trace { started, duration, targets, notes: _ } = trace;
         let unwind_tables = snapshot.unwind_tables;
-        Profile { kind: Kind::Heap, started, duration, mode: Mode::Exact, targets, stacks, quality, unwind_tables }
+        let (kind, mode, goroutines) = (Kind::Heap, Mode::Exact, Vec::new());
+        Profile { kind, started, duration, mode, targets, stacks, goroutines, quality, unwind_tables }
     }
 
     fn name_new_stacks(&mut self, stacks: &[StackSnapshot]) {

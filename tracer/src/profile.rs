@@ -53,6 +53,8 @@ impl Language {
 pub enum Kind {
     /// Memory that is held.
     Heap,
+    /// Goroutines, at one moment.
+    Goroutines,
 }
 
 /// How the numbers came about.
@@ -60,6 +62,8 @@ pub enum Kind {
 pub enum Mode {
     /// Every allocation was recorded.
     Exact,
+    /// Read from memory, while the process ran.
+    Snapshot,
 }
 
 /// One frame of a symbolized stack. All text is hostile: it comes from the target's files.
@@ -122,6 +126,26 @@ pub struct StackEntry {
     pub growth: Option<f64>,
 }
 
+/// Goroutines with the same stack, in the same state, created in the same place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GoroutineGroup {
+    /// Process that they belong to.
+    pub pid: u32,
+    /// Frames, root first. Of running goroutines only the function that they began with is known.
+    pub frames: Frames,
+    /// How many they are.
+    pub count: u64,
+    /// What they do: `waiting`, `runnable`, `running`, `syscall` and the like.
+    pub state: &'static str,
+    /// What they wait for, in the words of the Go runtime: hostile text.
+    pub wait_reason: Option<String>,
+    /// How long the one that has waited longest has waited at least. The runtime notes the time only when its garbage
+    /// collector comes by; `None` when it has not yet.
+    pub longest_wait: Option<Duration>,
+    /// The `go` statement that created them; `None` for the first goroutine of a process.
+    pub created_by: Option<Frame>,
+}
+
 /// Amounts of one stack, or summed over all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Values {
@@ -163,6 +187,8 @@ pub struct Profile {
     pub targets: Vec<Target>,
     /// What each stack holds, most outstanding bytes first. Those that hold nothing any more are there too.
     pub stacks: Vec<StackEntry>,
+    /// Goroutines, largest group first; only of [`Kind::Goroutines`].
+    pub goroutines: Vec<GoroutineGroup>,
     /// How far it can be trusted.
     pub quality: Quality,
     /// What stacks were unwound by, file by file.
@@ -196,6 +222,11 @@ impl Profile {
             totals += stack.values;
         }
         totals
+    }
+
+    /// How many goroutines there are.
+    pub fn goroutine_count(&self) -> u64 {
+        self.goroutines.iter().map(|group| group.count).sum()
     }
 
     /// The process with this id.

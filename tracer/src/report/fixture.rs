@@ -45,6 +45,7 @@ pub(super) fn profile() -> Profile {
             zero_sized,
             freed,
         ],
+        goroutines: Vec::new(),
         quality: Quality { unmatched_frees: 17, recorded_events: 5_000, ..Quality::default() },
         unwind_tables: vec![UnwindTable {
             path: "/usr/bin/leaky".to_owned(),

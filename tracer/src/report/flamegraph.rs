@@ -10,8 +10,8 @@ use inferno::flamegraph::{
     color::{BackgroundColor, Color, PaletteMap},
 };
 
-use super::{Options, escape, merge::Merged, words};
-use crate::profile::Profile;
+use super::{Options, escape, merge::Merged, unit, words};
+use crate::profile::{Kind, Profile};
 
 /// Most characters of a frame's name. A browser has no use for the 50,000 of some C++ names, times every frame.
 const LONGEST_NAME: usize = 1_000;
@@ -36,7 +36,7 @@ pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) 
     let mut drawing = flamegraph::Options::default();
     drawing.title = title(profile);
     drawing.subtitle = Some(subtitle(profile));
-    drawing.count_name = options.value.unit().to_owned();
+    drawing.count_name = unit(profile, options.value).to_owned();
     drawing.name_type = "Frame:".to_owned();
     drawing.bgcolors = Some(BackgroundColor::Flat(Color { r: 248, g: 248, b: 248 }));
     drawing.palette_map = Some(&mut palette);
@@ -109,11 +109,14 @@ impl Walk<'_> {
 
 fn title(profile: &Profile) -> String {
     let totals = profile.totals();
-    let held = format!(
-        "{} outstanding in {}",
-        words::exact_size(totals.outstanding_bytes),
-        words::count(totals.outstanding_blocks, "block")
-    );
+    let held = match profile.kind {
+        Kind::Heap => format!(
+            "{} outstanding in {}",
+            words::exact_size(totals.outstanding_bytes),
+            words::count(totals.outstanding_blocks, "block")
+        ),
+        Kind::Goroutines => words::count(profile.goroutine_count(), "goroutine"),
+    };
     let room = LONGEST_TITLE.saturating_sub(held.chars().count() + 2);
     format!("{}: {held}", escape::shorten(Cow::Owned(words::targets(profile)), room))
 }
@@ -122,7 +125,10 @@ fn subtitle(profile: &Profile) -> String {
     let missing = words::missing(&profile.quality);
     let quality =
         if missing.is_empty() { "complete".to_owned() } else { format!("INCOMPLETE: {}", missing.join("; ")) };
-    let text = format!("traced for {}, {quality}", words::duration(profile.duration));
+    let text = match profile.kind {
+        Kind::Heap => format!("traced for {}, {quality}", words::duration(profile.duration)),
+        Kind::Goroutines => format!("at one moment, {quality}"),
+    };
     escape::shorten(Cow::Owned(text), LONGEST_SUBTITLE).into_owned()
 }
 
@@ -152,7 +158,11 @@ fn color(module: &str) -> Color {
 
 /// inferno takes no empty input, so the picture of nothing is our own.
 fn write_empty(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
-    let lines = [title(profile), subtitle(profile), "nothing is outstanding".to_owned()];
+    let nothing = match profile.kind {
+        Kind::Heap => "nothing is outstanding",
+        Kind::Goroutines => "there is no goroutine",
+    };
+    let lines = [title(profile), subtitle(profile), nothing.to_owned()];
     writeln!(out, r#"<?xml version="1.0" encoding="UTF-8"?>"#)?;
     writeln!(out, r#"<svg version="1.1" width="1200" height="110" xmlns="http://www.w3.org/2000/svg">"#)?;
     writeln!(out, r##"<rect width="100%" height="100%" fill="#f8f8f8"/>"##)?;

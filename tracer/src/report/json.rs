@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::words;
 use crate::{
-    profile::{Frame, Frames, Profile, StackEntry, Target, UnwindTable, Values},
+    profile::{Frame, Frames, GoroutineGroup, Kind, Profile, StackEntry, Target, UnwindTable, Values},
     quality::Quality,
 };
 
@@ -49,10 +49,19 @@ impl Serialize for SavedProfile<'_> {
         object.serialize_entry("duration_seconds", &profile.duration.as_secs_f64())?;
         object.serialize_entry("mode", words::mode(profile.mode).0)?;
         object.serialize_entry("targets", &Saved(&*profile.targets))?;
-        object.serialize_entry("totals", &Saved(&profile.totals()))?;
-        object.serialize_entry("stacks", &Saved(&*profile.stacks))?;
-        object.serialize_entry("quality", &Saved(&profile.quality))?;
-        object.serialize_entry("unwind_tables", &Saved(&*profile.unwind_tables))?;
+        match profile.kind {
+            Kind::Heap => {
+                object.serialize_entry("totals", &Saved(&profile.totals()))?;
+                object.serialize_entry("stacks", &Saved(&*profile.stacks))?;
+                object.serialize_entry("quality", &Saved(&profile.quality))?;
+                object.serialize_entry("unwind_tables", &Saved(&*profile.unwind_tables))?;
+            }
+            Kind::Goroutines => {
+                object.serialize_entry("totals", &BTreeMap::from([("goroutines", profile.goroutine_count())]))?;
+                object.serialize_entry("stacks", &Saved(&*profile.goroutines))?;
+                object.serialize_entry("quality", &Saved(&profile.quality))?;
+            }
+        }
         object.end()
     }
 }
@@ -103,6 +112,21 @@ impl Serialize for Saved<'_, StackEntry> {
         object.serialize_entry("allocated_blocks", &self.0.values.allocated_blocks)?;
         object.serialize_entry("uncertain_bytes", &self.0.uncertain_bytes)?;
         object.serialize_entry("oldest_seconds", &self.0.oldest.map(|oldest| oldest.as_secs_f64()))?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, GoroutineGroup> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let group = self.0;
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("pid", &group.pid)?;
+        object.serialize_entry("frames", &Saved(&group.frames))?;
+        object.serialize_entry("goroutines", &group.count)?;
+        object.serialize_entry("state", group.state)?;
+        object.serialize_entry("wait_reason", &group.wait_reason)?;
+        object.serialize_entry("longest_wait_seconds", &group.longest_wait.map(|wait| wait.as_secs_f64()))?;
+        object.serialize_entry("created_by", &group.created_by.as_ref().map(Saved))?;
         object.end()
     }
 }

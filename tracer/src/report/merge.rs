@@ -6,7 +6,7 @@ use std::{borrow::Cow, ops::Range};
 
 use hashbrown::HashMap;
 
-use super::{Value, escape, name};
+use super::{Value, amounts, escape, name};
 use crate::profile::{Frame, Profile};
 
 /// The stacks of a profile that hold something, those of the same names merged, sorted by their names.
@@ -29,12 +29,11 @@ impl<'a> Merged<'a> {
     pub(super) fn new(profile: &'a Profile, value: Value, longest: usize) -> Self {
         let mut names = Names { longest, ..Names::default() };
         let (mut elements, mut stacks) = (Vec::new(), Vec::new());
-        for entry in &profile.stacks {
-            let amount = value.of(&entry.values);
+        for (pid, frames, amount) in amounts(profile, value) {
             if amount > 0 {
                 let start = elements.len();
-                elements.push(names.of_process(profile, entry.pid));
-                elements.extend(entry.frames.iter().map(|frame| names.of_frame(frame)));
+                elements.push(names.of_process(profile, pid));
+                elements.extend(frames.iter().map(|frame| names.of_frame(frame)));
                 stacks.push((start..elements.len(), amount));
             }
         }

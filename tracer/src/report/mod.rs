@@ -6,6 +6,7 @@
 mod escape;
 mod flamegraph;
 mod folded;
+mod goroutines;
 mod json;
 mod merge;
 mod name;
@@ -23,7 +24,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::profile::{Profile, Values};
+use crate::profile::{Frames, Kind, Profile, Values};
 
 /// Writes `profile` in one format.
 ///
@@ -32,6 +33,7 @@ use crate::profile::{Profile, Values};
 pub fn write(format: Format, profile: &Profile, options: &Options, out: &mut dyn Write) -> io::Result<()> {
     let mut out = BufWriter::with_capacity(1 << 16, out);
     match format {
+        Format::Text if profile.kind == Kind::Goroutines => goroutines::write(profile, options, &mut out)?,
         Format::Text => text::write(profile, options, &mut out)?,
         Format::Folded => folded::write(profile, options, &mut out)?,
         Format::Svg => flamegraph::write(profile, options, &mut out)?,
@@ -135,6 +137,22 @@ impl Value {
     }
 }
 
+/// What the amounts of [`amounts`] are counted in.
+fn unit(profile: &Profile, value: Value) -> &'static str {
+    match profile.kind {
+        Kind::Heap => value.unit(),
+        Kind::Goroutines => "goroutines",
+    }
+}
+
+/// Process, frames and amount of everything that folded stacks and flame graphs show.
+fn amounts(profile: &Profile, value: Value) -> Vec<(u32, &Frames, u64)> {
+    match profile.kind {
+        Kind::Heap => profile.stacks.iter().map(|entry| (entry.pid, &entry.frames, value.of(&entry.values))).collect(),
+        Kind::Goroutines => profile.goroutines.iter().map(|group| (group.pid, &group.frames, group.count)).collect(),
+    }
+}
+
 impl FromStr for Value {
     type Err = UnknownName;
 
@@ -149,7 +167,7 @@ impl FromStr for Value {
 pub struct Options {
     /// Most stacks that the text report lists.
     pub top: usize,
-    /// The amount that stacks are ranked by (text) or drawn by (folded, SVG).
+    /// The amount that stacks are ranked by (text) or drawn by (folded, SVG). Goroutines are always counted.
     pub value: Value,
 }
 

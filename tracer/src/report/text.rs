@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Most characters of one name or path.
-const LONGEST_NAME: usize = 400;
+pub(super) const LONGEST_NAME: usize = 400;
 
 /// Columns that a line with a frame and its place may take before the place moves to a line of its own.
 const COLUMNS: usize = 100;
@@ -54,11 +54,7 @@ fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut imp
         Timestamp::try_from(profile.started).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let (mode, meaning) = words::mode(profile.mode);
     writeln!(out, "{} profile", words::kind(profile.kind))?;
-    for target in &profile.targets {
-        let comm = shorten(name::comm(&target.comm), LONGEST_NAME);
-        let exe = shorten(visible(&target.exe), LONGEST_NAME);
-        writeln!(out, "  process      {}", format!("{comm} (pid {}) {exe}", target.pid).trim_end())?;
-    }
+    write_targets(profile, out)?;
     writeln!(out, "  traced       {} from {started:.0}", words::duration(profile.duration))?;
     writeln!(out, "  mode         {mode}: {meaning}")?;
     writeln!(out, "  outstanding  {}, {}", held(totals), words::count(stacks as u64, "stack"))?;
@@ -66,7 +62,16 @@ fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut imp
     writeln!(out, "  freed        {}", words::count(totals.freed_blocks, "block"))
 }
 
-fn write_quality(quality: &Quality, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn write_targets(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+    for target in &profile.targets {
+        let comm = shorten(name::comm(&target.comm), LONGEST_NAME);
+        let exe = shorten(visible(&target.exe), LONGEST_NAME);
+        writeln!(out, "  process      {}", format!("{comm} (pid {}) {exe}", target.pid).trim_end())?;
+    }
+    Ok(())
+}
+
+pub(super) fn write_quality(quality: &Quality, out: &mut impl Write) -> io::Result<()> {
     let missing = words::missing(quality);
     if missing.is_empty() {
         writeln!(out, "  quality      complete")?;
@@ -113,7 +118,7 @@ fn write_stack(profile: &Profile, entry: &StackEntry, out: &mut impl Write) -> i
     Ok(())
 }
 
-fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
     let mut line = shorten(name::frame(frame), LONGEST_NAME).into_owned();
     if frame.inlined {
         line.push_str(" (inlined)");
@@ -127,7 +132,7 @@ fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Where a frame's code is: `file:line`, else the module. `None` when the frame's name says it already.
-fn place(frame: &Frame) -> Option<String> {
+pub(super) fn place(frame: &Frame) -> Option<String> {
     frame.function.as_ref()?;
     let short = |text| shorten(text, LONGEST_NAME);
     match (frame.file.as_deref(), frame.line) {

@@ -34,11 +34,11 @@ pub(super) fn exact_size(bytes: u64) -> String {
 /// A number of things: `1 block`, `1,024 blocks`.
 pub(super) fn count(number: u64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
-    format!("{} {thing}{plural}", grouped(number))
+    format!("{} {thing}{plural}", self::number(number))
 }
 
 /// A number with a comma after every three digits.
-fn grouped(number: u64) -> String {
+pub(super) fn number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -79,6 +79,7 @@ pub(super) fn growth(bytes_per_second: Option<f64>) -> String {
 pub(super) fn kind(kind: Kind) -> &'static str {
     match kind {
         Kind::Heap => "heap",
+        Kind::Goroutines => "goroutines",
     }
 }
 
@@ -86,6 +87,7 @@ pub(super) fn kind(kind: Kind) -> &'static str {
 pub(super) fn mode(mode: Mode) -> (&'static str, &'static str) {
     match mode {
         Mode::Exact => ("exact", "every allocation was recorded"),
+        Mode::Snapshot => ("snapshot", "read from memory while the process ran"),
     }
 }
 
