@@ -3,10 +3,10 @@
 
 use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 
-use clap::{ArgAction, CommandFactory, Parser, ValueEnum, error::ErrorKind};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
-    config::{Config, OutputSpec, Subject, Verbosity},
+    config::{Config, GoroutinesConfig, OutputSpec, Subject, Verbosity},
     exit,
     report::{Format, Value},
 };
@@ -21,12 +21,17 @@ which call stacks hold memory that nobody has freed.
 
   sudo tracer --pid 4711                       until Ctrl-C, then a report
   sudo tracer --pid 4711 --duration 60s -o leak.svg
-  sudo tracer -- ./service --port 8080         launch and trace from the first instruction";
+  sudo tracer -- ./service --port 8080         launch and trace from the first instruction
+  sudo tracer goroutines --pid 4711            what the goroutines of a Go process wait for";
 
 /// The command line of tracer.
 #[derive(Parser, Debug)]
 #[command(name = "tracer", version, about = ABOUT, long_about = LONG_ABOUT, after_help = exit::HELP)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(subcommand)]
+    job: Option<Job>,
+
     /// Trace the running process PID; may be given several times
     #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
     pid: Vec<u32>,
@@ -63,14 +68,8 @@ struct Cli {
     #[arg(long, value_enum, default_value_t = CliValue::Bytes)]
     value: CliValue,
 
-    /// Write a report to FILE (`-` for the standard output); the suffix tells the format: .txt .folded .svg .json. May
-    /// be given several times
-    #[arg(short, long, value_name = "FILE")]
-    output: Vec<PathBuf>,
-
-    /// Format of reports whose FILE has no suffix that tells it, such as `-`
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    format: Option<CliFormat>,
+    #[command(flatten)]
+    output: OutputCli,
 
     /// Size of the buffer between kernel and tracer; rounded up to a power of two
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, default_value = "64MiB", value_parser = size)]
@@ -84,6 +83,45 @@ struct Cli {
     #[arg(long, hide = true)]
     perf_events: bool,
 
+    /// Print the man page or a shell completion and exit
+    #[arg(long, value_enum, value_name = "WHAT", hide = true)]
+    generate: Option<Generate>,
+}
+
+/// What tracer does besides tracing.
+#[derive(Subcommand, Debug)]
+enum Job {
+    /// Show what the goroutines of a running Go process do, by stack; reads its memory, without probes
+    Goroutines(GoroutinesCli),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = exit::GOROUTINES_HELP)]
+struct GoroutinesCli {
+    /// The process, whose executable may be stripped
+    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pid: u32,
+
+    /// How many groups of goroutines a text report shows
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, default_value_t = 10)]
+    top: usize,
+
+    #[command(flatten)]
+    output: OutputCli,
+}
+
+/// Where reports go, and how much is said besides.
+#[derive(Args, Debug)]
+struct OutputCli {
+    /// Write a report to FILE (`-` for the standard output); the suffix tells the format: .txt .folded .svg .json. May
+    /// be given several times
+    #[arg(short, long, value_name = "FILE")]
+    output: Vec<PathBuf>,
+
+    /// Format of reports whose FILE has no suffix that tells it, such as `-`
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Option<CliFormat>,
+
     /// Say more on the standard error; twice for everything
     #[arg(short, long, action = ArgAction::Count, conflicts_with = "quiet")]
     verbose: u8,
@@ -91,10 +129,6 @@ struct Cli {
     /// Say nothing on the standard error but errors and the line `tracing PID`
     #[arg(short, long)]
     quiet: bool,
-
-    /// Print the man page or a shell completion and exit
-    #[arg(long, value_enum, value_name = "WHAT", hide = true)]
-    generate: Option<Generate>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -123,6 +157,8 @@ enum Generate {
 pub enum Request {
     /// To trace.
     Trace(Box<Config>),
+    /// To look at goroutines.
+    Goroutines(GoroutinesConfig),
     /// To print a text that the command line itself gave: help, version, man page, completion.
     Print(Vec<u8>),
     /// Nothing that makes sense: this is what to say.
@@ -135,9 +171,10 @@ pub fn parse() -> Request {
 }
 
 fn request(parsed: Result<Cli, clap::Error>) -> Request {
-    let checked = parsed.and_then(|cli| match cli.generate {
-        Some(what) => generate(what).map(Request::Print).map_err(|error| usage(ErrorKind::Io, &error.to_string())),
-        None => config(cli).map(|config| Request::Trace(Box::new(config))),
+    let checked = parsed.and_then(|cli| match (cli.generate, cli.job) {
+        (Some(what), _) => generate(what).map(Request::Print).map_err(|error| usage(ErrorKind::Io, &error.to_string())),
+        (None, Some(Job::Goroutines(cli))) => goroutines(cli).map(Request::Goroutines),
+        (None, None) => config(Cli { job: None, ..cli }).map(|config| Request::Trace(Box::new(config))),
     });
     match checked {
         Ok(request) => request,
@@ -150,8 +187,11 @@ fn usage(kind: ErrorKind, message: &str) -> clap::Error {
     Cli::command().error(kind, message)
 }
 
+fn conflict<T>(message: &str) -> Result<T, clap::Error> {
+    Err(usage(ErrorKind::ArgumentConflict, message))
+}
+
 fn config(cli: Cli) -> Result<Config, clap::Error> {
-    let conflict = |message: &str| Err(usage(ErrorKind::ArgumentConflict, message));
     let subject = match (cli.pid.is_empty(), cli.command.is_empty()) {
         (false, false) => return conflict("--pid traces running processes and `-- CMD` launches one: give either"),
         (true, true) => {
@@ -167,14 +207,8 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
     if sizes.0 > sizes.1 {
         return conflict("--min-size is larger than --max-size: no allocation would be recorded");
     }
-    if cli.format.is_some() && cli.output.is_empty() {
-        return conflict("--format needs an output: `-o -` writes to the standard output");
-    }
-    let outputs =
-        cli.output.into_iter().map(|path| output(path, cli.format)).collect::<Result<Vec<_>, clap::Error>>()?;
-    if outputs.iter().filter(|output| output.path.is_none()).count() > 1 {
-        return conflict("`-o -` may be given only once");
-    }
+    let verbosity = cli.output.verbosity();
+    let outputs = cli.output.outputs()?;
     Ok(Config {
         subject,
         duration: cli.duration,
@@ -190,13 +224,36 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         buffer_size: buffer_size(cli.buffer_size)?,
         strict: cli.strict,
         perf_events: cli.perf_events,
-        verbosity: match (cli.quiet, cli.verbose) {
+        verbosity,
+    })
+}
+
+fn goroutines(cli: GoroutinesCli) -> Result<GoroutinesConfig, clap::Error> {
+    let verbosity = cli.output.verbosity();
+    Ok(GoroutinesConfig { pid: cli.pid, top: cli.top, outputs: cli.output.outputs()?, verbosity })
+}
+
+impl OutputCli {
+    fn outputs(self) -> Result<Vec<OutputSpec>, clap::Error> {
+        if self.format.is_some() && self.output.is_empty() {
+            return conflict("--format needs an output: `-o -` writes to the standard output");
+        }
+        let outputs =
+            self.output.into_iter().map(|path| output(path, self.format)).collect::<Result<Vec<_>, clap::Error>>()?;
+        if outputs.iter().filter(|output| output.path.is_none()).count() > 1 {
+            return conflict("`-o -` may be given only once");
+        }
+        Ok(outputs)
+    }
+
+    fn verbosity(&self) -> Verbosity {
+        match (self.quiet, self.verbose) {
             (true, _) => Verbosity::Quiet,
             (_, 0) => Verbosity::Normal,
             (_, 1) => Verbosity::Verbose,
             _ => Verbosity::Debug,
-        },
-    })
+        }
+    }
 }
 
 fn distinct(mut pids: Vec<u32>) -> Vec<u32> {
@@ -288,7 +345,7 @@ mod tests {
     fn config(line: &str) -> Config {
         match parse(line) {
             Request::Trace(config) => *config,
-            Request::Print(_) => panic!("{line}: prints"),
+            Request::Goroutines(_) | Request::Print(_) => panic!("{line}: does not trace"),
             Request::Refuse(error) => panic!("{line}: {error}"),
         }
     }

@@ -33,6 +33,19 @@ pub struct Config {
     pub verbosity: Verbosity,
 }
 
+/// A look at the goroutines of a process.
+#[derive(Clone, Debug)]
+pub struct GoroutinesConfig {
+    /// The process.
+    pub pid: u32,
+    /// How many groups a text report shows.
+    pub top: usize,
+    /// Where reports go; none: text to the standard output.
+    pub outputs: Vec<OutputSpec>,
+    /// How much to say on the standard error.
+    pub verbosity: Verbosity,
+}
+
 /// What to trace.
 #[derive(Clone, Debug)]
 pub enum Subject {

@@ -28,6 +28,13 @@ Exit status:
   With `-- CMD`, the status of CMD, or 128 + the signal that killed it; 1, 2 and 3 as above
   when CMD itself ended with 0, or was never started.";
 
+/// What the help of `goroutines` says.
+pub const GOROUTINES_HELP: &str = "\
+Exit status:
+  0  read, and reported
+  1  not a Go process, or one that cannot be read; or a report could not be written
+  2  the command line makes no sense";
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(match exit {

@@ -7,14 +7,15 @@ use std::{
 
 use tracer::{
     cli::{self, Request},
-    config::{Config, Verbosity},
+    config::Verbosity,
     exit::Exit,
-    report, session,
+    goroutines, report, session,
 };
 
 fn main() -> ExitCode {
     let exit = match cli::parse() {
-        Request::Trace(config) => trace(*config),
+        Request::Trace(config) => run(config.verbosity, || session::run(*config)),
+        Request::Goroutines(config) => run(config.verbosity, || goroutines::run(&config)),
         Request::Print(text) => match io::stdout().write_all(&text) {
             Ok(()) => Exit::Complete,
             Err(_) => Exit::Failed,
@@ -28,8 +29,8 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-fn trace(config: Config) -> Exit {
-    let levels = match config.verbosity {
+fn run(verbosity: Verbosity, job: impl FnOnce() -> anyhow::Result<Exit>) -> Exit {
+    let levels = match verbosity {
         Verbosity::Quiet => "error",
         Verbosity::Normal => "warn",
         // aya tells every relocation; what its programs log has their own target.
@@ -44,7 +45,7 @@ fn trace(config: Config) -> Exit {
         .with_target(false)
         .without_time()
         .init();
-    session::run(config).unwrap_or_else(|error| {
+    job().unwrap_or_else(|error| {
         // Names from outside may be in the message: nothing that a terminal would obey.
         let _ = writeln!(io::stderr(), "tracer: {}", report::visible(&format!("{error:#}")));
         Exit::Failed

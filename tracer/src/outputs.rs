@@ -36,14 +36,14 @@ struct OutputFile {
 const INTERVAL_STACKS: usize = 3;
 
 impl Outputs {
-    /// Opens everything that `config` names. Existing files keep their contents until there is a report.
+    /// Opens everything that is named. Existing files keep their contents until there is a report.
     ///
     /// # Errors
     /// A file that cannot be written.
-    pub fn open(config: &Config) -> Result<Self> {
+    pub fn open(outputs: &[OutputSpec], verbosity: Verbosity) -> Result<Self> {
         let mut files = Vec::new();
         let mut standard = None;
-        for OutputSpec { path, format } in &config.outputs {
+        for OutputSpec { path, format } in outputs {
             match path {
                 None => standard = Some(*format),
                 Some(path) => files.push(OutputFile::open(path, *format).with_context(|| {
@@ -51,10 +51,10 @@ impl Outputs {
                 })?),
             }
         }
-        if standard.is_none() && (files.is_empty() || config.verbosity > Verbosity::Quiet) {
+        if standard.is_none() && (files.is_empty() || verbosity > Verbosity::Quiet) {
             standard = Some(Format::Text);
         }
-        Ok(Self { files, standard, verbosity: config.verbosity })
+        Ok(Self { files, standard, verbosity })
     }
 
     /// Says that the probes are live: one line, which scripts wait for.
@@ -90,12 +90,11 @@ impl Outputs {
     ///
     /// # Errors
     /// The first failure.
-    pub fn write_final(&mut self, profile: &Profile, config: &Config) -> Result<()> {
-        let options = Options { top: config.top, value: config.value };
+    pub fn write_final(&mut self, profile: &Profile, options: &Options) -> Result<()> {
         let mut failure = None;
         for output in &mut self.files {
             let path = visible(&output.path.display().to_string()).into_owned();
-            match output.write(profile, &options) {
+            match output.write(profile, options) {
                 Ok(()) if self.verbosity > Verbosity::Quiet => {
                     let _ = writeln!(io::stderr(), "wrote {path}");
                 }
@@ -104,7 +103,7 @@ impl Outputs {
             }
         }
         if let Some(format) = self.standard {
-            let result = report::write(format, profile, &options, &mut io::stdout().lock());
+            let result = report::write(format, profile, options, &mut io::stdout().lock());
             if let Err(error) = tolerate_closed_pipe(result) {
                 failure.get_or_insert(anyhow!(error).context("cannot write to the standard output"));
             }

@@ -28,6 +28,7 @@ use crate::{
         status::{self, NotTraceable},
     },
     profile::Profile,
+    report::Options,
     unwinder::Unwinder,
     watch,
 };
@@ -50,7 +51,7 @@ const HEARTBEAT: Duration = Duration::from_millis(200);
 /// # Errors
 /// When nothing could be traced or a report could not be written, with what to do about it.
 pub fn run(config: Config) -> Result<Exit> {
-    let outputs = Outputs::open(&config)?;
+    let outputs = Outputs::open(&config.outputs, config.verbosity)?;
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
     if let Subject::Pids(pids) = &config.subject {
         for pid in pids {
@@ -144,7 +145,7 @@ impl Session {
         let signal = self.run_loop(&mut outputs)?;
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
         let profile = self.profile(snapshot);
-        outputs.write_final(&profile, &self.config)?;
+        outputs.write_final(&profile, &Options { top: self.config.top, value: self.config.value })?;
         self.detach();
         let traced = self.verdict(&profile);
         Ok(self.exit_status(traced, signal))
