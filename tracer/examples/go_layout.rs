@@ -10,6 +10,6 @@ use tracer::golang::describe::describe;
 fn main() -> Result<()> {
     let path = env::args_os().nth(1).context("give the path of an executable")?;
     let description = describe(File::open(path)?)?;
-    println!("{}", serde_json::to_string(&description)?);
+    println!("{}", serde_json::to_string_pretty(&description)?);
     Ok(())
 }

@@ -85,14 +85,19 @@ pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
 
 /// Runs a program and returns what it printed; an error unless it succeeded.
 pub(crate) fn captured(command: &mut Command) -> Result<String> {
+    let (success, printed) = printed(command)?;
+    if !success {
+        bail!("`{}` failed\n{printed}", describe(command));
+    }
+    Ok(printed)
+}
+
+/// Runs a program to its end and returns whether it succeeded and what it printed.
+pub(crate) fn printed(command: &mut Command) -> Result<(bool, String)> {
     println!("$ {}", describe(command));
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("cannot run `{}`", describe(command)))?;
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    if !output.status.success() {
-        bail!("`{}` failed: {}\n{printed}", describe(command), output.status);
-    }
-    Ok(printed)
+    Ok((output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned()))
 }
 
 /// Runs a program silently and returns what it printed; its exit status is not looked at.

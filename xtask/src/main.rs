@@ -10,6 +10,7 @@ mod command;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod go;
 mod setup;
 mod test;
 mod tidy;
@@ -57,6 +58,9 @@ enum Task {
         /// Those about kernels, on older kernels in virtual machines
         #[arg(long)]
         vm: bool,
+        /// Those of Go programs, with programs built by every supported version of Go
+        #[arg(long, conflicts_with = "vm")]
+        go_matrix: bool,
         /// Names of tests, or options of the test harness such as --nocapture
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filters: Vec<OsString>,
@@ -75,6 +79,8 @@ enum Task {
         #[arg(long, default_value_t = 3)]
         seconds: u64,
     },
+    /// Build a program with every supported version of Go and write the table of what its runtime looks like
+    GoLayouts,
     /// Check the repository's own rules
     Tidy,
 }
@@ -99,10 +105,12 @@ fn run(task: Task) -> Result<()> {
         Task::Build => build::release(&workspace),
         Task::Run { args } => build::run(&workspace, &args),
         Task::Demo => demo::run(&workspace),
-        Task::Test { vm: true, filters } => vm::run(&workspace, &filters),
-        Task::Test { vm: false, filters } => test::run(&workspace, &filters),
+        Task::Test { vm: true, filters, .. } => vm::run(&workspace, &filters),
+        Task::Test { go_matrix: true, filters, .. } => go::matrix(&workspace, &filters),
+        Task::Test { filters, .. } => test::run(&workspace, &filters),
         Task::Bench { args } => bench::run(&workspace, &args),
         Task::Fuzz { target, seconds } => fuzz::run(&workspace, target.as_deref(), seconds),
+        Task::GoLayouts => go::layouts(&workspace),
         Task::Tidy => tidy::run(&workspace),
     }
 }

@@ -40,6 +40,9 @@ const TEST_PACKAGES: &[&str] = &[
     "rust-web-clippy",
 ];
 
+/// Go, where there is none: any version from 1.19 on will do.
+const GO_PACKAGES: &[&str] = &["golang-go"];
+
 /// For systems without these libraries.
 const BPF_LINKER_ADVICE: &str = "install the program of its release 0.13.0 for LLVM 22 into a folder on PATH, or build \
     it with `LLVM_PREFIX=DIR cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22 \
@@ -143,6 +146,9 @@ pub(crate) fn for_builds() -> Result<BpfToolchain> {
 /// Brings what tests and benches need beyond the builds.
 pub(crate) fn for_tests() -> Result<()> {
     let mut missing = debian::missing(TEST_PACKAGES)?;
+    if command::find("go").is_none() {
+        missing.extend(debian::missing(GO_PACKAGES)?);
+    }
     if !missing.is_empty() {
         let unavailable = debian::unavailable(&missing)?;
         if !unavailable.is_empty() {

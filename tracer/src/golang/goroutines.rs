@@ -72,8 +72,8 @@ pub struct Group {
     pub created: u64,
     /// How many they are.
     pub count: u64,
-    /// Time on the system's monotonic clock, nanoseconds, at which the garbage collector first saw the one waiting that has
-    /// waited longest. `None` when it has not come by yet.
+    /// Earliest time at which one of them can have begun to wait, nanoseconds of the system's monotonic clock: the last
+    /// garbage collection that had not met it waiting (`waitsince`). `None` when the runtime has not noted any.
     pub waiting_since: Option<u64>,
 }
 
