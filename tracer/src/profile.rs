@@ -139,8 +139,9 @@ pub struct GoroutineGroup {
     pub state: &'static str,
     /// What they wait for, in the words of the Go runtime: hostile text.
     pub wait_reason: Option<String>,
-    /// How long the one that has waited longest has waited at least. The runtime notes the time only when its garbage
-    /// collector comes by; `None` when it has not yet.
+    /// How long the one that has waited longest has waited at most. Of a goroutine that its garbage collector meets waiting
+    /// for the first time, the runtime notes the time of the collection before: at the real time or earlier. `None` when
+    /// there have not been two collections.
     pub longest_wait: Option<Duration>,
     /// The `go` statement that created them; `None` for the first goroutine of a process.
     pub created_by: Option<Frame>,

@@ -49,7 +49,7 @@ fn write_group(profile: &Profile, group: &GoroutineGroup, out: &mut impl Write) 
     }
     let reason = group.wait_reason.as_deref().map_or(Cow::Borrowed(group.state), visible);
     match group.longest_wait {
-        Some(wait) => writeln!(out, "    {reason}, longest for at least {}", words::duration(wait))?,
+        Some(wait) => writeln!(out, "    {reason}, for up to {}", words::duration(wait))?,
         None => writeln!(out, "    {reason}")?,
     }
     if let Some(creator) = &group.created_by {
@@ -71,7 +71,7 @@ fn write_group(profile: &Profile, group: &GoroutineGroup, out: &mut impl Write) 
 fn runtime_frames(frames: &[&Frame]) -> usize {
     let own = |frame: &&Frame| {
         let name = frame.function.as_deref().unwrap_or_default();
-        !name.starts_with("runtime.") && !name.starts_with("internal/runtime/")
+        !["runtime.", "runtime/internal/", "internal/runtime/"].iter().any(|own| name.starts_with(own))
     };
     frames.iter().position(own).unwrap_or(0)
 }

@@ -1,7 +1,7 @@
 // Goroutines that wait in all the ways there are, and say so themselves.
 //
 // Argument: how many goroutines wait in bulk. Lines on the standard input: `dump FILE` writes the runtime's own goroutine
-// profiles to FILE.txt and FILE.pb.gz, `collect` runs the garbage collector, `spin` and `rest` start and end goroutines
+// profiles to FILE.1 and FILE.2 (as debug=1 and debug=2), `collect` runs the garbage collector, `spin` and `rest` start and end goroutines
 // that run all the time. It says `ready` when it has done so.
 package main
 
@@ -29,6 +29,7 @@ var (
 	cond   = sync.NewCond(new(sync.Mutex))
 	sink   int64
 	stop   int32
+	writer *os.File
 )
 
 // number is inlined into whoever waits in it.
@@ -110,8 +111,9 @@ func readsPipe() {
 
 //go:noinline
 func readsFile() {
-	reader, _, err := os.Pipe()
+	reader, end, err := os.Pipe()
 	if err == nil {
+		writer = end // or the garbage collector closes it
 		var b [1]byte
 		reader.Read(b[:])
 	}
@@ -191,7 +193,7 @@ func start(bulk int) {
 	} {
 		go f()
 	}
-	go recurses(40)
+	go recurses(20)
 	go waitsThroughInterface(&byValue{never})
 	go takes(&pair[string, int]{"key", never})
 	go takes(&pair[int, []byte]{1, make(chan []byte)})
@@ -207,8 +209,8 @@ func start(bulk int) {
 }
 
 func dump(name string) error {
-	for suffix, debug := range map[string]int{".txt": 1, ".pb.gz": 0} {
-		file, err := os.Create(name + suffix)
+	for debug := 1; debug <= 2; debug++ {
+		file, err := os.Create(fmt.Sprintf("%s.%d", name, debug))
 		if err != nil {
 			return err
 		}

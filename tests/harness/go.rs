@@ -1,0 +1,57 @@
+//! Builds Go programs, each once, with the machine's toolchain or the one that `TRACER_TEST_GOROOT` names: `cargo xtask test
+//! --go-matrix` sets it.
+
+use std::{
+    env, fs,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/programs/go");
+
+/// As `go build` does it.
+pub(crate) const STOCK: &[&str] = &[];
+
+/// Path of a program, built with `flags` unless that has been done before.
+#[track_caller]
+pub(crate) fn go_program(name: &str, flags: &[&str]) -> PathBuf {
+    let sources = Path::new(SOURCES).join(name);
+    let mut hasher = DefaultHasher::new();
+    (flags, version()).hash(&mut hasher);
+    for file in ["go.mod", "main.go"] {
+        fs::read(sources.join(file)).unwrap_or_else(|error| panic!("{name}/{file}: {error}")).hash(&mut hasher);
+    }
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let program = folder.join(format!("{name}-{:016x}", hasher.finish()));
+    if !program.exists() {
+        // By rename: another test may be waiting for the same program.
+        let scratch = tempfile::tempdir_in(folder).unwrap();
+        let part = scratch.path().join(name);
+        let mut build = go();
+        build.arg("build").args(flags).arg("-o").arg(&part).arg(".").current_dir(&sources);
+        let output = build.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{build:?}: {}\n{said}", output.status);
+        fs::rename(part, &program).unwrap();
+    }
+    program
+}
+
+fn version() -> Vec<u8> {
+    let output = go().arg("version").output();
+    output.unwrap_or_else(|error| panic!("cannot run go ({error}): `cargo xtask setup --tests` installs it")).stdout
+}
+
+fn go() -> Command {
+    let mut go = match env::var_os("TRACER_TEST_GOROOT") {
+        Some(root) => {
+            let mut go = Command::new(Path::new(&root).join("bin/go"));
+            go.env("GOROOT", root);
+            go
+        }
+        None => Command::new("go"),
+    };
+    go.env("GOTOOLCHAIN", "local").env("GOFLAGS", "");
+    go
+}
