@@ -26,8 +26,8 @@ const NEXT_READ: u64 = 4096;
 const ROUNDS: usize = 6;
 /// Times that the list is read until it is not moved meanwhile.
 const LIST_ROUNDS: usize = 16;
-/// Most addresses in all groups together: 512 MiB of them.
-const MAX_ADDRESSES: usize = 1 << 26;
+/// Most addresses in all groups together: 128 MiB of them.
+const MAX_ADDRESSES: usize = 1 << 24;
 
 /// Statuses of goroutines (`_Gidle` and following, runtime2.go), without the bit that says that their stack is being scanned.
 mod status {

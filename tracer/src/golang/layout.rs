@@ -234,3 +234,51 @@ impl TryFrom<&Description> for Layout {
         Self::new(&description.structures, description.wrapper, description.wait_reasons.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_has_all_versions_from_19_on() {
+        let table: BTreeMap<u32, Description> = serde_json::from_str(TABLE).unwrap();
+        let minors: Vec<u32> = table.keys().copied().collect();
+        assert_eq!(minors, Vec::from_iter(19..=27));
+        for (minor, description) in &table {
+            assert!(description.version.starts_with(&format!("go1.{minor}.")), "{minor}");
+            let layout = Layout::try_from(description).unwrap();
+            assert!(layout.g.size <= 512 && layout.moduledata.size <= 1024, "{minor}");
+            assert!(layout.wait_reasons.iter().any(|reason| reason == "chan receive"), "{minor}");
+            for variable in super::super::executable::VARIABLES {
+                let mentions = description.mentions.iter().filter(|mention| mention.variable == variable);
+                assert!(mentions.count() >= 2, "{minor}: too few votes for {variable}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_makes_no_sense_is_named() {
+        let known = &table()[&27];
+        let new = |structures: &BTreeMap<String, Structure>| Layout::new(structures, 23, Vec::new());
+        assert!(new(&known.structures).is_ok());
+        for (structure, fields) in &known.structures {
+            for field in fields.fields.keys() {
+                let mut structures = known.structures.clone();
+                let fields = &mut structures.get_mut(structure).unwrap().fields;
+                fields.remove(field);
+                let missing = new(&structures).unwrap_err();
+                assert!(missing.starts_with(structure), "{missing}");
+                structures.get_mut(structure).unwrap().fields.insert(field.clone(), u64::MAX);
+                assert_eq!(new(&structures).unwrap_err(), missing);
+            }
+        }
+        assert!(new(&BTreeMap::new()).is_err());
+    }
+
+    #[test]
+    fn reasons_that_are_not_known_are_empty() {
+        let layout = Layout::try_from(&table()[&22]).unwrap();
+        assert_eq!((layout.wait_reason(0), layout.wait_reason(255)), ("", ""));
+        assert!((0..=255).any(|number| layout.wait_reason(number) == "select (no cases)"));
+    }
+}

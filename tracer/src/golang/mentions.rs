@@ -79,3 +79,74 @@ pub(super) fn vote(mentions: &[Mention], code: impl Fn(&str) -> Option<(Vec<u8>,
     let agreed = votes.into_iter().filter(|(_, votes)| votes.len() >= 2 && votes.iter().all(|vote| *vote == votes[0]));
     agreed.map(|(variable, votes)| (variable.to_owned(), votes[0])).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VARIABLES: [(&str, u64, u64); 2] = [("length", 0x9000, 8), ("list", 0x9100, 8)];
+
+    /// `mov rax, [rip + x]; lea rcx, [rip + y]; ret`, linked for `address`.
+    fn code(address: u64, first: u64, second: u64) -> Vec<u8> {
+        let relative = |target: u64, next: u64| (target.wrapping_sub(next) as i32).to_le_bytes();
+        let mut code = vec![0x48, 0x8b, 0x05];
+        code.extend(relative(first, address + 7));
+        code.extend([0x48, 0x8d, 0x0d]);
+        code.extend(relative(second, address + 14));
+        code.push(0xc3);
+        code
+    }
+
+    fn learned() -> Vec<Mention> {
+        let mut mentions = learn("a", &code(0x1000, 0x9000, 0x9104), 0x1000, &VARIABLES);
+        mentions.extend(learn("b", &code(0x2000, 0x9104, 0x9000), 0x2000, &VARIABLES));
+        mentions
+    }
+
+    #[test]
+    fn operands_of_variables_are_learned() {
+        let mentions = learned();
+        let seen: Vec<_> =
+            mentions.iter().map(|m| (&*m.function, m.index, &*m.mnemonic, &*m.variable, m.offset)).collect();
+        assert_eq!(
+            seen,
+            [
+                ("a", 0, "mov", "length", 0),
+                ("a", 1, "lea", "list", 4),
+                ("b", 0, "mov", "list", 4),
+                ("b", 1, "lea", "length", 0)
+            ]
+        );
+        assert!(mentions.iter().all(|mention| mention.operands == 2));
+        assert!(learn("c", &code(0, 0x9008, 0x90ff), 0, &VARIABLES).is_empty());
+    }
+
+    /// Votes where `a` and `b` were linked elsewhere, with other code.
+    fn vote_on(a: Option<Vec<u8>>, b: Option<Vec<u8>>) -> Vec<(String, u64)> {
+        let code = |function: &str| match function {
+            "a" => Some((a.clone()?, 0x50_1000)),
+            _ => Some((b.clone()?, 0x50_2000)),
+        };
+        vote(&learned(), code).into_iter().collect()
+    }
+
+    #[test]
+    fn votes_must_agree() {
+        let found = [("length".to_owned(), 0x50_8000), ("list".to_owned(), 0x50_8800)];
+        let a = || Some(code(0x50_1000, 0x50_8000, 0x50_8804));
+        let b = || Some(code(0x50_2000, 0x50_8804, 0x50_8000));
+        assert_eq!(vote_on(a(), b()), found);
+        // One that contradicts takes its variable away, not the other.
+        assert_eq!(vote_on(a(), Some(code(0x50_2000, 0x50_8804, 0x50_8008))), found[1..]);
+        // One alone is not enough.
+        assert_eq!(vote_on(a(), None), []);
+        // A function that was compiled to something else has no vote.
+        let mut other = b().unwrap();
+        other.extend(code(0, 0, 0));
+        assert_eq!(vote_on(a(), Some(other)), []);
+        let mut other = b().unwrap();
+        other[1] = 0x03;
+        assert_eq!(vote_on(a(), Some(other)), []);
+        assert_eq!(vote_on(Some(Vec::new()), Some(vec![0xff; 100])), []);
+    }
+}

@@ -12,6 +12,8 @@ use crate::profile::{Frame, Frames};
 const GOEXIT: &str = "runtime.goexit";
 /// A wrapper that calls one of these is where the panic came from, and stays.
 const PANICS: [&str; 3] = ["runtime.gopanic", "runtime.sigpanic", "runtime.panicwrap"];
+/// Most text of all names together, bytes. What comes later keeps its address only.
+const MAX_TEXT: usize = 256 << 20;
 /// What a frame without a name says of itself.
 const UNNAMED: &str = "?";
 
@@ -22,6 +24,8 @@ pub struct Symbols<'a> {
     module: String,
     /// By address, and whether wrappers stay at its leaf.
     known: HashMap<(u64, bool), Named>,
+    /// Bytes of names, so far.
+    text: usize,
 }
 
 /// The frames at an address, root first, and whether wrappers stay in its caller.
@@ -30,7 +34,7 @@ type Named = (Arc<[Frame]>, bool);
 impl<'a> Symbols<'a> {
     /// For a process whose executable is known to it as `module`.
     pub fn new(runtime: &'a Runtime, module: &str) -> Self {
-        Self { runtime, module: module.to_owned(), known: HashMap::new() }
+        Self { runtime, module: module.to_owned(), known: HashMap::new(), text: 0 }
     }
 
     /// The frames of a stack. `calls` are addresses of calls, the leaf first.
@@ -58,6 +62,8 @@ impl<'a> Symbols<'a> {
             return (Arc::clone(frames), *keep);
         }
         let named = self.look_up(call, keep_wrappers);
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        self.text += named.0.iter().map(|frame| length(&frame.function) + length(&frame.file)).sum::<usize>();
         self.known.insert((call, keep_wrappers), named.clone());
         named
     }
@@ -71,7 +77,8 @@ impl<'a> Symbols<'a> {
             ..Frame::default()
         };
         let mut frames = Vec::new();
-        for logical in self.logical(call) {
+        let logical = if self.text < MAX_TEXT { self.logical(call) } else { Vec::new() };
+        for logical in logical {
             let elided = logical.id == executable.layout.wrapper && !keep_wrappers;
             keep_wrappers = PANICS.contains(&&*logical.function);
             if !elided {
@@ -80,7 +87,7 @@ impl<'a> Symbols<'a> {
                 frames.push(Frame { function, file, line, inlined, ..bare.clone() });
             }
         }
-        if frames.is_empty() && self.runtime.text_offset(call).is_none() {
+        if frames.is_empty() && (self.text >= MAX_TEXT || self.runtime.text_offset(call).is_none()) {
             frames.push(bare);
         }
         frames.reverse();
