@@ -377,6 +377,27 @@ mod tests {
     }
 
     #[test]
+    fn goroutines_are_a_command_of_their_own() {
+        let Request::Goroutines(config) = parse("goroutines --pid 7 -n 3 -o a.svg -o - --format json -q") else {
+            panic!()
+        };
+        assert_eq!((config.pid, config.top, config.verbosity), (7, 3, Verbosity::Quiet));
+        let formats: Vec<Format> = config.outputs.iter().map(|output| output.format).collect();
+        assert_eq!(formats, [Format::Svg, Format::Json]);
+        for (line, hint) in [
+            ("goroutines", "--pid"),
+            ("goroutines --pid 5 --pid 6", "--pid"),
+            ("goroutines --pid 5 --duration 5s", "--duration"),
+            ("goroutines --pid 5 --format json", "-o -"),
+        ] {
+            let message = refusal(line);
+            assert!(message.contains(hint), "{line}: {message}");
+        }
+        // One that is to be traced has its name behind the dashes.
+        assert!(matches!(self::config("-- goroutines --pid 5").subject, Subject::Command(_)));
+    }
+
+    #[test]
     fn a_command_keeps_its_own_flags() {
         let config = config("-q -- ls --pid 5 -v");
         assert!(matches!(config.subject, Subject::Command(command) if command == ["ls", "--pid", "5", "-v"]));

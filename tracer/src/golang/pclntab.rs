@@ -440,7 +440,7 @@ mod tests {
         let tables = Pclntab::parse(bytes).unwrap();
         let frame = |name: &str, line, inlined| (name.to_owned(), Some(line), inlined);
         let (outer, inner) = (frame("main.outer", 10, false), frame("main.inner[...]", 30, true));
-        assert_eq!(frames(&tables, &tree, 20), [outer.clone()]);
+        assert_eq!(frames(&tables, &tree, 20), std::slice::from_ref(&outer));
         assert_eq!(frames(&tables, &tree, 40), [inner.clone(), outer.clone()]);
         assert_eq!(frames(&tables, &tree, 60), [frame("main.leaf", 50, true), inner, outer]);
         assert_eq!(frames(&tables, &tree, 90), [frame("main.outer", 11, false)]);

@@ -9,7 +9,7 @@ use std::{
 
 use super::{Format, Options, Value, write};
 use crate::{
-    profile::{Frame, Kind, Language, Mode, Profile, StackEntry, Target, UnwindTable, Values},
+    profile::{Frame, Frames, GoroutineGroup, Kind, Language, Mode, Profile, StackEntry, Target, UnwindTable, Values},
     quality::{Quality, Truncation},
 };
 
@@ -85,6 +85,53 @@ pub(super) fn hostile() -> Profile {
     profile.quality.notes.push(HOSTILE.to_owned());
     profile.unwind_tables[0].path = HOSTILE.to_owned();
     profile.unwind_tables[0].problem = text();
+    profile
+}
+
+/// Goroutines that wait, one that runs, and one without a stack.
+pub(super) fn goroutines() -> Profile {
+    let frame = |function: &str, file: &str, line| frame(function, "/srv/gateway", Some((file, line)));
+    let park = frame("runtime.gopark", "runtime/proc.go", 398);
+    let receive = frame("runtime.chanrecv1", "runtime/chan.go", 442);
+    let next = Frame { inlined: true, ..frame("main.next", "gateway/queue.go", 31) };
+    let work = frame("main.work", "gateway/queue.go", 58);
+    let (main, serve) = (frame("main.main", "gateway/main.go", 19), frame("main.serve", "gateway/main.go", 77));
+    let group = |count, state, frames: &[&Frame]| GoroutineGroup {
+        pid: 4711,
+        frames: frames.iter().map(|&frame| Arc::from([frame.clone()])).collect(),
+        count,
+        state,
+        wait_reason: None,
+        longest_wait: None,
+        created_by: Some(serve.clone()),
+    };
+    let waiting = GoroutineGroup {
+        wait_reason: Some("chan receive".to_owned()),
+        longest_wait: Some(Duration::from_secs(3_723)),
+        ..group(12_345, "waiting", &[&work, &next, &receive, &park])
+    };
+    let first = GoroutineGroup { created_by: None, ..group(1, "syscall", &[&main]) };
+    let mut profile = profile();
+    profile.kind = Kind::Goroutines;
+    profile.mode = Mode::Snapshot;
+    profile.targets = vec![Target { language: Language::Go, ..target(4711, "gateway", "/srv/gateway") }];
+    profile.stacks.clear();
+    profile.unwind_tables.clear();
+    profile.goroutines = vec![waiting, group(2, "running", &[&work]), first, group(1, "runnable", &[])];
+    profile.quality = Quality { notes: vec!["2 goroutines ran".to_owned()], ..Quality::default() };
+    profile
+}
+
+/// [`goroutines`] with [`HOSTILE`] text wherever text can be.
+pub(super) fn hostile_goroutines() -> Profile {
+    let mut profile = goroutines();
+    let named = hostile().stacks[0].frames.clone();
+    profile.targets = vec![target(4711, HOSTILE, HOSTILE), target(4712, "", "")];
+    for group in &mut profile.goroutines {
+        group.wait_reason = Some(HOSTILE.to_owned());
+        group.created_by = named.iter().next().cloned();
+        group.frames = Frames::clone(&named);
+    }
     profile
 }
 

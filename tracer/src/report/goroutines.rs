@@ -48,6 +48,7 @@ fn write_group(profile: &Profile, group: &GoroutineGroup, out: &mut impl Write) 
         writeln!(out, "    process {comm} (pid {})", group.pid)?;
     }
     let reason = group.wait_reason.as_deref().map_or(Cow::Borrowed(group.state), visible);
+    let reason = shorten(reason, text::LONGEST_NAME);
     match group.longest_wait {
         Some(wait) => writeln!(out, "    {reason}, for up to {}", words::duration(wait))?,
         None => writeln!(out, "    {reason}")?,
@@ -58,6 +59,9 @@ fn write_group(profile: &Profile, group: &GoroutineGroup, out: &mut impl Write) 
         writeln!(out, "    created by {name}{place}")?;
     }
     let frames: Vec<&Frame> = group.frames.iter().rev().collect();
+    if group.state == "running" {
+        writeln!(out, "    stack not known; began with")?;
+    }
     for frame in &frames[runtime_frames(&frames)..] {
         text::write_frame(frame, out)?;
     }
@@ -74,4 +78,48 @@ fn runtime_frames(frames: &[&Frame]) -> usize {
         !["runtime.", "runtime/internal/", "internal/runtime/"].iter().any(|own| name.starts_with(own))
     };
     frames.iter().position(own).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::{Format, fixture};
+
+    fn rendered(format: Format, profile: &Profile, top: usize) -> String {
+        fixture::rendered(format, profile, &Options { top, ..fixture::OPTIONS })
+    }
+
+    #[test]
+    fn golden() {
+        let profile = fixture::goroutines();
+        fixture::check_golden("goroutines.txt", &rendered(Format::Text, &profile, 10));
+        fixture::check_golden("goroutines.folded", &rendered(Format::Folded, &profile, 10));
+        fixture::check_golden("goroutines.svg", &rendered(Format::Svg, &profile, 10));
+        fixture::check_golden("goroutines.json", &rendered(Format::Json, &profile, 10));
+    }
+
+    #[test]
+    fn what_is_not_shown_is_summed() {
+        let text = rendered(Format::Text, &fixture::goroutines(), 1);
+        assert!(text.ends_with("\n3 more groups not shown, with 4 goroutines\n"), "{text}");
+        assert!(
+            rendered(Format::Text, &fixture::goroutines(), 0).contains("\n4 groups not shown, with 12,349 goroutines")
+        );
+    }
+
+    #[test]
+    fn a_terminal_obeys_no_name() {
+        let text = rendered(Format::Text, &fixture::hostile_goroutines(), 10);
+        let obeyed = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        assert_eq!(text.chars().find(|&c| c != '\n' && obeyed(c)), None);
+        assert!(text.lines().all(|line| line.chars().count() < 1_000));
+    }
+
+    #[test]
+    fn stacks_of_nothing_but_the_runtime_are_shown() {
+        let mut profile = fixture::goroutines();
+        let park = profile.goroutines[0].frames.iter().last().unwrap().clone();
+        profile.goroutines[0].frames = vec![park].into();
+        assert!(rendered(Format::Text, &profile, 1).contains("      runtime.gopark  runtime/proc.go:398\n"));
+    }
 }
