@@ -302,6 +302,34 @@ fn what_has_no_goroutines_is_refused() {
     }
 }
 
+/// Without symbols a runtime must be known, and be compiled as usual.
+#[test]
+fn runtimes_that_are_not_known_are_refused() {
+    for (flags, code) in [(STOCK, 0), (&["-ldflags=-s -w"], 1)] {
+        let folder = scratch();
+        let copy = folder.path().join("future");
+        let mut bytes = fs::read(go_program("goroutines", flags)).unwrap();
+        let magic = b"\xff Go buildinf:";
+        let info = bytes.windows(magic.len()).position(|window| window == magic).unwrap();
+        let version = &mut bytes[info + 33..];
+        assert!(version.starts_with(b"go1."));
+        version[4..6].copy_from_slice(b"99");
+        fs::write(&copy, bytes).unwrap();
+        fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+        let target = Target::start_with(&copy, &["5"], &[]);
+        let outcome = run(target.pid()).finish();
+        if code == 0 {
+            // DWARF describes it.
+            assert_eq!(with_function(&json(&outcome), "main.inBulk"), 7);
+        } else {
+            check_refused(&outcome, code, &["go1.99", "DWARF", "-ldflags=-w"]);
+        }
+    }
+    let unusual = go_program("goroutines", &["-gcflags=all=-N -l", "-ldflags=-s -w"]);
+    let target = Target::start_with(&unusual, &["5"], &[]);
+    check_refused(&run(target.pid()).finish(), 1, &["list of goroutines", "no symbols", "-ldflags=-s"]);
+}
+
 #[test]
 fn no_rights_to_look() {
     require_root();
@@ -421,7 +449,7 @@ fn memory_that_changes_does_no_harm() {
         let (mut read, mut refused) = (0, 0);
         for rarity in [3, 10, 100, 1000, 10_000] {
             for seed in 1..=20 {
-                let random = RefCell::new(Random(seed * 0x9e37_79b9_7f4a_7c15));
+                let random = RefCell::new(Random(seed << 32 | 0x7f4a_7c15));
                 let forging = |spans: &[Span], buffer: &mut [u8]| {
                     let mut readable = read_spans(pid, spans, buffer)?;
                     let mut random = random.borrow_mut();
