@@ -155,26 +155,37 @@ fn assert_same(what: &str, reported: &Counts, truth: &Counts) {
     assert!(ours.is_empty() && theirs.is_empty(), "{what}\nreported:\n{ours}\nin truth:\n{theirs}");
 }
 
-/// Count, stack, state and creator of each goroutine are what the runtime says.
+/// Compares count, stack, state and creator of each goroutine with what the runtime says.
+#[track_caller]
+fn check_build(program: &str, build: &str, flags: &[&str]) {
+    let mut target = Target::start_with(&go_program(program, flags), &["5"], &[]);
+    let folder = scratch();
+    let dump = folder.path().join("dump");
+    let truth = target.ask(&format!("dump {}", dump.display()));
+    let outcome = run(target.pid()).finish();
+    let json = json(&outcome);
+    let read = |suffix: &str| fs::read_to_string(dump.with_extension(suffix)).unwrap();
+    assert_same(build, &reported_stacks(&json), &pprof_stacks(&read("1")));
+    assert_same(build, &reported_states(&json), &traceback_states(&read("2")));
+    assert_eq!(json["totals"]["goroutines"], truth.fact("goroutines"), "{build}");
+    assert_eq!(json["quality"]["complete"], true, "{build}: {}", json["quality"]);
+    assert_eq!(json["quality"]["notes"].to_string(), "[]", "{build}");
+    assert_eq!((&json["mode"], &json["targets"][0]["language"]), (&"snapshot".into(), &"Go".into()));
+    // Nothing was harmed.
+    assert_eq!(target.ask(&format!("dump {}", dump.display())).fact("goroutines"), truth.fact("goroutines"), "{build}");
+}
+
 #[test]
 fn every_way_to_wait_is_told_as_the_runtime_tells_it() {
     for (build, flags) in BUILDS {
-        let mut target = Target::start_with(&go_program("goroutines", flags), &["5"], &[]);
-        let folder = scratch();
-        let dump = folder.path().join("dump");
-        let truth = target.ask(&format!("dump {}", dump.display()));
-        let outcome = run(target.pid()).finish();
-        let json = json(&outcome);
-        let read = |suffix: &str| fs::read_to_string(dump.with_extension(suffix)).unwrap();
-        assert_same(build, &reported_stacks(&json), &pprof_stacks(&read("1")));
-        assert_same(build, &reported_states(&json), &traceback_states(&read("2")));
-        assert_eq!(json["totals"]["goroutines"], truth.fact("goroutines"), "{build}");
-        assert_eq!(json["quality"]["complete"], true, "{build}: {}", json["quality"]);
-        assert_eq!(json["quality"]["notes"].to_string(), "[]", "{build}");
-        assert_eq!((&json["mode"], &json["targets"][0]["language"]), (&"snapshot".into(), &"Go".into()));
-        // Nothing was harmed.
-        assert_eq!(target.ask("collect").fact("goroutines"), truth.fact("goroutines"), "{build}");
+        check_build("goroutines", build, flags);
     }
+}
+
+#[test]
+fn goroutines_in_c_are_told_as_the_runtime_tells_them() {
+    check_build("cgo", "cgo", STOCK);
+    check_build("cgo", "cgo, position-independent and stripped", &["-buildmode=pie", "-ldflags=-s -w"]);
 }
 
 #[test]

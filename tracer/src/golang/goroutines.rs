@@ -10,7 +10,7 @@ use super::{
     ReadMemory, Runtime, Unreadable,
     bytes::{u32_at, u64_at},
     layout::G,
-    stack::{Walker, Window},
+    stack::{Stop, Walker, Window},
 };
 use crate::{process::memory::Span, quality::Truncation};
 
@@ -189,11 +189,16 @@ impl Descriptor {
         place(self) == place(before)
     }
 
-    /// Stack pointer and program counter of its last frame, when they mean something.
-    fn stopped_at(&self) -> Option<(u64, u64)> {
+    /// Where it stopped, when it has.
+    fn stopped_at(&self) -> Option<Stop> {
         let stopped = [status::RUNNABLE, status::SYSCALL, status::WAITING, status::PREEMPTED, status::LEAKED];
-        let (sp, pc) = if self.syscall.0 != 0 { self.syscall } else { self.sched };
-        (stopped.contains(&self.status) && self.stack.0 < sp && sp < self.stack.1 && sp % 8 == 0).then_some((sp, pc))
+        let syscall = self.syscall.0 != 0;
+        let (sp, pc) = if syscall { self.syscall } else { self.sched };
+        (stopped.contains(&self.status) && self.stack.0 < sp && sp < self.stack.1 && sp % 8 == 0).then_some(Stop {
+            sp,
+            pc,
+            syscall,
+        })
     }
 
     fn state(&self) -> State {
@@ -288,7 +293,7 @@ impl Reader<'_> {
 
     /// The calls on a stack of which `bytes` from `addr` on have been read. `None` when it has none that could be read.
     fn stack(&mut self, descriptor: &Descriptor, addr: u64, bytes: &[u8]) -> Option<(Vec<u64>, Option<Truncation>)> {
-        let (sp, pc) = descriptor.stopped_at()?;
+        let stop = descriptor.stopped_at()?;
         let window = std::cell::RefCell::new((0, Vec::new()));
         let memory = self.memory;
         let more = |addr: u64| {
@@ -306,7 +311,7 @@ impl Reader<'_> {
         };
         let window = Window { addr, bytes, end: descriptor.stack.1, more: &more };
         let mut calls = Vec::new();
-        let end = self.walker.walk(sp, pc, &window, &mut calls);
+        let end = self.walker.walk(stop, &window, &mut calls);
         Some((calls, end))
     }
 
@@ -383,7 +388,7 @@ fn function(runtime: &Runtime, pc: u64) -> Option<String> {
 
 /// The part of a stack that is read at first; nothing when there is none.
 fn first_read(descriptor: &Descriptor) -> Span {
-    descriptor.stopped_at().map_or(Span { addr: descriptor.stack.0, len: 0 }, |(sp, _)| Span {
+    descriptor.stopped_at().map_or(Span { addr: descriptor.stack.0, len: 0 }, |Stop { sp, .. }| Span {
         addr: sp,
         len: FIRST_READ.min(descriptor.stack.1 - sp) as usize,
     })

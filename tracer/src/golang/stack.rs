@@ -15,6 +15,20 @@ const MAX_KNOWN: usize = 1 << 20;
 /// Functions whose caller did not call them: the address is that of the instruction itself, not behind a call.
 const INJECTED: [&str; 3] = ["runtime.sigpanic", "runtime.asyncPreempt", "runtime.debugCallV2"];
 
+/// Switches from a stack to another one, and leaves the frame that tables tell of on both.
+const CALLBACK: &str = "runtime.cgocallback";
+
+/// Where a goroutine stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stop {
+    /// Stack pointer.
+    pub(super) sp: u64,
+    /// Program counter.
+    pub(super) pc: u64,
+    /// Whether these were noted before a call into the system or C: what the function does to the stack pointer comes later.
+    pub(super) syscall: bool,
+}
+
 /// A part of stack memory that has been read, and a way to read more of it.
 pub(super) struct Window<'a> {
     /// Address of the first byte.
@@ -58,13 +72,8 @@ impl<'a> Walker<'a> {
     }
 
     /// Appends the addresses of the calls on a stack to `calls`, the leaf first; why it ends before the root, if it does.
-    pub(super) fn walk(
-        &mut self,
-        mut sp: u64,
-        mut pc: u64,
-        stack: &Window<'_>,
-        calls: &mut Vec<u64>,
-    ) -> Option<Truncation> {
+    pub(super) fn walk(&mut self, stop: Stop, stack: &Window<'_>, calls: &mut Vec<u64>) -> Option<Truncation> {
+        let Stop { mut sp, mut pc, syscall } = stop;
         if pc == 0 {
             // A nil function was called: its caller's address is on the stack.
             let Some(caller) = stack.word(sp) else { return Some(Truncation::BadMemory) };
@@ -77,7 +86,8 @@ impl<'a> Walker<'a> {
             if step.root {
                 return None;
             }
-            let Some(stack_use) = step.stack_use.filter(|_| !step.writes_sp) else { return Some(Truncation::NoRule) };
+            let known = !step.writes_sp || syscall && calls.len() == 1;
+            let Some(stack_use) = step.stack_use.filter(|_| known) else { return Some(Truncation::NoRule) };
             let slot = sp.wrapping_add(u64::from(stack_use));
             let Some(caller) = stack.word(slot) else { return Some(Truncation::BadMemory) };
             (pc, sp) = (caller, slot.wrapping_add(8));
@@ -107,7 +117,7 @@ fn look_up(runtime: &Runtime, pc: u64) -> Option<Step> {
         entry: runtime.text.0 + u64::from(function.entry),
         stack_use: tables.stack_use(function, offset),
         root: tables.is_root(function),
-        writes_sp: tables.writes_stack_pointer(function),
+        writes_sp: tables.writes_stack_pointer(function) && name != CALLBACK,
         injected: INJECTED.contains(&&*name),
     })
 }
