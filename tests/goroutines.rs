@@ -218,6 +218,32 @@ fn goroutines_that_run_are_told_as_running() {
     assert_eq!(target.ask("rest").fact("goroutines"), before);
 }
 
+/// Whatever they do meanwhile: each is counted once, with a stack that it can have had.
+#[test]
+fn goroutines_that_move_have_the_stacks_of_one_moment() {
+    let mut target = Target::start_with(&go_program("goroutines", STOCK), &["5"], &[]);
+    let before = target.ask("collect").fact("goroutines");
+    let truth = target.ask("bounce");
+    assert_eq!(truth.fact("goroutines"), before + 40);
+    for _ in 0..100 {
+        let json = json(&run(target.pid()).finish());
+        assert_eq!(json["totals"]["goroutines"], truth.fact("goroutines"));
+        let created = groups(&json).iter().filter(|group| group["created_by"]["function"] == "main.main");
+        assert_eq!(created.map(|group| group["goroutines"].as_u64().unwrap()).sum::<u64>(), 40);
+        assert_eq!(json["quality"]["complete"], true, "{}", json["quality"]);
+        for group in groups(&json) {
+            let frames = frames(group);
+            assert!(!frames.is_empty(), "{group}");
+            let own: Vec<&str> =
+                frames.iter().rev().map(|(name, _)| &**name).skip_while(|name| *name != "main.bounces").collect();
+            let depth = own.iter().filter(|name| **name == "main.deeper").count();
+            let exchanges = own.iter().position(|name| *name == "main.exchange");
+            assert!(exchanges.is_none_or(|at| at == depth + 1 && depth <= 50), "{own:?}");
+        }
+    }
+    target.say("rest");
+}
+
 #[test]
 fn the_longest_wait_is_known_once_garbage_was_collected_twice() {
     let mut target = Target::start_with(&go_program("goroutines", STOCK), &["5"], &[]);

@@ -273,7 +273,9 @@ impl Reader<'_> {
         let again = self.descriptors(&places)?;
         for (((address, before), stack), after) in alive.iter().zip(stacks).zip(again) {
             match (stack, after) {
-                (Some((calls, end)), Some(after)) if after.is_still(before) => self.add(before, calls, end),
+                (Some((calls, end)), Some(after)) if after.is_still(before) && (last || !is_torn(end)) => {
+                    self.add(before, calls, end);
+                }
                 (_, Some(after)) if last => self.add_running(&after),
                 (_, Some(_)) => moved.push(*address),
                 (_, None) => self.goroutines.unreadable += 1,
@@ -379,6 +381,11 @@ impl Reader<'_> {
         self.goroutines.groups.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.calls.cmp(&b.calls)));
         self.goroutines
     }
+}
+
+/// Whether a stack looks as if it had been written to while it was read, by a goroutine that is back where it was.
+fn is_torn(end: Option<Truncation>) -> bool {
+    matches!(end, Some(Truncation::NoMapping | Truncation::BadMemory))
 }
 
 fn function(runtime: &Runtime, pc: u64) -> Option<String> {

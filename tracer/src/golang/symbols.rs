@@ -39,7 +39,12 @@ impl<'a> Symbols<'a> {
 
     /// The frames of a stack. `calls` are addresses of calls, the leaf first.
     pub fn stack(&mut self, calls: &[u64]) -> Frames {
-        let mut keep_wrappers = false;
+        let frames = self.frames(calls, false);
+        // One that has not begun yet stands in the wrapper that will call its function.
+        if frames.iter().next().is_some() { frames } else { self.frames(calls, true) }
+    }
+
+    fn frames(&mut self, calls: &[u64], mut keep_wrappers: bool) -> Frames {
         let mut stack: Vec<Arc<[Frame]>> = Vec::with_capacity(calls.len());
         for call in calls {
             let (frames, keep) = self.at(*call, keep_wrappers);
@@ -91,6 +96,10 @@ impl<'a> Symbols<'a> {
             frames.push(bare);
         }
         frames.reverse();
+        if let Some(first) = frames.first_mut() {
+            // What it was inlined into may have been elided.
+            first.inlined = false;
+        }
         (frames.into(), keep_wrappers)
     }
 

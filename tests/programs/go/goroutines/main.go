@@ -1,7 +1,7 @@
 // Goroutines that wait in all the ways there are, and say so themselves.
 //
 // Argument: how many goroutines wait in bulk. Lines on the standard input: `dump FILE` writes the runtime's own goroutine
-// profiles to FILE.1 and FILE.2 (as debug=1 and debug=2), `collect` runs the garbage collector, `spin` and `rest` start and end goroutines
+// profiles to FILE.1 and FILE.2 (as debug=1 and debug=2), `collect` runs the garbage collector, `spin`, `bounce` and `rest` start and end goroutines
 // that run all the time. It says `ready` when it has done so.
 package main
 
@@ -181,6 +181,34 @@ func spins() {
 	}
 }
 
+// Waits now under few frames, now under many, and seldom for long.
+//
+//go:noinline
+func bounces(in, out chan int) {
+	for n := 0; atomic.LoadInt32(&stop) == 0; n++ {
+		deeper(n%50, in, out)
+	}
+	close(out)
+}
+
+//go:noinline
+func deeper(depth int, in, out chan int) int {
+	if depth == 0 {
+		return exchange(in, out)
+	}
+	return deeper(depth-1, in, out) + 1
+}
+
+//go:noinline
+func exchange(in, out chan int) int {
+	select {
+	case out <- 1:
+		return 0
+	case n := <-in:
+		return n
+	}
+}
+
 func start(bulk int) {
 	for n := 0; n < 3; n++ {
 		go receivesInlined()
@@ -251,6 +279,12 @@ func main() {
 		case "spin":
 			for n := 0; n < 2; n++ {
 				go spins()
+			}
+		case "bounce":
+			for n := 0; n < 20; n++ {
+				there, back := make(chan int), make(chan int)
+				go bounces(there, back)
+				go bounces(back, there)
 			}
 		case "rest":
 			atomic.StoreInt32(&stop, 1)
