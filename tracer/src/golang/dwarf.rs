@@ -3,11 +3,14 @@
 //! Go describes the types of the runtime in a unit named `runtime`. Whatever is forged, the answer is at most wrong
 //! numbers, which [`Layout`](super::layout::Layout) bounds.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use gimli::{
-    AttributeValue, DW_AT_byte_size, DW_AT_const_value, DW_AT_data_member_location, DW_AT_name,
-    DebuggingInformationEntry, Dwarf, EndianSlice, LittleEndian, SectionId,
+    AbbreviationsCacheStrategy, AttributeValue, DW_AT_byte_size, DW_AT_const_value, DW_AT_data_member_location,
+    DW_AT_name, DebuggingInformationEntry, Dwarf, EndianSlice, LittleEndian, SectionId,
 };
 
 use super::layout::{STRUCTURES, Structure, WRAPPERS};
@@ -18,6 +21,8 @@ const MAX_INFO: u64 = 128 << 20;
 const MAX_ABBREVIATIONS: u64 = 1 << 20;
 /// Units whose types and constants are looked at. The constant that marks wrappers moved to `internal/abi` in Go 1.21.
 const UNITS: [&[u8]; 2] = [b"runtime", b"internal/abi"];
+/// Most time that looking may take; a program of 10 MB takes some milliseconds.
+const MAX_TIME: Duration = Duration::from_secs(2);
 /// Most entries that are looked at; the runtime has 50,000.
 const MAX_ENTRIES: usize = 1 << 20;
 
@@ -55,11 +60,16 @@ fn search(info: &[u8], abbreviations: &[u8]) -> gimli::Result<Found> {
         };
         Ok::<_, gimli::Error>(EndianSlice::new(data, LittleEndian))
     };
-    let dwarf = Dwarf::load(section)?;
+    let mut dwarf = Dwarf::load(section)?;
+    dwarf.populate_abbreviations_cache(AbbreviationsCacheStrategy::Duplicates);
+    let start = Instant::now();
     let mut found = Found::default();
     let mut left = MAX_ENTRIES;
     let mut units = dwarf.units();
     while let Some(header) = units.next()? {
+        if start.elapsed() > MAX_TIME {
+            break;
+        }
         let abbreviations = dwarf.abbreviations(&header)?;
         let mut entries = header.entries(&abbreviations);
         let Some(root) = entries.next_dfs()? else { continue };
