@@ -34,9 +34,11 @@ mod status {
     pub(super) const SCAN: u32 = 0x1000;
     pub(super) const IDLE: u32 = 0;
     pub(super) const RUNNABLE: u32 = 1;
+    pub(super) const RUNNING: u32 = 2;
     pub(super) const SYSCALL: u32 = 3;
     pub(super) const WAITING: u32 = 4;
     pub(super) const DEAD: u32 = 6;
+    pub(super) const COPYING_STACK: u32 = 8;
     pub(super) const PREEMPTED: u32 = 9;
     pub(super) const LEAKED: u32 = 10;
     pub(super) const DEAD_EXTRA: u32 = 11;
@@ -134,7 +136,7 @@ fn list(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<Vec<u64>, Unreadab
         if count == 0 {
             return Err(Unreadable::Nonsense("the list is empty"));
         }
-        if count > MAX_GOROUTINES || begin % 8 != 0 {
+        if count > MAX_GOROUTINES || !begin.is_multiple_of(8) {
             return Err(Unreadable::Nonsense("its length is not a number of goroutines"));
         }
         let mut bytes = vec![0; 8 * count as usize];
@@ -183,6 +185,21 @@ impl Descriptor {
         })
     }
 
+    /// Whether it can be that of a goroutine.
+    fn makes_sense(&self) -> bool {
+        match self.status {
+            status::IDLE | status::DEAD | status::DEAD_EXTRA => true,
+            status::RUNNABLE
+            | status::RUNNING
+            | status::SYSCALL
+            | status::WAITING
+            | status::COPYING_STACK
+            | status::PREEMPTED
+            | status::LEAKED => self.stack.0 < self.stack.1 && (self.stack.0 | self.stack.1).is_multiple_of(8),
+            _ => false,
+        }
+    }
+
     /// Whether the goroutine is where it was.
     fn is_still(&self, before: &Self) -> bool {
         let place = |g: &Self| (g.stack, g.sched, g.syscall, g.status, g.id, g.wait_reason);
@@ -194,11 +211,8 @@ impl Descriptor {
         let stopped = [status::RUNNABLE, status::SYSCALL, status::WAITING, status::PREEMPTED, status::LEAKED];
         let syscall = self.syscall.0 != 0;
         let (sp, pc) = if syscall { self.syscall } else { self.sched };
-        (stopped.contains(&self.status) && self.stack.0 < sp && sp < self.stack.1 && sp % 8 == 0).then_some(Stop {
-            sp,
-            pc,
-            syscall,
-        })
+        (stopped.contains(&self.status) && self.stack.0 < sp && sp < self.stack.1 && sp.is_multiple_of(8))
+            .then_some(Stop { sp, pc, syscall })
     }
 
     fn state(&self) -> State {
@@ -289,7 +303,9 @@ impl Reader<'_> {
         let spans: Vec<Span> = addresses.iter().map(|addr| Span { addr: *addr, len: g.size }).collect();
         let mut bytes = vec![0; g.size * spans.len()];
         let readable = (self.memory)(&spans, &mut bytes)?;
-        let decode = |(bytes, readable): (&[u8], bool)| Descriptor::decode(bytes, &g).filter(|_| readable);
+        let decode = |(bytes, readable): (&[u8], bool)| {
+            Descriptor::decode(bytes, &g).filter(|descriptor| readable && descriptor.makes_sense())
+        };
         Ok(bytes.chunks_exact(g.size).zip(readable).map(decode).collect())
     }
 

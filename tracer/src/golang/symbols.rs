@@ -76,10 +76,9 @@ impl<'a> Symbols<'a> {
     fn look_up(&self, call: u64, mut keep_wrappers: bool) -> Named {
         let executable = &self.runtime.executable;
         let linked = call.wrapping_sub(self.runtime.bias);
-        let bare = Frame {
-            module: Some(self.module.clone()),
-            offset: executable.file_offset(linked).unwrap_or(linked),
-            ..Frame::default()
+        let bare = match executable.file_offset(linked) {
+            Some(offset) => Frame { module: Some(self.module.clone()), offset, ..Frame::default() },
+            None => Frame { offset: call, ..Frame::default() },
         };
         let mut frames = Vec::new();
         let logical = if self.text < MAX_TEXT { self.logical(call) } else { Vec::new() };
