@@ -2,7 +2,7 @@
 //! finds them on a copy of the stack, and, for some, as gdb does.
 #![expect(clippy::print_stdout, reason = "figures of what was compared")]
 
-use std::collections::HashSet;
+use std::{collections::HashSet, thread, time::Duration};
 
 use tracer_ebpf::{MAX_FRAMES, StackCopy, end};
 
@@ -65,23 +65,43 @@ pub(crate) fn check(what: &str, pid: u32, distinct: usize) {
     for _ in 0..STACKS / slowness() as usize {
         tally.take(what, &oracle, &copies.next());
     }
-    for _ in 0..WITH_GDB {
+    let mut with_gdb = 0;
+    for _ in 0..4 * WITH_GDB {
         let (copy, frames) = copies.next_with_gdb();
-        assert_eq!(addresses(&copy), frames, "{what}: what gdb says");
         tally.take(what, &oracle, &copy);
+        // Tests that run at the same time probe the returns of the same library, in all processes that have a probe there:
+        // then gdb finds the kernel's trampoline in place of the caller.
+        if frames.first().is_some_and(|caller| is_trampoline(pid, *caller)) {
+            thread::sleep(Duration::from_secs(1));
+            continue;
+        }
+        assert_eq!(addresses(&copy), frames, "{what}: what gdb says");
+        with_gdb += 1;
+        if with_gdb == WITH_GDB {
+            break;
+        }
+    }
+    if with_gdb == 0 {
+        println!("{what}: NOT compared with gdb, other tests probed the returns of its allocator all the time");
     }
     assert_eq!(before, mappings(), "{what}: its libraries changed meanwhile");
     println!(
         "{what}: {} stacks are the same ({} of them as far as was copied), {} with gdb, {} distinct, up to {} frames",
         tally.compared,
         tally.in_part,
-        WITH_GDB,
+        with_gdb,
         tally.distinct.len(),
         tally.deepest
     );
     assert!(tally.in_part * 100 <= tally.compared, "{what}: {} cut", tally.in_part);
     assert!(tally.at_root * 1000 >= tally.compared * 999, "{what}: {} of {}", tally.at_root, tally.compared);
     assert!(tally.distinct.len() >= distinct, "{what}: only {} distinct", tally.distinct.len());
+}
+
+fn is_trampoline(pid: u32, addr: u64) -> bool {
+    let maps = executable_mappings(pid);
+    let page = maps.lines().find(|line| line.contains("[uprobes]")).and_then(|line| line.split('-').next());
+    page.and_then(|start| u64::from_str_radix(start, 16).ok()).is_some_and(|start| addr & !0xfff == start)
 }
 
 fn check_program(what: &str, distinct: usize) {
