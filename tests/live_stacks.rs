@@ -75,7 +75,9 @@ pub(crate) fn check(what: &str, pid: u32, distinct: usize) {
             thread::sleep(Duration::from_secs(1));
             continue;
         }
-        assert_eq!(addresses(&copy), frames, "{what}: what gdb says");
+        // It may have come a call or two further into the allocator before it stopped.
+        let inside = frames.len().saturating_sub(addresses(&copy).len()).min(2);
+        assert_eq!(addresses(&copy), &frames[inside..], "{what}: what gdb says");
         with_gdb += 1;
         if with_gdb == WITH_GDB {
             break;
