@@ -84,6 +84,11 @@ impl Executable {
         Ok(Self { file, version, entry: elf.entry(), segments, tables, tables_at, layout, variables, mentions })
     }
 
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Fills `buffer` with what was linked for `address`.
     pub fn read(&self, address: u64, buffer: &mut [u8]) -> Option<()> {
         let offset = self.file_offset(address)?;

@@ -59,13 +59,21 @@ impl Bucket {
 /// Not found, or not readable.
 pub fn profile_rate(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<u64, Unreadable> {
     let mut bytes = [0; 8];
-    let readable = memory(&[Span { addr: runtime.variable(PROFILE_RATE)?, len: 8 }], &mut bytes)?;
+    let readable = memory(&[Span { addr: profile_rate_address(runtime)?, len: 8 }], &mut bytes)?;
     let rate = i64::from_le_bytes(bytes);
     if readable == [true] {
         Ok(u64::try_from(rate).unwrap_or(0))
     } else {
         Err(Unreadable::Nonsense("its profile rate"))
     }
+}
+
+/// Where that number is in the memory of the process.
+///
+/// # Errors
+/// Not found.
+pub fn profile_rate_address(runtime: &Runtime) -> Result<u64, Unreadable> {
+    runtime.variable(PROFILE_RATE)
 }
 
 /// All buckets of a process.
