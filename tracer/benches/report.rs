@@ -79,5 +79,6 @@ fn profile() -> Profile {
         goroutines: Vec::new(),
         quality: Quality::default(),
         unwind_tables: Vec::new(),
+        modules: Vec::new(),
     }
 }

@@ -16,12 +16,13 @@ use crate::{
     golang::{self, Executable, Goroutines, Group, Runtime, State, Symbols, Unreadable},
     outputs::Outputs,
     process::{
+        elf::code,
         link_map::Auxv,
         memory,
         root::ProcessDirectory,
         status::{self, NotTraceable, Status},
     },
-    profile::{GoroutineGroup, Kind, Language, Mode, Profile, Target},
+    profile::{GoroutineGroup, Kind, Language, Mode, Module, Profile, Target},
     quality::{Quality, Truncation},
     report::{Options, Value, visible},
 };
@@ -77,6 +78,11 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         "executable read in {opened:?}, goroutines in {:?}",
         duration - opened
     );
+    let module = Module {
+        path: status.exe.clone(),
+        build_id: runtime.executable.build_id.clone(),
+        code: code(&runtime.executable.segments),
+    };
     let target = Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language: Language::Go };
     Ok(Profile {
         kind: Kind::Goroutines,
@@ -88,6 +94,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         targets: vec![target],
         stacks: Vec::new(),
         unwind_tables: Vec::new(),
+        modules: vec![module],
     })
 }
 

@@ -48,8 +48,9 @@ impl Presenter {
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         let Trace { started, duration, targets, notes: _ } = trace;
         let unwind_tables = snapshot.unwind_tables;
+        let modules = self.symbolizer.modules();
         let (kind, mode, goroutines) = (Kind::Heap, Mode::Exact, Vec::new());
-        Profile { kind, started, duration, mode, targets, stacks, goroutines, quality, unwind_tables }
+        Profile { kind, started, duration, mode, targets, stacks, goroutines, quality, unwind_tables, modules }
     }
 
     fn name_new_stacks(&mut self, stacks: &[StackSnapshot]) {
