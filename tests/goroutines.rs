@@ -331,7 +331,7 @@ fn what_has_no_goroutines_is_refused() {
         (&["goroutines"][..], "--pid"),
         (&["goroutines", "--pid", "0"], "--pid"),
         (&["goroutines", "--pid", "1", "--top", "x"], "--top"),
-        (&["goroutines", "--pid", "1", "-o", "x.pdf"], ".svg or .json"),
+        (&["goroutines", "--pid", "1", "-o", "x.pdf"], ".pb.gz or .json"),
         (&["goroutines", "--pid", "1", "--duration", "5s"], "--duration"),
         (&["--pid", "1", "goroutines", "--pid", "1"], "goroutines"),
     ] {
