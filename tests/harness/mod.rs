@@ -5,6 +5,7 @@ mod copies;
 mod go;
 mod machine;
 mod oracle;
+mod pprof;
 mod programs;
 mod report;
 mod target;
@@ -17,6 +18,7 @@ pub(crate) use machine::{
     ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, slowness, wait_until,
 };
 pub(crate) use oracle::{End, Oracle, executable_mappings};
+pub(crate) use pprof::{Pprof, pprof};
 pub(crate) use programs::compiled;
 pub(crate) use report::{Held, Report, Stack};
 pub(crate) use target::Target;
