@@ -9,6 +9,7 @@ mod bytes;
 mod dwarf;
 mod executable;
 mod goroutines;
+mod growth;
 mod layout;
 mod mentions;
 mod pclntab;
@@ -22,6 +23,7 @@ use std::io;
 
 pub use executable::Executable;
 pub use goroutines::{Goroutines, Group, State, read as read_goroutines};
+pub use growth::{Growth, Trend, pause, suspected_leak};
 pub use runtime::Runtime;
 pub use symbols::Symbols;
 
