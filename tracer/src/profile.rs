@@ -147,6 +147,15 @@ pub struct GoroutineGroup {
     pub created_by: Option<Frame>,
 }
 
+/// What all goroutines of a group wait on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsOn {
+    /// The same channel, or semaphore of a mutex and the like: its address in the process.
+    One(u64),
+    /// So many different ones.
+    Several(u64),
+}
+
 /// Amounts of one stack, or summed over all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Values {

@@ -16,6 +16,7 @@ mod pclntab;
 mod runtime;
 mod stack;
 mod symbols;
+mod waits;
 
 pub mod describe;
 
