@@ -19,6 +19,7 @@ use crate::{
     config::{Config, Subject, Verbosity},
     event::Pid,
     exit::Exit,
+    go_watch::GoWatches,
     heap::MAX_STACKS,
     outputs::Outputs,
     preflight::Machine,
@@ -95,6 +96,7 @@ pub fn run(config: Config) -> Result<Exit> {
         config,
         programs,
         attached: Vec::new(),
+        goroutines: GoWatches::default(),
         requests,
         input,
         inputs,
@@ -115,6 +117,7 @@ struct Session {
     config: Config,
     programs: Programs,
     attached: Vec<Attached>,
+    goroutines: GoWatches,
     requests: mpsc::Sender<Request>,
     input: mpsc::Receiver<Input>,
     inputs: mpsc::Sender<Input>,
@@ -136,6 +139,9 @@ impl Session {
             }
             Subject::Command(command) => self.launch(&command)?,
         }
+        for attached in &self.attached {
+            self.goroutines.watch(attached.pid());
+        }
         self.started = SystemTime::now();
         self.clock = Instant::now();
         outputs.announce(&self.attached);
@@ -143,6 +149,7 @@ impl Session {
             launched.release()?;
         }
         let signal = self.run_loop(&mut outputs)?;
+        self.goroutines.finish();
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
         let profile = self.profile(snapshot);
         outputs.write_final(&profile, &Options { top: self.config.top, value: self.config.value })?;
@@ -293,6 +300,7 @@ impl Session {
     /// What comes round regularly.
     fn heartbeat(&mut self) {
         self.programs.pass_diagnostics();
+        self.goroutines.tick(Instant::now());
         let Self { attached, programs, requests, .. } = self;
         for attached in attached {
             if let Some((text, space)) = attached.follow(programs) {
@@ -306,6 +314,11 @@ impl Session {
 
     fn heed(&mut self, notice: Notice) -> Result<()> {
         let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid)) = notice;
+        if let Notice::Exec(_) = notice
+            && self.attached.iter().any(|attached| attached.pid() == pid)
+        {
+            self.goroutines.watch(pid);
+        }
         if let Notice::Exec(_) = notice
             && let Some(launched) = self.launched.take_if(|launched| launched.pid() == pid)
         {
@@ -349,13 +362,14 @@ impl Session {
         for attached in &self.attached {
             notes.extend(attached.notes());
         }
+        notes.extend(self.goroutines.notes());
         let trace = Trace {
             started: self.started,
             duration: self.clock.elapsed(),
             targets: self.attached.iter().map(Attached::target).collect(),
             notes,
         };
-        self.presenter.profile(trace, snapshot)
+        Profile { goroutines: self.goroutines.groups(), ..self.presenter.profile(trace, snapshot) }
     }
 
     /// Takes the probes off. Only after the report has been written: it takes seconds.

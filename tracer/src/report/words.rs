@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::name;
 use crate::{
-    profile::{Kind, Mode, Profile},
+    profile::{Kind, Mode, Profile, WaitsOn},
     quality::Quality,
 };
 
@@ -72,6 +72,37 @@ pub(super) fn growth(bytes_per_second: Option<f64>) -> String {
         Some(rate) if rate <= -0.5 => format!("shrinking {}/s", size(-rate.round() as u64)),
         Some(rate) if rate.is_finite() => "steady".to_owned(),
         _ => "growth unknown".to_owned(),
+    }
+}
+
+/// How fast goroutines become more; `per_second` as in [`GoroutineGrowth`](crate::profile::GoroutineGrowth).
+pub(super) fn goroutine_growth(per_second: Option<f64>) -> String {
+    match per_second {
+        Some(rate) if rate >= 0.05 => format!("growing {}/s", self::rate(rate)),
+        Some(rate) if rate <= -0.05 => format!("shrinking {}/s", self::rate(-rate)),
+        Some(rate) if rate.is_finite() => "steady".to_owned(),
+        _ => "growth unknown".to_owned(),
+    }
+}
+
+/// A number of things per second: a tenth when they are few.
+pub(super) fn rate(per_second: f64) -> String {
+    if per_second < 9.95 { format!("{per_second:.1}") } else { number(per_second.round() as u64) }
+}
+
+/// What `count` goroutines that wait for `reason` wait on.
+pub(super) fn waits_on(waits_on: WaitsOn, reason: &str, count: u64) -> String {
+    let (one, several) = match reason {
+        _ if reason.starts_with("chan ") || reason.starts_with("select") => ("channel", "channels"),
+        _ if reason.starts_with("sync.Mutex.") || reason.starts_with("sync.RWMutex.") => ("mutex", "mutexes"),
+        "sync.WaitGroup.Wait" => ("wait group", "wait groups"),
+        "sync.Cond.Wait" => ("condition", "conditions"),
+        _ => ("object", "objects"),
+    };
+    match waits_on {
+        WaitsOn::One(address) if count == 1 => format!("on the {one} at {address:#x}"),
+        WaitsOn::One(address) => format!("all on one {one} ({address:#x})"),
+        WaitsOn::Several(number) => format!("on {} different {several}", self::number(number)),
     }
 }
 
@@ -183,6 +214,31 @@ mod tests {
             (None, "growth unknown"),
         ] {
             assert_eq!(growth(rate), text);
+        }
+    }
+
+    #[test]
+    fn goroutines_have_their_own_rates_and_objects() {
+        for (rate, text) in [
+            (Some(0.25), "growing 0.2/s"),
+            (Some(12_345.6), "growing 12,346/s"),
+            (Some(-3.0), "shrinking 3.0/s"),
+            (Some(0.01), "steady"),
+            (Some(f64::NAN), "growth unknown"),
+            (None, "growth unknown"),
+        ] {
+            assert_eq!(goroutine_growth(rate), text);
+        }
+        for (object, reason, count, text) in [
+            (WaitsOn::One(0xc0), "chan send", 9, "all on one channel (0xc0)"),
+            (WaitsOn::One(0xc0), "select", 1, "on the channel at 0xc0"),
+            (WaitsOn::Several(4_000), "chan receive", 4_000, "on 4,000 different channels"),
+            (WaitsOn::Several(2), "sync.RWMutex.RLock", 9, "on 2 different mutexes"),
+            (WaitsOn::One(0xc0), "sync.WaitGroup.Wait", 2, "all on one wait group (0xc0)"),
+            (WaitsOn::One(0xc0), "sync.Cond.Wait", 2, "all on one condition (0xc0)"),
+            (WaitsOn::One(0xc0), "semacquire", 2, "all on one object (0xc0)"),
+        ] {
+            assert_eq!(waits_on(object, reason, count), text);
         }
     }
 
