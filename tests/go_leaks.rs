@@ -29,7 +29,7 @@ fn count(group: &Value) -> u64 {
 }
 
 /// The groups of a process by their innermost function; a function has several when it waits in several ways.
-fn by_function<'a>(json: &'a Value, pid: u32) -> BTreeMap<&'a str, Vec<&'a Value>> {
+fn by_function(json: &Value, pid: u32) -> BTreeMap<&str, Vec<&Value>> {
     let mut found: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     for group in groups(json, pid) {
         if let Some(function) = functions(group).first() {
@@ -91,18 +91,18 @@ fn trace(mut targets: Vec<Target>, semaphores: bool) -> Outcome {
     outcome
 }
 
-/// Whether the runtime of the programs notes the semaphores that goroutines wait for.
-fn notes_semaphores() -> bool {
+/// Version of Go that programs are built with: the number behind `go1.`.
+fn minor() -> u32 {
     let program = std::fs::File::open(go_program("leaks", STOCK)).unwrap();
-    let executable = tracer::golang::Executable::open(program).unwrap();
-    executable.version.minor.is_none_or(|minor| minor >= 26)
+    tracer::golang::Executable::open(program).unwrap().version.minor.unwrap()
 }
 
 #[test]
 fn functions_that_leak_are_suspected_and_no_others() {
     let start = |flags: &[&str]| Target::start_with(&go_program("leaks", flags), &[], &[]);
     let targets = vec![start(STOCK), start(&["-ldflags=-s -w"])];
-    let outcome = trace(targets, notes_semaphores());
+    // From then on goroutines note the semaphores that they wait for.
+    let outcome = trace(targets, minor() >= 26);
 
     let text = &outcome.stdout;
     let last = &text[text.rfind("heap profile").unwrap()..];
@@ -120,6 +120,41 @@ fn functions_that_leak_are_suspected_and_no_others() {
     let line = interval.lines().rfind(|line| line.starts_with("  goroutines   ")).unwrap();
     assert!(line.contains(", suspected leak: ") && line.contains(" in main.receives"), "{line}");
     assert!(!interval.contains("when tracing began"), "{interval}");
+}
+
+/// Those that only they themselves know the channels of: the garbage collector sees that from Go 1.26 on.
+#[test]
+fn what_the_runtime_calls_leaked_is_suspected_at_once() {
+    require_root();
+    let flags: &[&str] = match minor() {
+        26 => &["GOEXPERIMENT=goroutineleakprofile"],
+        27.. => STOCK,
+        _ => return,
+    };
+    let mut target = Target::start_with(&go_program("leaks", flags), &[], &[]);
+    target.ask("leak");
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    let truth = target.ask("stop");
+    let suspected = |target: &Target| {
+        let pid = target.pid().to_string();
+        let outcome = Run::bare().with_json().args(["goroutines", "--pid", &pid]).finish();
+        let json: Value = serde_json::from_str(&outcome.file("out.json")).unwrap();
+        let suspected = json["stacks"].as_array().unwrap().iter().filter(|group| group["suspected_leak"] == true);
+        let entries = suspected.map(|group| {
+            assert_eq!((&group["state"], &group["first_count"]), (&"leaked".into(), &Value::Null), "{group}");
+            (functions(group)[0].to_owned(), (count(group), group["waits_on"]["objects"].as_u64().unwrap()))
+        });
+        (entries.collect::<BTreeMap<_, _>>(), outcome.stdout)
+    };
+    assert_eq!(suspected(&target).0, BTreeMap::new(), "at one look nothing grows");
+    let told = target.ask("profile");
+    let (leaked, text) = suspected(&target);
+    let [receives, selects] = ["main.receives", "main.selects"].map(|name| (name.to_owned(), truth.fact(name)));
+    let receives_and_selects = receives.1 + selects.1;
+    let expected = [(receives.0, (receives.1, receives.1)), (selects.0, (selects.1, 2 * selects.1))];
+    assert_eq!(leaked, BTreeMap::from(expected));
+    assert_eq!(told.fact("leaked"), receives_and_selects, "as the runtime counts them");
+    assert!(text.contains(", suspected leak\n    chan receive (leaked), on "), "{text}");
 }
 
 /// What a process without goroutines is told of is what it always was.

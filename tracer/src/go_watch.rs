@@ -1,10 +1,7 @@
 //! The goroutines of traced Go processes, looked at now and then while they are traced: which groups grow, and which of
 //! those look like a leak.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Instant};
 
 use anyhow::Result;
 
@@ -142,7 +139,7 @@ impl GoWatches {
 
 impl Watched {
     fn look(&mut self) {
-        let now = Instant::now();
+        let begun = Instant::now();
         if let Stage::Searching(attempts, _) = self.stage {
             self.stage = match GoWatch::open(self.pid) {
                 Ok(Some(watch)) => Stage::Go(Box::new(watch)),
@@ -152,20 +149,23 @@ impl Watched {
                 Err(error) => Stage::Searching(attempts + 1, Some(format!("{error:#}"))),
             };
         }
-        let mut looked = false;
-        if let Stage::Go(watch) = &mut self.stage {
-            match watch.look(now) {
-                Ok(()) => looked = true,
-                Err(error) => tracing::debug!("{:#}", visible(&format!("{error:#}"))),
+        let now = Instant::now();
+        // What is done once for a process makes no look rarer.
+        let took = match &mut self.stage {
+            Stage::Go(watch) => {
+                if let Err(error) = watch.look(now) {
+                    tracing::debug!("{}", visible(&format!("{error:#}")));
+                }
+                now.elapsed()
             }
-        }
-        let took = now.elapsed();
-        tracing::debug!(pid = self.pid, looked, "goroutines looked at in {took:?}");
+            Stage::Searching(..) | Stage::Other => now - begun,
+        };
+        tracing::debug!(pid = self.pid, opened = ?(now - begun), "goroutines looked at in {took:?}");
         let pause = pause(now.saturating_duration_since(self.since), took);
         self.next = match self.stage {
             Stage::Other => None,
             Stage::Searching(attempts, _) if attempts >= ATTEMPTS => None,
-            _ => Some(now + took + pause.min(Duration::from_secs(3600))),
+            _ => now.checked_add(took + pause),
         };
     }
 }

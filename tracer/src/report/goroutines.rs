@@ -93,7 +93,11 @@ pub(super) fn write_growing(profile: &Profile, options: &Options, out: &mut impl
     for group in shown {
         let (first, per_second) = group.growth.map_or((0, None), |growth| (growth.first, growth.per_second));
         let lead = if group.suspected_leak { "suspected leak" } else { "growing" };
-        let change = format!("from {} to {}", words::number(first), words::count(group.count, "goroutine"));
+        let count = words::count(group.count, "goroutine");
+        let change = match first == group.count {
+            true => format!("{count} all along"),
+            false => format!("from {} to {count}", words::number(first)),
+        };
         writeln!(out, "\n{lead}: {change}, {}", words::goroutine_growth(per_second))?;
         write_group(profile, group, out)?;
     }
