@@ -106,8 +106,7 @@ fn functions_that_leak_are_suspected_and_no_others() {
 
     let text = &outcome.stdout;
     let last = &text[text.rfind("heap profile").unwrap()..];
-    let (head, leaks) =
-        last.split_once(" when tracing began: 10 suspected leaks\n").unwrap_or_else(|| panic!("{last}"));
+    let (head, leaks) = last.split_once(" at the first look: 10 suspected leaks\n").unwrap_or_else(|| panic!("{last}"));
     assert!(head.contains("\n  goroutines   ") && head.contains("/s), suspected leak: "), "{last}");
     let largest = leaks.trim_start();
     assert!(largest.starts_with("suspected leak: from 0 to "), "{leaks}");
@@ -119,7 +118,7 @@ fn functions_that_leak_are_suspected_and_no_others() {
     let interval = &text[..text.len() - last.len()];
     let line = interval.lines().rfind(|line| line.starts_with("  goroutines   ")).unwrap();
     assert!(line.contains(", suspected leak: ") && line.contains(" in main.receives"), "{line}");
-    assert!(!interval.contains("when tracing began"), "{interval}");
+    assert!(!interval.contains("at the first look"), "{interval}");
 }
 
 /// Those that only they themselves know the channels of: the garbage collector sees that from Go 1.26 on.
@@ -137,7 +136,7 @@ fn what_the_runtime_calls_leaked_is_suspected_at_once() {
     let truth = target.ask("stop");
     let suspected = |target: &Target| {
         let pid = target.pid().to_string();
-        let outcome = Run::bare().with_json().args(["goroutines", "--pid", &pid]).finish();
+        let outcome = Run::bare().args(["goroutines", "--pid", &pid]).with_json().finish();
         let json: Value = serde_json::from_str(&outcome.file("out.json")).unwrap();
         let suspected = json["stacks"].as_array().unwrap().iter().filter(|group| group["suspected_leak"] == true);
         let entries = suspected.map(|group| {

@@ -165,7 +165,7 @@ pub enum WaitsOn {
 /// How a group of goroutines has grown while tracing.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GoroutineGrowth {
-    /// How many they were at the beginning.
+    /// How many they were at the first look at the process: when tracing began, or as soon as a launched one could be read.
     pub first: u64,
     /// How fast they have been growing of late, goroutines per second. Negative when they shrink; `None` when the trace is
     /// too short to tell.
@@ -215,8 +215,8 @@ pub struct Profile {
     pub targets: Vec<Target>,
     /// What each stack holds, most outstanding bytes first. Those that hold nothing any more are there too.
     pub stacks: Vec<StackEntry>,
-    /// Goroutines, largest group first; of a heap those of Go processes. Groups that were there when tracing began, and are
-    /// gone, are there too.
+    /// Goroutines, largest group first; of a heap those of Go processes. Groups of the first look that
+    /// are gone are there too.
     pub goroutines: Vec<GoroutineGroup>,
     /// How far it can be trusted.
     pub quality: Quality,
@@ -258,7 +258,7 @@ impl Profile {
         self.goroutines.iter().map(|group| group.count).sum()
     }
 
-    /// How many goroutines there were when tracing began; `None` when they were looked at only once.
+    /// How many goroutines there were at the first look; `None` when they were looked at only once.
     pub fn first_goroutine_count(&self) -> Option<u64> {
         let mut growths = self.goroutines.iter().filter_map(|group| group.growth).peekable();
         growths.peek().is_some().then(|| growths.map(|growth| growth.first).sum())

@@ -88,7 +88,7 @@ pub(super) fn write_growing(profile: &Profile, options: &Options, out: &mut impl
         _ => words::count(suspected as u64, "suspected leak"),
     };
     let (first, total) = (words::number(first), words::count(profile.goroutine_count(), "goroutine"));
-    writeln!(out, "\n{total}, {first} when tracing began: {leaks}")?;
+    writeln!(out, "\n{total}, {first} at the first look: {leaks}")?;
     let (shown, rest) = growing.split_at(options.top.min(growing.len()));
     for group in shown {
         let (first, per_second) = group.growth.map_or((0, None), |growth| (growth.first, growth.per_second));
