@@ -13,7 +13,7 @@ const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/programs/go
 /// As `go build` does it.
 pub(crate) const STOCK: &[&str] = &[];
 
-/// Path of a program, built with `flags` unless that has been done before.
+/// Path of a program, built with `flags` unless that has been done before. One like `NAME=VALUE` is set in the environment.
 #[track_caller]
 pub(crate) fn go_program(name: &str, flags: &[&str]) -> PathBuf {
     let sources = Path::new(SOURCES).join(name);
@@ -29,6 +29,8 @@ pub(crate) fn go_program(name: &str, flags: &[&str]) -> PathBuf {
         let scratch = tempfile::tempdir_in(folder).unwrap();
         let part = scratch.path().join(name);
         let mut build = go();
+        let (flags, environment): (Vec<&str>, Vec<&str>) = flags.iter().partition(|flag| flag.starts_with('-'));
+        build.envs(environment.iter().filter_map(|variable| variable.split_once('=')));
         build.arg("build").args(flags).arg("-o").arg(&part).arg(".").current_dir(&sources);
         let output = build.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);

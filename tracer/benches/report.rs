@@ -50,6 +50,7 @@ fn profile() -> Profile {
             .collect();
         let held = n % 1000 + 1;
         StackEntry {
+            heap: tracer::profile::Heap::Native,
             pid: 1,
             frames,
             values: Values {

@@ -13,7 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     config::GoroutinesConfig,
     exit::Exit,
-    golang::{self, Executable, Goroutines, Group, Runtime, State, Symbols, Unreadable},
+    golang::{self, Executable, Goroutines, Group, Runtime, State, Symbols, Trend, Unreadable, suspected_leak},
     outputs::Outputs,
     process::{
         link_map::Auxv,
@@ -21,7 +21,7 @@ use crate::{
         root::ProcessDirectory,
         status::{self, NotTraceable, Status},
     },
-    profile::{GoroutineGroup, Kind, Language, Mode, Profile, Target},
+    profile::{GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Profile, Target},
     quality::{Quality, Truncation},
     report::{Options, Value, visible},
 };
@@ -44,37 +44,14 @@ pub fn run(config: &GoroutinesConfig) -> Result<Exit> {
 /// The goroutines of process `pid`, which was found to be `status`.
 fn profile(pid: u32, status: &Status) -> Result<Profile> {
     let (started, clock) = (SystemTime::now(), Instant::now());
-    let directory = ProcessDirectory::open(pid).map_err(|_| NotTraceable::NoSuchProcess(pid))?;
-    let forbidden = |what: &str, error: io::Error| match error.raw_os_error() {
-        Some(libc::ESRCH | libc::ENOENT) => NotTraceable::NoSuchProcess(pid),
-        _ => NotTraceable::Forbidden { pid, what: what.to_owned(), error: error.to_string() },
-    };
-    let file = directory.target("exe").map_err(|error| forbidden("its executable", error))?;
-    let unreadable = |error: Unreadable| match error {
-        Unreadable::Memory(error) => anyhow::Error::new(forbidden("its memory", error)),
-        other => anyhow::Error::new(other),
-    };
-    let process = || format!("the goroutines of process {pid} ({}) cannot be read", visible(&status.comm));
-    let executable = Executable::open(file).map_err(unreadable).with_context(process)?;
-    let entry = Auxv::read(pid).map_err(|error| forbidden("its auxiliary vector", error))?.entry();
-    let Some(entry) = entry else { bail!(NotTraceable::NoSuchProcess(pid)) };
+    let runtime = open(pid, status)?;
     let opened = clock.elapsed();
-
-    let read = |spans: &[memory::Span], buffer: &mut [u8]| memory::read_spans(pid, spans, buffer);
-    let found = Runtime::attach(executable, entry, &read).and_then(|runtime| {
-        let goroutines = golang::read_goroutines(&runtime, &read, &|| thread::sleep(PAUSE))?;
-        Ok((runtime, goroutines))
-    });
-    // What was read is of this process only if it still is the same one.
-    if status::check(pid).map(|now| now.start_time) != Ok(status.start_time) {
-        bail!("process {pid} ({}) has exited while its goroutines were read", visible(&status.comm));
-    }
-    let (runtime, goroutines) = found.map_err(unreadable).with_context(process)?;
+    let goroutines = read(pid, status, &runtime)?;
     let duration = clock.elapsed();
     tracing::debug!(
         version = visible(&runtime.executable.version.text).as_ref(),
         system = goroutines.system,
-        "executable read in {opened:?}, goroutines in {:?}",
+        "runtime found in {opened:?}, goroutines read in {:?}",
         duration - opened
     );
     let module = Symbols::new(&runtime, &status.exe).described();
@@ -85,7 +62,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         duration,
         mode: Mode::Snapshot,
         quality: quality(&goroutines),
-        goroutines: named(&runtime, &target, &goroutines.groups),
+        goroutines: named(&runtime, &target, &goroutines.groups, |_| None),
         targets: vec![target],
         stacks: Vec::new(),
         unwind_tables: Vec::new(),
@@ -93,11 +70,66 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
     })
 }
 
-fn named(runtime: &Runtime, target: &Target, groups: &[Group]) -> Vec<GoroutineGroup> {
+/// Finds the Go runtime of process `pid`, which was found to be `status`.
+///
+/// # Errors
+/// [`Unreadable`] or [`NotTraceable`], when there is none, or it cannot be read.
+pub(crate) fn open(pid: u32, status: &Status) -> Result<Runtime> {
+    let find = || {
+        let directory = ProcessDirectory::open(pid).map_err(|_| NotTraceable::NoSuchProcess(pid))?;
+        let file = directory.target("exe").map_err(|error| forbidden(pid, "its executable", error))?;
+        let executable = Executable::open(file).map_err(|error| unreadable(pid, error))?;
+        let auxv = Auxv::read(pid).map_err(|error| forbidden(pid, "its auxiliary vector", error))?;
+        let entry = auxv.entry().ok_or(NotTraceable::NoSuchProcess(pid))?;
+        let memory = |spans: &[memory::Span], buffer: &mut [u8]| memory::read_spans(pid, spans, buffer);
+        Runtime::attach(executable, entry, &memory).map_err(|error| unreadable(pid, error))
+    };
+    of_the_same(pid, status, find())
+}
+
+/// Reads the goroutines of process `pid`, which was found to be `status` and to have `runtime`.
+///
+/// # Errors
+/// As for [`open`].
+pub(crate) fn read(pid: u32, status: &Status, runtime: &Runtime) -> Result<Goroutines> {
+    let memory = |spans: &[memory::Span], buffer: &mut [u8]| memory::read_spans(pid, spans, buffer);
+    let goroutines = golang::read_goroutines(runtime, &memory, &|| thread::sleep(PAUSE));
+    of_the_same(pid, status, goroutines.map_err(|error| unreadable(pid, error)))
+}
+
+/// What was read is of this process only if it still is the same one.
+fn of_the_same<T>(pid: u32, status: &Status, found: Result<T>) -> Result<T> {
+    if status::check(pid).map(|now| now.start_time) != Ok(status.start_time) {
+        bail!("process {pid} ({}) has exited while its goroutines were read", visible(&status.comm));
+    }
+    found.with_context(|| format!("the goroutines of process {pid} ({}) cannot be read", visible(&status.comm)))
+}
+
+fn forbidden(pid: u32, what: &str, error: io::Error) -> NotTraceable {
+    match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOENT) => NotTraceable::NoSuchProcess(pid),
+        _ => NotTraceable::Forbidden { pid, what: what.to_owned(), error: error.to_string() },
+    }
+}
+
+fn unreadable(pid: u32, error: Unreadable) -> anyhow::Error {
+    match error {
+        Unreadable::Memory(error) => forbidden(pid, "its memory", error).into(),
+        other => other.into(),
+    }
+}
+
+/// The groups with their names, and with how each has grown, as far as `trend` knows.
+pub(crate) fn named<'a>(
+    runtime: &Runtime,
+    target: &Target,
+    groups: impl IntoIterator<Item = &'a Group>,
+    trend: impl Fn(&Group) -> Option<Trend>,
+) -> Vec<GoroutineGroup> {
     let mut symbols = Symbols::new(runtime, &target.exe);
     let now = clock_gettime(ClockId::Monotonic);
     let now = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
-    let groups = groups.iter().map(|group| {
+    let groups = groups.into_iter().map(|group| {
         let (state, reason) = match group.state {
             State::Waiting(reason) => ("waiting", Some(reason)),
             State::Leaked(reason) => ("leaked", Some(reason)),
@@ -107,7 +139,16 @@ fn named(runtime: &Runtime, target: &Target, groups: &[Group]) -> Vec<GoroutineG
             State::Preempted => ("preempted", None),
         };
         let reason = reason.map(|reason| runtime.executable.layout.wait_reason(reason).to_owned());
+        let trend = trend(group);
         GoroutineGroup {
+            waits_on: group.waits_on,
+            suspected_leak: group.count > 0
+                && suspected_leak(group.state, reason.as_deref().unwrap_or_default(), trend.as_ref()),
+            growth: trend.map(|Trend { first, per_second, only_grows, .. }| GoroutineGrowth {
+                first,
+                per_second,
+                only_grows,
+            }),
             pid: target.pid,
             frames: symbols.stack(&group.calls),
             count: group.count,

@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod config;
 pub mod exit;
+pub mod go_watch;
 pub mod goroutines;
 pub mod session;
 

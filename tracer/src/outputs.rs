@@ -79,9 +79,9 @@ impl Outputs {
         let result = match self.standard {
             // A machine reads the standard output.
             Some(Format::Folded | Format::Svg | Format::Pprof | Format::Json) | None => {
-                report::write(Format::Text, profile, &options, &mut io::stderr().lock())
+                report::write_interval(profile, &options, &mut io::stderr().lock())
             }
-            Some(Format::Text) => report::write(Format::Text, profile, &options, &mut io::stdout().lock()),
+            Some(Format::Text) => report::write_interval(profile, &options, &mut io::stdout().lock()),
         };
         tolerate_closed_pipe(result).context("cannot print the report")
     }

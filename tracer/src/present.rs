@@ -247,6 +247,16 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         let problem = go.heap.problem.as_ref()?;
         Some(format!("the Go heap of process {} could not be followed to the end: {problem}", go.pid))
     });
+    let missed = go.iter().filter_map(|go| {
+        let missed = go.heap.sampling.as_ref()?.missed_cycles;
+        (missed > 0).then(|| {
+            format!(
+                "{missed} garbage collections of process {} were not looked at in full: objects that ended then may \
+                 still be shown",
+                go.pid
+            )
+        })
+    });
     let sum = |field: fn(&heap::Sampling) -> u64| sampling.iter().map(|sampling| field(sampling)).sum();
     Quality {
         sampling: together(&sampling, go),
@@ -263,7 +273,7 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         untracked_calls: loss.threads_full + loss.calls_too_deep,
         unknown_records: snapshot.unknown_records + sum(|sampling| sampling.senseless),
         recorded_events: snapshot.counters.events,
-        notes: trace.notes.iter().cloned().chain(problems).chain(reasons).collect(),
+        notes: trace.notes.iter().cloned().chain(problems).chain(missed).chain(reasons).collect(),
     }
 }
 

@@ -191,6 +191,33 @@ pub struct GoroutineGroup {
     pub longest_wait: Option<Duration>,
     /// The `go` statement that created them; `None` for the first goroutine of a process.
     pub created_by: Option<Frame>,
+    /// The channels, mutexes and the like that they wait on; `None` when they do not, or when it is not known of all.
+    pub waits_on: Option<WaitsOn>,
+    /// How they have grown; `None` when they were looked at only once.
+    pub growth: Option<GoroutineGrowth>,
+    /// Whether they look like a leak, or the Go runtime itself calls them leaked.
+    pub suspected_leak: bool,
+}
+
+/// What all goroutines of a group wait on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitsOn {
+    /// The same channel, or semaphore of a mutex and the like: its address in the process.
+    One(u64),
+    /// So many different ones.
+    Several(u64),
+}
+
+/// How a group of goroutines has grown while tracing.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GoroutineGrowth {
+    /// How many they were at the first look at the process: when tracing began, or as soon as a launched one could be read.
+    pub first: u64,
+    /// How fast they have been growing of late, goroutines per second. Negative when they shrink; `None` when the trace is
+    /// too short to tell.
+    pub per_second: Option<f64>,
+    /// Whether they have only grown, for long enough to say so, and still do.
+    pub only_grows: bool,
 }
 
 /// Amounts of one stack, or summed over all.
@@ -234,7 +261,8 @@ pub struct Profile {
     pub targets: Vec<Target>,
     /// What each stack holds, most outstanding bytes first. Those that hold nothing any more are there too.
     pub stacks: Vec<StackEntry>,
-    /// Goroutines, largest group first; only of [`Kind::Goroutines`].
+    /// Goroutines, largest group first; of a heap those of Go processes. Groups of the first look that
+    /// are gone are there too.
     pub goroutines: Vec<GoroutineGroup>,
     /// How far it can be trusted.
     pub quality: Quality,
@@ -293,6 +321,12 @@ impl Profile {
     pub fn has_both_heaps(&self) -> bool {
         let has = |heap| self.stacks.iter().any(|stack| stack.heap == heap);
         has(Heap::Go) && has(Heap::Native)
+    }
+
+    /// How many goroutines there were at the first look; `None` when they were looked at only once.
+    pub fn first_goroutine_count(&self) -> Option<u64> {
+        let mut growths = self.goroutines.iter().filter_map(|group| group.growth).peekable();
+        growths.peek().is_some().then(|| growths.map(|growth| growth.first).sum())
     }
 
     /// The process with this id.

@@ -99,7 +99,8 @@ pub struct Quality {
     pub unknown_records: u64,
     /// How estimates came about; `None` when all numbers are counts.
     pub sampling: Option<Sampling>,
-    /// Cycles of a Go garbage collector in which not all sampled objects were looked at: what ended then may still be shown.
+    /// Cycles of a Go garbage collector in which not all sampled objects were looked at: what ended then may still be shown,
+    /// if its place was given to another object at once. A note tells of them.
     pub missed_cycles: u64,
     /// Sampled objects of which it is not known whether they are still alive. They are shown.
     pub undecided_samples: u64,
@@ -122,7 +123,6 @@ impl Quality {
             && self.truncated_stacks() == 0
             && self.uncertain_bytes == 0
             && self.unknown_stack_bytes == 0
-            && self.missed_cycles == 0
             && self.undecided_samples == 0
             && self.unresolved_samples == 0
     }

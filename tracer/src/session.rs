@@ -20,6 +20,7 @@ use crate::{
     event::Pid,
     exit::Exit,
     go_heap::{GoHeap, GoProcess},
+    go_watch::GoWatches,
     heap::MAX_STACKS,
     outputs::Outputs,
     preflight::Machine,
@@ -101,6 +102,7 @@ pub fn run(config: Config) -> Result<Exit> {
         attached: Vec::new(),
         go: Vec::new(),
         notes: Vec::new(),
+        goroutines: GoWatches::default(),
         requests,
         input,
         inputs,
@@ -126,6 +128,7 @@ struct Session {
     go: Vec<GoHeap>,
     /// What the reader of a report should know.
     notes: Vec<String>,
+    goroutines: GoWatches,
     requests: mpsc::Sender<Request>,
     input: mpsc::Receiver<Input>,
     inputs: mpsc::Sender<Input>,
@@ -147,6 +150,9 @@ impl Session {
             }
             Subject::Command(command) => self.launch(&command)?,
         }
+        for attached in &self.attached {
+            self.goroutines.watch(attached.pid());
+        }
         self.started = SystemTime::now();
         self.clock = Instant::now();
         outputs.announce(&self.attached);
@@ -154,6 +160,7 @@ impl Session {
             launched.release()?;
         }
         let signal = self.run_loop(&mut outputs)?;
+        self.goroutines.finish();
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
@@ -346,6 +353,7 @@ impl Session {
     /// What comes round regularly.
     fn heartbeat(&mut self) {
         self.programs.pass_diagnostics();
+        self.goroutines.tick(Instant::now());
         let Self { attached, programs, requests, .. } = self;
         for attached in attached {
             if let Some((text, space)) = attached.follow(programs) {
@@ -361,6 +369,11 @@ impl Session {
         let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid)) = notice;
         if let Notice::Exec(_) = notice {
             self.forget_go(pid);
+        }
+        if let Notice::Exec(_) = notice
+            && self.attached.iter().any(|attached| attached.pid() == pid)
+        {
+            self.goroutines.watch(pid);
         }
         if let Notice::Exec(_) = notice
             && let Some(launched) = self.launched.take_if(|launched| launched.pid() == pid)
@@ -420,13 +433,14 @@ impl Session {
         for attached in &self.attached {
             notes.extend(attached.notes());
         }
+        notes.extend(self.goroutines.notes());
         let trace = Trace {
             started: self.started,
             duration: self.clock.elapsed(),
             targets: self.attached.iter().map(Attached::target).collect(),
             notes,
         };
-        self.presenter.profile(trace, snapshot, go)
+        Profile { goroutines: self.goroutines.groups(), ..self.presenter.profile(trace, snapshot, go) }
     }
 
     /// Takes the probes off. Only after the report has been written: it takes seconds.

@@ -13,7 +13,7 @@ use gimli::{
     DW_AT_name, DebuggingInformationEntry, Dwarf, EndianSlice, LittleEndian, SectionId,
 };
 
-use super::layout::{STRUCTURES, Structure, WRAPPERS};
+use super::layout::{STRUCTURES, Structure, TRACEABLE, WRAPPERS};
 use crate::process::elf::Elf;
 
 /// Most DWARF that is read, bytes when unpacked: one of the largest Go programs, at 100 MB, has half of that.
@@ -40,7 +40,8 @@ pub(super) struct Found {
 
 impl Found {
     fn is_complete(&self) -> bool {
-        self.structures.len() == STRUCTURES.len() && self.wrapper.is_some()
+        let mut always = STRUCTURES.iter().filter(|(name, _)| *name != TRACEABLE);
+        always.all(|(name, _)| self.structures.contains_key(*name)) && self.wrapper.is_some()
     }
 }
 

@@ -12,8 +12,9 @@ use super::{
     executable::GOROUTINES,
     layout::G,
     stack::{Stop, Walker, Window},
+    waits::{self, Objects},
 };
-use crate::{process::memory::Span, quality::Truncation};
+use crate::{process::memory::Span, profile::WaitsOn, quality::Truncation};
 
 /// Most goroutines: each takes at least 2 KiB of the process's memory.
 const MAX_GOROUTINES: u64 = 1 << 24;
@@ -78,6 +79,15 @@ pub struct Group {
     /// Earliest time at which one of them can have begun to wait, nanoseconds of the system's monotonic clock: the last
     /// garbage collection that had not met it waiting (`waitsince`). `None` when the runtime has not noted any.
     pub waiting_since: Option<u64>,
+    /// The channels, mutexes and the like that they wait on. `None` when that of one of them is not known.
+    pub waits_on: Option<WaitsOn>,
+}
+
+impl Group {
+    /// What it has in common with the group of the same stack, state and creator of another moment, and with no other.
+    pub fn key(&self) -> Box<[u64]> {
+        key(self.state, self.created, self.truncation, &self.calls).into()
+    }
 }
 
 /// What was found.
@@ -106,7 +116,9 @@ pub fn read(runtime: &Runtime, memory: &ReadMemory<'_>, pause: &dyn Fn()) -> Res
         walker: Walker::new(runtime),
         starts: HashMap::new(),
         found: HashMap::new(),
+        objects: Vec::new(),
         addresses: 0,
+        kept: 0,
         goroutines: Goroutines::default(),
     };
     let mut left = list(runtime, memory)?;
@@ -169,6 +181,8 @@ struct Descriptor {
     wait_reason: u8,
     go_pc: u64,
     start_pc: u64,
+    /// First of what it waits with, while it waits.
+    waiting: u64,
 }
 
 impl Descriptor {
@@ -184,6 +198,7 @@ impl Descriptor {
             wait_reason: *bytes.get(g.wait_reason)?,
             go_pc: u64_at(bytes, g.go_pc)?,
             start_pc: u64_at(bytes, g.start_pc)?,
+            waiting: u64_at(bytes, g.waiting)?,
         })
     }
 
@@ -204,7 +219,7 @@ impl Descriptor {
 
     /// Whether the goroutine is where it was.
     fn is_still(&self, before: &Self) -> bool {
-        let place = |g: &Self| (g.stack, g.sched, g.syscall, g.status, g.id, g.wait_reason);
+        let place = |g: &Self| (g.stack, g.sched, g.syscall, g.status, g.id, g.wait_reason, g.waiting);
         place(self) == place(before)
     }
 
@@ -255,7 +270,11 @@ struct Reader<'a> {
     starts: HashMap<u64, Owner>,
     /// Indexes of groups, by state, place of creation, end and calls.
     found: HashMap<Box<[u64]>, usize>,
+    /// What the goroutines of each group wait on, by the group's index.
+    objects: Vec<Objects>,
     addresses: usize,
+    /// How many different objects all groups have together.
+    kept: usize,
     goroutines: Goroutines,
 }
 
@@ -285,12 +304,15 @@ impl Reader<'_> {
             rest = behind;
             stacks.push(if readable { self.stack(descriptor, span.addr, stack) } else { None });
         }
+        let objects = self.objects(&alive)?;
         let places: Vec<u64> = alive.iter().map(|(address, _)| *address).collect();
         let again = self.descriptors(&places)?;
-        for (((address, before), stack), after) in alive.iter().zip(stacks).zip(again) {
+        for ((((address, before), stack), objects), after) in alive.iter().zip(stacks).zip(objects).zip(again) {
             match (stack, after) {
-                (Some((calls, end)), Some(after)) if after.is_still(before) && (last || !is_torn(end)) => {
-                    self.add(before, calls, end);
+                (Some((calls, end)), Some(after))
+                    if after.is_still(before) && (last || !is_torn(end) && objects.is_some()) =>
+                {
+                    self.add(before, calls, end, &objects.unwrap_or_default());
                 }
                 (_, Some(after)) if last => self.add_running(&after),
                 (_, Some(_)) => moved.push(*address),
@@ -309,6 +331,18 @@ impl Reader<'_> {
             Descriptor::decode(bytes, &g).filter(|descriptor| readable && descriptor.makes_sense())
         };
         Ok(bytes.chunks_exact(g.size).zip(readable).map(decode).collect())
+    }
+
+    /// What each of some goroutines waits on; empty for those that do not wait, or do not say.
+    fn objects(&self, alive: &[(u64, Descriptor)]) -> Result<Vec<Option<Vec<u64>>>, Unreadable> {
+        let Some(sudog) = self.runtime.executable.layout.sudog else { return Ok(vec![Some(Vec::new()); alive.len()]) };
+        let waiting = |descriptor: &Descriptor| match descriptor.status {
+            status::WAITING | status::LEAKED => descriptor.waiting,
+            _ => 0,
+        };
+        let firsts: Vec<(u64, u64)> =
+            alive.iter().map(|(address, descriptor)| (*address, waiting(descriptor))).collect();
+        Ok(waits::objects(&sudog, &firsts, self.memory)?)
     }
 
     /// The calls on a stack of which `bytes` from `addr` on have been read. `None` when it has none that could be read.
@@ -335,12 +369,13 @@ impl Reader<'_> {
         Some((calls, end))
     }
 
-    fn add(&mut self, descriptor: &Descriptor, calls: Vec<u64>, end: Option<Truncation>) {
+    fn add(&mut self, descriptor: &Descriptor, calls: Vec<u64>, end: Option<Truncation>, objects: &[u64]) {
         if self.owner(descriptor.start_pc) == Owner::Calls && !self.has_called(&calls) {
             self.goroutines.system += 1;
             return;
         }
-        self.count(descriptor, descriptor.state(), calls, end);
+        let index = self.count(descriptor, descriptor.state(), calls, end);
+        self.kept += self.objects[index].add(objects, self.kept < waits::MAX_KEPT);
     }
 
     fn add_running(&mut self, descriptor: &Descriptor) {
@@ -355,7 +390,14 @@ impl Reader<'_> {
         self.count(descriptor, State::Running, vec![descriptor.start_pc], None);
     }
 
-    fn count(&mut self, descriptor: &Descriptor, state: State, mut calls: Vec<u64>, mut end: Option<Truncation>) {
+    /// Counts a goroutine; the index of its group.
+    fn count(
+        &mut self,
+        descriptor: &Descriptor,
+        state: State,
+        mut calls: Vec<u64>,
+        mut end: Option<Truncation>,
+    ) -> usize {
         let since = Some(descriptor.wait_since)
             .filter(|since| *since != 0 && matches!(state, State::Waiting(_) | State::Leaked(_) | State::Syscall));
         // What creates the first goroutine is no `go` statement.
@@ -376,12 +418,15 @@ impl Reader<'_> {
             }
         };
         if index == next {
-            let group = Group { state, calls, truncation: end, created, count: 0, waiting_since: None };
+            let (waiting_since, waits_on) = (None, None);
+            let group = Group { state, calls, truncation: end, created, count: 0, waiting_since, waits_on };
             self.goroutines.groups.push(group);
+            self.objects.push(Objects::default());
         }
         let group = &mut self.goroutines.groups[index];
         group.count += 1;
         group.waiting_since = group.waiting_since.into_iter().chain(since).min();
+        index
     }
 
     fn owner(&mut self, start: u64) -> Owner {
@@ -396,6 +441,9 @@ impl Reader<'_> {
     }
 
     fn finish(mut self) -> Goroutines {
+        for (group, objects) in self.goroutines.groups.iter_mut().zip(&self.objects) {
+            group.waits_on = objects.waits_on();
+        }
         self.goroutines.groups.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.calls.cmp(&b.calls)));
         self.goroutines
     }

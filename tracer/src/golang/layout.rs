@@ -18,7 +18,7 @@ const MAX_SIZE: u64 = 1 << 14;
 const MAX_HEAP: u64 = 1 << 24;
 
 /// Structures that are looked at, and their fields.
-pub(super) const STRUCTURES: [(&str, &[&str]); 14] = [
+pub(super) const STRUCTURES: [(&str, &[&str]); 16] = [
     (
         "runtime.g",
         &[
@@ -34,6 +34,7 @@ pub(super) const STRUCTURES: [(&str, &[&str]); 14] = [
             "startpc",
             "m",
             "gcAssistBytes",
+            "waiting",
         ],
     ),
     ("runtime.stack", &["lo", "hi"]),
@@ -54,7 +55,12 @@ pub(super) const STRUCTURES: [(&str, &[&str]); 14] = [
     ("runtime.bucket", &["allnext", "size", "nstk"]),
     ("runtime.memRecord", &["active", "future"]),
     ("runtime.memRecordCycle", &["allocs", "frees"]),
+    ("runtime.sudog", &["g", "elem", "waitlink", "c"]),
+    (TRACEABLE, &["vu"]),
 ];
+
+/// What pointers in a `sudog` are from Go 1.26 on. With it came that goroutines note the semaphores that they wait for.
+pub(super) const TRACEABLE: &str = "runtime.maybeTraceablePtr";
 
 /// The constants that say that a function is a wrapper that the compiler made: before Go 1.21, and from then on.
 pub(super) const WRAPPERS: [&str; 2] = ["runtime.funcID_wrapper", "internal/abi.FuncIDWrapper"];
@@ -112,6 +118,8 @@ pub(super) fn table() -> BTreeMap<u32, Description> {
 pub struct Layout {
     /// `runtime.g`.
     pub g: G,
+    /// `runtime.sudog`; `None` when it is not as it is known.
+    pub sudog: Option<Sudog>,
     /// `runtime.moduledata`.
     pub moduledata: Moduledata,
     /// `runtime.inlinedCall`.
@@ -212,6 +220,23 @@ pub struct G {
     pub go_pc: usize,
     /// `startpc`: the function that it began with.
     pub start_pc: usize,
+    /// `waiting`: the first `sudog` of those that it waits with. Not looked at without [`Layout::sudog`].
+    pub waiting: usize,
+    /// Bytes up to the end of the last of these.
+    pub size: usize,
+}
+
+/// What binds a goroutine to something that it waits for. Offsets in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sudog {
+    /// `g`: the goroutine.
+    pub g: usize,
+    /// `c`: the channel, if it is one.
+    pub channel: usize,
+    /// `elem`: without a channel, the semaphore. `None` before Go 1.26.
+    pub semaphore: Option<usize>,
+    /// `waitlink`: with a channel, the next one of the same goroutine.
+    pub next: usize,
     /// Bytes up to the end of the last of these.
     pub size: usize,
 }
@@ -273,6 +298,7 @@ impl Layout {
             Ok((begin + find(structure, first)?, begin + find(structure, second)?))
         };
         let of_g = |field: &str| find("runtime.g", field);
+        let sudog = sudog(structures, &find).ok();
         let mut g = G {
             stack: within("stack", "runtime.stack", "lo", "hi")?,
             sched: within("sched", "runtime.gobuf", "sp", "pc")?,
@@ -283,11 +309,12 @@ impl Layout {
             wait_reason: of_g("waitreason")?,
             go_pc: of_g("gopc")?,
             start_pc: of_g("startpc")?,
+            waiting: of_g("waiting").unwrap_or(0),
             size: 0,
         };
         let last = [g.stack.0, g.stack.1, g.sched.0, g.sched.1, g.syscall.0, g.syscall.1, g.status, g.id, g.wait_since]
             .into_iter()
-            .chain([g.wait_reason, g.go_pc, g.start_pc]);
+            .chain([g.wait_reason, g.go_pc, g.start_pc, g.waiting]);
         g.size = last.max().unwrap_or(0) + 8;
         let of_module = |field: &str| find("runtime.moduledata", field);
         let (text, text_end, gofunc) = (of_module("text")?, of_module("etext")?, of_module("gofunc")?);
@@ -301,7 +328,7 @@ impl Layout {
             size: usize::try_from(size).ok().filter(|size| (1..=256).contains(size)).ok_or("runtime.inlinedCall")?,
         };
         let heap = Heap::new(structures);
-        Ok(Self { g, moduledata, inlined_call, wrapper, wait_reasons, heap })
+        Ok(Self { g, sudog, moduledata, inlined_call, wrapper, wait_reasons, heap })
     }
 
     /// What a goroutine waits for; empty when it does not say.
@@ -369,6 +396,22 @@ fn field_of(structures: &BTreeMap<String, Structure>, structure: &str, field: &s
     sane.ok_or_else(|| format!("{structure}.{field}"))
 }
 
+/// Not an error of the whole: without it all else can still be read.
+fn sudog(
+    structures: &BTreeMap<String, Structure>,
+    find: &dyn Fn(&str, &str) -> Result<usize, String>,
+) -> Result<Sudog, String> {
+    find("runtime.g", "waiting")?;
+    let of_sudog = |field: &str| find("runtime.sudog", field);
+    let traceable = structures.contains_key(TRACEABLE);
+    let value = if traceable { find(TRACEABLE, "vu")? } else { 0 };
+    let channel = of_sudog("c")? + value;
+    let semaphore = if traceable { Some(of_sudog("elem")? + value) } else { None };
+    let (g, next) = (of_sudog("g")?, of_sudog("waitlink")?);
+    let size = g.max(channel).max(semaphore.unwrap_or(0)).max(next) + 8;
+    Ok(Sudog { g, channel, semaphore, next, size })
+}
+
 impl TryFrom<&Description> for Layout {
     type Error = String;
 
@@ -392,6 +435,9 @@ mod tests {
             assert!(layout.g.size <= 512 && layout.moduledata.size <= 1024, "{minor}");
             assert!(layout.heap.is_ok(), "{minor}: {:?}", layout.heap);
             assert!(layout.wait_reasons.iter().any(|reason| reason == "chan receive"), "{minor}");
+            let sudog = layout.sudog.unwrap();
+            assert!(sudog.size <= 160, "{minor}");
+            assert_eq!(sudog.semaphore.is_some(), *minor >= 26, "{minor}");
             for variable in super::super::executable::VARIABLES {
                 let mentions = description.mentions.iter().filter(|mention| mention.variable == variable);
                 assert!(mentions.count() >= 2, "{minor}: too few votes for {variable}");
@@ -411,6 +457,11 @@ mod tests {
                 let mut structures = known.structures.clone();
                 let fields = &mut structures.get_mut(structure).unwrap().fields;
                 fields.remove(field);
+                if structure == "runtime.sudog" || structure == TRACEABLE || field == "waiting" {
+                    let without = new(&structures).unwrap().sudog;
+                    assert_eq!(without, None, "{structure}.{field}");
+                    continue;
+                }
                 let name = missing(&structures).unwrap_err();
                 assert!(name.starts_with(structure), "{name}");
                 structures.get_mut(structure).unwrap().fields.insert(field.clone(), u64::MAX);

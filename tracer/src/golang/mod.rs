@@ -9,6 +9,7 @@ mod bytes;
 mod dwarf;
 mod executable;
 mod goroutines;
+mod growth;
 pub mod heap;
 mod layout;
 mod mentions;
@@ -16,6 +17,7 @@ mod pclntab;
 mod runtime;
 mod stack;
 mod symbols;
+mod waits;
 
 pub mod describe;
 
@@ -23,6 +25,7 @@ use std::io;
 
 pub use executable::{Executable, TABLES};
 pub use goroutines::{Goroutines, Group, State, read as read_goroutines};
+pub use growth::{Growth, Trend, pause, suspected_leak};
 pub use runtime::Runtime;
 pub use symbols::Symbols;
 

@@ -11,7 +11,8 @@ use std::{
 use super::{Format, Options, Value, write};
 use crate::{
     profile::{
-        Frame, Frames, GoroutineGroup, Kind, Language, Mode, Module, Profile, StackEntry, Target, UnwindTable, Values,
+        Frame, Frames, GoroutineGroup, GoroutineGrowth, Heap, Kind, Language, Mode, Module, Profile, StackEntry,
+        Target, UnwindTable, Values, WaitsOn,
     },
     quality::{Quality, Truncation},
 };
@@ -114,10 +115,14 @@ pub(super) fn goroutines() -> Profile {
         wait_reason: None,
         longest_wait: None,
         created_by: Some(serve.clone()),
+        waits_on: None,
+        growth: None,
+        suspected_leak: false,
     };
     let waiting = GoroutineGroup {
         wait_reason: Some("chan receive".to_owned()),
         longest_wait: Some(Duration::from_secs(3_723)),
+        waits_on: Some(WaitsOn::Several(12_345)),
         ..group(12_345, "waiting", &[&work, &next, &receive, &park])
     };
     let first = GoroutineGroup { created_by: None, ..group(1, "syscall", &[&main]) };
@@ -131,6 +136,33 @@ pub(super) fn goroutines() -> Profile {
     profile.goroutines = vec![waiting, group(2, "running", &[&work]), first, group(1, "runnable", &[])];
     profile.quality = Quality { notes: vec!["2 goroutines ran".to_owned()], ..Quality::default() };
     profile
+}
+
+/// [`profile`] of a Go process that leaks goroutines: two groups suspected, one that grows, others that do not, and one gone.
+pub(super) fn leaking_goroutines() -> Profile {
+    let Profile { goroutines, targets, .. } = goroutines();
+    let grown = |group: &GoroutineGroup, count, first, per_second, only_grows| GoroutineGroup {
+        count,
+        growth: Some(GoroutineGrowth { first, per_second, only_grows }),
+        ..group.clone()
+    };
+    let [waiting, running, first, runnable] = &goroutines[..] else { unreachable!() };
+    let leak = GoroutineGroup { suspected_leak: true, ..grown(waiting, 12_345, 45, Some(203.5), true) };
+    let shared = GoroutineGroup {
+        waits_on: Some(WaitsOn::One(0xc000_1c00c0)),
+        suspected_leak: true,
+        ..grown(waiting, 700, 0, None, true)
+    };
+    let reading = GoroutineGroup { wait_reason: Some("IO wait".to_owned()), waits_on: None, ..waiting.clone() };
+    let groups = vec![
+        leak,
+        shared,
+        grown(&reading, 60, 20, Some(0.5), true),
+        grown(first, 1, 1, Some(0.0), false),
+        grown(runnable, 1, 0, Some(0.1), false),
+        grown(running, 0, 8, Some(-0.1), false),
+    ];
+    Profile { targets, goroutines: groups, ..profile() }
 }
 
 /// [`goroutines`] with [`HOSTILE`] text wherever text can be.

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::words;
 use crate::{
-    profile::{Frame, Frames, GoroutineGroup, Kind, Module, Profile, StackEntry, Target, UnwindTable, Values},
+    profile::{Frame, Frames, GoroutineGroup, Kind, Module, Profile, StackEntry, Target, UnwindTable, Values, WaitsOn},
     quality::{Quality, Sampling},
 };
 
@@ -53,6 +53,7 @@ impl Serialize for SavedProfile<'_> {
             Kind::Heap => {
                 object.serialize_entry("totals", &Saved(&profile.totals()))?;
                 object.serialize_entry("stacks", &Saved(&*profile.stacks))?;
+                object.serialize_entry("goroutines", &Saved(&*profile.goroutines))?;
                 object.serialize_entry("quality", &Saved(&profile.quality))?;
                 object.serialize_entry("unwind_tables", &Saved(&*profile.unwind_tables))?;
                 object.serialize_entry("modules", &Saved(&*profile.modules))?;
@@ -130,6 +131,26 @@ impl Serialize for Saved<'_, GoroutineGroup> {
         object.serialize_entry("wait_reason", &group.wait_reason)?;
         object.serialize_entry("longest_wait_seconds", &group.longest_wait.map(|wait| wait.as_secs_f64()))?;
         object.serialize_entry("created_by", &group.created_by.as_ref().map(Saved))?;
+        object.serialize_entry("waits_on", &group.waits_on.as_ref().map(Saved))?;
+        object.serialize_entry("suspected_leak", &group.suspected_leak)?;
+        if let Some(growth) = group.growth {
+            object.serialize_entry("first_count", &growth.first)?;
+            object.serialize_entry("growth_per_second", &growth.per_second)?;
+            object.serialize_entry("only_grows", &growth.only_grows)?;
+        }
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, WaitsOn> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (objects, address) = match *self.0 {
+            WaitsOn::One(address) => (1, Some(address)),
+            WaitsOn::Several(objects) => (objects, None),
+        };
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("objects", &objects)?;
+        object.serialize_entry("address", &address)?;
         object.end()
     }
 }
@@ -259,6 +280,7 @@ mod tests {
                     "allocated_bytes": 4_194_304, "allocated_blocks": 4_096,
                     "uncertain_bytes": 512, "oldest_seconds": 55.24,
                 }],
+                "goroutines": [],
                 "quality": {
                     "complete": true, "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
                     "truncated_stacks": 0, "truncated_by_reason": {}, "uncertain_bytes": 0, "sampling": null,
@@ -275,6 +297,31 @@ mod tests {
                 }],
             })
         );
+    }
+
+    #[test]
+    fn goroutines_of_a_heap_tell_how_they_grew() {
+        let mut profile = fixture::leaking_goroutines();
+        profile.goroutines.truncate(2);
+        for group in &mut profile.goroutines {
+            (group.frames, group.created_by) = (Vec::new().into(), None);
+        }
+        let group = |count: u64| {
+            json!({
+                "pid": 4711, "frames": [], "goroutines": count, "state": "waiting", "created_by": null,
+                "wait_reason": "chan receive", "longest_wait_seconds": 3723.0, "suspected_leak": true, "only_grows": true,
+            })
+        };
+        let mut expected = [group(12_345), group(700)];
+        for (expected, (objects, address, first, rate)) in expected
+            .iter_mut()
+            .zip([(12_345, json!(null), 45, json!(203.5)), (1, json!(0xc000_1c00c0_u64), 0, json!(null))])
+        {
+            expected["waits_on"] = json!({"objects": objects, "address": address});
+            expected["first_count"] = json!(first);
+            expected["growth_per_second"] = rate;
+        }
+        assert_eq!(saved(&profile)["goroutines"], json!(expected));
     }
 
     #[test]

@@ -44,6 +44,16 @@ pub fn write(format: Format, profile: &Profile, options: &Options, out: &mut dyn
     out.flush()
 }
 
+/// Writes the short report that is printed while tracing goes on.
+///
+/// # Errors
+/// As for [`write`].
+pub fn write_interval(profile: &Profile, options: &Options, out: &mut dyn Write) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(1 << 16, out);
+    text::write_interval(profile, options, &mut out)?;
+    out.flush()
+}
+
 /// A form that a report can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {

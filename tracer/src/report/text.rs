@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::{
     Options,
     escape::{shorten, visible},
-    name, words,
+    goroutines, name, words,
 };
 use crate::{
     profile::{Frame, Profile, StackEntry, Values},
@@ -25,6 +25,12 @@ const COLUMNS: usize = 100;
 
 /// Writes the report.
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
+    write_interval(profile, options, out)?;
+    goroutines::write_growing(profile, options, out)
+}
+
+/// Writes the short report of a trace that goes on: of goroutines only what the header says.
+pub(super) fn write_interval(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
     let totals = profile.totals();
     let ranked = ranked(profile, options);
     write_header(profile, &totals, ranked.len(), out)?;
@@ -69,7 +75,11 @@ fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut imp
     }
     writeln!(out, "  outstanding  {}, {}", held(totals), words::count(stacks as u64, "stack"))?;
     writeln!(out, "  allocated    {}", allocated(totals))?;
-    writeln!(out, "  freed        {}", words::count(totals.freed_blocks, "block"))
+    writeln!(out, "  freed        {}", words::count(totals.freed_blocks, "block"))?;
+    match goroutines::summary(profile) {
+        Some(summary) => writeln!(out, "  goroutines   {summary}"),
+        None => Ok(()),
+    }
 }
 
 pub(super) fn write_targets(profile: &Profile, out: &mut impl Write) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::name;
 use crate::{
-    profile::{Heap, Kind, Mode, Profile},
+    profile::{Heap, Kind, Mode, Profile, WaitsOn},
     quality::Quality,
 };
 
@@ -75,6 +75,37 @@ pub(super) fn growth(bytes_per_second: Option<f64>) -> String {
     }
 }
 
+/// How fast goroutines become more; `per_second` as in [`GoroutineGrowth`](crate::profile::GoroutineGrowth).
+pub(super) fn goroutine_growth(per_second: Option<f64>) -> String {
+    match per_second {
+        Some(rate) if rate >= 0.05 => format!("growing {}/s", self::rate(rate)),
+        Some(rate) if rate <= -0.05 => format!("shrinking {}/s", self::rate(-rate)),
+        Some(rate) if rate.is_finite() => "steady".to_owned(),
+        _ => "growth unknown".to_owned(),
+    }
+}
+
+/// A number of things per second: a tenth when they are few.
+pub(super) fn rate(per_second: f64) -> String {
+    if per_second < 9.95 { format!("{per_second:.1}") } else { number(per_second.round() as u64) }
+}
+
+/// What `count` goroutines that wait for `reason` wait on.
+pub(super) fn waits_on(waits_on: WaitsOn, reason: &str, count: u64) -> String {
+    let (one, several) = match reason {
+        _ if reason.starts_with("chan ") || reason.starts_with("select") => ("channel", "channels"),
+        _ if reason.starts_with("sync.Mutex.") || reason.starts_with("sync.RWMutex.") => ("mutex", "mutexes"),
+        "sync.WaitGroup.Wait" => ("wait group", "wait groups"),
+        "sync.Cond.Wait" => ("condition", "conditions"),
+        _ => ("object", "objects"),
+    };
+    match waits_on {
+        WaitsOn::One(address) if count == 1 => format!("on the {one} at {address:#x}"),
+        WaitsOn::One(address) => format!("all on one {one} ({address:#x})"),
+        WaitsOn::Several(number) => format!("on {} different {several}", self::number(number)),
+    }
+}
+
 /// What a profile is about.
 pub(super) fn kind(kind: Kind) -> &'static str {
     match kind {
@@ -124,13 +155,6 @@ pub(super) fn missing(quality: &Quality) -> Vec<String> {
     say(q.uncertain_bytes, format!("{} uncertain (a lost free may have ended them)", exact_size(q.uncertain_bytes)));
     say(q.unresolved_samples, format!("{} whose address is not known", count(q.unresolved_samples, "sampled object")));
     say(q.undecided_samples, format!("{} that may have ended", count(q.undecided_samples, "sampled object")));
-    say(
-        q.missed_cycles,
-        format!(
-            "{} not looked at in full (objects that ended may still be shown)",
-            count(q.missed_cycles, "garbage collection")
-        ),
-    );
     let truncated = q.truncated_stacks();
     say(truncated, format!("{} cut before the root of the thread", count(truncated, "stack")));
     missing.append(&mut missing_without_number(quality));
@@ -206,6 +230,31 @@ mod tests {
     }
 
     #[test]
+    fn goroutines_have_their_own_rates_and_objects() {
+        for (rate, text) in [
+            (Some(0.25), "growing 0.2/s"),
+            (Some(12_345.6), "growing 12,346/s"),
+            (Some(-3.0), "shrinking 3.0/s"),
+            (Some(0.01), "steady"),
+            (Some(f64::NAN), "growth unknown"),
+            (None, "growth unknown"),
+        ] {
+            assert_eq!(goroutine_growth(rate), text);
+        }
+        for (object, reason, count, text) in [
+            (WaitsOn::One(0xc0), "chan send", 9, "all on one channel (0xc0)"),
+            (WaitsOn::One(0xc0), "select", 1, "on the channel at 0xc0"),
+            (WaitsOn::Several(4_000), "chan receive", 4_000, "on 4,000 different channels"),
+            (WaitsOn::Several(2), "sync.RWMutex.RLock", 9, "on 2 different mutexes"),
+            (WaitsOn::One(0xc0), "sync.WaitGroup.Wait", 2, "all on one wait group (0xc0)"),
+            (WaitsOn::One(0xc0), "sync.Cond.Wait", 2, "all on one condition (0xc0)"),
+            (WaitsOn::One(0xc0), "semacquire", 2, "all on one object (0xc0)"),
+        ] {
+            assert_eq!(waits_on(object, reason, count), text);
+        }
+    }
+
+    #[test]
     fn each_way_of_being_incomplete_is_said() {
         assert_eq!(missing(&Quality { unmatched_frees: 9, ..Quality::default() }), Vec::<String>::new());
         let all = missing(&fixture::everything_missing());
@@ -215,6 +264,8 @@ mod tests {
                 "1 allocation lost (the ring buffer was full)",
                 "2 frees lost (the ring buffer was full)",
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",
+                "11 sampled objects whose address is not known",
+                "10 sampled objects that may have ended",
                 "5 stacks cut before the root of the thread",
                 "3 frees missed (the address was handed out again)",
                 "77 bytes held by stacks that are not known",

@@ -36,6 +36,7 @@ const ANY: &[&str] = &["*"];
 const RUST: &[&str] = &["*.rs"];
 const PURE: &[&str] = &[
     "tracer/src/event.rs",
+    "tracer/src/golang/growth.rs",
     "tracer/src/heap.rs",
     "tracer/src/heap/",
     "tracer/src/profile.rs",

@@ -1,0 +1,171 @@
+//! The goroutines of traced Go processes, looked at now and then while they are traced: which groups grow, and which of
+//! those look like a leak.
+
+use std::{collections::HashSet, time::Instant};
+
+use anyhow::Result;
+
+use crate::{
+    event::Pid,
+    golang::{Group, Growth, Runtime, Unreadable, pause},
+    goroutines,
+    process::status::{self, NotTraceable, Status},
+    profile::{GoroutineGroup, Language, Target},
+    report::visible,
+};
+
+/// Times that the runtime of a process is looked for which has just begun.
+const ATTEMPTS: u32 = 10;
+
+/// One Go process.
+pub struct GoWatch {
+    pid: Pid,
+    status: Status,
+    runtime: Runtime,
+    opened: Instant,
+    growth: Growth<Box<[u64]>>,
+    /// Groups of the first look: those that are gone are reported too.
+    first: Vec<Group>,
+    last: Vec<Group>,
+}
+
+impl GoWatch {
+    /// Of process `pid`; `None` when it is no Go program.
+    ///
+    /// # Errors
+    /// Its runtime cannot be found, perhaps because it has just begun.
+    pub fn open(pid: Pid) -> Result<Option<Self>> {
+        let status = status::check(pid)?;
+        let runtime = match goroutines::open(pid, &status) {
+            Err(error) if matches!(error.downcast_ref(), Some(Unreadable::NotGo)) => return Ok(None),
+            found => found?,
+        };
+        let (opened, growth) = (Instant::now(), Growth::default());
+        Ok(Some(Self { pid, status, runtime, opened, growth, first: Vec::new(), last: Vec::new() }))
+    }
+
+    /// Looks at the goroutines; `now` is the time at which.
+    ///
+    /// # Errors
+    /// They cannot be read. What was seen before stays.
+    pub fn look(&mut self, now: Instant) -> Result<()> {
+        let groups = goroutines::read(self.pid, &self.status, &self.runtime)?.groups;
+        let time = now.saturating_duration_since(self.opened).as_nanos();
+        let time = u64::try_from(time).unwrap_or(u64::MAX);
+        self.growth.look(time, groups.iter().map(|group| (group.key(), group.count)));
+        if self.first.is_empty() {
+            self.first.clone_from(&groups);
+        }
+        self.last = groups;
+        Ok(())
+    }
+
+    /// The groups of the last look, largest first, and those of the first one that are gone.
+    pub fn groups(&self) -> Vec<GoroutineGroup> {
+        let there: HashSet<Box<[u64]>> = self.last.iter().map(Group::key).collect();
+        let gone = self.first.iter().filter(|group| !there.contains(&group.key()));
+        let gone: Vec<Group> =
+            gone.map(|group| Group { count: 0, waiting_since: None, waits_on: None, ..group.clone() }).collect();
+        let Status { comm, exe, .. } = self.status.clone();
+        let target = Target { pid: self.pid, comm, exe, language: Language::Go };
+        let trend = |group: &Group| self.growth.trend(&group.key());
+        goroutines::named(&self.runtime, &target, self.last.iter().chain(&gone), trend)
+    }
+}
+
+/// All processes of a session.
+#[derive(Default)]
+pub struct GoWatches(Vec<Watched>);
+
+struct Watched {
+    pid: Pid,
+    since: Instant,
+    /// When to look next; `None`: not any more.
+    next: Option<Instant>,
+    stage: Stage,
+}
+
+enum Stage {
+    /// Its runtime has been looked for so often, in vain, because of that.
+    Searching(u32, Option<String>),
+    Go(Box<GoWatch>),
+    Other,
+}
+
+impl GoWatches {
+    /// Looks at a process from now on, and again when it has become another program.
+    pub fn watch(&mut self, pid: Pid) {
+        self.0.retain(|watched| watched.pid != pid);
+        let now = Instant::now();
+        let mut watched = Watched { pid, since: now, next: Some(now), stage: Stage::Searching(0, None) };
+        watched.look();
+        self.0.push(watched);
+    }
+
+    /// Looks at those for which it is time.
+    pub fn tick(&mut self, now: Instant) {
+        for watched in self.0.iter_mut().filter(|watched| watched.next.is_some_and(|next| next <= now)) {
+            watched.look();
+        }
+    }
+
+    /// Looks at all, for the last time.
+    pub fn finish(&mut self) {
+        for watched in self.0.iter_mut().filter(|watched| watched.next.is_some()) {
+            watched.look();
+        }
+    }
+
+    /// The groups of all processes, largest first.
+    pub fn groups(&self) -> Vec<GoroutineGroup> {
+        let go = self.0.iter().filter_map(|watched| match &watched.stage {
+            Stage::Go(watch) => Some(watch.groups()),
+            Stage::Searching(..) | Stage::Other => None,
+        });
+        let mut groups: Vec<GoroutineGroup> = go.flatten().collect();
+        groups.sort_by_key(|group| std::cmp::Reverse(group.count));
+        groups
+    }
+
+    /// What the reader of a report should know.
+    pub fn notes(&self) -> Vec<String> {
+        let notes = self.0.iter().filter_map(|watched| match &watched.stage {
+            Stage::Searching(_, Some(why)) => Some(why.clone()),
+            _ => None,
+        });
+        notes.collect()
+    }
+}
+
+impl Watched {
+    fn look(&mut self) {
+        let begun = Instant::now();
+        if let Stage::Searching(attempts, _) = self.stage {
+            self.stage = match GoWatch::open(self.pid) {
+                Ok(Some(watch)) => Stage::Go(Box::new(watch)),
+                Ok(None) => Stage::Other,
+                // A process that is gone, or may not be looked at, needs no words about goroutines.
+                Err(error) if error.downcast_ref::<NotTraceable>().is_some() => Stage::Searching(attempts + 1, None),
+                Err(error) => Stage::Searching(attempts + 1, Some(format!("{error:#}"))),
+            };
+        }
+        let now = Instant::now();
+        // What is done once for a process makes no look rarer.
+        let took = match &mut self.stage {
+            Stage::Go(watch) => {
+                if let Err(error) = watch.look(now) {
+                    tracing::debug!("{}", visible(&format!("{error:#}")));
+                }
+                now.elapsed()
+            }
+            Stage::Searching(..) | Stage::Other => now - begun,
+        };
+        tracing::debug!(pid = self.pid, opened = ?(now - begun), "goroutines looked at in {took:?}");
+        let pause = pause(now.saturating_duration_since(self.since), took);
+        self.next = match self.stage {
+            Stage::Other => None,
+            Stage::Searching(attempts, _) if attempts >= ATTEMPTS => None,
+            _ => now.checked_add(took + pause),
+        };
+    }
+}
