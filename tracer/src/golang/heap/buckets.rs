@@ -224,7 +224,7 @@ mod tests {
         // scaleHeapSample(3, 3*4096, 524288) and (2, 2*4096, 524288).
         assert_eq!(bucket(4096, 3, 1).estimate(524_288), [(385, 1_579_015), (257, 1_052_677)]);
         assert_eq!(bucket(16, 5, 2).estimate(1), [(5, 80), (3, 48)]);
-        assert_eq!(bucket(16, 5, 9).estimate(512), [(162, 2601), (0, 0)]);
+        assert_eq!(bucket(16, 5, 9).estimate(512), [(162, 2600), (0, 0)]);
         assert_eq!(bucket(u64::MAX, 5, 0).estimate(512), [(5, u64::MAX), (5, u64::MAX)]);
     }
 }
