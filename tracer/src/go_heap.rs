@@ -22,12 +22,13 @@ use crate::{
     collector::monotonic,
     config::GoHeapChoice,
     event::Pid,
+    go_process::{self, reader},
     golang::{
-        Executable, Runtime, Unreadable,
+        Runtime, Unreadable,
         heap::{self, Buckets, Objects, Sample, Sampling},
     },
     heap::Growth,
-    process::{link_map::Auxv, memory, root::ProcessDirectory},
+    process::memory,
     profile::Values,
 };
 
@@ -113,15 +114,11 @@ impl GoProcess {
     ///
     /// # Errors
     /// It is one that cannot be understood, or there is no right to look into it.
-    pub fn open(pid: Pid) -> Result<Option<Self>, Unreadable> {
-        let file = ProcessDirectory::open(pid)?.target("exe")?;
-        let executable = match Executable::open(file) {
-            Err(Unreadable::NotGo) => return Ok(None),
-            opened => opened?,
-        };
-        let entry = Auxv::read(pid)?.entry().ok_or(Unreadable::NoModuledata)?;
-        let runtime = Runtime::attach(executable, entry, &reader(pid))?;
-        Ok(Some(Self { pid, runtime: Arc::new(runtime) }))
+    pub fn open(pid: Pid) -> Result<Option<Self>> {
+        match go_process::open(pid) {
+            Err(error) if go_process::is_not_go(&error) => Ok(None),
+            runtime => Ok(Some(Self { pid, runtime: runtime? })),
+        }
     }
 
     /// Begins to follow its heap. `begins`: its first instruction is yet to come. Samples that the collector takes in go to
@@ -278,10 +275,6 @@ impl Drop for Enabled {
             tracing::debug!("cannot set MemProfileRate of process {} back: {error}", self.pid);
         }
     }
-}
-
-fn reader(pid: Pid) -> impl Fn(&[memory::Span], &mut [u8]) -> std::io::Result<Vec<bool>> {
-    move |spans, buffer| memory::read_spans(pid, spans, buffer)
 }
 
 /// Probes the allocations of a process.

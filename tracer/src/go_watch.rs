@@ -1,13 +1,14 @@
 //! The goroutines of traced Go processes, looked at now and then while they are traced: which groups grow, and which of
 //! those look like a leak.
 
-use std::{collections::HashSet, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use anyhow::Result;
 
 use crate::{
     event::Pid,
-    golang::{Group, Growth, Runtime, Unreadable, pause},
+    go_process,
+    golang::{Group, Growth, Runtime, pause},
     goroutines,
     process::status::{self, NotTraceable, Status},
     profile::{GoroutineGroup, Language, Target},
@@ -21,7 +22,7 @@ const ATTEMPTS: u32 = 10;
 pub struct GoWatch {
     pid: Pid,
     status: Status,
-    runtime: Runtime,
+    runtime: Arc<Runtime>,
     opened: Instant,
     growth: Growth<Box<[u64]>>,
     /// Groups of the first look: those that are gone are reported too.
@@ -37,11 +38,16 @@ impl GoWatch {
     pub fn open(pid: Pid) -> Result<Option<Self>> {
         let status = status::check(pid)?;
         let runtime = match goroutines::open(pid, &status) {
-            Err(error) if matches!(error.downcast_ref(), Some(Unreadable::NotGo)) => return Ok(None),
+            Err(error) if go_process::is_not_go(&error) => return Ok(None),
             found => found?,
         };
+        Ok(Some(Self::of(pid, status, runtime)))
+    }
+
+    /// Of a process whose runtime is known.
+    pub fn of(pid: Pid, status: Status, runtime: Arc<Runtime>) -> Self {
         let (opened, growth) = (Instant::now(), Growth::default());
-        Ok(Some(Self { pid, status, runtime, opened, growth, first: Vec::new(), last: Vec::new() }))
+        Self { pid, status, runtime, opened, growth, first: Vec::new(), last: Vec::new() }
     }
 
     /// Looks at the goroutines; `now` is the time at which.
@@ -93,11 +99,14 @@ enum Stage {
 }
 
 impl GoWatches {
-    /// Looks at a process from now on, and again when it has become another program.
-    pub fn watch(&mut self, pid: Pid) {
+    /// Looks at a process from now on, and again when it has become another program. Its Go runtime is looked for where it is
+    /// not known.
+    pub fn watch(&mut self, pid: Pid, known: Option<Arc<Runtime>>) {
         self.0.retain(|watched| watched.pid != pid);
         let now = Instant::now();
-        let mut watched = Watched { pid, since: now, next: Some(now), stage: Stage::Searching(0, None) };
+        let watch = known.and_then(|runtime| Some(GoWatch::of(pid, status::check(pid).ok()?, runtime)));
+        let stage = watch.map_or(Stage::Searching(0, None), |watch| Stage::Go(Box::new(watch)));
+        let mut watched = Watched { pid, since: now, next: Some(now), stage };
         watched.look();
         self.0.push(watched);
     }

@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeMap,
-    io, thread,
+    sync::Arc,
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -13,14 +14,10 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     config::GoroutinesConfig,
     exit::Exit,
-    golang::{self, Executable, Goroutines, Group, Runtime, State, Symbols, Trend, Unreadable, suspected_leak},
+    go_process::{self, explained, reader},
+    golang::{self, Goroutines, Group, Runtime, State, Symbols, Trend, suspected_leak},
     outputs::Outputs,
-    process::{
-        link_map::Auxv,
-        memory,
-        root::ProcessDirectory,
-        status::{self, NotTraceable, Status},
-    },
+    process::status::{self, Status},
     profile::{GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Profile, Target},
     quality::{Quality, Truncation},
     report::{Options, Value, visible},
@@ -54,7 +51,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         "runtime found in {opened:?}, goroutines read in {:?}",
         duration - opened
     );
-    let module = Symbols::new(&runtime, &status.exe).described();
+    let module = Symbols::new(&*runtime, &status.exe).described();
     let target = Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language: Language::Go };
     Ok(Profile {
         kind: Kind::Goroutines,
@@ -73,18 +70,9 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
 /// Finds the Go runtime of process `pid`, which was found to be `status`.
 ///
 /// # Errors
-/// [`Unreadable`] or [`NotTraceable`], when there is none, or it cannot be read.
-pub(crate) fn open(pid: u32, status: &Status) -> Result<Runtime> {
-    let find = || {
-        let directory = ProcessDirectory::open(pid).map_err(|_| NotTraceable::NoSuchProcess(pid))?;
-        let file = directory.target("exe").map_err(|error| forbidden(pid, "its executable", error))?;
-        let executable = Executable::open(file).map_err(|error| unreadable(pid, error))?;
-        let auxv = Auxv::read(pid).map_err(|error| forbidden(pid, "its auxiliary vector", error))?;
-        let entry = auxv.entry().ok_or(NotTraceable::NoSuchProcess(pid))?;
-        let memory = |spans: &[memory::Span], buffer: &mut [u8]| memory::read_spans(pid, spans, buffer);
-        Runtime::attach(executable, entry, &memory).map_err(|error| unreadable(pid, error))
-    };
-    of_the_same(pid, status, find())
+/// When there is none, or it cannot be read, with what to do about it.
+pub(crate) fn open(pid: u32, status: &Status) -> Result<Arc<Runtime>> {
+    of_the_same(pid, status, go_process::open(pid))
 }
 
 /// Reads the goroutines of process `pid`, which was found to be `status` and to have `runtime`.
@@ -92,9 +80,8 @@ pub(crate) fn open(pid: u32, status: &Status) -> Result<Runtime> {
 /// # Errors
 /// As for [`open`].
 pub(crate) fn read(pid: u32, status: &Status, runtime: &Runtime) -> Result<Goroutines> {
-    let memory = |spans: &[memory::Span], buffer: &mut [u8]| memory::read_spans(pid, spans, buffer);
-    let goroutines = golang::read_goroutines(runtime, &memory, &|| thread::sleep(PAUSE));
-    of_the_same(pid, status, goroutines.map_err(|error| unreadable(pid, error)))
+    let goroutines = golang::read_goroutines(runtime, &reader(pid), &|| thread::sleep(PAUSE));
+    of_the_same(pid, status, goroutines.map_err(|error| explained(pid, error)))
 }
 
 /// What was read is of this process only if it still is the same one.
@@ -103,20 +90,6 @@ fn of_the_same<T>(pid: u32, status: &Status, found: Result<T>) -> Result<T> {
         bail!("process {pid} ({}) has exited while its goroutines were read", visible(&status.comm));
     }
     found.with_context(|| format!("the goroutines of process {pid} ({}) cannot be read", visible(&status.comm)))
-}
-
-fn forbidden(pid: u32, what: &str, error: io::Error) -> NotTraceable {
-    match error.raw_os_error() {
-        Some(libc::ESRCH | libc::ENOENT) => NotTraceable::NoSuchProcess(pid),
-        _ => NotTraceable::Forbidden { pid, what: what.to_owned(), error: error.to_string() },
-    }
-}
-
-fn unreadable(pid: u32, error: Unreadable) -> anyhow::Error {
-    match error {
-        Unreadable::Memory(error) => forbidden(pid, "its memory", error).into(),
-        other => other.into(),
-    }
 }
 
 /// The groups with their names, and with how each has grown, as far as `trend` knows.

@@ -12,6 +12,7 @@ pub mod session;
 pub mod attach;
 pub mod collector;
 pub mod go_heap;
+pub mod go_process;
 pub mod outputs;
 pub mod preflight;
 pub mod present;

@@ -4,7 +4,7 @@
 //! (signals, the ends of processes).
 
 use std::{
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -21,6 +21,7 @@ use crate::{
     exit::Exit,
     go_heap::{GoHeap, GoProcess},
     go_watch::GoWatches,
+    golang::Runtime,
     heap::MAX_STACKS,
     outputs::Outputs,
     preflight::Machine,
@@ -151,7 +152,7 @@ impl Session {
             Subject::Command(command) => self.launch(&command)?,
         }
         for attached in &self.attached {
-            self.goroutines.watch(attached.pid());
+            self.goroutines.watch(attached.pid(), self.runtime_of(attached.pid()));
         }
         self.started = SystemTime::now();
         self.clock = Instant::now();
@@ -198,7 +199,7 @@ impl Session {
             return Ok(false);
         }
         let Config { go_heap, sample, .. } = self.config;
-        let opened = GoProcess::open(pid).map_err(anyhow::Error::from).and_then(|process| {
+        let opened = GoProcess::open(pid).and_then(|process| {
             let follow =
                 |process: GoProcess| process.follow(&mut self.programs, &mut self.go_maps, go_heap, sample, begins);
             process.map(follow).transpose()
@@ -373,7 +374,7 @@ impl Session {
         if let Notice::Exec(_) = notice
             && self.attached.iter().any(|attached| attached.pid() == pid)
         {
-            self.goroutines.watch(pid);
+            self.goroutines.watch(pid, self.runtime_of(pid));
         }
         if let Notice::Exec(_) = notice
             && let Some(launched) = self.launched.take_if(|launched| launched.pid() == pid)
@@ -391,6 +392,11 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// The Go runtime of a process whose heap is followed.
+    fn runtime_of(&self, pid: Pid) -> Option<Arc<Runtime>> {
+        self.go.iter().find(|go| go.pid() == pid).map(GoHeap::runtime)
     }
 
     /// A process has become another program: its Go heap is gone.
