@@ -7,6 +7,7 @@ mod copies;
 mod events;
 mod loader;
 mod multi;
+mod statistics;
 mod sys;
 mod tables;
 
@@ -15,5 +16,6 @@ pub use self::{
     copies::StackCopies,
     events::Events,
     loader::{Config, LoadError, Programs},
+    statistics::{Runs, Statistics},
     tables::Tables,
 };
