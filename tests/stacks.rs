@@ -61,3 +61,17 @@ fn every_shape_without_frame_pointers() {
         check(program);
     }
 }
+
+#[test]
+fn one_frame_more_or_less_in_the_same_place() {
+    require_root();
+    let mut target = Target::start(&compiled("same_place"));
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_complete("same_place");
+    let (through, direct) = (truth.fact("through_another"), truth.fact("direct"));
+    assert!(through > 0 && direct > 0);
+    assert_eq!(report.below("through_another").blocks, through);
+    assert_eq!(report.below("with_room").blocks, through + direct);
+}

@@ -66,6 +66,7 @@ const PROGRAMS: &[Source] = &[
     },
     Source { name: "plugins", compiler: C, files: &["plugins.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "rust_service", compiler: RUST, files: &["rust_service.rs"], flags: &[] },
+    Source { name: "same_place", compiler: C, files: &["same_place.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "shapes -O0", compiler: CXX, files: &["shapes.cpp"], flags: &["-O0", "-fomit-frame-pointer"] },
     Source { name: "shapes -O2", compiler: CXX, files: &["shapes.cpp"], flags: &["-O2", "-fomit-frame-pointer"] },
     Source { name: "shapes -O3", compiler: CXX, files: &["shapes.cpp"], flags: &["-O3", "-fomit-frame-pointer"] },
