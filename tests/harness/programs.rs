@@ -65,6 +65,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fomit-frame-pointer", "-shared", "-fPIC", "-DAT_ONCE=second_at_once", "-DLATER=second_later"],
     },
     Source { name: "plugins", compiler: C, files: &["plugins.c"], flags: WITHOUT_FRAME_POINTERS },
+    Source { name: "probed", compiler: C, files: &["probed.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "rust_service", compiler: RUST, files: &["rust_service.rs"], flags: &[] },
     Source { name: "same_place", compiler: C, files: &["same_place.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "shapes -O0", compiler: CXX, files: &["shapes.cpp"], flags: &["-O0", "-fomit-frame-pointer"] },

@@ -13,6 +13,7 @@ mod copies;
 mod emit;
 mod inflight;
 mod process;
+mod returns;
 mod stack;
 mod thread;
 mod walk;

@@ -5,6 +5,7 @@
 mod attach;
 mod copies;
 mod events;
+mod kernel_types;
 mod loader;
 mod multi;
 mod statistics;
