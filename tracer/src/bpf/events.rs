@@ -18,6 +18,7 @@ pub(super) struct TargetValue(Target);
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(super) struct LossValue(Loss);
+
 // SAFETY: integers only, no padding (the ABI asserts the sizes), any bytes are a value.
 unsafe impl Pod for TargetValue {}
 // SAFETY: as above.
