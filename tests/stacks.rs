@@ -1,6 +1,9 @@
 //! Complete stacks: chains of every shape, by the names of their functions, on stock flags without frame pointers.
 
-use crate::harness::{Report, Run, Target, check_functions, compiled, require_root};
+use crate::harness::{ForeignProbes, Report, Run, Target, check_functions, compiled, probed_bytes, require_root};
+
+/// What every chain in the first thread begins with.
+const MAIN: [&str; 4] = ["_start", "__libc_start_main_impl", "__libc_start_call_main", "main"];
 
 /// The functions above a caller of the allocator, from `main` or where its thread begins, without inlined parts of libraries.
 fn chain<'a>(report: &'a Report, caller: &str) -> Vec<&'a str> {
@@ -19,8 +22,7 @@ fn check(what: &str) {
     let truth = target.ask("begin");
     let report = tracer.stop().report(0);
     check_functions(what, &report, &truth, Some(&program));
-    let main = ["_start", "__libc_start_main_impl", "__libc_start_call_main", "main", "all_shapes"];
-    let below_main = |functions: &[&'static str]| [&main[..], functions].concat();
+    let below_main = |functions: &[&'static str]| [&MAIN[..], &["all_shapes"], functions].concat();
     let recursion = [&["recurse"; 61][..], &["below_recursion"]].concat();
     for (caller, expected) in [
         ("below_alloca", below_main(&["with_alloca", "below_alloca"])),
@@ -60,4 +62,67 @@ fn every_shape_without_frame_pointers() {
     for program in ["shapes -O2", "shapes -O0", "shapes -Os", "shapes -O3"] {
         check(program);
     }
+}
+
+/// The same functions three times: without another tracer, with one, and without again.
+#[test]
+fn through_functions_whose_returns_another_tracer_probes() {
+    require_root();
+    let program = compiled("probed");
+    let file = program.file_name().unwrap().to_str().unwrap();
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    target.ask("begin");
+    let other = ForeignProbes::start(target.pid(), &program, &["probed", "jumps"]);
+    assert!(probed_bytes(target.pid(), file) > 0, "the other tracer's probes are there");
+    target.ask("begin");
+    drop(other);
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_complete("probed");
+    report.assert_nothing_lost("probed");
+    check_functions("probed", &report, &truth, Some(&program));
+    check_probed(&report);
+}
+
+/// The kernel's trampoline is then in the target's mappings from the beginning.
+#[test]
+fn through_functions_whose_returns_were_probed_before() {
+    require_root();
+    let program = compiled("probed");
+    let mut target = Target::start(&program);
+    let _other = ForeignProbes::start(target.pid(), &program, &["probed", "jumps"]);
+    let before = target.ask("begin").total();
+    let tracer = Run::pid(target.pid()).start();
+    let after = target.ask("begin").total();
+    let report = tracer.stop().report(0);
+    report.assert_complete("probed");
+    assert_eq!(report.below("main").blocks, after.blocks - before.blocks);
+    check_probed(&report);
+}
+
+/// Each function has one stack, whether it was found with probes in its way or without.
+#[track_caller]
+fn check_probed(report: &Report) {
+    for (caller, expected) in [
+        ("below_probed", [&MAIN[..], &["calls_probed"], &["probed"; 4], &["below_probed"]].concat()),
+        ("calls_jumps", [&MAIN[..], &["calls_jumps"]].concat()),
+    ] {
+        assert_eq!(chain(report, caller), expected);
+        assert_eq!(report.stacks.iter().filter(|stack| stack.caller() == caller).count(), 1, "stacks of {caller}");
+    }
+}
+
+#[test]
+fn one_frame_more_or_less_in_the_same_place() {
+    require_root();
+    let mut target = Target::start(&compiled("same_place"));
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_complete("same_place");
+    let (through, direct) = (truth.fact("through_another"), truth.fact("direct"));
+    assert!(through > 0 && direct > 0);
+    assert_eq!(report.below("through_another").blocks, through);
+    assert_eq!(report.below("with_room").blocks, through + direct);
 }

@@ -2,6 +2,7 @@
 
 mod build;
 mod copies;
+mod foreign;
 mod go;
 mod machine;
 mod oracle;
@@ -13,6 +14,7 @@ mod tracer;
 mod truth;
 
 pub(crate) use copies::Copies;
+pub(crate) use foreign::ForeignProbes;
 pub(crate) use go::{STOCK, go_program};
 pub(crate) use machine::{
     ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, slowness, wait_until,

@@ -16,6 +16,9 @@ const RBP: usize = 6;
 const RSP: usize = 7;
 const RIP: usize = 16;
 
+/// The mapping that the kernel makes for probes.
+const TRAMPOLINES: &str = "[uprobes]";
+
 /// How an unwinding ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -33,6 +36,7 @@ pub(crate) enum End {
 
 /// The executable mappings of a process, and what their files say of unwinding.
 pub(crate) struct Oracle {
+    pid: u32,
     mappings: Vec<Mapping>,
 }
 
@@ -72,7 +76,7 @@ impl Oracle {
         let maps = executable_mappings(pid);
         let mut files: BTreeMap<String, Option<File>> = BTreeMap::new();
         let mut mappings = Vec::new();
-        for line in maps.lines() {
+        for line in maps.lines().filter(|line| !line.contains(TRAMPOLINES)) {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let hex = |text| u64::from_str_radix(text, 16).unwrap();
             let (start, end) = fields[0].split_once('-').unwrap();
@@ -88,10 +92,21 @@ impl Oracle {
             }
             mappings.push(mapping);
         }
-        Self { mappings }
+        Self { pid, mappings }
+    }
+
+    /// Whether an address is the one that the kernel puts into the return slots of functions whose returns are probed.
+    pub(crate) fn is_trampoline(&self, addr: u64) -> bool {
+        if self.mappings.iter().any(|mapping| (mapping.start..mapping.end).contains(&addr)) {
+            return false;
+        }
+        let maps = executable_mappings(self.pid);
+        let page = maps.lines().find(|line| line.contains(TRAMPOLINES)).and_then(|line| line.split('-').next());
+        page.is_some_and(|start| u64::from_str_radix(start, 16) == Ok(addr))
     }
 
     /// Return addresses of the callers of the function at whose entry the copy was made, leaf first, and how that ended.
+    /// Where a probe has taken one away, what was found there instead is believed; if it is wrong, so is what follows.
     pub(crate) fn unwind(&self, copy: &StackCopy, most: usize) -> (Vec<u64>, End) {
         let memory = |addr: u64| -> Option<u64> {
             let at = usize::try_from(addr.checked_sub(copy.start)?).ok()?;
@@ -105,7 +120,13 @@ impl Oracle {
         (registers[RIP], registers[RSP]) = (Some(caller), Some(sp + 8));
         let (mut found, mut is_return) = (Vec::new(), true);
         while found.len() < most {
-            let Some(pc) = registers[RIP].filter(|pc| *pc != 0) else { return (found, End::Root) };
+            let Some(mut pc) = registers[RIP].filter(|pc| *pc != 0) else { return (found, End::Root) };
+            if self.is_trampoline(pc)
+                && let Some(instead) = copy.addresses[..copy.head.frames as usize].get(found.len())
+            {
+                pc = *instead;
+                registers[RIP] = Some(pc);
+            }
             found.push(pc);
             match self.caller(&registers, pc - u64::from(is_return), &memory) {
                 Ok((caller, signal)) => (registers, is_return) = (caller, !signal),

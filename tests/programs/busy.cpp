@@ -1,6 +1,5 @@
 // Allocates without end through what makes stacks hard: exceptions, comparators of std::sort, std::function, regular
-// expressions, streams, frames of changing size, in two threads. Told to begin by a line.
-#include <alloca.h>
+// expressions, streams, in two threads. Told to begin by a line.
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
@@ -40,43 +39,6 @@ static int recurses(int depth, const std::function<int(int)> &leaf)
     return recurses(depth - 1, [&](int n) { return leaf(n) + block[0]; });
 }
 
-// Keeps a value in every register that calls preserve, so that it saves its caller's, the frame pointer among them.
-__attribute__((noipa)) static long saves_registers()
-{
-    long a = 1, b = 2, c = 3, d = 4, e = 5, f = 6;
-    asm volatile("" : "+r"(a), "+r"(b), "+r"(c), "+r"(d), "+r"(e), "+r"(f));
-    void *block = malloc(24);
-    asm volatile("" : "+r"(block), "+r"(a), "+r"(b), "+r"(c), "+r"(d), "+r"(e), "+r"(f));
-    free(block);
-    return a + b + c + d + e + f;
-}
-
-// Its frame begins where its frame pointer says.
-__attribute__((noipa)) static long with_room(long bytes)
-{
-    volatile char *room = (volatile char *)alloca(bytes);
-    room[0] = 1;
-    return saves_registers() + room[0];
-}
-
-__attribute__((noipa)) static long through_another(long bytes)
-{
-    long sum = with_room(bytes);
-    asm volatile("" : "+r"(sum));
-    return sum + 1;
-}
-
-// The same place in memory, one frame more or less: nothing but a saved frame pointer tells which.
-static void same_place()
-{
-    for (long bytes = 64; bytes <= 256; bytes += 16)
-        for (long more = 0; more <= 64; more += 16)
-            for (int time = 0; time < 4; time++) {
-                long (*volatile next)(long) = time < 3 ? through_another : with_room;
-                next(time < 3 ? bytes : bytes + more);
-            }
-}
-
 static void works()
 {
     for (int round = 0;; round++) {
@@ -87,7 +49,6 @@ static void works()
             stream << error.what() << round << 1.5;
         }
         sorts(round);
-        same_place();
         recurses(round % 30, [](int n) { return (int)std::to_string(n).append(40, 'y').size(); });
         std::smatch match;
         std::string text = "key" + std::to_string(round) + "=value and more of it";

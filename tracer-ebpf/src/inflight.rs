@@ -9,6 +9,7 @@ use tracer_ebpf::{MAX_IN_FLIGHT, Target};
 
 use crate::{
     emit::count_loss,
+    returns,
     thread::{CALL_PLAIN_RETURN, Call, Thread},
     walk,
 };
@@ -41,9 +42,12 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u
     let caller = walk::word(&mut thread.walk, sp);
     let mut depth = thread.depth;
     if thread.target.trampoline == 0 && depth > 0 {
-        let last = &thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)];
+        let last = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)];
         let slot = read_word(last.sp).unwrap_or(0);
-        if last.flags & CALL_PLAIN_RETURN == 0 && last.sp >= sp && slot != last.caller {
+        if last.sp >= sp
+            && slot != last.caller
+            && (last.flags & CALL_PLAIN_RETURN == 0 || returns::original_at(thread, last.sp) == last.caller)
+        {
             thread.target.trampoline = slot;
         }
     }
@@ -56,7 +60,9 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u
         let outer = call.sp;
         let running = if call.flags & CALL_PLAIN_RETURN != 0 {
             // One that is replaced at its own address by what it jumps to is seen to its end as that.
-            outer > sp && read_word(outer) == Some(call.caller)
+            // Another tracer may probe its return all the same.
+            let slot = read_word(outer).unwrap_or(0);
+            outer > sp && (slot == call.caller || slot == trampoline && trampoline != 0)
         } else {
             outer >= sp && trampoline != 0 && read_word(outer) == Some(trampoline)
         };
@@ -109,22 +115,27 @@ pub(crate) fn pop_plain(thread: &mut Thread, sp: u64) -> Option<(Call, u32)> {
     let mut depth = thread.depth;
     for _ in 0..MAX_IN_FLIGHT {
         if depth == 0 {
-            break;
-        }
-        depth -= 1;
-        let call = &thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)];
-        if call.sp == sp {
-            if call.flags & CALL_PLAIN_RETURN == 0 || read_word(sp) != Some(call.caller) {
-                return None;
-            }
-            thread.depth = depth;
-            return Some((*call, depth));
-        }
-        if call.sp > sp {
             return None;
         }
+        depth -= 1;
+        let outer = thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)].sp;
+        if outer > sp {
+            return None;
+        }
+        if outer == sp {
+            break;
+        }
     }
-    None
+    let call = thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)];
+    if call.sp != sp || call.flags & CALL_PLAIN_RETURN == 0 {
+        return None;
+    }
+    // Another tracer may have probed its return.
+    if read_word(sp) != Some(call.caller) && returns::original_at(thread, sp) != call.caller {
+        return None;
+    }
+    thread.depth = depth;
+    Some((call, depth))
 }
 
 /// Takes out the call that returns at stack pointer `sp` (of its return address) with its slot, and drops those

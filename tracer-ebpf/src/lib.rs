@@ -215,6 +215,23 @@ pub struct Target {
     pub text_end: u64,
 }
 
+/// Where the kernel keeps the addresses that its return probes have taken out of return slots: offsets in its structures,
+/// bytes. All 0 when they are not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReturnInstances {
+    /// In `task_struct`: the pointer to its `uprobe_task`.
+    pub utask: u32,
+    /// In `uprobe_task`: the pointer to the innermost `return_instance`.
+    pub first: u32,
+    /// In `return_instance`: the address of the slot.
+    pub slot: u32,
+    /// In `return_instance`: what was in the slot.
+    pub original: u32,
+    /// In `return_instance`: the pointer to the next one.
+    pub next: u32,
+}
+
 /// Key of the set of frees that could not be sent.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -261,6 +278,7 @@ const _: () = {
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
     assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);
     assert!(size_of::<Target>() == 32);
+    assert!(size_of::<ReturnInstances>() == 20);
     assert!(size_of::<LostFree>() == 16);
     assert!(size_of::<Loss>() == 80);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header

@@ -14,6 +14,7 @@ mod emit;
 mod go;
 mod inflight;
 mod process;
+mod returns;
 mod stack;
 mod thread;
 mod walk;

@@ -66,6 +66,10 @@ pub(crate) struct Walk {
     pub(crate) start: u64,
     pub(crate) len: u64,
     pub(crate) trampoline: u64,
+    /// Where the search for return addresses that probes have taken away is; see [`returns`](crate::returns).
+    pub(crate) instance: u64,
+    /// The one that was found; 0: none.
+    pub(crate) original: u64,
     pub(crate) window: [u64; WINDOW_WORDS],
 }
 

@@ -13,12 +13,12 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use tracer_ebpf::{
-    MAX_FRAMES, MAX_IN_FLIGHT, end,
+    MAX_FRAMES, end,
     unwind::{MAX_MAPPINGS, MAX_RULES, Mapping, Mappings, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind},
 };
 
 use crate::{
-    process,
+    process, returns,
     thread::{MAX_CHECKS, Thread, WINDOW, WINDOW_WORDS, Walk},
 };
 
@@ -82,7 +82,7 @@ pub(crate) fn walk(
     // A group is compared in the window only.
     walk.whole = u32::from(cached > 0 && thread.frames.cache[0].sp.wrapping_sub(walk.start) <= walk.len);
     walk.mapping.end = 0;
-    walk.trampoline = trampoline;
+    (walk.trampoline, walk.instance) = (trampoline, returns::NOT_ASKED);
     if unchanged && walk.whole != 0 && is_cached(thread, u64::from(cached) - 1) {
         // Most of the time it is the stack of the last call. The second time its slots are listed.
         let checks = thread.frames.checks;
@@ -183,7 +183,7 @@ pub(crate) fn runs_inside(
     (walk.pc, walk.sp, walk.fp, walk.back) = (pc, sp, frame_pointer, 1);
     (walk.status, walk.tainted) = (0, 0);
     walk.mapping.end = 0;
-    walk.trampoline = trampoline;
+    (walk.trampoline, walk.instance) = (trampoline, returns::NOT_ASKED);
     walk.hash = slot.wrapping_add(8);
     let mut context = Context { thread, mappings };
     let argument = (&raw mut context).cast::<c_void>();
@@ -202,6 +202,9 @@ extern "C" fn approach(_index: u64, context: *mut Context) -> i64 {
         return 1;
     }
     let status = step(thread, mappings);
+    if status == end::NO_MAPPING && uncover(thread) {
+        return 0;
+    }
     thread.walk.status = status;
     i64::from(status != 0)
 }
@@ -303,7 +306,17 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
     }
     let slot = push(thread, 0);
     thread.walk.replayed = 0;
-    let status = step(thread, mappings);
+    let mut status = step(thread, mappings);
+    if status == end::NO_MAPPING {
+        if uncover(thread) {
+            // The same frame again, as what it is.
+            thread.walk.count = slot as u64;
+            return 0;
+        }
+        if thread.walk.pc == thread.walk.trampoline && thread.walk.pc != 0 {
+            status = end::TRAMPOLINE;
+        }
+    }
     thread.frames.fresh[slot & (MAX_FRAMES - 1)].fp_slot = thread.walk.fp_slot;
     thread.walk.status = status;
     i64::from(status != 0)
@@ -515,7 +528,7 @@ fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
     if saved_fp != 0 {
         caller_fp = word(walk, saved_fp);
     }
-    let mut caller = word(walk, cfa - 8);
+    let caller = word(walk, cfa - 8);
     if walk.unreadable != 0 {
         return end::BAD_MEMORY;
     }
@@ -523,14 +536,7 @@ fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
     walk.fp_slot = saved_fp;
     walk.sp = cfa;
     walk.back = 1;
-    if caller == walk.trampoline && caller != 0 {
-        walk.tainted = 1;
-        caller = hijacked(thread, cfa - 8);
-        if caller == 0 {
-            return end::TRAMPOLINE;
-        }
-    }
-    thread.walk.pc = caller;
+    walk.pc = caller;
     if caller == 0 { end::ROOT } else { 0 }
 }
 
@@ -553,16 +559,18 @@ fn step_signal(walk: &mut Walk) -> u32 {
     0
 }
 
-/// The return address that the kernel took out of the slot at `slot` to put its trampoline in.
+/// Puts the address that a return probe has taken out of the frame's return slot in the place of the kernel's trampoline. That is
+/// at the very beginning of its mapping, so the call that it would return from lies in none. Whether there was one.
 #[inline(always)]
-fn hijacked(thread: &Thread, slot: u64) -> u64 {
-    let mut found = 0;
-    for index in 0..MAX_IN_FLIGHT {
-        if (index as u32) < thread.depth && thread.calls[index].sp == slot {
-            found = thread.calls[index].caller;
-        }
+fn uncover(thread: &mut Thread) -> bool {
+    let slot = thread.walk.sp.wrapping_sub(8);
+    let original = returns::original(thread, slot);
+    if original == 0 || original == thread.walk.pc {
+        return false;
     }
-    found
+    // What the slot holds does not tell the caller.
+    (thread.walk.pc, thread.walk.back, thread.walk.tainted) = (original, 1, 1);
+    true
 }
 
 /// Makes `walk.mapping` the mapping that `pc` lies in.

@@ -1,7 +1,6 @@
 //! What tracing costs the traced program: nanoseconds added to a malloc+free pair under a chain of 20 calls, with nothing
 //! attached, with empty BPF programs at the same sites (the floor), with tracer, and with the bpftrace one-liner that
-//! people use for the job. Then what a stack costs at other depths, beside the kernel's walk by frame pointers at the same
-//! site. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
+//! people use for the job. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
 use std::{
@@ -30,8 +29,7 @@ fn main() -> Result<()> {
         println!("overhead: NOT RUN, it needs root to attach probes");
         return Ok(());
     }
-    pairs()?;
-    depths()
+    pairs()
 }
 
 /// Pairs 20 calls deep, by everything that there is to compare.
@@ -41,7 +39,7 @@ fn pairs() -> Result<()> {
     let (mut bare, mut floor, mut traced, mut script) = (vec![], vec![], vec![], vec![]);
     for _ in 0..TURNS {
         bare.push(program.measure()?);
-        let (mut programs, links) = at_sites(&libc, program.child.id(), "empty_entry")?;
+        let (mut programs, links) = at_sites(&libc, program.child.id())?;
         floor.push(program.measure()?);
         links.detach(&mut programs);
         traced.push(with(tracer(program.child.id())?, &mut program)?);
@@ -67,29 +65,6 @@ fn pairs() -> Result<()> {
         println!("tracer is {:.1} times cheaper than the one-liner (goal: >= 6)", script / traced);
     }
     println!("tracer is {:.2} times the floor (goal: <= 2.2)", traced / floor);
-    Ok(())
-}
-
-/// What is added to the empty programs: by tracer, whose pair takes one stack and sends two records, and by
-/// bpf_get_stackid in the program at the entry of malloc.
-fn depths() -> Result<()> {
-    println!("frames   ns/pair over empty programs: tracer   bpf_get_stackid");
-    for depth in [10, 20, 36, 100] {
-        // The chain is called by main, that by two functions of the C library, those by _start.
-        let mut program = Program::start(depth - 5)?;
-        let libc = libc(program.child.id())?;
-        let (mut floor, mut traced, mut stackid) = (vec![], vec![], vec![]);
-        for _ in 0..TURNS {
-            for (name, times) in [("empty_entry", &mut floor), ("stackid_entry", &mut stackid)] {
-                let (mut programs, links) = at_sites(&libc, program.child.id(), name)?;
-                times.push(program.measure()?);
-                links.detach(&mut programs);
-            }
-            traced.push(with(tracer(program.child.id())?, &mut program)?);
-        }
-        let floor = median(floor);
-        println!("{depth:>6} {:>38.0} {:>17.0}", median(traced) - floor, median(stackid) - floor);
-    }
     Ok(())
 }
 
@@ -152,8 +127,8 @@ fn libc(pid: u32) -> Result<PathBuf> {
     Ok(path.context("the program has no libc")?.into())
 }
 
-/// Empty programs at the sites that tracer would probe, but for the one at the entry of malloc.
-fn at_sites(libc: &Path, pid: u32, at_malloc: &'static str) -> Result<(Programs, Links)> {
+/// Empty programs at the sites that tracer would probe.
+fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
     let mut programs = Programs::load(Config {
         buffer_size: 4096,
         sizes: (0, u64::MAX),
@@ -168,8 +143,7 @@ fn at_sites(libc: &Path, pid: u32, at_malloc: &'static str) -> Result<(Programs,
         if function.shape.exit() == Exit::Trampoline {
             links.attach(&mut programs, "empty_return", libc, &[function.file_offset], task)?;
         }
-        let entry = if function.name == "malloc" { at_malloc } else { "empty_entry" };
-        links.attach(&mut programs, entry, libc, &[function.file_offset], task)?;
+        links.attach(&mut programs, "empty_entry", libc, &[function.file_offset], task)?;
     }
     Ok((programs, links))
 }

@@ -1,12 +1,14 @@
 //! Loading the BPF object that is embedded in this binary.
 
-use aya::{Ebpf, EbpfLoader, maps::Map, programs::ProgramError};
+use aya::{Ebpf, EbpfLoader, Pod, maps::Map, programs::ProgramError};
 use aya_log::EbpfLogger;
+use tracer_ebpf::ReturnInstances;
 
 use super::{
     copies::StackCopies,
     events::Events,
     golang::GoMaps,
+    kernel_types,
     multi::{self, Multi},
     tables::Tables,
 };
@@ -39,6 +41,13 @@ pub struct Config {
     /// Whether [`Programs::stack_copies`] will be asked for, which need a buffer of their own.
     pub stack_copies: bool,
 }
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct ReturnInstancesValue(ReturnInstances);
+
+// SAFETY: integers only, no padding (the ABI asserts the size), any bytes are a value.
+unsafe impl Pod for ReturnInstancesValue {}
 
 /// Why the programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -103,10 +112,12 @@ impl Programs {
         let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
+        let return_instances = ReturnInstancesValue(kernel_types::return_instances());
         let mut ebpf = EbpfLoader::new()
             .override_global("WAKEUP_BYTES", &wakeup, true)
             .override_global("MIN_SIZE", &min, true)
             .override_global("MAX_SIZE", &max, true)
+            .override_global("RETURN_INSTANCES", &return_instances, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
             .map_max_entries("STACK_COPIES", if config.stack_copies { StackCopies::BUFFER } else { PAGE })

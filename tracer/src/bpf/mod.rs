@@ -6,8 +6,10 @@ mod attach;
 mod copies;
 mod events;
 mod golang;
+mod kernel_types;
 mod loader;
 mod multi;
+mod statistics;
 mod sys;
 mod tables;
 
@@ -17,5 +19,6 @@ pub use self::{
     events::Events,
     golang::GoMaps,
     loader::{Config, LoadError, Programs},
+    statistics::{Runs, Statistics},
     tables::Tables,
 };

@@ -1,0 +1,91 @@
+//! Return addresses that return probes have taken out of their slots, by the kernel's own list.
+//!
+//! A return probe, of whichever tracer, puts the address of the kernel's trampoline into the return slot of the function.
+//! What was there is in a list of the thread (`struct return_instance`, kernel/events/uprobes.c), innermost call first. Where
+//! the fields are differs from kernel to kernel; user space says it.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_loop, bpf_probe_read_kernel};
+use tracer_ebpf::ReturnInstances;
+
+use crate::thread::Thread;
+
+/// Set by user space before loading.
+#[unsafe(no_mangle)]
+static RETURN_INSTANCES: ReturnInstances = ReturnInstances { utask: 0, first: 0, slot: 0, original: 0, next: 0 };
+
+/// As many as the kernel keeps of one thread (MAX_URETPROBE_DEPTH).
+const MAX_INSTANCES: u32 = 64;
+
+/// Value of `instance` in a walk that has not asked for any.
+pub(crate) const NOT_ASKED: u64 = 1;
+
+/// What the loop works on.
+#[repr(C)]
+struct Search {
+    thread: *mut Thread,
+    slot: u64,
+}
+
+/// The address that a return probe took out of the slot at `slot`; 0 when none did. The list is in the order of calls, as
+/// the slots of a walk are: so the search goes on where it found the last one.
+#[inline(always)]
+pub(crate) fn original(thread: &mut Thread, slot: u64) -> u64 {
+    let at = offsets();
+    thread.walk.original = 0;
+    if at.utask == 0 {
+        return 0;
+    }
+    if thread.walk.instance == NOT_ASKED {
+        // SAFETY: no arguments.
+        let task = unsafe { bpf_get_current_task() };
+        let utask = kernel_word(task + u64::from(at.utask));
+        thread.walk.instance = kernel_word(utask + u64::from(at.first));
+    }
+    let mut search = Search { thread, slot };
+    let argument = (&raw mut search).cast::<c_void>();
+    // SAFETY: the callback is given `search`, which outlives the loop.
+    unsafe { bpf_loop(MAX_INSTANCES, next_instance as *mut c_void, argument, 0) };
+    // SAFETY: only the current thread uses its state.
+    unsafe { (*search.thread).walk.original }
+}
+
+/// The same without a walk.
+#[inline(always)]
+pub(crate) fn original_at(thread: &mut Thread, slot: u64) -> u64 {
+    thread.walk.instance = NOT_ASKED;
+    original(thread, slot)
+}
+
+/// Looks at one instance; 1 ends the loop.
+extern "C" fn next_instance(_index: u64, search: *mut Search) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let (walk, slot) = unsafe { (&mut (*(*search).thread).walk, (*search).slot) };
+    let at = offsets();
+    let instance = walk.instance;
+    if instance == 0 {
+        return 1;
+    }
+    if kernel_word(instance + u64::from(at.slot)) == slot {
+        walk.original = kernel_word(instance + u64::from(at.original));
+        return 1;
+    }
+    walk.instance = kernel_word(instance + u64::from(at.next));
+    0
+}
+
+#[inline(always)]
+fn offsets() -> ReturnInstances {
+    // SAFETY: a read of a global that user space wrote before loading.
+    unsafe { core::ptr::read_volatile(&raw const RETURN_INSTANCES) }
+}
+
+/// The word at an address of the kernel's; 0 when it cannot be read.
+#[inline(always)]
+fn kernel_word(addr: u64) -> u64 {
+    let mut value = 0u64;
+    // SAFETY: the helper checks the address; on failure it zeroes the value.
+    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), 8, addr as *const c_void) };
+    value
+}

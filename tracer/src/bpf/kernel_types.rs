@@ -1,0 +1,197 @@
+//! Where fields lie in the running kernel's structures: as much of BTF (Documentation/bpf/btf.rst) as that takes. aya-obj
+//! reads it too, but does not tell.
+
+use std::fs;
+
+use tracer_ebpf::ReturnInstances;
+
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+const MAGIC: u16 = 0xeb9f;
+/// Bytes of a type's head: name, info, size or type.
+const HEAD: usize = 12;
+/// Bytes of a member of a structure: name, type, offset in bits.
+const MEMBER: usize = 12;
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+/// Structures without a name inside of one another, at most.
+const NESTING: usize = 4;
+
+/// Where the kernel keeps what its return probes have taken out of return slots; all 0 when it does not say.
+pub(super) fn return_instances() -> ReturnInstances {
+    let text = fs::read(VMLINUX).unwrap_or_default();
+    let found = Types::parse(&text).and_then(|types| {
+        let instance = types.structure("return_instance")?;
+        Some(ReturnInstances {
+            utask: types.offset(types.structure("task_struct")?, "utask")?,
+            first: types.offset(types.structure("uprobe_task")?, "return_instances")?,
+            slot: types.offset(instance, "stack")?,
+            original: types.offset(instance, "orig_ret_vaddr")?,
+            next: types.offset(instance, "next")?,
+        })
+    });
+    if found.is_none() {
+        tracing::debug!("{VMLINUX} does not tell where return addresses are that probes have taken away");
+    }
+    found.unwrap_or_default()
+}
+
+/// The types of a kernel.
+struct Types<'a> {
+    strings: &'a [u8],
+    /// From each one's head on; type 1 is the first.
+    types: Vec<&'a [u8]>,
+}
+
+impl<'a> Types<'a> {
+    /// `None` when it is no BTF, or has types of unknown length.
+    fn parse(text: &'a [u8]) -> Option<Self> {
+        if text.first_chunk().map(|magic| u16::from_ne_bytes(*magic)) != Some(MAGIC) {
+            return None;
+        }
+        let body = text.get(number(text, 4)? as usize..)?;
+        let part = |at: usize| {
+            let (start, size) = (number(text, at)? as usize, number(text, at + 4)? as usize);
+            body.get(start..start.checked_add(size)?)
+        };
+        let (mut rest, strings) = (part(8)?, part(16)?);
+        let mut types = Vec::new();
+        while !rest.is_empty() {
+            types.push(rest);
+            let (kind, count) = kind(rest)?;
+            rest = rest.get(HEAD + tail(kind, count)?..)?;
+        }
+        Some(Self { strings, types })
+    }
+
+    /// The structure of that name.
+    fn structure(&self, name: &str) -> Option<&'a [u8]> {
+        self.types.iter().copied().find(|head| {
+            kind(head).is_some_and(|(kind, _)| kind == STRUCT)
+                && number(head, 0).is_some_and(|at| self.is_named(at, name))
+        })
+    }
+
+    /// Offset of a member of a structure, bytes.
+    fn offset(&self, structure: &[u8], member: &str) -> Option<u32> {
+        self.offset_within(structure, member, NESTING)
+    }
+
+    fn offset_within(&self, structure: &[u8], name: &str, nesting: usize) -> Option<u32> {
+        let (STRUCT | UNION, count) = kind(structure)? else { return None };
+        // With bit fields in it, the upper byte is a width.
+        let mask = if number(structure, 4)? >> 31 == 0 { u32::MAX } else { 0x00ff_ffff };
+        structure.get(HEAD..)?.chunks_exact(MEMBER).take(count).find_map(|member| {
+            let bytes = (number(member, 8)? & mask) / 8;
+            let member_name = number(member, 0)?;
+            if self.is_named(member_name, name) {
+                return Some(bytes);
+            }
+            if !self.is_named(member_name, "") || nesting == 0 {
+                return None;
+            }
+            let inner = self.types.get((number(member, 4)? as usize).checked_sub(1)?)?;
+            bytes.checked_add(self.offset_within(inner, name, nesting - 1)?)
+        })
+    }
+
+    fn is_named(&self, at: u32, name: &str) -> bool {
+        let found = self.strings.get(at as usize..).and_then(|text| text.get(..=name.len()));
+        found.is_some_and(|found| found.split_last() == Some((&0, name.as_bytes())))
+    }
+}
+
+/// Kind of a type and number of its members.
+fn kind(head: &[u8]) -> Option<(u32, usize)> {
+    let info = number(head, 4)?;
+    Some((info >> 24 & 0x1f, (info & 0xffff) as usize))
+}
+
+/// Bytes that follow the head of a type.
+fn tail(kind: u32, count: usize) -> Option<usize> {
+    Some(match kind {
+        // Pointer, forward declaration, typedef, volatile, const, restrict, function, float, type tag.
+        2 | 7..=12 | 16 | 18 => 0,
+        // Integer, variable, declaration tag.
+        1 | 14 | 17 => 4,
+        // Array.
+        3 => 12,
+        STRUCT | UNION => MEMBER * count,
+        // Enumeration, prototype of a function.
+        6 | 13 => 8 * count,
+        // Section of data, enumeration of 64 bits.
+        15 | 19 => 12 * count,
+        _ => return None,
+    })
+}
+
+fn number(text: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(*text.get(at..)?.first_chunk()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// BTF of a structure "outer" { int a; struct { int b; int c : 3; }; } with an unknown type's kind at the end, if any.
+    fn outer(last: Option<u32>) -> Vec<u8> {
+        let strings = b"\0outer\0a\0b\0c\0";
+        let mut types: Vec<u32> = vec![0, 1 << 24, 4, 32];
+        types.extend([0, 1 << 31 | STRUCT << 24 | 2, 8, 9, 1, 0, 11, 1, 3 << 24 | 32]);
+        types.extend([1, STRUCT << 24 | 2, 16, 7, 1, 0, 0, 2, 64]);
+        types.extend(last.map(|kind| [0, kind << 24, 0]).into_iter().flatten());
+        let size = 4 * types.len() as u32;
+        let head = [u32::from(MAGIC) | 1 << 16, 24, 0, size, size, strings.len() as u32];
+        let words = head.iter().chain(&types).flat_map(|word| word.to_ne_bytes());
+        words.chain(*strings).collect()
+    }
+
+    fn offset(text: &[u8], structure: &str, member: &str) -> Option<u32> {
+        let types = Types::parse(text)?;
+        types.offset(types.structure(structure)?, member)
+    }
+
+    #[test]
+    fn members_are_found_by_name_in_structures_without_one_too() {
+        let text = outer(None);
+        for (structure, member, expected) in [
+            ("outer", "a", Some(0)),
+            ("outer", "b", Some(8)),
+            ("outer", "c", Some(12)),
+            ("outer", "d", None),
+            ("oute", "a", None),
+            ("outer", "ou", None),
+        ] {
+            assert_eq!(offset(&text, structure, member), expected, "{structure}.{member}");
+        }
+        assert_eq!(offset(&outer(Some(18)), "outer", "b"), Some(8));
+        assert_eq!(offset(&outer(Some(30)), "outer", "b"), None, "a kind of unknown length");
+    }
+
+    #[test]
+    fn text_that_ends_or_is_wrong_anywhere_is_survived() {
+        let text = outer(None);
+        for end in 0..text.len() {
+            assert_eq!(offset(&text[..end], "outer", "d"), None);
+        }
+        for at in 0..text.len() {
+            let mut wrong = text.clone();
+            for value in [0, 1, 0x7f, 0xff] {
+                wrong[at] = value;
+                // Whatever it says.
+                let _ = offset(&wrong, "outer", "c");
+            }
+        }
+    }
+
+    #[test]
+    fn the_running_kernel_says_where_return_addresses_are() {
+        if !fs::exists(VMLINUX).unwrap() {
+            return;
+        }
+        let at = return_instances();
+        let all = [at.utask, at.first, at.slot, at.original, at.next];
+        assert!(all.iter().all(|offset| *offset > 0 && offset % 8 == 0), "{at:?}");
+        assert_eq!(at.original, at.slot + 8, "stack and orig_ret_vaddr are neighbours from 5.17 to 6.18: {at:?}");
+    }
+}
