@@ -230,7 +230,10 @@ impl GoHeap {
         let Self { pid, why, .. } = self;
         match self.way {
             Way::Sampled => {
-                format!("the Go heap of process {pid} is sampled: {why}; what was allocated before is not in it")
+                format!(
+                    "the Go heap of process {pid} is sampled: {why}; what was allocated before is not in it, and what was \
+                     allocated since its last garbage collection counts by how much of the same stack survives one"
+                )
             }
             Way::Buckets(rate) if self.enabled.is_some() => {
                 format!("the Go heap of process {pid} is its own profile, a sample every {rate} bytes: {why}")

@@ -4,6 +4,9 @@
 //! by a bit of each object whether the sweep left it (mheap.go, mgcsweep.go and mbitmap.go in the runtime). A span that
 //! has not been swept yet says nothing, and is asked again. A cycle that nobody looked at may hide the end of an object
 //! whose place was given to another one: such cycles are counted.
+//!
+//! Of what has been allocated since the last cycle nobody knows what is garbage already. It counts by the share of its stack's
+//! earlier objects that survived their first cycle: all of what leaks, next to nothing of what churns.
 
 use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::golang::CLASS_SIZES;
@@ -98,13 +101,31 @@ pub struct SampledUsage {
 struct Allocated {
     bytes: f64,
     blocks: f64,
+    /// Samples that have been through a cycle of the garbage collector, and those of them that survived their first.
+    met: u32,
+    survived: u32,
+}
+
+impl Allocated {
+    /// The share of objects that survive their first cycle, as far as is known: all, as long as none has met one.
+    fn survival(&self) -> f64 {
+        f64::from(self.survived + 1) / f64::from(self.met + 1)
+    }
+}
+
+/// A sampled object that may be alive.
+#[derive(Clone, Copy, Debug)]
+struct Tracked {
+    sample: Sample,
+    /// Whether it has survived a cycle of the garbage collector.
+    proven: bool,
 }
 
 /// The sampled objects of one process.
 pub struct Objects {
     mean: f64,
     /// By address.
-    alive: HashMap<u64, Sample>,
+    alive: HashMap<u64, Tracked>,
     /// By stack.
     allocated: Vec<Allocated>,
     /// Addresses of objects of which the last look could not tell.
@@ -155,7 +176,7 @@ impl Objects {
         let weight = self.weight(&sample);
         self.allocated[index].bytes += weight * sample.size as f64;
         self.allocated[index].blocks += weight;
-        self.alive.insert(sample.addr, sample);
+        self.alive.insert(sample.addr, Tracked { sample, proven: false });
     }
 
     /// How many objects a sample stands for: the inverse of the probability that it was taken.
@@ -188,9 +209,9 @@ impl Objects {
             self.sweepgen = Some(sweepgen);
         }
         let asked: Vec<Sample> = if anew {
-            self.alive.values().copied().collect()
+            self.alive.values().map(|tracked| tracked.sample).collect()
         } else {
-            self.undecided.iter().filter_map(|addr| self.alive.get(addr).copied()).collect()
+            self.undecided.iter().filter_map(|addr| self.alive.get(addr)).map(|tracked| tracked.sample).collect()
         };
         let arenas = mheap.wrapping_add(heap.mheap.1 as u64);
         let mut question = Question { heap, memory, sweepgen, arenas, known: &mut self.arenas };
@@ -198,12 +219,32 @@ impl Objects {
         self.undecided.clear();
         for (sample, answer) in asked.iter().zip(answers) {
             match answer {
-                Answer::Alive => {}
-                Answer::Ended => drop(self.alive.remove(&sample.addr)),
+                // Nothing has looked for it yet.
+                Answer::Alive if is_since(sample.sweepgen, sweepgen) => {}
+                Answer::Alive => self.meet(sample, true),
+                Answer::Ended => {
+                    self.meet(sample, false);
+                    self.alive.remove(&sample.addr);
+                }
                 Answer::Undecided => self.undecided.push(sample.addr),
             }
         }
         Ok(true)
+    }
+
+    /// An object has been through a cycle of the garbage collector.
+    fn meet(&mut self, sample: &Sample, survived: bool) {
+        let Some(tracked) = self.alive.get_mut(&sample.addr).filter(|tracked| !tracked.proven) else { return };
+        tracked.proven = true;
+        let allocated = &mut self.allocated[sample.stack as usize];
+        allocated.met += 1;
+        allocated.survived += u32::from(survived);
+    }
+
+    /// How many objects that are alive a sample stands for.
+    fn weight_alive(&self, tracked: &Tracked) -> f64 {
+        let survival = if tracked.proven { 1.0 } else { self.allocated[tracked.sample.stack as usize].survival() };
+        self.weight(&tracked.sample) * survival
     }
 
     /// Whether the last look has left something undecided.
@@ -215,9 +256,10 @@ impl Objects {
     /// `until` or before; in no order.
     pub fn usage(&self, until: u64, sizes: (u64, u64)) -> Vec<SampledUsage> {
         let mut held: Vec<(f64, f64, u64, Option<u64>)> = vec![(0.0, 0.0, 0, None); self.allocated.len()];
-        for sample in self.chosen(until, sizes) {
+        for tracked in self.chosen(until, sizes) {
+            let sample = &tracked.sample;
             let (bytes, blocks, samples, oldest) = &mut held[sample.stack as usize];
-            let weight = self.weight(sample);
+            let weight = self.weight_alive(tracked);
             *bytes += weight * sample.size as f64;
             *blocks += weight;
             *samples += 1;
@@ -242,8 +284,8 @@ impl Objects {
     /// Estimated bytes that each stack holds, by its index.
     pub fn outstanding(&self) -> Vec<u64> {
         let mut held = vec![0.0; self.allocated.len()];
-        for sample in self.alive.values() {
-            held[sample.stack as usize] += self.weight(sample) * sample.size as f64;
+        for tracked in self.alive.values() {
+            held[tracked.sample.stack as usize] += self.weight_alive(tracked) * tracked.sample.size as f64;
         }
         held.into_iter().map(|bytes| bytes as u64).collect()
     }
@@ -251,11 +293,10 @@ impl Objects {
     /// How good the numbers of [`usage`](Self::usage) are.
     pub fn sampling(&self, until: u64, sizes: (u64, u64)) -> Sampling {
         let (mut sum, mut variance, mut samples) = (0.0, 0.0, 0);
-        for sample in self.chosen(until, sizes) {
-            let weight = self.weight(sample);
-            let bytes = weight * sample.size as f64;
+        for tracked in self.chosen(until, sizes) {
+            let bytes = self.weight_alive(tracked) * tracked.sample.size as f64;
             sum += bytes;
-            variance += bytes * bytes * (1.0 - 1.0 / weight);
+            variance += bytes * bytes * (1.0 - 1.0 / self.weight(&tracked.sample));
             samples += 1;
         }
         Sampling {
@@ -268,8 +309,10 @@ impl Objects {
         }
     }
 
-    fn chosen(&self, until: u64, sizes: (u64, u64)) -> impl Iterator<Item = &Sample> {
-        let wanted = move |sample: &&Sample| sample.time <= until && (sizes.0..=sizes.1).contains(&sample.charge);
+    fn chosen(&self, until: u64, sizes: (u64, u64)) -> impl Iterator<Item = &Tracked> {
+        let wanted = move |tracked: &&Tracked| {
+            tracked.sample.time <= until && (sizes.0..=sizes.1).contains(&tracked.sample.charge)
+        };
         self.alive.values().filter(wanted)
     }
 }
@@ -279,6 +322,11 @@ enum Answer {
     Alive,
     Ended,
     Undecided,
+}
+
+/// Whether one state of the garbage collector is another one, or comes after it; both wrap around.
+fn is_since(sweepgen: u32, other: u32) -> bool {
+    sweepgen.wrapping_sub(other) < 1 << 31
 }
 
 /// One look at the bits of many objects.
@@ -359,7 +407,7 @@ impl Question<'_> {
             return Ok(Answer::Undecided);
         }
         // Allocated after the last cycle, or in it, when what is new counts as alive.
-        if sample.sweepgen.wrapping_sub(self.sweepgen) < 1 << 31 {
+        if is_since(sample.sweepgen, self.sweepgen) {
             return Ok(Answer::Alive);
         }
         let index = inside / size;
