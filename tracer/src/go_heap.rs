@@ -229,17 +229,15 @@ impl GoHeap {
     pub fn note(&self) -> String {
         let Self { pid, why, .. } = self;
         match self.way {
-            Way::Sampled => {
-                format!(
-                    "the Go heap of process {pid} is sampled: {why}; what was allocated before is not in it, and what was \
-                     allocated since its last garbage collection counts by how much of the same stack survives one"
-                )
-            }
+            Way::Sampled => format!(
+                "the Go heap of process {pid} is sampled ({why}): what was allocated before is not in it; what is younger \
+                 than its last garbage collection counts by how much of the same stack survives one"
+            ),
             Way::Buckets(rate) if self.enabled.is_some() => {
-                format!("the Go heap of process {pid} is its own profile, a sample every {rate} bytes: {why}")
+                format!("the Go heap of process {pid} is its own profile, a sample every {rate} bytes ({why})")
             }
             Way::Buckets(rate) => format!(
-                "the Go heap of process {pid} is its own profile since it began, a sample every {rate} bytes: {why}"
+                "the Go heap of process {pid} is its own profile since it began, a sample every {rate} bytes ({why})"
             ),
         }
     }
