@@ -22,7 +22,7 @@ use tracer::{
 
 use crate::{
     formats::assert_well_formed,
-    harness::{Outcome, Run, STOCK, Target, compiled, go_program, require_root, scratch},
+    harness::{Outcome, Run, STOCK, Target, compiled, go_program, is_runtimes, require_root, scratch},
 };
 
 /// Ways to build a program that leave other things in it.
@@ -34,11 +34,6 @@ const BUILDS: [(&str, &[&str]); 6] = [
     ("without optimization", &["-gcflags=all=-N -l"]),
     ("without paths", &["-trimpath", "-ldflags=-w"]),
 ];
-
-/// Frames at the leaf that runtimes leave out, each version a bit differently.
-fn is_runtimes(function: &str) -> bool {
-    ["runtime.", "runtime/internal/", "internal/runtime/"].iter().any(|own| function.starts_with(own))
-}
 
 /// Goroutines that look the same.
 type Counts = BTreeMap<String, u64>;

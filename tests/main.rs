@@ -2,12 +2,14 @@
 //!
 //! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
 //! exact numbers ([`exactness`], [`allocators`], [`languages`], [`processes`]), launched commands, loss, real servers,
-//! refusals and hostile targets, formats; goroutines of Go programs.
+//! refusals and hostile targets, formats; heap and goroutines
+//! of Go programs.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
 mod exactness;
 mod formats;
+mod go_heap;
 mod goroutines;
 mod harness;
 mod hostile;

@@ -3,22 +3,26 @@
 mod build;
 mod copies;
 mod go;
+mod go_profile;
 mod machine;
 mod oracle;
 mod programs;
 mod report;
+mod sites;
 mod target;
 mod tracer;
 mod truth;
 
 pub(crate) use copies::Copies;
 pub(crate) use go::{STOCK, go_program};
+pub(crate) use go_profile::{Usage, Usages, by_function, is_runtimes, read_heap_profile, reported_usages};
 pub(crate) use machine::{
     ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, slowness, wait_until,
 };
 pub(crate) use oracle::{End, Oracle, executable_mappings};
 pub(crate) use programs::compiled;
 pub(crate) use report::{Held, Report, Stack};
+pub(crate) use sites::{callers_of, check_sites, deviation};
 pub(crate) use target::Target;
 pub(crate) use tracer::{Outcome, Run};
 pub(crate) use truth::{Truth, check_functions, check_holders};
