@@ -89,11 +89,11 @@ pub(crate) fn go(root: &Path) -> Command {
 }
 
 /// Tests of Go programs: those that the matrix runs, unless it is told others.
-const TESTS: &str = "goroutines::";
+const TESTS: [&str; 2] = ["goroutines::", "go_heap::"];
 
 /// Runs tests with programs built by each toolchain, and prints a table of the results.
 pub(crate) fn matrix(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
-    let default = [OsString::from(TESTS)];
+    let default = TESTS.map(OsString::from);
     let filters = if filters.is_empty() { &default[..] } else { filters };
     let mut table = String::new();
     let mut failed = false;
