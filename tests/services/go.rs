@@ -121,13 +121,12 @@ fn keep_asking(port: u16, method: &str, path: &str, body: &str) -> Vec<TcpStream
     let ask = |_| {
         let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
         let mut answers = BufReader::new(connection.try_clone().unwrap());
+        // In one piece, or the service waits for the rest of each.
+        let length = body.len();
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {length}\r\n\r\n{body}");
         for _ in 0..20 {
-            let length = body.len();
-            write!(
-                connection,
-                "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {length}\r\n\r\n{body}"
-            )
-            .unwrap();
+            connection.write_all(request.as_bytes()).unwrap();
             read_answer(&mut answers);
         }
         connection
