@@ -187,7 +187,7 @@ pub(crate) fn current<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<&'a mut T
 
 /// State of the current thread, if it has called before and its process is still traced.
 #[inline(always)]
-fn known<'a>(pid_tgid: u64) -> Option<&'a mut Thread> {
+pub(crate) fn known<'a>(pid_tgid: u64) -> Option<&'a mut Thread> {
     let thread = thread::existing(pid_tgid)?;
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };

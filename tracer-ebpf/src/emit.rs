@@ -14,7 +14,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, RingBuf},
 };
-use tracer_ebpf::{Address, Block, Header, Loss, LostFree, Moment, Target};
+use tracer_ebpf::{Address, Block, Header, Loss, LostFree, Moment, Target, golang::Sample};
 
 /// The one channel to user space. Its size is set by user space before loading.
 #[map]
@@ -97,6 +97,15 @@ pub(crate) fn block(header: Header, addr: u64, size: u64, stack: u64, time: u64)
         count_loss!(alloc_bytes, size);
     }
     sent
+}
+
+/// A sampled object of a Go program.
+#[inline(always)]
+pub(crate) fn sample(sample: &Sample) {
+    if !send(sample) {
+        count_loss!(allocs, 1);
+        count_loss!(alloc_bytes, sample.size);
+    }
 }
 
 /// The end of a block, or a step of a realloc that ends one. When it cannot be sent, its address is kept in a set.

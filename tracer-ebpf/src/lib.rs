@@ -5,6 +5,7 @@
 //! is aligned to 8 bytes in the ring buffer.
 #![no_std]
 
+pub mod golang;
 pub mod unwind;
 
 /// Most addresses that one stack record carries, leaf first. Deeper stacks are cut at the root end.
@@ -40,6 +41,8 @@ pub mod kind {
     pub const EXEC: u8 = 8;
     /// [`Moment`](super::Moment): a thread ended.
     pub const THREAD_EXIT: u8 = 9;
+    /// [`golang::Sample`](super::golang::Sample): an object of a Go program.
+    pub const GO_SAMPLE: u8 = 10;
 }
 
 /// First word of every record: kind, call slot, process and thread, packed into 64 bits.
@@ -246,6 +249,8 @@ pub struct Loss {
     pub calls_too_deep: u64,
     /// Exec and thread-exit records that found the ring buffer full.
     pub moments: u64,
+    /// Sampled objects of Go programs whose address did not come to be known.
+    pub unresolved: u64,
 }
 
 const _: () = {
@@ -257,7 +262,7 @@ const _: () = {
     assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);
     assert!(size_of::<Target>() == 32);
     assert!(size_of::<LostFree>() == 16);
-    assert!(size_of::<Loss>() == 72);
+    assert!(size_of::<Loss>() == 80);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header
 };
 

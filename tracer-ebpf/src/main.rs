@@ -11,6 +11,7 @@
 mod alloc;
 mod copies;
 mod emit;
+mod go;
 mod inflight;
 mod process;
 mod stack;
@@ -100,6 +101,27 @@ pub fn enter_reallocarray(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn enter_free(ctx: ProbeContext) -> u32 {
     alloc::free(arg(&ctx, 0));
+    0
+}
+
+/// A function of the Go runtime that allocates an object.
+#[uprobe]
+pub fn go_allocate(ctx: ProbeContext) -> u32 {
+    go::allocate(&ctx);
+    0
+}
+
+/// `(*mspan).nextFreeIndex` of the Go runtime.
+#[uprobe]
+pub fn go_next_free_index(ctx: ProbeContext) -> u32 {
+    go::next_free_index(&ctx);
+    0
+}
+
+/// `(*mspan).initHeapBits` of the Go runtime.
+#[uprobe]
+pub fn go_init_heap_bits(ctx: ProbeContext) -> u32 {
+    go::init_heap_bits(&ctx);
     0
 }
 

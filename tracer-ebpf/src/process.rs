@@ -95,6 +95,29 @@ pub(crate) fn frame_pointer(ctx: *mut c_void) -> u64 {
     }
 }
 
+/// Registers that Go passes arguments in, and keeps its goroutine in, at an entry.
+pub(crate) struct GoRegisters {
+    pub(crate) first: u64,
+    pub(crate) second: u64,
+    /// Address of the goroutine's descriptor.
+    pub(crate) g: u64,
+    /// Flags of the processor.
+    pub(crate) flags: u64,
+}
+
+/// As Go's calling convention has them (ABIInternal); `ctx` is the context of a uprobe.
+#[inline(always)]
+pub(crate) fn go_registers(ctx: *mut c_void) -> GoRegisters {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    unsafe {
+        let regs = &*ctx.cast::<pt_regs>();
+        #[cfg(bpf_target_arch = "aarch64")]
+        return GoRegisters { first: regs.regs[0], second: regs.regs[1], g: regs.regs[28], flags: 0 };
+        #[cfg(not(bpf_target_arch = "aarch64"))]
+        return GoRegisters { first: regs.rax, second: regs.rbx, g: regs.r14, flags: regs.eflags };
+    }
+}
+
 /// All registers of the probed code in the order of DWARF; `ctx` is the context of a uprobe. Nothing on other machines than
 /// x86-64.
 #[inline(always)]

@@ -52,8 +52,11 @@ pub mod kind {
     pub const SIGNAL: u8 = 7;
     /// There is a rule, but none that these kinds express.
     pub const UNSUPPORTED: u8 = 8;
-    /// No unwind information at all, but frame pointers by convention (Go, JIT code).
+    /// No unwind information at all, but frame pointers by convention (JIT code). A frame pointer of 0 marks the outermost
+    /// frame.
     pub const FRAME_POINTERS: u8 = 9;
+    /// Go code: frame pointers, whose chain may lead on to another stack (the runtime's own, or that of C).
+    pub const GO: u8 = 10;
 }
 
 /// Where the caller's frame pointer is.

@@ -479,7 +479,9 @@ fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
         kind::FP => walk.fp.wrapping_add(offset),
         kind::PLT => walk.sp.wrapping_add(if walk.pc & 15 >= offset { 16 } else { 8 }),
         kind::STOP => return end::ROOT,
-        kind::FRAME_POINTERS => {
+        // The ABI's mark of the outermost frame.
+        kind::FRAME_POINTERS | kind::GO if walk.fp == 0 => return end::ROOT,
+        kind::FRAME_POINTERS | kind::GO => {
             saved_fp = walk.fp;
             walk.fp.wrapping_add(16)
         }
@@ -494,9 +496,15 @@ fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
         kind::NONE => return end::NO_RULE,
         _ => return end::UNSUPPORTED_RULE,
     };
-    // The stack grows down: a caller's frame lies above.
-    if cfa < walk.sp.wrapping_add(8) || cfa & 7 != 0 {
+    if cfa & 7 != 0 {
         return end::BAD_MEMORY;
+    }
+    // The stack grows down: a caller's frame lies above, unless it is on another stack.
+    if cfa < walk.sp.wrapping_add(8) {
+        if rule as u8 != kind::GO {
+            return end::BAD_MEMORY;
+        }
+        walk.tainted = 1;
     }
     if fp_kind == fp::AT_CFA {
         saved_fp = cfa.wrapping_add(fp_offset);

@@ -42,7 +42,8 @@ pub fn allocator(pid: Pid) -> Result<Option<Allocator>> {
 pub struct Attached {
     pid: Pid,
     target: Target,
-    allocator: Allocator,
+    /// None where only the heap of its Go runtime is followed.
+    allocator: Option<Allocator>,
     links: Links,
     /// Since when the process has been another program whose allocator is yet to be found.
     searching: Option<Instant>,
@@ -53,12 +54,16 @@ pub struct Attached {
 const LOADING: Duration = Duration::from_secs(10);
 
 impl Attached {
-    /// Attaches to a running process. Recording begins when the collector is told.
+    /// Attaches to a running process. Recording begins when the collector is told. `go`: it has another heap than that of an
+    /// allocator, and may have no allocator at all.
     ///
     /// # Errors
     /// No allocator, no right, or the process has ended.
-    pub fn attach(programs: &mut Programs, pid: Pid, status: Status) -> Result<Self> {
+    pub fn attach(programs: &mut Programs, pid: Pid, status: Status, go: bool) -> Result<Self> {
         let found = find(pid, Phase::Running).map_err(|error| explain(pid, &status, error))?;
+        if found.is_none() && go {
+            return Ok(Self::without_allocator(pid, &status));
+        }
         let allocator = found.ok_or_else(|| {
             if let Err(gone) = status::check(pid) {
                 return anyhow!(gone).context(format!("process {pid} ended while it was being attached to"));
@@ -70,6 +75,12 @@ impl Attached {
             )
         })?;
         Self::with(programs, pid, status, allocator)
+    }
+
+    /// Of a process with no allocator but that of its Go runtime.
+    pub fn without_allocator(pid: Pid, status: &Status) -> Self {
+        let target = describe(pid, status);
+        Self { pid, target, allocator: None, links: Links::default(), searching: None, notes: Vec::new() }
     }
 
     /// The same for a program that is being loaded: `None` when its allocator is not there yet.
@@ -84,7 +95,7 @@ impl Attached {
     fn with(programs: &mut Programs, pid: Pid, status: Status, allocator: Allocator) -> Result<Self> {
         let links = probe(programs, &allocator, pid).map_err(|error| explain(pid, &status, error))?;
         let target = describe(pid, &status);
-        Ok(Self { pid, target, allocator, links, searching: None, notes: Vec::new() })
+        Ok(Self { pid, target, allocator: Some(allocator), links, searching: None, notes: Vec::new() })
     }
 
     /// The process.
@@ -109,7 +120,7 @@ impl Attached {
     pub fn address_space(&self) -> Result<((u64, u64), AddressSpace)> {
         let mut space = AddressSpace::new(self.pid);
         space.refresh().with_context(|| format!("process {} ended while it was being attached to", self.pid))?;
-        let text = space.text_range(&self.allocator.module).unwrap_or((0, 0));
+        let text = self.allocator.as_ref().and_then(|allocator| space.text_range(&allocator.module)).unwrap_or((0, 0));
         Ok((text, space))
     }
 
@@ -128,7 +139,7 @@ impl Attached {
             Ok(Some(allocator)) => {
                 self.searching = None;
                 self.target = describe(self.pid, &status);
-                if allocator.module.identity() != self.allocator.module.identity() {
+                if !self.is_on(&allocator) {
                     self.notes.push(format!(
                         "process {} became another program with another allocator; what it allocated before the \
                          probes were moved is missing",
@@ -153,7 +164,7 @@ impl Attached {
     /// The process has ended, or its files cannot be read.
     pub fn load(&mut self, programs: &mut Programs) -> Result<bool> {
         let Some(allocator) = find(self.pid, Phase::Loading)? else { return Ok(false) };
-        if allocator.module.identity() != self.allocator.module.identity() {
+        if !self.is_on(&allocator) {
             self.reattach(programs, allocator, self.pid);
         }
         self.searching = None;
@@ -174,15 +185,20 @@ impl Attached {
             return false;
         }
         let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
-        let allocator =
-            Allocator { module: Arc::clone(&self.allocator.module), functions: self.allocator.functions.clone() };
+        let Some(Allocator { module, functions }) = &self.allocator else { return false };
+        let allocator = Allocator { module: Arc::clone(module), functions: functions.clone() };
         self.reattach(programs, allocator, thread)
+    }
+
+    /// Whether the probes are on this allocator.
+    fn is_on(&self, allocator: &Allocator) -> bool {
+        self.allocator.as_ref().is_some_and(|own| own.module.identity() == allocator.module.identity())
     }
 
     fn reattach(&mut self, programs: &mut Programs, allocator: Allocator, task: u32) -> bool {
         match probe(programs, &allocator, task) {
             Ok(links) => {
-                self.allocator = allocator;
+                self.allocator = Some(allocator);
                 std::mem::replace(&mut self.links, links).detach(programs);
                 true
             }

@@ -6,7 +6,7 @@ use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
-    config::{Config, GoroutinesConfig, OutputSpec, Subject, Verbosity},
+    config::{Config, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, Verbosity},
     exit,
     report::{Format, Value},
 };
@@ -59,6 +59,16 @@ struct Cli {
     /// Record only allocations of at most SIZE bytes
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size)]
     max_size: Option<u64>,
+
+    /// How the heap of a Go program is seen: by the profile that its runtime keeps, if it does (buckets); by sampled
+    /// allocations (sample); by the runtime's profile, turned on for the time of the trace (enable: writes to the process);
+    /// auto takes the first that is there
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = CliGoHeap::Auto)]
+    go_heap: CliGoHeap,
+
+    /// Mean number of bytes between two samples of a Go program's allocations
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, default_value = "32KiB", value_parser = size)]
+    sample: u64,
 
     /// How many stacks a text report shows
     #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, default_value_t = 10)]
@@ -135,6 +145,15 @@ struct OutputCli {
 enum CliValue {
     Bytes,
     Count,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CliGoHeap {
+    Auto,
+    Buckets,
+    Sample,
+    Enable,
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -215,6 +234,14 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         interval: cli.interval,
         min_age: cli.min_age.unwrap_or_default(),
         sizes,
+        go_heap: match cli.go_heap {
+            CliGoHeap::Auto => GoHeapChoice::Auto,
+            CliGoHeap::Buckets => GoHeapChoice::Buckets,
+            CliGoHeap::Sample => GoHeapChoice::Sample,
+            CliGoHeap::Enable => GoHeapChoice::Enable,
+            CliGoHeap::Off => GoHeapChoice::Off,
+        },
+        sample: sample(cli.sample)?,
         top: cli.top,
         value: match cli.value {
             CliValue::Bytes => Value::Bytes,
@@ -295,6 +322,16 @@ fn buffer_size(wanted: u64) -> Result<u32, clap::Error> {
         return Err(usage(ErrorKind::InvalidValue, "--buffer-size must be from 4KiB to 1GiB"));
     }
     Ok(wanted.next_power_of_two() as u32)
+}
+
+/// Smallest and largest mean of bytes between samples.
+const SAMPLES: (u64, u64) = (1, 1 << 30);
+
+fn sample(mean: u64) -> Result<u64, clap::Error> {
+    if !(SAMPLES.0..=SAMPLES.1).contains(&mean) {
+        return Err(usage(ErrorKind::InvalidValue, "--sample must be from 1B to 1GiB"));
+    }
+    Ok(mean)
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -422,6 +459,8 @@ mod tests {
             ("-p 5 --max-size 99999999999T", "address space"),
             ("-p 5 --buffer-size 1", "4KiB"),
             ("-p 5 --value weight", "bytes"),
+            ("-p 5 --go-heap none", "sample"),
+            ("-p 5 --sample 0", "1GiB"),
         ] {
             let message = refusal(line);
             assert!(message.contains(hint), "{line}: {message}");

@@ -6,12 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::{Loss, LostFree, Target, end};
 
 use crate::{
     bpf::Events,
-    event::{self, Event, Pid},
+    event::{self, Event, GoSample, Pid},
+    go_heap,
+    golang::heap::Sample,
     heap::{Counters, Growth, Heap, StackIndex, StackKind},
     process::{
         address_space::{AddressSpace, Place},
@@ -42,6 +44,13 @@ pub enum Request {
         space: Box<AddressSpace>,
         /// Whether to stop it (SIGSTOP) when it has become another program.
         stop_at_exec: bool,
+    },
+    /// Pass on the sampled objects of a Go process.
+    FollowGo {
+        /// The process.
+        pid: Pid,
+        /// Where they go.
+        samples: mpsc::Sender<go_heap::Input>,
     },
     /// The probes of this process were away until now: what was freed meanwhile is not known.
     Interrupted,
@@ -74,6 +83,8 @@ pub enum Notice {
 pub struct Snapshot {
     /// By stack, in no order.
     pub stacks: Vec<StackSnapshot>,
+    /// Stacks of sampled objects of Go programs, in no order.
+    pub go_stacks: Vec<GoStack>,
     /// What went through the heap.
     pub counters: Counters,
     /// What was lost.
@@ -82,6 +93,18 @@ pub struct Snapshot {
     pub unknown_records: u64,
     /// What stacks were unwound by.
     pub unwind_tables: Vec<UnwindTable>,
+}
+
+/// The stack of sampled objects of a Go program; what they are is known elsewhere.
+pub struct GoStack {
+    /// The process.
+    pub pid: Pid,
+    /// Identifies the stack within this trace.
+    pub stack: StackIndex,
+    /// Its addresses.
+    pub trail: Trail,
+    /// One of [`tracer_ebpf::end`].
+    pub end: u32,
 }
 
 /// What one stack holds.
@@ -144,6 +167,23 @@ struct Tracked {
     unplaced: Vec<StackIndex>,
 }
 
+/// A Go process whose sampled objects are passed on.
+struct GoProcess {
+    samples: mpsc::Sender<go_heap::Input>,
+    /// Those that have come since the last were passed on.
+    batch: Vec<Sample>,
+    stacks: HashSet<StackIndex>,
+}
+
+impl GoProcess {
+    fn pass_on(&mut self) {
+        if !self.batch.is_empty() {
+            // Whoever follows it may have given up.
+            let _ = self.samples.send(go_heap::Input::Samples(std::mem::take(&mut self.batch)));
+        }
+    }
+}
+
 /// The collector's state. Belongs to its thread.
 pub struct Collector {
     events: Events,
@@ -154,6 +194,7 @@ pub struct Collector {
     trails: Vec<Option<Arc<[Site]>>>,
     loss: Loss,
     unknown_records: u64,
+    go: HashMap<Pid, GoProcess>,
     requests: mpsc::Receiver<Request>,
     notify: Box<dyn Fn(Notice) + Send>,
 }
@@ -176,6 +217,7 @@ impl Collector {
             trails: Vec::new(),
             loss: Loss::default(),
             unknown_records: 0,
+            go: HashMap::new(),
             requests,
             notify,
         }
@@ -206,6 +248,9 @@ impl Collector {
     fn obey(&mut self, request: Request) {
         match request {
             Request::Enable { pid, text, space, stop_at_exec } => self.enable(pid, text, *space, stop_at_exec),
+            Request::FollowGo { pid, samples } => {
+                self.go.insert(pid, GoProcess { samples, batch: Vec::new(), stacks: HashSet::new() });
+            }
             Request::Interrupted => {
                 self.take_in_all();
                 self.heap.frees_lost_without_trace(monotonic());
@@ -254,14 +299,22 @@ impl Collector {
 
     /// Takes in up to `limit` records; returns how many.
     fn take_in(&mut self, limit: usize) -> usize {
-        let Self { events, heap, processes, unwinder, trails, unknown_records, notify, .. } = self;
-        events.drain(limit, |record| match event::parse(record) {
+        let Self { events, heap, processes, unwinder, trails, unknown_records, go, notify, .. } = self;
+        let taken = events.drain(limit, |record| match event::parse(record) {
             Ok((origin, event)) => {
                 heap.apply(origin, event);
                 match event {
                     Event::Stack { id, .. } => {
                         if let (Some(stack), Some(process)) = (heap.stacks().find(id), processes.get_mut(&origin.pid)) {
                             place(heap, process, unwinder, trails, stack);
+                        }
+                    }
+                    Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }) => {
+                        let stack = heap.intern(origin.pid, stack);
+                        if let Some(process) = go.get_mut(&origin.pid) {
+                            process.stacks.insert(stack);
+                            let stack = stack.raw();
+                            process.batch.push(Sample { addr, size, charge, time, sweepgen, class, stack });
                         }
                     }
                     Event::Exec => {
@@ -278,7 +331,9 @@ impl Collector {
                 }
             }
             Err(event::Unintelligible) => *unknown_records += 1,
-        })
+        });
+        go.values_mut().for_each(GoProcess::pass_on);
+        taken
     }
 
     /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
@@ -361,8 +416,15 @@ impl Collector {
                 }
             })
             .collect();
+        let go_stacks = self.go.iter().flat_map(|(pid, process)| {
+            process.stacks.iter().map(|stack| {
+                let (trail, end) = (self.trail(*stack), self.heap.stacks().end(*stack));
+                GoStack { pid: *pid, stack: *stack, trail, end }
+            })
+        });
         Snapshot {
             stacks,
+            go_stacks: go_stacks.collect(),
             counters: self.heap.counters(),
             loss: self.loss,
             unknown_records: self.unknown_records,

@@ -17,6 +17,10 @@ pub struct Config {
     pub min_age: Duration,
     /// Smallest and largest allocation of interest, bytes, inclusive.
     pub sizes: (u64, u64),
+    /// How the heap of Go programs is seen.
+    pub go_heap: GoHeapChoice,
+    /// Mean of bytes between samples, where allocations are sampled.
+    pub sample: u64,
     /// How many stacks a text report shows.
     pub top: usize,
     /// What stacks are ordered by, and what flame graphs show.
@@ -44,6 +48,21 @@ pub struct GoroutinesConfig {
     pub outputs: Vec<OutputSpec>,
     /// How much to say on the standard error.
     pub verbosity: Verbosity,
+}
+
+/// How the heap of Go programs is to be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GoHeapChoice {
+    /// By the profile that the runtime keeps, if it does, else by sampling.
+    Auto,
+    /// By the profile that the runtime keeps.
+    Buckets,
+    /// By sampled allocations.
+    Sample,
+    /// By the profile that the runtime keeps, which is turned on for the time of the trace: writes to the process.
+    Enable,
+    /// Not at all.
+    Off,
 }
 
 /// What to trace.

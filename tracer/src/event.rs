@@ -31,6 +31,25 @@ pub struct Allocation {
     pub time: u64,
 }
 
+/// A sampled object of a Go program; fields as in [`tracer_ebpf::golang::Sample`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GoSample {
+    /// Where it is.
+    pub addr: u64,
+    /// Bytes that it takes.
+    pub size: u64,
+    /// Bytes by which it was sampled.
+    pub charge: u64,
+    /// Id of the stack that asked.
+    pub stack: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+    /// State of the garbage collector.
+    pub sweepgen: u32,
+    /// Twice the class, and 1 for objects without pointers.
+    pub class: u8,
+}
+
 /// What happened. The order of events is causal: a block's free comes before the next use of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -55,6 +74,8 @@ pub enum Event<'a> {
         /// One of [`tracer_ebpf::end`].
         end: u32,
     },
+    /// An object of a Go program was sampled.
+    GoSample(GoSample),
     /// The process became another program.
     Exec,
     /// The thread ended.
@@ -96,6 +117,7 @@ pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::REALLOC_FAILED => Event::ReallocFailed(addr),
         kind::REALLOC_FREED => Event::ReallocFreed(addr),
         kind::STACK => stack(record)?,
+        kind::GO_SAMPLE => go_sample(record)?,
         kind::EXEC => Event::Exec,
         kind::THREAD_EXIT => Event::ThreadExit,
         _ => return Err(Unintelligible),
@@ -109,6 +131,16 @@ fn allocation(record: &[u8]) -> Result<Allocation, Unintelligible> {
         return Err(Unintelligible);
     }
     Ok(Allocation { addr: word(record, 1), size: word(record, 2), stack: word(record, 3), time: word(record, 4) })
+}
+
+fn go_sample(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
+    if record.len() < size_of::<tracer_ebpf::golang::Sample>() {
+        return Err(Unintelligible);
+    }
+    let (addr, size, charge, stack, time) =
+        (word(record, 1), word(record, 2), word(record, 3), word(record, 4), word(record, 5));
+    let (sweepgen, class) = (word(record, 6) as u32, (word(record, 6) >> 32) as u8);
+    Ok(Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }))
 }
 
 fn stack(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
@@ -153,6 +185,10 @@ mod tests {
             (vec![header(kind::REALLOC_TAKE), 6], Event::ReallocTake(6)),
             (vec![header(kind::REALLOC_FAILED), 7], Event::ReallocFailed(7)),
             (vec![header(kind::REALLOC_FREED), 8], Event::ReallocFreed(8)),
+            (
+                vec![header(kind::GO_SAMPLE), 1, 2, 3, 4, 5, 7 << 32 | 6],
+                Event::GoSample(GoSample { addr: 1, size: 2, charge: 3, stack: 4, time: 5, sweepgen: 6, class: 7 }),
+            ),
             (vec![header(kind::EXEC), 9], Event::Exec),
             (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
         ] {
@@ -175,6 +211,7 @@ mod tests {
             vec![header(0), 1],
             vec![header(200), 1],
             vec![header(kind::ALLOC), 1, 2, 3],
+            vec![header(kind::GO_SAMPLE), 1, 2, 3, 4, 5],
             vec![header(kind::STACK), 1],
             vec![header(kind::STACK), 1, 2, 0xa],
             vec![header(kind::STACK), 1, u64::MAX],

@@ -10,6 +10,7 @@ pub mod session;
 
 pub mod attach;
 pub mod collector;
+pub mod go_heap;
 pub mod outputs;
 pub mod preflight;
 pub mod present;

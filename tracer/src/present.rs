@@ -6,13 +6,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::{
     collector::{Site, Snapshot, StackSnapshot, Trail},
+    event::Pid,
+    go_heap::{HeapSnapshot, HeapStack, HeapUsage, Way},
+    golang::{Runtime, Symbols, heap},
     heap::StackIndex,
-    profile::{Frame, Frames, Kind, Mode, Profile, StackEntry, Target},
-    quality::{Quality, Truncation},
+    profile::{self, Frame, Frames, Kind, Mode, Profile, StackEntry, Target},
+    quality::{Quality, Sampling, Truncation},
     symbolize::{Query, Symbolizer},
 };
 
@@ -28,49 +31,139 @@ pub struct Trace {
     pub notes: Vec<String>,
 }
 
+/// The heap of a Go process at one moment.
+pub struct GoTrace {
+    /// The process.
+    pub pid: Pid,
+    /// How it was seen.
+    pub way: Way,
+    /// What it holds.
+    pub heap: HeapSnapshot,
+}
+
 /// Names stacks; remembers those it has named.
 pub struct Presenter {
     symbolizer: Symbolizer,
     named: HashMap<StackIndex, Frames>,
+    /// Stacks of the profiles that Go runtimes keep.
+    named_calls: HashMap<(Pid, Arc<[u64]>), Frames>,
+    /// Names of Go code, by process.
+    go: HashMap<Pid, Symbols<Arc<Runtime>>>,
 }
 
 impl Presenter {
     /// One that has named nothing yet.
     pub fn new() -> Self {
-        Self { symbolizer: Symbolizer::new(), named: HashMap::new() }
+        Self { symbolizer: Symbolizer::new(), named: HashMap::new(), named_calls: HashMap::new(), go: HashMap::new() }
+    }
+
+    /// Names the Go code of a process, whose executable is known to it as `module`, by the tables of its runtime.
+    pub fn know_go(&mut self, pid: Pid, runtime: Arc<Runtime>, module: &str) {
+        self.go.insert(pid, Symbols::new(runtime, module));
     }
 
     /// The profile of a snapshot.
-    pub fn profile(&mut self, trace: Trace, snapshot: Snapshot) -> Profile {
-        self.name_new_stacks(&snapshot.stacks);
-        let quality = quality(&trace, &snapshot);
+    pub fn profile(&mut self, trace: Trace, snapshot: Snapshot, go: Vec<GoTrace>) -> Profile {
+        let native = snapshot.stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail));
+        self.name_new_stacks(native.collect());
+        let sampled = snapshot.go_stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail));
+        self.name_new_stacks(sampled.collect());
+        let quality = quality(&trace, &snapshot, &go);
+        let mode = match go.first().map(|go| go.way) {
+            None => Mode::Exact,
+            Some(Way::Sampled) => Mode::Sampled,
+            Some(Way::Buckets(_)) => Mode::GoBuckets,
+        };
         let mut stacks: Vec<StackEntry> = merged(snapshot.stacks).into_iter().map(|stack| self.entry(stack)).collect();
+        for go in go {
+            stacks.extend(self.go_entries(go.pid, go.heap));
+        }
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         let Trace { started, duration, targets, notes: _ } = trace;
         let unwind_tables = snapshot.unwind_tables;
-        let (kind, mode, goroutines) = (Kind::Heap, Mode::Exact, Vec::new());
+        let (kind, goroutines) = (Kind::Heap, Vec::new());
         Profile { kind, started, duration, mode, targets, stacks, goroutines, quality, unwind_tables }
     }
 
-    fn name_new_stacks(&mut self, stacks: &[StackSnapshot]) {
-        let new: Vec<(StackIndex, u32, &Arc<[Site]>)> = stacks
-            .iter()
-            .filter_map(|stack| match &stack.trail {
-                Trail::Known(sites) if !self.named.contains_key(&stack.stack) => Some((stack.stack, stack.pid, sites)),
+    /// What a Go heap holds, stacks of the same frames made one: those of the runtime at the leaf are left out, as in Go's own
+    /// profiles, and differ by the size of what was allocated.
+    fn go_entries(&mut self, pid: Pid, heap: HeapSnapshot) -> Vec<StackEntry> {
+        let mut entries: Vec<StackEntry> = Vec::with_capacity(heap.stacks.len());
+        let mut places: HashMap<Frames, usize> = HashMap::new();
+        for HeapUsage { stack, values, oldest, growth } in heap.stacks {
+            let frames = match stack {
+                HeapStack::Sampled(stack) => self.named.get(&StackIndex::from_raw(stack)).map(without_runtime),
+                HeapStack::Calls(calls) => self.named_calls(pid, calls),
+            };
+            let frames = frames.unwrap_or_else(|| stand_in("[stack lost]"));
+            let next = entries.len();
+            let place = *places.entry(frames.clone()).or_insert(next);
+            if place == next {
+                entries.push(StackEntry {
+                    pid,
+                    heap: profile::Heap::Go,
+                    frames,
+                    values,
+                    uncertain_bytes: 0,
+                    oldest,
+                    growth,
+                });
+                continue;
+            }
+            let entry = &mut entries[place];
+            entry.values += values;
+            entry.oldest = entry.oldest.max(oldest);
+            entry.growth = entry.growth.map(|sum| sum + growth.unwrap_or(0.0));
+        }
+        entries
+    }
+
+    /// Frames of addresses each of which stands for one function.
+    fn named_calls(&mut self, pid: Pid, calls: Arc<[u64]>) -> Option<Frames> {
+        let symbols = self.go.get_mut(&pid)?;
+        let named = self.named_calls.entry((pid, calls)).or_insert_with_key(|(_, calls)| {
+            let frames = calls.iter().rev().filter_map(|call| symbols.innermost(*call));
+            let frames = frames.filter(|frame| frame.function.as_deref() != Some("runtime.goexit"));
+            without_runtime(&frames.map(|frame| Arc::from([Frame { inlined: false, ..frame }])).collect())
+        });
+        Some(named.clone())
+    }
+
+    fn name_new_stacks(&mut self, stacks: Vec<(StackIndex, Pid, &Trail)>) {
+        let Self { symbolizer, named, go, .. } = self;
+        let new: Vec<(StackIndex, Pid, &Arc<[Site]>)> = stacks
+            .into_iter()
+            .filter_map(|(stack, pid, trail)| match trail {
+                Trail::Known(sites) if !named.contains_key(&stack) => Some((stack, pid, sites)),
                 _ => None,
             })
             .collect();
         let queries: Vec<Query<'_>> = new
             .iter()
             .flat_map(|(_, pid, sites)| {
-                sites.iter().map(|site| Query { pid: *pid, addr: site.addr, place: &site.place })
+                let others = sites.iter().filter(|site| !is_go(go, *pid, site));
+                others.map(|site| Query { pid: *pid, addr: site.addr, place: &site.place })
             })
             .collect();
-        let mut answers = self.symbolizer.resolve(&queries).into_iter();
-        for (stack, _, sites) in new {
-            let mut frames: Vec<Arc<[Frame]>> = answers.by_ref().take(sites.len()).collect();
+        let mut answers = symbolizer.resolve(&queries).into_iter();
+        for (stack, pid, sites) in new {
+            let mut frames: Vec<Arc<[Frame]>> = Vec::with_capacity(sites.len());
+            // Go code is named in one go: whether a frame is shown may depend on what it calls.
+            let in_go: Vec<bool> = sites.iter().map(|site| is_go(go, pid, site)).collect();
+            let mut begin = 0;
+            for part in in_go.chunk_by(|a, b| a == b) {
+                let (in_go, part) = (part[0], &sites[begin..begin + part.len()]);
+                begin += part.len();
+                match go.get_mut(&pid).filter(|_| in_go) {
+                    Some(symbols) => {
+                        let calls: Vec<u64> = part.iter().map(|site| site.addr.wrapping_sub(1)).collect();
+                        frames.extend(symbols.part(&calls));
+                    }
+                    None => frames.extend(answers.by_ref().take(part.len())),
+                }
+            }
             frames.reverse();
-            self.named.insert(stack, frames.into_iter().collect());
+            named.insert(stack, frames.into_iter().collect());
         }
     }
 
@@ -82,7 +175,7 @@ impl Presenter {
             Trail::Known(_) => named.cloned().unwrap_or_else(|| stand_in("[unknown]")),
         };
         let StackSnapshot { pid, values, uncertain_bytes, oldest, growth, .. } = stack;
-        StackEntry { pid, frames, values, uncertain_bytes, oldest, growth }
+        StackEntry { pid, heap: profile::Heap::Native, frames, values, uncertain_bytes, oldest, growth }
     }
 }
 
@@ -111,18 +204,48 @@ fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
     all
 }
 
+/// Whether a site of a stack is in Go code.
+fn is_go(go: &HashMap<Pid, Symbols<Arc<Runtime>>>, pid: Pid, site: &Site) -> bool {
+    go.get(&pid).is_some_and(|symbols| symbols.is_go(site.addr.wrapping_sub(1)))
+}
+
+/// A stack without the functions of the Go runtime at its leaf, which allocate on behalf of the program; a stack of nothing
+/// else stays as it is (as `writeHeapProto` of runtime/pprof does).
+fn without_runtime(frames: &Frames) -> Frames {
+    let is_runtime = |frame: &Frame| {
+        let function = frame.function.as_deref().unwrap_or_default();
+        function.starts_with("runtime.") || function.starts_with("internal/runtime/")
+    };
+    let addresses: Vec<Arc<[Frame]>> = frames.addresses().cloned().collect();
+    let own = addresses.iter().rposition(|address| !address.iter().all(is_runtime));
+    match own {
+        Some(last) => addresses.into_iter().take(last + 1).collect(),
+        None => frames.clone(),
+    }
+}
+
 /// A stack that stands for what is not known.
 fn stand_in(name: &str) -> Frames {
     vec![Frame { function: Some(name.to_owned()), ..Frame::default() }].into()
 }
 
-fn quality(trace: &Trace, snapshot: &Snapshot) -> Quality {
+fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
     let loss = &snapshot.loss;
     let unknown = snapshot.stacks.iter().filter(|stack| !matches!(stack.trail, Trail::Known(_)));
-    let truncated = truncated(&snapshot.stacks);
+    let truncated = truncated(snapshot, go);
     let reasons: Vec<String> =
         truncated.iter().map(|(reason, count)| format!("{count} of the cut stacks: {}", reason.words())).collect();
+    let sampling: Vec<&heap::Sampling> = go.iter().filter_map(|go| go.heap.sampling.as_ref()).collect();
+    let problems = go.iter().filter_map(|go| {
+        let problem = go.heap.problem.as_ref()?;
+        Some(format!("the Go heap of process {} could not be followed to the end: {problem}", go.pid))
+    });
+    let sum = |field: fn(&heap::Sampling) -> u64| sampling.iter().map(|sampling| field(sampling)).sum();
     Quality {
+        sampling: together(&sampling, go),
+        missed_cycles: sum(|sampling| sampling.missed_cycles),
+        undecided_samples: sum(|sampling| sampling.undecided),
+        unresolved_samples: loss.unresolved,
         lost_allocs: loss.allocs,
         lost_frees: loss.frees,
         unmatched_frees: snapshot.counters.unmatched_frees,
@@ -131,17 +254,44 @@ fn quality(trace: &Trace, snapshot: &Snapshot) -> Quality {
         uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).fold(0, u64::saturating_add),
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add),
         untracked_calls: loss.threads_full + loss.calls_too_deep,
-        unknown_records: snapshot.unknown_records,
+        unknown_records: snapshot.unknown_records + sum(|sampling| sampling.senseless),
         recorded_events: snapshot.counters.events,
-        notes: trace.notes.iter().cloned().chain(reasons).collect(),
+        notes: trace.notes.iter().cloned().chain(problems).chain(reasons).collect(),
     }
 }
 
+/// How good the estimates of several processes are together.
+fn together(sampling: &[&heap::Sampling], go: &[GoTrace]) -> Option<Sampling> {
+    let mean_bytes = sampling.first()?.mean_bytes;
+    let held = |heap: &HeapSnapshot| heap.stacks.iter().map(|stack| stack.values.outstanding_bytes).sum::<u64>() as f64;
+    let (mut sum, mut variance) = (0.0, 0.0);
+    for heap in go.iter().map(|go| &go.heap) {
+        let Some(sampling) = &heap.sampling else { continue };
+        sum += held(heap);
+        variance += (sampling.relative_error * held(heap)).powi(2);
+    }
+    let relative_error = if sum > 0.0 { variance.sqrt() / sum } else { 0.0 };
+    Some(Sampling { mean_bytes, samples: sampling.iter().map(|sampling| sampling.samples).sum(), relative_error })
+}
+
 /// How many stacks that hold something end before the thread's root, by the reason that the BPF side gave.
-fn truncated(stacks: &[StackSnapshot]) -> BTreeMap<Truncation, u64> {
+fn truncated(snapshot: &Snapshot, go: &[GoTrace]) -> BTreeMap<Truncation, u64> {
+    let native = snapshot.stacks.iter().filter(|stack| stack.values.outstanding_blocks > 0);
+    let native = native.map(|stack| (&stack.trail, stack.end));
+    let held: HashSet<StackIndex> = go
+        .iter()
+        .flat_map(|go| &go.heap.stacks)
+        .filter(|usage| usage.values.outstanding_blocks > 0)
+        .filter_map(|usage| match usage.stack {
+            HeapStack::Sampled(stack) => Some(StackIndex::from_raw(stack)),
+            HeapStack::Calls(_) => None,
+        })
+        .collect();
+    let sampled = snapshot.go_stacks.iter().filter(|stack| held.contains(&stack.stack));
+    let sampled = sampled.map(|stack| (&stack.trail, stack.end));
     let mut counts = BTreeMap::new();
-    for stack in stacks.iter().filter(|stack| stack.values.outstanding_blocks > 0) {
-        if let (Trail::Known(_), Some(reason)) = (&stack.trail, Truncation::of(stack.end)) {
+    for (trail, end) in native.chain(sampled) {
+        if let (Trail::Known(_), Some(reason)) = (trail, Truncation::of(end)) {
             *counts.entry(reason).or_default() += 1;
         }
     }

@@ -62,6 +62,10 @@ pub enum Kind {
 pub enum Mode {
     /// Every allocation was recorded.
     Exact,
+    /// Some allocations were recorded; the numbers are estimates.
+    Sampled,
+    /// A Go runtime's own profile of its heap was read from memory; the numbers are its estimates.
+    GoBuckets,
     /// Read from memory, while the process ran.
     Snapshot,
 }
@@ -89,6 +93,11 @@ pub struct Frame {
 pub struct Frames(Arc<[Arc<[Frame]>]>);
 
 impl Frames {
+    /// The frames of each address, root first.
+    pub fn addresses(&self) -> impl DoubleEndedIterator<Item = &Arc<[Frame]>> {
+        self.0.iter()
+    }
+
     /// Every frame, root first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Frame> {
         self.0.iter().flat_map(|address| address.iter())
@@ -108,11 +117,32 @@ impl From<Vec<Frame>> for Frames {
     }
 }
 
+/// Where memory comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Heap {
+    /// An allocator of C: `malloc` and its family.
+    Native,
+    /// The Go runtime.
+    Go,
+}
+
+impl Heap {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Native => "native",
+            Self::Go => "go",
+        }
+    }
+}
+
 /// What one stack holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackEntry {
     /// Process that the stack belongs to.
     pub pid: u32,
+    /// What it allocated from.
+    pub heap: Heap,
     /// Frames, root first, the direct caller of the allocator last.
     pub frames: Frames,
     /// What was allocated and is still held.
@@ -228,6 +258,12 @@ impl Profile {
     /// How many goroutines there are.
     pub fn goroutine_count(&self) -> u64 {
         self.goroutines.iter().map(|group| group.count).sum()
+    }
+
+    /// Whether one of the processes has memory of both kinds of heap.
+    pub fn has_both_heaps(&self) -> bool {
+        let has = |heap| self.stacks.iter().any(|stack| stack.heap == heap);
+        has(Heap::Go) && has(Heap::Native)
     }
 
     /// The process with this id.

@@ -65,8 +65,19 @@ impl Truncation {
     }
 }
 
+/// How estimates came about.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sampling {
+    /// Mean of bytes between samples.
+    pub mean_bytes: u64,
+    /// Samples that are held.
+    pub samples: u64,
+    /// One standard deviation of all bytes that are held, as a share of them.
+    pub relative_error: f64,
+}
+
 /// How far a profile can be trusted. All counts are 0 in a perfect trace, `unmatched_frees` excepted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quality {
     /// Allocations that could not be recorded (ring buffer full).
     pub lost_allocs: u64,
@@ -86,6 +97,14 @@ pub struct Quality {
     pub untracked_calls: u64,
     /// Records that the tracer did not understand: a bug in it.
     pub unknown_records: u64,
+    /// How estimates came about; `None` when all numbers are counts.
+    pub sampling: Option<Sampling>,
+    /// Cycles of a Go garbage collector in which not all sampled objects were looked at: what ended then may still be shown.
+    pub missed_cycles: u64,
+    /// Sampled objects of which it is not known whether they are still alive. They are shown.
+    pub undecided_samples: u64,
+    /// Sampled objects whose address did not come to be known. They are not shown.
+    pub unresolved_samples: u64,
     /// Events that were recorded: the base that losses are compared with.
     pub recorded_events: u64,
     /// What else the reader should know, as sentences.
@@ -103,6 +122,9 @@ impl Quality {
             && self.truncated_stacks() == 0
             && self.uncertain_bytes == 0
             && self.unknown_stack_bytes == 0
+            && self.missed_cycles == 0
+            && self.undecided_samples == 0
+            && self.unresolved_samples == 0
     }
 
     /// Whether so much is missing that the exit status says so. `outstanding_bytes` is the profile's total.
@@ -112,6 +134,7 @@ impl Quality {
             || share(self.missed_frees, self.recorded_events)
             || share(self.uncertain_bytes, outstanding_bytes)
             || share(self.unknown_stack_bytes, outstanding_bytes)
+            || share(self.unresolved_samples, self.recorded_events + self.unresolved_samples)
     }
 
     /// Stacks that end before the thread's root.

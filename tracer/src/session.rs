@@ -14,15 +14,16 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
     attach::Attached,
-    bpf::{self, Programs},
+    bpf::{self, GoMaps, Programs},
     collector::{Collector, Notice, Request, Snapshot},
-    config::{Config, Subject, Verbosity},
+    config::{Config, GoHeapChoice, Subject, Verbosity},
     event::Pid,
     exit::Exit,
+    go_heap::{GoHeap, GoProcess},
     heap::MAX_STACKS,
     outputs::Outputs,
     preflight::Machine,
-    present::{Presenter, Trace},
+    present::{GoTrace, Presenter, Trace},
     process::{
         launch::{self, Launched, Step},
         status::{self, NotTraceable},
@@ -72,6 +73,8 @@ pub fn run(config: Config) -> Result<Exit> {
     })?;
     let events = programs.events()?;
     let unwinder = Unwinder::new(programs.tables()?);
+    let mut go_maps = programs.go_maps()?;
+    go_maps.set_mean(config.sample)?;
     bpf::attach_lifecycle(&mut programs)?;
 
     let (inputs, input) = mpsc::channel();
@@ -94,7 +97,10 @@ pub fn run(config: Config) -> Result<Exit> {
         presenter: Presenter::new(),
         config,
         programs,
+        go_maps,
         attached: Vec::new(),
+        go: Vec::new(),
+        notes: Vec::new(),
         requests,
         input,
         inputs,
@@ -114,7 +120,12 @@ pub fn run(config: Config) -> Result<Exit> {
 struct Session {
     config: Config,
     programs: Programs,
+    go_maps: GoMaps,
     attached: Vec<Attached>,
+    /// Heaps of Go processes.
+    go: Vec<GoHeap>,
+    /// What the reader of a report should know.
+    notes: Vec<String>,
     requests: mpsc::Sender<Request>,
     input: mpsc::Receiver<Input>,
     inputs: mpsc::Sender<Input>,
@@ -144,7 +155,9 @@ impl Session {
         }
         let signal = self.run_loop(&mut outputs)?;
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
-        let profile = self.profile(snapshot);
+        // After the collector has passed the last samples on.
+        let go = self.go_traces(true);
+        let profile = self.profile(snapshot, go);
         outputs.write_final(&profile, &Options { top: self.config.top, value: self.config.value })?;
         self.detach();
         let traced = self.verdict(&profile);
@@ -158,8 +171,40 @@ impl Session {
             .with_context(|| format!("cannot watch process {pid}"))?;
         // Looked at again: the watch began after the first check, and the id may belong to another process by now.
         let status = status::check(pid)?;
-        let attached = Attached::attach(&mut self.programs, pid, status)?;
+        let go = self.attach_go(pid, false);
+        let found = matches!(go, Ok(true));
+        let attached = match (Attached::attach(&mut self.programs, pid, status, found), go) {
+            (Ok(attached), Err(problem)) if self.config.go_heap == GoHeapChoice::Auto => {
+                self.notes.push(format!("the Go heap of process {pid} is not seen, only what is in C: {problem:#}"));
+                attached
+            }
+            // Nothing else is there, or it was asked for by name.
+            (_, Err(problem)) => return Err(problem),
+            (attached, Ok(_)) => attached?,
+        };
         self.enable(attached)
+    }
+
+    /// Begins to follow the Go heap of a process. Whether it has one. `begins`: its first instruction is yet to come.
+    fn attach_go(&mut self, pid: Pid, begins: bool) -> Result<bool> {
+        if self.config.go_heap == GoHeapChoice::Off {
+            return Ok(false);
+        }
+        let Config { go_heap, sample, .. } = self.config;
+        let opened = GoProcess::open(pid).map_err(anyhow::Error::from).and_then(|process| {
+            let follow =
+                |process: GoProcess| process.follow(&mut self.programs, &mut self.go_maps, go_heap, sample, begins);
+            process.map(follow).transpose()
+        });
+        let Some(heap) = opened.with_context(|| format!("the Go heap of process {pid} cannot be followed"))? else {
+            return Ok(false);
+        };
+        let exe = status::check(pid).map(|status| status.exe).unwrap_or_default();
+        self.presenter.know_go(pid, heap.runtime(), &exe);
+        self.notes.push(heap.note());
+        self.send(Request::FollowGo { pid, samples: heap.samples() })?;
+        self.go.push(heap);
+        Ok(true)
     }
 
     fn enable(&mut self, attached: Attached) -> Result<()> {
@@ -209,6 +254,12 @@ impl Session {
                 found = true;
             }
             if step == Step::Entry {
+                if self.attach_go(pid, true)? && !found {
+                    if !self.attached.iter().any(|attached| attached.pid() == pid) {
+                        self.attached.push(Attached::without_allocator(pid, &status::check(pid)?));
+                    }
+                    found = true;
+                }
                 if found {
                     self.enable_again(pid)?;
                 }
@@ -264,8 +315,10 @@ impl Session {
                 && now >= at
             {
                 report = Some(now.max(at + interval));
+                // Before the collector is asked, so that it knows the stacks of all samples.
+                let go = self.go_traces(false);
                 let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
-                let profile = self.profile(snapshot);
+                let profile = self.profile(snapshot, go);
                 outputs.write_interval(&profile, &self.config)?;
                 continue;
             }
@@ -306,6 +359,9 @@ impl Session {
 
     fn heed(&mut self, notice: Notice) -> Result<()> {
         let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid)) = notice;
+        if let Notice::Exec(_) = notice {
+            self.forget_go(pid);
+        }
         if let Notice::Exec(_) = notice
             && let Some(launched) = self.launched.take_if(|launched| launched.pid() == pid)
         {
@@ -324,6 +380,21 @@ impl Session {
         Ok(())
     }
 
+    /// A process has become another program: its Go heap is gone.
+    fn forget_go(&mut self, pid: Pid) {
+        while let Some(index) = self.go.iter().position(|go| go.pid() == pid) {
+            self.notes.push(format!("process {pid} became another program; its Go heap until then is not shown"));
+            self.go.remove(index).detach(&mut self.programs);
+        }
+    }
+
+    /// What the heaps of Go processes hold now.
+    fn go_traces(&self, last: bool) -> Vec<GoTrace> {
+        let Config { min_age, sizes, .. } = self.config;
+        let trace = |go: &GoHeap| GoTrace { pid: go.pid(), way: go.way(), heap: go.snapshot(min_age, sizes, last) };
+        self.go.iter().map(trace).collect()
+    }
+
     fn send(&self, request: Request) -> Result<()> {
         self.requests.send(request).ok().context("the collector has ended early")
     }
@@ -334,8 +405,8 @@ impl Session {
         answer.recv().context("the collector has ended early")
     }
 
-    fn profile(&mut self, snapshot: Snapshot) -> Profile {
-        let mut notes = Vec::new();
+    fn profile(&mut self, snapshot: Snapshot, go: Vec<GoTrace>) -> Profile {
+        let mut notes = self.notes.clone();
         if self.interruptions > 0 {
             notes.push(
                 "the first thread of the process ended while it was traced; the probes were moved to another thread, \
@@ -355,11 +426,14 @@ impl Session {
             targets: self.attached.iter().map(Attached::target).collect(),
             notes,
         };
-        self.presenter.profile(trace, snapshot)
+        self.presenter.profile(trace, snapshot, go)
     }
 
     /// Takes the probes off. Only after the report has been written: it takes seconds.
     fn detach(&mut self) {
+        for go in self.go.drain(..) {
+            go.detach(&mut self.programs);
+        }
         for attached in self.attached.drain(..) {
             attached.detach(&mut self.programs);
         }
@@ -367,7 +441,10 @@ impl Session {
 
     fn verdict(&self, profile: &Profile) -> Exit {
         let quality = &profile.quality;
-        let lossy = quality.lost_events() > 0 || quality.missed_frees > 0 || quality.uncertain_bytes > 0;
+        let lossy = quality.lost_events() > 0
+            || quality.missed_frees > 0
+            || quality.uncertain_bytes > 0
+            || quality.unresolved_samples > 0;
         let incomplete = quality.incomplete_beyond_threshold(profile.totals().outstanding_bytes);
         if incomplete || (self.config.strict && lossy) { Exit::Incomplete } else { Exit::Complete }
     }

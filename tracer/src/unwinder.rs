@@ -14,13 +14,14 @@ use tracer_ebpf::unwind::{MAX_MAPPINGS, Mapping, Mappings};
 use crate::{
     bpf::Tables,
     event::Pid,
+    golang,
     process::{
         address_space::AddressSpace,
         elf::{Bytes, Elf},
         module::{Identity, Module},
     },
     profile::UnwindTable,
-    unwind::{self, Packed, Placed, Sections, Table},
+    unwind::{self, Packed, Placed, Sections, Table, UnwindError},
 };
 
 /// Most of an unwinding section that is read, bytes.
@@ -234,13 +235,24 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
     let bytes = Bytes::new(file);
     let elf = Elf::parse(&bytes).map_err(|error| error.to_string())?;
     let segments = elf.segments();
+    let go = golang::TABLES.iter().any(|name| elf.section_place(name).is_some());
     let sections = Sections {
         eh_frame: elf.section_at(".eh_frame", MAX_SECTION),
-        debug_frame: elf.section_at(".debug_frame", MAX_SECTION),
+        // Go's knows neither the runtime's switches of stacks nor where goroutines begin.
+        debug_frame: elf.section_at(".debug_frame", MAX_SECTION).filter(|_| !go),
         text_address: elf.section_at(".text", 0).map_or(0, |(_, address)| address),
         got_address: elf.section_at(".got", 0).map(|(_, address)| address),
     };
-    let mut table = unwind::compile(&sections).map_err(|error| error.to_string())?;
+    let mut table = match unwind::compile(&sections) {
+        // All of it, where nothing is in C.
+        Err(UnwindError::NoSection | UnwindError::Empty) if go => Table::default(),
+        compiled => compiled.map_err(|error| error.to_string())?,
+    };
+    if go {
+        for code in segments.iter().filter(|segment| segment.executable) {
+            table.fill_with_go(code.address..code.address.saturating_add(code.size));
+        }
+    }
     table.mark_entry(elf.entry());
     Ok((segments, table))
 }

@@ -6,6 +6,7 @@ use aya_log::EbpfLogger;
 use super::{
     copies::StackCopies,
     events::Events,
+    golang::GoMaps,
     multi::{self, Multi},
     tables::Tables,
 };
@@ -165,6 +166,16 @@ impl Programs {
             epoch: take("MAPPINGS_EPOCH")?,
             changes: 0,
         })
+    }
+
+    /// Takes the maps that sampling of Go programs needs. Once only.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Map`] when it cannot be opened.
+    pub fn go_maps(&mut self) -> Result<GoMaps, LoadError> {
+        let mut take =
+            |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
+        Ok(GoMaps { runtimes: take("GO_RUNTIMES")?.try_into()?, spacing: take("GO_SPACING")?.try_into()? })
     }
 
     /// Takes the copies of stacks that the program `copy_entry` makes. Once only.

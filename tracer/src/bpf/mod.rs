@@ -5,6 +5,7 @@
 mod attach;
 mod copies;
 mod events;
+mod golang;
 mod loader;
 mod multi;
 mod sys;
@@ -14,6 +15,7 @@ pub use self::{
     attach::{Links, attach_lifecycle},
     copies::StackCopies,
     events::Events,
+    golang::GoMaps,
     loader::{Config, LoadError, Programs},
     tables::Tables,
 };

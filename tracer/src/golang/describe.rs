@@ -1,7 +1,10 @@
 //! Describing the runtime of a Go version, from a program that one of its toolchains built with symbols and DWARF: how
 //! `layouts.json` comes about.
 
-use std::fs::File;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -13,6 +16,9 @@ use super::{
     mentions::{self, MAX_CODE},
 };
 use crate::process::elf::{Bytes, Elf};
+
+/// Functions whose mentions of one variable are kept, if there are as many.
+const MAX_VOTERS: usize = 12;
 
 /// Describes the runtime of an executable.
 ///
@@ -30,16 +36,23 @@ pub fn describe(file: File) -> Result<Description> {
     let variables: Vec<_> = VARIABLES.into_iter().zip(elf.symbols(VARIABLES)).collect();
     let variables: Option<Vec<(&str, u64, u64)>> =
         variables.into_iter().map(|(name, place)| place.map(|(at, size)| (name, at, size))).collect();
-    let variables = variables.context("no variables for the list of goroutines")?;
+    let variables = variables.context("no symbols for the runtime's variables")?;
     let [Some((text, _))] = elf.symbols(["runtime.text"]) else { bail!("no symbol for the begin of the code") };
     let executable = Executable::open(file)?;
     let mut learned = Vec::new();
+    let mut voters: BTreeMap<String, usize> = BTreeMap::new();
     for (name, function, size) in executable.tables.functions() {
         if name.starts_with("runtime.") && size <= MAX_CODE {
             let address = text + u64::from(function.entry);
             let mut code = vec![0; size as usize];
             executable.read(address, &mut code).with_context(|| format!("{name} is not in the file"))?;
-            learned.extend(mentions::learn(&name, &code, address, &variables));
+            // All that one function mentions, or nothing: it must be as it was known, as a whole.
+            let mentions = mentions::learn(&name, &code, address, &variables);
+            let named: BTreeSet<&String> = mentions.iter().map(|mention| &mention.variable).collect();
+            if named.iter().any(|variable| voters.get(*variable).is_none_or(|count| *count < MAX_VOTERS)) {
+                named.iter().for_each(|variable| *voters.entry((*variable).clone()).or_default() += 1);
+                learned.extend(mentions);
+            }
         }
     }
     let version = executable.version.to_string();

@@ -1,6 +1,6 @@
 //! The executable of a Go program: version, tables and layout of its runtime, from the file alone.
 
-use std::{fs::File, os::unix::fs::FileExt};
+use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
 
 use super::{
     Unreadable,
@@ -12,7 +12,7 @@ use super::{
 use crate::process::elf::{Bytes, Elf, Segment};
 
 /// Sections that hold pclntab, of ordinary and of position-independent executables.
-const TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
+pub const TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 /// Largest pclntab that is taken, bytes. That of a program of 100 MB takes 30 MB.
 const MAX_TABLES: u64 = 256 << 20;
 /// Section that holds the build information.
@@ -23,7 +23,14 @@ const MAX_BUILD_INFO: u64 = 1 << 20;
 const CHUNK: u64 = 1 << 20;
 
 /// Variables of the runtime that lead to the goroutines: how many there are, and where their list is.
-pub(super) const VARIABLES: [&str; 2] = ["runtime.allglen", "runtime.allgptr"];
+pub(super) const GOROUTINES: [&str; 2] = ["runtime.allglen", "runtime.allgptr"];
+/// The heap.
+pub(super) const HEAP: &str = "runtime.mheap_";
+/// The profile that the runtime itself keeps of it: the list of what it holds by stack, and the mean of bytes between samples.
+pub(super) const BUCKETS: &str = "runtime.mbuckets";
+pub(super) const PROFILE_RATE: &str = "runtime.MemProfileRate";
+/// All of these.
+pub(super) const VARIABLES: [&str; 5] = [GOROUTINES[0], GOROUTINES[1], HEAP, BUCKETS, PROFILE_RATE];
 /// What goroutines wait for, in words.
 pub(super) const WAIT_REASONS: &str = "runtime.waitReasonStrings";
 
@@ -42,8 +49,8 @@ pub struct Executable {
     pub tables_at: u64,
     /// Where the runtime keeps what.
     pub layout: Layout,
-    /// Address of each of [`VARIABLES`], as linked, where symbols tell it.
-    pub variables: Option<[u64; 2]>,
+    /// Addresses of those of [`VARIABLES`] that symbols tell, as linked.
+    pub variables: BTreeMap<String, u64>,
     /// How to find them elsewhere.
     pub mentions: Vec<Mention>,
 }
@@ -71,12 +78,15 @@ impl Executable {
         let known = version.minor.and_then(|minor| layout::table().remove(&minor));
         let layout = layout_of(&file, &elf, &segments, known.as_ref())
             .map_err(|missing| Unreadable::NoLayout { version: version.to_string(), missing })?;
-        let variables = match elf.symbols(VARIABLES) {
-            [Some((length, _)), Some((list, _))] => Some([length, list]),
-            _ => None,
-        };
+        let symbols = VARIABLES.into_iter().zip(elf.symbols(VARIABLES));
+        let variables = symbols.filter_map(|(name, symbol)| Some((name.to_owned(), symbol?.0))).collect();
         let mentions = known.map(|known| known.mentions).unwrap_or_default();
         Ok(Self { file, version, entry: elf.entry(), segments, tables, tables_at, layout, variables, mentions })
+    }
+
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// Fills `buffer` with what was linked for `address`.
@@ -157,7 +167,11 @@ fn layout_of(
     let reasons = known.map(|known| known.wait_reasons.clone()).or_else(words).unwrap_or_default();
     let told =
         wrapper.ok_or_else(|| "funcID".to_owned()).and_then(|wrapper| Layout::new(&found.structures, wrapper, reasons));
-    told.or_else(|missing| known.ok_or(missing).and_then(Layout::try_from))
+    let mut layout = told.or_else(|missing| known.ok_or(missing).and_then(Layout::try_from))?;
+    if let (Err(_), Some(known)) = (&layout.heap, known) {
+        layout.heap = Layout::try_from(known)?.heap;
+    }
+    Ok(layout)
 }
 
 /// What goroutines wait for, by number, from the runtime's own list: an array of strings (address, length).

@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use super::{
     ReadMemory, Runtime, Unreadable,
     bytes::{u32_at, u64_at},
+    executable::GOROUTINES,
     layout::G,
     stack::{Stop, Walker, Window},
 };
@@ -128,7 +129,8 @@ pub fn read(runtime: &Runtime, memory: &ReadMemory<'_>, pause: &dyn Fn()) -> Res
 /// Addresses of all descriptors. The runtime stores the list before its length, and never shortens it, so the length is
 /// read first.
 fn list(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<Vec<u64>, Unreadable> {
-    let [length, list] = runtime.variables;
+    let [length, list] = GOROUTINES;
+    let (length, list) = (runtime.variable(length)?, runtime.variable(list)?);
     for _ in 0..LIST_ROUNDS {
         let (Some(count), Some(begin)) = (word(memory, length)?, word(memory, list)?) else {
             return Err(Unreadable::Nonsense("the variables of its list are not mapped"));

@@ -14,9 +14,11 @@ const TABLE: &str = include_str!("layouts.json");
 
 /// Largest structure of interest, bytes. Real ones stay below 1024, but `moduledata` and `g` grow.
 const MAX_SIZE: u64 = 1 << 14;
+/// Largest structure of the heap, bytes: an arena has 8192 spans, and a bit for each word before Go 1.22.
+const MAX_HEAP: u64 = 1 << 24;
 
 /// Structures that are looked at, and their fields.
-pub(super) const STRUCTURES: [(&str, &[&str]); 5] = [
+pub(super) const STRUCTURES: [(&str, &[&str]); 14] = [
     (
         "runtime.g",
         &[
@@ -30,6 +32,7 @@ pub(super) const STRUCTURES: [(&str, &[&str]); 5] = [
             "waitreason",
             "gopc",
             "startpc",
+            "m",
         ],
     ),
     ("runtime.stack", &["lo", "hi"]),
@@ -37,6 +40,19 @@ pub(super) const STRUCTURES: [(&str, &[&str]); 5] = [
     ("runtime.moduledata", &["text", "etext", "gofunc"]),
     // The name was `func_` before Go 1.20.
     ("runtime.inlinedCall", &["funcID", "func_", "nameOff", "parentPc"]),
+    // The heap, and the profile that the runtime may keep of it.
+    ("runtime.m", &["p"]),
+    ("runtime.p", &["mcache"]),
+    ("runtime.mcache", &["alloc", "tiny", "tinyoffset"]),
+    (
+        "runtime.mspan",
+        &["startAddr", "freeindex", "nelems", "allocCache", "allocBits", "elemsize", "spanclass", "sweepgen", "state"],
+    ),
+    ("runtime.mheap", &["sweepgen", "arenas"]),
+    ("runtime.heapArena", &["spans"]),
+    ("runtime.bucket", &["allnext", "size", "nstk"]),
+    ("runtime.memRecord", &["active", "future"]),
+    ("runtime.memRecordCycle", &["allocs", "frees"]),
 ];
 
 /// The constants that say that a function is a wrapper that the compiler made: before Go 1.21, and from then on.
@@ -103,6 +119,73 @@ pub struct Layout {
     pub wrapper: u8,
     /// By number.
     pub wait_reasons: Vec<String>,
+    /// The heap and the profile of it; `Err` names what is not known.
+    pub heap: Result<Heap, String>,
+}
+
+/// Where the structures of the heap keep what. Offsets in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heap {
+    /// `g.m`, `m.p`, `p.mcache`: from a goroutine to the cache that it allocates from.
+    pub cache_of_g: (usize, usize, usize),
+    /// `alloc`, `tiny` and `tinyoffset` in `mcache`.
+    pub mcache: (usize, usize, usize),
+    /// `mspan`.
+    pub span: Span,
+    /// `mheap_.sweepgen` and `mheap_.arenas`.
+    pub mheap: (usize, usize),
+    /// `heapArena.spans`.
+    pub arena_spans: usize,
+    /// `bucket` and what follows it.
+    pub bucket: Bucket,
+}
+
+/// `runtime.mspan`. Offsets in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// `startAddr`: its first byte.
+    pub start: usize,
+    /// `freeindex`: objects from here on may be free.
+    pub free_index: usize,
+    /// `nelems`: how many objects it has.
+    pub elements: usize,
+    /// `allocCache`.
+    pub cache: usize,
+    /// `allocBits`: address of a bit for each object, set for those that the last sweep left.
+    pub bits: usize,
+    /// `elemsize`: bytes of an object.
+    pub element_size: usize,
+    /// `spanclass`, 8 bits.
+    pub class: usize,
+    /// `sweepgen`, 32 bits.
+    pub sweepgen: usize,
+    /// `state`, 8 bits.
+    pub state: usize,
+    /// Whether `freeindex` and `nelems` have 64 bits, not 16.
+    pub wide: bool,
+    /// Bytes up to the end of the last of these.
+    pub size: usize,
+}
+
+/// `runtime.bucket`, which the addresses of a stack and a `memRecord` follow. Offsets in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// `allnext`: the next in the list.
+    pub next: usize,
+    /// `size`: bytes of an object.
+    pub size: usize,
+    /// `nstk`: how many addresses follow.
+    pub frames: usize,
+    /// Bytes of a bucket itself.
+    pub len: usize,
+    /// `memRecord.active` and `memRecord.future`, of which there are [`FUTURES`](super::heap::FUTURES).
+    pub cycles: (usize, usize),
+    /// Bytes of a `memRecord`.
+    pub record_len: usize,
+    /// `memRecordCycle.allocs` and `memRecordCycle.frees`.
+    pub counts: (usize, usize),
+    /// Bytes of a `memRecordCycle`.
+    pub cycle_len: usize,
 }
 
 /// A goroutine's descriptor. Offsets in bytes; those of structures in it are added up.
@@ -181,11 +264,7 @@ impl Layout {
         wrapper: u8,
         wait_reasons: Vec<String>,
     ) -> Result<Self, String> {
-        let find = |structure: &str, field: &str| {
-            let at = structures.get(structure).and_then(|structure| structure.fields.get(field).copied());
-            let sane = at.filter(|at| *at < MAX_SIZE).and_then(|at| usize::try_from(at).ok());
-            sane.ok_or_else(|| format!("{structure}.{field}"))
-        };
+        let find = |structure: &str, field: &str| field_of(structures, structure, field);
         let within = |outer: &str, structure: &str, first: &str, second: &str| -> Result<_, String> {
             let begin = find("runtime.g", outer)?;
             Ok((begin + find(structure, first)?, begin + find(structure, second)?))
@@ -218,13 +297,72 @@ impl Layout {
             parent: of_call("parentPc")?,
             size: usize::try_from(size).ok().filter(|size| (1..=256).contains(size)).ok_or("runtime.inlinedCall")?,
         };
-        Ok(Self { g, moduledata, inlined_call, wrapper, wait_reasons })
+        let heap = Heap::new(structures);
+        Ok(Self { g, moduledata, inlined_call, wrapper, wait_reasons, heap })
     }
 
     /// What a goroutine waits for; empty when it does not say.
     pub fn wait_reason(&self, number: u8) -> &str {
         self.wait_reasons.get(usize::from(number)).map_or("", String::as_str)
     }
+}
+
+impl Heap {
+    fn new(structures: &BTreeMap<String, Structure>) -> Result<Self, String> {
+        let find = |structure: &str, field: &str| field_of(structures, structure, field);
+        let len = |name: &str| {
+            let len = structures.get(name).and_then(|structure| usize::try_from(structure.size).ok());
+            len.filter(|len| (8..=1024).contains(len) && len.is_multiple_of(8)).ok_or_else(|| name.to_owned())
+        };
+        let of_span = |field: &str| find("runtime.mspan", field);
+        let (free_index, elements) = (of_span("freeindex")?, of_span("nelems")?);
+        let mut span = Span {
+            start: of_span("startAddr")?,
+            free_index,
+            elements,
+            cache: of_span("allocCache")?,
+            bits: of_span("allocBits")?,
+            element_size: of_span("elemsize")?,
+            class: of_span("spanclass")?,
+            sweepgen: of_span("sweepgen")?,
+            state: of_span("state")?,
+            wide: free_index.abs_diff(elements) >= 8,
+            size: 0,
+        };
+        let fields = [span.start, span.free_index, span.elements, span.cache, span.bits, span.element_size, span.class];
+        span.size = fields.into_iter().chain([span.sweepgen, span.state]).max().unwrap_or(0) + 8;
+        let bucket = Bucket {
+            next: find("runtime.bucket", "allnext")?,
+            size: find("runtime.bucket", "size")?,
+            frames: find("runtime.bucket", "nstk")?,
+            len: len("runtime.bucket")?,
+            cycles: (find("runtime.memRecord", "active")?, find("runtime.memRecord", "future")?),
+            record_len: len("runtime.memRecord")?,
+            counts: (find("runtime.memRecordCycle", "allocs")?, find("runtime.memRecordCycle", "frees")?),
+            cycle_len: len("runtime.memRecordCycle")?,
+        };
+        Ok(Self {
+            cache_of_g: (find("runtime.g", "m")?, find("runtime.m", "p")?, find("runtime.p", "mcache")?),
+            mcache: (
+                find("runtime.mcache", "alloc")?,
+                find("runtime.mcache", "tiny")?,
+                find("runtime.mcache", "tinyoffset")?,
+            ),
+            span,
+            mheap: (find("runtime.mheap", "sweepgen")?, find("runtime.mheap", "arenas")?),
+            arena_spans: find("runtime.heapArena", "spans")?,
+            bucket,
+        })
+    }
+}
+
+/// Where a field of a structure begins. `Err` names it when that is not known, or makes no sense.
+fn field_of(structures: &BTreeMap<String, Structure>, structure: &str, field: &str) -> Result<usize, String> {
+    // The heap is one large structure.
+    let max = if structure == "runtime.mheap" || structure == "runtime.heapArena" { MAX_HEAP } else { MAX_SIZE };
+    let at = structures.get(structure).and_then(|structure| structure.fields.get(field).copied());
+    let sane = at.filter(|at| *at < max).and_then(|at| usize::try_from(at).ok());
+    sane.ok_or_else(|| format!("{structure}.{field}"))
 }
 
 impl TryFrom<&Description> for Layout {
@@ -248,6 +386,7 @@ mod tests {
             assert!(description.version.starts_with(&format!("go1.{minor}.")), "{minor}");
             let layout = Layout::try_from(description).unwrap();
             assert!(layout.g.size <= 512 && layout.moduledata.size <= 1024, "{minor}");
+            assert!(layout.heap.is_ok(), "{minor}: {:?}", layout.heap);
             assert!(layout.wait_reasons.iter().any(|reason| reason == "chan receive"), "{minor}");
             for variable in super::super::executable::VARIABLES {
                 let mentions = description.mentions.iter().filter(|mention| mention.variable == variable);
@@ -260,16 +399,18 @@ mod tests {
     fn what_is_missing_or_makes_no_sense_is_named() {
         let known = &table()[&27];
         let new = |structures: &BTreeMap<String, Structure>| Layout::new(structures, 23, Vec::new());
-        assert!(new(&known.structures).is_ok());
+        assert!(new(&known.structures).is_ok_and(|layout| layout.heap.is_ok()));
         for (structure, fields) in &known.structures {
             for field in fields.fields.keys() {
+                // What only the heap needs is missed there only.
+                let missing = |structures: &BTreeMap<String, Structure>| new(structures).and_then(|layout| layout.heap);
                 let mut structures = known.structures.clone();
                 let fields = &mut structures.get_mut(structure).unwrap().fields;
                 fields.remove(field);
-                let missing = new(&structures).unwrap_err();
-                assert!(missing.starts_with(structure), "{missing}");
+                let name = missing(&structures).unwrap_err();
+                assert!(name.starts_with(structure), "{name}");
                 structures.get_mut(structure).unwrap().fields.insert(field.clone(), u64::MAX);
-                assert_eq!(new(&structures).unwrap_err(), missing);
+                assert_eq!(missing(&structures).unwrap_err(), name);
             }
         }
         assert!(new(&BTreeMap::new()).is_err());

@@ -9,6 +9,7 @@ mod bytes;
 mod dwarf;
 mod executable;
 mod goroutines;
+pub mod heap;
 mod layout;
 mod mentions;
 mod pclntab;
@@ -20,7 +21,7 @@ pub mod describe;
 
 use std::io;
 
-pub use executable::Executable;
+pub use executable::{Executable, TABLES};
 pub use goroutines::{Goroutines, Group, State, read as read_goroutines};
 pub use runtime::Runtime;
 pub use symbols::Symbols;
@@ -63,18 +64,20 @@ pub enum Unreadable {
         "the runtime's description of the executable (moduledata) cannot be found in memory: has the program just begun?"
     )]
     NoModuledata,
-    /// The list of goroutines was not found.
+    /// A variable of the runtime was not found.
     #[error(
-        "the list of goroutines cannot be found: the executable has no symbols, and its runtime is not compiled as that of \
-         {version} usually is; build it without `-ldflags=-s`"
+        "{name} cannot be found: the executable has no symbols, and its runtime is not compiled as that of {version} \
+         usually is; build it without `-ldflags=-s`"
     )]
-    NoVariables {
+    NoVariable {
+        /// Name of the variable.
+        name: String,
         /// Version of Go: hostile text.
         version: String,
     },
     /// What was read makes no sense.
     #[error(
-        "what is in memory is not a list of goroutines ({0}): has the program just begun, or overwritten its own memory?"
+        "what is in memory is not what the Go runtime keeps there ({0}): has the program just begun, or overwritten its own memory?"
     )]
     Nonsense(&'static str),
     /// Memory could not be read.

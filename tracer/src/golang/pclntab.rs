@@ -5,7 +5,10 @@
 //! `runtime2.go` and `symtabinl.go`, and `internal/abi/symtab.go`. Code offsets count from the begin of the text, which
 //! only `moduledata` tells. All of it may be forged, so every place is checked and the work is bounded.
 
-use std::{borrow::Cow, cell::Cell};
+use std::{
+    borrow::Cow,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use super::{
     bytes::{u32_at, u64_at},
@@ -48,7 +51,8 @@ pub struct Pclntab {
     table: usize,
     /// Whether `_func` has the field `startLine`.
     start_lines: bool,
-    steps: Cell<u64>,
+    /// Steps that look-ups may still take.
+    steps: AtomicU64,
 }
 
 /// One function in the text.
@@ -92,7 +96,7 @@ impl Pclntab {
             return None;
         }
         let start_lines = magic == START_LINES;
-        let steps = Cell::new(MAX_STEPS);
+        let steps = AtomicU64::new(MAX_STEPS);
         Some(Self { functions, names, units, files, values, table, start_lines, steps, bytes })
     }
 
@@ -230,7 +234,8 @@ impl Pclntab {
     }
 
     fn varint(&self, at: &mut usize) -> Option<u32> {
-        self.steps.set(self.steps.get().checked_sub(1)?);
+        // Two threads may use the same step: it is a bound, not a count.
+        self.steps.store(self.steps.load(Ordering::Relaxed).checked_sub(1)?, Ordering::Relaxed);
         let mut value = 0_u32;
         for shift in [0, 7, 14, 21, 28] {
             let byte = *self.bytes.get(*at)?;
@@ -514,10 +519,10 @@ mod tests {
         let long = tables.table(&[(0, 0); 1000]);
         tables.function(0, "f", 0, [long, long, long]);
         let tables = Pclntab::parse(tables.bytes(u32::MAX)).unwrap();
-        tables.steps.set(500);
+        tables.steps.store(500, Ordering::Relaxed);
         let function = tables.function(5).unwrap();
         assert_eq!(tables.stack_use(function, 5), None);
-        assert_eq!(tables.steps.get(), 0);
+        assert_eq!(tables.steps.load(Ordering::Relaxed), 0);
         assert_eq!(tables.stack_use(function, 5), None, "and stays so");
     }
 }

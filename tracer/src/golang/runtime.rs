@@ -1,9 +1,13 @@
 //! The Go runtime of one process: where its executable is mapped, and where its variables are.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::{
     Executable, ReadMemory, Unreadable,
     bytes::u64_at,
+    executable::VARIABLES,
     mentions::{self, MAX_CODE},
+    pclntab::Function,
 };
 use crate::process::memory::Span;
 
@@ -21,8 +25,8 @@ pub struct Runtime {
     pub text: (u64, u64),
     /// Where functions' data begins.
     gofunc: u64,
-    /// Address of each of [`VARIABLES`](super::executable::VARIABLES).
-    pub variables: [u64; 2],
+    /// Addresses of those of [`VARIABLES`](super::executable::VARIABLES) that were found.
+    variables: BTreeMap<String, u64>,
 }
 
 impl Runtime {
@@ -37,17 +41,30 @@ impl Runtime {
         let word = |at| u64_at(&moduledata, at).ok_or(Unreadable::NoModuledata);
         let text = (word(layout.text)?, word(layout.text_end)?);
         let gofunc = word(layout.gofunc)?;
-        let mut runtime = Self { executable, bias, text, gofunc, variables: [0; 2] };
-        let variables = match runtime.executable.variables {
-            Some(variables) => Some(variables),
-            None => runtime.voted_variables(),
-        };
-        let version = || runtime.executable.version.to_string();
-        runtime.variables = variables.ok_or_else(|| Unreadable::NoVariables { version: version() })?;
-        for variable in &mut runtime.variables {
-            *variable = variable.wrapping_add(bias);
+        let mut runtime = Self { executable, bias, text, gofunc, variables: BTreeMap::new() };
+        let mut variables = runtime.executable.variables.clone();
+        if variables.len() < VARIABLES.len() {
+            variables.extend(runtime.voted_variables());
         }
+        runtime.variables = variables.into_iter().map(|(name, address)| (name, address.wrapping_add(bias))).collect();
         Ok(runtime)
+    }
+
+    /// Where a variable of the runtime is, one of [`VARIABLES`](super::executable::VARIABLES).
+    ///
+    /// # Errors
+    /// It could not be found in an executable without symbols.
+    pub(super) fn variable(&self, name: &str) -> Result<u64, Unreadable> {
+        let missing = || Unreadable::NoVariable { name: name.to_owned(), version: self.executable.version.to_string() };
+        self.variables.get(name).copied().ok_or_else(missing)
+    }
+
+    /// Where in the executable as linked a function's code is, and the code itself, up to `limit` bytes.
+    pub(super) fn code(&self, function: Function, size: u32, limit: u32) -> Option<(u64, Vec<u8>)> {
+        let address = self.text.0.wrapping_sub(self.bias).checked_add(u64::from(function.entry))?;
+        let mut code = vec![0; size.min(limit) as usize];
+        self.executable.read(address, &mut code)?;
+        Some((address, code))
     }
 
     /// Where in the text code is, bytes; `None` for what is no Go code.
@@ -62,18 +79,20 @@ impl Runtime {
     }
 
     /// Where the file mentions the variables, as linked.
-    fn voted_variables(&self) -> Option<[u64; 2]> {
-        let text = self.text.0.wrapping_sub(self.bias);
-        let code = |function: &str| {
-            let (function, size) = self.executable.tables.function_named(function)?;
-            let address = text.checked_add(u64::from(function.entry))?;
-            let mut code = vec![0; size.min(MAX_CODE) as usize];
-            self.executable.read(address, &mut code)?;
+    fn voted_variables(&self) -> BTreeMap<String, u64> {
+        let mentions = &self.executable.mentions;
+        let wanted: BTreeSet<&str> = mentions.iter().map(|mention| &*mention.function).collect();
+        let functions = self.executable.tables.functions();
+        let voters: BTreeMap<String, (Function, u32)> = functions
+            .filter(|(name, ..)| wanted.contains(&**name))
+            .map(|(name, function, size)| (name.into_owned(), (function, size)))
+            .collect();
+        let code = |name: &str| {
+            let (function, size) = voters.get(name)?;
+            let (address, code) = self.code(*function, *size, MAX_CODE)?;
             Some((code, address))
         };
-        let found = mentions::vote(&self.executable.mentions, code);
-        let [length, list] = super::executable::VARIABLES.map(|name| found.get(name).copied());
-        Some([length?, list?])
+        mentions::vote(mentions, code)
     }
 }
 

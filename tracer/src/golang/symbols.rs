@@ -1,7 +1,7 @@
 //! Addresses of calls in Go code to frames: the function, the functions inlined into it, files and lines. Like the runtime's
 //! own tracebacks (`tracebackPCs`), without the wrappers that the compiler makes for methods.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use hashbrown::HashMap;
 
@@ -18,8 +18,8 @@ const MAX_TEXT: usize = 256 << 20;
 const UNNAMED: &str = "?";
 
 /// Names addresses, each once.
-pub struct Symbols<'a> {
-    runtime: &'a Runtime,
+pub struct Symbols<R> {
+    runtime: R,
     /// Path of the executable.
     module: String,
     /// By address, and whether wrappers stay at its leaf.
@@ -31,9 +31,9 @@ pub struct Symbols<'a> {
 /// The frames at an address, root first, and whether wrappers stay in its caller.
 type Named = (Arc<[Frame]>, bool);
 
-impl<'a> Symbols<'a> {
+impl<R: Deref<Target = Runtime>> Symbols<R> {
     /// For a process whose executable is known to it as `module`.
-    pub fn new(runtime: &'a Runtime, module: &str) -> Self {
+    pub fn new(runtime: R, module: &str) -> Self {
         Self { runtime, module: module.to_owned(), known: HashMap::new(), text: 0 }
     }
 
@@ -44,7 +44,19 @@ impl<'a> Symbols<'a> {
         if frames.iter().next().is_some() { frames } else { self.frames(calls, true) }
     }
 
-    fn frames(&mut self, calls: &[u64], mut keep_wrappers: bool) -> Frames {
+    fn frames(&mut self, calls: &[u64], keep_wrappers: bool) -> Frames {
+        let mut stack = self.addresses(calls, keep_wrappers);
+        stack.reverse();
+        stack.into_iter().collect()
+    }
+
+    /// The frames of each address of a part of a stack, leaf first; those of which nothing is shown are left out. `calls` are
+    /// addresses of calls, the leaf first.
+    pub fn part(&mut self, calls: &[u64]) -> Vec<Arc<[Frame]>> {
+        self.addresses(calls, false)
+    }
+
+    fn addresses(&mut self, calls: &[u64], mut keep_wrappers: bool) -> Vec<Arc<[Frame]>> {
         let mut stack: Vec<Arc<[Frame]>> = Vec::with_capacity(calls.len());
         for call in calls {
             let (frames, keep) = self.at(*call, keep_wrappers);
@@ -53,8 +65,12 @@ impl<'a> Symbols<'a> {
                 stack.push(frames);
             }
         }
-        stack.reverse();
-        stack.into_iter().collect()
+        stack
+    }
+
+    /// Whether there is Go code at an address.
+    pub fn is_go(&self, address: u64) -> bool {
+        self.runtime.text_offset(address).is_some()
     }
 
     /// The innermost frame at an address.

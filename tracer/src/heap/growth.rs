@@ -22,17 +22,24 @@ pub struct Growth {
 impl Growth {
     /// Begins at `now` with nothing outstanding. Times are nanoseconds.
     pub fn new(now: u64) -> Self {
-        Self {
-            started: now,
-            older: Mark { time: now, bytes: Vec::new() },
-            newer: Mark { time: now, bytes: Vec::new() },
-        }
+        Self::since(now, Vec::new())
+    }
+
+    /// Begins at `now`, when each stack held as much already.
+    pub fn since(now: u64, bytes: Vec<u64>) -> Self {
+        let mark = |bytes| Mark { time: now, bytes };
+        Self { started: now, older: mark(bytes.clone()), newer: mark(bytes) }
+    }
+
+    /// Whether it is time for a mark.
+    pub fn is_due(&self, now: u64) -> bool {
+        let since_mark = now.saturating_sub(self.newer.time);
+        since_mark >= SHORTEST && since_mark >= self.newer.time - self.started
     }
 
     /// Sets a mark if it is time for one; `outstanding` is read only then. Call it about once a second.
     pub fn tick<I: Iterator<Item = u64>>(&mut self, now: u64, outstanding: impl FnOnce() -> I) {
-        let since_mark = now.saturating_sub(self.newer.time);
-        if since_mark >= SHORTEST && since_mark >= self.newer.time - self.started {
+        if self.is_due(now) {
             let mark = Mark { time: now, bytes: outstanding().collect() };
             self.older = std::mem::replace(&mut self.newer, mark);
         }

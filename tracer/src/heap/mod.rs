@@ -85,8 +85,8 @@ impl Heap {
             Event::ReallocFailed(_) => process.put_back(origin.tid, origin.slot, &mut books),
             Event::ReallocFreed(_) => process.realloc_freed(origin.tid, origin.slot, &mut books),
             Event::Stack { id, frames, end } => books.stacks.define(origin.pid, id, frames, end),
-            // A generation that was already taken over above: nothing is left to drop.
-            Event::Exec => {}
+            // A generation that was already taken over above: nothing is left to drop. Objects of Go are kept elsewhere.
+            Event::Exec | Event::GoSample(_) => {}
             Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
         }
     }
@@ -142,6 +142,11 @@ impl Heap {
     /// Outstanding bytes of every stack, by [`StackIndex`]: the cheap figure that growth is computed from.
     pub fn outstanding(&self) -> impl Iterator<Item = u64> {
         self.usage.iter().map(|values| values.outstanding_bytes)
+    }
+
+    /// Index of the stack with this id, known already or not.
+    pub fn intern(&mut self, pid: Pid, id: u64) -> StackIndex {
+        self.stacks.intern(pid, id)
     }
 
     /// The stacks.

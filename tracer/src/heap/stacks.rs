@@ -16,11 +16,13 @@ impl StackIndex {
         Self(index as u32)
     }
 
-    pub(super) fn from_raw(raw: u32) -> Self {
+    /// From [`raw`](Self::raw).
+    pub fn from_raw(raw: u32) -> Self {
         Self(raw)
     }
 
-    pub(super) fn raw(self) -> u32 {
+    /// As a number, to be kept by those who do not know what it is of.
+    pub fn raw(self) -> u32 {
         self.0
     }
 

@@ -1,14 +1,15 @@
-//! Reading a process's memory. Never writing: the file is opened for reading only, and the system call reads.
+//! Reading a process's memory: the file is opened for reading only, and the system call reads. [`write_word`] is the
+//! exception, for the one thing that a user may ask to be changed.
 
 use std::{
     fs::File,
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     os::unix::fs::FileExt,
 };
 
 use nix::{
     errno::Errno,
-    sys::uio::{RemoteIoVec, process_vm_readv},
+    sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev},
     unistd::Pid,
 };
 
@@ -88,6 +89,19 @@ pub fn read_spans(pid: u32, spans: &[Span], mut buffer: &mut [u8]) -> io::Result
         buffer = &mut buffer[batch[..settled].iter().map(|span| span.len).sum()..];
     }
     Ok(readable)
+}
+
+/// Changes the 64-bit word at `addr` in the memory of process `pid`. For the one thing that a user may ask for by name.
+///
+/// # Errors
+/// No such process, no right to change it (needs CAP_SYS_PTRACE), or not mapped for writing.
+pub fn write_word(pid: u32, addr: u64, value: u64) -> io::Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::ESRCH)?);
+    let remote = [RemoteIoVec { base: addr as usize, len: 8 }];
+    match process_vm_writev(pid, &[IoSlice::new(&value.to_ne_bytes())], &remote)? {
+        8 => Ok(()),
+        _ => Err(io::ErrorKind::WriteZero.into()),
+    }
 }
 
 #[cfg(test)]

@@ -147,6 +147,10 @@ pub(super) fn everything_missing() -> Quality {
         unknown_stack_bytes: 77,
         untracked_calls: 8,
         unknown_records: 1,
+        sampling: None,
+        missed_cycles: 9,
+        undecided_samples: 10,
+        unresolved_samples: 11,
         recorded_events: 1_000,
         notes: Vec::new(),
     }
@@ -189,6 +193,7 @@ fn unknown(module: Option<&str>, offset: u64) -> Frame {
 /// A stack of pid 4711 with (bytes, blocks) outstanding and allocated.
 pub(super) fn entry(frames: &[&Frame], outstanding: (u64, u64), allocated: (u64, u64), oldest_ms: u64) -> StackEntry {
     StackEntry {
+        heap: Heap::Native,
         pid: 4711,
         frames: frames.iter().map(|&frame| Arc::from([frame.clone()])).collect(),
         values: Values {

@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use super::words;
 use crate::{
     profile::{Frame, Frames, GoroutineGroup, Kind, Profile, StackEntry, Target, UnwindTable, Values},
-    quality::Quality,
+    quality::{Quality, Sampling},
 };
 
 /// Version of the format. Readers ignore fields that they do not know, so only a change of meaning raises it.
@@ -105,6 +105,7 @@ impl Serialize for Saved<'_, StackEntry> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut object = serializer.serialize_map(None)?;
         object.serialize_entry("pid", &self.0.pid)?;
+        object.serialize_entry("heap", self.0.heap.name())?;
         object.serialize_entry("frames", &Saved(&self.0.frames))?;
         object.serialize_entry("outstanding_bytes", &self.0.values.outstanding_bytes)?;
         object.serialize_entry("outstanding_blocks", &self.0.values.outstanding_blocks)?;
@@ -179,8 +180,21 @@ impl Serialize for Saved<'_, Quality> {
         let reasons: BTreeMap<&str, u64> = quality.truncated.iter().map(|(reason, n)| (reason.name(), *n)).collect();
         object.serialize_entry("truncated_by_reason", &reasons)?;
         object.serialize_entry("uncertain_bytes", &quality.uncertain_bytes)?;
-        object.serialize_entry("sampling", &())?;
+        object.serialize_entry("sampling", &quality.sampling.as_ref().map(Saved))?;
+        object.serialize_entry("missed_cycles", &quality.missed_cycles)?;
+        object.serialize_entry("undecided_samples", &quality.undecided_samples)?;
+        object.serialize_entry("unresolved_samples", &quality.unresolved_samples)?;
         object.serialize_entry("notes", &notes)?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Sampling> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("mean_bytes", &self.0.mean_bytes)?;
+        object.serialize_entry("samples", &self.0.samples)?;
+        object.serialize_entry("relative_error", &self.0.relative_error)?;
         object.end()
     }
 }
@@ -222,7 +236,7 @@ mod tests {
                     "allocated_bytes": 4_194_304, "allocated_blocks": 4_096, "freed_blocks": 3_072,
                 },
                 "stacks": [{
-                    "pid": 4711,
+                    "pid": 4711, "heap": "native",
                     "frames": [{
                         "function": null, "file": null, "line": null,
                         "module": "/usr/lib/x86_64-linux-gnu/libc.so.6", "offset": 0x271c9, "inlined": false,
@@ -234,6 +248,7 @@ mod tests {
                 "quality": {
                     "complete": true, "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
                     "truncated_stacks": 0, "truncated_by_reason": {}, "uncertain_bytes": 0, "sampling": null,
+                    "missed_cycles": 0, "undecided_samples": 0, "unresolved_samples": 0,
                     "notes": [],
                 },
                 "unwind_tables": [{
@@ -282,6 +297,7 @@ mod tests {
             json!({
                 "complete": false, "lost_allocs": 1, "lost_frees": 2, "unmatched_frees": 6, "truncated_stacks": 5,
                 "truncated_by_reason": {"depth": 2, "no_rule": 3}, "uncertain_bytes": 4_096, "sampling": null,
+                "missed_cycles": 9, "undecided_samples": 10, "unresolved_samples": 11,
                 "notes": [
                     "the first note",
                     "3 frees missed (the address was handed out again).",

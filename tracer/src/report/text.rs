@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     profile::{Frame, Profile, StackEntry, Values},
-    quality::Quality,
+    quality::{Quality, Sampling},
 };
 
 /// Most characters of one name or path.
@@ -57,6 +57,16 @@ fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut imp
     write_targets(profile, out)?;
     writeln!(out, "  traced       {} from {started:.0}", words::duration(profile.duration))?;
     writeln!(out, "  mode         {mode}: {meaning}")?;
+    if let Some(sampling) = &profile.quality.sampling {
+        let Sampling { mean_bytes, samples, relative_error } = *sampling;
+        let error = 100.0 * relative_error;
+        writeln!(
+            out,
+            "  sampling     {} held, one every {} on average; standard error of all bytes {error:.1}%",
+            words::count(samples, "sample"),
+            words::size(mean_bytes)
+        )?;
+    }
     writeln!(out, "  outstanding  {}, {}", held(totals), words::count(stacks as u64, "stack"))?;
     writeln!(out, "  allocated    {}", allocated(totals))?;
     writeln!(out, "  freed        {}", words::count(totals.freed_blocks, "block"))
@@ -102,6 +112,9 @@ fn write_stack(profile: &Profile, entry: &StackEntry, out: &mut impl Write) -> i
     if profile.targets.len() != 1 {
         let comm = shorten(name::process(profile, entry.pid), LONGEST_NAME);
         writeln!(out, "    process {comm} (pid {})", entry.pid)?;
+    }
+    if profile.has_both_heaps() {
+        writeln!(out, "    {} heap", words::heap(entry.heap))?;
     }
     let oldest = entry.oldest.map_or_else(|| "unknown".to_owned(), words::duration);
     writeln!(out, "    oldest {oldest}, {}", words::growth(entry.growth))?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::name;
 use crate::{
-    profile::{Kind, Mode, Profile},
+    profile::{Heap, Kind, Mode, Profile},
     quality::Quality,
 };
 
@@ -87,7 +87,17 @@ pub(super) fn kind(kind: Kind) -> &'static str {
 pub(super) fn mode(mode: Mode) -> (&'static str, &'static str) {
     match mode {
         Mode::Exact => ("exact", "every allocation was recorded"),
+        Mode::Sampled => ("sampled", "some allocations were recorded, the numbers are estimates"),
+        Mode::GoBuckets => ("go-buckets", "the Go runtime's own heap profile, the numbers are its estimates"),
         Mode::Snapshot => ("snapshot", "read from memory while the process ran"),
+    }
+}
+
+/// Where memory comes from.
+pub(super) fn heap(heap: Heap) -> &'static str {
+    match heap {
+        Heap::Native => "C",
+        Heap::Go => "Go",
     }
 }
 
@@ -112,6 +122,15 @@ pub(super) fn missing(quality: &Quality) -> Vec<String> {
     say(q.lost_allocs, format!("{} lost (the ring buffer was full)", count(q.lost_allocs, "allocation")));
     say(q.lost_frees, format!("{} lost (the ring buffer was full)", count(q.lost_frees, "free")));
     say(q.uncertain_bytes, format!("{} uncertain (a lost free may have ended them)", exact_size(q.uncertain_bytes)));
+    say(q.unresolved_samples, format!("{} whose address is not known", count(q.unresolved_samples, "sampled object")));
+    say(q.undecided_samples, format!("{} that may have ended", count(q.undecided_samples, "sampled object")));
+    say(
+        q.missed_cycles,
+        format!(
+            "{} not looked at in full (objects that ended may still be shown)",
+            count(q.missed_cycles, "garbage collection")
+        ),
+    );
     let truncated = q.truncated_stacks();
     say(truncated, format!("{} cut before the root of the thread", count(truncated, "stack")));
     missing.append(&mut missing_without_number(quality));

@@ -56,7 +56,8 @@ pub fn step(rule: u64, frame: Registers, mut read: impl FnMut(u64) -> Option<u64
         kind::PLT => Some(frame.sp.wrapping_add(if (frame.pc & 15).cast_signed() >= offset { 16 } else { 8 })),
         kind::DEREF_FP => deref(frame.fp, offset, &mut read),
         kind::DEREF_SP => deref(frame.sp, offset, &mut read),
-        kind::FRAME_POINTERS => Some(frame.fp.wrapping_add(16)),
+        kind::FRAME_POINTERS | kind::GO if frame.fp == 0 => return Step::Root,
+        kind::FRAME_POINTERS | kind::GO => Some(frame.fp.wrapping_add(16)),
         kind::STOP => return Step::Root,
         kind::SIGNAL => return signal(frame, read).map_or(Step::Stopped(Stop::BadMemory), Step::Caller),
         kind::NONE => return Step::Stopped(Stop::NoRule),
@@ -78,13 +79,14 @@ fn deref(base: u64, offset: i64, read: &mut impl FnMut(u64) -> Option<u64>) -> O
 
 /// The caller's registers, from the CFA.
 fn caller(rule: u64, frame: Registers, cfa: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Registers> {
-    // The stack grows down: a caller's frame lies above.
-    if cfa < frame.sp.wrapping_add(8) || !cfa.is_multiple_of(8) {
+    // The stack grows down: a caller's frame lies above, unless it is on another stack.
+    let below = cfa < frame.sp.wrapping_add(8) && rule as u8 != kind::GO;
+    if below || !cfa.is_multiple_of(8) {
         return None;
     }
     let fp_offset = i64::from((rule >> 16) as u16 as i16);
     let saved = match (rule as u8, (rule >> 8) as u8) {
-        (kind::FRAME_POINTERS, _) => Some(frame.fp),
+        (kind::FRAME_POINTERS | kind::GO, _) => Some(frame.fp),
         (_, fp::AT_CFA) => Some(cfa.wrapping_add_signed(fp_offset)),
         (_, fp::AT_FP) => Some(frame.fp.wrapping_add_signed(fp_offset)),
         _ => None,

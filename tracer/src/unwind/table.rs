@@ -93,6 +93,28 @@ impl Table {
         }
     }
 
+    /// Says that all code of `text` of which nothing is said so far is Go's, which keeps frame pointers and has no unwind
+    /// information that is needed.
+    pub fn fill_with_go(&mut self, text: Range<u64>) {
+        let rows = std::mem::take(&mut self.rows);
+        let go = rule(kind::GO, fp::SAME, 0, 0);
+        let boundaries = rows.iter().copied().chain([(u64::MAX, NONE)]);
+        let mut before = (0, NONE);
+        for next in boundaries {
+            let (from, to) = (before.0, next.0);
+            let gap = from.max(text.start)..to.min(text.end);
+            if before.1 != NONE || gap.is_empty() {
+                self.push(from, before.1);
+            } else {
+                self.push(from, NONE);
+                self.push(gap.start, go);
+                self.push(gap.end, NONE);
+                self.stats.code_bytes += gap.end - gap.start;
+            }
+            before = next;
+        }
+    }
+
     /// Adds a row above all others.
     fn push(&mut self, address: u64, rule: u64) {
         if self.rows.last().map_or(NONE, |row| row.1) != rule {

@@ -1,0 +1,288 @@
+//! Allocations of Go programs: some are sampled, and where each will be is read from the runtime's own structures, because
+//! a return probe would crash a program that moves its stacks.
+//!
+//! Sampling is Poisson in bytes, per thread: a distance is drawn, sizes are taken off it, and the allocation that exhausts
+//! it is sampled, with a fresh distance for the next. Allocation (`mallocgc` and what it is split into) takes the next free
+//! object of its class's span in the thread's cache (`nextFreeFast`), so its address is known at the entry. When the span's
+//! bits have to be refilled first, the sample waits for `(*mspan).nextFreeIndex`, which is given the span; that of a large
+//! object waits for `(*mspan).initHeapBits`.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_probe_read_user,
+        generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    },
+    macros::map,
+    maps::{Array, HashMap},
+    programs::ProbeContext,
+};
+use tracer_ebpf::{
+    Header,
+    golang::{CLASSES, HEADER_FREE, MAX_SMALL, Runtime, SPACINGS, Sample, TINY},
+    kind,
+};
+
+use crate::{
+    alloc,
+    emit::{self, count_loss},
+    process, stack,
+    thread::{Pending, Thread},
+    walk,
+};
+
+/// Runtimes of traced processes by tgid.
+#[map]
+static GO_RUNTIMES: HashMap<u32, Runtime> = HashMap::with_max_entries(4096, 0);
+
+/// Distances between samples, bytes: quantiles of the exponential distribution, the last of which stands for its tail. Filled
+/// by user space.
+#[map]
+static GO_SPACING: Array<u64> = Array::with_max_entries(SPACINGS as u32 + 1, 0);
+
+/// Bits of the flags with which the check of the stack's end makes room for more of it, and begins the function anew.
+const BELOW_OR_EQUAL: u64 = 1 | 1 << 6;
+/// Words of a span's bits that are looked through for a free object: all that it can have.
+const BIT_WORDS: u64 = 16;
+
+/// Entry of a function that allocates: size in the first register, type in the second.
+#[inline(always)]
+pub(crate) fn allocate(ctx: &ProbeContext) {
+    let registers = process::go_registers(ctx.as_ptr());
+    let size = registers.first;
+    if size == 0 {
+        return;
+    }
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = alloc::current(ctx, pid_tgid) else { return };
+    let charge = if size < TINY { TINY } else { size };
+    let left = thread.go_left;
+    if left > charge {
+        thread.go_left = left - charge;
+        return;
+    }
+    thread.go_left = distance();
+    if left == 0 {
+        // The thread's first: the distance begins here.
+        return;
+    }
+    sample(ctx, thread, pid_tgid, charge);
+}
+
+/// A distance between samples, never 0.
+#[inline(always)]
+fn distance() -> u64 {
+    let mut sum = 1;
+    // The tail of an exponential distribution is one itself.
+    for _ in 0..3 {
+        // SAFETY: no arguments.
+        let random = unsafe { bpf_get_prandom_u32() };
+        let index = random >> 20;
+        let part = u64::from(random) & 0xf_ffff;
+        let from = GO_SPACING.get(index).copied().unwrap_or(0);
+        let to = GO_SPACING.get(index + 1).copied().unwrap_or(0);
+        if index != SPACINGS as u32 - 1 {
+            return sum + from + ((to - from) * part >> 20);
+        }
+        sum += from;
+    }
+    sum
+}
+
+/// Samples the allocation of `charge` bytes, or what became of that.
+#[inline(always)]
+fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
+    let registers = process::go_registers(ctx.as_ptr());
+    let size = registers.first;
+    let Some(runtime) = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32) else { return };
+    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
+    let runtime = unsafe { &*runtime };
+    if runtime.at_check != 0 && registers.flags & BELOW_OR_EQUAL != 0 {
+        return;
+    }
+    let pointers = registers.second != 0 && word(registers.second + 8) != 0;
+    let header = u64::from(runtime.header);
+    let mcache = {
+        let m = word(registers.g + u64::from(runtime.g_m));
+        let p = word(m + u64::from(runtime.m_p));
+        word(p + u64::from(runtime.p_mcache))
+    };
+    if !pointers && size < TINY && fits_tiny(mcache, runtime, size) {
+        return;
+    }
+    let large = size > MAX_SMALL - header;
+    let mut class = 0;
+    if !large {
+        let whole = if pointers && size > HEADER_FREE { size + header } else { size };
+        class = class_of(if !pointers && size < TINY { TINY } else { whole });
+    }
+    let sp = process::stack_pointer(ctx.as_ptr());
+    walk::read_window(thread, sp);
+    let caller = walk::word(&mut thread.walk, sp);
+    let stack = stack::capture(ctx, thread, pid_tgid, caller);
+    // SAFETY: no arguments.
+    let time = unsafe { bpf_ktime_get_ns() };
+    let class = u64::from(class) << 1 | u64::from(!pointers);
+    let pending =
+        Pending { g: registers.g, charge, stack, time, class: class as u32, sweepgen: word(runtime.sweepgen) as u32 };
+    if !large && mcache != 0 {
+        let span = word(mcache + u64::from(runtime.mcache_alloc) + 8 * class);
+        if let Some(addr) = next_free_fast(span, runtime) {
+            return send(thread, pid_tgid, span, runtime, addr, &pending);
+        }
+    }
+    if thread.go_pending.g != 0 {
+        count_loss!(unresolved, 1);
+    }
+    thread.go_pending = pending;
+}
+
+/// Entry of `(*mspan).nextFreeIndex`: the object that will be taken of the span.
+#[inline(always)]
+pub(crate) fn next_free_index(ctx: &ProbeContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some((thread, runtime, span, pending)) = waiting(ctx, pid_tgid) else { return };
+    if pending.class >> 1 == 0 || class_of_span(span, runtime) != pending.class {
+        return;
+    }
+    let (mut free, elements) = bounds(span, runtime);
+    let mut cache = word(span + u64::from(runtime.span_cache));
+    let bits = word(span + u64::from(runtime.span_bits));
+    for _ in 0..BIT_WORDS {
+        if cache != 0 || free >= elements {
+            break;
+        }
+        free = (free + 64) & !63;
+        if free < elements {
+            cache = !word(bits + free / 8);
+        }
+    }
+    let index = free + trailing_zeros(cache);
+    // A full span: the runtime takes another one and asks again.
+    if cache == 0 || free >= elements || index >= elements {
+        return;
+    }
+    thread.go_pending.g = 0;
+    let addr = address(span, runtime, index);
+    send(thread, pid_tgid, span, runtime, addr, &pending);
+}
+
+/// Entry of `(*mspan).initHeapBits`: of a large object it is all of the span.
+#[inline(always)]
+pub(crate) fn init_heap_bits(ctx: &ProbeContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some((thread, runtime, span, mut pending)) = waiting(ctx, pid_tgid) else { return };
+    let class = class_of_span(span, runtime);
+    if pending.class >> 1 != 0 || class >> 1 != 0 {
+        return;
+    }
+    pending.class = class;
+    thread.go_pending.g = 0;
+    let addr = address(span, runtime, 0);
+    send(thread, pid_tgid, span, runtime, addr, &pending);
+}
+
+/// The sample that the current goroutine waits to know the address of, and the span in the first register.
+#[inline(always)]
+fn waiting<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<(&'a mut Thread, &'a Runtime, u64, Pending)> {
+    let thread = alloc::known(pid_tgid)?;
+    let pending = thread.go_pending;
+    let registers = process::go_registers(ctx.as_ptr());
+    if pending.g == 0 || pending.g != registers.g {
+        return None;
+    }
+    let runtime = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32)?;
+    // SAFETY: as in `sample`.
+    Some((thread, unsafe { &*runtime }, registers.first, pending))
+}
+
+#[inline(always)]
+fn send(thread: &mut Thread, pid_tgid: u64, span: u64, runtime: &Runtime, addr: u64, pending: &Pending) {
+    let Pending { charge, stack, time, class, sweepgen, .. } = *pending;
+    let size = word(span + u64::from(runtime.span_element_size));
+    let header = Header::new(kind::GO_SAMPLE, thread.target.generation, 0, pid_tgid);
+    emit::sample(&Sample { header, addr, size, charge, stack, time, sweepgen, class });
+}
+
+/// Whether a tiny object fits into the block that is there for those: it makes no new one then.
+#[inline(always)]
+fn fits_tiny(mcache: u64, runtime: &Runtime, size: u64) -> bool {
+    let block = word(mcache + u64::from(runtime.mcache_tiny));
+    let used = word(mcache + u64::from(runtime.mcache_tiny_offset));
+    let mask = if size & 7 == 0 {
+        7
+    } else if size & 3 == 0 {
+        3
+    } else if size & 1 == 0 {
+        1
+    } else {
+        0
+    };
+    block != 0 && ((used + mask) & !mask) + size <= TINY
+}
+
+/// Where the next object of a span will be, when the bits in its cache say so (`nextFreeFast`).
+#[inline(always)]
+fn next_free_fast(span: u64, runtime: &Runtime) -> Option<u64> {
+    let cache = word(span + u64::from(runtime.span_cache));
+    let (free, elements) = bounds(span, runtime);
+    let index = free + trailing_zeros(cache);
+    let next = index + 1;
+    if cache == 0 || index >= elements || next & 63 == 0 && next != elements {
+        return None;
+    }
+    Some(address(span, runtime, index))
+}
+
+/// Index of the first object of a span that may be free, and how many it has.
+#[inline(always)]
+fn bounds(span: u64, runtime: &Runtime) -> (u64, u64) {
+    let mask = if runtime.wide != 0 { u64::MAX } else { 0xffff };
+    (word(span + u64::from(runtime.span_free_index)) & mask, word(span + u64::from(runtime.span_elements)) & mask)
+}
+
+#[inline(always)]
+fn address(span: u64, runtime: &Runtime, index: u64) -> u64 {
+    let size = word(span + u64::from(runtime.span_element_size));
+    word(span + u64::from(runtime.span_start)).wrapping_add(index.wrapping_mul(size))
+}
+
+#[inline(always)]
+fn class_of_span(span: u64, runtime: &Runtime) -> u32 {
+    (word(span + u64::from(runtime.span_class)) & 0xff) as u32
+}
+
+#[inline(always)]
+fn class_of(size: u64) -> u8 {
+    let (table, index) = if size <= 1024 {
+        (&CLASS_TABLES.small, (size + 7) >> 3)
+    } else {
+        (&CLASS_TABLES.large, (size - 1024 + 127) >> 7)
+    };
+    let index = core::hint::black_box(index) as usize & 255;
+    // SAFETY: the index is below the table's length.
+    unsafe { core::ptr::read_volatile(table.as_ptr().add(index)) }
+}
+
+static CLASS_TABLES: tracer_ebpf::golang::Classes = CLASSES;
+
+/// The word at an address of the process; 0 when it cannot be read.
+#[inline(always)]
+fn word(addr: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(addr as *const u64) }.unwrap_or(0)
+}
+
+/// The processor has no instruction for it.
+#[inline(always)]
+fn trailing_zeros(bits: u64) -> u64 {
+    ones((bits & bits.wrapping_neg()).wrapping_sub(1))
+}
+
+#[inline(always)]
+fn ones(bits: u64) -> u64 {
+    let pairs = bits - (bits >> 1 & 0x5555_5555_5555_5555);
+    let fours = (pairs & 0x3333_3333_3333_3333) + (pairs >> 2 & 0x3333_3333_3333_3333);
+    let eights = (fours + (fours >> 4)) & 0x0f0f_0f0f_0f0f_0f0f;
+    eights.wrapping_mul(0x0101_0101_0101_0101) >> 56
+}

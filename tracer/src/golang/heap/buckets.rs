@@ -1,0 +1,212 @@
+//! The heap profile that the Go runtime keeps of itself when `runtime.MemProfileRate` is not 0: a list of buckets, each a
+//! stack and a size of objects, with counts of sampled allocations and frees (mprof.go in the runtime).
+//!
+//! Buckets are never moved, changed in their stack, or freed, and new ones come to the head of the list; so each is read
+//! once, and after that only its counts are. The runtime holds counts back for up to three cycles of the garbage
+//! collector, to show a consistent state; here they are added up, for what is newest.
+
+use std::sync::Arc;
+
+use super::{FUTURES, layout};
+use crate::{
+    golang::{
+        ReadMemory, Runtime, Unreadable,
+        bytes::u64_at,
+        executable::{BUCKETS, PROFILE_RATE},
+    },
+    process::memory::Span,
+};
+
+/// Most buckets that are read.
+const MAX_BUCKETS: usize = 1 << 20;
+/// Most addresses of a stack; the runtime keeps 128, or 1024 when it is told so.
+const MAX_FRAMES: u64 = 1024;
+/// Bytes that are read of a bucket at first: enough for most.
+const FIRST_READ: usize = 512;
+
+/// What is held of one size by one stack, as sampled by the runtime.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// Addresses of the calls, leaf first. Each stands for one function, inlined or not: its innermost.
+    pub calls: Arc<[u64]>,
+    /// Bytes of an object.
+    pub size: u64,
+    /// Sampled objects that were allocated.
+    pub allocs: u64,
+    /// Those of them that were freed.
+    pub frees: u64,
+}
+
+impl Bucket {
+    /// Estimated numbers of allocated and of held objects and their bytes, as `runtime/pprof` scales them
+    /// (`scaleHeapSample`): (objects, bytes) each. `rate` is the mean of bytes between samples.
+    pub fn estimate(&self, rate: u64) -> [(u64, u64); 2] {
+        let scaled = |count: u64| {
+            let bytes = count.saturating_mul(self.size);
+            if count == 0 || self.size == 0 || rate <= 1 {
+                return (count, bytes);
+            }
+            let scale = 1.0 / (1.0 - (-(self.size as f64) / rate as f64).exp());
+            ((count as f64 * scale) as u64, (bytes as f64 * scale) as u64)
+        };
+        [scaled(self.allocs), scaled(self.allocs.saturating_sub(self.frees))]
+    }
+}
+
+/// Mean of bytes between the runtime's own samples; 0 when it takes none.
+///
+/// # Errors
+/// Not found, or not readable.
+pub fn profile_rate(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<u64, Unreadable> {
+    let mut bytes = [0; 8];
+    let readable = memory(&[Span { addr: profile_rate_address(runtime)?, len: 8 }], &mut bytes)?;
+    let rate = i64::from_le_bytes(bytes);
+    if readable == [true] {
+        Ok(u64::try_from(rate).unwrap_or(0))
+    } else {
+        Err(Unreadable::Nonsense("its profile rate"))
+    }
+}
+
+/// Where that number is in the memory of the process.
+///
+/// # Errors
+/// Not found.
+pub fn profile_rate_address(runtime: &Runtime) -> Result<u64, Unreadable> {
+    runtime.variable(PROFILE_RATE)
+}
+
+/// All buckets of a process.
+#[derive(Default)]
+pub struct Buckets {
+    /// Oldest first.
+    known: Vec<Known>,
+}
+
+struct Known {
+    addr: u64,
+    calls: Arc<[u64]>,
+    size: u64,
+    allocs: u64,
+    frees: u64,
+}
+
+impl Buckets {
+    /// Reads what is new, and all counts.
+    ///
+    /// # Errors
+    /// Memory cannot be read, or is no list of buckets.
+    pub fn refresh(&mut self, runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<(), Unreadable> {
+        let nonsense = || Unreadable::Nonsense("its heap profile");
+        let bucket = layout(runtime)?.bucket;
+        let newest = self.known.last().map(|known| known.addr);
+        let mut head = [0; 8];
+        if memory(&[Span { addr: runtime.variable(BUCKETS)?, len: 8 }], &mut head)? != [true] {
+            return Err(nonsense());
+        }
+        let mut at = u64::from_le_bytes(head);
+        let mut new = Vec::new();
+        while at != 0 && Some(at) != newest {
+            if new.len() + self.known.len() >= MAX_BUCKETS {
+                break;
+            }
+            let bytes = prefix(memory, at, bucket.len)?.ok_or_else(nonsense)?;
+            let field = |offset| u64_at(&bytes, offset).ok_or_else(nonsense);
+            let frames = field(bucket.frames)?;
+            if frames > MAX_FRAMES {
+                return Err(nonsense());
+            }
+            let stack = calls(memory, at, bucket.len, frames as usize, &bytes)?.ok_or_else(nonsense)?;
+            new.push(Known { addr: at, calls: stack.into(), size: field(bucket.size)?, allocs: 0, frees: 0 });
+            at = field(bucket.next)?;
+        }
+        new.reverse();
+        self.known.append(&mut new);
+        self.count(runtime, memory)
+    }
+
+    fn count(&mut self, runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<(), Unreadable> {
+        let bucket = layout(runtime)?.bucket;
+        let records = self.known.iter().map(|known| Span {
+            addr: known.addr.wrapping_add((bucket.len + 8 * known.calls.len()) as u64),
+            len: bucket.record_len,
+        });
+        let spans: Vec<Span> = records.collect();
+        let mut bytes = vec![0; bucket.record_len * spans.len()];
+        let readable = memory(&spans, &mut bytes)?;
+        let (active, future) = bucket.cycles;
+        let cycles: Vec<usize> =
+            std::iter::once(active).chain((0..FUTURES).map(|nth| future + nth * bucket.cycle_len)).collect();
+        for ((known, record), readable) in
+            self.known.iter_mut().zip(bytes.chunks_exact(bucket.record_len)).zip(readable)
+        {
+            if !readable {
+                return Err(Unreadable::Nonsense("its heap profile"));
+            }
+            let sum = |field: usize| {
+                let counts = cycles.iter().map(|cycle| u64_at(record, cycle + field).unwrap_or(0));
+                counts.fold(0, u64::wrapping_add)
+            };
+            (known.allocs, known.frees) = (sum(bucket.counts.0), sum(bucket.counts.1));
+        }
+        Ok(())
+    }
+
+    /// All of them, oldest first; the counts are those of the last [`refresh`](Self::refresh).
+    pub fn iter(&self) -> impl Iterator<Item = Bucket> {
+        self.known.iter().map(|known| {
+            let Known { calls, size, allocs, frees, .. } = known;
+            Bucket { calls: Arc::clone(calls), size: *size, allocs: *allocs, frees: *frees }
+        })
+    }
+}
+
+/// The first bytes of a bucket, at least `len`, more when they are there.
+fn prefix(memory: &ReadMemory<'_>, at: u64, len: usize) -> Result<Option<Vec<u8>>, Unreadable> {
+    for len in [FIRST_READ.max(len), len] {
+        let mut bytes = vec![0; len];
+        if memory(&[Span { addr: at, len }], &mut bytes)? == [true] {
+            return Ok(Some(bytes));
+        }
+    }
+    Ok(None)
+}
+
+/// The addresses of the calls of a bucket's stack; its first `bytes` have been read.
+fn calls(
+    memory: &ReadMemory<'_>,
+    at: u64,
+    begin: usize,
+    frames: usize,
+    bytes: &[u8],
+) -> Result<Option<Vec<u64>>, Unreadable> {
+    let read = bytes.get(begin..begin + 8 * frames).map(<[u8]>::to_vec);
+    let stack = match read {
+        Some(stack) => stack,
+        None => {
+            let mut stack = vec![0; 8 * frames];
+            let span = Span { addr: at.wrapping_add(begin as u64), len: stack.len() };
+            if memory(&[span], &mut stack)? != [true] {
+                return Ok(None);
+            }
+            stack
+        }
+    };
+    let returns = stack.chunks_exact(8).filter_map(|word| u64_at(word, 0));
+    Ok(Some(returns.map(|address| address.wrapping_sub(1)).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_scaled_as_go_scales_them() {
+        let bucket = |size, allocs, frees| Bucket { calls: Arc::from([]), size, allocs, frees };
+        // scaleHeapSample(3, 3*4096, 524288) and (2, 2*4096, 524288).
+        assert_eq!(bucket(4096, 3, 1).estimate(524_288), [(385, 1_579_013), (257, 1_052_675)]);
+        assert_eq!(bucket(16, 5, 2).estimate(1), [(5, 80), (3, 48)]);
+        assert_eq!(bucket(16, 5, 9).estimate(512), [(162, 2601), (0, 0)]);
+        assert_eq!(bucket(u64::MAX, 5, 0).estimate(512), [(5, u64::MAX), (5, u64::MAX)]);
+    }
+}

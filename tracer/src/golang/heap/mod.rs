@@ -1,0 +1,54 @@
+//! The heap of a Go program: the profile that its runtime keeps itself ([`Buckets`]), or sampled allocations and what has
+//! become of them ([`Objects`]).
+
+mod buckets;
+mod objects;
+mod sites;
+
+pub use buckets::{Bucket, Buckets, profile_rate, profile_rate_address};
+pub use objects::{Objects, Sample, SampledUsage, Sampling};
+pub use sites::{ProbeSites, probe_sites};
+
+use tracer_ebpf::golang::Runtime as RuntimeValue;
+
+use super::{Runtime, Unreadable, executable::HEAP, layout};
+
+/// Cycles of the garbage collector whose events a `memRecord` holds back.
+pub(super) const FUTURES: usize = 3;
+
+/// The layout of the heap.
+fn layout(runtime: &Runtime) -> Result<&layout::Heap, Unreadable> {
+    runtime.executable.layout.heap.as_ref().map_err(|missing| Unreadable::NoLayout {
+        version: runtime.executable.version.to_string(),
+        missing: missing.clone(),
+    })
+}
+
+/// What the BPF programs must know of the runtime of a process. `at_check`: see [`ProbeSites`].
+///
+/// # Errors
+/// Something of it is not known.
+pub fn runtime_value(runtime: &Runtime, at_check: bool) -> Result<RuntimeValue, Unreadable> {
+    let heap = layout(runtime)?;
+    let mheap = runtime.variable(HEAP)?;
+    let headers = runtime.executable.version.minor.is_none_or(|minor| minor >= 22);
+    Ok(RuntimeValue {
+        sweepgen: mheap.wrapping_add(heap.mheap.0 as u64),
+        g_m: heap.cache_of_g.0 as u32,
+        m_p: heap.cache_of_g.1 as u32,
+        p_mcache: heap.cache_of_g.2 as u32,
+        mcache_alloc: heap.mcache.0 as u32,
+        mcache_tiny: heap.mcache.1 as u32,
+        mcache_tiny_offset: heap.mcache.2 as u32,
+        span_start: heap.span.start as u32,
+        span_free_index: heap.span.free_index as u32,
+        span_elements: heap.span.elements as u32,
+        span_cache: heap.span.cache as u32,
+        span_bits: heap.span.bits as u32,
+        span_element_size: heap.span.element_size as u32,
+        span_class: heap.span.class as u32,
+        wide: heap.span.wide.into(),
+        header: if headers { 8 } else { 0 },
+        at_check: at_check.into(),
+    })
+}

@@ -1,0 +1,416 @@
+//! Sampled objects of a Go program: which of them are alive, and what all objects together are estimated to be.
+//!
+//! Whether an object is alive is read from the runtime's own bits: after each cycle of the garbage collector a span says
+//! by a bit of each object whether the sweep left it (mheap.go, mgcsweep.go and mbitmap.go in the runtime). A span that
+//! has not been swept yet says nothing, and is asked again. A cycle that nobody looked at may hide the end of an object
+//! whose place was given to another one: such cycles are counted.
+
+use hashbrown::{HashMap, HashSet};
+use tracer_ebpf::golang::CLASS_SIZES;
+
+use super::layout;
+use crate::{
+    golang::{
+        ReadMemory, Runtime, Unreadable,
+        bytes::{u32_at, u64_at},
+        executable::HEAP,
+        layout::Heap,
+    },
+    process::memory::Span as Part,
+    profile::Values,
+};
+
+/// Bytes of a page of the runtime's heap (`PageShift`).
+const PAGE_SHIFT: u32 = 13;
+/// Bytes of an arena (`heapArenaBytes`), and what is added to addresses before they are cut into arenas (`arenaBaseOffset`), on
+/// 64-bit Linux.
+const ARENA_SHIFT: u32 = 26;
+const ARENA_BASE: u64 = 0x8000_0000_0000;
+const PAGES_PER_ARENA: u64 = 1 << (ARENA_SHIFT - PAGE_SHIFT);
+/// Arenas that there can be.
+const MAX_ARENAS: u64 = 1 << (48 - ARENA_SHIFT);
+/// `mSpanInUse`.
+const IN_USE: u8 = 1;
+
+/// A sampled object, as it was allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Where it is.
+    pub addr: u64,
+    /// Bytes that it takes.
+    pub size: u64,
+    /// Bytes by which it was sampled.
+    pub charge: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+    /// `mheap_.sweepgen` at that time.
+    pub sweepgen: u32,
+    /// `mspan.spanclass`.
+    pub class: u8,
+    /// Index of its stack, whatever that is to the caller.
+    pub stack: u32,
+}
+
+impl Sample {
+    /// Whether it can be one: of a size that its class has.
+    fn makes_sense(&self) -> bool {
+        let class = usize::from(self.class >> 1);
+        let size = CLASS_SIZES.get(class).copied().map(u64::from);
+        match class {
+            0 => self.size > 0 && self.size < 1 << 47 && self.size.is_multiple_of(1 << PAGE_SHIFT),
+            _ => size == Some(self.size),
+        }
+    }
+}
+
+/// How good the numbers of sampled objects are.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Sampling {
+    /// Mean of bytes between samples.
+    pub mean_bytes: u64,
+    /// Samples that are alive.
+    pub samples: u64,
+    /// One standard deviation of the estimated bytes that are held, as a share of them.
+    pub relative_error: f64,
+    /// Cycles of the garbage collector in which not all objects were looked at.
+    pub missed_cycles: u64,
+    /// Objects of which the last look could not say whether they are alive.
+    pub undecided: u64,
+    /// Samples that made no sense.
+    pub senseless: u64,
+}
+
+/// What all objects of one stack are estimated to be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SampledUsage {
+    /// The stack.
+    pub stack: u32,
+    /// Estimated amounts.
+    pub values: Values,
+    /// Samples that are alive.
+    pub samples: u64,
+    /// Time of the oldest of these, nanoseconds of CLOCK_MONOTONIC.
+    pub oldest: Option<u64>,
+}
+
+/// What was allocated by a stack, estimated.
+#[derive(Clone, Copy, Debug, Default)]
+struct Allocated {
+    bytes: f64,
+    blocks: f64,
+}
+
+/// The sampled objects of one process.
+pub struct Objects {
+    mean: f64,
+    /// By address.
+    alive: HashMap<u64, Sample>,
+    /// By stack.
+    allocated: Vec<Allocated>,
+    /// Addresses of objects of which the last look could not tell.
+    undecided: Vec<u64>,
+    /// `mheap_.sweepgen` at the last look; `None` before the first.
+    sweepgen: Option<u32>,
+    /// Arenas that are known, by index.
+    arenas: HashMap<u64, u64>,
+    missed_cycles: u64,
+    senseless: u64,
+}
+
+impl Objects {
+    /// None yet; they are sampled every `mean` bytes.
+    pub fn new(mean: u64) -> Self {
+        Self {
+            mean: mean.max(1) as f64,
+            alive: HashMap::new(),
+            allocated: Vec::new(),
+            undecided: Vec::new(),
+            sweepgen: None,
+            arenas: HashMap::new(),
+            missed_cycles: 0,
+            senseless: 0,
+        }
+    }
+
+    /// How many are alive, as far as is known.
+    pub fn len(&self) -> usize {
+        self.alive.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.alive.is_empty()
+    }
+
+    /// Takes a sample in. One at the same address has ended.
+    pub fn add(&mut self, sample: Sample) {
+        if !sample.makes_sense() {
+            self.senseless += 1;
+            return;
+        }
+        let index = sample.stack as usize;
+        if index >= self.allocated.len() {
+            self.allocated.resize(index + 1, Allocated::default());
+        }
+        let weight = self.weight(&sample);
+        self.allocated[index].bytes += weight * sample.size as f64;
+        self.allocated[index].blocks += weight;
+        self.alive.insert(sample.addr, sample);
+    }
+
+    /// How many objects a sample stands for: the inverse of the probability that it was taken.
+    fn weight(&self, sample: &Sample) -> f64 {
+        1.0 / -(-(sample.charge as f64) / self.mean).exp_m1()
+    }
+
+    /// Looks for what has ended since the last look, if a cycle of the garbage collector has. Whether there was anything to
+    /// look at.
+    ///
+    /// # Errors
+    /// Memory cannot be read.
+    pub fn look(&mut self, runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<bool, Unreadable> {
+        let heap = *layout(runtime)?;
+        let mheap = runtime.variable(HEAP)?;
+        let mut bytes = [0; 4];
+        let at = mheap.wrapping_add(heap.mheap.0 as u64);
+        if memory(&[Part { addr: at, len: 4 }], &mut bytes)? != [true] {
+            return Err(Unreadable::Nonsense("the state of its garbage collector"));
+        }
+        let sweepgen = u32::from_le_bytes(bytes);
+        let cycles = self.sweepgen.map_or(0, |before| u64::from(sweepgen.wrapping_sub(before) / 2));
+        if self.sweepgen == Some(sweepgen) && self.undecided.is_empty() {
+            return Ok(false);
+        }
+        let anew = self.sweepgen != Some(sweepgen);
+        if anew {
+            // What was undecided has been through another cycle without an answer.
+            self.missed_cycles += cycles.saturating_sub(u64::from(self.undecided.is_empty()));
+            self.sweepgen = Some(sweepgen);
+        }
+        let asked: Vec<Sample> = if anew {
+            self.alive.values().copied().collect()
+        } else {
+            self.undecided.iter().filter_map(|addr| self.alive.get(addr).copied()).collect()
+        };
+        let arenas = mheap.wrapping_add(heap.mheap.1 as u64);
+        let mut question = Question { heap, memory, sweepgen, arenas, known: &mut self.arenas };
+        let answers = question.ask(&asked)?;
+        self.undecided.clear();
+        for (sample, answer) in asked.iter().zip(answers) {
+            match answer {
+                Answer::Alive => {}
+                Answer::Ended => drop(self.alive.remove(&sample.addr)),
+                Answer::Undecided => self.undecided.push(sample.addr),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the last look has left something undecided.
+    pub fn is_undecided(&self) -> bool {
+        !self.undecided.is_empty()
+    }
+
+    /// What every stack has allocated and holds, by objects of sizes within `sizes` (inclusive) that were allocated at
+    /// `until` or before; in no order.
+    pub fn usage(&self, until: u64, sizes: (u64, u64)) -> Vec<SampledUsage> {
+        let mut held: Vec<(f64, f64, u64, Option<u64>)> = vec![(0.0, 0.0, 0, None); self.allocated.len()];
+        for sample in self.chosen(until, sizes) {
+            let (bytes, blocks, samples, oldest) = &mut held[sample.stack as usize];
+            let weight = self.weight(sample);
+            *bytes += weight * sample.size as f64;
+            *blocks += weight;
+            *samples += 1;
+            *oldest = Some(oldest.map_or(sample.time, |oldest| oldest.min(sample.time)));
+        }
+        let usage = held.into_iter().zip(&self.allocated).enumerate().filter(|(_, (_, all))| all.blocks > 0.0);
+        usage
+            .map(|(index, ((bytes, blocks, samples, oldest), all))| {
+                let (allocated_blocks, outstanding_blocks) = (all.blocks.round() as u64, blocks.round() as u64);
+                let values = Values {
+                    outstanding_bytes: bytes.round() as u64,
+                    outstanding_blocks,
+                    allocated_bytes: all.bytes.round() as u64,
+                    allocated_blocks,
+                    freed_blocks: allocated_blocks.saturating_sub(outstanding_blocks),
+                };
+                SampledUsage { stack: index as u32, values, samples, oldest }
+            })
+            .collect()
+    }
+
+    /// Estimated bytes that each stack holds, by its index.
+    pub fn outstanding(&self) -> Vec<u64> {
+        let mut held = vec![0.0; self.allocated.len()];
+        for sample in self.alive.values() {
+            held[sample.stack as usize] += self.weight(sample) * sample.size as f64;
+        }
+        held.into_iter().map(|bytes| bytes as u64).collect()
+    }
+
+    /// How good the numbers of [`usage`](Self::usage) are.
+    pub fn sampling(&self, until: u64, sizes: (u64, u64)) -> Sampling {
+        let (mut sum, mut variance, mut samples) = (0.0, 0.0, 0);
+        for sample in self.chosen(until, sizes) {
+            let weight = self.weight(sample);
+            let bytes = weight * sample.size as f64;
+            sum += bytes;
+            variance += bytes * bytes * (1.0 - 1.0 / weight);
+            samples += 1;
+        }
+        Sampling {
+            mean_bytes: self.mean as u64,
+            samples,
+            relative_error: if sum > 0.0 { variance.sqrt() / sum } else { 0.0 },
+            missed_cycles: self.missed_cycles,
+            undecided: self.undecided.len() as u64,
+            senseless: self.senseless,
+        }
+    }
+
+    fn chosen(&self, until: u64, sizes: (u64, u64)) -> impl Iterator<Item = &Sample> {
+        let wanted = move |sample: &&Sample| sample.time <= until && (sizes.0..=sizes.1).contains(&sample.charge);
+        self.alive.values().filter(wanted)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Alive,
+    Ended,
+    Undecided,
+}
+
+/// One look at the bits of many objects.
+struct Question<'a> {
+    heap: Heap,
+    memory: &'a ReadMemory<'a>,
+    sweepgen: u32,
+    /// Address of `mheap_.arenas`.
+    arenas: u64,
+    known: &'a mut HashMap<u64, u64>,
+}
+
+impl Question<'_> {
+    fn ask(&mut self, samples: &[Sample]) -> Result<Vec<Answer>, Unreadable> {
+        let spans = self.spans_of(samples)?;
+        let distinct: Vec<u64> =
+            spans.iter().copied().filter(|span| *span != 0).collect::<HashSet<_>>().into_iter().collect();
+        let size = self.heap.span.size;
+        let read = self.read(&distinct, size)?;
+        let content: HashMap<u64, &[u8]> =
+            distinct.iter().zip(read.chunks_exact(size)).map(|(span, bytes)| (*span, bytes)).collect();
+        let mut answers = Vec::with_capacity(samples.len());
+        // Of those that only their bit can tell: which, the address of the byte that it is in, and its place there.
+        let mut bits: Vec<(usize, u64, u32)> = Vec::new();
+        for (nth, (sample, span)) in samples.iter().zip(&spans).enumerate() {
+            let answer = match content.get(span) {
+                Some(content) => self.without_bits(sample, content),
+                None => Ok(Answer::Ended),
+            };
+            answers.push(*answer.as_ref().unwrap_or(&Answer::Undecided));
+            if let Err((byte, bit)) = answer {
+                bits.push((nth, byte, bit));
+            }
+        }
+        let places: Vec<u64> = bits.iter().map(|(_, byte, _)| *byte).collect();
+        let bytes = self.read(&places, 1)?;
+        // The bits are those that were meant only if the span has not been swept meanwhile.
+        let again = self.read(&distinct, size)?;
+        let unchanged: HashMap<u64, bool> = distinct
+            .iter()
+            .zip(again.chunks_exact(size))
+            .map(|(span, bytes)| {
+                let same = |at: usize, len: usize| {
+                    content.get(span).and_then(|content| content.get(at..at + len)) == bytes.get(at..at + len)
+                };
+                (*span, same(self.heap.span.bits, 8) && same(self.heap.span.sweepgen, 4))
+            })
+            .collect();
+        for ((nth, _, bit), byte) in bits.iter().zip(bytes) {
+            let stays = unchanged.get(&spans[*nth]).copied().unwrap_or(false);
+            answers[*nth] = match (stays, byte >> bit & 1) {
+                (false, _) => Answer::Undecided,
+                (true, 0) => Answer::Ended,
+                (true, _) => Answer::Alive,
+            };
+        }
+        Ok(answers)
+    }
+
+    /// What a span says of an object without its bit, or where that bit is: address of the byte, and place in it.
+    fn without_bits(&self, sample: &Sample, content: &[u8]) -> Result<Answer, (u64, u32)> {
+        let span = &self.heap.span;
+        let word = |at| u64_at(content, at).unwrap_or(0);
+        let (start, size) = (word(span.start), word(span.element_size));
+        let state = content.get(span.state).copied().unwrap_or(0);
+        let class = content.get(span.class).copied();
+        let Some(inside) = sample.addr.checked_sub(start) else { return Ok(Answer::Ended) };
+        if state != IN_USE || class != Some(sample.class) || size != sample.size || size == 0 {
+            return Ok(Answer::Ended);
+        }
+        // As many as the runtime ever puts into a span.
+        if inside / size >= 1 << 16 {
+            return Ok(Answer::Ended);
+        }
+        let sweepgen = u32_at(content, span.sweepgen).unwrap_or(0);
+        let swept = sweepgen == self.sweepgen || sweepgen == self.sweepgen.wrapping_add(3);
+        if !swept {
+            return Ok(Answer::Undecided);
+        }
+        // Allocated after the last cycle, or in it, when what is new counts as alive.
+        if sample.sweepgen.wrapping_sub(self.sweepgen) < 1 << 31 {
+            return Ok(Answer::Alive);
+        }
+        let index = inside / size;
+        Err((word(span.bits).wrapping_add(index / 8), (index % 8) as u32))
+    }
+
+    /// The span that each object lies in; 0: none.
+    fn spans_of(&mut self, samples: &[Sample]) -> Result<Vec<u64>, Unreadable> {
+        let arena = |addr: u64| addr.wrapping_add(ARENA_BASE) >> ARENA_SHIFT;
+        let new: HashSet<u64> = samples
+            .iter()
+            .map(|sample| arena(sample.addr))
+            .filter(|arena| *arena < MAX_ARENAS && !self.known.contains_key(arena))
+            .collect();
+        if !new.is_empty() {
+            let list = self.words(&[self.arenas])?[0];
+            let new: Vec<u64> = new.into_iter().collect();
+            let places: Vec<u64> = new.iter().map(|arena| list.wrapping_add(8 * arena)).collect();
+            let found = self.words(&places)?;
+            // Once there, an arena stays.
+            self.known.extend(new.into_iter().zip(found).filter(|(_, found)| *found != 0));
+        }
+        let pages: HashSet<u64> = samples.iter().map(|sample| sample.addr >> PAGE_SHIFT).collect();
+        let pages: Vec<u64> = pages.into_iter().collect();
+        let entry = |page: &u64| {
+            let arena = self.known.get(&arena(page << PAGE_SHIFT)).copied().unwrap_or(0);
+            if arena == 0 {
+                return 0;
+            }
+            arena.wrapping_add(self.heap.arena_spans as u64).wrapping_add(8 * (page % PAGES_PER_ARENA))
+        };
+        let entries: Vec<u64> = pages.iter().map(entry).collect();
+        let spans = self.words(&entries)?;
+        let by_page: HashMap<u64, u64> = pages.into_iter().zip(spans).collect();
+        Ok(samples.iter().map(|sample| by_page.get(&(sample.addr >> PAGE_SHIFT)).copied().unwrap_or(0)).collect())
+    }
+
+    /// The words at the addresses; 0 where they cannot be read.
+    fn words(&self, addresses: &[u64]) -> Result<Vec<u64>, Unreadable> {
+        let bytes = self.read(addresses, 8)?;
+        Ok(bytes.chunks_exact(8).map(|word| u64_at(word, 0).unwrap_or(0)).collect())
+    }
+
+    /// `len` bytes at each address, one behind the other; zeros where they cannot be read.
+    fn read(&self, addresses: &[u64], len: usize) -> Result<Vec<u8>, Unreadable> {
+        let parts: Vec<Part> = addresses.iter().map(|addr| Part { addr: *addr, len }).collect();
+        let mut bytes = vec![0; len * parts.len()];
+        let readable = (self.memory)(&parts, &mut bytes)?;
+        for (chunk, _) in bytes.chunks_exact_mut(len).zip(readable).filter(|(_, readable)| !readable) {
+            chunk.fill(0);
+        }
+        Ok(bytes)
+    }
+}
