@@ -42,6 +42,7 @@ func (s *sum) add(blocks, requested, bytes int64) {
 type book struct {
 	site            string
 	tiny            bool
+	size            atomic.Int64 // that of all its objects; negative when they differ
 	held, allocated sum
 }
 
@@ -56,6 +57,13 @@ func newBook(site string) *book {
 func newTinyBook(site string) *book {
 	b := newBook(site)
 	b.tiny = true
+	return b
+}
+
+// One of objects whose sizes differ, or below which the runtime allocates for itself.
+func newMixedBook(site string) *book {
+	b := newBook(site)
+	b.size.Store(-1)
 	return b
 }
 
@@ -97,6 +105,9 @@ func (b *book) keep(count int64, size uintptr, pointers bool) {
 
 // Objects that have been allocated and are not held.
 func (b *book) pass(count int64, size uintptr, pointers bool) {
+	if one := rounded(size, pointers); !b.size.CompareAndSwap(0, one) && b.size.Load() != one {
+		b.size.Store(-1)
+	}
 	b.allocated.add(count, count*int64(size), b.bytes(count, size, pointers))
 }
 
@@ -125,7 +136,8 @@ func tell() {
 		if b.allocated.blocks.Load() == 0 {
 			continue
 		}
-		fmt.Printf(`{"site":%q,"tiny":%v,"held":%s,"allocated":%s}`+"\n", b.site, b.tiny, b.held.json(), b.allocated.json())
+		fmt.Printf(`{"site":%q,"tiny":%v,"even":%v,"held":%s,"allocated":%s}`+"\n",
+			b.site, b.tiny, b.size.Load() > 0, b.held.json(), b.allocated.json())
 	}
 }
 

@@ -61,9 +61,10 @@ func fillRegistry() {
 
 const stuckGoroutines = 3000
 
+// That many goroutines wait for the garbage collector, too, for which the runtime allocates.
 var (
-	bufferBook  = newBook("main.stuckBuffer")
-	channelBook = newBook("main.stuckChannel")
+	bufferBook  = newMixedBook("main.stuckBuffer")
+	channelBook = newMixedBook("main.stuckChannel")
 )
 
 //go:noinline
