@@ -5,7 +5,7 @@
 //! it is sampled, with a fresh distance for the next. Allocation (`mallocgc` and what it is split into) takes the next free
 //! object of its class's span in the thread's cache (`nextFreeFast`), so its address is known at the entry. When the span's
 //! bits have to be refilled first, the sample waits for `(*mspan).nextFreeIndex`, which is given the span; that of a large
-//! object waits for `(*mspan).initHeapBits`.
+//! object waits for `(*mspan).initHeapBits` (`heapBits.initSpan` in Go 1.19).
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -14,7 +14,7 @@ use aya_ebpf::{
         generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     },
     macros::map,
-    maps::{Array, HashMap},
+    maps::{Array, HashMap, LruHashMap},
     programs::ProbeContext,
 };
 use tracer_ebpf::{
@@ -39,6 +39,10 @@ static GO_RUNTIMES: HashMap<u32, Runtime> = HashMap::with_max_entries(4096, 0);
 /// by user space.
 #[map]
 static GO_SPACING: Array<u64> = Array::with_max_entries(SPACINGS as u32 + 1, 0);
+
+/// Sampled objects that wait until their goroutine has helped the garbage collector.
+#[map]
+static ASSISTING: LruHashMap<u64, Pending> = LruHashMap::with_max_entries(1 << 14, 0);
 
 /// Bits of the flags with which the check of the stack's end makes room for more of it, and begins the function anew.
 const BELOW_OR_EQUAL: u64 = 1 | 1 << 6;
@@ -101,31 +105,72 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
         return;
     }
     let pointers = registers.second != 0 && word(registers.second + 8) != 0;
-    let header = u64::from(runtime.header);
-    let mcache = {
-        let m = word(registers.g + u64::from(runtime.g_m));
-        let p = word(m + u64::from(runtime.m_p));
-        word(p + u64::from(runtime.p_mcache))
-    };
-    if !pointers && size < TINY && fits_tiny(mcache, runtime, size) {
-        return;
-    }
-    let large = size > MAX_SMALL - header;
-    let mut class = 0;
-    if !large {
-        let whole = if pointers && size > HEADER_FREE { size + header } else { size };
-        class = class_of(if !pointers && size < TINY { TINY } else { whole });
-    }
     let sp = process::stack_pointer(ctx.as_ptr());
     walk::read_window(thread, sp);
     let caller = walk::word(&mut thread.walk, sp);
     let stack = stack::capture(ctx, thread, pid_tgid, caller);
     // SAFETY: no arguments.
     let time = unsafe { bpf_ktime_get_ns() };
-    let class = u64::from(class) << 1 | u64::from(!pointers);
-    let pending =
-        Pending { g: registers.g, charge, stack, time, class: class as u32, sweepgen: word(runtime.sweepgen) as u32 };
-    if !large && mcache != 0 {
+    let sweepgen = word(runtime.sweepgen) as u32;
+    let class = u32::from(!pointers);
+    let pending = Pending { g: registers.g, size, charge, stack, time, class, sweepgen };
+    if must_assist(runtime, registers.g, size) {
+        // It may go on elsewhere, and others may allocate meanwhile.
+        if ASSISTING.insert(goroutine(pid_tgid, registers.g), pending, 0).is_err() {
+            count_loss!(unresolved, 1);
+        }
+        return;
+    }
+    place(thread, pid_tgid, runtime, pending);
+}
+
+/// Whether a goroutine must help the garbage collector before it gets an object.
+#[inline(always)]
+fn must_assist(runtime: &Runtime, g: u64, size: u64) -> bool {
+    runtime.assist != 0
+        && word(runtime.assist) as u32 != 0
+        && (word(g + u64::from(runtime.g_assist)).wrapping_sub(size)).cast_signed() < 0
+}
+
+/// A goroutine of a process, as a key. Descriptors lie far below the ids.
+#[inline(always)]
+fn goroutine(pid_tgid: u64, g: u64) -> u64 {
+    g ^ (pid_tgid >> 32) << 42
+}
+
+/// Where a goroutine goes on that has helped the garbage collector.
+#[inline(always)]
+pub(crate) fn after_assist(ctx: &ProbeContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let key = goroutine(pid_tgid, process::go_registers(ctx.as_ptr()).g);
+    let Some(pending) = ASSISTING.get_ptr(key) else { return };
+    // SAFETY: the pointer comes from a map lookup, and only this goroutine's thread uses its entry.
+    let pending = unsafe { *pending };
+    let _ = ASSISTING.remove(key);
+    let Some(thread) = alloc::current(ctx, pid_tgid) else { return };
+    let Some(runtime) = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32) else { return };
+    // SAFETY: as in `sample`.
+    place(thread, pid_tgid, unsafe { &*runtime }, pending);
+}
+
+/// Finds out where a sampled object that is to be allocated now will be.
+#[inline(always)]
+fn place(thread: &mut Thread, pid_tgid: u64, runtime: &Runtime, mut pending: Pending) {
+    let (size, pointers) = (pending.size, pending.class == 0);
+    let header = u64::from(runtime.header);
+    let mcache = {
+        let m = word(pending.g + u64::from(runtime.g_m));
+        let p = word(m + u64::from(runtime.m_p));
+        word(p + u64::from(runtime.p_mcache))
+    };
+    if !pointers && size < TINY && fits_tiny(mcache, runtime, size) {
+        return;
+    }
+    if size <= MAX_SMALL - header {
+        let whole = if pointers && size > HEADER_FREE { size + header } else { size };
+        let class = u64::from(class_of(if !pointers && size < TINY { TINY } else { whole }));
+        let class = class << 1 | u64::from(!pointers);
+        pending.class = class as u32;
         let span = word(mcache + u64::from(runtime.mcache_alloc) + 8 * class);
         if let Some(addr) = next_free_fast(span, runtime) {
             return send(thread, pid_tgid, span, runtime, addr, &pending);
@@ -141,7 +186,8 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
 #[inline(always)]
 pub(crate) fn next_free_index(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some((thread, runtime, span, pending)) = waiting(ctx, pid_tgid) else { return };
+    let Some((thread, runtime, pending)) = waiting(ctx, pid_tgid) else { return };
+    let span = process::go_registers(ctx.as_ptr()).first;
     if pending.class >> 1 == 0 || class_of_span(span, runtime) != pending.class {
         return;
     }
@@ -167,11 +213,12 @@ pub(crate) fn next_free_index(ctx: &ProbeContext) {
     send(thread, pid_tgid, span, runtime, addr, &pending);
 }
 
-/// Entry of `(*mspan).initHeapBits`: of a large object it is all of the span.
+/// Entry of `(*mspan).initHeapBits`, or of `heapBits.initSpan`, which is given a structure of four words first: of a large
+/// object it is all of the span.
 #[inline(always)]
-pub(crate) fn init_heap_bits(ctx: &ProbeContext) {
+pub(crate) fn init_heap_bits(ctx: &ProbeContext, span: u64) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some((thread, runtime, span, mut pending)) = waiting(ctx, pid_tgid) else { return };
+    let Some((thread, runtime, mut pending)) = waiting(ctx, pid_tgid) else { return };
     let class = class_of_span(span, runtime);
     if pending.class >> 1 != 0 || class >> 1 != 0 {
         return;
@@ -182,9 +229,9 @@ pub(crate) fn init_heap_bits(ctx: &ProbeContext) {
     send(thread, pid_tgid, span, runtime, addr, &pending);
 }
 
-/// The sample that the current goroutine waits to know the address of, and the span in the first register.
+/// The sample that the current goroutine waits to know the address of.
 #[inline(always)]
-fn waiting<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<(&'a mut Thread, &'a Runtime, u64, Pending)> {
+fn waiting<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<(&'a mut Thread, &'a Runtime, Pending)> {
     let thread = alloc::known(pid_tgid)?;
     let pending = thread.go_pending;
     let registers = process::go_registers(ctx.as_ptr());
@@ -193,7 +240,7 @@ fn waiting<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<(&'a mut Thread, &'a
     }
     let runtime = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32)?;
     // SAFETY: as in `sample`.
-    Some((thread, unsafe { &*runtime }, registers.first, pending))
+    Some((thread, unsafe { &*runtime }, pending))
 }
 
 #[inline(always)]

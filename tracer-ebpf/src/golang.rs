@@ -39,6 +39,11 @@ pub struct Runtime {
     pub wide: u32,
     /// Bytes before an object with pointers that is larger than [`HEADER_FREE`]: 8 from Go 1.22 on, else 0.
     pub header: u32,
+    /// Address of `gcBlackenEnabled`, 32 bits: whether goroutines must help the garbage collector before they get an object,
+    /// inside the probed function (up to Go 1.23). 0: they never do.
+    pub assist: u64,
+    /// `g.gcAssistBytes`: what a goroutine may allocate before it must help.
+    pub g_assist: u32,
     /// Whether the probe of allocations lies on the check of the stack's end, and not behind it.
     pub at_check: u32,
 }
@@ -121,7 +126,7 @@ pub struct Sample {
 pub const SPACINGS: usize = 1 << 12;
 
 const _: () = {
-    assert!(size_of::<Runtime>() == 72);
+    assert!(size_of::<Runtime>() == 88);
     assert!(size_of::<Sample>() == 56);
     assert!(class_of(MAX_SMALL) == 67 && class_of(MAX_SMALL + 1) == 0);
 };

@@ -19,6 +19,7 @@ mod thread;
 mod walk;
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::BPF_F_USER_STACK,
     macros::{map, raw_tracepoint, uprobe, uretprobe},
     maps::StackTrace,
@@ -121,7 +122,23 @@ pub fn go_next_free_index(ctx: ProbeContext) -> u32 {
 /// `(*mspan).initHeapBits` of the Go runtime.
 #[uprobe]
 pub fn go_init_heap_bits(ctx: ProbeContext) -> u32 {
-    go::init_heap_bits(&ctx);
+    let span = process::go_registers(ctx.as_ptr()).first;
+    go::init_heap_bits(&ctx, span);
+    0
+}
+
+/// `heapBits.initSpan` of the Go runtime, up to Go 1.19.
+#[uprobe]
+pub fn go_init_span(ctx: ProbeContext) -> u32 {
+    let span = process::go_registers(ctx.as_ptr()).fifth;
+    go::init_heap_bits(&ctx, span);
+    0
+}
+
+/// Behind the call of `gcAssistAlloc` in the Go runtime's `mallocgc`, or in what that calls for it.
+#[uprobe]
+pub fn go_after_assist(ctx: ProbeContext) -> u32 {
+    go::after_assist(&ctx);
     0
 }
 

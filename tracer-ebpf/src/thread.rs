@@ -133,6 +133,8 @@ pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
 pub(crate) struct Pending {
     /// Its goroutine.
     pub(crate) g: u64,
+    /// Bytes asked for.
+    pub(crate) size: u64,
     /// Bytes by which it was sampled.
     pub(crate) charge: u64,
     /// Id of its stack.

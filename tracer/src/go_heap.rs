@@ -287,15 +287,20 @@ fn reader(pid: Pid) -> impl Fn(&[memory::Span], &mut [u8]) -> std::io::Result<Ve
 /// Probes the allocations of a process.
 fn probe(programs: &mut Programs, maps: &mut GoMaps, runtime: &Runtime, pid: Pid, links: &mut Links) -> Result<()> {
     let sites = heap::probe_sites(runtime)?;
-    maps.set_runtime(pid, heap::runtime_value(runtime, sites.at_check)?)?;
+    maps.set_runtime(pid, heap::runtime_value(runtime, &sites)?)?;
     // The very file, whatever its path leads to by now.
     let file = PathBuf::from(format!("/proc/self/fd/{}", runtime.executable.file().as_raw_fd()));
     let task = NonZeroU32::new(pid).context("process id 0")?;
     for (program, offsets) in [
         ("go_next_free_index", &sites.next_free_index),
         ("go_init_heap_bits", &sites.init_heap_bits),
+        ("go_init_span", &sites.init_span),
+        ("go_after_assist", &sites.after_assist),
         ("go_allocate", &sites.allocate),
     ] {
+        if offsets.is_empty() {
+            continue;
+        }
         links.attach(programs, program, &file, offsets, task).context("cannot probe its allocations")?;
     }
     tracing::debug!(?sites, "probes on the Go runtime attached");

@@ -29,8 +29,10 @@ pub(super) const HEAP: &str = "runtime.mheap_";
 /// The profile that the runtime itself keeps of it: the list of what it holds by stack, and the mean of bytes between samples.
 pub(super) const BUCKETS: &str = "runtime.mbuckets";
 pub(super) const PROFILE_RATE: &str = "runtime.MemProfileRate";
+/// Whether goroutines must help the garbage collector.
+pub(super) const ASSIST: &str = "runtime.gcBlackenEnabled";
 /// All of these.
-pub(super) const VARIABLES: [&str; 5] = [GOROUTINES[0], GOROUTINES[1], HEAP, BUCKETS, PROFILE_RATE];
+pub(super) const VARIABLES: [&str; 6] = [GOROUTINES[0], GOROUTINES[1], HEAP, BUCKETS, PROFILE_RATE, ASSIST];
 /// What goroutines wait for, in words.
 pub(super) const WAIT_REASONS: &str = "runtime.waitReasonStrings";
 

@@ -33,6 +33,7 @@ pub(super) const STRUCTURES: [(&str, &[&str]); 14] = [
             "gopc",
             "startpc",
             "m",
+            "gcAssistBytes",
         ],
     ),
     ("runtime.stack", &["lo", "hi"]),
@@ -128,6 +129,8 @@ pub struct Layout {
 pub struct Heap {
     /// `g.m`, `m.p`, `p.mcache`: from a goroutine to the cache that it allocates from.
     pub cache_of_g: (usize, usize, usize),
+    /// `g.gcAssistBytes`.
+    pub assist: usize,
     /// `alloc`, `tiny` and `tinyoffset` in `mcache`.
     pub mcache: (usize, usize, usize),
     /// `mspan`.
@@ -343,6 +346,7 @@ impl Heap {
         };
         Ok(Self {
             cache_of_g: (find("runtime.g", "m")?, find("runtime.m", "p")?, find("runtime.p", "mcache")?),
+            assist: find("runtime.g", "gcAssistBytes")?,
             mcache: (
                 find("runtime.mcache", "alloc")?,
                 find("runtime.mcache", "tiny")?,

@@ -11,7 +11,11 @@ pub use sites::{ProbeSites, probe_sites};
 
 use tracer_ebpf::golang::Runtime as RuntimeValue;
 
-use super::{Runtime, Unreadable, executable::HEAP, layout};
+use super::{
+    Runtime, Unreadable,
+    executable::{ASSIST, HEAP},
+    layout,
+};
 
 /// Cycles of the garbage collector whose events a `memRecord` holds back.
 pub(super) const FUTURES: usize = 3;
@@ -24,11 +28,11 @@ fn layout(runtime: &Runtime) -> Result<&layout::Heap, Unreadable> {
     })
 }
 
-/// What the BPF programs must know of the runtime of a process. `at_check`: see [`ProbeSites`].
+/// What the BPF programs must know of the runtime of a process that is probed at `sites`.
 ///
 /// # Errors
 /// Something of it is not known.
-pub fn runtime_value(runtime: &Runtime, at_check: bool) -> Result<RuntimeValue, Unreadable> {
+pub fn runtime_value(runtime: &Runtime, sites: &ProbeSites) -> Result<RuntimeValue, Unreadable> {
     let heap = layout(runtime)?;
     let mheap = runtime.variable(HEAP)?;
     let headers = runtime.executable.version.minor.is_none_or(|minor| minor >= 22);
@@ -49,6 +53,8 @@ pub fn runtime_value(runtime: &Runtime, at_check: bool) -> Result<RuntimeValue, 
         span_class: heap.span.class as u32,
         wide: heap.span.wide.into(),
         header: if headers { 8 } else { 0 },
-        at_check: at_check.into(),
+        assist: if sites.after_assist.is_empty() { 0 } else { runtime.variable(ASSIST)? },
+        g_assist: heap.assist as u32,
+        at_check: sites.at_check.into(),
     })
 }

@@ -20,9 +20,17 @@ const WHOLE: &str = "runtime.mallocgc";
 const NEXT_FREE: &str = "runtime.(*mspan).nextFreeIndex";
 /// Is called for each new large object.
 const LARGE: &str = "runtime.(*mspan).initHeapBits";
+/// Its predecessor, up to Go 1.19.
+const OLD_LARGE: &str = "runtime.heapBits.initSpan";
+
+/// What `mallocgc` calls to help the garbage collector, and its helper that may do so for it.
+const ASSIST: &str = "runtime.gcAssistAlloc";
+const ASSIST_HELPER: &str = "runtime.deductAssistCredit";
 
 /// Bytes of a function that are looked at.
 const WINDOW: u32 = 64;
+/// The same where calls are looked for.
+const WHOLE_WINDOW: u32 = 1 << 14;
 
 /// Offsets in the executable file, bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +41,11 @@ pub struct ProbeSites {
     pub next_free_index: Vec<u64>,
     /// Of `(*mspan).initHeapBits`.
     pub init_heap_bits: Vec<u64>,
+    /// Of `heapBits.initSpan`, where that is what there is.
+    pub init_span: Vec<u64>,
+    /// Behind calls to help the garbage collector, where those come between `allocate` and the object: empty where they come
+    /// before (from Go 1.24 on).
+    pub after_assist: Vec<u64>,
     /// Whether those of `allocate` lie on the check for the end of the stack (up to Go 1.20), which may begin the function
     /// anew, and not behind it.
     pub at_check: bool,
@@ -49,7 +62,7 @@ pub fn probe_sites(runtime: &Runtime) -> Result<ProbeSites, Unreadable> {
     let (mut whole, mut parts, mut checks) = (None, Vec::new(), 0);
     for (name, function, size) in runtime.executable.tables.functions() {
         let part = is_part(&name);
-        if !part && ![WHOLE, NEXT_FREE, LARGE].contains(&&*name) {
+        if !part && ![WHOLE, NEXT_FREE, LARGE, OLD_LARGE].contains(&&*name) {
             continue;
         }
         let site = runtime.code(function, size, WINDOW).and_then(|(address, code)| {
@@ -61,19 +74,41 @@ pub fn probe_sites(runtime: &Runtime) -> Result<ProbeSites, Unreadable> {
         match &*name {
             NEXT_FREE => sites.next_free_index.push(offset),
             LARGE => sites.init_heap_bits.push(offset),
+            OLD_LARGE => sites.init_span.push(offset),
             WHOLE => whole = Some(offset),
             _ => parts.push(offset),
         }
     }
+    if parts.is_empty() {
+        sites.after_assist = after_assist(runtime);
+    }
     sites.allocate = if parts.is_empty() { whole.into_iter().collect() } else { parts };
     sites.at_check = checks > 0;
-    for (found, name) in [(&sites.allocate, WHOLE), (&sites.next_free_index, NEXT_FREE), (&sites.init_heap_bits, LARGE)]
-    {
+    let large = if sites.init_heap_bits.is_empty() { &sites.init_span } else { &sites.init_heap_bits };
+    for (found, name) in [(&sites.allocate, WHOLE), (&sites.next_free_index, NEXT_FREE), (large, LARGE)] {
         if found.is_empty() {
             return Err(missing(name));
         }
     }
     Ok(sites)
+}
+
+/// Behind the calls of [`ASSIST`], as offsets in the file.
+fn after_assist(runtime: &Runtime) -> Vec<u64> {
+    let functions = runtime.executable.tables.functions();
+    let (mut callers, mut target) = (Vec::new(), None);
+    for (name, function, size) in functions.filter(|(name, ..)| [WHOLE, ASSIST_HELPER, ASSIST].contains(&&**name)) {
+        match (&*name, runtime.code(function, size, WHOLE_WINDOW)) {
+            (ASSIST, Some((address, _))) => target = Some(address),
+            (_, code) => callers.extend(code),
+        }
+    }
+    let calls = callers.iter().flat_map(|(address, code)| {
+        let decoder = Decoder::with_ip(64, code, *address, DecoderOptions::NONE);
+        decoder.into_iter().filter(|instruction| instruction.code() == Code::Call_rel32_64)
+    });
+    let calls = calls.filter(|call| Some(call.near_branch_target()) == target);
+    calls.filter_map(|call| runtime.executable.file_offset(call.next_ip())).collect()
 }
 
 fn is_part(name: &str) -> bool {
