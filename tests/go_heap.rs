@@ -291,7 +291,8 @@ fn a_mode_that_there_is_not() {
 #[test]
 fn a_service_that_leaks_sessions_and_goroutines() {
     let mut target = Target::start_with(&go_program("story", STOCK), &[], &[]);
-    let tracer = run(target.pid(), "auto").start();
+    // Goroutines are looked at once in an interval.
+    let tracer = run(target.pid(), "auto").args(["--interval", "2s"]).start();
     target.ask("begin");
     thread::sleep(Duration::from_secs(18));
     let truth = target.ask("rest");
