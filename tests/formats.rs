@@ -1,8 +1,10 @@
 //! Reports in all formats from one run, and the flags that shape them.
 
-use std::{thread, time::Duration};
+use std::{collections::BTreeMap, ffi::OsStr, fs, process::Command, thread, time::Duration};
 
-use crate::harness::{Held, Outcome, Report, Run, Target, Truth, compiled, require_root};
+use serde_json::Value;
+
+use crate::harness::{Held, Outcome, Pprof, Report, Run, Target, Truth, compiled, pprof, require_root, scratch};
 
 /// Traces a program that keeps 4000 blocks of 100 to 149 bytes and 100 of 1000 to 1099; `between` happens in between.
 fn traced(arguments: &[&str], names: &[&str], between: impl FnOnce()) -> (Outcome, Truth) {
@@ -66,6 +68,131 @@ fn all_formats_come_from_one_run() {
         assert!(text.contains(words), "no {words} in: {text}");
     }
     assert!(!text.contains('\u{1b}'), "colour in a file");
+}
+
+/// What `go tool pprof` shows of a profile is what JSON says of the same run.
+#[track_caller]
+fn check_pprof(program: &str, arguments: &[&str], orders: &[&str]) {
+    require_root();
+    let program = compiled(program);
+    let mut target = Target::start_with(&program, arguments, &[]);
+    let run = Run::pid(target.pid());
+    let output = run.folder().join("out.pb.gz");
+    let tracer = run.args([OsStr::new("-o"), output.as_os_str()]).start();
+    for order in orders {
+        target.ask(order);
+    }
+    let outcome = tracer.stop();
+    let report = outcome.report(0);
+    let read = Pprof::read(&outcome.path("out.pb.gz"));
+
+    let (held, allocated) = (report.outstanding(), report.allocated());
+    assert_eq!(
+        read.types,
+        ["inuse_objects/count", "inuse_space/bytes[dflt]", "alloc_objects/count", "alloc_space/bytes"]
+    );
+    assert_eq!(read.totals(), [held.blocks, held.bytes, allocated.blocks, allocated.bytes]);
+    assert_eq!(read.stacks(1, |_| true), stacks_of(&report.json, "outstanding_bytes"));
+    assert_eq!(read.stacks(2, |_| true), stacks_of(&report.json, "allocated_blocks"));
+    let labels =
+        [format!("pid:[{}]", target.pid()), format!("comm:[{}]", report.json["targets"][0]["comm"].as_str().unwrap())];
+    assert!(read.samples.iter().all(|sample| labels.iter().all(|label| sample.labels.contains(label))), "{labels:?}");
+    assert_eq!(read.files[0], program.to_string_lossy(), "the main program comes first");
+
+    // What people see: the total, and by name what functions hold that call the allocator.
+    let top = pprof(
+        &["-top", "-sample_index=inuse_space", "-nodecount=100000", "-nodefraction=0", "-unit=B"],
+        &outcome.path("out.pb.gz"),
+    );
+    assert!(top.contains(&format!("100% of {}B total", held.bytes)), "{} bytes, not: {top}", held.bytes);
+    let flat = flat(&top);
+    let mut holders: BTreeMap<String, u64> = BTreeMap::new();
+    for stack in report.json["stacks"].as_array().unwrap() {
+        let caller = stack["frames"].as_array().unwrap().last().unwrap()["function"].as_str();
+        *holders.entry(caller.unwrap_or_default().to_owned()).or_default() +=
+            stack["outstanding_bytes"].as_u64().unwrap();
+    }
+    holders.remove("");
+    holders.retain(|_, bytes| *bytes > 0);
+    assert!(holders.len() >= 2, "{holders:?}");
+    for (name, bytes) in holders {
+        assert_eq!(flat.get(&name), Some(&bytes), "{name} in {top}");
+    }
+
+    let comments = pprof(&["-comments"], &outcome.path("out.pb.gz"));
+    for words in ["exact: every allocation was recorded", "quality      complete", &format!("(pid {})", target.pid())] {
+        assert!(comments.contains(words), "no {words:?} in {comments}");
+    }
+}
+
+/// Stacks of a saved report, leaf first, as `-raw` shows them, with one of their amounts; those with the amount 0 left out.
+fn stacks_of(json: &Value, amount: &str) -> BTreeMap<Vec<String>, u64> {
+    let mut stacks: BTreeMap<Vec<String>, u64> = BTreeMap::new();
+    for stack in json["stacks"].as_array().unwrap() {
+        let frames = stack["frames"].as_array().unwrap().iter().rev().map(Pprof::saved_frame).collect();
+        *stacks.entry(frames).or_default() += stack[amount].as_u64().unwrap();
+    }
+    stacks.retain(|_, amount| *amount > 0);
+    stacks
+}
+
+/// What `-top` says of functions themselves: `FLAT FLAT% SUM% CUM CUM% NAME`.
+fn flat(top: &str) -> BTreeMap<String, u64> {
+    let rows = top.lines().skip_while(|line| !line.trim_start().starts_with("flat ")).skip(1);
+    let row = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let flat = fields.next()?.trim_end_matches('B').parse().ok()?;
+        let name = fields.skip(4).collect::<Vec<_>>().join(" ");
+        let name = name.trim_end_matches(" (inline)").trim_end_matches(" (partial-inline)");
+        Some((name.to_owned(), flat))
+    };
+    rows.filter_map(row).collect()
+}
+
+#[test]
+fn pprof_shows_what_c_holds() {
+    check_pprof("churn", &["1"], &["keep", "drop", "leak"]);
+}
+
+#[test]
+fn pprof_shows_what_cpp_holds() {
+    check_pprof("cpp", &[], &["begin"]);
+}
+
+#[test]
+fn pprof_shows_what_rust_holds() {
+    check_pprof("rust_service", &[], &["begin"]);
+}
+
+/// What has no name has an address that leads to the place in the file: pprof names it from what was
+/// stripped.
+#[test]
+fn pprof_names_what_was_stripped() {
+    require_root();
+    let (program, folder) = (compiled("churn, debug information"), scratch());
+    let path = folder.path().join("service");
+    let strip = Command::new("strip").arg("-o").arg(&path).arg(&program).status().unwrap();
+    assert!(strip.success());
+    let mut target = Target::start_with(&path, &["1"], &[]);
+    let run = Run::pid(target.pid());
+    let output = run.folder().join("out.pb.gz");
+    let tracer = run.args([OsStr::new("-o"), output.as_os_str()]).start();
+    target.ask("keep");
+    let truth = target.ask("leak");
+    let outcome = tracer.stop();
+    assert_eq!(outcome.report(0).outstanding(), truth.total());
+    let top = |symbolize: &str| {
+        pprof(&["-top", symbolize, "-unit=B", "-nodecount=100000", "-nodefraction=0"], &outcome.path("out.pb.gz"))
+    };
+    let stripped = top("-symbolize=none");
+    assert_eq!(flat(&stripped).get("[service]"), Some(&truth.total().bytes), "{stripped}");
+    fs::remove_file(&path).unwrap();
+    fs::copy(program, &path).unwrap();
+    let named = top("-symbolize=force");
+    let flat = flat(&named);
+    for (function, held) in truth.held.iter().filter(|(_, held)| held.bytes > 0) {
+        assert_eq!(flat.get(function), Some(&held.bytes), "{function} in {named}");
+    }
 }
 
 #[test]

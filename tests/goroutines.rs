@@ -2,7 +2,8 @@
 
 use std::{
     cell::RefCell,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs,
     io::Write as _,
     path::Path,
@@ -22,7 +23,7 @@ use tracer::{
 
 use crate::{
     formats::assert_well_formed,
-    harness::{Outcome, Run, STOCK, Target, compiled, go_program, is_runtimes, require_root, scratch},
+    harness::{Outcome, Pprof, Run, STOCK, Target, compiled, go_program, is_runtimes, pprof, require_root, scratch},
 };
 
 /// Ways to build a program that leave other things in it.
@@ -290,6 +291,60 @@ fn all_formats_show_goroutines() {
     assert_eq!(outcome.stdout, folded);
 }
 
+/// What `go tool pprof` shows of a profile is what JSON says of the same run.
+#[test]
+fn pprof_shows_goroutines() {
+    for flags in [STOCK, &["-buildmode=pie", "-ldflags=-s -w"]] {
+        let program = go_program("goroutines", flags);
+        let target = Target::start_with(&program, &["50"], &[]);
+        let run = run(target.pid());
+        let output = run.folder().join("out.pb.gz");
+        let outcome = run.args([OsStr::new("-o"), output.as_os_str()]).finish();
+        let json = json(&outcome);
+        let read = Pprof::read(&outcome.path("out.pb.gz"));
+        assert_eq!(read.types, ["goroutine/count[dflt]"]);
+        assert_eq!(read.totals(), [json["totals"]["goroutines"].as_u64().unwrap()]);
+        assert_eq!(read.files[0], program.to_string_lossy());
+        let top = pprof(&["-top", "-nodecount=100000", "-nodefraction=0"], &outcome.path("out.pb.gz"));
+        assert!(top.contains(&format!("100% of {} total", json["totals"]["goroutines"])), "{top}");
+
+        let states: BTreeSet<_> = groups(&json)
+            .iter()
+            .map(|group| (&group["state"], &group["wait_reason"]))
+            .map(|(state, reason)| (state.as_str().unwrap(), reason.as_str()))
+            .collect();
+        assert!(states.len() > 3, "{states:?}");
+        for (state, reason) in states {
+            let mut stacks: BTreeMap<Vec<String>, u64> = BTreeMap::new();
+            for group in
+                groups(&json).iter().filter(|group| group["state"] == state && group["wait_reason"].as_str() == reason)
+            {
+                let frames = group["frames"].as_array().unwrap().iter().rev().map(Pprof::saved_frame).collect();
+                *stacks.entry(frames).or_default() += group["goroutines"].as_u64().unwrap();
+            }
+            let labels = [Some(format!("state:[{state}]")), reason.map(|reason| format!("wait_reason:[{reason}]"))];
+            let of_state = |label: &str| {
+                labels.iter().flatten().all(|wanted| label.contains(wanted))
+                    && label.contains("wait_reason") == reason.is_some()
+            };
+            assert_eq!(read.stacks(0, of_state), stacks, "{state}, {reason:?}");
+        }
+
+        // Addresses are those of the functions: pprof finds the same names where there are symbols.
+        if flags == STOCK {
+            let anew = pprof(
+                &["-symbolize=force", "-top", "-nodecount=100000", "-nodefraction=0"],
+                &outcome.path("out.pb.gz"),
+            );
+            for function in ["main.inBulk", "runtime.gopark"] {
+                let row =
+                    |text: &str| text.lines().find(|line| line.ends_with(&format!(" {function}"))).map(str::to_owned);
+                assert!(row(&top).is_some() && row(&anew) == row(&top), "{function} in {anew}, and in {top}");
+            }
+        }
+    }
+}
+
 /// In a container the executable has another path, or none any more.
 #[test]
 fn behind_a_chroot_and_with_the_executable_deleted() {
@@ -326,7 +381,7 @@ fn what_has_no_goroutines_is_refused() {
         (&["goroutines"][..], "--pid"),
         (&["goroutines", "--pid", "0"], "--pid"),
         (&["goroutines", "--pid", "1", "--top", "x"], "--top"),
-        (&["goroutines", "--pid", "1", "-o", "x.pdf"], ".svg or .json"),
+        (&["goroutines", "--pid", "1", "-o", "x.pdf"], ".pb.gz or .json"),
         (&["goroutines", "--pid", "1", "--duration", "5s"], "--duration"),
         (&["--pid", "1", "goroutines", "--pid", "1"], "goroutines"),
     ] {

@@ -1,6 +1,6 @@
 //! Hostile targets: names that terminals, browsers and parsers trip over, and garbage mapped as code.
 
-use crate::harness::{Outcome, Run, Target, compiled, require_root, scratch};
+use crate::harness::{Outcome, Pprof, Run, Target, compiled, pprof, require_root, scratch};
 
 /// Traces the hostile program into every format.
 fn traced() -> (Outcome, crate::harness::Truth) {
@@ -10,7 +10,7 @@ fn traced() -> (Outcome, crate::harness::Truth) {
     let garbage = folder.path().join("garbage");
     let mut target = Target::start_with(&program, &[garbage.to_str().unwrap()], &[]);
     let run = Run::pid(target.pid());
-    let files: Vec<String> = ["out.svg", "out.folded", "out.txt"]
+    let files: Vec<String> = ["out.svg", "out.folded", "out.txt", "out.pb.gz"]
         .iter()
         .flat_map(|name| ["-o".to_owned(), run.folder().join(name).to_string_lossy().into_owned()])
         .collect();
@@ -37,6 +37,14 @@ fn hostile_names_do_no_harm_in_any_format() {
     for text in [&outcome.stdout, &outcome.file("out.txt"), &outcome.file("out.folded")] {
         assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
     }
+    // Nor what pprof prints, which leaves names as they are in the file.
+    let file = outcome.path("out.pb.gz");
+    let top = pprof(&["-top", "-nodecount=100000", "-nodefraction=0"], &file);
+    assert!(!top.contains(|c: char| c.is_control() && c != '\n'), "{top:?}");
+    for name in ["<script>alert", "a;b 77;c 88", r"\u{1b}[2Jcleared", "&amp;]]>'<!--"] {
+        assert!(top.lines().any(|line| line.contains(&format!("  {name}"))), "no {name:?} in {top}");
+    }
+    assert_eq!(Pprof::read(&file).totals()[1], truth.total().bytes);
     // Folded: each line is one stack and a number, and the sum is the total.
     let folded = outcome.file("out.folded");
     let sum: u64 = folded.lines().map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap()).sum();

@@ -50,7 +50,7 @@ fn command_lines_that_make_no_sense() {
         (&["-p", "1", "--top", "many"], "--top"),
         (&["-p", "1", "--buffer-size", "1"], "4KiB"),
         (&["-p", "1", "--buffer-size", "1TiB"], "1GiB"),
-        (&["-p", "1", "-o", "report.pdf"], ".svg or .json"),
+        (&["-p", "1", "-o", "report.pdf"], ".pb.gz or .json"),
         (&["-p", "1", "-o", "report"], "--format"),
         (&["-p", "1", "--format", "json"], "-o -"),
         (&["-p", "1", "--format", "xml", "-o", "-"], "svg"),

@@ -48,7 +48,8 @@ fn version() -> Vec<u8> {
     output.unwrap_or_else(|error| panic!("cannot run go ({error}): `cargo xtask setup --tests` installs it")).stdout
 }
 
-fn go() -> Command {
+/// The toolchain.
+pub(super) fn go() -> Command {
     let mut go = match env::var_os("TRACER_TEST_GOROOT") {
         Some(root) => {
             let mut go = Command::new(Path::new(&root).join("bin/go"));

@@ -6,6 +6,7 @@ mod go;
 mod go_profile;
 mod machine;
 mod oracle;
+mod pprof;
 mod programs;
 mod report;
 mod sites;
@@ -20,6 +21,7 @@ pub(crate) use machine::{
     ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, slowness, wait_until,
 };
 pub(crate) use oracle::{End, Oracle, executable_mappings};
+pub(crate) use pprof::{Pprof, pprof};
 pub(crate) use programs::compiled;
 pub(crate) use report::{Held, Report, Stack};
 pub(crate) use sites::{callers_of, check_sites, deviation};

@@ -24,6 +24,12 @@ const PROGRAMS: &[Source] = &[
         flags: &["-C", "force-frame-pointers=no", "-C", "force-unwind-tables=yes"],
     },
     Source { name: "churn", compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "churn, debug information",
+        compiler: C,
+        files: &["churn.c"],
+        flags: &["-fno-omit-frame-pointer", "-g"],
+    },
     Source { name: "cpp", compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "dies", compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS },
     Source {

@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
     thread,
@@ -225,8 +225,13 @@ impl Outcome {
     /// A file that the run wrote into its folder.
     #[track_caller]
     pub(crate) fn file(&self, name: &str) -> String {
-        let path = self.folder.path().join(name);
-        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}; the tracer said: {}", self.stderr))
+        fs::read_to_string(self.path(name))
+            .unwrap_or_else(|error| panic!("{name}: {error}; the tracer said: {}", self.stderr))
+    }
+
+    /// Path of such a file.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
     }
 
     /// Whatever happens, it does not panic, and prints nothing that a terminal would obey.

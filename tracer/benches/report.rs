@@ -18,7 +18,7 @@ const STACKS: u64 = 100_000;
 fn main() -> io::Result<()> {
     let profile = profile();
     let options = Options { top: 10, value: Value::Bytes };
-    for format in [Format::Text, Format::Folded, Format::Svg, Format::Json] {
+    for format in [Format::Text, Format::Folded, Format::Svg, Format::Pprof, Format::Json] {
         let start = Instant::now();
         write(format, &profile, &options, &mut io::sink())?;
         let goal = if format == Format::Svg { " (goal: <= 3 s)" } else { "" };
@@ -79,5 +79,6 @@ fn profile() -> Profile {
         goroutines: Vec::new(),
         quality: Quality::default(),
         unwind_tables: Vec::new(),
+        modules: Vec::new(),
     }
 }

@@ -123,8 +123,8 @@ struct GoroutinesCli {
 /// Where reports go, and how much is said besides.
 #[derive(Args, Debug)]
 struct OutputCli {
-    /// Write a report to FILE (`-` for the standard output); the suffix tells the format: .txt .folded .svg .json. May
-    /// be given several times
+    /// Write a report to FILE (`-` for the standard output); the suffix tells the format: .txt .folded .svg .json, or
+    /// .pb.gz for pprof. May be given several times
     #[arg(short, long, value_name = "FILE")]
     output: Vec<PathBuf>,
 
@@ -161,6 +161,7 @@ enum CliFormat {
     Text,
     Folded,
     Svg,
+    Pprof,
     Json,
 }
 
@@ -299,6 +300,7 @@ fn output(path: PathBuf, format: Option<CliFormat>) -> Result<OutputSpec, clap::
         CliFormat::Text => Format::Text,
         CliFormat::Folded => Format::Folded,
         CliFormat::Svg => Format::Svg,
+        CliFormat::Pprof => Format::Pprof,
         CliFormat::Json => Format::Json,
     });
     if path.as_os_str() == "-" {
@@ -306,7 +308,7 @@ fn output(path: PathBuf, format: Option<CliFormat>) -> Result<OutputSpec, clap::
     }
     let format = Format::from_path(&path).or(given).ok_or_else(|| {
         let message = format!(
-            "the format of {} is unknown: end its name with .txt, .folded, .svg or .json, or add --format",
+            "the format of {} is unknown: end its name with .txt, .folded, .svg, .pb.gz or .json, or add --format",
             path.display()
         );
         usage(ErrorKind::InvalidValue, &message)
@@ -435,6 +437,13 @@ mod tests {
     }
 
     #[test]
+    fn a_suffix_tells_the_format_or_else_the_flag() {
+        let formats = |line: &str| -> Vec<Format> { config(line).outputs.iter().map(|output| output.format).collect() };
+        assert_eq!(formats("-p 7 -o a.pb.gz -o a.txt -o -"), [Format::Pprof, Format::Text, Format::Text]);
+        assert_eq!(formats("-p 7 --format pprof -o a.svg -o a.gz -o -"), [Format::Svg, Format::Pprof, Format::Pprof]);
+    }
+
+    #[test]
     fn a_command_keeps_its_own_flags() {
         let config = config("-q -- ls --pid 5 -v");
         assert!(matches!(config.subject, Subject::Command(command) if command == ["ls", "--pid", "5", "-v"]));
@@ -450,7 +459,8 @@ mod tests {
             ("--pid x", "--pid"),
             ("-p 5 -q -v", "cannot be used with"),
             ("-p 5 --min-size 2K --max-size 1K", "larger than --max-size"),
-            ("-p 5 -o out.xyz", ".svg or .json"),
+            ("-p 5 -o out.xyz", ".pb.gz or .json"),
+            ("-p 5 -o out.svg.gz", ".pb.gz or .json"),
             ("-p 5 --format json", "-o -"),
             ("-p 5 -o - -o -", "only once"),
             ("-p 5 --duration 5", "unit"),

@@ -87,7 +87,7 @@ pub struct HeapUsage {
 pub struct HeapSnapshot {
     /// By stack, in no order.
     pub stacks: Vec<HeapUsage>,
-    /// How good that is, if it was sampled here.
+    /// How good that is.
     pub sampling: Option<Sampling>,
     /// Why it has not been followed to the end, if so.
     pub problem: Option<String>,
@@ -450,7 +450,8 @@ impl Follower {
                     usage.values += values;
                     usage.growth = usage.growth.map(|sum| sum + growth.unwrap_or(0.0));
                 }
-                HeapSnapshot { stacks: stacks.into_values().collect(), sampling: None, problem }
+                let sampling = Some(heap::sampling_of(buckets.iter(), *rate));
+                HeapSnapshot { stacks: stacks.into_values().collect(), sampling, problem }
             }
         }
     }

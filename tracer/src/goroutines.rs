@@ -77,6 +77,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         "executable read in {opened:?}, goroutines in {:?}",
         duration - opened
     );
+    let module = Symbols::new(&runtime, &status.exe).described();
     let target = Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language: Language::Go };
     Ok(Profile {
         kind: Kind::Goroutines,
@@ -88,6 +89,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         targets: vec![target],
         stacks: Vec::new(),
         unwind_tables: Vec::new(),
+        modules: vec![module],
     })
 }
 

@@ -78,7 +78,7 @@ impl Outputs {
         let options = Options { top: config.top.min(INTERVAL_STACKS), value: config.value };
         let result = match self.standard {
             // A machine reads the standard output.
-            Some(Format::Folded | Format::Svg | Format::Json) | None => {
+            Some(Format::Folded | Format::Svg | Format::Pprof | Format::Json) | None => {
                 report::write(Format::Text, profile, &options, &mut io::stderr().lock())
             }
             Some(Format::Text) => report::write(Format::Text, profile, &options, &mut io::stdout().lock()),

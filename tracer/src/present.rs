@@ -59,7 +59,7 @@ impl Presenter {
 
     /// Names the Go code of a process, whose executable is known to it as `module`, by the tables of its runtime.
     pub fn know_go(&mut self, pid: Pid, runtime: Arc<Runtime>, module: &str) {
-        self.go.insert(pid, Symbols::new(runtime, module));
+        self.go.insert(pid, Symbols::of_returns(runtime, module));
     }
 
     /// The profile of a snapshot.
@@ -81,8 +81,15 @@ impl Presenter {
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         let Trace { started, duration, targets, notes: _ } = trace;
         let unwind_tables = snapshot.unwind_tables;
+        let mut modules = self.symbolizer.modules();
+        for module in self.go.values().map(Symbols::described) {
+            // The symbolizer may know it by its parts in C.
+            if !modules.contains(&module) {
+                modules.push(module);
+            }
+        }
         let (kind, goroutines) = (Kind::Heap, Vec::new());
-        Profile { kind, started, duration, mode, targets, stacks, goroutines, quality, unwind_tables }
+        Profile { kind, started, duration, mode, targets, stacks, goroutines, quality, unwind_tables, modules }
     }
 
     /// What a Go heap holds, stacks of the same frames made one: those of the runtime at the leaf are left out, as in Go's own

@@ -4,6 +4,7 @@
 //! Plain values: no I/O, no clock.
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -57,6 +58,17 @@ pub enum Kind {
     Goroutines,
 }
 
+impl Kind {
+    /// Where the instruction is that a frame with this [`offset`](Frame::offset) was in: stacks of the heap are made of
+    /// return addresses, which are behind the calls, those of goroutines of the calls themselves.
+    pub fn offset_of_call(self, offset: u64) -> u64 {
+        match self {
+            Self::Heap => offset.saturating_sub(1),
+            Self::Goroutines => offset,
+        }
+    }
+}
+
 /// How the numbers came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -70,6 +82,9 @@ pub enum Mode {
     Snapshot,
 }
 
+/// What stands for the module of code that a process generated.
+pub const JIT: &str = "[jit]";
+
 /// One frame of a symbolized stack. All text is hostile: it comes from the target's files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Frame {
@@ -81,7 +96,8 @@ pub struct Frame {
     pub line: Option<u32>,
     /// Path of the mapped file (or `[vdso]` and the like) that the address lies in.
     pub module: Option<String>,
-    /// Offset of the address in that file; the address itself when there is no module. Bytes.
+    /// Offset of the address in that file; the address itself when there is no module, or it is [`JIT`]. Bytes.
+    /// [`Kind::offset_of_call`] tells the call from it.
     pub offset: u64,
     /// Whether the compiler inlined this function into the frame next to it on the root side.
     pub inlined: bool,
@@ -93,14 +109,14 @@ pub struct Frame {
 pub struct Frames(Arc<[Arc<[Frame]>]>);
 
 impl Frames {
-    /// The frames of each address, root first.
-    pub fn addresses(&self) -> impl DoubleEndedIterator<Item = &Arc<[Frame]>> {
-        self.0.iter()
-    }
-
     /// Every frame, root first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Frame> {
         self.0.iter().flat_map(|address| address.iter())
+    }
+
+    /// The frames of each address, root first; within an address the inlined functions come last.
+    pub fn addresses(&self) -> impl DoubleEndedIterator<Item = &Arc<[Frame]>> {
+        self.0.iter()
     }
 }
 
@@ -224,6 +240,19 @@ pub struct Profile {
     pub quality: Quality,
     /// What stacks were unwound by, file by file.
     pub unwind_tables: Vec<UnwindTable>,
+    /// The files that frames lie in, by path.
+    pub modules: Vec<Module>,
+}
+
+/// A file that frames lie in. Two files have one path when one was replaced, or when they are in different containers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Path, as the process sees it: hostile text.
+    pub path: String,
+    /// What tells this build from others: in hexadecimal as linkers leave it, else as Go does. Hostile text.
+    pub build_id: Option<String>,
+    /// The parts of the file that are loaded as code, bytes.
+    pub code: Vec<Range<u64>>,
 }
 
 /// The unwinding table of one file.

@@ -41,6 +41,8 @@ pub struct Executable {
     file: File,
     /// Version that it was built with.
     pub version: Version,
+    /// What tells this build from others, if anything does: hostile text.
+    pub build_id: Option<String>,
     /// What is loaded of the file.
     pub segments: Vec<Segment>,
     /// Address of the first instruction, as linked.
@@ -83,7 +85,8 @@ impl Executable {
         let symbols = VARIABLES.into_iter().zip(elf.symbols(VARIABLES));
         let variables = symbols.filter_map(|(name, symbol)| Some((name.to_owned(), symbol?.0))).collect();
         let mentions = known.map(|known| known.mentions).unwrap_or_default();
-        Ok(Self { file, version, entry: elf.entry(), segments, tables, tables_at, layout, variables, mentions })
+        let (build_id, entry) = (elf.build_id_text(), elf.entry());
+        Ok(Self { file, version, build_id, entry, segments, tables, tables_at, layout, variables, mentions })
     }
 
     /// The file itself.

@@ -6,7 +6,10 @@ use std::{ops::Deref, sync::Arc};
 use hashbrown::HashMap;
 
 use super::{Runtime, pclntab::LogicalFrame};
-use crate::profile::{Frame, Frames};
+use crate::{
+    process::elf::code,
+    profile::{Frame, Frames, Module},
+};
 
 /// What every goroutine but the first returns to: says nothing.
 const GOEXIT: &str = "runtime.goexit";
@@ -26,6 +29,8 @@ pub struct Symbols<R> {
     known: HashMap<(u64, bool), Named>,
     /// Bytes of names, so far.
     text: usize,
+    /// What is added to the offsets of frames.
+    shift: u64,
 }
 
 /// The frames at an address, root first, and whether wrappers stay in its caller.
@@ -34,7 +39,18 @@ type Named = (Arc<[Frame]>, bool);
 impl<R: Deref<Target = Runtime>> Symbols<R> {
     /// For a process whose executable is known to it as `module`.
     pub fn new(runtime: R, module: &str) -> Self {
-        Self { runtime, module: module.to_owned(), known: HashMap::new(), text: 0 }
+        Self { runtime, module: module.to_owned(), known: HashMap::new(), text: 0, shift: 0 }
+    }
+
+    /// The same for stacks of return addresses: the offsets of frames are behind the calls that they are looked up by.
+    pub fn of_returns(runtime: R, module: &str) -> Self {
+        Self { shift: 1, ..Self::new(runtime, module) }
+    }
+
+    /// The executable, as reports describe it.
+    pub fn described(&self) -> Module {
+        let executable = &self.runtime.executable;
+        Module { path: self.module.clone(), build_id: executable.build_id.clone(), code: code(&executable.segments) }
     }
 
     /// The frames of a stack. `calls` are addresses of calls, the leaf first.
@@ -93,8 +109,10 @@ impl<R: Deref<Target = Runtime>> Symbols<R> {
         let executable = &self.runtime.executable;
         let linked = call.wrapping_sub(self.runtime.bias);
         let bare = match executable.file_offset(linked) {
-            Some(offset) => Frame { module: Some(self.module.clone()), offset, ..Frame::default() },
-            None => Frame { offset: call, ..Frame::default() },
+            Some(offset) => {
+                Frame { module: Some(self.module.clone()), offset: offset + self.shift, ..Frame::default() }
+            }
+            None => Frame { offset: call.wrapping_add(self.shift), ..Frame::default() },
         };
         let mut frames = Vec::new();
         let logical = if self.text < MAX_TEXT { self.logical(call) } else { Vec::new() };

@@ -28,6 +28,8 @@ const MAX_READ_IN_ALL: (u64, u64) = (1 << 20, 2 << 30);
 const MAX_NOTES: u64 = 1 << 20;
 /// Longest build id that makes sense, bytes. Usual are 16 and 20.
 const MAX_BUILD_ID: usize = 64;
+/// Longest that the Go toolchain writes and that makes sense, bytes. Usual are 83.
+const MAX_GO_BUILD_ID: usize = 256;
 /// deflate cannot do better than this factor (zlib's technical notes); zstd can, but not in practice.
 const MAX_COMPRESSION: u64 = 1032;
 
@@ -123,6 +125,12 @@ pub struct Segment {
     pub executable: bool,
 }
 
+/// Which parts of a file with these segments are loaded as code, bytes.
+pub fn code(segments: &[Segment]) -> Vec<Range<u64>> {
+    let code = segments.iter().filter(|segment| segment.executable);
+    code.map(|segment| segment.offset..segment.offset.saturating_add(segment.size)).collect()
+}
+
 /// A 64-bit ELF file.
 pub struct Elf<'data> {
     data: Bounded<'data>,
@@ -195,6 +203,21 @@ impl<'data> Elf<'data> {
 
     /// The linker's identification of this very build.
     pub fn build_id(&self) -> Option<Vec<u8>> {
+        let id = self.note(object::elf::ELF_NOTE_GNU, object::elf::NT_GNU_BUILD_ID)?;
+        (1..=MAX_BUILD_ID).contains(&id.len()).then(|| id.to_vec())
+    }
+
+    /// The same as text, in hexadecimal. Without one, that of the Go toolchain, which linked no other before 1.24.
+    pub fn build_id_text(&self) -> Option<String> {
+        if let Some(id) = self.build_id() {
+            return Some(id.iter().map(|byte| format!("{byte:02x}")).collect());
+        }
+        let id = self.note(object::elf::ELF_NOTE_GO, object::elf::NT_GO_BUILD_ID)?;
+        (1..=MAX_GO_BUILD_ID).contains(&id.len()).then(|| String::from_utf8_lossy(id).into_owned())
+    }
+
+    /// What the first note of this name and type says.
+    fn note(&self, name: &[u8], kind: object::elf::NoteType) -> Option<&'data [u8]> {
         let headers = self.header.program_headers(self.endian, self.data).unwrap_or_default();
         let segments = headers
             .iter()
@@ -208,9 +231,8 @@ impl<'data> Elf<'data> {
             .filter_map(|section| section.notes(self.endian, self.data).ok()?);
         for mut notes in segments.chain(sections) {
             while let Ok(Some(note)) = notes.next() {
-                if note.name() == object::elf::ELF_NOTE_GNU && note.n_type(self.endian) == object::elf::NT_GNU_BUILD_ID
-                {
-                    return (1..=MAX_BUILD_ID).contains(&note.desc().len()).then(|| note.desc().to_vec());
+                if note.name() == name && note.n_type(self.endian) == kind {
+                    return Some(note.desc());
                 }
             }
         }
@@ -307,6 +329,50 @@ mod tests {
         assert!(elf.unpacks_sanely() && elf.is_runnable());
         assert!(elf.unpacked(".text", 100).is_none());
         assert_eq!(elf.unpacked(".comment", 1 << 20).as_deref(), elf.section(".comment", 1 << 20));
+    }
+
+    /// A file with one segment, of notes with these names, types and contents.
+    fn with_notes(notes: &[(&[u8], u32, &[u8])]) -> File {
+        let mut segment = Vec::new();
+        for (name, kind, content) in notes {
+            for word in [name.len() as u32, content.len() as u32, *kind] {
+                segment.extend(word.to_le_bytes());
+            }
+            for part in [name, content] {
+                segment.extend(*part);
+                segment.resize(segment.len().next_multiple_of(4), 0);
+            }
+        }
+        let mut data = vec![0; 64 + 56];
+        data[..20].copy_from_slice(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\x3e\0");
+        (data[32], data[52], data[54], data[56]) = (64, 64, 56, 1);
+        (data[64], data[64 + 8], data[64 + 48]) = (4, 64 + 56, 4);
+        data[64 + 32..64 + 40].copy_from_slice(&(segment.len() as u64).to_le_bytes());
+        data.extend(segment);
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &data).unwrap();
+        file
+    }
+
+    #[test]
+    fn build_ids_of_linkers_come_before_those_of_go() {
+        let gnu = (&b"GNU\0"[..], 3, &[0x0c, 0x0f, 0xfe, 0xe0][..]);
+        let go = (&b"Go\0\0"[..], 4, &b"action/main"[..]);
+        let long = [b'x'; MAX_GO_BUILD_ID + 1];
+        for (notes, text) in [
+            (&[gnu][..], Some("0c0ffee0")),
+            (&[go], Some("action/main")),
+            (&[go, gnu], Some("0c0ffee0")),
+            (&[(go.0, 4, b"\xffid")], Some("\u{fffd}id")),
+            (&[(go.0, 3, go.2), (gnu.0, 4, go.2)], None),
+            (&[(go.0, 4, &long)], None),
+            (&[(go.0, 4, b"")], None),
+            (&[], None),
+        ] {
+            let file = with_notes(notes);
+            let bytes = Bytes::new(&file);
+            assert_eq!(Elf::parse(&bytes).unwrap().build_id_text().as_deref(), text, "{notes:?}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    ops::Range,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -9,7 +10,9 @@ use std::{
 
 use super::{Format, Options, Value, write};
 use crate::{
-    profile::{Frame, Frames, GoroutineGroup, Kind, Language, Mode, Profile, StackEntry, Target, UnwindTable, Values},
+    profile::{
+        Frame, Frames, GoroutineGroup, Kind, Language, Mode, Module, Profile, StackEntry, Target, UnwindTable, Values,
+    },
     quality::{Quality, Truncation},
 };
 
@@ -56,6 +59,11 @@ pub(super) fn profile() -> Profile {
             uncovered_bytes: 48,
             problem: None,
         }],
+        modules: vec![
+            module("/usr/bin/leaky", Some("0123456789abcdef"), 0x1000..0x1_1000),
+            module("/usr/lib/x86_64-linux-gnu/libc.so.6", Some("c0ffee"), 0x2_6000..0x17_b000),
+            module("/usr/lib/x86_64-linux-gnu/libxml2.so.2", None, 0x1000..0xf000),
+        ],
     }
 }
 
@@ -83,6 +91,8 @@ pub(super) fn hostile() -> Profile {
     profile.stacks[1].pid = 4712;
     profile.quality = everything_missing();
     profile.quality.notes.push(HOSTILE.to_owned());
+    let reversed = Range { start: 5, end: 1 };
+    profile.modules = vec![module(HOSTILE, Some(HOSTILE), 0..u64::MAX), module("", None, reversed)];
     profile.unwind_tables[0].path = HOSTILE.to_owned();
     profile.unwind_tables[0].problem = text();
     profile
@@ -117,6 +127,7 @@ pub(super) fn goroutines() -> Profile {
     profile.targets = vec![Target { language: Language::Go, ..target(4711, "gateway", "/srv/gateway") }];
     profile.stacks.clear();
     profile.unwind_tables.clear();
+    profile.modules = vec![module("/srv/gateway", Some("action/main"), 0x1000..0x20_1000)];
     profile.goroutines = vec![waiting, group(2, "running", &[&work]), first, group(1, "runnable", &[])];
     profile.quality = Quality { notes: vec!["2 goroutines ran".to_owned()], ..Quality::default() };
     profile
@@ -175,6 +186,10 @@ pub(super) fn check_golden(file: &str, actual: &str) {
 
 fn target(pid: u32, comm: &str, exe: &str) -> Target {
     Target { pid, comm: comm.to_owned(), exe: exe.to_owned(), language: Language::Cpp }
+}
+
+fn module(path: &str, build_id: Option<&str>, code: Range<u64>) -> Module {
+    Module { path: path.to_owned(), build_id: build_id.map(str::to_owned), code: vec![code] }
 }
 
 pub(super) fn frame(function: &str, module: &str, source: Option<(&str, u32)>) -> Frame {

@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::words;
 use crate::{
-    profile::{Frame, Frames, GoroutineGroup, Kind, Profile, StackEntry, Target, UnwindTable, Values},
+    profile::{Frame, Frames, GoroutineGroup, Kind, Module, Profile, StackEntry, Target, UnwindTable, Values},
     quality::{Quality, Sampling},
 };
 
@@ -55,11 +55,13 @@ impl Serialize for SavedProfile<'_> {
                 object.serialize_entry("stacks", &Saved(&*profile.stacks))?;
                 object.serialize_entry("quality", &Saved(&profile.quality))?;
                 object.serialize_entry("unwind_tables", &Saved(&*profile.unwind_tables))?;
+                object.serialize_entry("modules", &Saved(&*profile.modules))?;
             }
             Kind::Goroutines => {
                 object.serialize_entry("totals", &BTreeMap::from([("goroutines", profile.goroutine_count())]))?;
                 object.serialize_entry("stacks", &Saved(&*profile.goroutines))?;
                 object.serialize_entry("quality", &Saved(&profile.quality))?;
+                object.serialize_entry("modules", &Saved(&*profile.modules))?;
             }
         }
         object.end()
@@ -166,6 +168,17 @@ impl Serialize for Saved<'_, UnwindTable> {
     }
 }
 
+impl Serialize for Saved<'_, Module> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("file", &self.0.path)?;
+        object.serialize_entry("build_id", &self.0.build_id)?;
+        let code: Vec<_> = self.0.code.iter().map(|part| (part.start, part.end)).collect();
+        object.serialize_entry("code", &code)?;
+        object.end()
+    }
+}
+
 impl Serialize for Saved<'_, Quality> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let quality = self.0;
@@ -223,6 +236,7 @@ mod tests {
     fn fields_are_those_of_the_format_and_no_others() {
         let mut profile = fixture::profile();
         profile.stacks.truncate(1);
+        profile.modules.truncate(1);
         profile.stacks[0].frames = profile.stacks[0].frames.iter().take(1).cloned().collect::<Vec<_>>().into();
         profile.stacks[0].uncertain_bytes = 512;
         assert_eq!(
@@ -254,6 +268,10 @@ mod tests {
                 "unwind_tables": [{
                     "file": "/usr/bin/leaky", "rows": 1_200, "bytes": 5_632, "build_seconds": 0.00125,
                     "code_bytes": 65_536, "uncovered_bytes": 48, "problem": null,
+                }],
+                "modules": [{
+                    "file": "/usr/bin/leaky", "build_id": "0123456789abcdef",
+                    "code": [[0x1000, 0x1_1000]],
                 }],
             })
         );

@@ -6,8 +6,8 @@ use std::{borrow::Cow, ops::Range};
 
 use hashbrown::HashMap;
 
-use super::{Value, amounts, escape, name};
-use crate::profile::{Frame, Profile};
+use super::{Value, amounts, escape, name, words};
+use crate::profile::{Frame, Heap, Profile};
 
 /// The stacks of a profile that hold something, those of the same names merged, sorted by their names.
 pub(super) struct Merged<'a> {
@@ -29,10 +29,13 @@ impl<'a> Merged<'a> {
     pub(super) fn new(profile: &'a Profile, value: Value, longest: usize) -> Self {
         let mut names = Names { longest, ..Names::default() };
         let (mut elements, mut stacks) = (Vec::new(), Vec::new());
-        for (pid, frames, amount) in amounts(profile, value) {
+        // Side by side where there are both.
+        let heaps = profile.has_both_heaps();
+        for (pid, heap, frames, amount) in amounts(profile, value) {
             if amount > 0 {
                 let start = elements.len();
                 elements.push(names.of_process(profile, pid));
+                elements.extend(heap.filter(|_| heaps).map(|heap| names.of_heap(heap)));
                 elements.extend(frames.iter().map(|frame| names.of_frame(frame)));
                 stacks.push((start..elements.len(), amount));
             }
@@ -94,6 +97,10 @@ impl<'a> Names<'a> {
         let index = self.of_text(text, None);
         self.by_pid.insert(pid, index);
         index
+    }
+
+    fn of_heap(&mut self, heap: Heap) -> usize {
+        self.of_text(format!("[{} heap]", words::heap(heap)), None)
     }
 
     fn of_frame(&mut self, frame: &'a Frame) -> usize {

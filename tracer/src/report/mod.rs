@@ -10,6 +10,7 @@ mod goroutines;
 mod json;
 mod merge;
 mod name;
+mod pprof;
 mod text;
 mod words;
 
@@ -24,7 +25,7 @@ use std::{
     str::FromStr,
 };
 
-use crate::profile::{Frames, Kind, Profile, Values};
+use crate::profile::{Frames, Heap, Kind, Profile, Values};
 
 /// Writes `profile` in one format.
 ///
@@ -37,6 +38,7 @@ pub fn write(format: Format, profile: &Profile, options: &Options, out: &mut dyn
         Format::Text => text::write(profile, options, &mut out)?,
         Format::Folded => folded::write(profile, options, &mut out)?,
         Format::Svg => flamegraph::write(profile, options, &mut out)?,
+        Format::Pprof => pprof::write(profile, &mut out)?,
         Format::Json => json::write(profile, &mut out)?,
     }
     out.flush()
@@ -51,15 +53,17 @@ pub enum Format {
     Folded,
     /// A flame graph.
     Svg,
+    /// For `go tool pprof` and its kin; gzipped.
+    Pprof,
     /// The saved form: everything that the profile holds.
     Json,
 }
 
 impl Format {
-    const ALL: [Self; 4] = [Self::Text, Self::Folded, Self::Svg, Self::Json];
+    const ALL: [Self; 5] = [Self::Text, Self::Folded, Self::Svg, Self::Pprof, Self::Json];
 
     /// Names of all formats, as [`FromStr`] takes them.
-    pub fn names() -> [&'static str; 4] {
+    pub fn names() -> [&'static str; 5] {
         Self::ALL.map(Self::name)
     }
 
@@ -69,19 +73,25 @@ impl Format {
             Self::Text => "text",
             Self::Folded => "folded",
             Self::Svg => "svg",
+            Self::Pprof => "pprof",
             Self::Json => "json",
         }
     }
 
     /// The format that the suffix of a file name asks for, in either case; `None` when the suffix is none of them.
     pub fn from_path(path: &Path) -> Option<Self> {
-        let suffix = path.extension()?;
-        Self::ALL.into_iter().find(|format| suffix.eq_ignore_ascii_case(format.suffix()))
+        let name = path.file_name()?.as_encoded_bytes();
+        Self::ALL.into_iter().find(|format| {
+            let suffix = format.suffix().as_bytes();
+            let dot = name.len().checked_sub(suffix.len() + 1).filter(|dot| *dot > 0);
+            dot.is_some_and(|dot| name[dot] == b'.' && name[dot + 1..].eq_ignore_ascii_case(suffix))
+        })
     }
 
     fn suffix(self) -> &'static str {
         match self {
             Self::Text => "txt",
+            Self::Pprof => "pb.gz",
             Self::Folded | Self::Svg | Self::Json => self.name(),
         }
     }
@@ -146,10 +156,16 @@ fn unit(profile: &Profile, value: Value) -> &'static str {
 }
 
 /// Process, frames and amount of everything that folded stacks and flame graphs show.
-fn amounts(profile: &Profile, value: Value) -> Vec<(u32, &Frames, u64)> {
+fn amounts(profile: &Profile, value: Value) -> Vec<(u32, Option<Heap>, &Frames, u64)> {
     match profile.kind {
-        Kind::Heap => profile.stacks.iter().map(|entry| (entry.pid, &entry.frames, value.of(&entry.values))).collect(),
-        Kind::Goroutines => profile.goroutines.iter().map(|group| (group.pid, &group.frames, group.count)).collect(),
+        Kind::Heap => profile
+            .stacks
+            .iter()
+            .map(|entry| (entry.pid, Some(entry.heap), &entry.frames, value.of(&entry.values)))
+            .collect(),
+        Kind::Goroutines => {
+            profile.goroutines.iter().map(|group| (group.pid, None, &group.frames, group.count)).collect()
+        }
     }
 }
 
@@ -199,14 +215,14 @@ mod tests {
         for value in Value::ALL {
             assert_eq!(value.name().parse(), Ok(value));
         }
-        assert_eq!(Format::names(), ["text", "folded", "svg", "json"]);
+        assert_eq!(Format::names(), ["text", "folded", "svg", "pprof", "json"]);
         assert_eq!(Value::names(), ["bytes", "count"]);
     }
 
     #[test]
     fn unknown_names_are_answered_with_the_known_ones() {
         let message = "pdf\u{1b}".parse::<Format>().unwrap_err().to_string();
-        assert_eq!(message, r#"unknown format "pdf\u{1b}": use one of text, folded, svg, json"#);
+        assert_eq!(message, r#"unknown format "pdf\u{1b}": use one of text, folded, svg, pprof, json"#);
         let message = "words".parse::<Value>().unwrap_err().to_string();
         assert_eq!(message, r#"unknown value "words": use one of bytes, count"#);
     }
@@ -217,8 +233,15 @@ mod tests {
             ("x.SVG", Some(Format::Svg)),
             ("x.Txt", Some(Format::Text)),
             ("dir.json/x.folded", Some(Format::Folded)),
+            ("x.pb.gz", Some(Format::Pprof)),
+            ("x.y.Pb.GZ", Some(Format::Pprof)),
             ("x.text", None),
             ("x.svg.gz", None),
+            ("x.pb", None),
+            ("x.gz", None),
+            ("xpb.gz", None),
+            ("pb.gz", None),
+            (".pb.gz", None),
             ("dir.json/x", None),
             ("svg", None),
             (".svg", None),

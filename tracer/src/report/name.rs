@@ -7,13 +7,18 @@ use crate::profile::{Frame, Profile};
 
 /// What a frame is called: its function, else `module+0xoffset`, else `[unknown] 0xaddress`.
 pub(super) fn frame(frame: &Frame) -> Cow<'_, str> {
-    if let Some(function) = frame.function.as_deref().filter(|function| !function.trim().is_empty()) {
+    if let Some(function) = function(frame) {
         return visible(function);
     }
     match module(frame) {
         Some(module) => Cow::Owned(format!("{module}+{:#x}", frame.offset)),
         None => Cow::Owned(format!("[unknown] {:#x}", frame.offset)),
     }
+}
+
+/// The name of its function as it is, when that says something.
+pub(super) fn function(frame: &Frame) -> Option<&str> {
+    frame.function.as_deref().filter(|function| !function.trim().is_empty())
 }
 
 /// Last part of the path of the file that a frame lies in.

@@ -23,17 +23,15 @@ use self::source::{Function, Held, Source};
 use crate::{
     process::{
         address_space::{Location, Place},
-        elf::{Bytes, Elf, Segment},
+        elf::{Bytes, Elf, Segment, code},
         module::{Identity, Module},
         perf_map::{Functions, PerfMap},
     },
-    profile::Frame,
+    profile::{self, Frame, JIT},
 };
 
 /// Where debug files are, unless it is said otherwise.
 const DEBUG_DIRECTORIES: [&str; 1] = ["/usr/lib/debug"];
-/// What stands for the module of code that a process generated.
-const JIT: &str = "[jit]";
 
 /// An address that is to be named.
 pub struct Query<'a> {
@@ -80,6 +78,13 @@ impl Symbolizer {
         self.resolve_files(queries);
         let mut perf_maps = HashMap::new();
         queries.iter().map(|query| self.frames(query, &mut perf_maps)).collect()
+    }
+
+    /// The files in which addresses have been named, by path.
+    pub fn modules(&self) -> Vec<profile::Module> {
+        let mut modules: Vec<profile::Module> = self.objects.values().filter_map(Object::description).collect();
+        modules.sort_by(|a, b| (&a.path, &a.build_id).cmp(&(&b.path, &b.build_id)));
+        modules
     }
 
     /// Asks every file once for all addresses that it has not been asked for.
@@ -150,21 +155,23 @@ fn bare(module: Option<&str>, offset: u64) -> Frame {
 
 /// A mapped file, what names its addresses, and what has been named.
 struct Object {
+    build_id: Option<String>,
     segments: Vec<Segment>,
     /// The best first.
     sources: Vec<Source>,
     /// By offset in the file.
     frames: HashMap<u64, Arc<[Frame]>>,
     /// Keeps the file open, so that nothing else gets its identity.
-    _module: Arc<Module>,
+    module: Arc<Module>,
 }
 
 impl Object {
     fn open(module: Arc<Module>, debug_directories: &[PathBuf]) -> Self {
-        let (mut segments, mut sources) = (Vec::new(), Vec::new());
+        let (mut build_id, mut segments, mut sources) = (None, Vec::new(), Vec::new());
         if let Some(file) = module.file() {
             let bytes = Bytes::new(file);
             if let Ok(elf) = Elf::parse(&bytes) {
+                build_id = elf.build_id_text();
                 segments = elf.segments();
                 let debug_file = debug_file::find(&module, &elf, debug_directories);
                 sources.extend(debug_file.and_then(|found| Source::new(Held::File(found.file), found.trusted)));
@@ -172,7 +179,17 @@ impl Object {
                 sources.extend(Source::new(Held::Module(Arc::clone(&module)), trusted));
             }
         }
-        Self { segments, sources, frames: HashMap::new(), _module: module }
+        Self { build_id, segments, sources, frames: HashMap::new(), module }
+    }
+
+    /// What a profile tells of it; nothing of what is no file.
+    fn description(&self) -> Option<profile::Module> {
+        self.module.file()?;
+        Some(profile::Module {
+            path: self.module.path().to_owned(),
+            build_id: self.build_id.clone(),
+            code: code(&self.segments),
+        })
     }
 
     /// Names the code before each of the sorted `offsets`.

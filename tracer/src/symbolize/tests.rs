@@ -159,6 +159,26 @@ fn debug_files_are_found_by_build_id() {
     assert_eq!(summary(&frames[0]), [":0"]);
 }
 
+/// For the profile: nothing of files that were not asked.
+#[test]
+fn files_are_described_once_they_are_asked() {
+    let directory = tempfile::tempdir().unwrap();
+    let with_id = build(directory.path(), "a", C, &["-Wl,--build-id=0x00c0ffee"]);
+    let without = build(directory.path(), "b", C, &["-Wl,--build-id=none"]);
+    let mut symbolizer = Symbolizer::new();
+    assert_eq!(symbolizer.modules(), []);
+    let vdso = Arc::new(Module::special("[vdso]"));
+    for module in [module(&without), module(&with_id), vdso, module(&with_id)] {
+        resolve(&mut symbolizer, &module, &[0x1000]);
+    }
+    let [a, b] = &symbolizer.modules()[..] else { panic!("{:?}", symbolizer.modules()) };
+    let ids = [(a.path.as_str(), a.build_id.as_deref()), (&b.path, b.build_id.as_deref())];
+    assert_eq!(ids, [(with_id.to_str().unwrap(), Some("00c0ffee")), (without.to_str().unwrap(), None)]);
+    let bytes = fs::read(&with_id).unwrap();
+    let text = object::File::parse(&*bytes).unwrap().section_by_name(".text").unwrap().file_range().unwrap();
+    assert!(a.code.len() == 1 && a.code[0].contains(&text.0) && a.code[0].end >= text.0 + text.1, "{a:x?}");
+}
+
 #[test]
 fn debug_files_are_found_by_link() {
     let directory = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{FUTURES, layout};
+use super::{FUTURES, Sampling, layout};
 use crate::{
     golang::{
         ReadMemory, Runtime, Unreadable,
@@ -194,6 +194,24 @@ fn calls(
     };
     let returns = stack.chunks_exact(8).filter_map(|word| u64_at(word, 0));
     Ok(Some(returns.map(|address| address.wrapping_sub(1)).collect()))
+}
+
+/// How good the estimates of all buckets together are, at a mean of `rate` bytes between samples.
+pub fn sampling_of(buckets: impl Iterator<Item = Bucket>, rate: u64) -> Sampling {
+    let (mut sum, mut variance, mut samples) = (0.0, 0.0, 0);
+    for bucket in buckets {
+        let held = bucket.allocs.saturating_sub(bucket.frees);
+        let size = bucket.size as f64;
+        let probability = if rate <= 1 { 1.0 } else { -(-size / rate as f64).exp_m1() };
+        if held > 0 && probability > 0.0 {
+            let bytes = size / probability;
+            sum += held as f64 * bytes;
+            variance += held as f64 * bytes * bytes * (1.0 - probability);
+            samples += held;
+        }
+    }
+    let relative_error = if sum > 0.0 { variance.sqrt() / sum } else { 0.0 };
+    Sampling { mean_bytes: rate, samples, relative_error, ..Sampling::default() }
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ mod buckets;
 mod objects;
 mod sites;
 
-pub use buckets::{Bucket, Buckets, profile_rate, profile_rate_address};
+pub use buckets::{Bucket, Buckets, profile_rate, profile_rate_address, sampling_of};
 pub use objects::{Objects, Sample, SampledUsage, Sampling};
 pub use sites::{ProbeSites, probe_sites};
 

@@ -1,0 +1,194 @@
+//! pprof's format, gzipped: what `go tool pprof` and its kin open.
+//!
+//! The types of samples are those of Go's own profiles. Every name is made safe, because pprof prints them as they are.
+
+mod locations;
+mod mappings;
+mod message;
+#[cfg(test)]
+mod tests;
+
+use std::io::{self, Write};
+
+use flate2::{Compression, write::GzEncoder};
+use hashbrown::HashMap;
+use jiff::Timestamp;
+use prost::Message as _;
+
+use self::{
+    locations::Locations,
+    message::{Label, Sample, ValueType},
+};
+use super::{escape::visible, name, text, words};
+use crate::profile::{Frames, GoroutineGroup, Kind, Profile, StackEntry};
+
+/// Types of the samples of a heap profile, and their units.
+const HEAP: &[(&str, &str)] =
+    &[("inuse_objects", "count"), ("inuse_space", "bytes"), ("alloc_objects", "count"), ("alloc_space", "bytes")];
+/// What pprof shows of a heap profile unless it is told otherwise.
+const HEAP_DEFAULT: &str = "inuse_space";
+/// The unit that allocations would be sampled by.
+const HEAP_PERIOD: (&str, &str) = ("space", "bytes");
+/// The same of a goroutine profile.
+const GOROUTINES: &[(&str, &str)] = &[("goroutine", "count")];
+
+/// Writes the profile.
+pub(super) fn write(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+    let bytes = Writer::new(profile).message()?.encode_to_vec();
+    let mut gzip = GzEncoder::new(out, Compression::default());
+    gzip.write_all(&bytes)?;
+    gzip.finish()?;
+    Ok(())
+}
+
+/// What samples refer to, and how much of each type there is room for.
+struct Writer<'a> {
+    profile: &'a Profile,
+    strings: Strings,
+    locations: Locations<'a>,
+    /// Values are signed, and are added up by readers.
+    room: Vec<i64>,
+}
+
+impl<'a> Writer<'a> {
+    fn new(profile: &'a Profile) -> Self {
+        let room = vec![i64::MAX; types(profile.kind).len()];
+        Self { profile, strings: Strings::new(), locations: Locations::new(profile), room }
+    }
+
+    fn message(mut self) -> io::Result<message::Profile> {
+        let profile = self.profile;
+        let sample = match profile.kind {
+            Kind::Heap => profile.stacks.iter().filter_map(|entry| self.of_stack(entry)).collect(),
+            Kind::Goroutines => profile.goroutines.iter().filter_map(|group| self.of_goroutines(group)).collect(),
+        };
+        let types = types(profile.kind);
+        let (default, period) = match profile.kind {
+            Kind::Heap => (HEAP_DEFAULT, HEAP_PERIOD),
+            Kind::Goroutines => (GOROUTINES[0].0, GOROUTINES[0]),
+        };
+        let sample_type = types.iter().map(|type_| self.strings.value_type(*type_)).collect();
+        let period_type = Some(self.strings.value_type(period));
+        let default_sample_type = self.strings.id(default);
+        let comment = comments(profile)?.iter().map(|line| self.strings.id(line)).collect();
+        let (mapping, location, function) = self.locations.finish(&mut self.strings);
+        Ok(message::Profile {
+            sample_type,
+            sample,
+            mapping,
+            location,
+            function,
+            string_table: self.strings.texts,
+            time_nanos: nanoseconds(profile)?,
+            duration_nanos: i64::try_from(profile.duration.as_nanos()).unwrap_or(i64::MAX),
+            period_type,
+            period: period_of(profile),
+            comment,
+            default_sample_type,
+        })
+    }
+
+    /// `None` when the stack has held nothing since tracing began.
+    fn of_stack(&mut self, entry: &'a StackEntry) -> Option<Sample> {
+        let values = entry.values;
+        let values =
+            [values.outstanding_blocks, values.outstanding_bytes, values.allocated_blocks, values.allocated_bytes];
+        values.iter().any(|value| *value > 0).then(|| Sample {
+            location_id: self.stack(&entry.frames),
+            value: self.values(&values),
+            label: self.labels_of_process(entry.pid),
+        })
+    }
+
+    fn of_goroutines(&mut self, group: &'a GoroutineGroup) -> Option<Sample> {
+        (group.count > 0).then(|| {
+            let mut label = self.labels_of_process(group.pid);
+            label.push(self.strings.label("state", group.state));
+            if let Some(reason) = group.wait_reason.as_deref().filter(|reason| !reason.is_empty()) {
+                label.push(self.strings.label("wait_reason", &visible(reason)));
+            }
+            Sample { location_id: self.stack(&group.frames), value: self.values(&[group.count]), label }
+        })
+    }
+
+    /// Leaf first.
+    fn stack(&mut self, frames: &'a Frames) -> Vec<u64> {
+        let addresses = frames.addresses().rev().filter(|frames| !frames.is_empty());
+        let stack: Vec<u64> = addresses.map(|frames| self.locations.id(frames, &mut self.strings)).collect();
+        if stack.is_empty() { vec![self.locations.no_stack(&mut self.strings)] } else { stack }
+    }
+
+    /// The values as far as there is room for them: a sum is never more than a reader can hold.
+    fn values(&mut self, values: &[u64]) -> Vec<i64> {
+        let fitting = values.iter().zip(&mut self.room).map(|(value, room)| {
+            let value = i64::try_from(*value).unwrap_or(i64::MAX).min(*room);
+            *room -= value;
+            value
+        });
+        fitting.collect()
+    }
+
+    fn labels_of_process(&mut self, pid: u32) -> Vec<Label> {
+        let pid_label = Label { key: self.strings.id("pid"), num: i64::from(pid), ..Label::default() };
+        vec![pid_label, self.strings.label("comm", &name::process(self.profile, pid))]
+    }
+}
+
+fn types(kind: Kind) -> &'static [(&'static str, &'static str)] {
+    match kind {
+        Kind::Heap => HEAP,
+        Kind::Goroutines => GOROUTINES,
+    }
+}
+
+/// How many units of the period's type come by from one sample to the next, on average.
+fn period_of(profile: &Profile) -> i64 {
+    profile.quality.sampling.as_ref().map_or(1, |sampling| i64::try_from(sampling.mean_bytes).unwrap_or(i64::MAX))
+}
+
+fn nanoseconds(profile: &Profile) -> io::Result<i64> {
+    let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+    let started = Timestamp::try_from(profile.started).map_err(|error| invalid(error.to_string()))?;
+    i64::try_from(started.as_nanosecond()).map_err(|_| invalid(format!("pprof knows no time such as {started}")))
+}
+
+/// What the head of the text report says and nothing else here does: `go tool pprof -comments`.
+fn comments(profile: &Profile) -> io::Result<Vec<String>> {
+    let mut head = Vec::new();
+    let (mode, meaning) = words::mode(profile.mode);
+    text::write_targets(profile, &mut head)?;
+    writeln!(head, "  mode         {mode}: {meaning}")?;
+    text::write_quality(&profile.quality, &mut head)?;
+    Ok(String::from_utf8_lossy(&head).lines().map(|line| line.trim().to_owned()).collect())
+}
+
+/// The table of texts, which everything refers to by number.
+struct Strings {
+    ids: HashMap<String, i64>,
+    texts: Vec<String>,
+}
+
+impl Strings {
+    /// One with the empty text, which comes first.
+    fn new() -> Self {
+        Self { ids: HashMap::from([(String::new(), 0)]), texts: vec![String::new()] }
+    }
+
+    fn id(&mut self, text: &str) -> i64 {
+        if let Some(id) = self.ids.get(text) {
+            return *id;
+        }
+        let id = self.texts.len() as i64;
+        self.ids.insert(text.to_owned(), id);
+        self.texts.push(text.to_owned());
+        id
+    }
+
+    fn value_type(&mut self, (name, unit): (&str, &str)) -> ValueType {
+        ValueType { r#type: self.id(name), unit: self.id(unit) }
+    }
+
+    fn label(&mut self, key: &str, text: &str) -> Label {
+        Label { key: self.id(key), str: self.id(text), ..Label::default() }
+    }
+}
