@@ -118,7 +118,11 @@ pub(crate) fn check_sites(what: &str, report: &Report, truth: &Truth, mean: f64)
     let rest = (growth - all_held as f64).max(0.0);
     let bounds = (growth - (all_held as f64 - least), growth);
     check_sum(&mut wrong, "the heap", report.outstanding().bytes, bounds, variance + rest * mean);
-    assert!(wrong.is_empty(), "{what}: sites are not reported as they are\n{wrong}");
+    assert!(
+        wrong.is_empty(),
+        "{what}: sites are not reported as they are\n{wrong}  with quality {}",
+        report.json["quality"]
+    );
 }
 
 fn check_amount(wrong: &mut String, name: &str, what: &str, site: Site, truth: Amount, reported: Held, mean: f64) {

@@ -4,6 +4,7 @@ package main
 import (
 	"runtime"
 	"sync"
+	"time"
 	"unsafe"
 )
 
@@ -186,6 +187,10 @@ func (r *ring) put(n int) {
 func turnRing() {
 	for n := 0; n < 20000; n++ {
 		cache.put(5000 + n%2)
+		if n%100 == 0 {
+			// As fast as a busy service, not as fast as it can: collections follow each other slowly enough to be seen.
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
 }
 
