@@ -20,12 +20,16 @@ func (k *kept[T]) prepare(count int) { k.objects = make([]*T, count) }
 
 // Allocates by a function that is a site of its own.
 func (k *kept[T]) fill(allocate func() *T) {
+	var t T
 	for n := range k.objects {
 		k.objects[n] = allocate()
 		k.spare = allocate()
+		if n%(1<<19/int(unsafe.Sizeof(t))+1) == 0 {
+			// Once in a MiB: collections follow each other slowly enough to be seen.
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
 	k.spare = nil
-	var t T
 	k.book.keep(int64(len(k.objects)), unsafe.Sizeof(t), k.pointers)
 	k.book.pass(int64(len(k.objects)), unsafe.Sizeof(t), k.pointers)
 }
