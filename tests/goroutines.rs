@@ -23,7 +23,7 @@ use tracer::{
 
 use crate::{
     formats::assert_well_formed,
-    harness::{Outcome, Pprof, Run, STOCK, Target, compiled, go_program, pprof, require_root, scratch},
+    harness::{Outcome, Pprof, Run, STOCK, Target, compiled, go_program, is_runtimes, pprof, require_root, scratch},
 };
 
 /// Ways to build a program that leave other things in it.
@@ -35,11 +35,6 @@ const BUILDS: [(&str, &[&str]); 6] = [
     ("without optimization", &["-gcflags=all=-N -l"]),
     ("without paths", &["-trimpath", "-ldflags=-w"]),
 ];
-
-/// Frames at the leaf that runtimes leave out, each version a bit differently.
-fn is_runtimes(function: &str) -> bool {
-    ["runtime.", "runtime/internal/", "internal/runtime/"].iter().any(|own| function.starts_with(own))
-}
 
 /// Goroutines that look the same.
 type Counts = BTreeMap<String, u64>;

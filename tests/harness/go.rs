@@ -19,8 +19,13 @@ pub(crate) fn go_program(name: &str, flags: &[&str]) -> PathBuf {
     let sources = Path::new(SOURCES).join(name);
     let mut hasher = DefaultHasher::new();
     (flags, version()).hash(&mut hasher);
-    for file in ["go.mod", "main.go"] {
-        fs::read(sources.join(file)).unwrap_or_else(|error| panic!("{name}/{file}: {error}")).hash(&mut hasher);
+    let mut files: Vec<PathBuf> = fs::read_dir(&sources)
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
+        .map(|file| file.unwrap().path())
+        .collect();
+    files.sort_unstable();
+    for file in files {
+        fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())).hash(&mut hasher);
     }
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let program = folder.join(format!("{name}-{:016x}", hasher.finish()));

@@ -36,8 +36,12 @@ pub(crate) struct Report {
 #[derive(Clone, Debug)]
 pub(crate) struct Stack {
     pub(crate) pid: u32,
+    /// Whose heap it is, where the report says so: `go` or `native`.
+    pub(crate) heap: Option<String>,
     /// Names, root first; an address where there is none.
     pub(crate) functions: Vec<String>,
+    /// `FILE:LINE` of each of them; nothing where that is not known.
+    pub(crate) places: Vec<String>,
     /// File of the last frame, the caller of the allocator.
     pub(crate) module: Option<String>,
     pub(crate) held: Held,
@@ -127,15 +131,24 @@ impl Report {
 impl Stack {
     fn parse(json: &Value) -> Self {
         let frames = json["frames"].as_array().unwrap();
+        let heap = json["heap"].as_str().map(str::to_owned);
         let name = |frame: &Value| match frame["function"].as_str() {
+            // Parentheses belong to a name in Go: main.(*list).add
+            Some(name) if heap.as_deref() == Some("go") => name.to_owned(),
             Some(name) => bare(name).to_owned(),
             None => format!("0x{:x}", number(frame, "offset")),
+        };
+        let place = |frame: &Value| match frame["file"].as_str() {
+            Some(file) => format!("{file}:{}", frame["line"]),
+            None => String::new(),
         };
         let last = frames.last().unwrap_or_else(|| panic!("a stack without frames: {json}"));
         Self {
             pid: number(json, "pid") as u32,
             functions: frames.iter().map(name).collect(),
+            places: frames.iter().map(place).collect(),
             module: last["module"].as_str().map(str::to_owned),
+            heap,
             held: Held { bytes: number(json, "outstanding_bytes"), blocks: number(json, "outstanding_blocks") },
             allocated: Held { bytes: number(json, "allocated_bytes"), blocks: number(json, "allocated_blocks") },
             uncertain_bytes: number(json, "uncertain_bytes"),

@@ -6,7 +6,10 @@ use std::{
     path::Path,
 };
 
-use super::report::{Held, Report};
+use super::{
+    report::{Held, Report},
+    sites::Site,
+};
 
 /// What a program says of itself.
 #[derive(Clone, Debug, Default)]
@@ -15,11 +18,18 @@ pub(crate) struct Truth {
     pub(crate) held: BTreeMap<String, Held>,
     /// Numbers of other kinds.
     pub(crate) facts: BTreeMap<String, u64>,
+    /// Allocation sites of a Go program, by the function that each of them is.
+    pub(crate) sites: BTreeMap<String, Site>,
 }
 
 impl Truth {
     /// Reads one line of a program; lines of other kinds are none of its business.
     pub(crate) fn read(&mut self, line: &str) {
+        if line.starts_with('{') {
+            let (name, site) = Site::read(line);
+            self.sites.insert(name, site);
+            return;
+        }
         let words: Vec<&str> = line.split(' ').collect();
         let number = |word: &str| word.parse().unwrap_or_else(|_| panic!("not a number in {line:?}"));
         match *words {

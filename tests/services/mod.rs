@@ -1,5 +1,6 @@
-//! Stock servers of Debian under load: they are traced, they do their work meanwhile, and nothing of the tracer stays.
+//! Stock servers of Debian, and services in Go, under load: they are traced, they do their work meanwhile, and nothing of the tracer stays.
 
+mod go;
 mod nginx;
 mod postgres;
 mod python;

@@ -248,10 +248,10 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         Some(format!("the Go heap of process {} could not be followed to the end: {problem}", go.pid))
     });
     let missed = go.iter().filter_map(|go| {
-        let missed = go.heap.sampling.as_ref()?.missed_cycles;
+        let heap::Sampling { missed_cycles: missed, cycles, .. } = *go.heap.sampling.as_ref()?;
         (missed > 0).then(|| {
             format!(
-                "{missed} garbage collections of process {} were not looked at in full: objects that ended then may \
+                "{missed} of {cycles} garbage collections of process {} were not looked at in full: objects that ended then may \
                  still be shown",
                 go.pid
             )
@@ -261,6 +261,7 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
     Quality {
         sampling: together(&sampling, go),
         missed_cycles: sum(|sampling| sampling.missed_cycles),
+        cycles: sum(|sampling| sampling.cycles),
         undecided_samples: sum(|sampling| sampling.undecided),
         unresolved_samples: loss.unresolved,
         lost_allocs: loss.allocs,

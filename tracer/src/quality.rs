@@ -102,6 +102,8 @@ pub struct Quality {
     /// Cycles of a Go garbage collector in which not all sampled objects were looked at: what ended then may still be shown,
     /// if its place was given to another object at once. A note tells of them.
     pub missed_cycles: u64,
+    /// Cycles of Go garbage collectors altogether.
+    pub cycles: u64,
     /// Sampled objects of which it is not known whether they are still alive. They are shown.
     pub undecided_samples: u64,
     /// Sampled objects whose address did not come to be known. They are not shown.
@@ -114,6 +116,11 @@ pub struct Quality {
 
 /// Share of lost events, or of uncertain bytes, above which a trace is reported as incomplete by the exit status.
 pub const INCOMPLETE_SHARE: f64 = 0.001;
+
+/// The same for samples that are not resolved or not decided, of all that are held.
+const INCOMPLETE_SAMPLES: f64 = 0.05;
+/// The same for cycles of a Go garbage collector that were not looked at in full.
+const INCOMPLETE_CYCLES: f64 = 0.25;
 
 impl Quality {
     /// Whether nothing at all is missing.
@@ -134,7 +141,16 @@ impl Quality {
             || share(self.missed_frees, self.recorded_events)
             || share(self.uncertain_bytes, outstanding_bytes)
             || share(self.unknown_stack_bytes, outstanding_bytes)
-            || share(self.unresolved_samples, self.recorded_events + self.unresolved_samples)
+            || self.samples_are_incomplete()
+    }
+
+    /// Whether what sampling misses is more than chance makes of its numbers anyway.
+    fn samples_are_incomplete(&self) -> bool {
+        let samples = self.sampling.map_or(0, |sampling| sampling.samples);
+        let beyond = |part: u64, whole: u64, most: f64| part > 0 && part as f64 > whole as f64 * most;
+        beyond(self.unresolved_samples, samples + self.unresolved_samples, INCOMPLETE_SAMPLES)
+            || beyond(self.undecided_samples, samples, INCOMPLETE_SAMPLES)
+            || beyond(self.missed_cycles, self.cycles, INCOMPLETE_CYCLES)
     }
 
     /// Stacks that end before the thread's root.

@@ -11,6 +11,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod go;
+mod go_services;
 mod setup;
 mod test;
 mod tidy;
@@ -61,6 +62,9 @@ enum Task {
         /// Those of Go programs, with programs built by every supported version of Go
         #[arg(long, conflicts_with = "vm")]
         go_matrix: bool,
+        /// Those of services in Go, which are built for minutes
+        #[arg(long, conflicts_with_all = ["vm", "go_matrix"])]
+        go_services: bool,
         /// Names of tests, or options of the test harness such as --nocapture
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         filters: Vec<OsString>,
@@ -107,6 +111,7 @@ fn run(task: Task) -> Result<()> {
         Task::Demo => demo::run(&workspace),
         Task::Test { vm: true, filters, .. } => vm::run(&workspace, &filters),
         Task::Test { go_matrix: true, filters, .. } => go::matrix(&workspace, &filters),
+        Task::Test { go_services: true, filters, .. } => go_services::test(&workspace, &filters),
         Task::Test { filters, .. } => test::run(&workspace, &filters),
         Task::Bench { args } => bench::run(&workspace, &args),
         Task::Fuzz { target, seconds } => fuzz::run(&workspace, target.as_deref(), seconds),

@@ -7,7 +7,7 @@ use std::{ffi::OsString, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::{command, ebpf, setup, workspace::Workspace};
+use crate::{command, ebpf, go_services, setup, workspace::Workspace};
 
 const UNIT: &[&str] = &["test", "--workspace", "--lib", "--bins", "--no-fail-fast"];
 const DOCUMENTATION: &[&str] = &["test", "--workspace", "--doc", "--no-fail-fast"];
@@ -17,6 +17,9 @@ pub(crate) const INTEGRATION: &[&str] = &["test", "--release", "--package", "tra
 pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
     setup::for_tests()?;
     ebpf::build(workspace)?;
+    if go_services::wanted(filters) {
+        go_services::build(workspace, go_services::SHORT)?;
+    }
     if !command::is_root()? {
         println!("not root: the tests that attach probes (target `integration`) cannot pass; run this as root");
     }

@@ -192,6 +192,7 @@ pub(super) fn everything_missing() -> Quality {
         unknown_records: 1,
         sampling: None,
         missed_cycles: 9,
+        cycles: 90,
         undecided_samples: 10,
         unresolved_samples: 11,
         recorded_events: 1_000,

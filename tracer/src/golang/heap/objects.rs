@@ -75,6 +75,8 @@ pub struct Sampling {
     pub samples: u64,
     /// One standard deviation of the estimated bytes that are held, as a share of them.
     pub relative_error: f64,
+    /// Cycles of the garbage collector since the first look.
+    pub cycles: u64,
     /// Cycles of the garbage collector in which not all objects were looked at.
     pub missed_cycles: u64,
     /// Objects of which the last look could not say whether they are alive.
@@ -134,6 +136,7 @@ pub struct Objects {
     sweepgen: Option<u32>,
     /// Arenas that are known, by index.
     arenas: HashMap<u64, u64>,
+    cycles: u64,
     missed_cycles: u64,
     senseless: u64,
 }
@@ -148,6 +151,7 @@ impl Objects {
             undecided: Vec::new(),
             sweepgen: None,
             arenas: HashMap::new(),
+            cycles: 0,
             missed_cycles: 0,
             senseless: 0,
         }
@@ -204,6 +208,7 @@ impl Objects {
         }
         let anew = self.sweepgen != Some(sweepgen);
         if anew {
+            self.cycles += cycles;
             // What was undecided has been through another cycle without an answer.
             self.missed_cycles += cycles.saturating_sub(u64::from(self.undecided.is_empty()));
             self.sweepgen = Some(sweepgen);
@@ -303,6 +308,7 @@ impl Objects {
             mean_bytes: self.mean as u64,
             samples,
             relative_error: if sum > 0.0 { variance.sqrt() / sum } else { 0.0 },
+            cycles: self.cycles,
             missed_cycles: self.missed_cycles,
             undecided: self.undecided.len() as u64,
             senseless: self.senseless,

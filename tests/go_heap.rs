@@ -1,0 +1,406 @@
+//! The heap of Go programs: by samples against what the programs say of themselves, and from the runtime's own buckets against
+//! runtime/pprof; and that whatever the tracer does harms none of them.
+
+use std::{env, fs, path::Path, thread, time::Duration};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{
+    Outcome, Report, Run, STOCK, Target, Truth, Usage, Usages, alone, callers_of, check_sites, go_program,
+    probed_bytes, read_heap_profile, reported_usages, require_root, scratch, slowness, wait_until,
+};
+
+const STRIPPED: &[&str] = &["-ldflags=-s -w"];
+const POSITION_INDEPENDENT: &[&str] = &["-buildmode=pie"];
+const PROFILED: &[&str] = &["-tags=profiled"];
+
+/// Mean number of bytes between samples, unless the command line says otherwise.
+const DEFAULT_MEAN: f64 = 32.0 * 1024.0;
+
+fn run(pid: u32, mode: &str) -> Run {
+    require_root();
+    Run::pid(pid).args(["--go-heap", mode])
+}
+
+/// Whatever the mode, the report is one of a Go heap.
+#[track_caller]
+fn go_report(what: &str, outcome: &Outcome, mode: &str) -> Report {
+    let report = outcome.report(0);
+    assert_eq!((&report.json["kind"], &report.json["mode"]), (&"heap".into(), &mode.into()), "{what}");
+    assert_eq!(report.json["targets"][0]["language"], "Go", "{what}");
+    for stack in &report.stacks {
+        assert_eq!(stack.heap.as_deref(), Some("go"), "{what}: {:?}", stack.functions);
+        assert!(stack.functions.iter().all(|name| !name.is_empty()), "{what}: {:?}", stack.functions);
+    }
+    report.assert_complete(what);
+    report
+}
+
+/// Runs cases of the program under a tracer that samples.
+#[track_caller]
+fn sampled(what: &str, flags: &[&str], cases: &[&str], sample: Option<&str>) -> (Report, Truth) {
+    let mut target = Target::start_with(&go_program("heap", flags), cases, &[]);
+    // That a program without the runtime's profile is sampled goes without saying.
+    let mut run = run(target.pid(), "auto");
+    if let Some(sample) = sample {
+        run = run.args(["--sample", sample]);
+    }
+    let tracer = run.start();
+    let truth = target.ask("begin");
+    let report = go_report(what, &tracer.stop(), "sampled");
+    assert!(target.is_alive(), "{what}");
+    (report, truth)
+}
+
+#[track_caller]
+fn check_case(case: &str) {
+    let (report, truth) = sampled(case, STOCK, &[case], None);
+    let sampling = &report.json["quality"]["sampling"];
+    assert_eq!(sampling["mean_bytes"].as_f64(), Some(DEFAULT_MEAN), "{case}: {sampling}");
+    // What was allocated is at least what the sites have allocated: a sample every 32 KiB.
+    let allocated: u64 = truth.sites.values().map(|site| site.allocated.requested).sum();
+    let samples = sampling["samples"].as_f64().unwrap();
+    assert!(
+        samples > 100.0 && samples * DEFAULT_MEAN < 3.0 * allocated as f64,
+        "{case}: {sampling}, {allocated} bytes"
+    );
+    let error = sampling["relative_error"].as_f64().unwrap();
+    assert!(error > 0.0 && error < 0.5, "{case}: {sampling}");
+    check_sites(case, &report, &truth, DEFAULT_MEAN);
+}
+
+#[test]
+fn a_map_that_is_never_cleared() {
+    check_case("syncmap");
+}
+
+#[test]
+fn buffers_of_goroutines_that_are_stuck() {
+    check_case("stuck");
+}
+
+#[test]
+fn slices_that_grow_behind_an_interface() {
+    check_case("slice");
+}
+
+#[test]
+fn a_cache_with_a_bound() {
+    check_case("ring");
+}
+
+#[test]
+fn churn_beside_what_is_held() {
+    let _turn = alone();
+    check_case("churn");
+}
+
+#[test]
+fn large_objects() {
+    check_case("large");
+}
+
+#[test]
+fn tiny_objects() {
+    check_case("tiny");
+}
+
+#[test]
+fn small_objects() {
+    check_case("small");
+}
+
+#[test]
+fn objects_with_headers() {
+    check_case("header");
+}
+
+#[test]
+fn objects_with_finalizers() {
+    check_case("finalizers");
+}
+
+#[test]
+fn maps_of_which_half_is_deleted() {
+    check_case("maps");
+}
+
+#[test]
+fn many_goroutines_whose_stacks_grow_while_garbage_is_collected() {
+    let _turn = alone();
+    check_case("crowd");
+}
+
+/// All cases in one process, sampled more often: estimates are so much the sharper.
+#[test]
+fn whatever_way_it_was_built() {
+    let _turn = alone();
+    for (build, flags) in [("stripped", STRIPPED), ("position-independent", POSITION_INDEPENDENT)] {
+        let (report, truth) = sampled(build, flags, &["all"], Some("8KiB"));
+        check_sites(build, &report, &truth, 8192.0);
+    }
+}
+
+/// Where an object comes from is told to the line, up to where its goroutine began.
+#[test]
+fn stacks_reach_from_the_line_to_the_root() {
+    let source = include_str!("programs/go/heap/containers.go");
+    let line = 1 + source.lines().position(|line| line.contains("entry := make")).unwrap();
+    for flags in [STOCK, STRIPPED, POSITION_INDEPENDENT] {
+        let (report, _) = sampled("ring", flags, &["ring"], None);
+        let callers = callers_of(&report, "main.(*ring).put");
+        assert_eq!(callers.len(), 1, "{callers:#?}");
+        let stack: Vec<(String, String)> = callers.into_iter().next().unwrap();
+        let names: Vec<&str> = stack.iter().map(|(function, _)| &**function).collect();
+        assert!(
+            matches!(
+                *names,
+                ["main.work", "main.turnRing", "main.(*ring).put"]
+                    | ["runtime.goexit", "main.work", "main.turnRing", "main.(*ring).put"]
+            ),
+            "{names:?}"
+        );
+        let place = &stack.last().unwrap().1;
+        assert!(place.ends_with(&format!("/containers.go:{line}")), "{place}, not line {line}");
+    }
+}
+
+/// What was there before is not seen, and the report does not say that nothing is.
+#[test]
+fn samples_begin_with_the_tracer() {
+    let mut target = Target::start_with(&go_program("heap", STOCK), &["small"], &[]);
+    target.ask("begin");
+    let tracer = run(target.pid(), "sample").start();
+    target.ask("collect");
+    let report = go_report("after the fact", &tracer.stop(), "sampled");
+    assert!(report.outstanding().bytes < 1 << 20, "{}", report.json["totals"]);
+}
+
+/// Compares every stack and byte with the profile that the program wrote of itself. A record may be rounded the other way.
+#[track_caller]
+fn assert_same_profile(what: &str, report: &Report, profile: &str) {
+    // There it talks, and writes the profile.
+    let apart = |usages: Usages| -> Usages {
+        let talks = |frame: &String| frame.starts_with("main.main ");
+        usages.into_iter().filter(|(frames, _)| !frames.iter().any(talks)).collect()
+    };
+    let (reported, truth) = (apart(reported_usages(report)), apart(read_heap_profile(profile)));
+    let same = |a: Usage, b: Usage| {
+        let records = a.records.max(b.records);
+        let near = |a: i64, b: i64| (a - b).abs() <= records;
+        near(a.held_blocks, b.held_blocks)
+            && near(a.held_bytes, b.held_bytes)
+            && near(a.allocated_blocks, b.allocated_blocks)
+            && near(a.allocated_bytes, b.allocated_bytes)
+    };
+    let get = |usages: &Usages, frames: &Vec<String>| usages.get(frames).copied().unwrap_or_default();
+    let differing: Vec<String> = reported
+        .keys()
+        .chain(truth.keys())
+        .filter(|frames| !same(get(&reported, frames), get(&truth, frames)))
+        .map(|frames| {
+            format!(
+                "reported {:?}\nin truth {:?}\n  {}\n",
+                get(&reported, frames),
+                get(&truth, frames),
+                frames.join("\n  ")
+            )
+        })
+        .collect();
+    assert!(differing.is_empty(), "{what}: {} stacks differ\n{}", differing.len(), differing.join("\n"));
+    let held: i64 = truth.values().map(|usage| usage.held_bytes).sum();
+    assert!(held > 32 << 20, "{what}: not much of a profile: {held} bytes");
+}
+
+/// Everything since the program began, of a tracer that came afterwards.
+#[track_caller]
+fn check_buckets(build: &str, flags: &[&str], rate: Option<&str>) {
+    let flags: Vec<&str> = PROFILED.iter().chain(flags).copied().collect();
+    let environment: Vec<(&str, &str)> = rate.map(|rate| ("HEAP_PROFILE_RATE", rate)).into_iter().collect();
+    let cases = ["syncmap", "stuck", "slice", "large", "tiny", "small", "crowd"];
+    let mut target = Target::start_with(&go_program("heap", &flags), &cases, &environment);
+    target.ask("begin");
+    let folder = scratch();
+    let profile = folder.path().join("profile");
+    target.ask(&format!("profile {}", profile.display()));
+    let profile = fs::read_to_string(profile).unwrap();
+    for mode in ["auto", "buckets"] {
+        let what = format!("{build}, rate {}, {mode}", rate.unwrap_or("as it is"));
+        let report = go_report(&what, &run(target.pid(), mode).start().stop(), "go-buckets");
+        // Where every object is counted, there is no error.
+        let error = report.json["quality"]["sampling"]["relative_error"].as_f64().unwrap_or(0.0);
+        assert!(error == 0.0 || rate != Some("1"), "{what}: {}", report.json["quality"]);
+        assert_same_profile(&what, &report, &profile);
+    }
+    assert!(target.is_alive());
+}
+
+#[test]
+fn buckets_are_those_of_the_runtimes_own_profile() {
+    for rate in [None, Some("4096"), Some("1")] {
+        check_buckets("stock", STOCK, rate);
+    }
+    check_buckets("stripped", STRIPPED, Some("4096"));
+    check_buckets("position-independent and stripped", &["-buildmode=pie", "-ldflags=-s -w"], Some("4096"));
+}
+
+/// A program with the runtime's profile can be sampled, too.
+#[test]
+fn what_has_buckets_can_be_sampled() {
+    let mut target = Target::start_with(&go_program("heap", PROFILED), &["small"], &[]);
+    let tracer = run(target.pid(), "sample").start();
+    let truth = target.ask("begin");
+    let report = go_report("sampled", &tracer.stop(), "sampled");
+    check_sites("sampled", &report, &truth, DEFAULT_MEAN);
+}
+
+/// Switches the runtime's profile on, and off again.
+#[test]
+fn enabling_the_profile_is_undone() {
+    let mut target = Target::start_with(&go_program("heap", STOCK), &["ring"], &[]);
+    let tracer = run(target.pid(), "enable").start();
+    let truth = target.ask("begin");
+    let report = go_report("enabled", &tracer.stop(), "go-buckets");
+    let (held, site) = (report.below("main.(*ring).put"), truth.sites["main.(*ring).put"].held.bytes);
+    // Samples of the runtime's own, every 512 KiB at worst.
+    assert!(held.bytes * 2 > site && held.bytes < site * 2, "{held} reported, {site} in truth");
+    go_report("afterwards", &run(target.pid(), "auto").start().stop(), "sampled");
+}
+
+#[test]
+fn off_shows_no_go_heap() {
+    let mut target = Target::start_with(&go_program("heap", PROFILED), &["ring"], &[("HEAP_PROFILE_RATE", "4096")]);
+    target.ask("begin");
+    let outcome = run(target.pid(), "off").args(["--duration", "1s"]).finish();
+    // It has no other heap: whether that is refused or reported, nothing of Go is in it.
+    if outcome.has_report() {
+        let report = Report::parse(&outcome.file("out.json"));
+        assert!(report.stacks.iter().all(|stack| stack.heap.as_deref() != Some("go")), "{:?}", report.stacks.first());
+    } else {
+        assert_eq!(outcome.code(), Some(1), "{}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_mode_that_there_is_not() {
+    require_root();
+    let outcome = Run::bare().args(["--pid", "1", "--go-heap", "guess"]).finish();
+    assert_eq!(outcome.code(), Some(2), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("--go-heap") && outcome.stderr.contains("buckets"), "{}", outcome.stderr);
+}
+
+/// What a service has leaked, and who waits for ever: the whole story in one report.
+#[test]
+fn a_service_that_leaks_sessions_and_goroutines() {
+    let mut target = Target::start_with(&go_program("story", STOCK), &[], &[]);
+    // Goroutines are looked at once in an interval.
+    let tracer = run(target.pid(), "auto").args(["--interval", "2s"]).start();
+    target.ask("begin");
+    thread::sleep(Duration::from_secs(18));
+    let truth = target.ask("rest");
+    let report = go_report("story", &tracer.stop(), "sampled");
+
+    let mut stacks: Vec<_> = report.stacks.iter().collect();
+    stacks.sort_by_key(|stack| std::cmp::Reverse(stack.held.bytes));
+    let top: Vec<&Vec<String>> = stacks.iter().take(3).map(|stack| &stack.functions).collect();
+    assert!(
+        top[0].iter().any(|name| name == "main.openSession")
+            && top[0].iter().any(|name| name == "main.(*service).sessionOf"),
+        "{top:#?}"
+    );
+    let place = stacks[0].places.iter().zip(&stacks[0].functions).find(|(_, name)| *name == "main.openSession");
+    assert!(place.is_some_and(|(place, _)| place.contains("/main.go:")), "{place:?}");
+    // 3,800 bytes and some fields: the class of 4,096.
+    let (sessions, held) = (truth.fact("sessions"), report.below("main.openSession"));
+    assert!(sessions > 1000, "not much of a story: {sessions} sessions");
+    let near = (sessions * 4096).abs_diff(held.bytes) * 5 < sessions * 4096;
+    assert!(near, "{sessions} sessions of 4,096 bytes, {held} reported");
+
+    let groups = report.json["goroutines"].as_array().unwrap_or_else(|| panic!("no goroutines in the report"));
+    let leaks: Vec<_> = groups.iter().filter(|group| group["suspected_leak"] == true).collect();
+    let stuck: u64 = leaks
+        .iter()
+        .filter(|group| group["frames"].to_string().contains("\"main.answerLookup\""))
+        .map(|group| group["goroutines"].as_u64().unwrap())
+        .sum();
+    assert_eq!(stuck, truth.fact("stuck"), "{leaks:#?}");
+}
+
+/// A program that checks its own data all the time, on all processors.
+struct Checked(Target);
+
+impl Checked {
+    fn start(flags: &[&str]) -> Self {
+        let mut target = Target::start_with(&go_program("heap", flags), &["checked"], &[]);
+        target.ask("begin");
+        Self(target)
+    }
+
+    #[track_caller]
+    fn assert_well(mut self, what: &str) {
+        assert!(self.0.is_alive(), "{what}: the program has died");
+        // It goes on to work.
+        thread::sleep(Duration::from_millis(500));
+        let truth = self.0.ask("rest");
+        assert_eq!(truth.fact("failures"), 0, "{what}: its data was damaged");
+        assert!(truth.fact("trees") > 10, "{what}: it did not get far");
+        assert!(self.0.finish().success(), "{what}: it did not end well");
+    }
+}
+
+/// How often the tracer comes and goes: `TRACER_TEST_CYCLES`, or few times.
+fn cycles() -> u32 {
+    let cycles = env::var("TRACER_TEST_CYCLES").ok();
+    cycles.map_or(20 / slowness().min(10), |cycles| {
+        cycles.parse().unwrap_or_else(|_| panic!("TRACER_TEST_CYCLES={cycles}: no number"))
+    })
+}
+
+#[test]
+fn a_tracer_that_comes_and_goes_harms_nothing() {
+    let _turn = alone();
+    let checked = Checked::start(STOCK);
+    for cycle in 0..cycles() {
+        let tracer = run(checked.0.pid(), "sample").start();
+        thread::sleep(Duration::from_millis(u64::from(cycle % 5) * 50));
+        let outcome = tracer.stop();
+        // Its own collections are so quick that one may be missed, which is told.
+        assert!(matches!(outcome.code(), Some(0 | 3)), "cycle {cycle}: {}", outcome.stderr);
+        assert!(outcome.has_report(), "cycle {cycle}: {}", outcome.stderr);
+    }
+    checked.assert_well("attached and detached");
+}
+
+#[test]
+fn a_tracer_that_is_killed_harms_nothing() {
+    let _turn = alone();
+    for (flags, mode) in [(STOCK, "sample"), (STOCK, "enable"), (PROFILED, "buckets"), (PROFILED, "sample")] {
+        let checked = Checked::start(flags);
+        let pid = checked.0.pid();
+        for wait in [0, 100, 700] {
+            let tracer = run(pid, mode).start();
+            thread::sleep(Duration::from_millis(wait));
+            tracer.signal(Signal::SIGKILL);
+            assert_eq!(tracer.outcome().code(), None, "{mode}: killed");
+        }
+        let program = fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+        let name = Path::new(&program).file_name().unwrap().to_string_lossy().into_owned();
+        wait_until("no probe is left", || probed_bytes(pid, &name) == 0);
+        checked.assert_well(mode);
+    }
+}
+
+/// It dies at any moment of being traced, and the report is written all the same.
+#[test]
+fn a_program_that_is_killed_leaves_a_report() {
+    let target = Target::start_with(&go_program("heap", STOCK), &["checked"], &[]);
+    let mut target = Checked(target);
+    let tracer = run(target.0.pid(), "sample").start();
+    target.0.ask("begin");
+    thread::sleep(Duration::from_millis(500));
+    drop(target);
+    let outcome = tracer.outcome();
+    assert!(matches!(outcome.code(), Some(0 | 3)), "{}", outcome.stderr);
+    let report = Report::parse(&outcome.file("out.json"));
+    assert!(report.allocated().bytes > 0, "{}", report.json["totals"]);
+}
