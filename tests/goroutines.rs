@@ -414,7 +414,7 @@ fn runtimes_that_are_not_known_are_refused() {
     }
     let unusual = go_program("goroutines", &["-gcflags=all=-N -l", "-ldflags=-s -w"]);
     let target = Target::start_with(&unusual, &["5"], &[]);
-    check_refused(&run(target.pid()).finish(), 1, &["list of goroutines", "no symbols", "-ldflags=-s"]);
+    check_refused(&run(target.pid()).finish(), 1, &["runtime.allglen", "no symbols", "-ldflags=-s"]);
 }
 
 #[test]

@@ -37,6 +37,7 @@ const RUST: &[&str] = &["*.rs"];
 const PURE: &[&str] = &[
     "tracer/src/event.rs",
     "tracer/src/golang/growth.rs",
+    "tracer/src/golang/heap/",
     "tracer/src/heap.rs",
     "tracer/src/heap/",
     "tracer/src/profile.rs",

@@ -403,8 +403,9 @@ impl Question<'_> {
         if state != IN_USE || class != Some(sample.class) || size != sample.size || size == 0 {
             return Ok(Answer::Ended);
         }
-        // As many as the runtime ever puts into a span.
-        if inside / size >= 1 << 16 {
+        // What is known of a page that was given back stays, and what described its span may describe another one by now.
+        let elements = word(span.elements) & if span.wide { u64::MAX } else { 0xffff };
+        if inside / size >= elements || !inside.is_multiple_of(size) {
             return Ok(Answer::Ended);
         }
         let sweepgen = u32_at(content, span.sweepgen).unwrap_or(0);
