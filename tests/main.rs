@@ -2,7 +2,7 @@
 //!
 //! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
 //! exact numbers ([`exactness`], [`allocators`], [`languages`], [`processes`]), launched commands, loss, real servers,
-//! refusals and hostile targets, formats; the heap of Go programs, their goroutines, and leaks of these.
+//! refusals and hostile targets, formats, what kernels take; the heap of Go programs, their goroutines, and leaks of these.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
@@ -13,6 +13,7 @@ mod go_leaks;
 mod goroutines;
 mod harness;
 mod hostile;
+mod kernels;
 mod languages;
 mod launch;
 mod live_stacks;

@@ -18,6 +18,9 @@ pub mod perf_map;
 
 pub mod events;
 
+pub mod go_heap;
+pub mod go_tables;
+
 mod input;
 #[cfg(test)]
 mod replay;

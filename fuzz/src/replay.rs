@@ -5,7 +5,7 @@ use std::{fs, panic, path::Path};
 type Target = (&'static str, fn(&[u8]));
 
 /// All targets, each by the name of its folder.
-const TARGETS: [Target; 9] = [
+const TARGETS: [Target; 11] = [
     ("frames", crate::frames::run),
     ("elf", crate::elf::run),
     ("symbols", crate::symbols::run),
@@ -15,6 +15,8 @@ const TARGETS: [Target; 9] = [
     ("maps", crate::maps::run),
     ("perf_map", crate::perf_map::run),
     ("events", crate::events::run),
+    ("go_tables", crate::go_tables::run),
+    ("go_heap", crate::go_heap::run),
 ];
 
 #[test]

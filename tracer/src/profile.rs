@@ -237,12 +237,12 @@ pub struct Values {
 
 impl std::ops::AddAssign for Values {
     fn add_assign(&mut self, other: Self) {
-        // Sizes are what the target asked for, which can be more than there is.
+        // Sizes are what the target asked for, which can be more than there is; counts may be what it says itself.
         self.outstanding_bytes = self.outstanding_bytes.saturating_add(other.outstanding_bytes);
-        self.outstanding_blocks += other.outstanding_blocks;
+        self.outstanding_blocks = self.outstanding_blocks.saturating_add(other.outstanding_blocks);
         self.allocated_bytes = self.allocated_bytes.saturating_add(other.allocated_bytes);
-        self.allocated_blocks += other.allocated_blocks;
-        self.freed_blocks += other.freed_blocks;
+        self.allocated_blocks = self.allocated_blocks.saturating_add(other.allocated_blocks);
+        self.freed_blocks = self.freed_blocks.saturating_add(other.freed_blocks);
     }
 }
 

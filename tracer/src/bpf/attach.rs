@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
 
 use aya::programs::{
-    ProgramError, RawTracePoint, UProbe,
+    Program, ProgramError, RawTracePoint, UProbe,
     uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
 };
 
@@ -72,13 +72,37 @@ impl Links {
 }
 
 /// The uprobe program `name`, loaded.
-fn uprobe<'a>(programs: &'a mut Programs, name: &'static str) -> Result<&'a mut UProbe, LoadError> {
+fn uprobe<'a>(programs: &'a mut Programs, name: &str) -> Result<&'a mut UProbe, LoadError> {
     let program = programs.ebpf.program_mut(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
     let program: &mut UProbe =
         program.try_into().map_err(|error: ProgramError| LoadError::Mismatch(format!("program {name}: {error}")))?;
     match program.load() {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
         Err(error) => Err(LoadError::refused(name, &error)),
+    }
+}
+
+impl Programs {
+    /// Loads every program, those that go to instructions in each way in which this kernel lets them be attached, and tells
+    /// of each what the kernel's verifier says; in no order. Tracing loads those that it attaches only.
+    pub fn load_all(&mut self) -> Vec<(String, Result<(), LoadError>)> {
+        let mut loaded = Vec::new();
+        for (name, program) in self.ebpf.programs_mut() {
+            let taken = match program {
+                Program::UProbe(program) => program.load(),
+                Program::RawTracePoint(program) => program.load(),
+                _ => Err(ProgramError::UnexpectedProgramType),
+            };
+            let taken = match taken {
+                Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(()),
+                Err(error) => Err(LoadError::refused(name, &error)),
+            };
+            loaded.push((name.to_owned(), taken));
+            if let (Program::UProbe(_), Some(multi)) = (program, &mut self.multi) {
+                loaded.push((format!("{name} (multi)"), multi.program(name).map(drop)));
+            }
+        }
+        loaded
     }
 }
 

@@ -66,20 +66,20 @@ pub enum LoadError {
     Map(#[from] aya::maps::MapError),
     /// A program was refused.
     #[error("the kernel refused the BPF program {0}: {1}")]
-    Program(&'static str, String),
+    Program(String, String),
 }
 
 impl LoadError {
     /// A refused program. Of the verifier's log, which may be a megabyte, the end says why.
-    pub(super) fn refused(name: &'static str, error: &ProgramError) -> Self {
+    pub(super) fn refused(name: &str, error: &ProgramError) -> Self {
         let ProgramError::LoadError { io_error, verifier_log } = error else {
-            return Self::Program(name, error.to_string());
+            return Self::Program(name.to_owned(), error.to_string());
         };
         let log = verifier_log.to_string();
         tracing::debug!("{log}");
         let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
         Self::Program(
-            name,
+            name.to_owned(),
             format!("{io_error}; its verifier says: {}", lines[lines.len().saturating_sub(6)..].join(" | ")),
         )
     }

@@ -30,7 +30,7 @@ pub(super) struct Multi {
     loaded: HashMap<String, Loaded>,
 }
 
-struct Loaded {
+pub(super) struct Loaded {
     program: OwnedFd,
     at_return: bool,
 }
@@ -52,7 +52,7 @@ impl Multi {
         let features = aya::features().btf().ok_or_else(|| LoadError::Mismatch("a kernel without BTF".to_owned()))?;
         let btf = object.fixup_and_sanitize_btf(features).map_err(|error| mismatch(&error))?;
         let btf = btf.map(|btf| sys::load_btf(&btf.to_bytes())).transpose();
-        let btf = btf.map_err(|error| LoadError::Program("BTF", error.to_string()))?;
+        let btf = btf.map_err(|error| LoadError::Program("BTF".to_owned(), error.to_string()))?;
         let maps: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
         let bound: Option<Vec<_>> = maps
             .iter()
@@ -68,7 +68,7 @@ impl Multi {
     }
 
     /// The program `name`, loaded.
-    fn program(&mut self, name: &'static str) -> Result<&Loaded, LoadError> {
+    pub(super) fn program(&mut self, name: &str) -> Result<&Loaded, LoadError> {
         let Self { object, btf, loaded } = self;
         match loaded.entry(name.to_owned()) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
@@ -82,24 +82,18 @@ impl Multi {
                 };
                 let function = object.functions.get(&program.function_key()).ok_or_else(mismatch)?;
                 let program = sys::load_multi(name, function, &program.license, btf.as_ref().map(|fd| fd.as_fd()));
-                let program = program.map_err(|error| LoadError::Program(name, error.to_string()))?;
+                let program = program.map_err(|error| LoadError::Program(name.to_owned(), error.to_string()))?;
                 Ok(entry.insert(Loaded { program, at_return }))
             }
         }
     }
 
     /// Attaches the program `name` at `offsets` into `file`, for the process `pid` only.
-    pub(super) fn attach(
-        &mut self,
-        name: &'static str,
-        file: &Path,
-        offsets: &[u64],
-        pid: u32,
-    ) -> Result<OwnedFd, LoadError> {
+    pub(super) fn attach(&mut self, name: &str, file: &Path, offsets: &[u64], pid: u32) -> Result<OwnedFd, LoadError> {
         let program = self.program(name)?;
         let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);
         path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, offsets, pid, program.at_return))
-            .map_err(|error| LoadError::Program(name, error.to_string()))
+            .map_err(|error| LoadError::Program(name.to_owned(), error.to_string()))
     }
 }
 

@@ -39,7 +39,7 @@ impl fmt::Display for Version {
 
 /// What build information says of the version.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum BuildInfo {
+pub enum BuildInfo {
     /// There is none.
     Absent,
     /// It is of Go 1.17 or older, which keep a pointer to the version.
@@ -49,7 +49,7 @@ pub(super) enum BuildInfo {
 }
 
 /// Looks for build information in `data`, whose first byte was linked for an address that is a multiple of 16.
-pub(super) fn find(data: &[u8]) -> BuildInfo {
+pub fn find(data: &[u8]) -> BuildInfo {
     let found = data.chunks(16).position(|chunk| chunk.starts_with(MAGIC));
     match found.and_then(|chunk| data.get(chunk * 16..)) {
         None => BuildInfo::Absent,

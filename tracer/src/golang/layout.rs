@@ -113,6 +113,11 @@ pub(super) fn table() -> BTreeMap<u32, Description> {
     serde_json::from_str(TABLE).unwrap_or_default()
 }
 
+/// Where the runtime of a minor version of Go keeps what, if that is known.
+pub fn known(minor: u32) -> Option<Layout> {
+    Layout::try_from(table().get(&minor)?).ok()
+}
+
 /// Where things are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {

@@ -23,9 +23,12 @@ pub mod describe;
 
 use std::io;
 
+pub use buildinfo::{BuildInfo, Version, find as build_info};
 pub use executable::{Executable, TABLES};
 pub use goroutines::{Goroutines, Group, State, read as read_goroutines};
 pub use growth::{Growth, Trend, pause, suspected_leak};
+pub use layout::{Layout, known as known_layout};
+pub use pclntab::{Function, LogicalFrame, Pclntab};
 pub use runtime::Runtime;
 pub use symbols::Symbols;
 

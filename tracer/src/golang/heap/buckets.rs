@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use hashbrown::HashSet;
+
 use super::{FUTURES, Sampling, layout};
 use crate::{
     golang::{
@@ -19,10 +21,14 @@ use crate::{
 
 /// Most buckets that are read.
 const MAX_BUCKETS: usize = 1 << 20;
+/// Most addresses in all of them together: 128 MiB.
+const MAX_ADDRESSES: usize = 1 << 24;
 /// Most addresses of a stack; the runtime keeps 128, or 1024 when it is told so.
 const MAX_FRAMES: u64 = 1024;
 /// Bytes that are read of a bucket at first: enough for most.
 const FIRST_READ: usize = 512;
+/// Buckets whose counts are read together.
+const BATCH: usize = 4096;
 
 /// What is held of one size by one stack, as sampled by the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +87,8 @@ pub fn profile_rate_address(runtime: &Runtime) -> Result<u64, Unreadable> {
 pub struct Buckets {
     /// Oldest first.
     known: Vec<Known>,
+    /// Addresses of the calls of all of them.
+    addresses: usize,
 }
 
 struct Known {
@@ -97,18 +105,34 @@ impl Buckets {
     /// # Errors
     /// Memory cannot be read, or is no list of buckets.
     pub fn refresh(&mut self, runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<(), Unreadable> {
+        self.refresh_at(&layout(runtime)?.bucket, runtime.variable(BUCKETS)?, memory)
+    }
+
+    /// The same for buckets of this layout, with the variable that leads to them at the address `list`.
+    ///
+    /// # Errors
+    /// Memory cannot be read, or is no list of buckets.
+    pub fn refresh_at(
+        &mut self,
+        bucket: &layout::Bucket,
+        list: u64,
+        memory: &ReadMemory<'_>,
+    ) -> Result<(), Unreadable> {
         let nonsense = || Unreadable::Nonsense("its heap profile");
-        let bucket = layout(runtime)?.bucket;
         let newest = self.known.last().map(|known| known.addr);
         let mut head = [0; 8];
-        if memory(&[Span { addr: runtime.variable(BUCKETS)?, len: 8 }], &mut head)? != [true] {
+        if memory(&[Span { addr: list, len: 8 }], &mut head)? != [true] {
             return Err(nonsense());
         }
         let mut at = u64::from_le_bytes(head);
-        let mut new = Vec::new();
+        let (mut new, mut seen, mut addresses) = (Vec::new(), HashSet::new(), self.addresses);
         while at != 0 && Some(at) != newest {
-            if new.len() + self.known.len() >= MAX_BUCKETS {
+            if new.len() + self.known.len() >= MAX_BUCKETS || addresses >= MAX_ADDRESSES {
                 break;
+            }
+            // The runtime's list has an end.
+            if !seen.insert(at) {
+                return Err(nonsense());
             }
             let bytes = prefix(memory, at, bucket.len)?.ok_or_else(nonsense)?;
             let field = |offset| u64_at(&bytes, offset).ok_or_else(nonsense);
@@ -117,37 +141,15 @@ impl Buckets {
                 return Err(nonsense());
             }
             let stack = calls(memory, at, bucket.len, frames as usize, &bytes)?.ok_or_else(nonsense)?;
+            addresses += stack.len();
             new.push(Known { addr: at, calls: stack.into(), size: field(bucket.size)?, allocs: 0, frees: 0 });
             at = field(bucket.next)?;
         }
         new.reverse();
         self.known.append(&mut new);
-        self.count(runtime, memory)
-    }
-
-    fn count(&mut self, runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<(), Unreadable> {
-        let bucket = layout(runtime)?.bucket;
-        let records = self.known.iter().map(|known| Span {
-            addr: known.addr.wrapping_add((bucket.len + 8 * known.calls.len()) as u64),
-            len: bucket.record_len,
-        });
-        let spans: Vec<Span> = records.collect();
-        let mut bytes = vec![0; bucket.record_len * spans.len()];
-        let readable = memory(&spans, &mut bytes)?;
-        let (active, future) = bucket.cycles;
-        let cycles: Vec<usize> =
-            std::iter::once(active).chain((0..FUTURES).map(|nth| future + nth * bucket.cycle_len)).collect();
-        for ((known, record), readable) in
-            self.known.iter_mut().zip(bytes.chunks_exact(bucket.record_len)).zip(readable)
-        {
-            if !readable {
-                return Err(Unreadable::Nonsense("its heap profile"));
-            }
-            let sum = |field: usize| {
-                let counts = cycles.iter().map(|cycle| u64_at(record, cycle + field).unwrap_or(0));
-                counts.fold(0, u64::wrapping_add)
-            };
-            (known.allocs, known.frees) = (sum(bucket.counts.0), sum(bucket.counts.1));
+        self.addresses = addresses;
+        for batch in self.known.chunks_mut(BATCH) {
+            count(batch, bucket, memory)?;
         }
         Ok(())
     }
@@ -159,6 +161,31 @@ impl Buckets {
             Bucket { calls: Arc::clone(calls), size: *size, allocs: *allocs, frees: *frees }
         })
     }
+}
+
+/// Reads the counts of some buckets.
+fn count(known: &mut [Known], bucket: &layout::Bucket, memory: &ReadMemory<'_>) -> Result<(), Unreadable> {
+    let records = known.iter().map(|known| Span {
+        addr: known.addr.wrapping_add((bucket.len + 8 * known.calls.len()) as u64),
+        len: bucket.record_len,
+    });
+    let spans: Vec<Span> = records.collect();
+    let mut bytes = vec![0; bucket.record_len * spans.len()];
+    let readable = memory(&spans, &mut bytes)?;
+    let (active, future) = bucket.cycles;
+    let cycles: Vec<usize> =
+        std::iter::once(active).chain((0..FUTURES).map(|nth| future + nth * bucket.cycle_len)).collect();
+    for ((known, record), readable) in known.iter_mut().zip(bytes.chunks_exact(bucket.record_len)).zip(readable) {
+        if !readable {
+            return Err(Unreadable::Nonsense("its heap profile"));
+        }
+        let sum = |field: usize| {
+            let counts = cycles.iter().map(|cycle| u64_at(record, cycle + field).unwrap_or(0));
+            counts.fold(0, u64::wrapping_add)
+        };
+        (known.allocs, known.frees) = (sum(bucket.counts.0), sum(bucket.counts.1));
+    }
+    Ok(())
 }
 
 /// The first bytes of a bucket, at least `len`, more when they are there.
@@ -198,7 +225,7 @@ fn calls(
 
 /// How good the estimates of all buckets together are, at a mean of `rate` bytes between samples.
 pub fn sampling_of(buckets: impl Iterator<Item = Bucket>, rate: u64) -> Sampling {
-    let (mut sum, mut variance, mut samples) = (0.0, 0.0, 0);
+    let (mut sum, mut variance, mut samples) = (0.0, 0.0, 0_u64);
     for bucket in buckets {
         let held = bucket.allocs.saturating_sub(bucket.frees);
         let size = bucket.size as f64;
@@ -207,7 +234,7 @@ pub fn sampling_of(buckets: impl Iterator<Item = Bucket>, rate: u64) -> Sampling
             let bytes = size / probability;
             sum += held as f64 * bytes;
             variance += held as f64 * bytes * bytes * (1.0 - probability);
-            samples += held;
+            samples = held.saturating_add(samples);
         }
     }
     let relative_error = if sum > 0.0 { variance.sqrt() / sum } else { 0.0 };
@@ -215,16 +242,4 @@ pub fn sampling_of(buckets: impl Iterator<Item = Bucket>, rate: u64) -> Sampling
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn counts_are_scaled_as_go_scales_them() {
-        let bucket = |size, allocs, frees| Bucket { calls: Arc::from([]), size, allocs, frees };
-        // scaleHeapSample(3, 3*4096, 524288) and (2, 2*4096, 524288).
-        assert_eq!(bucket(4096, 3, 1).estimate(524_288), [(385, 1_579_015), (257, 1_052_677)]);
-        assert_eq!(bucket(16, 5, 2).estimate(1), [(5, 80), (3, 48)]);
-        assert_eq!(bucket(16, 5, 9).estimate(512), [(162, 2600), (0, 0)]);
-        assert_eq!(bucket(u64::MAX, 5, 0).estimate(512), [(5, u64::MAX), (5, u64::MAX)]);
-    }
-}
+mod tests;

@@ -2,6 +2,8 @@
 //! become of them ([`Objects`]).
 
 mod buckets;
+#[cfg(test)]
+mod fake;
 mod objects;
 mod sites;
 

@@ -55,11 +55,12 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// Whether it can be one: of a size that its class has.
+    /// Whether it can be one: of a size that its class has, and sampled by some bytes.
     fn makes_sense(&self) -> bool {
         let class = usize::from(self.class >> 1);
         let size = CLASS_SIZES.get(class).copied().map(u64::from);
         match class {
+            _ if self.charge == 0 => false,
             0 => self.size > 0 && self.size < 1 << 47 && self.size.is_multiple_of(1 << PAGE_SHIFT),
             _ => size == Some(self.size),
         }
@@ -194,8 +195,14 @@ impl Objects {
     /// # Errors
     /// Memory cannot be read.
     pub fn look(&mut self, runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<bool, Unreadable> {
-        let heap = *layout(runtime)?;
-        let mheap = runtime.variable(HEAP)?;
+        self.look_at(layout(runtime)?, runtime.variable(HEAP)?, memory)
+    }
+
+    /// The same for a heap of this layout, with `mheap_` at this address.
+    ///
+    /// # Errors
+    /// Memory cannot be read.
+    pub fn look_at(&mut self, heap: &Heap, mheap: u64, memory: &ReadMemory<'_>) -> Result<bool, Unreadable> {
         let mut bytes = [0; 4];
         let at = mheap.wrapping_add(heap.mheap.0 as u64);
         if memory(&[Part { addr: at, len: 4 }], &mut bytes)? != [true] {
@@ -219,7 +226,7 @@ impl Objects {
             self.undecided.iter().filter_map(|addr| self.alive.get(addr)).map(|tracked| tracked.sample).collect()
         };
         let arenas = mheap.wrapping_add(heap.mheap.1 as u64);
-        let mut question = Question { heap, memory, sweepgen, arenas, known: &mut self.arenas };
+        let mut question = Question { heap: *heap, memory, sweepgen, arenas, known: &mut self.arenas };
         let answers = question.ask(&asked)?;
         self.undecided.clear();
         for (sample, answer) in asked.iter().zip(answers) {
@@ -469,3 +476,6 @@ impl Question<'_> {
         Ok(bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

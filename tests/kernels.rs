@@ -1,0 +1,31 @@
+//! What a kernel takes: every BPF program, also those that few traces attach.
+
+use std::collections::BTreeSet;
+
+use tracer::bpf::{Config, Programs};
+
+use crate::harness::require_root;
+
+/// Some of them, from each part of the BPF side.
+const SOME: [&str; 6] = ["enter_realloc", "leave", "copy_entry", "go_allocate", "go_next_free_index", "process_exec"];
+
+/// Tracing loads what it attaches; a program that this kernel's verifier refuses would be found by a user.
+#[test]
+fn every_program_is_accepted() {
+    require_root();
+    let config = Config {
+        buffer_size: 1 << 20,
+        sizes: (0, u64::MAX),
+        diagnostics: false,
+        perf_events: false,
+        stack_copies: true,
+    };
+    let loaded = Programs::load(config).unwrap().load_all();
+    let names: BTreeSet<&str> = loaded.iter().map(|(name, _)| name.as_str()).collect();
+    for name in SOME {
+        assert!(names.contains(name), "{name} is not among {names:?}");
+    }
+    let refused: Vec<String> =
+        loaded.iter().filter_map(|(name, taken)| Some(format!("{name}: {}", taken.as_ref().err()?))).collect();
+    assert!(refused.is_empty(), "{} of {} programs:\n{}", refused.len(), loaded.len(), refused.join("\n"));
+}

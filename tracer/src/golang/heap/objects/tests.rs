@@ -1,0 +1,499 @@
+//! What sampled objects are told to be, by a heap that is made up.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::golang::heap::fake::{Fake, Random, layout};
+
+const MHEAP: u64 = 0x50_0000;
+const ARENAS: u64 = 0x60_0000;
+const ARENA: u64 = 0x7f00_0000_0000;
+const SPAN: u64 = 0x7e00_0000_0000;
+const BITS: u64 = 0x7d00_0000_0000;
+/// Where the first arena of a Go program is.
+const BASE: u64 = 0xc0_0000_0000;
+const PAGE: u64 = 1 << PAGE_SHIFT;
+
+/// `mheap_.sweepgen` now, and when the objects were born.
+const NOW: u32 = 12;
+const BEFORE: u32 = 10;
+
+/// A span of objects.
+#[derive(Clone)]
+struct Objs {
+    number: u64,
+    page: u64,
+    size: u64,
+    class: u8,
+    sweepgen: u32,
+    bits: Vec<u8>,
+}
+
+impl Objs {
+    fn addr(&self, index: u64) -> u64 {
+        BASE + self.page * PAGE + index * self.size
+    }
+
+    fn at(&self, field: usize) -> u64 {
+        SPAN + 4096 * self.number + field as u64
+    }
+
+    fn bits_at(&self) -> u64 {
+        BITS + (self.number << 20)
+    }
+
+    fn sample(&self, index: u64) -> Sample {
+        Sample {
+            addr: self.addr(index),
+            size: self.size,
+            charge: self.size,
+            time: 7,
+            sweepgen: BEFORE,
+            class: self.class,
+            stack: 0,
+        }
+    }
+}
+
+/// Objects of one size, without pointers, 64 of them, of which the sweep has left all.
+fn objects(size: u64) -> Objs {
+    Objs { number: 0, page: 3, size, class: class(size), sweepgen: NOW, bits: vec![0xff; 8] }
+}
+
+fn class(size: u64) -> u8 {
+    (CLASS_SIZES.iter().position(|other| u64::from(*other) == size).unwrap() << 1 | 1) as u8
+}
+
+/// A heap without spans.
+fn heap() -> Fake {
+    let (fake, layout) = (Fake::default(), layout());
+    set_sweepgen(&fake, NOW);
+    fake.word(MHEAP + layout.mheap.1 as u64, ARENAS);
+    fake.word(ARENAS + 8 * ((BASE + ARENA_BASE) >> ARENA_SHIFT), ARENA);
+    fake
+}
+
+fn set_sweepgen(fake: &Fake, sweepgen: u32) {
+    fake.write(MHEAP + layout().mheap.0 as u64, &sweepgen.to_le_bytes());
+}
+
+/// Puts a span into a heap.
+fn put(fake: &Fake, objects: &Objs) {
+    let span = layout().span;
+    let pages = (objects.bits.len() as u64 * 8 * objects.size).div_ceil(PAGE);
+    for page in objects.page..objects.page + pages {
+        fake.word(ARENA + layout().arena_spans as u64 + 8 * page, objects.at(0));
+    }
+    fake.write(objects.at(0), &vec![0; span.size]);
+    fake.word(objects.at(span.start), objects.addr(0));
+    fake.word(objects.at(span.element_size), objects.size);
+    fake.word(objects.at(span.bits), objects.bits_at());
+    fake.write(objects.at(span.class), &[objects.class]);
+    fake.write(objects.at(span.state), &[IN_USE]);
+    fake.write(objects.at(span.sweepgen), &objects.sweepgen.to_le_bytes());
+    fake.write(objects.bits_at(), &objects.bits);
+}
+
+fn look(objects: &mut Objects, fake: &Fake) -> bool {
+    objects.look_at(&layout(), MHEAP, &|spans, buffer| fake.read(spans, buffer)).unwrap()
+}
+
+/// What is said of one object.
+#[track_caller]
+fn check(what: &str, fake: &Fake, sample: Sample, expected: Answer) {
+    let mut objects = Objects::new(512);
+    objects.add(sample);
+    assert!(look(&mut objects, fake), "{what}");
+    let answer = match (objects.len(), objects.is_undecided()) {
+        (1, false) => Answer::Alive,
+        (0, false) => Answer::Ended,
+        (1, true) => Answer::Undecided,
+        other => panic!("{what}: {other:?}"),
+    };
+    assert_eq!(answer, expected, "{what}");
+    assert_eq!(objects.sampling(u64::MAX, (0, u64::MAX)).undecided, u64::from(answer == Answer::Undecided), "{what}");
+}
+
+#[test]
+fn the_bit_decides_in_spans_that_have_been_swept() {
+    for (size, index) in [(48, 0), (48, 9), (8, 63), (1024, 10), (4096, 5)] {
+        for (sweepgen, left, expected) in [
+            (NOW, true, Answer::Alive),
+            (NOW, false, Answer::Ended),
+            (NOW + 3, true, Answer::Alive),
+            (NOW + 3, false, Answer::Ended),
+            // To be swept, being swept, and swept in the cycle before while it was in a cache.
+            (NOW - 2, true, Answer::Undecided),
+            (NOW - 2, false, Answer::Undecided),
+            (NOW - 1, true, Answer::Undecided),
+            (NOW - 1, false, Answer::Undecided),
+            (NOW + 1, true, Answer::Undecided),
+            (NOW + 1, false, Answer::Undecided),
+        ] {
+            let mut span = Objs { sweepgen, ..objects(size) };
+            // All others say the contrary.
+            span.bits = vec![if left { 0 } else { 0xff }; 8];
+            span.bits[index / 8] ^= 1 << (index % 8);
+            let fake = heap();
+            put(&fake, &span);
+            check(&format!("{index} of {size} bytes, {sweepgen}, {left}"), &fake, span.sample(index as u64), expected);
+        }
+    }
+}
+
+#[test]
+fn the_count_of_cycles_goes_round() {
+    for (now, swept, expected) in [
+        (0, 0, Answer::Ended),
+        (0, 3, Answer::Ended),
+        (0, u32::MAX - 1, Answer::Undecided),
+        (u32::MAX - 1, 1, Answer::Ended),
+    ] {
+        let span = Objs { sweepgen: swept, bits: vec![0; 8], ..objects(48) };
+        let fake = heap();
+        put(&fake, &span);
+        set_sweepgen(&fake, now);
+        check(&format!("{now} {swept}"), &fake, Sample { sweepgen: now.wrapping_sub(2), ..span.sample(1) }, expected);
+        let born = Sample { sweepgen: now, ..span.sample(1) };
+        let expected = if expected == Answer::Ended { Answer::Alive } else { expected };
+        check(&format!("{now} {swept}, born"), &fake, born, expected);
+    }
+}
+
+/// The bits are those of the last sweep: they say nothing of what is newer.
+#[test]
+fn what_was_born_in_this_cycle_is_alive() {
+    let span = Objs { bits: vec![0; 8], ..objects(48) };
+    for (sweepgen, expected) in
+        [(BEFORE, Answer::Ended), (NOW - 1, Answer::Ended), (NOW, Answer::Alive), (NOW + 2, Answer::Alive)]
+    {
+        let fake = heap();
+        put(&fake, &span);
+        check(&sweepgen.to_string(), &fake, Sample { sweepgen, ..span.sample(3) }, expected);
+    }
+}
+
+#[test]
+fn what_lies_in_no_span_of_its_kind_has_ended() {
+    let (span, layout) = (objects(48), layout());
+    let entry = ARENA + layout.arena_spans as u64 + 8 * span.page;
+    type Change<'a> = &'a dyn Fn(&Fake);
+    let changes: [(&str, Change<'_>); 9] = [
+        ("no arena", &|fake| fake.word(ARENAS + 8 * ((BASE + ARENA_BASE) >> ARENA_SHIFT), 0)),
+        ("no arenas", &|fake| fake.unmap(ARENAS, 1 << 25)),
+        ("no span", &|fake| fake.word(entry, 0)),
+        ("an unreadable span", &|fake| fake.unmap(span.at(0), 4096)),
+        ("a span of stacks", &|fake| fake.write(span.at(layout.span.state), &[2])),
+        ("a free span", &|fake| fake.write(span.at(layout.span.state), &[0])),
+        ("the same size, with pointers", &|fake| fake.write(span.at(layout.span.class), &[span.class & !1])),
+        ("another size", &|fake| fake.word(span.at(layout.span.element_size), 64)),
+        ("a span that begins behind it", &|fake| fake.word(span.at(layout.span.start), span.addr(3) + 1)),
+    ];
+    for (what, change) in changes {
+        // Not even what is new lies there.
+        for sweepgen in [BEFORE, NOW] {
+            let fake = heap();
+            put(&fake, &span);
+            let sample = Sample { sweepgen, ..span.sample(3) };
+            check(what, &fake, sample, Answer::Alive);
+            change(&fake);
+            check(what, &fake, sample, Answer::Ended);
+        }
+    }
+    // Farther in than objects can be: forged.
+    let fake = heap();
+    put(&fake, &span);
+    fake.word(span.at(layout.span.start), span.addr(3) - 48 * (1 << 16));
+    fake.write(span.bits_at() + (1 << 16) / 8, &[0xff]);
+    check("far in", &fake, span.sample(3), Answer::Ended);
+}
+
+#[test]
+fn bits_that_are_replaced_meanwhile_decide_nothing() {
+    let (span, layout) = (objects(48), layout());
+    for bit in [0, 0xff] {
+        let span = Objs { bits: vec![bit; 8], ..span.clone() };
+        let expected = if bit == 0 { Answer::Ended } else { Answer::Alive };
+        for (what, at, bytes, expected) in [
+            ("its bits", layout.span.bits, (BITS + 0x1000).to_le_bytes().to_vec(), Answer::Undecided),
+            ("its cycle", layout.span.sweepgen, (NOW + 2).to_le_bytes().to_vec(), Answer::Undecided),
+            // Goes on while objects are allocated.
+            ("what is free", layout.span.free_index, vec![9], expected),
+        ] {
+            let fake = heap();
+            put(&fake, &span);
+            fake.write_after(span.bits_at(), span.at(at), &bytes);
+            check(what, &fake, span.sample(3), expected);
+        }
+    }
+}
+
+#[test]
+fn what_was_undecided_is_asked_again_and_nothing_else_is() {
+    let swept = objects(48);
+    let waits = Objs { number: 1, page: 9, sweepgen: NOW - 2, ..objects(64) };
+    let fake = heap();
+    put(&fake, &swept);
+    put(&fake, &waits);
+    let mut objects = Objects::new(512);
+    objects.add(swept.sample(1));
+    objects.add(waits.sample(1));
+    objects.add(waits.sample(2));
+    assert!(look(&mut objects, &fake));
+    assert_eq!((objects.len(), objects.undecided.len()), (3, 2));
+    // The sweep comes there, and leaves one of the two. What the other span says is for the next cycle.
+    put(&fake, &Objs { sweepgen: NOW, bits: vec![0b100; 8], ..waits.clone() });
+    put(&fake, &Objs { bits: vec![0; 8], ..swept.clone() });
+    assert!(look(&mut objects, &fake));
+    assert_eq!((objects.len(), objects.is_undecided()), (2, false));
+    assert!(objects.alive.contains_key(&swept.addr(1)) && objects.alive.contains_key(&waits.addr(2)));
+    // Nothing is to be asked, and one part is read: the number of the cycle.
+    fake.reads();
+    assert!(!look(&mut objects, &fake));
+    assert_eq!((objects.len(), fake.reads()), (2, 1));
+    set_sweepgen(&fake, NOW + 2);
+    put(&fake, &Objs { sweepgen: NOW + 2, bits: vec![0; 8], ..swept });
+    put(&fake, &Objs { sweepgen: NOW + 2, bits: vec![0; 8], ..waits });
+    assert!(look(&mut objects, &fake));
+    assert!(objects.is_empty());
+}
+
+#[test]
+fn cycles_without_a_look_are_counted() {
+    let span = objects(48);
+    let mut objects = Objects::new(512);
+    let missed = |objects: &Objects| objects.sampling(u64::MAX, (0, u64::MAX)).missed_cycles;
+    for (sweepgen, swept, expected) in [
+        // The first look misses nothing; each cycle after it should have one.
+        (NOW, true, 0),
+        (NOW, true, 0),
+        (NOW + 2, true, 0),
+        (NOW + 6, true, 1),
+        (NOW + 8, true, 1),
+        // A look that could not tell is none if the next cycle comes first.
+        (NOW + 10, false, 1),
+        (NOW + 10, true, 1),
+        (NOW + 12, false, 1),
+        (NOW + 14, true, 2),
+        (NOW + 16, false, 2),
+        (NOW + 22, true, 5),
+    ] {
+        let fake = heap();
+        put(&fake, &Objs { sweepgen: if swept { sweepgen } else { sweepgen - 2 }, ..span.clone() });
+        set_sweepgen(&fake, sweepgen);
+        objects.add(span.sample(1));
+        look(&mut objects, &fake);
+        assert_eq!(objects.is_undecided(), !swept, "{sweepgen}");
+        assert_eq!(missed(&objects), expected, "{sweepgen}");
+    }
+    // Round the end of the numbers: one cycle.
+    let mut objects = Objects::new(512);
+    for sweepgen in [u32::MAX - 1, 0] {
+        let fake = heap();
+        set_sweepgen(&fake, sweepgen);
+        look(&mut objects, &fake);
+    }
+    assert_eq!(missed(&objects), 0);
+}
+
+#[test]
+fn a_place_that_is_given_to_another_object_held_one_that_has_ended() {
+    let span = Objs { bits: vec![0; 8], ..objects(48) };
+    let fake = heap();
+    put(&fake, &span);
+    let mut objects = Objects::new(1);
+    objects.add(span.sample(1));
+    objects.add(Sample { stack: 2, sweepgen: NOW, ..span.sample(1) });
+    let of = |objects: &Objects| -> Vec<_> {
+        let values = |usage: SampledUsage| {
+            let Values { outstanding_bytes, allocated_bytes, freed_blocks, .. } = usage.values;
+            (usage.stack, outstanding_bytes, allocated_bytes, freed_blocks)
+        };
+        objects.usage(u64::MAX, (0, u64::MAX)).into_iter().map(values).collect()
+    };
+    assert_eq!(of(&objects), [(0, 0, 48, 1), (2, 48, 48, 0)]);
+    look(&mut objects, &fake);
+    assert_eq!(of(&objects), [(0, 0, 48, 1), (2, 48, 48, 0)], "the bit is that of the old one");
+    assert_eq!(objects.outstanding(), [0, 0, 48]);
+}
+
+#[test]
+fn samples_that_make_no_sense_are_counted() {
+    let good = objects(48).sample(1);
+    let large = |size| Sample { size, class: 1, ..good };
+    let mut objects = Objects::new(512);
+    for sample in [good, Sample { class: good.class & !1, ..good }, large(PAGE), large((1 << 47) - PAGE)] {
+        let before = objects.allocated.first().copied().unwrap_or_default().blocks;
+        objects.add(sample);
+        assert!(objects.allocated[0].blocks > before, "{sample:?}");
+    }
+    assert_eq!((objects.len(), objects.senseless), (1, 0));
+    let bad = [
+        Sample { size: 64, ..good },
+        Sample { size: 0, ..good },
+        Sample { size: u64::MAX, ..good },
+        Sample { class: 0xff, ..good },
+        Sample { class: 2 * CLASS_SIZES.len() as u8, size: 0, ..good },
+        Sample { charge: 0, ..good },
+        large(0),
+        large(PAGE + 8),
+        large(1 << 47),
+    ];
+    for sample in bad {
+        objects.add(Sample { addr: 0xbad0, ..sample });
+    }
+    assert_eq!(objects.len(), 1);
+    assert_eq!(objects.sampling(u64::MAX, (0, u64::MAX)).senseless, bad.len() as u64);
+}
+
+#[test]
+fn usage_and_sampling_are_of_what_is_asked_for() {
+    let (small, large) = (objects(48), objects(4096));
+    let mut objects = Objects::new(1000);
+    for index in 0..3 {
+        objects.add(Sample { charge: 40, time: 10 + index, ..small.sample(index) });
+    }
+    objects.add(Sample { time: 20, stack: 1, addr: 1, ..large.sample(0) });
+    let samples = |until, sizes| -> Vec<_> {
+        objects.usage(until, sizes).iter().map(|usage| (usage.stack, usage.samples, usage.oldest)).collect()
+    };
+    assert_eq!(samples(u64::MAX, (0, u64::MAX)), [(0, 3, Some(10)), (1, 1, Some(20))]);
+    assert_eq!(samples(11, (0, u64::MAX)), [(0, 2, Some(10)), (1, 0, None)]);
+    assert_eq!(samples(u64::MAX, (41, 4096)), [(0, 0, None), (1, 1, Some(20))]);
+    assert_eq!(samples(u64::MAX, (40, 4095)), [(0, 3, Some(10)), (1, 0, None)]);
+
+    // Of n like objects, each sampled with probability p, the error is sqrt((1 - p) / n).
+    let p = |charge: f64| 1.0 - (-charge / 1000.0_f64).exp();
+    let error = |until, sizes| objects.sampling(until, sizes).relative_error;
+    let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12 && b > 0.0, "{a} {b}");
+    near(error(u64::MAX, (0, 40)), ((1.0 - p(40.0)) / 3.0).sqrt());
+    near(error(10, (0, 40)), (1.0 - p(40.0)).sqrt());
+    near(error(u64::MAX, (4096, 4096)), (1.0 - p(4096.0)).sqrt());
+    // Errors of both together add up as squares.
+    let (few, one) = (3.0 * 48.0 / p(40.0), 4096.0 / p(4096.0));
+    let squares = (few * error(u64::MAX, (0, 40))).powi(2) + (one * error(u64::MAX, (4096, 4096))).powi(2);
+    near(error(u64::MAX, (0, u64::MAX)), squares.sqrt() / (few + one));
+    assert_eq!(error(0, (0, u64::MAX)), 0.0);
+    let sampling = objects.sampling(u64::MAX, (0, u64::MAX));
+    assert_eq!((sampling.samples, sampling.mean_bytes), (4, 1000));
+}
+
+/// A program of which the truth is known, sampled as the BPF programs do it, many times.
+#[test]
+fn estimates_are_the_truth_on_average() {
+    const MEAN: u64 = 16 << 10;
+    const EACH: u64 = 4096;
+    const RUNS: u32 = 60;
+    // Requests of less than their class's size are sampled by what they ask for.
+    let kinds = [(48, 48), (1024, 897), (2048, 2048), (32, 25)];
+    let (fake, mut spans, mut page) = (heap(), Vec::new(), 0);
+    for (number, (size, _)) in kinds.iter().enumerate() {
+        // A third has ended.
+        let bits =
+            (0..EACH / 8).map(|byte| (0..8).filter(|bit| (8 * byte + bit) % 3 != 0).map(|bit| 1_u8 << bit).sum::<u8>());
+        let span = Objs { number: number as u64, page, bits: bits.collect(), ..objects(*size) };
+        put(&fake, &span);
+        page += EACH * size / PAGE + 1;
+        spans.push(span);
+    }
+    let held = (0..EACH).filter(|index| index % 3 != 0).count() as f64;
+    let truth: f64 = kinds.iter().map(|(size, _)| held * *size as f64).sum();
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut sums = vec![[0.0; 4]; kinds.len()];
+    let mut squares = 0.0;
+    for _ in 0..RUNS {
+        let mut objects = Objects::new(MEAN);
+        for ((stack, span), (_, charge)) in spans.iter().enumerate().zip(kinds) {
+            for index in 0..EACH {
+                if random.next() < 1.0 - (-(charge as f64) / MEAN as f64).exp() {
+                    objects.add(Sample { charge, stack: stack as u32, ..span.sample(index) });
+                }
+            }
+        }
+        look(&mut objects, &fake);
+        assert!(!objects.is_undecided());
+        let mut sum = 0.0;
+        for usage in objects.usage(u64::MAX, (0, u64::MAX)) {
+            let values = usage.values;
+            let found =
+                [values.outstanding_bytes, values.outstanding_blocks, values.allocated_bytes, values.allocated_blocks];
+            let sums = &mut sums[usage.stack as usize];
+            *sums = std::array::from_fn(|nth| sums[nth] + found[nth] as f64);
+            sum += values.outstanding_bytes as f64;
+        }
+        let deviation = objects.sampling(u64::MAX, (0, u64::MAX)).relative_error * sum;
+        squares += ((sum - truth) / deviation).powi(2);
+    }
+    let runs = f64::from(RUNS);
+    for ((size, charge), sums) in kinds.iter().zip(sums) {
+        let p = 1.0 - (-(*charge as f64) / MEAN as f64).exp();
+        let unit = [*size as f64, 1.0, *size as f64, 1.0];
+        for (nth, count) in [held, held, EACH as f64, EACH as f64].into_iter().enumerate() {
+            let truth = count * unit[nth];
+            let sigma = (count * (1.0 - p) / p / runs).sqrt() * unit[nth];
+            let found = sums[nth] / runs;
+            // Whole numbers are reported: half of one may be missing.
+            assert!((found - truth).abs() <= 5.0 * sigma + 0.5, "{size} [{nth}]: {found}, not {truth} +- {sigma}");
+        }
+    }
+    // The error that is told is that of the estimates: deviations in its units have a mean square of 1.
+    let (mean, sigma) = (squares / runs, (2.0 / runs).sqrt());
+    assert!((mean - 1.0).abs() <= 5.0 * sigma, "{mean} +- {sigma}");
+}
+
+#[test]
+fn a_heap_that_cannot_be_read_is_an_error() {
+    let span = objects(48);
+    let mut objects = Objects::new(512);
+    let nothing = Fake::default();
+    let looked = objects.look_at(&layout(), MHEAP, &|spans, buffer| nothing.read(spans, buffer));
+    assert!(matches!(looked, Err(Unreadable::Nonsense(_))));
+    objects.add(span.sample(1));
+    let gone = |_: &[Part], _: &mut [u8]| Err(std::io::Error::other("gone"));
+    assert!(matches!(objects.look_at(&layout(), MHEAP, &gone), Err(Unreadable::Memory(_))));
+    assert_eq!(objects.len(), 1, "what was known stays");
+}
+
+fn any_sample() -> impl Strategy<Value = Sample> {
+    let size = prop_oneof![Just(48_u64), Just(PAGE), any::<u64>()];
+    let addr = prop_oneof![BASE..BASE + (1 << 20), any::<u64>()];
+    (addr, size, any::<u64>(), any::<u32>(), any::<u8>(), 0..4_u32).prop_map(
+        |(addr, size, charge, sweepgen, class, stack)| {
+            let class = if size == 48 { self::class(48) } else { class };
+            Sample { addr, size, charge, time: charge, sweepgen, class, stack }
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is in memory: no panic, no more parts read than the samples have a use for, none made up.
+    #[test]
+    fn any_memory_does_no_harm(
+        bytes in proptest::collection::vec(any::<u8>(), 1..300),
+        samples in proptest::collection::vec(any_sample(), 0..40),
+        holes in 1..20_u64,
+    ) {
+        let reads = std::cell::Cell::new(0);
+        let memory = |spans: &[Part], buffer: &mut [u8]| {
+            reads.set(reads.get() + spans.len());
+            buffer.iter_mut().zip(bytes.iter().cycle().skip(reads.get() % 7)).for_each(|(to, from)| *to = *from);
+            Ok(spans.iter().map(|span| !(span.addr >> 3).is_multiple_of(holes)).collect())
+        };
+        let mut objects = Objects::new(512);
+        for sample in &samples {
+            objects.add(*sample);
+        }
+        let before = objects.len();
+        for _ in 0..4 {
+            // An error is an answer.
+            let _ = objects.look_at(&layout(), MHEAP, &memory);
+        }
+        prop_assert!(objects.len() <= before);
+        prop_assert!(objects.undecided.iter().all(|addr| objects.alive.contains_key(addr)));
+        prop_assert!(reads.get() <= 4 * (2 + 5 * samples.len()), "{} parts", reads.get());
+        objects.usage(u64::MAX, (0, u64::MAX));
+        prop_assert!(objects.sampling(u64::MAX, (0, u64::MAX)).relative_error.is_finite());
+    }
+}
