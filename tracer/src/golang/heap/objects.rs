@@ -181,7 +181,10 @@ impl Objects {
         let weight = self.weight(&sample);
         self.allocated[index].bytes += weight * sample.size as f64;
         self.allocated[index].blocks += weight;
-        self.alive.insert(sample.addr, Tracked { sample, proven: false });
+        let before = self.alive.insert(sample.addr, Tracked { sample, proven: false });
+        if let Some(before) = before.filter(|before| !before.proven) {
+            self.allocated[before.sample.stack as usize].met += 1;
+        }
     }
 
     /// How many objects a sample stands for: the inverse of the probability that it was taken.

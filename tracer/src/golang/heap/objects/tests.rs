@@ -86,6 +86,7 @@ fn put(fake: &Fake, objects: &Objs) {
     }
     fake.write(objects.at(0), &vec![0; span.size]);
     fake.word(objects.at(span.start), objects.addr(0));
+    fake.write(objects.at(span.elements), &(8 * objects.bits.len() as u16).to_le_bytes());
     fake.word(objects.at(span.element_size), objects.size);
     fake.word(objects.at(span.bits), objects.bits_at());
     fake.write(objects.at(span.class), &[objects.class]);
@@ -315,6 +316,43 @@ fn a_place_that_is_given_to_another_object_held_one_that_has_ended() {
     look(&mut objects, &fake);
     assert_eq!(of(&objects), [(0, 0, 48, 1), (2, 48, 48, 0)], "the bit is that of the old one");
     assert_eq!(objects.outstanding(), [0, 0, 48]);
+}
+
+#[test]
+fn a_span_that_describes_other_places_by_now_holds_nothing_of_before() {
+    let span = objects(48);
+    for (what, moved) in [("beyond its end", 64 * 48), ("far beyond", PAGE), ("between two objects", 24)] {
+        let fake = heap();
+        put(&fake, &span);
+        check("in it", &fake, span.sample(2), Answer::Alive);
+        fake.word(span.at(layout().span.start), span.addr(2) - moved);
+        check(what, &fake, span.sample(2), Answer::Ended);
+    }
+}
+
+#[test]
+fn young_objects_count_by_what_survives_of_their_stack() {
+    // Of two stacks, one of which holds what it allocates.
+    let mut span = objects(48);
+    span.bits = vec![0b1111_0000; 8];
+    let fake = heap();
+    put(&fake, &span);
+    let mut objects = Objects::new(1);
+    let of = |index: u64, sweepgen| Sample { stack: u32::from(index % 8 >= 4), sweepgen, ..span.sample(index) };
+    let held = |objects: &Objects| objects.outstanding();
+    (0..32).for_each(|index| objects.add(of(index, BEFORE)));
+    assert_eq!(held(&objects), [16 * 48, 16 * 48], "nothing is known yet");
+    look(&mut objects, &fake);
+    assert_eq!(held(&objects), [0, 16 * 48]);
+    (32..64).for_each(|index| objects.add(of(index, NOW)));
+    // 1 of 17 is all that can be said of a stack of which none of 16 has survived.
+    assert_eq!(held(&objects), [16 * 48 / 17, 32 * 48]);
+    look(&mut objects, &fake);
+    assert_eq!(held(&objects), [16 * 48 / 17, 32 * 48], "no cycle has come by");
+    set_sweepgen(&fake, NOW + 2);
+    fake.write(span.at(layout().span.sweepgen), &(NOW + 2).to_le_bytes());
+    look(&mut objects, &fake);
+    assert_eq!(held(&objects), [0, 32 * 48]);
 }
 
 #[test]
