@@ -2,12 +2,13 @@
 //!
 //! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
 //! exact numbers ([`exactness`], [`allocators`], [`languages`], [`processes`]), launched commands, loss, real servers,
-//! refusals and hostile targets, formats; goroutines of Go programs, and their leaks.
+//! refusals and hostile targets, formats; goroutines of Go programs, their leaks, and their heap next to that of C.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
 mod exactness;
 mod formats;
+mod go_both;
 mod go_leaks;
 mod goroutines;
 mod harness;
