@@ -2,12 +2,14 @@
 //!
 //! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
 //! exact numbers ([`exactness`], [`allocators`], [`languages`], [`processes`]), launched commands, loss, real servers,
-//! refusals and hostile targets, formats, what kernels take; the heap of Go programs, their goroutines, and leaks of these.
+//! refusals and hostile targets, formats, what kernels take; the heap of Go programs, also next to that of C, their
+//! goroutines, and leaks of these.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
 mod exactness;
 mod formats;
+mod go_both;
 mod go_heap;
 mod go_leaks;
 mod goroutines;

@@ -25,12 +25,13 @@ use crate::{
     event::Pid,
     go_process::{self, reader},
     golang::{
-        Runtime, Unreadable,
+        self, Finding, Runtime, Unreadable,
         heap::{self, Buckets, Objects, Sample, Sampling},
     },
     heap::Growth,
     process::memory,
     profile::Values,
+    report::visible,
 };
 
 /// Function of the runtime without which the linker turns its profile off.
@@ -107,6 +108,14 @@ pub enum Way {
     Sampled,
 }
 
+/// What can be seen of the Go runtime of a process, and how, or why not; empty when it is no Go program.
+pub fn diagnose(pid: Pid) -> Vec<Finding> {
+    match GoProcess::open(pid) {
+        Ok(process) => process.map(|process| process.diagnose()).unwrap_or_default(),
+        Err(error) => vec![Finding::problem(format!("its Go runtime cannot be seen: {error}"))],
+    }
+}
+
 /// A Go process that is being looked at, not yet followed.
 pub struct GoProcess {
     pid: Pid,
@@ -125,6 +134,11 @@ impl GoProcess {
         }
     }
 
+    /// What can be seen of it, and how, or why not.
+    pub fn diagnose(&self) -> Vec<Finding> {
+        golang::diagnose(&self.runtime, &reader(self.pid))
+    }
+
     /// Begins to follow its heap. `begins`: its first instruction is yet to come. Samples that the collector takes in go to
     /// [`GoHeap::samples`].
     ///
@@ -138,6 +152,11 @@ impl GoProcess {
         mean: u64,
         begins: bool,
     ) -> Result<GoHeap> {
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            for finding in self.diagnose() {
+                tracing::debug!("Go: {}", visible(&finding.to_string()));
+            }
+        }
         let Self { pid, runtime } = self;
         let memory = reader(pid);
         let rate = match heap::profile_rate(&runtime, &memory) {

@@ -3,6 +3,8 @@
 
 use std::{
     fs::File,
+    ops::Range,
+    os::unix::fs::FileExt as _,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -235,7 +237,9 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
     let bytes = Bytes::new(file);
     let elf = Elf::parse(&bytes).map_err(|error| error.to_string())?;
     let segments = elf.segments();
-    let go = golang::TABLES.iter().any(|name| elf.section_place(name).is_some());
+    // Linkers of C may put the tables into a section of their own.
+    let mut of_go = golang::TABLES.into_iter().chain([golang::BUILD_INFO]);
+    let go = of_go.any(|name| elf.section_place(name).is_some());
     let sections = Sections {
         eh_frame: elf.section_at(".eh_frame", MAX_SECTION),
         // Go's knows neither the runtime's switches of stacks nor where goroutines begin.
@@ -252,9 +256,24 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
         for code in segments.iter().filter(|segment| segment.executable) {
             table.fill_with_go(code.address..code.address.saturating_add(code.size));
         }
+        if let Some((code, rule)) = callback(file, &elf, &segments) {
+            table.replace(code, rule);
+        }
     }
     table.mark_entry(elf.entry());
     Ok((segments, table))
+}
+
+/// Where C calls Go in an executable, and the rule that holds there.
+fn callback(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Range<u64>, u64)> {
+    let (address, _) = elf.exported(golang::CALLBACK)?;
+    let (segment, inside) = segments.iter().filter(|segment| segment.executable).find_map(|segment| {
+        let inside = address.checked_sub(segment.address).filter(|inside| *inside < segment.size)?;
+        Some((segment, inside))
+    })?;
+    let mut code = vec![0; golang::CALLBACK_WINDOW.min((segment.size - inside) as usize)];
+    file.read_exact_at(&mut code, segment.offset.checked_add(inside)?).ok()?;
+    golang::callback_rule(&code, address)
 }
 
 #[cfg(test)]

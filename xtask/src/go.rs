@@ -89,7 +89,7 @@ pub(crate) fn go(root: &Path) -> Command {
 }
 
 /// Tests of Go programs: those that the matrix runs, unless it is told others.
-const TESTS: [&str; 3] = ["goroutines::", "go_leaks::", "go_heap::"];
+const TESTS: [&str; 4] = ["goroutines::", "go_leaks::", "go_heap::", "go_both::"];
 
 /// Runs tests with programs built by each toolchain, and prints a table of the results.
 pub(crate) fn matrix(workspace: &Workspace, filters: &[OsString]) -> Result<()> {

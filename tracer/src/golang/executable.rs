@@ -15,8 +15,8 @@ use crate::process::elf::{Bytes, Elf, Segment};
 pub const TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 /// Largest pclntab that is taken, bytes. That of a program of 100 MB takes 30 MB.
 const MAX_TABLES: u64 = 256 << 20;
-/// Section that holds the build information.
-const BUILD_INFO: &str = ".go.buildinfo";
+/// Section that holds the build information; every Go executable that was not stripped of its sections has it.
+pub const BUILD_INFO: &str = ".go.buildinfo";
 /// How much of a segment is searched for build information, bytes. It is the first thing in the data.
 const MAX_BUILD_INFO: u64 = 1 << 20;
 /// Bytes that are searched at once.
@@ -36,6 +36,15 @@ pub(super) const VARIABLES: [&str; 6] = [GOROUTINES[0], GOROUTINES[1], HEAP, BUC
 /// What goroutines wait for, in words.
 pub(super) const WAIT_REASONS: &str = "runtime.waitReasonStrings";
 
+/// What says where the runtime keeps what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LayoutSource {
+    /// The executable's own debug information.
+    Dwarf,
+    /// What is known of the version that it was built with.
+    Table,
+}
+
 /// An opened Go executable.
 pub struct Executable {
     file: File,
@@ -53,6 +62,8 @@ pub struct Executable {
     pub tables_at: u64,
     /// Where the runtime keeps what.
     pub layout: Layout,
+    /// What says so.
+    pub layout_source: LayoutSource,
     /// Addresses of those of [`VARIABLES`] that symbols tell, as linked.
     pub variables: BTreeMap<String, u64>,
     /// How to find them elsewhere.
@@ -80,13 +91,25 @@ impl Executable {
         }
         let (tables, tables_at) = tables(&file, &elf, &segments).ok_or(Unreadable::NoTables)?;
         let known = version.minor.and_then(|minor| layout::table().remove(&minor));
-        let layout = layout_of(&file, &elf, &segments, known.as_ref())
+        let (layout, layout_source) = layout_of(&file, &elf, &segments, known.as_ref())
             .map_err(|missing| Unreadable::NoLayout { version: version.to_string(), missing })?;
         let symbols = VARIABLES.into_iter().zip(elf.symbols(VARIABLES));
         let variables = symbols.filter_map(|(name, symbol)| Some((name.to_owned(), symbol?.0))).collect();
         let mentions = known.map(|known| known.mentions).unwrap_or_default();
         let (build_id, entry) = (elf.build_id_text(), elf.entry());
-        Ok(Self { file, version, build_id, entry, segments, tables, tables_at, layout, variables, mentions })
+        Ok(Self {
+            file,
+            version,
+            build_id,
+            segments,
+            entry,
+            tables,
+            tables_at,
+            layout,
+            layout_source,
+            variables,
+            mentions,
+        })
     }
 
     /// The file itself.
@@ -165,18 +188,20 @@ fn layout_of(
     elf: &Elf<'_>,
     segments: &[Segment],
     known: Option<&layout::Description>,
-) -> Result<Layout, String> {
+) -> Result<(Layout, LayoutSource), String> {
     let found = dwarf::find(elf).unwrap_or_default();
     let wrapper = found.wrapper.or_else(|| known.map(|known| known.wrapper));
     let words = || wait_reasons(file, elf, segments);
     let reasons = known.map(|known| known.wait_reasons.clone()).or_else(words).unwrap_or_default();
     let told =
         wrapper.ok_or_else(|| "funcID".to_owned()).and_then(|wrapper| Layout::new(&found.structures, wrapper, reasons));
-    let mut layout = told.or_else(|missing| known.ok_or(missing).and_then(Layout::try_from))?;
+    let told = told.map(|layout| (layout, LayoutSource::Dwarf));
+    let of_version = |known| Ok((Layout::try_from(known)?, LayoutSource::Table));
+    let (mut layout, source) = told.or_else(|missing| known.ok_or(missing).and_then(of_version))?;
     if let (Err(_), Some(known)) = (&layout.heap, known) {
         layout.heap = Layout::try_from(known)?.heap;
     }
-    Ok(layout)
+    Ok((layout, source))
 }
 
 /// What goroutines wait for, by number, from the runtime's own list: an array of strings (address, length).

@@ -6,6 +6,8 @@
 
 mod buildinfo;
 mod bytes;
+mod callback;
+mod diagnosis;
 mod dwarf;
 mod executable;
 mod goroutines;
@@ -24,7 +26,9 @@ pub mod describe;
 use std::io;
 
 pub use buildinfo::{BuildInfo, Version, find as build_info};
-pub use executable::{Executable, TABLES};
+pub use callback::{CALLBACK, WINDOW as CALLBACK_WINDOW, callback_rule};
+pub use diagnosis::{Finding, diagnose};
+pub use executable::{BUILD_INFO, Executable, TABLES};
 pub use goroutines::{Goroutines, Group, State, read as read_goroutines};
 pub use growth::{Growth, Trend, pause, suspected_leak};
 pub use layout::{Layout, known as known_layout};

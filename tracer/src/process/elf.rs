@@ -9,7 +9,7 @@ use object::{
     CompressedData, CompressionFormat, Endianness, ReadCache, ReadRef,
     elf::{
         CompressionHeader64, ELFCOMPRESS_ZLIB, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_LOAD, PT_NOTE,
-        SHF_COMPRESSED, SHF_EXECINSTR, SHT_NOBITS, SHT_SYMTAB,
+        SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_SYMTAB, SectionType,
     },
     read::{
         ReadCacheOps,
@@ -190,8 +190,17 @@ impl<'data> Elf<'data> {
     /// Address and size of the first symbol of each name, as the file was linked; `None` for those that are not there. Only
     /// the table that `strip` removes is looked at.
     pub fn symbols<const N: usize>(&self, names: [&str; N]) -> [Option<(u64, u64)>; N] {
+        self.symbols_in(SHT_SYMTAB, names)
+    }
+
+    /// Address and size of a symbol that other files may use, or of one in the table that `strip` removes.
+    pub fn exported(&self, name: &str) -> Option<(u64, u64)> {
+        self.symbols_in(SHT_DYNSYM, [name])[0].or_else(|| self.symbols([name])[0])
+    }
+
+    fn symbols_in<const N: usize>(&self, kind: SectionType, names: [&str; N]) -> [Option<(u64, u64)>; N] {
         let mut found = [None; N];
-        let table = self.sections.symbols(self.endian, self.data, SHT_SYMTAB).unwrap_or_default();
+        let table = self.sections.symbols(self.endian, self.data, kind).unwrap_or_default();
         for symbol in table.iter() {
             let Ok(name) = symbol.name(self.endian, table.strings()) else { continue };
             if let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) {

@@ -115,6 +115,23 @@ impl Table {
         }
     }
 
+    /// Says that another rule holds for a part of the code.
+    pub fn replace(&mut self, code: Range<u64>, rule: u64) {
+        if code.is_empty() {
+            return;
+        }
+        let behind = self.rule_at(code.end);
+        let from = self.rows.partition_point(|row| row.0 < code.start);
+        let to = self.rows.partition_point(|row| row.0 <= code.end);
+        let rows = std::mem::take(&mut self.rows);
+        self.rows.extend_from_slice(&rows[..from]);
+        self.push(code.start, rule);
+        self.push(code.end, behind);
+        for &(address, rule) in &rows[to..] {
+            self.push(address, rule);
+        }
+    }
+
     /// Adds a row above all others.
     fn push(&mut self, address: u64, rule: u64) {
         if self.rows.last().map_or(NONE, |row| row.1) != rule {

@@ -235,6 +235,23 @@ fn check(path: &Path) {
 }
 
 #[test]
+fn a_part_of_the_code_gets_another_rule_and_the_rest_keeps_its_own() {
+    let rows = vec![(0x100, 1), (0x200, 2), (0x300, 3), (0x400, 0)];
+    for (from, to) in
+        [(0x210, 0x220), (0x200, 0x300), (0x180, 0x330), (0x100, 0x400), (0, 0x80), (0x3f0, 0x480), (0x250, 0x250)]
+    {
+        let before = Table::of(rows.clone());
+        let mut table = before.clone();
+        table.replace(from..to, 9);
+        for at in (0..0x500).step_by(0x10) {
+            let expected = if (from..to).contains(&at) { 9 } else { before.rule_at(at) };
+            assert_eq!(table.rule_at(at), expected, "at {at:#x} of {from:#x}..{to:#x}");
+        }
+        assert!(table.rows().windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 != pair[1].1), "{table:?}");
+    }
+}
+
+#[test]
 fn libc_is_unwound_as_gimli_does() {
     check(&mapped("libc.so"));
 }
