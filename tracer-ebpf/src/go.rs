@@ -86,7 +86,7 @@ fn distance() -> u64 {
         let from = GO_SPACING.get(index).copied().unwrap_or(0);
         let to = GO_SPACING.get(index + 1).copied().unwrap_or(0);
         if index != SPACINGS as u32 - 1 {
-            return sum + from + ((to - from) * part >> 20);
+            return sum + from + (((to - from) * part) >> 20);
         }
         sum += from;
     }

@@ -3,7 +3,7 @@
 
 mod buckets;
 #[cfg(test)]
-mod fake;
+mod fixture;
 mod objects;
 mod sites;
 

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::golang::heap::fake::{Fake, layout};
+use crate::golang::heap::fixture::{Fake, layout};
 
 /// The variable that leads to the list.
 const LIST: u64 = 0x50_0000;

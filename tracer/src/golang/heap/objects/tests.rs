@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::golang::heap::fake::{Fake, Random, layout};
+use crate::golang::heap::fixture::{Fake, Random, layout};
 
 const MHEAP: u64 = 0x50_0000;
 const ARENAS: u64 = 0x60_0000;
