@@ -14,13 +14,7 @@ pub(crate) struct ForeignProbes {
 impl ForeignProbes {
     /// Probes the returns of functions in a file that process `pid` maps.
     pub(crate) fn start(pid: u32, file: &Path, functions: &[&str]) -> Self {
-        let config = Config {
-            buffer_size: 4096,
-            sizes: (0, u64::MAX),
-            diagnostics: false,
-            perf_events: false,
-            stack_copies: false,
-        };
+        let config = Config::smallest();
         let mut programs = Programs::load(config).unwrap();
         let mut links = Links::default();
         let task = NonZeroU32::new(pid).unwrap();

@@ -3,27 +3,25 @@
 //! `allocations`, `begin`) only those.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/rounds.rs"]
+mod rounds;
+
 use std::{
     fmt::Write as _,
-    fs::{self, File},
+    fs,
     io::{BufRead as _, BufReader, Read as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
+use rounds::{Rounds, median};
 use tracer::{
     bpf::{Config, Links, Programs},
     go_heap::GoProcess,
-    golang::{
-        Executable, Runtime,
-        heap::{Buckets, Objects, Sample, probe_sites},
-    },
-    process::{
-        link_map::Auxv,
-        memory::{Span, read_spans},
-    },
+    go_process,
+    golang::heap::{Buckets, Objects, Sample, probe_sites},
 };
 
 /// Times that every variant is measured.
@@ -74,16 +72,16 @@ fn main() -> Result<()> {
 
 /// Allocations of 64 bytes, one after the other: nothing attached, empty programs at the places that tracer probes, tracer.
 fn allocations(program: &Path) -> Result<()> {
-    let mut target = Target::start(program, &["loop"])?;
-    let pid = target.child.id();
+    let mut target = Rounds::start(Command::new(&program).args(["loop"]))?;
+    let pid = target.pid();
     let (mut bare, mut floor, mut sampled) = (vec![], vec![], vec![]);
     for _ in 0..TURNS {
-        bare.push(target.measure()?);
+        bare.push(target.measure(MEASURE)?);
         let (mut programs, links) = empty_at_sites(program, pid)?;
-        floor.push(target.measure()?);
+        floor.push(target.measure(MEASURE)?);
         links.detach(&mut programs);
         let mut tracing = tracer(pid, "sample")?.0;
-        let measured = target.measure();
+        let measured = target.measure(MEASURE);
         stop(&mut tracing)?;
         sampled.push(measured?);
     }
@@ -97,14 +95,8 @@ fn allocations(program: &Path) -> Result<()> {
 }
 
 fn empty_at_sites(program: &Path, pid: u32) -> Result<(Programs, Links)> {
-    let mut programs = Programs::load(Config {
-        buffer_size: 4096,
-        sizes: (0, u64::MAX),
-        diagnostics: false,
-        perf_events: false,
-        stack_copies: false,
-    })?;
-    let sites = probe_sites(&runtime(program, pid)?)?;
+    let mut programs = Programs::load(Config::smallest())?;
+    let sites = probe_sites(&*go_process::open(pid)?)?;
     let all = [sites.allocate, sites.next_free_index, sites.init_heap_bits, sites.init_span, sites.after_assist];
     let mut links = Links::default();
     links.attach(&mut programs, "empty_entry", program, &all.concat(), pid.try_into()?)?;
@@ -113,12 +105,12 @@ fn empty_at_sites(program: &Path, pid: u32) -> Result<(Programs, Links)> {
 
 /// Whether each of a million objects lives, as after a cycle of the garbage collector.
 fn look(program: &Path) -> Result<()> {
-    let mut target = Target::start(program, &["keep", &OBJECTS.to_string()])?;
-    let pid = target.child.id();
+    let mut target = Rounds::start(Command::new(&program).args(["keep", &OBJECTS.to_string()]))?;
+    let pid = target.pid();
     let mut addresses = vec![0; 8 * OBJECTS];
     target.output.read_exact(&mut addresses)?;
-    let runtime = runtime(program, pid)?;
-    let memory = |spans: &[Span], buffer: &mut [u8]| read_spans(pid, spans, buffer);
+    let runtime = go_process::open(pid)?;
+    let memory = go_process::reader(pid);
     let mut times = Vec::new();
     for _ in 0..TURNS {
         let mut objects = Objects::new(1);
@@ -136,11 +128,11 @@ fn look(program: &Path) -> Result<()> {
 
 /// The runtime's own profile: all of it, and again its counts alone.
 fn profile(program: &Path) -> Result<()> {
-    let mut target = Target::start(program, &["profile", PATHS])?;
-    let pid = target.child.id();
+    let mut target = Rounds::start(Command::new(&program).args(["profile", PATHS]))?;
+    let pid = target.pid();
     target.output.read_line(&mut String::new())?;
-    let runtime = runtime(program, pid)?;
-    let memory = |spans: &[Span], buffer: &mut [u8]| read_spans(pid, spans, buffer);
+    let runtime = go_process::open(pid)?;
+    let memory = go_process::reader(pid);
     let (mut first, mut again, mut found) = (vec![], vec![], 0);
     for _ in 0..TURNS {
         let mut buckets = Buckets::default();
@@ -162,8 +154,8 @@ fn begin(_: &Path) -> Result<()> {
     for (what, flags) in [("", &[][..]), (", stripped", &["-ldflags=-s -w"])] {
         let program = large_program(flags)?;
         let megabytes = fs::metadata(&program)?.len() as f64 / 1e6;
-        let target = Target::start(&program, &["wait"])?;
-        let pid = target.child.id();
+        let target = Rounds::start(Command::new(&program).args(["wait"]))?;
+        let pid = target.pid();
         let (mut opens, mut starts) = (vec![], vec![]);
         for _ in 0..TURNS {
             let begin = Instant::now();
@@ -209,54 +201,8 @@ fn large_program(flags: &[&str]) -> Result<PathBuf> {
     Ok(program)
 }
 
-/// A program that runs and prints.
-struct Target {
-    child: Child,
-    output: BufReader<ChildStdout>,
-}
-
-impl Target {
-    fn start(program: &Path, arguments: &[&str]) -> Result<Self> {
-        let mut command = Command::new(program);
-        let mut child = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-        let mut output = BufReader::new(child.stdout.take().context("no output")?);
-        // It runs once it prints.
-        output.fill_buf()?;
-        Ok(Self { child, output })
-    }
-
-    /// Median of the rounds that begin from now on, ns.
-    fn measure(&mut self) -> Result<f64> {
-        let mut rounds = Vec::new();
-        let start = Instant::now();
-        while start.elapsed() < MEASURE {
-            let mut line = String::new();
-            ensure!(self.output.read_line(&mut line)? > 0, "the program has ended");
-            // What waits in the pipe is from before.
-            if start.elapsed() > MEASURE / 4 {
-                rounds.push(line.trim().parse()?);
-            }
-        }
-        ensure!(!rounds.is_empty(), "no round came to its end");
-        Ok(median(rounds))
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn folder() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
-}
-
-fn runtime(program: &Path, pid: u32) -> Result<Runtime> {
-    let entry = Auxv::read(pid)?.entry().context("no entry")?;
-    let memory = |spans: &[Span], buffer: &mut [u8]| read_spans(pid, spans, buffer);
-    Ok(Runtime::attach(Executable::open(File::open(program)?)?, entry, &memory)?)
 }
 
 /// The tracer, and how long it took until it traced.
@@ -280,9 +226,4 @@ fn stop(tracing: &mut Child) -> Result<()> {
     let status = tracing.wait()?;
     ensure!(status.success(), "tracing failed: {status}");
     Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -3,14 +3,18 @@
 //! people use for the job. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/rounds.rs"]
+mod rounds;
+
 use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
-    time::{Duration, Instant},
+    process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rounds::{Rounds, median};
 use tracer::{
     bpf::{Config, Links, Programs},
     probe::{
@@ -34,16 +38,16 @@ fn main() -> Result<()> {
 
 /// Pairs 20 calls deep, by everything that there is to compare.
 fn pairs() -> Result<()> {
-    let mut program = Program::start(20)?;
-    let libc = libc(program.child.id())?;
+    let mut program = start(20)?;
+    let libc = libc(program.pid())?;
     let (mut bare, mut floor, mut traced, mut script) = (vec![], vec![], vec![], vec![]);
     for _ in 0..TURNS {
-        bare.push(program.measure()?);
-        let (mut programs, links) = at_sites(&libc, program.child.id())?;
-        floor.push(program.measure()?);
+        bare.push(program.measure(MEASURE)?);
+        let (mut programs, links) = at_sites(&libc, program.pid())?;
+        floor.push(program.measure(MEASURE)?);
         links.detach(&mut programs);
-        traced.push(with(tracer(program.child.id())?, &mut program)?);
-        if let Some(script_run) = bpftrace(&libc, program.child.id())? {
+        traced.push(with(tracer(program.pid())?, &mut program)?);
+        if let Some(script_run) = bpftrace(&libc, program.pid())? {
             script.push(with(script_run, &mut program)?);
         }
     }
@@ -69,52 +73,16 @@ fn pairs() -> Result<()> {
 }
 
 /// The program that is measured; it prints the nanoseconds of a pair, round after round.
-struct Program {
-    child: Child,
-    rounds: BufReader<ChildStdout>,
+fn start(depth: u32) -> Result<Rounds> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/pairs.c");
+    let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pairs");
+    let status = Command::new("cc").args(["-O2", "-fno-omit-frame-pointer", "-o"]).arg(&binary).arg(source).status()?;
+    ensure!(status.success(), "cannot compile pairs.c");
+    Rounds::start(Command::new(binary).arg(depth.to_string()))
 }
 
-impl Program {
-    fn start(depth: u32) -> Result<Self> {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/pairs.c");
-        let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pairs");
-        let status =
-            Command::new("cc").args(["-O2", "-fno-omit-frame-pointer", "-o"]).arg(&binary).arg(source).status()?;
-        ensure!(status.success(), "cannot compile pairs.c");
-        let mut child = Command::new(binary).arg(depth.to_string()).stdout(Stdio::piped()).spawn()?;
-        let rounds = BufReader::new(child.stdout.take().context("no output")?);
-        let mut program = Self { child, rounds };
-        // After its first line it has been loaded.
-        program.rounds.read_line(&mut String::new())?;
-        Ok(program)
-    }
-
-    /// Median of the rounds that begin from now on, ns.
-    fn measure(&mut self) -> Result<f64> {
-        // What waits in the pipe is from before.
-        let mut rounds = Vec::new();
-        let start = Instant::now();
-        while start.elapsed() < MEASURE {
-            let mut line = String::new();
-            ensure!(self.rounds.read_line(&mut line)? > 0, "the program has ended");
-            if start.elapsed() > MEASURE / 4 {
-                rounds.push(line.trim().parse()?);
-            }
-        }
-        ensure!(!rounds.is_empty(), "no round came to its end");
-        Ok(median(rounds))
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn with(mut tracing: Child, program: &mut Program) -> Result<f64> {
-    let measured = program.measure();
+fn with(mut tracing: Child, program: &mut Rounds) -> Result<f64> {
+    let measured = program.measure(MEASURE);
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(tracing.id() as i32), nix::sys::signal::Signal::SIGINT)?;
     let status = tracing.wait()?;
     ensure!(status.success(), "tracing failed: {status}");
@@ -129,13 +97,7 @@ fn libc(pid: u32) -> Result<PathBuf> {
 
 /// Empty programs at the sites that tracer would probe.
 fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
-    let mut programs = Programs::load(Config {
-        buffer_size: 4096,
-        sizes: (0, u64::MAX),
-        diagnostics: false,
-        perf_events: false,
-        stack_copies: false,
-    })?;
+    let mut programs = Programs::load(Config::smallest())?;
     let functions = resolve::allocator(std::fs::File::open(libc)?, Binding::Dynamic)?.context("libc without malloc")?;
     let mut links = Links::default();
     let task = pid.try_into()?;
@@ -188,9 +150,4 @@ fn wait_for(child: &mut Child, start: &str) -> Result<()> {
     let found = lines.by_ref().map_while(Result::ok).any(|line| line.starts_with(start));
     std::thread::spawn(move || lines.for_each(drop));
     if found { Ok(()) } else { bail!("tracer did not attach") }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -109,13 +109,7 @@ fn measure(what: &str, load: &Load) -> Result<()> {
 
 /// The program `name` at the entry of every function that allocates: ns of a run.
 fn at_entries(pid: u32, name: &'static str) -> Result<f64> {
-    let mut programs = Programs::load(Config {
-        buffer_size: 4096,
-        sizes: (0, u64::MAX),
-        diagnostics: false,
-        perf_events: false,
-        stack_copies: false,
-    })?;
+    let mut programs = Programs::load(Config::smallest())?;
     let allocator = attach::allocator(pid)?.context("no allocator")?;
     let allocates = allocator.functions.iter().filter(|function| function.shape != Shape::Free);
     let mut offsets: Vec<u64> = allocates.map(|function| function.file_offset).collect();

@@ -318,6 +318,7 @@ impl Collector {
                         }
                     }
                     Event::Exec => {
+                        go.remove(&origin.pid);
                         if let Some(process) = processes.get_mut(&origin.pid) {
                             process.space = AddressSpace::new(origin.pid);
                             process.trampoline = false;

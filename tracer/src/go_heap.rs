@@ -64,6 +64,8 @@ pub enum Input {
         /// Where the answer goes.
         reply: mpsc::Sender<HeapSnapshot>,
     },
+    /// Follow it no more.
+    End,
 }
 
 /// The stack that holds something.
@@ -269,7 +271,8 @@ impl GoHeap {
     pub fn detach(self, programs: &mut Programs) {
         let Self { links, inputs, follower, enabled, .. } = self;
         drop(enabled);
-        drop(inputs);
+        // The collector may hold another sender. A follower that is gone needs not be told.
+        let _ = inputs.send(Input::End);
         links.detach(programs);
         if follower.join().is_err() {
             tracing::error!("the follower of a Go heap ended with a bug; please report it");
@@ -391,7 +394,7 @@ impl Follower {
                     let _ = reply.send(self.snapshot(min_age, sizes));
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+                Ok(Input::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
             }
         }
     }

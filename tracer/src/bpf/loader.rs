@@ -49,6 +49,13 @@ struct ReturnInstancesValue(ReturnInstances);
 // SAFETY: integers only, no padding (the ABI asserts the size), any bytes are a value.
 unsafe impl Pod for ReturnInstancesValue {}
 
+impl Config {
+    /// For programs whose records nobody reads.
+    pub fn smallest() -> Self {
+        Self { buffer_size: PAGE, sizes: (0, u64::MAX), diagnostics: false, perf_events: false, stack_copies: false }
+    }
+}
+
 /// Why the programs could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
