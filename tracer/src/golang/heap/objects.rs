@@ -133,6 +133,8 @@ pub struct Objects {
     allocated: Vec<Allocated>,
     /// Addresses of objects of which the last look could not tell.
     undecided: Vec<u64>,
+    /// Addresses of objects that have become known after the look at the cycle that came after them.
+    late: Vec<u64>,
     /// `mheap_.sweepgen` at the last look; `None` before the first.
     sweepgen: Option<u32>,
     /// Arenas that are known, by index.
@@ -150,6 +152,7 @@ impl Objects {
             alive: HashMap::new(),
             allocated: Vec::new(),
             undecided: Vec::new(),
+            late: Vec::new(),
             sweepgen: None,
             arenas: HashMap::new(),
             cycles: 0,
@@ -181,6 +184,9 @@ impl Objects {
         let weight = self.weight(&sample);
         self.allocated[index].bytes += weight * sample.size as f64;
         self.allocated[index].blocks += weight;
+        if self.sweepgen.is_some_and(|looked_at| !is_since(sample.sweepgen, looked_at)) {
+            self.late.push(sample.addr);
+        }
         let before = self.alive.insert(sample.addr, Tracked { sample, proven: false });
         if let Some(before) = before.filter(|before| !before.proven) {
             self.allocated[before.sample.stack as usize].met += 1;
@@ -213,7 +219,7 @@ impl Objects {
         }
         let sweepgen = u32::from_le_bytes(bytes);
         let cycles = self.sweepgen.map_or(0, |before| u64::from(sweepgen.wrapping_sub(before) / 2));
-        if self.sweepgen == Some(sweepgen) && self.undecided.is_empty() {
+        if self.sweepgen == Some(sweepgen) && self.undecided.is_empty() && self.late.is_empty() {
             return Ok(false);
         }
         let anew = self.sweepgen != Some(sweepgen);
@@ -226,12 +232,18 @@ impl Objects {
         let asked: Vec<Sample> = if anew {
             self.alive.values().map(|tracked| tracked.sample).collect()
         } else {
-            self.undecided.iter().filter_map(|addr| self.alive.get(addr)).map(|tracked| tracked.sample).collect()
+            self.undecided
+                .iter()
+                .chain(&self.late)
+                .filter_map(|addr| self.alive.get(addr))
+                .map(|tracked| tracked.sample)
+                .collect()
         };
         let arenas = mheap.wrapping_add(heap.mheap.1 as u64);
         let mut question = Question { heap: *heap, memory, sweepgen, arenas, known: &mut self.arenas };
         let answers = question.ask(&asked)?;
         self.undecided.clear();
+        self.late.clear();
         for (sample, answer) in asked.iter().zip(answers) {
             match answer {
                 // Nothing has looked for it yet.

@@ -356,6 +356,22 @@ fn young_objects_count_by_what_survives_of_their_stack() {
 }
 
 #[test]
+fn what_comes_to_be_known_late_is_looked_at_all_the_same() {
+    let span = Objs { bits: vec![0b10; 8], ..objects(48) };
+    let fake = heap();
+    put(&fake, &span);
+    let mut objects = Objects::new(1);
+    assert!(look(&mut objects, &fake));
+    assert!(!look(&mut objects, &fake), "there is nothing new");
+    objects.add(span.sample(0));
+    objects.add(span.sample(1));
+    objects.add(Sample { sweepgen: NOW, ..span.sample(2) });
+    assert!(look(&mut objects, &fake));
+    assert_eq!(objects.len(), 2, "one has ended, one is alive, of one nothing is known yet");
+    assert!(!look(&mut objects, &fake));
+}
+
+#[test]
 fn samples_that_make_no_sense_are_counted() {
     let good = objects(48).sample(1);
     let large = |size| Sample { size, class: 1, ..good };
