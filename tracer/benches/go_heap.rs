@@ -72,7 +72,7 @@ fn main() -> Result<()> {
 
 /// Allocations of 64 bytes, one after the other: nothing attached, empty programs at the places that tracer probes, tracer.
 fn allocations(program: &Path) -> Result<()> {
-    let mut target = Rounds::start(Command::new(&program).args(["loop"]))?;
+    let mut target = Rounds::start(Command::new(program).args(["loop"]))?;
     let pid = target.pid();
     let (mut bare, mut floor, mut sampled) = (vec![], vec![], vec![]);
     for _ in 0..TURNS {
@@ -105,7 +105,7 @@ fn empty_at_sites(program: &Path, pid: u32) -> Result<(Programs, Links)> {
 
 /// Whether each of a million objects lives, as after a cycle of the garbage collector.
 fn look(program: &Path) -> Result<()> {
-    let mut target = Rounds::start(Command::new(&program).args(["keep", &OBJECTS.to_string()]))?;
+    let mut target = Rounds::start(Command::new(program).args(["keep", &OBJECTS.to_string()]))?;
     let pid = target.pid();
     let mut addresses = vec![0; 8 * OBJECTS];
     target.output.read_exact(&mut addresses)?;
@@ -128,7 +128,7 @@ fn look(program: &Path) -> Result<()> {
 
 /// The runtime's own profile: all of it, and again its counts alone.
 fn profile(program: &Path) -> Result<()> {
-    let mut target = Rounds::start(Command::new(&program).args(["profile", PATHS]))?;
+    let mut target = Rounds::start(Command::new(program).args(["profile", PATHS]))?;
     let pid = target.pid();
     target.output.read_line(&mut String::new())?;
     let runtime = go_process::open(pid)?;
