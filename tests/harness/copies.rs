@@ -37,13 +37,7 @@ pub(crate) struct Copies {
 
 impl Copies {
     pub(crate) fn start(pid: u32) -> Self {
-        let config = Config {
-            buffer_size: 1 << 20,
-            sizes: (0, u64::MAX),
-            diagnostics: false,
-            perf_events: false,
-            stack_copies: true,
-        };
+        let config = Config { buffer_size: 1 << 20, stack_copies: true, ..Config::smallest() };
         let mut programs = Programs::load(config).unwrap();
         let mut events = programs.events().unwrap();
         let mut unwinder = Unwinder::new(programs.tables().unwrap());

@@ -196,7 +196,8 @@ impl GoProcess {
         };
         let mut links = Links::default();
         if way == Way::Sampled
-            && let Err(error) = probe(programs, maps, &runtime, pid, &mut links)
+            && let Err(error) =
+                maps.set_mean(mean).map_err(Into::into).and_then(|()| probe(programs, maps, &runtime, pid, &mut links))
         {
             links.detach(programs);
             return Err(error);
@@ -280,24 +281,23 @@ impl GoHeap {
     }
 }
 
-/// `MemProfileRate` of a process, as long as it is changed.
+/// `MemProfileRate` of a process, as long as it is not 0 as it was.
 struct Enabled {
     pid: Pid,
     addr: u64,
-    before: u64,
 }
 
 impl Enabled {
     fn new(runtime: &Runtime, pid: Pid, rate: u64) -> Result<Self> {
         let addr = heap::profile_rate_address(runtime)?;
         memory::write_word(pid, addr, rate).context("cannot write to its memory")?;
-        Ok(Self { pid, addr, before: 0 })
+        Ok(Self { pid, addr })
     }
 }
 
 impl Drop for Enabled {
     fn drop(&mut self) {
-        if let Err(error) = memory::write_word(self.pid, self.addr, self.before) {
+        if let Err(error) = memory::write_word(self.pid, self.addr, 0) {
             // Most likely it has ended.
             tracing::debug!("cannot set MemProfileRate of process {} back: {error}", self.pid);
         }
@@ -370,11 +370,10 @@ impl Follower {
             if now >= next_look {
                 self.look();
                 let taken = now.elapsed();
-                let outstanding = |follower: &Self| follower.outstanding().into_iter();
-                let Self { growth, .. } = &self;
-                if growth.is_due(monotonic()) {
-                    let held: Vec<u64> = outstanding(&self).collect();
-                    self.growth.tick(monotonic(), || held.into_iter());
+                let now = monotonic();
+                if self.growth.is_due(now) {
+                    let held = self.outstanding();
+                    self.growth.tick(now, || held.into_iter());
                 }
                 let (pause, rest) = match self.followed {
                     Followed::Objects(_) => (OBJECTS_PAUSE, OBJECTS_REST),

@@ -75,8 +75,7 @@ pub fn run(config: Config) -> Result<Exit> {
     })?;
     let events = programs.events()?;
     let unwinder = Unwinder::new(programs.tables()?);
-    let mut go_maps = programs.go_maps()?;
-    go_maps.set_mean(config.sample)?;
+    let go_maps = programs.go_maps()?;
     bpf::attach_lifecycle(&mut programs)?;
 
     let (inputs, input) = mpsc::channel();
