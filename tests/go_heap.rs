@@ -6,7 +6,7 @@ use std::{env, fs, path::Path, thread, time::Duration};
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Outcome, Report, Run, STOCK, Target, Truth, Usage, Usages, alone, callers_of, check_sites, go_program,
+    Outcome, Report, Run, STOCK, Target, Truth, Usage, Usages, alone, callers_of, check_sites, go_program, hot_profile,
     probed_bytes, read_heap_profile, reported_usages, require_root, scratch, slowness, wait_until,
 };
 
@@ -139,6 +139,19 @@ fn whatever_way_it_was_built() {
         let (report, truth) = sampled(build, flags, &["all"], Some("8KiB"));
         check_sites(build, &report, &truth, 8192.0);
     }
+}
+
+/// The compiler inlines what is probed elsewhere, differently in each version.
+#[test]
+fn optimised_by_a_profile() {
+    let _turn = alone();
+    let Some(profile) = hot_profile() else {
+        println!("not tested: this version of Go takes no profile");
+        return;
+    };
+    let flag = format!("-pgo={}", profile.display());
+    let (report, truth) = sampled("-pgo", &[&flag], &["all"], Some("8KiB"));
+    check_sites("-pgo", &report, &truth, 8192.0);
 }
 
 /// Where an object comes from is told to the line, up to where its goroutine began.

@@ -45,6 +45,22 @@ pub(crate) fn go_program(name: &str, flags: &[&str]) -> PathBuf {
     program
 }
 
+/// A profile that makes the compiler inline the runtime's allocation; `None` when it takes none (up to Go 1.19).
+pub(crate) fn hot_profile() -> Option<PathBuf> {
+    if String::from_utf8_lossy(&version()).contains(" go1.19") {
+        return None;
+    }
+    let hot = go_program("hot", &[]);
+    let profile = hot.with_extension("profile");
+    if !profile.exists() {
+        let part = hot.with_extension("part");
+        let output = Command::new(&hot).arg(&part).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        fs::rename(part, &profile).unwrap();
+    }
+    Some(profile)
+}
+
 fn version() -> Vec<u8> {
     let output = go().arg("version").output();
     output.unwrap_or_else(|error| panic!("cannot run go ({error}): `cargo xtask setup --tests` installs it")).stdout

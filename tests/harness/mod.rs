@@ -17,7 +17,7 @@ mod truth;
 
 pub(crate) use copies::Copies;
 pub(crate) use foreign::ForeignProbes;
-pub(crate) use go::{STOCK, go_program};
+pub(crate) use go::{STOCK, go_program, hot_profile};
 pub(crate) use go_profile::{Usage, Usages, by_function, is_runtimes, read_heap_profile, reported_usages};
 pub(crate) use machine::{
     ALLOCATORS, alone, free_port, preloadable, probed_bytes, program, require_root, scratch, slowness, wait_until,

@@ -3,9 +3,10 @@
 //!
 //! Sampling is Poisson in bytes, per thread: a distance is drawn, sizes are taken off it, and the allocation that exhausts
 //! it is sampled, with a fresh distance for the next. Allocation (`mallocgc` and what it is split into) takes the next free
-//! object of its class's span in the thread's cache (`nextFreeFast`), so its address is known at the entry. When the span's
-//! bits have to be refilled first, the sample waits for `(*mspan).nextFreeIndex`, which is given the span; that of a large
-//! object waits for `(*mspan).initHeapBits` (`heapBits.initSpan` in Go 1.19).
+//! object of its class's span in the thread's cache (`nextFreeFast`, `nextFreeIndex`), so its address is known at the entry.
+//! When that span is full, or the object a large one, the sample waits for the span that the runtime gets
+//! (`(*mcentral).cacheSpan`, `(*mcache).allocLarge`). When the goroutine must help the garbage collector first, it waits for
+//! that.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -27,7 +28,7 @@ use crate::{
     alloc,
     emit::{self, count_loss},
     process, stack,
-    thread::{Pending, Thread},
+    thread::Thread,
     walk,
 };
 
@@ -40,12 +41,36 @@ static GO_RUNTIMES: HashMap<u32, Runtime> = HashMap::with_max_entries(4096, 0);
 #[map]
 static GO_SPACING: Array<u64> = Array::with_max_entries(SPACINGS as u32 + 1, 0);
 
-/// Sampled objects that wait until their goroutine has helped the garbage collector.
+/// Sampled objects whose address is not known yet, by goroutine.
 #[map]
-static ASSISTING: LruHashMap<u64, Pending> = LruHashMap::with_max_entries(1 << 14, 0);
+static WAITING: LruHashMap<u64, Pending> = LruHashMap::with_max_entries(1 << 14, 0);
+
+/// A sampled object whose address is not known yet.
+#[derive(Clone, Copy)]
+struct Pending {
+    /// Bytes asked for.
+    size: u64,
+    /// Bytes by which it was sampled.
+    charge: u64,
+    /// Id of its stack.
+    stack: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    time: u64,
+    /// Twice its size class, which is 0 for large objects, and 1 for objects without pointers.
+    class: u32,
+    /// What it waits for.
+    until: u32,
+}
+
+/// What a [`Pending`] waits for: its goroutine to have helped the garbage collector, or a span.
+const ASSISTED: u32 = 0;
+const SPAN: u32 = 1;
 
 /// Bits of the flags with which the check of the stack's end makes room for more of it, and begins the function anew.
 const BELOW_OR_EQUAL: u64 = 1 | 1 << 6;
+/// `g.stackguard0`, in all versions, and what is there when the goroutine is to leave its processor (`stackPreempt`).
+const STACK_GUARD: u64 = 16;
+const STACK_PREEMPT: u64 = -1314_i64 as u64;
 /// Words of a span's bits that are looked through for a free object: all that it can have.
 const BIT_WORDS: u64 = 16;
 
@@ -104,32 +129,67 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
     if runtime.at_check != 0 && registers.flags & BELOW_OR_EQUAL != 0 {
         return;
     }
-    let pointers = registers.second != 0 && word(registers.second + 8) != 0;
     let sp = process::stack_pointer(ctx.as_ptr());
     walk::read_window(thread, sp);
     let caller = walk::word(&mut thread.walk, sp);
+    // The caller's probe has counted it. That it took from the distance here does not matter: what is left of it is
+    // distributed as before.
+    if caller >= runtime.whole && caller < runtime.whole_end {
+        return;
+    }
+    let pointers = registers.second != 0 && word(registers.second + 8) != 0;
+    let class = small_class(runtime, size, pointers);
+    let assists = runtime.assist != 0 && !runtime.assisted.contains(&registers.pc);
+    let must_assist = assists && must_assist(runtime, registers.g, size);
+    // If it has to leave its processor before it has a small object, it gets that of another one, and nothing tells.
+    if assists && !must_assist && class >> 1 != 0 && word(registers.g + STACK_GUARD) == STACK_PREEMPT {
+        count_loss!(unresolved, 1);
+        return;
+    }
     let stack = stack::capture(ctx, thread, pid_tgid, caller);
     // SAFETY: no arguments.
     let time = unsafe { bpf_ktime_get_ns() };
-    let sweepgen = word(runtime.sweepgen) as u32;
-    let class = u32::from(!pointers);
-    let pending = Pending { g: registers.g, size, charge, stack, time, class, sweepgen };
-    if must_assist(runtime, registers.g, size) {
-        // It may go on elsewhere, and others may allocate meanwhile.
-        if ASSISTING.insert(goroutine(pid_tgid, registers.g), pending, 0).is_err() {
-            count_loss!(unresolved, 1);
-        }
-        return;
+    let pending = Pending { size, charge, stack, time, class, until: ASSISTED };
+    if must_assist && class >> 1 != 0 {
+        wait(pid_tgid, registers.g, &pending);
+    } else {
+        place(thread, pid_tgid, runtime, registers.g, pending);
     }
-    place(thread, pid_tgid, runtime, pending);
+}
+
+/// Keeps a sample until its address can be known.
+#[inline(always)]
+fn wait(pid_tgid: u64, g: u64, pending: &Pending) {
+    let key = goroutine(pid_tgid, g);
+    // What it waited for has not come.
+    if WAITING.get_ptr(key).is_some() {
+        count_loss!(unresolved, 1);
+    }
+    if WAITING.insert(key, pending, 0).is_err() {
+        count_loss!(unresolved, 1);
+    }
+}
+
+/// Takes what the current goroutine waits with, if it is `until` that.
+#[inline(always)]
+fn waited<'a>(ctx: &ProbeContext, pid_tgid: u64, until: u32) -> Option<(&'a mut Thread, &'a Runtime, Pending)> {
+    let key = goroutine(pid_tgid, process::go_registers(ctx.as_ptr()).g);
+    let pending = WAITING.get_ptr(key)?;
+    // SAFETY: the pointer comes from a map lookup, and only this goroutine's thread uses its entry.
+    let pending = unsafe { *pending };
+    if pending.until != until {
+        return None;
+    }
+    let thread = alloc::current(ctx, pid_tgid)?;
+    let runtime = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32)?;
+    // SAFETY: as in `sample`.
+    Some((thread, unsafe { &*runtime }, pending))
 }
 
 /// Whether a goroutine must help the garbage collector before it gets an object.
 #[inline(always)]
 fn must_assist(runtime: &Runtime, g: u64, size: u64) -> bool {
-    runtime.assist != 0
-        && word(runtime.assist) as u32 != 0
-        && (word(g + u64::from(runtime.g_assist)).wrapping_sub(size)).cast_signed() < 0
+    word(runtime.assist) as u32 != 0 && (word(g + u64::from(runtime.g_assist)).wrapping_sub(size)).cast_signed() < 0
 }
 
 /// A goroutine of a process, as a key. Descriptors lie far below the ids.
@@ -142,111 +202,74 @@ fn goroutine(pid_tgid: u64, g: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn after_assist(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let key = goroutine(pid_tgid, process::go_registers(ctx.as_ptr()).g);
-    let Some(pending) = ASSISTING.get_ptr(key) else { return };
-    // SAFETY: the pointer comes from a map lookup, and only this goroutine's thread uses its entry.
-    let pending = unsafe { *pending };
-    let _ = ASSISTING.remove(key);
-    let Some(thread) = alloc::current(ctx, pid_tgid) else { return };
-    let Some(runtime) = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32) else { return };
-    // SAFETY: as in `sample`.
-    place(thread, pid_tgid, unsafe { &*runtime }, pending);
+    let Some((thread, runtime, pending)) = waited(ctx, pid_tgid, ASSISTED) else { return };
+    let g = process::go_registers(ctx.as_ptr()).g;
+    let _ = WAITING.remove(goroutine(pid_tgid, g));
+    place(thread, pid_tgid, runtime, g, pending);
 }
 
 /// Finds out where a sampled object that is to be allocated now will be.
 #[inline(always)]
-fn place(thread: &mut Thread, pid_tgid: u64, runtime: &Runtime, mut pending: Pending) {
-    let (size, pointers) = (pending.size, pending.class == 0);
-    let header = u64::from(runtime.header);
-    let mcache = {
-        let m = word(pending.g + u64::from(runtime.g_m));
+fn place(thread: &mut Thread, pid_tgid: u64, runtime: &Runtime, g: u64, mut pending: Pending) {
+    if pending.class >> 1 != 0 {
+        let m = word(g + u64::from(runtime.g_m));
         let p = word(m + u64::from(runtime.m_p));
-        word(p + u64::from(runtime.p_mcache))
-    };
-    if !pointers && size < TINY && fits_tiny(mcache, runtime, size) {
-        return;
-    }
-    if size <= MAX_SMALL - header {
-        let whole = if pointers && size > HEADER_FREE { size + header } else { size };
-        let class = u64::from(class_of(if !pointers && size < TINY { TINY } else { whole }));
-        let class = class << 1 | u64::from(!pointers);
-        pending.class = class as u32;
-        let span = word(mcache + u64::from(runtime.mcache_alloc) + 8 * class);
-        if let Some(addr) = next_free_fast(span, runtime) {
+        let mcache = word(p + u64::from(runtime.p_mcache));
+        if pending.size < TINY && pending.class & 1 != 0 && fits_tiny(mcache, runtime, pending.size) {
+            return;
+        }
+        let span = word(mcache + u64::from(runtime.mcache_alloc) + 8 * u64::from(pending.class));
+        if let Some(addr) = next_free(span, runtime) {
             return send(thread, pid_tgid, span, runtime, addr, &pending);
         }
     }
-    if thread.go_pending.g != 0 {
-        count_loss!(unresolved, 1);
-    }
-    thread.go_pending = pending;
+    pending.until = SPAN;
+    wait(pid_tgid, g, &pending);
 }
 
-/// Entry of `(*mspan).nextFreeIndex`: the object that will be taken of the span.
+/// The span class of an object: twice its size class, and 1 if it has no pointers. 0 or 1 for large ones.
 #[inline(always)]
-pub(crate) fn next_free_index(ctx: &ProbeContext) {
+fn small_class(runtime: &Runtime, size: u64, pointers: bool) -> u32 {
+    let header = u64::from(runtime.header);
+    let class = if size > MAX_SMALL - header {
+        0
+    } else if !pointers && size < TINY {
+        class_of(TINY)
+    } else if pointers && size > HEADER_FREE {
+        class_of(size + header)
+    } else {
+        class_of(size)
+    };
+    u32::from(class) << 1 | u32::from(!pointers)
+}
+
+/// Behind a call that gives a span: a fresh one for small objects of its class, or all of a large object.
+#[inline(always)]
+pub(crate) fn new_span(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some((thread, runtime, pending)) = waiting(ctx, pid_tgid) else { return };
-    let span = process::go_registers(ctx.as_ptr()).first;
-    if pending.class >> 1 == 0 || class_of_span(span, runtime) != pending.class {
-        return;
-    }
-    let (mut free, elements) = bounds(span, runtime);
-    let mut cache = word(span + u64::from(runtime.span_cache));
-    let bits = word(span + u64::from(runtime.span_bits));
-    for _ in 0..BIT_WORDS {
-        if cache != 0 || free >= elements {
-            break;
-        }
-        free = (free + 64) & !63;
-        if free < elements {
-            cache = !word(bits + free / 8);
-        }
-    }
-    let index = free + trailing_zeros(cache);
-    // A full span: the runtime takes another one and asks again.
-    if cache == 0 || free >= elements || index >= elements {
-        return;
-    }
-    thread.go_pending.g = 0;
-    let addr = address(span, runtime, index);
-    send(thread, pid_tgid, span, runtime, addr, &pending);
-}
-
-/// Entry of `(*mspan).initHeapBits`, or of `heapBits.initSpan`, which is given a structure of four words first: of a large
-/// object it is all of the span.
-#[inline(always)]
-pub(crate) fn init_heap_bits(ctx: &ProbeContext, span: u64) {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some((thread, runtime, mut pending)) = waiting(ctx, pid_tgid) else { return };
-    let class = class_of_span(span, runtime);
-    if pending.class >> 1 != 0 || class >> 1 != 0 {
-        return;
-    }
-    pending.class = class;
-    thread.go_pending.g = 0;
-    let addr = address(span, runtime, 0);
-    send(thread, pid_tgid, span, runtime, addr, &pending);
-}
-
-/// The sample that the current goroutine waits to know the address of.
-#[inline(always)]
-fn waiting<'a>(ctx: &ProbeContext, pid_tgid: u64) -> Option<(&'a mut Thread, &'a Runtime, Pending)> {
-    let thread = alloc::known(pid_tgid)?;
-    let pending = thread.go_pending;
+    let Some((thread, runtime, mut pending)) = waited(ctx, pid_tgid, SPAN) else { return };
     let registers = process::go_registers(ctx.as_ptr());
-    if pending.g == 0 || pending.g != registers.g {
-        return None;
-    }
-    let runtime = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32)?;
-    // SAFETY: as in `sample`.
-    Some((thread, unsafe { &*runtime }, pending))
+    let span = registers.first;
+    let class = class_of_span(span, runtime);
+    let addr = if pending.class >> 1 == 0 && class >> 1 == 0 {
+        Some(address(span, runtime, 0))
+    } else if class == pending.class {
+        next_free(span, runtime)
+    } else {
+        None
+    };
+    let Some(addr) = addr else { return };
+    let _ = WAITING.remove(goroutine(pid_tgid, registers.g));
+    pending.class = class;
+    send(thread, pid_tgid, span, runtime, addr, &pending);
 }
 
 #[inline(always)]
 fn send(thread: &mut Thread, pid_tgid: u64, span: u64, runtime: &Runtime, addr: u64, pending: &Pending) {
-    let Pending { charge, stack, time, class, sweepgen, .. } = *pending;
+    let Pending { charge, stack, time, class, .. } = *pending;
     let size = word(span + u64::from(runtime.span_element_size));
+    // Not that of the sample: who has helped the garbage collector may get the object after its cycle.
+    let sweepgen = word(runtime.sweepgen) as u32;
     let header = Header::new(kind::GO_SAMPLE, thread.target.generation, 0, pid_tgid);
     emit::sample(&Sample { header, addr, size, charge, stack, time, sweepgen, class });
 }
@@ -268,17 +291,23 @@ fn fits_tiny(mcache: u64, runtime: &Runtime, size: u64) -> bool {
     block != 0 && ((used + mask) & !mask) + size <= TINY
 }
 
-/// Where the next object of a span will be, when the bits in its cache say so (`nextFreeFast`).
+/// Where the next object of a span will be (`nextFreeIndex`); `None` when it is full.
 #[inline(always)]
-fn next_free_fast(span: u64, runtime: &Runtime) -> Option<u64> {
-    let cache = word(span + u64::from(runtime.span_cache));
-    let (free, elements) = bounds(span, runtime);
-    let index = free + trailing_zeros(cache);
-    let next = index + 1;
-    if cache == 0 || index >= elements || next & 63 == 0 && next != elements {
-        return None;
+fn next_free(span: u64, runtime: &Runtime) -> Option<u64> {
+    let (mut free, elements) = bounds(span, runtime);
+    let mut cache = word(span + u64::from(runtime.span_cache));
+    let bits = word(span + u64::from(runtime.span_bits));
+    for _ in 0..BIT_WORDS {
+        if cache != 0 || free >= elements {
+            break;
+        }
+        free = (free + 64) & !63;
+        if free < elements {
+            cache = !word(bits + free / 8);
+        }
     }
-    Some(address(span, runtime, index))
+    let index = free + trailing_zeros(cache);
+    (cache != 0 && free < elements && index < elements).then(|| address(span, runtime, index))
 }
 
 /// Index of the first object of a span that may be free, and how many it has.

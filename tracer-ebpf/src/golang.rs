@@ -40,13 +40,22 @@ pub struct Runtime {
     /// Bytes before an object with pointers that is larger than [`HEADER_FREE`]: 8 from Go 1.22 on, else 0.
     pub header: u32,
     /// Address of `gcBlackenEnabled`, 32 bits: whether goroutines must help the garbage collector before they get an object,
-    /// inside the probed function (up to Go 1.23). 0: they never do.
+    /// inside the probed function. 0: they never do there.
     pub assist: u64,
     /// `g.gcAssistBytes`: what a goroutine may allocate before it must help.
     pub g_assist: u32,
     /// Whether the probe of allocations lies on the check of the stack's end, and not behind it.
     pub at_check: u32,
+    /// A probed function that calls others which are probed, too: its begin and end. 0: there is none.
+    pub whole: u64,
+    /// Behind its last byte.
+    pub whole_end: u64,
+    /// Addresses of probes where the goroutine has helped the garbage collector already; 0: no more.
+    pub assisted: [u64; PARTS],
 }
+
+/// Functions that the runtime allocates by, twins for one class of sizes not counted.
+pub const PARTS: usize = 6;
 
 /// Largest object with pointers that never has a header, bytes.
 pub const HEADER_FREE: u64 = 512;
@@ -126,7 +135,7 @@ pub struct Sample {
 pub const SPACINGS: usize = 1 << 12;
 
 const _: () = {
-    assert!(size_of::<Runtime>() == 88);
+    assert!(size_of::<Runtime>() == 152);
     assert!(size_of::<Sample>() == 56);
     assert!(class_of(MAX_SMALL) == 67 && class_of(MAX_SMALL + 1) == 0);
 };

@@ -20,7 +20,6 @@ mod thread;
 mod walk;
 
 use aya_ebpf::{
-    EbpfContext as _,
     bindings::BPF_F_USER_STACK,
     macros::{map, raw_tracepoint, uprobe, uretprobe},
     maps::StackTrace,
@@ -113,30 +112,14 @@ pub fn go_allocate(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `(*mspan).nextFreeIndex` of the Go runtime.
+/// Behind a call of `(*mcentral).cacheSpan` or `(*mcache).allocLarge` in the Go runtime.
 #[uprobe]
-pub fn go_next_free_index(ctx: ProbeContext) -> u32 {
-    go::next_free_index(&ctx);
+pub fn go_new_span(ctx: ProbeContext) -> u32 {
+    go::new_span(&ctx);
     0
 }
 
-/// `(*mspan).initHeapBits` of the Go runtime.
-#[uprobe]
-pub fn go_init_heap_bits(ctx: ProbeContext) -> u32 {
-    let span = process::go_registers(ctx.as_ptr()).first;
-    go::init_heap_bits(&ctx, span);
-    0
-}
-
-/// `heapBits.initSpan` of the Go runtime, up to Go 1.19.
-#[uprobe]
-pub fn go_init_span(ctx: ProbeContext) -> u32 {
-    let span = process::go_registers(ctx.as_ptr()).fifth;
-    go::init_heap_bits(&ctx, span);
-    0
-}
-
-/// Behind the call of `gcAssistAlloc` in the Go runtime's `mallocgc`, or in what that calls for it.
+/// Behind a call of `gcAssistAlloc` in the Go runtime.
 #[uprobe]
 pub fn go_after_assist(ctx: ProbeContext) -> u32 {
     go::after_assist(&ctx);

@@ -99,11 +99,12 @@ pub(crate) fn frame_pointer(ctx: *mut c_void) -> u64 {
 pub(crate) struct GoRegisters {
     pub(crate) first: u64,
     pub(crate) second: u64,
-    pub(crate) fifth: u64,
     /// Address of the goroutine's descriptor.
     pub(crate) g: u64,
     /// Flags of the processor.
     pub(crate) flags: u64,
+    /// Address of the probe.
+    pub(crate) pc: u64,
 }
 
 /// As Go's calling convention has them (ABIInternal); `ctx` is the context of a uprobe.
@@ -113,15 +114,9 @@ pub(crate) fn go_registers(ctx: *mut c_void) -> GoRegisters {
     unsafe {
         let regs = &*ctx.cast::<pt_regs>();
         #[cfg(bpf_target_arch = "aarch64")]
-        return GoRegisters {
-            first: regs.regs[0],
-            second: regs.regs[1],
-            fifth: regs.regs[4],
-            g: regs.regs[28],
-            flags: 0,
-        };
+        return GoRegisters { first: regs.regs[0], second: regs.regs[1], g: regs.regs[28], flags: 0, pc: regs.pc };
         #[cfg(not(bpf_target_arch = "aarch64"))]
-        return GoRegisters { first: regs.rax, second: regs.rbx, fifth: regs.rsi, g: regs.r14, flags: regs.eflags };
+        return GoRegisters { first: regs.rax, second: regs.rbx, g: regs.r14, flags: regs.eflags, pc: regs.rip };
     }
 }
 

@@ -130,27 +130,6 @@ pub(crate) const CALL_UNWANTED: u32 = 1;
 pub(crate) const CALL_TAKE_LOST: u32 = 2;
 /// The return slot is left as it is: the return is seen at a `ret` instruction.
 pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
-
-/// A sampled object of a Go program that has no address yet.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Pending {
-    /// Its goroutine.
-    pub(crate) g: u64,
-    /// Bytes asked for.
-    pub(crate) size: u64,
-    /// Bytes by which it was sampled.
-    pub(crate) charge: u64,
-    /// Id of its stack.
-    pub(crate) stack: u64,
-    /// Nanoseconds of CLOCK_MONOTONIC.
-    pub(crate) time: u64,
-    /// Twice its size class, and 1 for objects without pointers.
-    pub(crate) class: u32,
-    /// `mheap_.sweepgen` when it was allocated.
-    pub(crate) sweepgen: u32,
-}
-
 /// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
 #[repr(C)]
 pub(crate) struct Thread {
@@ -172,8 +151,6 @@ pub(crate) struct Thread {
     pub(crate) time: u64,
     /// Bytes that its goroutines may still allocate before an object is sampled; 0: not drawn yet.
     pub(crate) go_left: u64,
-    /// The sampled object whose address is not known yet; of no goroutine: none.
-    pub(crate) go_pending: Pending,
     /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
     pub(crate) stack: Stack,
     pub(crate) walk: Walk,
@@ -188,7 +165,7 @@ impl Thread {
         let zero = core::hint::black_box(0u64);
         (self.owner, self.epoch, self.tick) = (owner, TARGETS_CHANGE, zero);
         (self.depth, self.given_up) = (zero as u32, zero as u32);
-        (self.go_left, self.go_pending.g) = (zero, zero);
+        self.go_left = zero;
         (self.frames.cached, self.frames.generation) = (zero as u32, zero as u32);
         (self.frames.epoch, self.frames.sent, self.frames.checks) = (zero, zero, zero);
     }

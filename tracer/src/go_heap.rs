@@ -311,13 +311,9 @@ fn probe(programs: &mut Programs, maps: &mut GoMaps, runtime: &Runtime, pid: Pid
     // The very file, whatever its path leads to by now.
     let file = PathBuf::from(format!("/proc/self/fd/{}", runtime.executable.file().as_raw_fd()));
     let task = NonZeroU32::new(pid).context("process id 0")?;
-    for (program, offsets) in [
-        ("go_next_free_index", &sites.next_free_index),
-        ("go_init_heap_bits", &sites.init_heap_bits),
-        ("go_init_span", &sites.init_span),
-        ("go_after_assist", &sites.after_assist),
-        ("go_allocate", &sites.allocate),
-    ] {
+    for (program, offsets) in
+        [("go_new_span", &sites.new_span), ("go_after_assist", &sites.after_assist), ("go_allocate", &sites.allocate)]
+    {
         if offsets.is_empty() {
             continue;
         }

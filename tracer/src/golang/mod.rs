@@ -85,6 +85,17 @@ pub enum Unreadable {
         /// Version of Go: hostile text.
         version: String,
     },
+    /// A function that had to be probed is a part of others.
+    #[error(
+        "its allocations cannot be sampled: the compiler has inlined {function} into {into} (a build with `-pgo`); take \
+         --go-heap=enable, which writes to the process"
+    )]
+    Inlined {
+        /// The function: hostile text.
+        function: String,
+        /// Where it is now: hostile text.
+        into: String,
+    },
     /// What was read makes no sense.
     #[error(
         "what is in memory is not what the Go runtime keeps there ({0}): has the program just begun, or overwritten its own memory?"

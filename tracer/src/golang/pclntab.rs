@@ -35,8 +35,9 @@ const WRITES_SP: u8 = 2;
 
 /// Longest name that is taken, bytes.
 const MAX_NAME: usize = 1 << 16;
-/// Deepest inlining that is followed.
+/// Deepest inlining that is followed, and how many inlined functions one function may have.
 const MAX_INLINING: usize = 128;
+const MAX_INLINED: usize = 1 << 14;
 /// Steps through tables of all look-ups together: some seconds.
 const MAX_STEPS: u64 = 1 << 31;
 
@@ -187,6 +188,28 @@ impl Pclntab {
         frames
     }
 
+    /// Names of the functions that are inlined into this one. `read` as for [`frames`](Self::frames).
+    pub fn inlined(
+        &self,
+        function: Function,
+        call: &InlinedCall,
+        read: impl Fn(u32, &mut [u8]) -> Option<()>,
+    ) -> Vec<Cow<'_, str>> {
+        let Some((indexes, tree)) = self.inline_tree(function) else { return Vec::new() };
+        let mut last = -1;
+        self.each_value(function, indexes, |value, _| {
+            last = last.max(value);
+            true
+        });
+        let nodes = usize::try_from(last + 1).unwrap_or(0).min(MAX_INLINED);
+        let mut records = vec![0; nodes * call.size];
+        if read(tree, &mut records).is_none() {
+            return Vec::new();
+        }
+        let name = |record| self.name_at(usize::try_from(call.decode(record)?.name).ok()?);
+        records.chunks_exact(call.size).filter_map(name).collect()
+    }
+
     fn frame(&self, function: Function, at: u64, name: Option<Cow<'_, str>>, id: u8, inlined: bool) -> LogicalFrame {
         let (file, line) = self.line(function, at).unzip();
         LogicalFrame { function: name.map_or_else(|| "?".to_owned(), |name| printed(&name)), file, line, id, inlined }
@@ -213,8 +236,19 @@ impl Pclntab {
         (tree != NO_FUNCDATA).then_some((word(INLINE_INDEX)?, tree))
     }
 
-    /// The value of a table at `offset` in the text: deltas of the value and of the address, zigzag and plain varints.
+    /// The value of a table at `offset` in the text.
     fn value(&self, function: Function, table: u32, offset: u64) -> Option<i32> {
+        let mut found = None;
+        self.each_value(function, table, |value, end| {
+            found = (offset < end).then_some(value);
+            found.is_none()
+        });
+        found
+    }
+
+    /// Gives the values of a table, each with where in the text what it is for ends, as long as `take` wants more: deltas of
+    /// the value and of the address, zigzag and plain varints.
+    fn each_value(&self, function: Function, table: u32, mut take: impl FnMut(i32, u64) -> bool) -> Option<()> {
         if table == 0 {
             return None;
         }
@@ -227,8 +261,8 @@ impl Pclntab {
             }
             value = value.wrapping_add((delta >> 1) as i32 ^ -((delta & 1) as i32));
             address = address.checked_add(u64::from(self.varint(&mut at)?))?;
-            if offset < address {
-                return Some(value);
+            if !take(value, address) {
+                return Some(());
             }
         }
     }
@@ -450,6 +484,16 @@ mod tests {
         assert_eq!(frames(&tables, &tree, 60), [frame("main.leaf", 50, true), inner, outer]);
         assert_eq!(frames(&tables, &tree, 90), [frame("main.outer", 11, false)]);
         assert_eq!(frames(&tables, &tree, 120), [("runtime.goexit".to_owned(), None, false)]);
+        let inlined = |tree: &[u8], offset| {
+            let read = |at: u32, buffer: &mut [u8]| {
+                buffer.copy_from_slice(tree.get(at as usize..)?.get(..buffer.len())?);
+                Some(())
+            };
+            tables.inlined(tables.function(offset).unwrap(), &call(), read)
+        };
+        assert_eq!(inlined(&tree, 16), ["main.inner[go.shape.int]", "main.leaf"]);
+        assert_eq!(inlined(&tree, 116), [""; 0]);
+        assert_eq!(inlined(&tree[1..], 16), [""; 0]);
         // A tree that is its own parent ends.
         let mut circle = tree;
         circle[8..12].copy_from_slice(&22_u32.to_le_bytes());
@@ -475,6 +519,7 @@ mod tests {
         for offset in (0..140).step_by(9).chain([u64::from(u32::MAX), u64::MAX]) {
             frames(&tables, tree, offset);
             if let Some(function) = tables.function(offset) {
+                tables.inlined(function, &call(), |_, _| Some(()));
                 tables.stack_use(function, offset);
                 tables.is_root(function);
             }

@@ -11,7 +11,7 @@ pub use buckets::{Bucket, Buckets, profile_rate, profile_rate_address, sampling_
 pub use objects::{Objects, Sample, SampledUsage, Sampling};
 pub use sites::{ProbeSites, probe_sites};
 
-use tracer_ebpf::golang::Runtime as RuntimeValue;
+use tracer_ebpf::golang::{PARTS, Runtime as RuntimeValue};
 
 use super::{
     Runtime, Unreadable,
@@ -38,6 +38,11 @@ pub fn runtime_value(runtime: &Runtime, sites: &ProbeSites) -> Result<RuntimeVal
     let heap = layout(runtime)?;
     let mheap = runtime.variable(HEAP)?;
     let headers = runtime.executable.version.minor.is_none_or(|minor| minor >= 22);
+    let mut assisted = [0; PARTS];
+    if sites.assisted.len() > assisted.len() {
+        return Err(Unreadable::Nonsense("functions that allocate"));
+    }
+    assisted[..sites.assisted.len()].copy_from_slice(&sites.assisted);
     Ok(RuntimeValue {
         sweepgen: mheap.wrapping_add(heap.mheap.0 as u64),
         g_m: heap.cache_of_g.0 as u32,
@@ -58,5 +63,8 @@ pub fn runtime_value(runtime: &Runtime, sites: &ProbeSites) -> Result<RuntimeVal
         assist: if sites.after_assist.is_empty() { 0 } else { runtime.variable(ASSIST)? },
         g_assist: heap.assist as u32,
         at_check: sites.at_check.into(),
+        whole: sites.whole.0,
+        whole_end: sites.whole.1,
+        assisted,
     })
 }

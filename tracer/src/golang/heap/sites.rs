@@ -1,11 +1,17 @@
 //! Where to probe allocations of a Go program: functions of its runtime through which each object goes exactly once, and the
 //! instruction of each at which its arguments are still in their registers and its caller's address on top of the stack.
+//!
+//! Which functions these are depends on the version, and on what the compiler has inlined: with a profile (`-pgo`) all of
+//! `mallocgc` may be in one piece again.
+
+use std::collections::BTreeMap;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Register};
 
 use crate::golang::{Runtime, Unreadable};
 
-/// What `mallocgc` is split into from Go 1.24 on; each may have a digit-ended twin for one size class (`SC3`, from 1.26 on).
+/// What `mallocgc` is split into from Go 1.24 on; each may have a digit-ended twin for one size class (`SC3`, from 1.26 on),
+/// which is called in its place.
 const PARTS: [&str; 6] = [
     "runtime.mallocgcTiny",
     "runtime.mallocgcSmallNoscan",
@@ -14,41 +20,52 @@ const PARTS: [&str; 6] = [
     "runtime.mallocgcSmallScanHeader",
     "runtime.mallocgcLarge",
 ];
-/// All of it in one, before.
+/// All of it in one, before. Also how the slow paths of its parts begin.
 const WHOLE: &str = "runtime.mallocgc";
-/// Gives the next object of a span whose cached bits are used up.
-const NEXT_FREE: &str = "runtime.(*mspan).nextFreeIndex";
-/// Is called for each new large object.
-const LARGE: &str = "runtime.(*mspan).initHeapBits";
-/// Its predecessor, up to Go 1.19.
-const OLD_LARGE: &str = "runtime.heapBits.initSpan";
-
-/// What `mallocgc` calls to help the garbage collector, and its helper that may do so for it.
+/// What gives a span of small objects, and one for a large object.
+const CACHE_SPAN: &str = "runtime.(*mcentral).cacheSpan";
+const ALLOC_LARGE: &str = "runtime.(*mcache).allocLarge";
+/// Helps the garbage collector.
 const ASSIST: &str = "runtime.gcAssistAlloc";
-const ASSIST_HELPER: &str = "runtime.deductAssistCredit";
+/// What calls these, besides all whose names begin with [`WHOLE`].
+const CALLERS: [&str; 3] = ["runtime.(*mcache).refill", "runtime.(*mcache).nextFree", "runtime.deductAssistCredit"];
+
+/// Where functions are that others may have inlined which matter here.
+const PACKAGES: [&str; 2] = ["runtime.", "internal/runtime/"];
 
 /// Bytes of a function that are looked at.
 const WINDOW: u32 = 64;
 /// The same where calls are looked for.
-const WHOLE_WINDOW: u32 = 1 << 14;
+const WHOLE_WINDOW: u32 = 1 << 16;
 
-/// Offsets in the executable file, bytes.
+/// Offsets in the executable file, bytes, and addresses in the process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProbeSites {
-    /// Of functions that allocate.
+    /// Offsets: of functions that allocate.
     pub allocate: Vec<u64>,
-    /// Of `(*mspan).nextFreeIndex`.
-    pub next_free_index: Vec<u64>,
-    /// Of `(*mspan).initHeapBits`.
-    pub init_heap_bits: Vec<u64>,
-    /// Of `heapBits.initSpan`, where that is what there is.
-    pub init_span: Vec<u64>,
-    /// Behind calls to help the garbage collector, where those come between `allocate` and the object: empty where they come
-    /// before (from Go 1.24 on).
+    /// Offsets: behind calls that give a span.
+    pub new_span: Vec<u64>,
+    /// Offsets: behind calls to help the garbage collector. Empty where those come before all of `allocate`.
     pub after_assist: Vec<u64>,
+    /// Addresses: those of `allocate` at which the garbage collector has been helped already; at most [`PARTS`] many.
+    pub assisted: Vec<u64>,
+    /// Addresses: the function that is probed besides some of what it calls; from, and behind its end. What is called by it
+    /// has been counted.
+    pub whole: (u64, u64),
     /// Whether those of `allocate` lie on the check for the end of the stack (up to Go 1.20), which may begin the function
     /// anew, and not behind it.
     pub at_check: bool,
+}
+
+/// A function that is, or may be, probed.
+struct Entry {
+    name: String,
+    /// First byte and length, in the executable as linked, bytes.
+    address: u64,
+    size: u64,
+    site: Site,
+    /// Of the site, in the file.
+    offset: u64,
 }
 
 /// Finds the instructions to probe.
@@ -58,66 +75,112 @@ pub struct ProbeSites {
 pub fn probe_sites(runtime: &Runtime) -> Result<ProbeSites, Unreadable> {
     let missing =
         |name: &str| Unreadable::NoLayout { version: runtime.executable.version.to_string(), missing: name.to_owned() };
-    let mut sites = ProbeSites::default();
-    let (mut whole, mut parts, mut checks) = (None, Vec::new(), 0);
+    let mut entries = Vec::new();
     for (name, function, size) in runtime.executable.tables.functions() {
-        let part = is_part(&name);
-        if !part && ![WHOLE, NEXT_FREE, LARGE, OLD_LARGE].contains(&&*name) {
+        if !is_part(&name) && name != WHOLE {
             continue;
         }
-        let site = runtime.code(function, size, WINDOW).and_then(|(address, code)| {
+        let entry = runtime.code(function, size, WINDOW).and_then(|(address, code)| {
             let site = site(&code)?;
-            Some((runtime.executable.file_offset(address + site.offset)?, site.at_check))
+            let offset = runtime.executable.file_offset(address + site.offset)?;
+            Some(Entry { name: name.clone().into_owned(), address, size: size.into(), site, offset })
         });
-        let (offset, at_check) = site.ok_or_else(|| missing(&name))?;
-        checks += usize::from(at_check && (part || name == WHOLE));
-        match &*name {
-            NEXT_FREE => sites.next_free_index.push(offset),
-            LARGE => sites.init_heap_bits.push(offset),
-            OLD_LARGE => sites.init_span.push(offset),
-            WHOLE => whole = Some(offset),
-            _ => parts.push(offset),
-        }
+        entries.push(entry.ok_or_else(|| missing(&name))?);
     }
-    if parts.is_empty() {
-        sites.after_assist = after_assist(runtime);
+    let inlined = inlined(runtime);
+    let merged = inlined.iter().any(|(name, into)| is_part(name) && into == WHOLE);
+    let split = !merged && entries.iter().any(|entry| is_part(&entry.name));
+    check_inlined(&inlined, split)?;
+
+    let wanted = |entry: &&Entry| match &*entry.name {
+        WHOLE => !split,
+        name => is_part(name) && (split || is_twin(name)),
+    };
+    let allocate: Vec<&Entry> = entries.iter().filter(wanted).collect();
+    let calls = behind_calls(runtime);
+    let behind = |name: &str| match calls.get(name) {
+        Some(places) => Ok(places.clone()),
+        None => Err(missing(name)),
+    };
+    let mut sites = ProbeSites {
+        allocate: allocate.iter().map(|entry| entry.offset).collect(),
+        new_span: [behind(CACHE_SPAN)?, behind(ALLOC_LARGE)?].concat(),
+        at_check: allocate.iter().any(|entry| entry.site.at_check),
+        ..ProbeSites::default()
+    };
+    if sites.allocate.is_empty() {
+        return Err(missing(WHOLE));
     }
-    sites.allocate = if parts.is_empty() { whole.into_iter().collect() } else { parts };
-    sites.at_check = checks > 0;
-    let large = if sites.init_heap_bits.is_empty() { &sites.init_span } else { &sites.init_heap_bits };
-    for (found, name) in [(&sites.allocate, WHOLE), (&sites.next_free_index, NEXT_FREE), (large, LARGE)] {
-        if found.is_empty() {
-            return Err(missing(name));
-        }
+    let in_process = |address: u64| address.wrapping_add(runtime.bias);
+    if let Some(whole) = allocate.iter().find(|entry| merged && entry.name == WHOLE) {
+        sites.whole = (in_process(whole.address), in_process(whole.address + whole.size));
+    }
+    let assisted = allocate.iter().filter(|entry| is_part(&entry.name) && !is_twin(&entry.name));
+    sites.assisted = assisted.map(|entry| in_process(entry.address + entry.site.offset)).collect();
+    if sites.assisted.len() < allocate.len() {
+        sites.after_assist = behind(ASSIST)?;
     }
     Ok(sites)
 }
 
-/// Behind the calls of [`ASSIST`], as offsets in the file.
-fn after_assist(runtime: &Runtime) -> Vec<u64> {
-    let functions = runtime.executable.tables.functions();
-    let (mut callers, mut target) = (Vec::new(), None);
-    for (name, function, size) in functions.filter(|(name, ..)| [WHOLE, ASSIST_HELPER, ASSIST].contains(&&**name)) {
-        match (&*name, runtime.code(function, size, WHOLE_WINDOW)) {
-            (ASSIST, Some((address, _))) => target = Some(address),
-            (_, code) => callers.extend(code),
+/// What is inlined into functions of the runtime: its name, and theirs.
+fn inlined(runtime: &Runtime) -> Vec<(String, String)> {
+    let tables = &runtime.executable.tables;
+    let read = |offset: u32, buffer: &mut [u8]| runtime.read_function_data(offset, buffer);
+    let functions = tables.functions().filter(|(name, ..)| PACKAGES.iter().any(|package| name.starts_with(package)));
+    functions
+        .flat_map(|(into, function, _)| {
+            let names = tables.inlined(function, &runtime.executable.layout.inlined_call, read);
+            names.into_iter().map(move |name| (name.into_owned(), into.clone().into_owned()))
+        })
+        .collect()
+}
+
+/// That each object still goes through what is probed, and what that needs is still called. `split`: it is the parts that are.
+fn check_inlined(inlined: &[(String, String)], split: bool) -> Result<(), Unreadable> {
+    let hides = |name: &str, into: &str| match name {
+        WHOLE => !split,
+        CACHE_SPAN | ALLOC_LARGE | ASSIST => true,
+        name => is_part(name) && into != WHOLE && !is_part(into),
+    };
+    match inlined.iter().find(|(name, into)| hides(name, into)) {
+        Some((name, into)) => Err(Unreadable::Inlined { function: name.clone(), into: into.clone() }),
+        None => Ok(()),
+    }
+}
+
+/// Offsets in the file behind calls of what matters here, by its name.
+fn behind_calls(runtime: &Runtime) -> BTreeMap<&'static str, Vec<u64>> {
+    let (mut callers, mut targets) = (Vec::new(), BTreeMap::new());
+    for (name, function, size) in runtime.executable.tables.functions() {
+        if let Some(target) = [CACHE_SPAN, ALLOC_LARGE, ASSIST].into_iter().find(|target| *target == name) {
+            targets.extend(runtime.code(function, size, 0).map(|(address, _)| (address, target)));
+        } else if CALLERS.contains(&&*name) || name.starts_with(WHOLE) {
+            callers.extend(runtime.code(function, size, WHOLE_WINDOW));
         }
     }
-    let calls = callers.iter().flat_map(|(address, code)| {
-        let decoder = Decoder::with_ip(64, code, *address, DecoderOptions::NONE);
-        decoder.into_iter().filter(|instruction| instruction.code() == Code::Call_rel32_64)
-    });
-    let calls = calls.filter(|call| Some(call.near_branch_target()) == target);
-    calls.filter_map(|call| runtime.executable.file_offset(call.next_ip())).collect()
+    let mut behind: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
+    for (address, code) in &callers {
+        for call in &mut Decoder::with_ip(64, code, *address, DecoderOptions::NONE) {
+            if call.code() == Code::Call_rel32_64
+                && let Some(target) = targets.get(&call.near_branch_target())
+                && let Some(offset) = runtime.executable.file_offset(call.next_ip())
+            {
+                behind.entry(target).or_default().push(offset);
+            }
+        }
+    }
+    behind
 }
 
 fn is_part(name: &str) -> bool {
-    let rest = PARTS.iter().filter_map(|part| name.strip_prefix(part));
-    let is_class = |rest: &str| {
-        let class = rest.strip_prefix("SC");
-        class.is_some_and(|class| !class.is_empty() && class.bytes().all(|digit| digit.is_ascii_digit()))
-    };
-    rest.into_iter().any(|rest| rest.is_empty() || is_class(rest))
+    PARTS.contains(&name) || is_twin(name)
+}
+
+/// Whether it is a part for one size class.
+fn is_twin(name: &str) -> bool {
+    let Some((part, class)) = name.rsplit_once("SC") else { return false };
+    PARTS.contains(&part) && !class.is_empty() && class.bytes().all(|digit| digit.is_ascii_digit())
 }
 
 struct Site {
@@ -157,11 +220,37 @@ mod tests {
             ["Tiny", "TinySC2", "SmallNoscan", "SmallNoScanSC7", "SmallScanNoHeaderSC1", "SmallScanHeader", "Large"]
         {
             assert!(is_part(&format!("runtime.mallocgc{part}")), "{part}");
+            assert_eq!(is_twin(&format!("runtime.mallocgc{part}")), part.contains("SC"), "{part}");
         }
         for other in
             ["runtime.mallocgc", "runtime.mallocgcTinySC", "runtime.mallocgcTinySC2x", "runtime.mallocgcLarge.func1"]
         {
             assert!(!is_part(other), "{other}");
+            assert!(!is_twin(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_what_hides_no_object_may_be_inlined() {
+        let check = |split: bool, name: &str, into: &str| check_inlined(&[(name.to_owned(), into.to_owned())], split);
+        let part = "runtime.mallocgcTiny";
+        for (split, name, into) in [
+            (false, part, WHOLE),
+            (true, part, "runtime.mallocgcSmallNoscan"),
+            (true, WHOLE, "runtime.newobject"),
+            (true, "runtime.deductAssistCredit", WHOLE),
+        ] {
+            assert!(check(split, name, into).is_ok(), "{name} in {into}");
+        }
+        for (split, name, into) in [
+            (false, WHOLE, "runtime.newobject"),
+            (true, part, "runtime.newobject"),
+            (true, CACHE_SPAN, "runtime.(*mcache).refill"),
+            (true, ALLOC_LARGE, "runtime.mallocgcLarge"),
+            (false, ASSIST, WHOLE),
+        ] {
+            let error = check(split, name, into).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(into), "{error}");
         }
     }
 
