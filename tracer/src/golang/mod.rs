@@ -96,6 +96,15 @@ pub enum Unreadable {
         /// Where it is now: hostile text.
         into: String,
     },
+    /// Objects may go through a function of the runtime that is not known.
+    #[error(
+        "its allocations cannot be sampled: its runtime has a way to allocate that this tracer does not know \
+         ({function}); take a newer tracer, or --go-heap=enable, which writes to the process"
+    )]
+    Unknown {
+        /// The function: hostile text.
+        function: String,
+    },
     /// What was read makes no sense.
     #[error(
         "what is in memory is not what the Go runtime keeps there ({0}): has the program just begun, or overwritten its own memory?"

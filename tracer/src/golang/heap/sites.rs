@@ -10,8 +10,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Register};
 
 use crate::golang::{Runtime, Unreadable};
 
-/// What `mallocgc` is split into from Go 1.24 on; each may have a digit-ended twin for one size class (`SC3`, from 1.26 on),
-/// which is called in its place.
+/// What `mallocgc` is split into from Go 1.24 on; each may have twins for one size class (`SC3`) or size (`Size5`, both from
+/// 1.26 on), which are called in its place.
 const PARTS: [&str; 6] = [
     "runtime.mallocgcTiny",
     "runtime.mallocgcSmallNoscan",
@@ -20,7 +20,7 @@ const PARTS: [&str; 6] = [
     "runtime.mallocgcSmallScanHeader",
     "runtime.mallocgcLarge",
 ];
-/// All of it in one, before. Also how the slow paths of its parts begin.
+/// All of it in one, before. The names of all its parts begin so, and those of what the parts call.
 const WHOLE: &str = "runtime.mallocgc";
 /// What gives a span of small objects, and one for a large object.
 const CACHE_SPAN: &str = "runtime.(*mcentral).cacheSpan";
@@ -29,6 +29,11 @@ const ALLOC_LARGE: &str = "runtime.(*mcache).allocLarge";
 const ASSIST: &str = "runtime.gcAssistAlloc";
 /// What calls these, besides all whose names begin with [`WHOLE`].
 const CALLERS: [&str; 3] = ["runtime.(*mcache).refill", "runtime.(*mcache).nextFree", "runtime.deductAssistCredit"];
+
+/// How names of functions end that only the parts call.
+const INNER: [&str; 1] = ["SlowPath"];
+/// How those of twins go on, before a number.
+const TWINS: [&str; 2] = ["SC", "Size"];
 
 /// Where functions are that others may have inlined which matter here.
 const PACKAGES: [&str; 2] = ["runtime.", "internal/runtime/"];
@@ -78,6 +83,9 @@ pub fn probe_sites(runtime: &Runtime) -> Result<ProbeSites, Unreadable> {
     let mut entries = Vec::new();
     for (name, function, size) in runtime.executable.tables.functions() {
         if !is_part(&name) && name != WHOLE {
+            if !is_harmless(&name) {
+                return Err(Unreadable::Unknown { function: name.into_owned() });
+            }
             continue;
         }
         let entry = runtime.code(function, size, WINDOW).and_then(|(address, code)| {
@@ -179,8 +187,14 @@ fn is_part(name: &str) -> bool {
 
 /// Whether it is a part for one size class.
 fn is_twin(name: &str) -> bool {
-    let Some((part, class)) = name.rsplit_once("SC") else { return false };
-    PARTS.contains(&part) && !class.is_empty() && class.bytes().all(|digit| digit.is_ascii_digit())
+    let name = name.trim_end_matches(|last: char| last.is_ascii_digit());
+    TWINS.iter().filter_map(|twin| name.strip_suffix(twin)).any(|part| PARTS.contains(&part))
+}
+
+/// Whether objects that go through this function, none of those that are probed, go through one of them, too.
+fn is_harmless(name: &str) -> bool {
+    // Closures have a dot.
+    name.strip_prefix(WHOLE).is_none_or(|rest| rest.contains('.') || INNER.iter().any(|inner| rest.ends_with(inner)))
 }
 
 struct Site {
@@ -216,17 +230,23 @@ mod tests {
 
     #[test]
     fn functions_and_their_twins_are_parts() {
-        for part in
-            ["Tiny", "TinySC2", "SmallNoscan", "SmallNoScanSC7", "SmallScanNoHeaderSC1", "SmallScanHeader", "Large"]
-        {
+        let twins = ["TinySC2", "TinySize15", "SmallNoScanSC7", "SmallScanNoHeaderSC1"];
+        for part in ["Tiny", "SmallNoscan", "SmallScanHeader", "Large"].iter().chain(&twins) {
             assert!(is_part(&format!("runtime.mallocgc{part}")), "{part}");
-            assert_eq!(is_twin(&format!("runtime.mallocgc{part}")), part.contains("SC"), "{part}");
+            assert_eq!(is_twin(&format!("runtime.mallocgc{part}")), twins.contains(part), "{part}");
         }
-        for other in
-            ["runtime.mallocgc", "runtime.mallocgcTinySC", "runtime.mallocgcTinySC2x", "runtime.mallocgcLarge.func1"]
+        for other in ["", "TinySC2x", "TinySlowPath", "SmallNoscanReuse", "Large.func1"] {
+            let other = format!("runtime.mallocgc{other}");
+            assert!(!is_part(&other), "{other}");
+            assert!(!is_twin(&other), "{other}");
+        }
+        for harmless in
+            ["runtime.mallocgcTinySlowPath", "runtime.mallocgc.heapSetType.func1", "runtime.malloc", "main.f"]
         {
-            assert!(!is_part(other), "{other}");
-            assert!(!is_twin(other), "{other}");
+            assert!(is_harmless(harmless), "{harmless}");
+        }
+        for other in ["runtime.mallocgcSmallNoscanReuse", "runtime.mallocgcTinySC2x", "runtime.mallocgcHuge"] {
+            assert!(!is_harmless(other), "{other}");
         }
     }
 
