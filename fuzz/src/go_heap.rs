@@ -1,7 +1,7 @@
 //! The heap of a Go program in memory that is the input, over and over: its own profile, and what has become of sampled
 //! objects.
 
-use std::{cell::Cell, io, sync::LazyLock};
+use std::sync::LazyLock;
 
 use tracer::{
     golang::{
@@ -13,7 +13,7 @@ use tracer::{
 };
 use tracer_ebpf::golang::CLASS_SIZES;
 
-use crate::input::take;
+use crate::{input::take, memory::Memory};
 
 /// Go before and after objects with pointers had headers.
 static LAYOUTS: LazyLock<[Layout; 2]> =
@@ -24,44 +24,6 @@ const SAMPLE: usize = 16;
 const MOST_SAMPLES: u8 = 32;
 /// Most addresses of a stack.
 const MOST_FRAMES: usize = 1024;
-
-/// Memory that holds some bytes again and again, of which one changes at some time, and some addresses cannot be read.
-struct Memory<'a> {
-    bytes: &'a [u8],
-    /// The time, in parts that were read, and the place.
-    change: (usize, usize),
-    /// One of so many blocks of a kilobyte is not there; 0: all are.
-    holes: u64,
-    reads: Cell<usize>,
-}
-
-impl Memory<'_> {
-    fn read(&self, spans: &[Span], buffer: &mut [u8]) -> io::Result<Vec<bool>> {
-        let length = self.bytes.len() as u64;
-        let mut rest = buffer;
-        let mut readable = Vec::with_capacity(spans.len());
-        for span in spans {
-            let (mut into, behind) = rest.split_at_mut(span.len);
-            rest = behind;
-            let begin = (span.addr % length) as usize;
-            self.reads.set(self.reads.get() + 1);
-            let changed = self.reads.get() > self.change.0;
-            let mut at = begin;
-            while !into.is_empty() {
-                let part = into.len().min(self.bytes.len() - at);
-                let (now, later) = into.split_at_mut(part);
-                now.copy_from_slice(&self.bytes[at..at + part]);
-                if let Some(inside) = self.change.1.checked_sub(at).filter(|inside| changed && *inside < part) {
-                    now[inside] ^= 0xff;
-                }
-                (into, at) = (later, 0);
-            }
-            readable.push(self.holes == 0 || !(span.addr >> 10).is_multiple_of(self.holes));
-        }
-        assert!(rest.is_empty(), "a buffer of another length");
-        Ok(readable)
-    }
-}
 
 /// The input is the version, when and where memory changes, its holes, the mean of bytes between samples, where the
 /// variables are, the number of samples, these, and memory.
@@ -75,7 +37,7 @@ pub fn run(data: &[u8]) {
         return;
     }
     let change = (usize::from(when), usize::from(u16::from_le_bytes([low, high])));
-    let memory = Memory { bytes, change, holes: holes.into(), reads: Cell::new(0) };
+    let memory = Memory::new(bytes, change, holes);
     let read = |spans: &[Span], buffer: &mut [u8]| memory.read(spans, buffer);
     let (variable, mean) = (8 * u64::from(variable), u64::from(mean) << 4);
 
@@ -94,7 +56,7 @@ pub fn run(data: &[u8]) {
         assert!(objects.len() <= before && before <= taken);
         assert!(sampling.undecided <= objects.len() as u64);
         assert!(looked.is_err() || objects.is_undecided() == (sampling.undecided > 0));
-        assert!(memory.reads.get() <= look * (2 + 5 * taken), "more is read than is asked for");
+        assert!(memory.reads() <= look * (2 + 5 * taken), "more is read than is asked for");
         assert!(sampling.relative_error.is_finite());
         let usage = objects.usage(u64::MAX, (0, u64::MAX));
         assert_eq!(usage.iter().map(|usage| usage.samples).sum::<u64>(), objects.len() as u64);

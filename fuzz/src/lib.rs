@@ -20,7 +20,9 @@ pub mod events;
 
 pub mod go_heap;
 pub mod go_tables;
+pub mod goroutines;
 
 mod input;
+mod memory;
 #[cfg(test)]
 mod replay;

@@ -5,7 +5,7 @@ use std::{fs, panic, path::Path};
 type Target = (&'static str, fn(&[u8]));
 
 /// All targets, each by the name of its folder.
-const TARGETS: [Target; 11] = [
+const TARGETS: [Target; 12] = [
     ("frames", crate::frames::run),
     ("elf", crate::elf::run),
     ("symbols", crate::symbols::run),
@@ -17,6 +17,7 @@ const TARGETS: [Target; 11] = [
     ("events", crate::events::run),
     ("go_tables", crate::go_tables::run),
     ("go_heap", crate::go_heap::run),
+    ("goroutines", crate::goroutines::run),
 ];
 
 #[test]

@@ -1,6 +1,6 @@
 //! The executable of a Go program: version, tables and layout of its runtime, from the file alone.
 
-use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
 
 use super::{
     Unreadable,
@@ -109,6 +109,23 @@ impl Executable {
             layout_source,
             variables,
             mentions,
+        })
+    }
+
+    /// Of no file, for [`Runtime::made_up`](super::Runtime::made_up).
+    pub(super) fn made_up(layout: Layout, tables: Pclntab) -> io::Result<Self> {
+        Ok(Self {
+            file: File::open("/dev/null")?,
+            version: Version { text: "made up".to_owned(), minor: None },
+            build_id: None,
+            segments: Vec::new(),
+            entry: 0,
+            tables,
+            tables_at: 0,
+            layout,
+            layout_source: LayoutSource::Table,
+            variables: BTreeMap::new(),
+            mentions: Vec::new(),
         })
     }
 

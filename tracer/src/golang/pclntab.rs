@@ -35,9 +35,11 @@ const WRITES_SP: u8 = 2;
 
 /// Longest name that is taken, bytes.
 const MAX_NAME: usize = 1 << 16;
-/// Deepest inlining that is followed, and how many inlined functions one function may have.
+/// Deepest inlining that is followed.
 const MAX_INLINING: usize = 128;
-const MAX_INLINED: usize = 1 << 14;
+/// Most inlined calls of one function that are looked at together, and what each counts in steps.
+const MAX_INLINED: usize = 1 << 12;
+const INLINED_STEPS: u64 = 16;
 /// Steps through tables of all look-ups together: some seconds.
 const MAX_STEPS: u64 = 1 << 31;
 
@@ -201,9 +203,9 @@ impl Pclntab {
             last = last.max(value);
             true
         });
-        let nodes = usize::try_from(last + 1).unwrap_or(0).min(MAX_INLINED);
+        let nodes = usize::try_from(last.saturating_add(1)).unwrap_or(0).min(MAX_INLINED);
         let mut records = vec![0; nodes * call.size];
-        if read(tree, &mut records).is_none() {
+        if self.take_steps(INLINED_STEPS * nodes as u64).is_none() || read(tree, &mut records).is_none() {
             return Vec::new();
         }
         let name = |record| self.name_at(usize::try_from(call.decode(record)?.name).ok()?);
@@ -268,8 +270,7 @@ impl Pclntab {
     }
 
     fn varint(&self, at: &mut usize) -> Option<u32> {
-        // Two threads may use the same step: it is a bound, not a count.
-        self.steps.store(self.steps.load(Ordering::Relaxed).checked_sub(1)?, Ordering::Relaxed);
+        self.take_steps(1)?;
         let mut value = 0_u32;
         for shift in [0, 7, 14, 21, 28] {
             let byte = *self.bytes.get(*at)?;
@@ -280,6 +281,12 @@ impl Pclntab {
             }
         }
         None
+    }
+
+    fn take_steps(&self, number: u64) -> Option<()> {
+        // Two threads may use the same step: it is a bound, not a count.
+        self.steps.store(self.steps.load(Ordering::Relaxed).checked_sub(number)?, Ordering::Relaxed);
+        Some(())
     }
 
     /// Begin of the function with this index; of the one behind the last, the end of the text.

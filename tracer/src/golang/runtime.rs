@@ -1,13 +1,16 @@
 //! The Go runtime of one process: where its executable is mapped, and where its variables are.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use super::{
-    Executable, ReadMemory, Unreadable,
+    Executable, Layout, ReadMemory, Unreadable,
     bytes::u64_at,
     executable::VARIABLES,
     mentions::{self, MAX_CODE},
-    pclntab::Function,
+    pclntab::{Function, Pclntab},
 };
 use crate::process::memory::Span;
 
@@ -48,6 +51,15 @@ impl Runtime {
         }
         runtime.variables = variables.into_iter().map(|(name, address)| (name, address.wrapping_add(bias))).collect();
         Ok(runtime)
+    }
+
+    /// Of no process: with this layout, these tables, and its variables in consecutive words from the address `variables` on.
+    #[doc(hidden)]
+    pub fn made_up(layout: Layout, tables: Pclntab, variables: u64) -> io::Result<Self> {
+        let names = VARIABLES.into_iter().map(str::to_owned);
+        let variables = names.zip((0..).map(|index| variables.wrapping_add(8 * index))).collect();
+        let executable = Executable::made_up(layout, tables)?;
+        Ok(Self { executable, bias: 0, text: (0, u64::from(u32::MAX)), gofunc: 0, variables })
     }
 
     /// Where a variable of the runtime is, one of [`VARIABLES`](super::executable::VARIABLES).
