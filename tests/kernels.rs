@@ -7,7 +7,7 @@ use tracer::bpf::{Config, Programs};
 use crate::harness::require_root;
 
 /// Some of them, from each part of the BPF side.
-const SOME: [&str; 6] = ["enter_realloc", "leave", "copy_entry", "go_allocate", "go_new_span", "process_exec"];
+const SOME: [&str; 6] = ["enter", "leave", "copy_entry", "go_allocate", "go_new_span", "process_exec"];
 
 /// Tracing loads what it attaches; a program that this kernel's verifier refuses would be found by a user.
 #[test]

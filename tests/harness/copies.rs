@@ -54,7 +54,7 @@ impl Copies {
         let mut links = Links::default();
         let file = allocator.module.open_path().unwrap();
         let task = NonZeroU32::new(pid).unwrap();
-        links.attach(&mut programs, "copy_entry", &file, &offsets, task).unwrap();
+        links.attach(&mut programs, "copy_entry", &file, offsets, task).unwrap();
         Self { pid, programs, links: Some(links), copies, _events: events, _unwinder: unwinder }
     }
 

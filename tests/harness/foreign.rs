@@ -18,7 +18,7 @@ impl ForeignProbes {
         let mut programs = Programs::load(config).unwrap();
         let mut links = Links::default();
         let task = NonZeroU32::new(pid).unwrap();
-        links.attach(&mut programs, "empty_return", file, &offsets(file, functions), task).unwrap();
+        links.attach(&mut programs, "empty_return", file, offsets(file, functions), task).unwrap();
         Self { programs, links: Some(links) }
     }
 }

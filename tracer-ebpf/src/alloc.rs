@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::warn;
-use tracer_ebpf::{Header, kind};
+use tracer_ebpf::{Header, SIZE_OVERFLOW, kind, shape};
 
 use crate::{
     emit::{self, count_loss},
@@ -34,33 +34,52 @@ struct Entered<'a> {
     caller: u64,
 }
 
-/// Entry of a function that allocates `size` bytes.
+/// Entry of a function of this [`shape`], whose first arguments these are. realloc takes the old block out, until the outcome
+/// is known.
 #[inline(always)]
-pub(crate) fn enter(ctx: &ProbeContext, op: Op, size: u64, pointer: u64) {
-    if let Some(entered) = entered(ctx) {
-        begin(ctx, entered, op, size, pointer, 0);
-    }
-}
-
-/// Entry of operator new. It may throw, so the kernel's trampoline must not be in its return slot.
-#[inline(always)]
-pub(crate) fn enter_new(ctx: &ProbeContext, size: u64) {
-    if let Some(entered) = entered(ctx) {
-        begin(ctx, entered, Op::Returned, size, 0, CALL_PLAIN_RETURN);
-    }
-}
-
-/// Entry of realloc: takes the old block out, until the outcome is known.
-#[inline(always)]
-pub(crate) fn enter_realloc(ctx: &ProbeContext, old: u64, size: u64) {
+pub(crate) fn enter(ctx: &ProbeContext, shape: u64, arguments: [u64; 3]) {
     let Some(entered) = entered(ctx) else { return };
-    if old == 0 {
-        return begin(ctx, entered, Op::Returned, size, 0, 0);
+    let [first, second, third] = arguments;
+    let (count, size, pointer) = match shape {
+        shape::CALLOC => (first, second, 0),
+        shape::MEMALIGN => (1, second, 0),
+        shape::POSIX_MEMALIGN => (1, third, first),
+        shape::REALLOC => (1, second, first),
+        shape::REALLOCARRAY => (second, third, first),
+        _ => (1, first, 0),
+    };
+    let (mut op, mut flags) = (Op::Returned, 0);
+    if shape == shape::POSIX_MEMALIGN {
+        op = Op::Stored;
+    } else if pointer != 0 {
+        op = Op::Realloc;
+        let target = &entered.thread.target;
+        let header = Header::new(kind::REALLOC_TAKE, target.generation, entered.slot, entered.pid_tgid);
+        if !emit::end_of_block(header, target, pointer) {
+            flags = CALL_TAKE_LOST;
+        }
     }
-    let target = &entered.thread.target;
-    let header = Header::new(kind::REALLOC_TAKE, target.generation, entered.slot, entered.pid_tgid);
-    let sent = emit::end_of_block(header, target, old);
-    begin(ctx, entered, Op::Realloc, size, old, if sent { 0 } else { CALL_TAKE_LOST });
+    if shape == shape::NEW {
+        flags = CALL_PLAIN_RETURN;
+    }
+    begin(ctx, entered, op, product(count, size), pointer, flags);
+}
+
+/// `count * size`, or [`SIZE_OVERFLOW`]. By halves: BPF has no 128-bit product, which a plain check compiles to.
+#[inline(always)]
+fn product(count: u64, size: u64) -> u64 {
+    let (count_high, count_low) = (count >> 32, count & 0xffff_ffff);
+    let (size_high, size_low) = (size >> 32, size & 0xffff_ffff);
+    if count_high != 0 && size_high != 0 {
+        return SIZE_OVERFLOW;
+    }
+    let cross = count_high * size_low + count_low * size_high;
+    if cross >> 32 != 0 {
+        return SIZE_OVERFLOW;
+    }
+    let low = count_low * size_low;
+    let sum = low.wrapping_add(cross << 32);
+    if sum < low { SIZE_OVERFLOW } else { sum }
 }
 
 /// Entry of free.

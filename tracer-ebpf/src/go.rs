@@ -137,6 +137,10 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
     if caller >= runtime.whole && caller < runtime.whole_end {
         return;
     }
+    // Before anything that the rest depends on: the verifier would go through all of it once for each outcome.
+    let stack = stack::capture(ctx, thread, pid_tgid, caller);
+    // SAFETY: no arguments.
+    let time = unsafe { bpf_ktime_get_ns() };
     let pointers = registers.second != 0 && word(registers.second + 8) != 0;
     let class = small_class(runtime, size, pointers);
     let assists = runtime.assist != 0 && !runtime.assisted.contains(&registers.pc);
@@ -146,9 +150,6 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
         count_loss!(unresolved, 1);
         return;
     }
-    let stack = stack::capture(ctx, thread, pid_tgid, caller);
-    // SAFETY: no arguments.
-    let time = unsafe { bpf_ktime_get_ns() };
     let pending = Pending { size, charge, stack, time, class, until: ASSISTED };
     if must_assist && class >> 1 != 0 {
         wait(pid_tgid, registers.g, &pending);

@@ -21,6 +21,25 @@ pub const SIZE_OVERFLOW: u64 = u64::MAX;
 /// counts, so that all programs see the end at the same instant. It is also what a new thread has: nothing is known.
 pub const TARGETS_CHANGE: u64 = 0;
 
+/// How a function that allocates takes its arguments and gives its result: the cookie of the program `enter` where it is
+/// attached to one.
+pub mod shape {
+    /// `f(size) -> block`.
+    pub const MALLOC: u64 = 0;
+    /// The same, but it may throw instead of returning: the kernel's trampoline must not be in its return slot.
+    pub const NEW: u64 = 1;
+    /// `f(count, size) -> block`.
+    pub const CALLOC: u64 = 2;
+    /// `f(alignment, size) -> block`.
+    pub const MEMALIGN: u64 = 3;
+    /// `f(&block, alignment, size) -> 0 on success`.
+    pub const POSIX_MEMALIGN: u64 = 4;
+    /// `f(block, size) -> block`.
+    pub const REALLOC: u64 = 5;
+    /// `f(block, count, size) -> block`.
+    pub const REALLOCARRAY: u64 = 6;
+}
+
 /// What a record says. The numbers are part of the ABI.
 pub mod kind {
     /// [`Block`](super::Block): a call returned a new block.

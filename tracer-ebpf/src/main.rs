@@ -20,81 +20,25 @@ mod thread;
 mod walk;
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::BPF_F_USER_STACK,
+    helpers::generated::bpf_get_attach_cookie,
     macros::{map, raw_tracepoint, uprobe, uretprobe},
     maps::StackTrace,
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, tracing::StackIdContext as _},
 };
-use tracer_ebpf::SIZE_OVERFLOW;
-
-use crate::thread::Op;
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
 }
 
-/// `count * size`, or [`SIZE_OVERFLOW`]. By halves: BPF has no 128-bit product, which a plain check compiles to.
-fn product(count: u64, size: u64) -> u64 {
-    let (count_high, count_low) = (count >> 32, count & 0xffff_ffff);
-    let (size_high, size_low) = (size >> 32, size & 0xffff_ffff);
-    if count_high != 0 && size_high != 0 {
-        return SIZE_OVERFLOW;
-    }
-    let cross = count_high * size_low + count_low * size_high;
-    if cross >> 32 != 0 {
-        return SIZE_OVERFLOW;
-    }
-    let low = count_low * size_low;
-    let sum = low.wrapping_add(cross << 32);
-    if sum < low { SIZE_OVERFLOW } else { sum }
-}
-
-/// malloc(size), valloc, pvalloc, mallocx, operator new that does not throw.
+/// A function that allocates, of the [`shape`](tracer_ebpf::shape) that the cookie tells. One program for all: each has the
+/// unwinder in it, which the kernel takes a third of a second to verify.
 #[uprobe]
-pub fn enter_malloc(ctx: ProbeContext) -> u32 {
-    alloc::enter(&ctx, Op::Returned, arg(&ctx, 0), 0);
-    0
-}
-
-/// operator new(size), which may throw.
-#[uprobe]
-pub fn enter_new(ctx: ProbeContext) -> u32 {
-    alloc::enter_new(&ctx, arg(&ctx, 0));
-    0
-}
-
-/// calloc(count, size).
-#[uprobe]
-pub fn enter_calloc(ctx: ProbeContext) -> u32 {
-    alloc::enter(&ctx, Op::Returned, product(arg(&ctx, 0), arg(&ctx, 1)), 0);
-    0
-}
-
-/// memalign(alignment, size), aligned_alloc.
-#[uprobe]
-pub fn enter_memalign(ctx: ProbeContext) -> u32 {
-    alloc::enter(&ctx, Op::Returned, arg(&ctx, 1), 0);
-    0
-}
-
-/// posix_memalign(memptr, alignment, size).
-#[uprobe]
-pub fn enter_posix_memalign(ctx: ProbeContext) -> u32 {
-    alloc::enter(&ctx, Op::Stored, arg(&ctx, 2), arg(&ctx, 0));
-    0
-}
-
-/// realloc(old, size), rallocx.
-#[uprobe]
-pub fn enter_realloc(ctx: ProbeContext) -> u32 {
-    alloc::enter_realloc(&ctx, arg(&ctx, 0), arg(&ctx, 1));
-    0
-}
-
-/// reallocarray(old, count, size).
-#[uprobe]
-pub fn enter_reallocarray(ctx: ProbeContext) -> u32 {
-    alloc::enter_realloc(&ctx, arg(&ctx, 0), product(arg(&ctx, 1), arg(&ctx, 2)));
+pub fn enter(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context is that of a uprobe.
+    let shape = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
+    alloc::enter(&ctx, shape, [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)]);
     0
 }
 

@@ -103,9 +103,9 @@ fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
     let task = pid.try_into()?;
     for function in functions.iter().filter(|function| ["malloc", "free"].contains(&function.name)) {
         if function.shape.exit() == Exit::Trampoline {
-            links.attach(&mut programs, "empty_return", libc, &[function.file_offset], task)?;
+            links.attach(&mut programs, "empty_return", libc, [function.file_offset], task)?;
         }
-        links.attach(&mut programs, "empty_entry", libc, &[function.file_offset], task)?;
+        links.attach(&mut programs, "empty_entry", libc, [function.file_offset], task)?;
     }
     Ok((programs, links))
 }

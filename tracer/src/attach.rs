@@ -8,9 +8,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use tracer_ebpf::shape;
 
 use crate::{
-    bpf::{Links, Programs},
+    bpf::{Links, Programs, Site},
     event::Pid,
     probe::{
         allocators::{Exit, Shape},
@@ -299,8 +300,8 @@ fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Li
     let task = NonZeroU32::new(task).context("process id 0")?;
     let mut links = Links::default();
     // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
-    for (program, offsets) in sites(&allocator.functions) {
-        if let Err(error) = links.attach(programs, program, &file, &offsets, task) {
+    for (program, sites) in sites(&allocator.functions) {
+        if let Err(error) = links.attach(programs, program, &file, sites, task) {
             links.detach(programs);
             return Err(error).with_context(|| format!("cannot probe {}", visible(allocator.module.path())));
         }
@@ -310,39 +311,41 @@ fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Li
     Ok(links)
 }
 
-/// Offsets in the file by the program that goes there, those at returns first.
-fn sites(functions: &[Function]) -> Vec<(&'static str, Vec<u64>)> {
+/// Places in the file by the program that goes there, those at returns first.
+fn sites(functions: &[Function]) -> Vec<(&'static str, Vec<Site>)> {
     let exit = |exit| functions.iter().filter(move |function| function.shape.exit() == exit);
-    let mut sites: Vec<(&'static str, Vec<u64>)> = vec![
-        ("leave", exit(Exit::Trampoline).map(|function| function.file_offset).collect()),
-        ("leave_at_return", exit(Exit::Instructions).flat_map(|function| function.returns.iter().copied()).collect()),
+    let entry = |allocates| functions.iter().filter(move |function| cookie(function.shape).is_some() == allocates);
+    let site =
+        |function: &Function| Site { offset: function.file_offset, cookie: cookie(function.shape).unwrap_or_default() };
+    let mut sites: Vec<(&'static str, Vec<Site>)> = vec![
+        ("leave", exit(Exit::Trampoline).map(|function| function.file_offset.into()).collect()),
+        (
+            "leave_at_return",
+            exit(Exit::Instructions).flat_map(|function| &function.returns).map(|offset| (*offset).into()).collect(),
+        ),
+        ("enter", entry(true).map(site).collect()),
+        ("enter_free", entry(false).map(site).collect()),
     ];
-    for function in functions {
-        let program = entry_program(function.shape);
-        match sites.iter_mut().find(|(known, _)| *known == program) {
-            Some((_, offsets)) => offsets.push(function.file_offset),
-            None => sites.push((program, vec![function.file_offset])),
-        }
-    }
-    for (_, offsets) in &mut sites {
+    for (_, sites) in &mut sites {
         // Functions that end in the same code share its returns.
-        offsets.sort_unstable();
-        offsets.dedup();
+        sites.sort_unstable();
+        sites.dedup();
     }
-    sites.retain(|(_, offsets)| !offsets.is_empty());
+    sites.retain(|(_, sites)| !sites.is_empty());
     sites
 }
 
-fn entry_program(shape: Shape) -> &'static str {
+/// What the program at the entry of a function that allocates is told; `None` for one that frees.
+fn cookie(shape: Shape) -> Option<u64> {
     match shape {
-        Shape::Malloc => "enter_malloc",
-        Shape::New => "enter_new",
-        Shape::Calloc => "enter_calloc",
-        Shape::Memalign => "enter_memalign",
-        Shape::PosixMemalign => "enter_posix_memalign",
-        Shape::Realloc => "enter_realloc",
-        Shape::Reallocarray => "enter_reallocarray",
-        Shape::Free => "enter_free",
+        Shape::Malloc => Some(shape::MALLOC),
+        Shape::New => Some(shape::NEW),
+        Shape::Calloc => Some(shape::CALLOC),
+        Shape::Memalign => Some(shape::MEMALIGN),
+        Shape::PosixMemalign => Some(shape::POSIX_MEMALIGN),
+        Shape::Realloc => Some(shape::REALLOC),
+        Shape::Reallocarray => Some(shape::REALLOCARRAY),
+        Shape::Free => None,
     }
 }
 

@@ -317,7 +317,9 @@ fn probe(programs: &mut Programs, maps: &mut GoMaps, runtime: &Runtime, pid: Pid
         if offsets.is_empty() {
             continue;
         }
-        links.attach(programs, program, &file, offsets, task).context("cannot probe its allocations")?;
+        links
+            .attach(programs, program, &file, offsets.iter().copied(), task)
+            .context("cannot probe its allocations")?;
     }
     tracing::debug!(?sites, "probes on the Go runtime attached");
     Ok(())

@@ -4,10 +4,26 @@ use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
 
 use aya::programs::{
     Program, ProgramError, RawTracePoint, UProbe,
-    uprobe::{UProbeAttachLocation, UProbeLinkId, UProbeScope},
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
 };
 
 use super::{LoadError, Programs};
+
+/// Where a program goes to, and what it is told there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Site {
+    /// Of the instruction in the file, bytes.
+    pub offset: u64,
+    /// What the program gets from `bpf_get_attach_cookie`.
+    pub cookie: u64,
+}
+
+/// For programs that ask for no cookie.
+impl From<u64> for Site {
+    fn from(offset: u64) -> Self {
+        Self { offset, cookie: 0 }
+    }
+}
 
 /// The probes of one allocator in one process. Dropping it leaves those of perf events attached: detaching takes time, so
 /// it is done by [`Links::detach`], or by the kernel when the tracer exits.
@@ -20,7 +36,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// Attaches the program `name` at `offsets` bytes into `file`, for the process `pid` only.
+    /// Attaches the program `name` at `sites` in `file`, for the process `pid` only.
     ///
     /// # Errors
     /// [`LoadError::Program`] when the kernel refuses: no permission, no such process, no instruction there.
@@ -29,20 +45,22 @@ impl Links {
         programs: &mut Programs,
         name: &'static str,
         file: &Path,
-        offsets: &[u64],
+        sites: impl IntoIterator<Item = impl Into<Site>>,
         pid: NonZeroU32,
     ) -> Result<(), LoadError> {
+        let sites: Vec<Site> = sites.into_iter().map(Into::into).collect();
         if let Some(multi) = &mut programs.multi {
-            self.multi.push(multi.attach(name, file, offsets, pid.get())?);
+            self.multi.push(multi.attach(name, file, &sites, pid.get())?);
         } else {
             let program = uprobe(programs, name)?;
-            for offset in offsets {
+            for Site { offset, cookie } in &sites {
                 let location = UProbeAttachLocation::AbsoluteOffset(*offset);
-                let link = program.attach(location, file, UProbeScope::OneProcess(pid));
+                let point = UProbeAttachPoint { location, cookie: Some(*cookie) };
+                let link = program.attach(point, file, UProbeScope::OneProcess(pid));
                 self.perf_events.push((name, link.map_err(|error| LoadError::refused(name, &error))?));
             }
         }
-        self.instructions += offsets.len();
+        self.instructions += sites.len();
         Ok(())
     }
 

@@ -14,7 +14,7 @@ mod sys;
 mod tables;
 
 pub use self::{
-    attach::{Links, attach_lifecycle},
+    attach::{Links, Site, attach_lifecycle},
     copies::StackCopies,
     events::Events,
     golang::GoMaps,

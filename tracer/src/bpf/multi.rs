@@ -16,7 +16,7 @@ use aya::{Ebpf, maps::Map};
 use aya_obj::{Object, ProgramSection};
 use hashbrown::{HashMap, hash_map::Entry};
 
-use super::{LoadError, sys};
+use super::{LoadError, Site, sys};
 
 /// First kernel whose uprobe-multi links know processes by all their threads. (Those of 6.6 to 6.12 compare address spaces
 /// or single threads, and fall silent when the first thread has ended.)
@@ -88,11 +88,11 @@ impl Multi {
         }
     }
 
-    /// Attaches the program `name` at `offsets` into `file`, for the process `pid` only.
-    pub(super) fn attach(&mut self, name: &str, file: &Path, offsets: &[u64], pid: u32) -> Result<OwnedFd, LoadError> {
+    /// Attaches the program `name` at `sites` in `file`, for the process `pid` only.
+    pub(super) fn attach(&mut self, name: &str, file: &Path, sites: &[Site], pid: u32) -> Result<OwnedFd, LoadError> {
         let program = self.program(name)?;
         let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);
-        path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, offsets, pid, program.at_return))
+        path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, sites, pid, program.at_return))
             .map_err(|error| LoadError::Program(name.to_owned(), error.to_string()))
     }
 }

@@ -8,6 +8,8 @@ use std::{
 
 use tracer_ebpf::LostFree;
 
+use super::Site;
+
 /// Of the kernel's `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
@@ -223,21 +225,23 @@ pub(super) fn load_multi(
 pub(super) fn link_multi(
     program: BorrowedFd<'_>,
     path: &CStr,
-    offsets: &[u64],
+    sites: &[Site],
     pid: u32,
     at_return: bool,
 ) -> io::Result<OwnedFd> {
+    let (offsets, cookies): (Vec<u64>, Vec<u64>) = sites.iter().map(|site| (site.offset, site.cookie)).unzip();
     let mut attr = LinkAttr {
         program: program.as_raw_fd() as u32,
         attach_type: TRACE_UPROBE_MULTI,
         path: path.as_ptr() as u64,
         offsets: offsets.as_ptr() as u64,
-        count: offsets.len() as u32,
+        cookies: cookies.as_ptr() as u64,
+        count: sites.len() as u32,
         multi_flags: u32::from(at_return),
         pid,
         ..LinkAttr::default()
     };
-    // SAFETY: the attribute has the kernel's layout; `path` ends with a zero, and there are `count` offsets.
+    // SAFETY: the attribute has the kernel's layout; `path` ends with a zero, and there are `count` offsets and cookies.
     let result = unsafe { libc::syscall(libc::SYS_bpf, LINK_CREATE, &raw mut attr, size_of::<LinkAttr>()) };
     descriptor(result)
 }
