@@ -3,26 +3,32 @@
 //! `allocations`, `begin`) only those.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/median.rs"]
+mod median;
 #[path = "support/rounds.rs"]
 mod rounds;
+#[path = "support/tracing.rs"]
+mod tracing;
 
 use std::{
     fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, Read as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use rounds::{Rounds, median};
+use anyhow::{Result, ensure};
+use median::median;
+use rounds::Rounds;
 use tracer::{
     bpf::{Config, Links, Programs},
     go_heap::GoProcess,
     go_process,
     golang::heap::{Buckets, Objects, Sample, probe_sites},
 };
+use tracing::Tracing;
 
 /// Times that every variant is measured.
 const TURNS: usize = 5;
@@ -80,9 +86,9 @@ fn allocations(program: &Path) -> Result<()> {
         let (mut programs, links) = empty_at_sites(program, pid)?;
         floor.push(target.measure(MEASURE)?);
         links.detach(&mut programs);
-        let mut tracing = tracer(pid, "sample")?.0;
+        let (tracing, _) = Tracing::start(pid, ["--go-heap", "sample"])?;
         let measured = target.measure(MEASURE);
-        stop(&mut tracing)?;
+        tracing.stop()?;
         sampled.push(measured?);
     }
     let [bare, floor, sampled] = [bare, floor, sampled].map(median);
@@ -162,9 +168,9 @@ fn begin(_: &Path) -> Result<()> {
             let process = GoProcess::open(pid)?;
             opens.push(begin.elapsed().as_secs_f64());
             ensure!(process.is_some(), "it is no Go program");
-            let (mut tracing, taken) = tracer(pid, "sample")?;
+            let (tracing, taken) = Tracing::start(pid, ["--go-heap", "sample"])?;
             starts.push(taken.as_secs_f64());
-            stop(&mut tracing)?;
+            tracing.stop()?;
         }
         let [open, start] = [opens, starts].map(|times| median(times) * 1e3);
         println!(
@@ -203,27 +209,4 @@ fn large_program(flags: &[&str]) -> Result<PathBuf> {
 
 fn folder() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
-}
-
-/// The tracer, and how long it took until it traced.
-fn tracer(pid: u32, way: &str) -> Result<(Child, Duration)> {
-    let begin = Instant::now();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tracer"))
-        .args(["--go-heap", way, "--pid", &pid.to_string()])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut lines = BufReader::new(child.stderr.take().context("no output")?).lines();
-    let traces = lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("tracing"));
-    let taken = begin.elapsed();
-    std::thread::spawn(move || lines.for_each(drop));
-    ensure!(traces, "tracer did not attach");
-    Ok((child, taken))
-}
-
-fn stop(tracing: &mut Child) -> Result<()> {
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tracing.id() as i32), nix::sys::signal::Signal::SIGINT)?;
-    let status = tracing.wait()?;
-    ensure!(status.success(), "tracing failed: {status}");
-    Ok(())
 }

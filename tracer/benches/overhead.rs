@@ -3,8 +3,12 @@
 //! people use for the job. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/median.rs"]
+mod median;
 #[path = "support/rounds.rs"]
 mod rounds;
+#[path = "support/tracing.rs"]
+mod tracing;
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -13,8 +17,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
-use rounds::{Rounds, median};
+use anyhow::{Context as _, Result, ensure};
+use median::median;
+use rounds::Rounds;
 use tracer::{
     bpf::{Config, Links, Programs},
     probe::{
@@ -22,6 +27,7 @@ use tracer::{
         resolve::{self, Binding},
     },
 };
+use tracing::Tracing;
 
 /// Times that every variant is measured.
 const TURNS: usize = 3;
@@ -46,7 +52,9 @@ fn pairs() -> Result<()> {
         let (mut programs, links) = at_sites(&libc, program.pid())?;
         floor.push(program.measure(MEASURE)?);
         links.detach(&mut programs);
-        traced.push(with(tracer(program.pid())?, &mut program)?);
+        let (tracing, _) = Tracing::start(program.pid(), ["--strict"])?;
+        traced.push(program.measure(MEASURE)?);
+        tracing.stop()?;
         if let Some(script_run) = bpftrace(&libc, program.pid())? {
             script.push(with(script_run, &mut program)?);
         }
@@ -110,16 +118,6 @@ fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
     Ok((programs, links))
 }
 
-fn tracer(pid: u32) -> Result<Child> {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_tracer"))
-        .args(["--strict", "--pid", &pid.to_string()])
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    wait_for(&mut child, "tracing")?;
-    Ok(child)
-}
-
 /// What people type: sizes by thread, blocks by address, bytes by stack.
 fn bpftrace(libc: &Path, pid: u32) -> Result<Option<Child>> {
     let libc = libc.display();
@@ -143,11 +141,4 @@ fn bpftrace(libc: &Path, pid: u32) -> Result<Option<Child>> {
     std::thread::spawn(move || lines.for_each(drop));
     std::thread::sleep(Duration::from_secs(1));
     Ok(Some(child))
-}
-
-fn wait_for(child: &mut Child, start: &str) -> Result<()> {
-    let mut lines = BufReader::new(child.stderr.take().context("no output")?).lines();
-    let found = lines.by_ref().map_while(Result::ok).any(|line| line.starts_with(start));
-    std::thread::spawn(move || lines.for_each(drop));
-    if found { Ok(()) } else { bail!("tracer did not attach") }
 }

@@ -4,8 +4,11 @@
 //! speed drifts.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/tracing.rs"]
+mod tracing;
+
 use std::{
-    io::{BufRead as _, BufReader},
+    ffi::OsStr,
     net::{Ipv4Addr, TcpListener},
     path::Path,
     process::{Child, Command, Stdio},
@@ -20,6 +23,7 @@ use tracer::{
     bpf::{Config, Links, Programs, Runs, Statistics},
     probe::allocators::Shape,
 };
+use tracing::Tracing;
 
 /// Times that every variant is measured; the median counts.
 const TURNS: usize = 3;
@@ -128,23 +132,11 @@ fn at_entries(pid: u32, name: &'static str) -> Result<f64> {
 fn traced(pid: u32, turn: &mut Turn) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let report = folder.path().join("report.json");
-    let mut tracer = Command::new(env!("CARGO_BIN_EXE_tracer"))
-        .args(["--pid", &pid.to_string(), "--output"])
-        .arg(&report)
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    let mut lines = BufReader::new(tracer.stderr.take().context("no output")?).lines();
-    let attached = lines.by_ref().map_while(Result::ok).any(|line| line.starts_with("tracing"));
-    thread::spawn(move || lines.for_each(drop));
-    ensure!(attached, "tracer did not attach");
+    let (tracing, _) = Tracing::start(pid, [OsStr::new("--output"), report.as_os_str()])?;
     let statistics = Statistics::start()?;
-    let enters = |program: &str| program.starts_with("enter_") && program != "enter_free";
-    turn.entry = per_run(&statistics, tracer.id(), enters)?;
-    turn.exit = per_run(&statistics, tracer.id(), |program| program.starts_with("leave"))?;
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(tracer.id() as i32), nix::sys::signal::Signal::SIGINT)?;
-    let status = tracer.wait()?;
-    ensure!(status.success(), "tracing failed: {status}");
+    turn.entry = per_run(&statistics, tracing.child.id(), |program| program == "enter")?;
+    turn.exit = per_run(&statistics, tracing.child.id(), |program| program.starts_with("leave"))?;
+    tracing.stop()?;
     turn.frames = mean_frames(&serde_json::from_slice(&std::fs::read(report)?)?).context("nothing was allocated")?;
     Ok(())
 }

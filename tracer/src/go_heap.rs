@@ -327,7 +327,7 @@ fn probe(programs: &mut Programs, maps: &mut GoMaps, runtime: &Runtime, pid: Pid
 
 /// What is followed.
 enum Followed {
-    Objects(Objects),
+    Objects(Box<Objects>),
     Buckets { buckets: Buckets, rate: u64 },
 }
 
@@ -343,7 +343,7 @@ struct Follower {
 impl Follower {
     fn new(runtime: Arc<Runtime>, pid: Pid, way: Way, mean: u64) -> Self {
         let followed = match way {
-            Way::Sampled => Followed::Objects(Objects::new(mean)),
+            Way::Sampled => Followed::Objects(Box::new(Objects::new(mean))),
             Way::Buckets(rate) => Followed::Buckets { buckets: Buckets::default(), rate },
         };
         let mut follower = Self { runtime, pid, followed, growth: Growth::new(monotonic()), problem: None };

@@ -42,7 +42,7 @@ impl Rounds {
             }
         }
         ensure!(!rounds.is_empty(), "no round came to its end");
-        Ok(median(rounds))
+        Ok(crate::median::median(rounds))
     }
 }
 
@@ -51,10 +51,4 @@ impl Drop for Rounds {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// The value in the middle.
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }

@@ -3,7 +3,7 @@
 //! Whether an object is alive is read from the runtime's own bits: after each cycle of the garbage collector a span says
 //! by a bit of each object whether the sweep left it (mheap.go, mgcsweep.go and mbitmap.go in the runtime). A span that
 //! has not been swept yet says nothing, and is asked again. A cycle that nobody looked at may hide the end of an object
-//! whose place was given to another one: such cycles are counted.
+//! whose place was given to another one before the next: such cycles, in which something was sampled, are counted.
 //!
 //! Of what has been allocated since the last cycle nobody knows what is garbage already. It counts by the share of its stack's
 //! earlier objects that survived their first cycle: all of what leaks, next to nothing of what churns.
@@ -32,6 +32,8 @@ const ARENA_BASE: u64 = 0x8000_0000_0000;
 const PAGES_PER_ARENA: u64 = 1 << (ARENA_SHIFT - PAGE_SHIFT);
 /// Arenas that there can be.
 const MAX_ARENAS: u64 = 1 << (48 - ARENA_SHIFT);
+/// States of the garbage collector that nobody looked at which are remembered.
+const MAX_UNSEEN: usize = 1 << 10;
 /// `mSpanInUse`.
 const IN_USE: u8 = 1;
 
@@ -78,7 +80,7 @@ pub struct Sampling {
     pub relative_error: f64,
     /// Cycles of the garbage collector since the first look.
     pub cycles: u64,
-    /// Cycles of the garbage collector in which not all objects were looked at.
+    /// Cycles of the garbage collector after which something was sampled before all objects had been looked at.
     pub missed_cycles: u64,
     /// Objects of which the last look could not say whether they are alive.
     pub undecided: u64,
@@ -137,6 +139,10 @@ pub struct Objects {
     late: Vec<u64>,
     /// `mheap_.sweepgen` at the last look; `None` before the first.
     sweepgen: Option<u32>,
+    /// States of the garbage collector in which something was sampled, from that of the last look on.
+    sampled: HashSet<u32>,
+    /// Those that were over before all was looked at, and in which nothing is known to have been sampled.
+    unseen: HashSet<u32>,
     /// Arenas that are known, by index.
     arenas: HashMap<u64, u64>,
     cycles: u64,
@@ -154,6 +160,8 @@ impl Objects {
             undecided: Vec::new(),
             late: Vec::new(),
             sweepgen: None,
+            sampled: HashSet::new(),
+            unseen: HashSet::new(),
             arenas: HashMap::new(),
             cycles: 0,
             missed_cycles: 0,
@@ -181,6 +189,8 @@ impl Objects {
         if index >= self.allocated.len() {
             self.allocated.resize(index + 1, Allocated::default());
         }
+        self.sampled.insert(sample.sweepgen);
+        self.missed_cycles += u64::from(self.unseen.remove(&sample.sweepgen));
         let weight = self.weight(&sample);
         self.allocated[index].bytes += weight * sample.size as f64;
         self.allocated[index].blocks += weight;
@@ -225,9 +235,9 @@ impl Objects {
         let anew = self.sweepgen != Some(sweepgen);
         if anew {
             self.cycles += cycles;
-            // What was undecided has been through another cycle without an answer.
-            self.missed_cycles += cycles.saturating_sub(u64::from(self.undecided.is_empty()));
-            self.sweepgen = Some(sweepgen);
+            if let Some(before) = self.sweepgen.replace(sweepgen) {
+                self.miss(before, sweepgen);
+            }
         }
         let asked: Vec<Sample> = if anew {
             self.alive.values().map(|tracked| tracked.sample).collect()
@@ -257,6 +267,24 @@ impl Objects {
             }
         }
         Ok(true)
+    }
+
+    /// Notes the states of the garbage collector that are over without all having been looked at: those between the two, and
+    /// the one before if it has left something undecided.
+    fn miss(&mut self, before: u32, now: u32) {
+        let first = u32::from(self.undecided.is_empty());
+        let over = (first..now.wrapping_sub(before) / 2).rev().take(MAX_UNSEEN);
+        for state in over.map(|nth| before.wrapping_add(2 * nth)) {
+            if self.sampled.contains(&state) {
+                self.missed_cycles += 1;
+            } else {
+                self.unseen.insert(state);
+            }
+        }
+        self.sampled.retain(|state| is_since(*state, now));
+        if self.unseen.len() > MAX_UNSEEN {
+            self.unseen.retain(|state| now.wrapping_sub(*state) / 2 <= MAX_UNSEEN as u32);
+        }
     }
 
     /// An object has been through a cycle of the garbage collector.

@@ -264,28 +264,40 @@ fn cycles_without_a_look_are_counted() {
     let span = objects(48);
     let mut objects = Objects::new(512);
     let missed = |objects: &Objects| objects.sampling(u64::MAX, (0, u64::MAX)).missed_cycles;
-    for (sweepgen, swept, expected) in [
+    let sample = |sweepgen| Sample { sweepgen, ..span.sample(1) };
+    for (sweepgen, swept, sampled, expected) in [
         // The first look misses nothing; each cycle after it should have one.
-        (NOW, true, 0),
-        (NOW, true, 0),
-        (NOW + 2, true, 0),
-        (NOW + 6, true, 1),
-        (NOW + 8, true, 1),
+        (NOW, true, NOW, 0),
+        (NOW, true, NOW, 0),
+        (NOW + 2, true, NOW, 0),
+        (NOW + 6, true, NOW + 4, 1),
+        // Nothing was sampled in the two that were over at once.
+        (NOW + 12, true, NOW + 6, 1),
+        // A sample of the first of these comes late.
+        (NOW + 14, true, NOW + 8, 2),
         // A look that could not tell is none if the next cycle comes first.
-        (NOW + 10, false, 1),
-        (NOW + 10, true, 1),
-        (NOW + 12, false, 1),
-        (NOW + 14, true, 2),
-        (NOW + 16, false, 2),
-        (NOW + 22, true, 5),
+        (NOW + 16, false, NOW + 16, 2),
+        (NOW + 16, true, NOW + 16, 2),
+        (NOW + 18, false, NOW + 18, 2),
+        (NOW + 20, true, NOW + 18, 3),
+        (NOW + 22, false, NOW + 18, 3),
+        (NOW + 24, true, NOW + 24, 3),
     ] {
         let fake = heap();
         put(&fake, &Objs { sweepgen: if swept { sweepgen } else { sweepgen - 2 }, ..span.clone() });
         set_sweepgen(&fake, sweepgen);
-        objects.add(span.sample(1));
+        objects.add(sample(sampled));
         look(&mut objects, &fake);
         assert_eq!(objects.is_undecided(), !swept, "{sweepgen}");
         assert_eq!(missed(&objects), expected, "{sweepgen}");
+    }
+    // As many as there can be take no time and no memory.
+    let mut objects = Objects::new(512);
+    for sweepgen in [NOW, NOW.wrapping_add(u32::MAX - 1), NOW.wrapping_add(u32::MAX - 5)] {
+        let fake = heap();
+        set_sweepgen(&fake, sweepgen);
+        look(&mut objects, &fake);
+        assert!(objects.unseen.len() <= 2 * MAX_UNSEEN);
     }
     // Round the end of the numbers: one cycle.
     let mut objects = Objects::new(512);
