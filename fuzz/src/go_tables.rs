@@ -48,8 +48,8 @@ fn ask(tables: &Pclntab, tree: &[u8], offset: u64) {
         buffer.copy_from_slice(tree.get(at as usize..)?.get(..buffer.len())?);
         Some(())
     };
-    let inlined = tables.inlined(function, &LAYOUT.inlined_call, read);
-    assert!(inlined.len() * LAYOUT.inlined_call.size <= tree.len());
+    let inlined = tables.inlined(function, &LAYOUT.inlined_call, read, |name| name.len() > 1);
+    assert!(inlined.is_none_or(|inlined| inlined.len() * LAYOUT.inlined_call.size <= tree.len()));
     let frames = tables.frames(function, offset, &LAYOUT.inlined_call, read);
     assert!((1..=MOST_FRAMES).contains(&frames.len()));
     let (last, inlined) = frames.split_last().expect("one at least");

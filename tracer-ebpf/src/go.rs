@@ -60,6 +60,12 @@ struct Pending {
     class: u32,
     /// What it waits for.
     until: u32,
+    /// Bytes of the goroutine's stack that are in use, the thread, what is left of its distance, and the target's generation:
+    /// what must not have changed if this is what has been waited for.
+    depth: u64,
+    thread: u32,
+    generation: u32,
+    left: u64,
 }
 
 /// What a [`Pending`] waits for: its goroutine to have helped the garbage collector, or a span.
@@ -71,6 +77,10 @@ const BELOW_OR_EQUAL: u64 = 1 | 1 << 6;
 /// `g.stackguard0`, in all versions, and what is there when the goroutine is to leave its processor (`stackPreempt`).
 const STACK_GUARD: u64 = 16;
 const STACK_PREEMPT: u64 = -1314_i64 as u64;
+/// `g.stack.hi`, the end of its stack, in all versions.
+const STACK_END: u64 = 8;
+/// Bytes of stack that the runtime takes from an allocation's entry to its help for the garbage collector, at most.
+const MAX_DEPTH: u64 = 1024;
 /// Words of a span's bits that are looked through for a free object: all that it can have.
 const BIT_WORDS: u64 = 16;
 
@@ -143,14 +153,19 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
     let time = unsafe { bpf_ktime_get_ns() };
     let pointers = registers.second != 0 && word(registers.second + 8) != 0;
     let class = small_class(runtime, size, pointers);
-    let assists = runtime.assist != 0 && !runtime.assisted.contains(&registers.pc);
+    let m = word(registers.g + u64::from(runtime.g_m));
+    // The goroutine that the scheduler runs on helps nobody, and stays.
+    let assists = runtime.assist != 0 && !runtime.assisted.contains(&registers.pc) && word(m) != registers.g;
     let must_assist = assists && must_assist(runtime, registers.g, size);
     // If it has to leave its processor before it has a small object, it gets that of another one, and nothing tells.
     if assists && !must_assist && class >> 1 != 0 && word(registers.g + STACK_GUARD) == STACK_PREEMPT {
         count_loss!(unresolved, 1);
         return;
     }
-    let pending = Pending { size, charge, stack, time, class, until: ASSISTED };
+    let depth = word(registers.g + STACK_END).wrapping_sub(sp);
+    let (generation, left) = (thread.target.generation, thread.go_left);
+    let pending =
+        Pending { size, charge, stack, time, class, until: ASSISTED, depth, thread: pid_tgid as u32, generation, left };
     if must_assist && class >> 1 != 0 {
         wait(pid_tgid, registers.g, &pending);
     } else {
@@ -182,6 +197,10 @@ fn waited<'a>(ctx: &ProbeContext, pid_tgid: u64, until: u32) -> Option<(&'a mut 
         return None;
     }
     let thread = alloc::current(ctx, pid_tgid)?;
+    if pending.generation != thread.target.generation {
+        let _ = WAITING.remove(key);
+        return None;
+    }
     let runtime = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32)?;
     // SAFETY: as in `sample`.
     Some((thread, unsafe { &*runtime }, pending))
@@ -193,7 +212,7 @@ fn must_assist(runtime: &Runtime, g: u64, size: u64) -> bool {
     word(runtime.assist) as u32 != 0 && (word(g + u64::from(runtime.g_assist)).wrapping_sub(size)).cast_signed() < 0
 }
 
-/// A goroutine of a process, as a key. Descriptors lie far below the ids.
+/// A goroutine of a process, as a key. Descriptors lie below the ids, but for that of the first thread's scheduler.
 #[inline(always)]
 fn goroutine(pid_tgid: u64, g: u64) -> u64 {
     g ^ (pid_tgid >> 32) << 42
@@ -206,6 +225,12 @@ pub(crate) fn after_assist(ctx: &ProbeContext) {
     let Some((thread, runtime, pending)) = waited(ctx, pid_tgid, ASSISTED) else { return };
     let g = process::go_registers(ctx.as_ptr()).g;
     let _ = WAITING.remove(goroutine(pid_tgid, g));
+    let depth = word(g + STACK_END).wrapping_sub(process::stack_pointer(ctx.as_ptr()));
+    // Another allocation's help, for its own came to nothing; or it has to leave its processor in a part that is called next.
+    if depth.wrapping_sub(pending.depth) > MAX_DEPTH || runtime.whole != 0 && word(g + STACK_GUARD) == STACK_PREEMPT {
+        count_loss!(unresolved, 1);
+        return;
+    }
     place(thread, pid_tgid, runtime, g, pending);
 }
 
@@ -224,7 +249,7 @@ fn place(thread: &mut Thread, pid_tgid: u64, runtime: &Runtime, g: u64, mut pend
             return send(thread, pid_tgid, span, runtime, addr, &pending);
         }
     }
-    pending.until = SPAN;
+    (pending.until, pending.thread, pending.left) = (SPAN, pid_tgid as u32, thread.go_left);
     wait(pid_tgid, g, &pending);
 }
 
@@ -252,6 +277,12 @@ pub(crate) fn new_span(ctx: &ProbeContext) {
     let registers = process::go_registers(ctx.as_ptr());
     let span = registers.first;
     let class = class_of_span(span, runtime);
+    // Nothing else is allocated here until a small object is, unless that got its place elsewhere.
+    if pending.class >> 1 != 0 && (pending.thread != pid_tgid as u32 || pending.left != thread.go_left) {
+        let _ = WAITING.remove(goroutine(pid_tgid, registers.g));
+        count_loss!(unresolved, 1);
+        return;
+    }
     let addr = if pending.class >> 1 == 0 && class >> 1 == 0 {
         Some(address(span, runtime, 0))
     } else if class == pending.class {

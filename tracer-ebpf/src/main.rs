@@ -1,7 +1,8 @@
 //! The BPF programs: thin entry points. What they do is in one file per concern.
 //!
-//! One entry program per shape of allocator function (which arguments carry the size and the old block), one program
-//! for all returns, two for the life of threads and processes. User space attaches each to as many sites as there are.
+//! One program at the entries of functions that allocate, which is told their shape (which arguments carry the size and the
+//! old block), one for those that free, one at returns, two for the life of threads and processes, three for Go. User space
+//! attaches each to as many sites as there are.
 //! Every program gives up silently when the process is not in TARGETS: probes of a file may fire for other processes.
 #![no_std]
 #![no_main]

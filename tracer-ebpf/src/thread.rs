@@ -130,6 +130,7 @@ pub(crate) const CALL_UNWANTED: u32 = 1;
 pub(crate) const CALL_TAKE_LOST: u32 = 2;
 /// The return slot is left as it is: the return is seen at a `ret` instruction.
 pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
+
 /// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
 #[repr(C)]
 pub(crate) struct Thread {

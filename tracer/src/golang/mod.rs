@@ -105,6 +105,12 @@ pub enum Unreadable {
         /// The function: hostile text.
         function: String,
     },
+    /// Where objects are put cannot be foreseen.
+    #[error(
+        "its allocations cannot be sampled: it was built with the address sanitizer (`-asan`); take --go-heap=enable, \
+         which writes to the process"
+    )]
+    Sanitized,
     /// What was read makes no sense.
     #[error(
         "what is in memory is not what the Go runtime keeps there ({0}): has the program just begun, or overwritten its own memory?"

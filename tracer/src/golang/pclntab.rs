@@ -38,7 +38,7 @@ const MAX_NAME: usize = 1 << 16;
 /// Deepest inlining that is followed.
 const MAX_INLINING: usize = 128;
 /// Most inlined calls of one function that are looked at together, and what each counts in steps.
-const MAX_INLINED: usize = 1 << 12;
+const MAX_INLINED: usize = 1 << 16;
 const INLINED_STEPS: u64 = 16;
 /// Steps through tables of all look-ups together: some seconds.
 const MAX_STEPS: u64 = 1 << 31;
@@ -190,26 +190,35 @@ impl Pclntab {
         frames
     }
 
-    /// Names of the functions that are inlined into this one. `read` as for [`frames`](Self::frames).
+    /// Names of the functions that are inlined into this one, of those that are `wanted`, which is given a name and what is
+    /// behind it. `read` as for [`frames`](Self::frames). `None` when it cannot be told.
     pub fn inlined(
         &self,
         function: Function,
         call: &InlinedCall,
-        read: impl Fn(u32, &mut [u8]) -> Option<()>,
-    ) -> Vec<Cow<'_, str>> {
-        let Some((indexes, tree)) = self.inline_tree(function) else { return Vec::new() };
+        read: impl FnOnce(u32, &mut [u8]) -> Option<()>,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> Option<Vec<Cow<'_, str>>> {
+        let Some((indexes, tree)) = self.inline_tree(function) else { return Some(Vec::new()) };
         let mut last = -1;
         self.each_value(function, indexes, |value, _| {
             last = last.max(value);
             true
         });
-        let nodes = usize::try_from(last.saturating_add(1)).unwrap_or(0).min(MAX_INLINED);
+        let nodes = usize::try_from(last.checked_add(1)?).ok().filter(|nodes| *nodes <= MAX_INLINED)?;
+        self.take_steps(INLINED_STEPS * nodes as u64)?;
         let mut records = vec![0; nodes * call.size];
-        if self.take_steps(INLINED_STEPS * nodes as u64).is_none() || read(tree, &mut records).is_none() {
-            return Vec::new();
+        read(tree, &mut records)?;
+        let mut names = Vec::new();
+        for record in records.chunks_exact(call.size) {
+            let name = usize::try_from(call.decode(record)?.name).ok()?;
+            if wanted(self.bytes.get(self.names.checked_add(name)?..)?) {
+                let name = self.name_at(name)?;
+                self.take_steps(name.len() as u64)?;
+                names.push(name);
+            }
         }
-        let name = |record| self.name_at(usize::try_from(call.decode(record)?.name).ok()?);
-        records.chunks_exact(call.size).filter_map(name).collect()
+        Some(names)
     }
 
     fn frame(&self, function: Function, at: u64, name: Option<Cow<'_, str>>, id: u8, inlined: bool) -> LogicalFrame {
@@ -496,11 +505,11 @@ mod tests {
                 buffer.copy_from_slice(tree.get(at as usize..)?.get(..buffer.len())?);
                 Some(())
             };
-            tables.inlined(tables.function(offset).unwrap(), &call(), read)
+            tables.inlined(tables.function(offset).unwrap(), &call(), read, |name| !name.starts_with(b"main.inn"))
         };
-        assert_eq!(inlined(&tree, 16), ["main.inner[go.shape.int]", "main.leaf"]);
-        assert_eq!(inlined(&tree, 116), [""; 0]);
-        assert_eq!(inlined(&tree[1..], 16), [""; 0]);
+        assert_eq!(inlined(&tree, 16).unwrap(), ["main.leaf"]);
+        assert_eq!(inlined(&tree, 116).unwrap(), [""; 0]);
+        assert_eq!(inlined(&tree[1..], 16), None);
         // A tree that is its own parent ends.
         let mut circle = tree;
         circle[8..12].copy_from_slice(&22_u32.to_le_bytes());
@@ -526,7 +535,7 @@ mod tests {
         for offset in (0..140).step_by(9).chain([u64::from(u32::MAX), u64::MAX]) {
             frames(&tables, tree, offset);
             if let Some(function) = tables.function(offset) {
-                tables.inlined(function, &call(), |_, _| Some(()));
+                tables.inlined(function, &call(), |_, _| Some(()), |_| true);
                 tables.stack_use(function, offset);
                 tables.is_root(function);
             }

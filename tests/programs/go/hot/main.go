@@ -7,7 +7,9 @@ package main
 import (
 	"fmt"
 	"os"
+	"reflect"
 	"runtime/pprof"
+	"strings"
 	"time"
 )
 
@@ -19,6 +21,9 @@ var (
 	tiny     *[3]byte
 	tree     *node
 	shelf    = map[int]*node{}
+	text     string
+	value    reflect.Value
+	kind     = reflect.TypeOf(node{})
 )
 
 func allocate(round int) {
@@ -28,6 +33,11 @@ func allocate(round int) {
 		tiny = new([3]byte)
 		tree = &node{}
 		shelf[n] = tree
+		var builder strings.Builder
+		builder.Grow(20 + n%100)
+		builder.WriteString("hot")
+		text = builder.String()
+		value = reflect.New(kind)
 	}
 	pointers = make([]*node, 1024)
 	pointers[round%1024] = tree

@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Register};
 
-use crate::golang::{Runtime, Unreadable};
+use crate::golang::{Function, Runtime, Unreadable};
 
 /// What `mallocgc` is split into from Go 1.24 on; each may have twins for one size class (`SC3`) or size (`Size5`, both from
 /// 1.26 on), which are called in its place.
-const PARTS: [&str; 6] = [
+const PARTS: [&str; tracer_ebpf::golang::PARTS] = [
     "runtime.mallocgcTiny",
     "runtime.mallocgcSmallNoscan",
     "runtime.mallocgcSmallNoScan",
@@ -27,6 +27,8 @@ const CACHE_SPAN: &str = "runtime.(*mcentral).cacheSpan";
 const ALLOC_LARGE: &str = "runtime.(*mcache).allocLarge";
 /// Helps the garbage collector.
 const ASSIST: &str = "runtime.gcAssistAlloc";
+/// What is probed where it returns.
+const CALLED: [&str; 3] = [CACHE_SPAN, ALLOC_LARGE, ASSIST];
 /// What calls these, besides all whose names begin with [`WHOLE`].
 const CALLERS: [&str; 3] = ["runtime.(*mcache).refill", "runtime.(*mcache).nextFree", "runtime.deductAssistCredit"];
 
@@ -35,12 +37,14 @@ const INNER: [&str; 1] = ["SlowPath"];
 /// How those of twins go on, before a number.
 const TWINS: [&str; 2] = ["SC", "Size"];
 
-/// Where functions are that others may have inlined which matter here.
-const PACKAGES: [&str; 2] = ["runtime.", "internal/runtime/"];
+/// In builds with the address sanitizer only, which makes objects larger behind the entry of [`WHOLE`].
+const SANITIZER: &str = "runtime.asanpoison";
 
+/// Most functions that are probed or searched for calls; Go 1.27 has thirty.
+const MAX_FUNCTIONS: usize = 256;
 /// Bytes of a function that are looked at.
 const WINDOW: u32 = 64;
-/// The same where calls are looked for.
+/// Bytes of a function where calls are looked for.
 const WHOLE_WINDOW: u32 = 1 << 16;
 
 /// Offsets in the executable file, bytes, and addresses in the process.
@@ -52,7 +56,7 @@ pub struct ProbeSites {
     pub new_span: Vec<u64>,
     /// Offsets: behind calls to help the garbage collector. Empty where those come before all of `allocate`.
     pub after_assist: Vec<u64>,
-    /// Addresses: those of `allocate` at which the garbage collector has been helped already; at most [`PARTS`] many.
+    /// Addresses: those of `allocate` at which the garbage collector has been helped already.
     pub assisted: Vec<u64>,
     /// Addresses: the function that is probed besides some of what it calls; from, and behind its end. What is called by it
     /// has been counted.
@@ -73,43 +77,43 @@ struct Entry {
     offset: u64,
 }
 
+/// What the functions of a program say.
+#[derive(Default)]
+struct Survey {
+    /// Those that allocate.
+    entries: Vec<Entry>,
+    /// Those that call what matters here: addresses and lengths.
+    callers: Vec<(u64, u32)>,
+    /// What matters here, by address.
+    called: BTreeMap<u64, &'static str>,
+    /// Whether any of the parts is inlined into [`WHOLE`].
+    merged: bool,
+    /// What is inlined such that objects could not be seen: if [`WHOLE`] is probed, and if its parts are.
+    hidden: [Option<(String, String)>; 2],
+    /// Whether the address sanitizer is there.
+    sanitized: bool,
+}
+
 /// Finds the instructions to probe.
 ///
 /// # Errors
 /// A function is not there, or is compiled to something else than it usually is.
 pub fn probe_sites(runtime: &Runtime) -> Result<ProbeSites, Unreadable> {
-    let missing =
-        |name: &str| Unreadable::NoLayout { version: runtime.executable.version.to_string(), missing: name.to_owned() };
-    let mut entries = Vec::new();
-    for (name, function, size) in runtime.executable.tables.functions() {
-        if !is_part(&name) && name != WHOLE {
-            if !is_harmless(&name) {
-                return Err(Unreadable::Unknown { function: name.into_owned() });
-            }
-            continue;
-        }
-        let entry = runtime.code(function, size, WINDOW).and_then(|(address, code)| {
-            let site = site(&code)?;
-            let offset = runtime.executable.file_offset(address + site.offset)?;
-            Some(Entry { name: name.clone().into_owned(), address, size: size.into(), site, offset })
-        });
-        entries.push(entry.ok_or_else(|| missing(&name))?);
-    }
-    let inlined = inlined(runtime);
-    let merged = inlined.iter().any(|(name, into)| is_part(name) && into == WHOLE);
+    let Survey { entries, callers, called, merged, hidden, sanitized } = survey(runtime)?;
     let split = !merged && entries.iter().any(|entry| is_part(&entry.name));
-    check_inlined(&inlined, split)?;
-
+    if let Some((function, into)) = hidden[usize::from(split)].clone() {
+        return Err(Unreadable::Inlined { function, into });
+    }
+    if sanitized && !split {
+        return Err(Unreadable::Sanitized);
+    }
     let wanted = |entry: &&Entry| match &*entry.name {
         WHOLE => !split,
         name => is_part(name) && (split || is_twin(name)),
     };
     let allocate: Vec<&Entry> = entries.iter().filter(wanted).collect();
-    let calls = behind_calls(runtime);
-    let behind = |name: &str| match calls.get(name) {
-        Some(places) => Ok(places.clone()),
-        None => Err(missing(name)),
-    };
+    let calls = behind_calls(runtime, &callers, &called);
+    let behind = |name: &str| calls.get(name).cloned().ok_or_else(|| missing(runtime, name));
     let mut sites = ProbeSites {
         allocate: allocate.iter().map(|entry| entry.offset).collect(),
         new_span: [behind(CACHE_SPAN)?, behind(ALLOC_LARGE)?].concat(),
@@ -117,64 +121,101 @@ pub fn probe_sites(runtime: &Runtime) -> Result<ProbeSites, Unreadable> {
         ..ProbeSites::default()
     };
     if sites.allocate.is_empty() {
-        return Err(missing(WHOLE));
+        return Err(missing(runtime, WHOLE));
     }
     let in_process = |address: u64| address.wrapping_add(runtime.bias);
     if let Some(whole) = allocate.iter().find(|entry| merged && entry.name == WHOLE) {
-        sites.whole = (in_process(whole.address), in_process(whole.address + whole.size));
+        sites.whole = (in_process(whole.address), in_process(whole.address.wrapping_add(whole.size)));
     }
     let assisted = allocate.iter().filter(|entry| is_part(&entry.name) && !is_twin(&entry.name));
-    sites.assisted = assisted.map(|entry| in_process(entry.address + entry.site.offset)).collect();
+    sites.assisted = assisted.map(|entry| in_process(entry.address.wrapping_add(entry.site.offset))).collect();
     if sites.assisted.len() < allocate.len() {
         sites.after_assist = behind(ASSIST)?;
     }
     Ok(sites)
 }
 
-/// What is inlined into functions of the runtime: its name, and theirs.
-fn inlined(runtime: &Runtime) -> Vec<(String, String)> {
+fn missing(runtime: &Runtime, name: &str) -> Unreadable {
+    Unreadable::NoLayout { version: runtime.executable.version.to_string(), missing: name.to_owned() }
+}
+
+/// Looks at all functions, and at what is inlined into them.
+fn survey(runtime: &Runtime) -> Result<Survey, Unreadable> {
     let tables = &runtime.executable.tables;
-    let read = |offset: u32, buffer: &mut [u8]| runtime.read_function_data(offset, buffer);
-    let functions = tables.functions().filter(|(name, ..)| PACKAGES.iter().any(|package| name.starts_with(package)));
-    functions
-        .flat_map(|(into, function, _)| {
-            let names = tables.inlined(function, &runtime.executable.layout.inlined_call, read);
-            names.into_iter().map(move |name| (name.into_owned(), into.clone().into_owned()))
-        })
-        .collect()
-}
-
-/// That each object still goes through what is probed, and what that needs is still called. `split`: it is the parts that are.
-fn check_inlined(inlined: &[(String, String)], split: bool) -> Result<(), Unreadable> {
-    let hides = |name: &str, into: &str| match name {
-        WHOLE => !split,
-        CACHE_SPAN | ALLOC_LARGE | ASSIST => true,
-        name => is_part(name) && into != WHOLE && !is_part(into),
-    };
-    match inlined.iter().find(|(name, into)| hides(name, into)) {
-        Some((name, into)) => Err(Unreadable::Inlined { function: name.clone(), into: into.clone() }),
-        None => Ok(()),
-    }
-}
-
-/// Offsets in the file behind calls of what matters here, by its name.
-fn behind_calls(runtime: &Runtime) -> BTreeMap<&'static str, Vec<u64>> {
-    let (mut callers, mut targets) = (Vec::new(), BTreeMap::new());
-    for (name, function, size) in runtime.executable.tables.functions() {
-        if let Some(target) = [CACHE_SPAN, ALLOC_LARGE, ASSIST].into_iter().find(|target| *target == name) {
-            targets.extend(runtime.code(function, size, 0).map(|(address, _)| (address, target)));
+    let mut survey = Survey::default();
+    for (name, function, size) in tables.functions() {
+        if is_part(&name) || name == WHOLE {
+            let entry = entry(runtime, name.clone().into_owned(), function, size);
+            survey.entries.push(entry.ok_or_else(|| missing(runtime, &name))?);
+        } else if !is_harmless(&name) {
+            return Err(Unreadable::Unknown { function: name.into_owned() });
+        }
+        let address = || runtime.code(function, size, 0).map(|(address, _)| address);
+        if let Some(called) = CALLED.into_iter().find(|called| *called == name) {
+            survey.called.extend(address().map(|address| (address, called)));
         } else if CALLERS.contains(&&*name) || name.starts_with(WHOLE) {
-            callers.extend(runtime.code(function, size, WHOLE_WINDOW));
+            survey.callers.extend(address().map(|address| (address, size)));
+        }
+        survey.sanitized |= name == SANITIZER;
+        let call = &runtime.executable.layout.inlined_call;
+        let inlined =
+            tables.inlined(function, call, |offset, buffer| runtime.read_function_data(offset, buffer), matters);
+        for inlined in inlined.ok_or(Unreadable::Nonsense("its tree of inlined functions"))? {
+            survey.merged |= is_part(&inlined) && name == WHOLE;
+            for (hidden, split) in survey.hidden.iter_mut().zip([false, true]) {
+                if hidden.is_none() && hides(&inlined, &name, split) {
+                    *hidden = Some((inlined.clone().into_owned(), name.clone().into_owned()));
+                }
+            }
+        }
+        if survey.entries.len().max(survey.callers.len()) > MAX_FUNCTIONS {
+            return Err(Unreadable::Nonsense("its functions that allocate"));
         }
     }
+    Ok(survey)
+}
+
+fn entry(runtime: &Runtime, name: String, function: Function, size: u32) -> Option<Entry> {
+    let (address, code) = runtime.code(function, size, WINDOW)?;
+    let site = site(&code)?;
+    let offset = runtime.executable.file_offset(address.checked_add(site.offset)?)?;
+    Some(Entry { name, address, size: size.into(), site, offset })
+}
+
+/// Whether it matters where a function is inlined; more may be behind its name.
+fn matters(name: &[u8]) -> bool {
+    name.starts_with(WHOLE.as_bytes()) || CALLED.iter().any(|called| name.starts_with(called.as_bytes()))
+}
+
+/// Whether objects could not be seen because a function is inlined into another one. `split`: it is the parts that are probed.
+fn hides(name: &str, into: &str, split: bool) -> bool {
+    if CALLED.contains(&name) {
+        return true;
+    }
+    if name == WHOLE {
+        return !split;
+    }
+    if is_part(name) { into != WHOLE && !is_part(into) } else { !is_harmless(name) }
+}
+
+/// Offsets in the file behind calls of `called`, by its name.
+fn behind_calls(
+    runtime: &Runtime,
+    callers: &[(u64, u32)],
+    called: &BTreeMap<u64, &'static str>,
+) -> BTreeMap<&'static str, Vec<u64>> {
     let mut behind: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
-    for (address, code) in &callers {
-        for call in &mut Decoder::with_ip(64, code, *address, DecoderOptions::NONE) {
+    for (address, size) in callers {
+        let mut code = vec![0; (*size).min(WHOLE_WINDOW) as usize];
+        if runtime.executable.read(*address, &mut code).is_none() {
+            continue;
+        }
+        for call in &mut Decoder::with_ip(64, &code, *address, DecoderOptions::NONE) {
             if call.code() == Code::Call_rel32_64
-                && let Some(target) = targets.get(&call.near_branch_target())
+                && let Some(called) = called.get(&call.near_branch_target())
                 && let Some(offset) = runtime.executable.file_offset(call.next_ip())
             {
-                behind.entry(target).or_default().push(offset);
+                behind.entry(called).or_default().push(offset);
             }
         }
     }
@@ -252,25 +293,24 @@ mod tests {
 
     #[test]
     fn only_what_hides_no_object_may_be_inlined() {
-        let check = |split: bool, name: &str, into: &str| check_inlined(&[(name.to_owned(), into.to_owned())], split);
         let part = "runtime.mallocgcTiny";
         for (split, name, into) in [
             (false, part, WHOLE),
             (true, part, "runtime.mallocgcSmallNoscan"),
             (true, WHOLE, "runtime.newobject"),
-            (true, "runtime.deductAssistCredit", WHOLE),
+            (true, "runtime.mallocgcTinySlowPath", "runtime.mallocgcTinySC2"),
         ] {
-            assert!(check(split, name, into).is_ok(), "{name} in {into}");
+            assert!(!hides(name, into, split), "{name} in {into}");
         }
         for (split, name, into) in [
-            (false, WHOLE, "runtime.newobject"),
+            (false, WHOLE, "reflect.unsafe_New"),
             (true, part, "runtime.newobject"),
             (true, CACHE_SPAN, "runtime.(*mcache).refill"),
             (true, ALLOC_LARGE, "runtime.mallocgcLarge"),
             (false, ASSIST, WHOLE),
+            (false, "runtime.mallocgcSmallNoscanReuse", WHOLE),
         ] {
-            let error = check(split, name, into).unwrap_err().to_string();
-            assert!(error.contains(name) && error.contains(into), "{error}");
+            assert!(matters(name.as_bytes()) && hides(name, into, split), "{name} in {into}");
         }
     }
 
