@@ -79,8 +79,9 @@ const STACK_GUARD: u64 = 16;
 const STACK_PREEMPT: u64 = -1314_i64 as u64;
 /// `g.stack.hi`, the end of its stack, in all versions.
 const STACK_END: u64 = 8;
-/// Bytes of stack that the runtime takes from an allocation's entry to its help for the garbage collector, at most.
-const MAX_DEPTH: u64 = 1024;
+/// Bytes of stack that the runtime takes from an allocation's entry to its help for the garbage collector: 450 at most; within
+/// that help, where it may allocate itself, 680 at least.
+const MAX_DEPTH: u64 = 512;
 /// Words of a span's bits that are looked through for a free object: all that it can have.
 const BIT_WORDS: u64 = 16;
 
@@ -224,10 +225,14 @@ pub(crate) fn after_assist(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some((thread, runtime, pending)) = waited(ctx, pid_tgid, ASSISTED) else { return };
     let g = process::go_registers(ctx.as_ptr()).g;
-    let _ = WAITING.remove(goroutine(pid_tgid, g));
     let depth = word(g + STACK_END).wrapping_sub(process::stack_pointer(ctx.as_ptr()));
+    if depth > pending.depth + MAX_DEPTH {
+        // Of an allocation within the help for the one that waits.
+        return;
+    }
+    let _ = WAITING.remove(goroutine(pid_tgid, g));
     // Another allocation's help, for its own came to nothing; or it has to leave its processor in a part that is called next.
-    if depth.wrapping_sub(pending.depth) > MAX_DEPTH || runtime.whole != 0 && word(g + STACK_GUARD) == STACK_PREEMPT {
+    if depth < pending.depth || runtime.whole != 0 && word(g + STACK_GUARD) == STACK_PREEMPT {
         count_loss!(unresolved, 1);
         return;
     }
