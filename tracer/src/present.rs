@@ -263,7 +263,7 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         missed_cycles: sum(|sampling| sampling.missed_cycles),
         cycles: sum(|sampling| sampling.cycles),
         undecided_samples: sum(|sampling| sampling.undecided),
-        unresolved_samples: loss.unresolved,
+        unresolved_samples: loss.unresolved + sum(|sampling| sampling.misplaced),
         lost_allocs: loss.allocs,
         lost_frees: loss.frees,
         unmatched_frees: snapshot.counters.unmatched_frees,

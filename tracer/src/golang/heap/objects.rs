@@ -86,6 +86,8 @@ pub struct Sampling {
     pub undecided: u64,
     /// Samples that made no sense.
     pub senseless: u64,
+    /// Samples at whose place another object was put in the same cycle.
+    pub misplaced: u64,
 }
 
 /// What all objects of one stack are estimated to be.
@@ -148,6 +150,7 @@ pub struct Objects {
     cycles: u64,
     missed_cycles: u64,
     senseless: u64,
+    misplaced: u64,
 }
 
 impl Objects {
@@ -166,6 +169,7 @@ impl Objects {
             cycles: 0,
             missed_cycles: 0,
             senseless: 0,
+            misplaced: 0,
         }
     }
 
@@ -179,7 +183,7 @@ impl Objects {
         self.alive.is_empty()
     }
 
-    /// Takes a sample in. One at the same address has ended.
+    /// Takes a sample in. One at the same address has ended, or never was there.
     pub fn add(&mut self, sample: Sample) {
         if !sample.makes_sense() {
             self.senseless += 1;
@@ -197,9 +201,11 @@ impl Objects {
         if self.sweepgen.is_some_and(|looked_at| !is_since(sample.sweepgen, looked_at)) {
             self.late.push(sample.addr);
         }
-        let before = self.alive.insert(sample.addr, Tracked { sample, proven: false });
-        if let Some(before) = before.filter(|before| !before.proven) {
-            self.allocated[before.sample.stack as usize].met += 1;
+        match self.alive.insert(sample.addr, Tracked { sample, proven: false }) {
+            // Nothing ends between two cycles: it was not there.
+            Some(before) if before.sample.sweepgen == sample.sweepgen => self.misplaced += 1,
+            Some(before) if !before.proven => self.allocated[before.sample.stack as usize].met += 1,
+            _ => {}
         }
     }
 
@@ -362,6 +368,7 @@ impl Objects {
             missed_cycles: self.missed_cycles,
             undecided: self.undecided.len() as u64,
             senseless: self.senseless,
+            misplaced: self.misplaced,
         }
     }
 

@@ -393,7 +393,7 @@ fn samples_that_make_no_sense_are_counted() {
         objects.add(sample);
         assert!(objects.allocated[0].blocks > before, "{sample:?}");
     }
-    assert_eq!((objects.len(), objects.senseless), (1, 0));
+    assert_eq!((objects.len(), objects.senseless, objects.misplaced), (1, 0, 3));
     let bad = [
         Sample { size: 64, ..good },
         Sample { size: 0, ..good },
@@ -562,4 +562,16 @@ proptest! {
         objects.usage(u64::MAX, (0, u64::MAX));
         prop_assert!(objects.sampling(u64::MAX, (0, u64::MAX)).relative_error.is_finite());
     }
+}
+
+#[test]
+fn one_place_holds_one_object_in_a_cycle() {
+    let sample = objects(48).sample(1);
+    let mut objects = Objects::new(512);
+    let state = |objects: &Objects| (objects.misplaced, objects.allocated[0].met, objects.len());
+    objects.add(sample);
+    objects.add(sample);
+    assert_eq!(state(&objects), (1, 0, 1), "the first was not there, and has met no collector");
+    objects.add(Sample { sweepgen: sample.sweepgen + 2, ..sample });
+    assert_eq!(state(&objects), (1, 1, 1), "the second has ended in the cycle between");
 }
