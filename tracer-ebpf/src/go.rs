@@ -12,7 +12,7 @@ use aya_ebpf::{
     EbpfContext as _,
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_user,
-        generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+        generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns},
     },
     macros::map,
     maps::{Array, HashMap, LruHashMap},
@@ -21,7 +21,7 @@ use aya_ebpf::{
 use tracer_ebpf::{
     Header,
     golang::{CLASSES, HEADER_FREE, MAX_SMALL, Runtime, SPACINGS, Sample, TINY},
-    kind,
+    kind, span,
 };
 
 use crate::{
@@ -243,19 +243,31 @@ pub(crate) fn after_assist(ctx: &ProbeContext) {
 #[inline(always)]
 fn place(thread: &mut Thread, pid_tgid: u64, runtime: &Runtime, g: u64, mut pending: Pending) {
     if pending.class >> 1 != 0 {
-        let m = word(g + u64::from(runtime.g_m));
-        let p = word(m + u64::from(runtime.m_p));
-        let mcache = word(p + u64::from(runtime.p_mcache));
+        let mcache = mcache(runtime, g);
         if pending.size < TINY && pending.class & 1 != 0 && fits_tiny(mcache, runtime, pending.size) {
             return;
         }
-        let span = word(mcache + u64::from(runtime.mcache_alloc) + 8 * u64::from(pending.class));
+        let span = cached_span(runtime, g, pending.class);
         if let Some(addr) = next_free(span, runtime) {
             return send(thread, pid_tgid, span, runtime, addr, &pending);
         }
     }
     (pending.until, pending.thread, pending.left) = (SPAN, pid_tgid as u32, thread.go_left);
     wait(pid_tgid, g, &pending);
+}
+
+/// The cache that a goroutine allocates from.
+#[inline(always)]
+fn mcache(runtime: &Runtime, g: u64) -> u64 {
+    let m = word(g + u64::from(runtime.g_m));
+    let p = word(m + u64::from(runtime.m_p));
+    word(p + u64::from(runtime.p_mcache))
+}
+
+/// The span of this class in it.
+#[inline(always)]
+fn cached_span(runtime: &Runtime, g: u64, class: u32) -> u64 {
+    word(mcache(runtime, g) + u64::from(runtime.mcache_alloc) + 8 * u64::from(class))
 }
 
 /// The span class of an object: twice its size class, and 1 if it has no pointers. 0 or 1 for large ones.
@@ -280,7 +292,11 @@ pub(crate) fn new_span(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some((thread, runtime, mut pending)) = waited(ctx, pid_tgid, SPAN) else { return };
     let registers = process::go_registers(ctx.as_ptr());
-    let span = registers.first;
+    // SAFETY: the context is that of a uprobe.
+    let span = match unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } {
+        span::CACHED => cached_span(runtime, registers.g, pending.class),
+        _ => registers.first,
+    };
     let class = class_of_span(span, runtime);
     // Nothing else is allocated here until a small object is, unless that got its place elsewhere.
     if pending.class >> 1 != 0 && (pending.thread != pid_tgid as u32 || pending.left != thread.go_left) {

@@ -40,6 +40,14 @@ pub mod shape {
     pub const REALLOCARRAY: u64 = 6;
 }
 
+/// Where the program `go_new_span` finds the span that it is attached behind the coming of: its cookie.
+pub mod span {
+    /// In the register of results.
+    pub const RESULT: u64 = 0;
+    /// In the thread's cache (`mcache.alloc`).
+    pub const CACHED: u64 = 1;
+}
+
 /// What a record says. The numbers are part of the ABI.
 pub mod kind {
     /// [`Block`](super::Block): a call returned a new block.

@@ -57,7 +57,7 @@ pub fn go_allocate(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// Behind a call of `(*mcentral).cacheSpan` or `(*mcache).allocLarge` in the Go runtime.
+/// Behind a call that gives a span in the Go runtime: the cookie tells where (`span`).
 #[uprobe]
 pub fn go_new_span(ctx: ProbeContext) -> u32 {
     go::new_span(&ctx);

@@ -103,7 +103,7 @@ fn allocations(program: &Path) -> Result<()> {
 fn empty_at_sites(program: &Path, pid: u32) -> Result<(Programs, Links)> {
     let mut programs = Programs::load(Config::smallest())?;
     let sites = probe_sites(&*go_process::open(pid)?)?;
-    let all = [sites.allocate, sites.new_span, sites.after_assist];
+    let all = [sites.allocate, sites.new_span, sites.refilled, sites.after_assist];
     let mut links = Links::default();
     links.attach(&mut programs, "empty_entry", program, all.concat(), pid.try_into()?)?;
     Ok((programs, links))

@@ -17,9 +17,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 use rustix::process::setpriority_process;
+use tracer_ebpf::span;
 
 use crate::{
-    bpf::{GoMaps, Links, Programs},
+    bpf::{GoMaps, Links, Programs, Site},
     collector::monotonic,
     config::GoHeapChoice,
     event::Pid,
@@ -311,15 +312,17 @@ fn probe(programs: &mut Programs, maps: &mut GoMaps, runtime: &Runtime, pid: Pid
     // The very file, whatever its path leads to by now.
     let file = PathBuf::from(format!("/proc/self/fd/{}", runtime.executable.file().as_raw_fd()));
     let task = NonZeroU32::new(pid).context("process id 0")?;
-    for (program, offsets) in
-        [("go_new_span", &sites.new_span), ("go_after_assist", &sites.after_assist), ("go_allocate", &sites.allocate)]
-    {
+    for (program, offsets, cookie) in [
+        ("go_new_span", &sites.new_span, span::RESULT),
+        ("go_new_span", &sites.refilled, span::CACHED),
+        ("go_after_assist", &sites.after_assist, 0),
+        ("go_allocate", &sites.allocate, 0),
+    ] {
         if offsets.is_empty() {
             continue;
         }
-        links
-            .attach(programs, program, &file, offsets.iter().copied(), task)
-            .context("cannot probe its allocations")?;
+        let sites = offsets.iter().map(|offset| Site { offset: *offset, cookie });
+        links.attach(programs, program, &file, sites, task).context("cannot probe its allocations")?;
     }
     tracing::debug!(?sites, "probes on the Go runtime attached");
     Ok(())

@@ -102,7 +102,7 @@ fn goroutines(runtime: &Runtime, memory: &ReadMemory<'_>) -> Finding {
 fn sites(runtime: &Runtime) -> Finding {
     match heap::probe_sites(runtime).and_then(|sites| heap::runtime_value(runtime, &sites).map(|_| sites)) {
         Ok(sites) => {
-            let others = sites.new_span.len() + sites.after_assist.len();
+            let others = sites.new_span.len() + sites.refilled.len() + sites.after_assist.len();
             Finding::good(format!(
                 "allocations can be sampled: {} places to probe at which it allocates, {others} that tell where",
                 sites.allocate.len()

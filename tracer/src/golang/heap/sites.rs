@@ -22,15 +22,16 @@ const PARTS: [&str; tracer_ebpf::golang::PARTS] = [
 ];
 /// All of it in one, before. The names of all its parts begin so, and those of what the parts call.
 const WHOLE: &str = "runtime.mallocgc";
-/// What gives a span of small objects, and one for a large object.
+/// What gives a span of small objects, what puts that into the thread's cache, and what gives one for a large object.
 const CACHE_SPAN: &str = "runtime.(*mcentral).cacheSpan";
+const REFILL: &str = "runtime.(*mcache).refill";
 const ALLOC_LARGE: &str = "runtime.(*mcache).allocLarge";
 /// Helps the garbage collector.
 const ASSIST: &str = "runtime.gcAssistAlloc";
 /// What is probed where it returns.
-const CALLED: [&str; 3] = [CACHE_SPAN, ALLOC_LARGE, ASSIST];
+const CALLED: [&str; 4] = [CACHE_SPAN, REFILL, ALLOC_LARGE, ASSIST];
 /// What calls these, besides all whose names begin with [`WHOLE`].
-const CALLERS: [&str; 3] = ["runtime.(*mcache).refill", "runtime.(*mcache).nextFree", "runtime.deductAssistCredit"];
+const CALLERS: [&str; 3] = [REFILL, "runtime.(*mcache).nextFree", "runtime.deductAssistCredit"];
 
 /// How names of functions end that only the parts call.
 const INNER: [&str; 1] = ["SlowPath"];
@@ -54,6 +55,8 @@ pub struct ProbeSites {
     pub allocate: Vec<u64>,
     /// Offsets: behind calls that give a span.
     pub new_span: Vec<u64>,
+    /// Offsets: behind calls that put one into the thread's cache, where those that give it are inlined.
+    pub refilled: Vec<u64>,
     /// Offsets: behind calls to help the garbage collector. Empty where those come before all of `allocate`.
     pub after_assist: Vec<u64>,
     /// Addresses: those of `allocate` at which the garbage collector has been helped already.
@@ -90,6 +93,8 @@ struct Survey {
     merged: bool,
     /// What is inlined such that objects could not be seen: if [`WHOLE`] is probed, and if its parts are.
     hidden: [Option<(String, String)>; 2],
+    /// Those of [`CALLED`] that are inlined, and where.
+    inlined: BTreeMap<&'static str, String>,
     /// Whether the address sanitizer is there.
     sanitized: bool,
 }
@@ -99,7 +104,7 @@ struct Survey {
 /// # Errors
 /// A function is not there, or is compiled to something else than it usually is.
 pub fn probe_sites(runtime: &Runtime) -> Result<ProbeSites, Unreadable> {
-    let Survey { entries, callers, called, merged, hidden, sanitized } = survey(runtime)?;
+    let Survey { entries, callers, called, merged, hidden, inlined, sanitized } = survey(runtime)?;
     let split = !merged && entries.iter().any(|entry| is_part(&entry.name));
     if let Some((function, into)) = hidden[usize::from(split)].clone() {
         return Err(Unreadable::Inlined { function, into });
@@ -113,10 +118,18 @@ pub fn probe_sites(runtime: &Runtime) -> Result<ProbeSites, Unreadable> {
     };
     let allocate: Vec<&Entry> = entries.iter().filter(wanted).collect();
     let calls = behind_calls(runtime, &callers, &called);
-    let behind = |name: &str| calls.get(name).cloned().ok_or_else(|| missing(runtime, name));
+    let behind = |name: &str| match inlined.get(name) {
+        Some(into) => Err(Unreadable::Inlined { function: name.to_owned(), into: into.clone() }),
+        None => calls.get(name).cloned().ok_or_else(|| missing(runtime, name)),
+    };
+    let (cached, refilled) = match behind(CACHE_SPAN) {
+        Err(Unreadable::Inlined { .. }) => (Vec::new(), behind(REFILL)?),
+        found => (found?, Vec::new()),
+    };
     let mut sites = ProbeSites {
         allocate: allocate.iter().map(|entry| entry.offset).collect(),
-        new_span: [behind(CACHE_SPAN)?, behind(ALLOC_LARGE)?].concat(),
+        new_span: [cached, behind(ALLOC_LARGE)?].concat(),
+        refilled,
         at_check: allocate.iter().any(|entry| entry.site.at_check),
         ..ProbeSites::default()
     };
@@ -153,7 +166,8 @@ fn survey(runtime: &Runtime) -> Result<Survey, Unreadable> {
         let address = || runtime.code(function, size, 0).map(|(address, _)| address);
         if let Some(called) = CALLED.into_iter().find(|called| *called == name) {
             survey.called.extend(address().map(|address| (address, called)));
-        } else if CALLERS.contains(&&*name) || name.starts_with(WHOLE) {
+        }
+        if CALLERS.contains(&&*name) || name.starts_with(WHOLE) {
             survey.callers.extend(address().map(|address| (address, size)));
         }
         survey.sanitized |= name == SANITIZER;
@@ -162,6 +176,9 @@ fn survey(runtime: &Runtime) -> Result<Survey, Unreadable> {
             tables.inlined(function, call, |offset, buffer| runtime.read_function_data(offset, buffer), matters);
         for inlined in inlined.ok_or(Unreadable::Nonsense("its tree of inlined functions"))? {
             survey.merged |= is_part(&inlined) && name == WHOLE;
+            if let Some(called) = CALLED.into_iter().find(|called| *called == inlined) {
+                survey.inlined.insert(called, name.clone().into_owned());
+            }
             for (hidden, split) in survey.hidden.iter_mut().zip([false, true]) {
                 if hidden.is_none() && hides(&inlined, &name, split) {
                     *hidden = Some((inlined.clone().into_owned(), name.clone().into_owned()));
@@ -189,13 +206,11 @@ fn matters(name: &[u8]) -> bool {
 
 /// Whether objects could not be seen because a function is inlined into another one. `split`: it is the parts that are probed.
 fn hides(name: &str, into: &str, split: bool) -> bool {
-    if CALLED.contains(&name) {
-        return true;
+    match name {
+        WHOLE => !split,
+        part if is_part(part) => into != WHOLE && !is_part(into),
+        other => !is_harmless(other),
     }
-    if name == WHOLE {
-        return !split;
-    }
-    if is_part(name) { into != WHOLE && !is_part(into) } else { !is_harmless(name) }
 }
 
 /// Offsets in the file behind calls of `called`, by its name.
@@ -305,9 +320,6 @@ mod tests {
         for (split, name, into) in [
             (false, WHOLE, "reflect.unsafe_New"),
             (true, part, "runtime.newobject"),
-            (true, CACHE_SPAN, "runtime.(*mcache).refill"),
-            (true, ALLOC_LARGE, "runtime.mallocgcLarge"),
-            (false, ASSIST, WHOLE),
             (false, "runtime.mallocgcSmallNoscanReuse", WHOLE),
         ] {
             assert!(matters(name.as_bytes()) && hides(name, into, split), "{name} in {into}");
