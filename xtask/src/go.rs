@@ -17,6 +17,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     command::{self, NETWORK_PAUSE},
+    ebpf, setup,
     test::INTEGRATION,
     workspace::Workspace,
 };
@@ -93,6 +94,8 @@ const TESTS: [&str; 4] = ["goroutines::", "go_leaks::", "go_heap::", "go_both::"
 
 /// Runs tests with programs built by each toolchain, and prints a table of the results.
 pub(crate) fn matrix(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
+    setup::for_tests()?;
+    ebpf::build(workspace)?;
     let default = TESTS.map(OsString::from);
     let filters = if filters.is_empty() { &default[..] } else { filters };
     let mut table = String::new();
