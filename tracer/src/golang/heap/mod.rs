@@ -4,6 +4,7 @@
 mod buckets;
 #[cfg(test)]
 mod fixture;
+mod liveness;
 mod objects;
 mod sites;
 

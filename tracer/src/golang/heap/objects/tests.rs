@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::golang::heap::fixture::{Fake, Random, layout};
+use crate::golang::heap::{
+    fixture::{Fake, Random, layout},
+    liveness::{ARENA_BASE, ARENA_SHIFT, IN_USE},
+};
 
 const MHEAP: u64 = 0x50_0000;
 const ARENAS: u64 = 0x60_0000;
