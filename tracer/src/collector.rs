@@ -11,7 +11,7 @@ use tracer_ebpf::{Loss, LostFree, Target, end};
 
 use crate::{
     bpf::Events,
-    event::{self, Event, GoSample, Pid},
+    event::{self, Event, GoSample, Pid, monotonic},
     go_heap,
     golang::heap::Sample,
     heap::{Counters, Growth, Heap, StackIndex, StackKind},
@@ -508,10 +508,4 @@ fn locate(heap: &Heap, space: &AddressSpace, trails: &mut Vec<Option<Arc<[Site]>
 fn trampoline(pid: Pid) -> Option<u64> {
     let text = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
     maps::parse(&text).into_iter().find(|mapping| mapping.path == "[uprobes]").map(|mapping| mapping.start)
-}
-
-/// Nanoseconds of CLOCK_MONOTONIC, the clock of the events.
-pub fn monotonic() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
