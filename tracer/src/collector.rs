@@ -11,7 +11,8 @@ use tracer_ebpf::{Loss, LostFree, Target, end};
 
 use crate::{
     bpf::Events,
-    event::{self, Event, GoSample, Pid, monotonic},
+    clock::monotonic,
+    event::{self, Event, GoSample, Pid},
     go_heap,
     golang::heap::Sample,
     heap::{Counters, Growth, Heap, StackIndex, StackKind},

@@ -10,6 +10,7 @@ pub mod goroutines;
 pub mod session;
 
 pub mod attach;
+pub mod clock;
 pub mod collector;
 pub mod go_heap;
 pub mod go_process;

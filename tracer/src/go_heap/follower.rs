@@ -11,7 +11,8 @@ use std::{
 use rustix::process::setpriority_process;
 
 use crate::{
-    event::{Pid, monotonic},
+    clock::monotonic,
+    event::Pid,
     go_process::reader,
     golang::{
         Runtime, Unreadable,
