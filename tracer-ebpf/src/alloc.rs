@@ -230,11 +230,15 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
     // SAFETY: reads of globals that user space wrote before loading.
     let (min, max) =
         unsafe { (core::ptr::read_volatile(&raw const MIN_SIZE), core::ptr::read_volatile(&raw const MAX_SIZE)) };
-    let mut stack = 0;
-    if size < min || size > max {
+    let wanted = size >= min && size <= max;
+    if !wanted {
         flags |= CALL_UNWANTED;
-    } else {
-        stack = stack::capture(ctx, thread, pid_tgid, caller);
     }
-    inflight::push(thread, slot, Call { sp, size, pointer, caller, stack, op: op as u32, flags });
+    // Before the stack is looked for: with these in registers the verifier would go through that once for each shape.
+    *inflight::place(thread, slot) = Call { sp, size, pointer, caller, stack: 0, op: op as u32, flags };
+    if wanted {
+        let stack = stack::capture(ctx, thread, pid_tgid, caller);
+        inflight::place(thread, slot).stack = stack;
+    }
+    inflight::push(thread, slot);
 }

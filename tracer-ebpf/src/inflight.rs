@@ -100,11 +100,16 @@ fn free_slot(thread: &mut Thread) -> u32 {
     thread.depth
 }
 
-/// Puts a call into the slot that [`classify`] gave it.
+/// The slot that [`classify`] gave a call.
 #[inline(always)]
-pub(crate) fn push(thread: &mut Thread, slot: u32, call: Call) {
+pub(crate) fn place(thread: &mut Thread, slot: u32) -> &mut Call {
     // Without the box the compiler leaves the mask out, and the verifier does not know why it may.
-    thread.calls[core::hint::black_box(slot) as usize & (MAX_IN_FLIGHT - 1)] = call;
+    &mut thread.calls[core::hint::black_box(slot) as usize & (MAX_IN_FLIGHT - 1)]
+}
+
+/// Puts the call in this slot in flight.
+#[inline(always)]
+pub(crate) fn push(thread: &mut Thread, slot: u32) {
     thread.depth = slot + 1;
 }
 
