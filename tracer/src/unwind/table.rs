@@ -132,8 +132,9 @@ impl Table {
         }
     }
 
-    /// Adds a row above all others.
+    /// Adds a row above all others, or in the place of the last one.
     fn push(&mut self, address: u64, rule: u64) {
+        self.rows.pop_if(|last| last.0 == address);
         if self.rows.last().map_or(NONE, |row| row.1) != rule {
             self.rows.push((address, rule));
         }
