@@ -265,3 +265,30 @@ impl Collector {
         table
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gos_code_fills_what_is_left_with_one_row_for_an_address() {
+        let (known, go) = (rule(kind::FRAME_POINTERS, fp::SAME, 0, 0), rule(kind::GO, fp::SAME, 0, 0));
+        for (rows, text, expected) in [
+            (vec![], 0x20..0x40, vec![(0x20, go), (0x40, NONE)]),
+            (
+                vec![(0x10, known), (0x20, NONE), (0x40, known), (0x50, NONE)],
+                0x20..0x60,
+                vec![(0x10, known), (0x20, go), (0x40, known), (0x50, go), (0x60, NONE)],
+            ),
+            (
+                vec![(0x10, known), (0x20, NONE), (0x40, known), (0x50, NONE)],
+                0..0x30,
+                vec![(0, go), (0x10, known), (0x20, go), (0x30, NONE), (0x40, known), (0x50, NONE)],
+            ),
+        ] {
+            let mut table = Table::of(rows);
+            table.fill_with_go(text);
+            assert_eq!(table.rows(), expected);
+        }
+    }
+}
