@@ -1,23 +1,16 @@
 //! The heap of a Go program in memory that is the input, over and over: its own profile, and what has become of sampled
 //! objects.
 
-use std::sync::LazyLock;
-
 use tracer::{
-    golang::{
-        Layout,
-        heap::{Buckets, Objects, Sample, sampling_of},
-        known_layout,
-    },
+    golang::heap::{Buckets, Objects, Sample, sampling_of},
     process::memory::Span,
 };
 use tracer_ebpf::golang::CLASS_SIZES;
 
-use crate::{input::take, memory::Memory};
-
-/// Go before and after objects with pointers had headers.
-static LAYOUTS: LazyLock<[Layout; 2]> =
-    LazyLock::new(|| [19, 27].map(|minor| known_layout(minor).expect("a known version")));
+use crate::{
+    input::take,
+    memory::{LAYOUTS, Memory},
+};
 
 /// Bytes of a sample in the input, and most of them.
 const SAMPLE: usize = 16;
@@ -36,8 +29,7 @@ pub fn run(data: &[u8]) {
     if bytes.is_empty() {
         return;
     }
-    let change = (usize::from(when), usize::from(u16::from_le_bytes([low, high])));
-    let memory = Memory::new(bytes, change, holes);
+    let memory = Memory::new(bytes, when, [low, high], holes);
     let read = |spans: &[Span], buffer: &mut [u8]| memory.read(spans, buffer);
     let (variable, mean) = (8 * u64::from(variable), u64::from(mean) << 4);
 

@@ -1,17 +1,17 @@
 //! The goroutines of a process in memory that is the input, over and over, and with tables that are the input.
 
-use std::{collections::HashSet, sync::LazyLock};
+use std::collections::HashSet;
 
 use tracer::{
-    golang::{Layout, Pclntab, Runtime, known_layout, read_goroutines},
+    golang::{Pclntab, Runtime, read_goroutines},
     process::memory::Span,
 };
 
-use crate::{input::take, memory::Memory};
+use crate::{
+    input::take,
+    memory::{LAYOUTS, Memory},
+};
 
-/// Go before and after a goroutine's wait lists changed.
-static LAYOUTS: LazyLock<[Layout; 2]> =
-    LazyLock::new(|| [19, 27].map(|minor| known_layout(minor).expect("a known version")));
 /// Most goroutines: more take longer and do nothing else.
 const MOST: u8 = 32;
 /// Most addresses of a stack.
@@ -31,8 +31,7 @@ pub fn run(data: &[u8]) {
     let variables = 8 * u64::from(variables);
     let layout = LAYOUTS[usize::from(version % 2)].clone();
     let runtime = Runtime::made_up(layout, tables, variables).expect("a runtime");
-    let change = (usize::from(when), usize::from(u16::from_le_bytes([low, high])));
-    let memory = Memory::new(bytes, change, holes);
+    let memory = Memory::new(bytes, when, [low, high], holes);
     let count = u64::from(count % MOST);
     let read = |spans: &[Span], buffer: &mut [u8]| {
         let readable = memory.read(spans, buffer)?;

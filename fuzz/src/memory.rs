@@ -1,8 +1,15 @@
 //! Memory of a process that is made of the input.
 
-use std::{cell::Cell, io};
+use std::{cell::Cell, io, sync::LazyLock};
 
-use tracer::process::memory::Span;
+use tracer::{
+    golang::{Layout, known_layout},
+    process::memory::Span,
+};
+
+/// What an old and a new Go runtime keep in it.
+pub(crate) static LAYOUTS: LazyLock<[Layout; 2]> =
+    LazyLock::new(|| [19, 27].map(|minor| known_layout(minor).expect("a known version")));
 
 /// Memory that holds some bytes again and again, of which one changes at some time, and some addresses cannot be read.
 pub(crate) struct Memory<'a> {
@@ -15,8 +22,9 @@ pub(crate) struct Memory<'a> {
 }
 
 impl<'a> Memory<'a> {
-    /// Of these bytes, of which there is one at least.
-    pub(crate) fn new(bytes: &'a [u8], change: (usize, usize), holes: u8) -> Self {
+    /// Of these bytes, of which there is one at least. One changes after `when` parts were read, at this place.
+    pub(crate) fn new(bytes: &'a [u8], when: u8, place: [u8; 2], holes: u8) -> Self {
+        let change = (usize::from(when), usize::from(u16::from_le_bytes(place)));
         Self { bytes, change, holes: holes.into(), reads: Cell::new(0) }
     }
 

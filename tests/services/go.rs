@@ -292,6 +292,7 @@ fn check_samples(kind: &'static Kind) {
     let tolerance = |bytes: i64, blocks: i64| {
         let (bytes, blocks) = (bytes.max(0) as f64, blocks.max(1) as f64);
         let ours = deviation(bytes, blocks, MEAN).powi(2) + deviation(bytes, blocks, RATE).powi(2);
+        // One sample, however small what it shows, stands for more than the mean.
         (bytes / 10.0).max(4.0 * ours.sqrt()).max(2.0 * MEAN) as i64
     };
     // Objects that share blocks are not counted alike.

@@ -60,12 +60,13 @@ struct Pending {
     class: u32,
     /// What it waits for.
     until: u32,
-    /// Bytes of the goroutine's stack that are in use, the thread, what is left of its distance, and the target's generation:
-    /// what must not have changed if this is what has been waited for.
-    depth: u64,
-    thread: u32,
+    /// Generation of the target. What has been waited for is another sample's if this or what follows has changed meanwhile.
     generation: u32,
+    /// While it waits for a span: the thread, and what is left of its distance.
+    thread: u32,
     left: u64,
+    /// Bytes of the goroutine's stack that are in use.
+    depth: u64,
 }
 
 /// What a [`Pending`] waits for: its goroutine to have helped the garbage collector, or a span.
@@ -164,9 +165,8 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
         return;
     }
     let depth = word(registers.g + STACK_END).wrapping_sub(sp);
-    let (generation, left) = (thread.target.generation, thread.go_left);
-    let pending =
-        Pending { size, charge, stack, time, class, until: ASSISTED, depth, thread: pid_tgid as u32, generation, left };
+    let generation = thread.target.generation;
+    let pending = Pending { size, charge, stack, time, class, until: ASSISTED, generation, thread: 0, left: 0, depth };
     if must_assist && class >> 1 != 0 {
         wait(pid_tgid, registers.g, &pending);
     } else {
@@ -247,7 +247,7 @@ fn place(thread: &mut Thread, pid_tgid: u64, runtime: &Runtime, g: u64, mut pend
         if pending.size < TINY && pending.class & 1 != 0 && fits_tiny(mcache, runtime, pending.size) {
             return;
         }
-        let span = cached_span(runtime, g, pending.class);
+        let span = cached_span(mcache, runtime, pending.class);
         if let Some(addr) = next_free(span, runtime) {
             return send(thread, pid_tgid, span, runtime, addr, &pending);
         }
@@ -266,8 +266,8 @@ fn mcache(runtime: &Runtime, g: u64) -> u64 {
 
 /// The span of this class in it.
 #[inline(always)]
-fn cached_span(runtime: &Runtime, g: u64, class: u32) -> u64 {
-    word(mcache(runtime, g) + u64::from(runtime.mcache_alloc) + 8 * u64::from(class))
+fn cached_span(mcache: u64, runtime: &Runtime, class: u32) -> u64 {
+    word(mcache + u64::from(runtime.mcache_alloc) + 8 * u64::from(class))
 }
 
 /// The span class of an object: twice its size class, and 1 if it has no pointers. 0 or 1 for large ones.
@@ -294,19 +294,20 @@ pub(crate) fn new_span(ctx: &ProbeContext) {
     let registers = process::go_registers(ctx.as_ptr());
     // SAFETY: the context is that of a uprobe.
     let span = match unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } {
-        span::CACHED => cached_span(runtime, registers.g, pending.class),
+        span::CACHED => cached_span(mcache(runtime, registers.g), runtime, pending.class),
         _ => registers.first,
     };
     let class = class_of_span(span, runtime);
+    let small = pending.class >> 1 != 0;
     // Nothing else is allocated here until a small object is, unless that got its place elsewhere.
-    if pending.class >> 1 != 0 && (pending.thread != pid_tgid as u32 || pending.left != thread.go_left) {
+    if small && (pending.thread != pid_tgid as u32 || pending.left != thread.go_left) {
         let _ = WAITING.remove(goroutine(pid_tgid, registers.g));
         count_loss!(unresolved, 1);
         return;
     }
-    let addr = if pending.class >> 1 == 0 && class >> 1 == 0 {
+    let addr = if !small && class >> 1 == 0 {
         Some(address(span, runtime, 0))
-    } else if class == pending.class {
+    } else if small && class == pending.class {
         next_free(span, runtime)
     } else {
         None

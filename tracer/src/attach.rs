@@ -314,17 +314,21 @@ fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Li
 /// Places in the file by the program that goes there, those at returns first.
 fn sites(functions: &[Function]) -> Vec<(&'static str, Vec<Site>)> {
     let exit = |exit| functions.iter().filter(move |function| function.shape.exit() == exit);
-    let entry = |allocates| functions.iter().filter(move |function| cookie(function.shape).is_some() == allocates);
-    let site =
-        |function: &Function| Site { offset: function.file_offset, cookie: cookie(function.shape).unwrap_or_default() };
+    let (mut allocates, mut frees) = (Vec::new(), Vec::new());
+    for Function { shape, file_offset: offset, .. } in functions {
+        match cookie(*shape) {
+            Some(cookie) => allocates.push(Site { offset: *offset, cookie }),
+            None => frees.push((*offset).into()),
+        }
+    }
     let mut sites: Vec<(&'static str, Vec<Site>)> = vec![
         ("leave", exit(Exit::Trampoline).map(|function| function.file_offset.into()).collect()),
         (
             "leave_at_return",
             exit(Exit::Instructions).flat_map(|function| &function.returns).map(|offset| (*offset).into()).collect(),
         ),
-        ("enter", entry(true).map(site).collect()),
-        ("enter_free", entry(false).map(site).collect()),
+        ("enter", allocates),
+        ("enter_free", frees),
     ];
     for (_, sites) in &mut sites {
         // Functions that end in the same code share its returns.

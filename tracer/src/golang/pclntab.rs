@@ -204,7 +204,7 @@ impl Pclntab {
         self.each_value(function, indexes, |value, _| {
             last = last.max(value);
             true
-        });
+        })?;
         let nodes = usize::try_from(last.checked_add(1)?).ok().filter(|nodes| *nodes <= MAX_INLINED)?;
         self.take_steps(INLINED_STEPS * nodes as u64)?;
         let mut records = vec![0; nodes * call.size];
@@ -253,22 +253,22 @@ impl Pclntab {
         self.each_value(function, table, |value, end| {
             found = (offset < end).then_some(value);
             found.is_none()
-        });
+        })?;
         found
     }
 
     /// Gives the values of a table, each with where in the text what it is for ends, as long as `take` wants more: deltas of
-    /// the value and of the address, zigzag and plain varints.
+    /// the value and of the address, zigzag and plain varints. `None` when it cannot be read to its end.
     fn each_value(&self, function: Function, table: u32, mut take: impl FnMut(i32, u64) -> bool) -> Option<()> {
         if table == 0 {
-            return None;
+            return Some(());
         }
         let mut at = self.values.checked_add(table as usize)?;
         let (mut address, mut value) = (u64::from(function.entry), -1_i32);
         loop {
             let delta = self.varint(&mut at)?;
             if delta == 0 && address != u64::from(function.entry) {
-                return None;
+                return Some(());
             }
             value = value.wrapping_add((delta >> 1) as i32 ^ -((delta & 1) as i32));
             address = address.checked_add(u64::from(self.varint(&mut at)?))?;
@@ -585,5 +585,10 @@ mod tests {
         assert_eq!(tables.stack_use(function, 5), None);
         assert_eq!(tables.steps.load(Ordering::Relaxed), 0);
         assert_eq!(tables.stack_use(function, 5), None, "and stays so");
+        assert_eq!(
+            tables.inlined(function, &call(), |_, _| Some(()), |_| true),
+            None,
+            "nor is nothing said to be inlined"
+        );
     }
 }

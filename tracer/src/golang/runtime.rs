@@ -71,9 +71,14 @@ impl Runtime {
         self.variables.get(name).copied().ok_or_else(missing)
     }
 
-    /// Where in the executable as linked a function's code is, and the code itself, up to `limit` bytes.
+    /// Where in the executable as linked a function's code is.
+    pub(super) fn address(&self, function: Function) -> Option<u64> {
+        self.text.0.wrapping_sub(self.bias).checked_add(u64::from(function.entry))
+    }
+
+    /// The same, and the code itself, up to `limit` bytes.
     pub(super) fn code(&self, function: Function, size: u32, limit: u32) -> Option<(u64, Vec<u8>)> {
-        let address = self.text.0.wrapping_sub(self.bias).checked_add(u64::from(function.entry))?;
+        let address = self.address(function)?;
         let mut code = vec![0; size.min(limit) as usize];
         self.executable.read(address, &mut code)?;
         Some((address, code))

@@ -163,12 +163,12 @@ fn survey(runtime: &Runtime) -> Result<Survey, Unreadable> {
         } else if !is_harmless(&name) {
             return Err(Unreadable::Unknown { function: name.into_owned() });
         }
-        let address = || runtime.code(function, size, 0).map(|(address, _)| address);
-        if let Some(called) = CALLED.into_iter().find(|called| *called == name) {
-            survey.called.extend(address().map(|address| (address, called)));
+        let address = runtime.address(function);
+        if let Some(called) = called(&name) {
+            survey.called.extend(address.map(|address| (address, called)));
         }
         if CALLERS.contains(&&*name) || name.starts_with(WHOLE) {
-            survey.callers.extend(address().map(|address| (address, size)));
+            survey.callers.extend(address.map(|address| (address, size)));
         }
         survey.sanitized |= name == SANITIZER;
         let call = &runtime.executable.layout.inlined_call;
@@ -176,7 +176,7 @@ fn survey(runtime: &Runtime) -> Result<Survey, Unreadable> {
             tables.inlined(function, call, |offset, buffer| runtime.read_function_data(offset, buffer), matters);
         for inlined in inlined.ok_or(Unreadable::Nonsense("its tree of inlined functions"))? {
             survey.merged |= is_part(&inlined) && name == WHOLE;
-            if let Some(called) = CALLED.into_iter().find(|called| *called == inlined) {
+            if let Some(called) = called(&inlined) {
                 survey.inlined.insert(called, name.clone().into_owned());
             }
             for (hidden, split) in survey.hidden.iter_mut().zip([false, true]) {
@@ -197,6 +197,11 @@ fn entry(runtime: &Runtime, name: String, function: Function, size: u32) -> Opti
     let site = site(&code)?;
     let offset = runtime.executable.file_offset(address.checked_add(site.offset)?)?;
     Some(Entry { name, address, size: size.into(), site, offset })
+}
+
+/// The one of [`CALLED`] that has this name.
+fn called(name: &str) -> Option<&'static str> {
+    CALLED.into_iter().find(|called| *called == name)
 }
 
 /// Whether it matters where a function is inlined; more may be behind its name.
