@@ -5,6 +5,7 @@
 //! is aligned to 8 bytes in the ring buffer.
 #![no_std]
 
+pub mod exit;
 pub mod golang;
 pub mod unwind;
 
