@@ -58,3 +58,24 @@ fn hostile_names_do_no_harm_in_any_format() {
     crate::formats::assert_well_formed(&svg);
     assert!(!svg.contains("<script>alert"), "a name became a script");
 }
+
+/// The clock of a time namespace is another one than that of the kernel's events.
+#[test]
+fn ages_are_right_in_a_time_namespace() {
+    require_root();
+    let folder = scratch();
+    let garbage = folder.path().join("garbage");
+    for ahead in ["100000", "-1"] {
+        let mut target = Target::start_with(&compiled("hostile"), &[garbage.to_str().unwrap()], &[]);
+        let tracer = Run::through("unshare", &["-T", "--monotonic", ahead], Run::tracer());
+        let tracer = tracer.with_json().args(["--pid", &target.pid().to_string()]).start();
+        target.ask("begin");
+        let report = tracer.stop().report(0);
+        let oldest =
+            report.json["stacks"].as_array().unwrap().iter().filter_map(|stack| stack["oldest_seconds"].as_f64());
+        let oldest = oldest.fold(None, |oldest: Option<f64>, age| Some(oldest.map_or(age, |oldest| oldest.max(age))));
+        let traced = report.json["duration_seconds"].as_f64().unwrap();
+        // Times are rounded down to ticks of a millisecond, and read once per timer tick.
+        assert!(oldest.is_some_and(|oldest| oldest <= traced + 0.1), "{oldest:?} of {traced} s, {ahead} s ahead");
+    }
+}

@@ -124,3 +124,14 @@ fn a_command_that_cannot_be_started_is_named() {
         assert!(!outcome.has_report());
     }
 }
+
+/// Tracer needs more descriptors than a shell gives; the command gets what it would have had.
+#[test]
+fn the_command_keeps_its_limit_of_open_files() {
+    require_root();
+    let tracer = Run::through("prlimit", &["--nofile=512:4096"], Run::tracer());
+    let limits = "ulimit -Sn; ulimit -Hn; grep 'open files' /proc/$PPID/limits";
+    let outcome = tracer.args(["-q", "--", "sh", "-c", limits]).finish();
+    let words: Vec<&str> = outcome.stdout.split_whitespace().take(7).collect();
+    assert_eq!(words, ["512", "4096", "Max", "open", "files", "4096", "4096"], "{}", outcome.stderr);
+}

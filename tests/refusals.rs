@@ -45,7 +45,12 @@ fn command_lines_that_make_no_sense() {
         (&["-p", "1", "--duration", "5"], "unit"),
         (&["-p", "1", "--duration", "soon"], "5s"),
         (&["-p", "1", "--duration", "0s"], "longer"),
+        (&["-p", "1", "-d", "18446744073709551615s"], "ten years"),
+        (&["-p", "1", "-d", "99999999999999999999s"], "unit"),
+        (&["-p", "1", "--min-age", "18446744073709551615s"], "ten years"),
         (&["-p", "1", "--interval", "-1s"], "--interval"),
+        (&["-p", "1", "--interval", "0"], "--interval"),
+        (&["-p", "1", "--interval", "1us"], "100ms"),
         (&["-p", "1", "--min-age", "1 fortnight"], "unit"),
         (&["-p", "1", "--top", "many"], "--top"),
         (&["-p", "1", "--buffer-size", "1"], "4KiB"),
@@ -191,4 +196,54 @@ fn a_process_that_ends_while_it_is_attached_to() {
         assert!(!outcome.stderr.is_empty(), "after {milliseconds} ms it says nothing");
         assert_eq!(outcome.has_report(), outcome.code() != Some(1), "after {milliseconds} ms: {}", outcome.stderr);
     }
+}
+
+/// However few descriptors there are: it works, or says what it lacks, and never that the process is to blame.
+#[test]
+fn too_few_descriptors() {
+    require_root();
+    let target = sleeper();
+    let mut refused = 0;
+    for limit in [6, 12, 18, 24, 30, 36, 42, 48, 54] {
+        let limits = format!("--nofile={limit}:{limit}");
+        let outcome = Run::through("prlimit", &[&limits], Run::tracer())
+            .args(["--pid", &target.pid().to_string(), "-d", "100ms"])
+            .finish();
+        if outcome.code() == Some(FAILED) {
+            refused += 1;
+            assert!(outcome.stderr.contains("descriptors"), "{limit}: {}", outcome.stderr);
+            for blame in ["no malloc", "ended while", "no process"] {
+                assert!(!outcome.stderr.contains(blame), "{limit}: {}", outcome.stderr);
+            }
+        }
+    }
+    assert!(refused > 0, "descriptors never ran out: try smaller limits");
+}
+
+/// The capabilities that the README names are enough, or what is missing is named.
+#[test]
+fn probes_by_perf_events_without_the_right() {
+    require_root();
+    let target = sleeper();
+    let folder = scratch();
+    let copy = folder.path().join("tracer");
+    fs::copy(Run::tracer(), &copy).unwrap();
+    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let documented = "-all,+bpf,+perfmon,+sys_ptrace,+checkpoint_restore";
+    let (inheritable, ambient) = (format!("--inh-caps={documented}"), format!("--ambient-caps={documented}"));
+    let user = ["--reuid=65534", "--regid=65534", "--clear-groups", &inheritable, &ambient];
+    let pid = target.pid().to_string();
+    let run = |further: &[&str]| {
+        Run::through("setpriv", &user, &copy).args(["--pid", &pid, "-d", "100ms"]).args(further).finish()
+    };
+    let by_links = run(&[]);
+    assert_eq!(by_links.code(), Some(0), "{}", by_links.stderr);
+    let by_events = run(&["--perf-events"]);
+    let told = ["perf_event_open", "CAP_SYS_ADMIN", "perf_event_paranoid"];
+    assert!(
+        by_events.code() == Some(0) || told.iter().all(|words| by_events.stderr.contains(words)),
+        "{}",
+        by_events.stderr
+    );
 }

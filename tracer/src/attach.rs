@@ -7,12 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use tracer_ebpf::shape;
 
 use crate::{
     bpf::{Links, Programs, Site},
     event::Pid,
+    limits,
     probe::{
         allocators::{Exit, Shape},
         resolve::{self, Binding, Function},
@@ -120,7 +121,10 @@ impl Attached {
     /// When the process has ended.
     pub fn address_space(&self) -> Result<((u64, u64), AddressSpace)> {
         let mut space = AddressSpace::new(self.pid);
-        space.refresh().with_context(|| format!("process {} ended while it was being attached to", self.pid))?;
+        space.refresh().map_err(|error| match limits::exhausted(&error) {
+            Some(exhausted) => anyhow!(exhausted),
+            None => anyhow!(error).context(format!("process {} ended while it was being attached to", self.pid)),
+        })?;
         let text = self.allocator.as_ref().and_then(|allocator| space.text_range(&allocator.module)).unwrap_or((0, 0));
         Ok((text, space))
     }
@@ -235,6 +239,9 @@ fn find(pid: Pid, phase: Phase) -> Result<Option<Allocator>> {
     let alone = modules.len() == 1;
     for module in modules {
         let binding = if alone { Binding::Static } else { Binding::Dynamic };
+        if let Some(exhausted) = module.exhausted() {
+            bail!("{exhausted}");
+        }
         let Some(path) = module.open_path() else { continue };
         // Opened anew: the position of an open file is shared, and others read this one too.
         let file = std::fs::File::open(path).context("cannot open its files")?;

@@ -45,7 +45,7 @@ struct Cli {
     duration: Option<Duration>,
 
     /// Print a short report this often while tracing
-    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, value_parser = interval)]
     interval: Option<Duration>,
 
     /// Report only blocks that have been held at least this long
@@ -336,10 +336,24 @@ fn sample(mean: u64) -> Result<u64, clap::Error> {
     Ok(mean)
 }
 
+/// No time is as long: clocks can be added to it, and its nanoseconds counted.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+/// Shortest time between two reports. Each looks at every stack.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
+
 fn duration(text: &str) -> Result<Duration, String> {
     let duration = humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a time with its unit, such as 500ms, 5s, 10m or 1h30m"))?;
-    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
+    if duration.is_zero() {
+        return Err("must be longer than nothing".to_owned());
+    }
+    if duration > LONGEST { Err("must be shorter than ten years".to_owned()) } else { Ok(duration) }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    duration(text).and_then(|interval| {
+        if interval < SHORTEST_INTERVAL { Err("must be 100ms or longer".to_owned()) } else { Ok(interval) }
+    })
 }
 
 fn size(text: &str) -> Result<u64, String> {
@@ -465,6 +479,12 @@ mod tests {
             ("-p 5 -o - -o -", "only once"),
             ("-p 5 --duration 5", "unit"),
             ("-p 5 --duration 0s", "longer"),
+            ("-p 5 -d 18446744073709551615s", "ten years"),
+            ("-p 5 -d 18446744073709551616s", "too large"),
+            ("-p 5 -i 584542y", "ten years"),
+            ("-p 5 --min-age 11y", "ten years"),
+            ("-p 5 --interval 1ns", "100ms"),
+            ("-p 5 --top 18446744073709551616", "--top"),
             ("-p 5 --min-size 5X", "64KiB"),
             ("-p 5 --max-size 99999999999T", "address space"),
             ("-p 5 --buffer-size 1", "4KiB"),

@@ -1,7 +1,39 @@
 //! The clock by which the tracer and the kernel's events agree.
 
-/// Nanoseconds of CLOCK_MONOTONIC, the clock of the events.
+use std::sync::LazyLock;
+
+/// Nanoseconds of CLOCK_MONOTONIC, the clock of the events. The kernel's events have that of the machine, also where this
+/// process is in a time namespace, whose clock is another one.
 pub fn monotonic() -> u64 {
+    static OFFSET: LazyLock<i64> = LazyLock::new(|| {
+        offset(&std::fs::read_to_string("/proc/self/timens_offsets").unwrap_or_default()).unwrap_or_default()
+    });
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+    (time.tv_sec as u64).saturating_mul(SECOND).saturating_add(time.tv_nsec as u64).saturating_add_signed(-*OFFSET)
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+/// By how many nanoseconds CLOCK_MONOTONIC of a time namespace is ahead of the machine's, from
+/// `/proc/PID/timens_offsets` (time_namespaces(7)): lines of a clock's name, seconds and nanoseconds.
+fn offset(text: &str) -> Option<i64> {
+    let line = text.lines().find_map(|line| line.strip_prefix("monotonic"))?;
+    let mut numbers = line.split_whitespace().map(str::parse::<i64>);
+    let (seconds, nanoseconds) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    seconds.checked_mul(SECOND as i64)?.checked_add(nanoseconds).filter(|offset| *offset != i64::MIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offsets_of_a_time_namespace() {
+        let text = |seconds: &str| format!("monotonic  {seconds}         5\nboottime       77777         0\n");
+        assert_eq!(offset(&text("86400")), Some(86_400_000_000_005));
+        assert_eq!(offset(&text("-7")), Some(-6_999_999_995));
+        for garbage in ["", "monotonic", "monotonic x y", "boottime 1 1", &text("9223372036854775807")] {
+            assert_eq!(offset(garbage), None, "{garbage:?}");
+        }
+    }
 }

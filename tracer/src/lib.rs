@@ -7,6 +7,7 @@ pub mod config;
 pub mod exit;
 pub mod go_watch;
 pub mod goroutines;
+pub mod limits;
 pub mod session;
 
 pub mod attach;

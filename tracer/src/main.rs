@@ -9,7 +9,7 @@ use tracer::{
     cli::{self, Request},
     config::Verbosity,
     exit::Exit,
-    goroutines, report, session,
+    goroutines, limits, report, session,
 };
 
 fn main() -> ExitCode {
@@ -45,9 +45,13 @@ fn run(verbosity: Verbosity, job: impl FnOnce() -> anyhow::Result<Exit>) -> Exit
         .with_target(false)
         .without_time()
         .init();
+    limits::raise_open_files();
     job().unwrap_or_else(|error| {
+        let numbers = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+        let advice = numbers.filter_map(limits::exhausted).next();
+        let message = advice.map_or_else(|| format!("{error:#}"), |advice| format!("{error:#}: {advice}"));
         // Names from outside may be in the message: nothing that a terminal would obey.
-        let _ = writeln!(io::stderr(), "tracer: {}", report::visible(&format!("{error:#}")));
+        let _ = writeln!(io::stderr(), "tracer: {}", report::visible(&message));
         Exit::Failed
     })
 }

@@ -321,13 +321,13 @@ impl Session {
             if let (Some(at), Some(interval)) = (report, self.config.interval)
                 && now >= at
             {
-                report = Some(now.max(at + interval));
                 // Before the collector is asked, so that it knows the stacks of all samples.
                 let go = self.go_traces(false);
                 let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
                 let profile = self.profile(snapshot, go);
                 outputs.write_interval(&profile, &self.config)?;
-                continue;
+                // Inputs come in between, however long a report takes.
+                report = Some((at + interval).max(Instant::now() + HEARTBEAT / 2));
             }
             self.heartbeat();
             let wake =

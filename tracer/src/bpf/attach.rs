@@ -7,7 +7,7 @@ use aya::programs::{
     uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
 };
 
-use super::{LoadError, Programs};
+use super::{LoadError, Programs, refusal};
 
 /// Where a program goes to, and what it is told there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,7 +94,7 @@ fn uprobe<'a>(programs: &'a mut Programs, name: &str) -> Result<&'a mut UProbe, 
     let program = programs.ebpf.program_mut(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
     let program: &mut UProbe =
         program.try_into().map_err(|error: ProgramError| LoadError::Mismatch(format!("program {name}: {error}")))?;
-    match program.load() {
+    match refusal::again(|| program.load(), |error| refusal::number(error)) {
         Ok(()) | Err(ProgramError::AlreadyLoaded) => Ok(program),
         Err(error) => Err(LoadError::refused(name, &error)),
     }
@@ -135,7 +135,8 @@ pub fn attach_lifecycle(programs: &mut Programs) -> Result<(), LoadError> {
         let program: &mut RawTracePoint = program
             .try_into()
             .map_err(|error: ProgramError| LoadError::Mismatch(format!("program {name}: {error}")))?;
-        program.load().map_err(|error| LoadError::refused(name, &error))?;
+        refusal::again(|| program.load(), |error| refusal::number(error))
+            .map_err(|error| LoadError::refused(name, &error))?;
         program.attach(tracepoint).map_err(|error| LoadError::refused(name, &error))?;
     }
     Ok(())

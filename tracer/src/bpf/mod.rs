@@ -9,6 +9,7 @@ mod golang;
 mod kernel_types;
 mod loader;
 mod multi;
+mod refusal;
 mod statistics;
 mod sys;
 mod tables;

@@ -16,7 +16,7 @@ use aya::{Ebpf, maps::Map};
 use aya_obj::{Object, ProgramSection};
 use hashbrown::{HashMap, hash_map::Entry};
 
-use super::{LoadError, Site, sys};
+use super::{LoadError, Site, refusal, sys};
 
 /// First kernel whose uprobe-multi links know processes by all their threads. (Those of 6.6 to 6.12 compare address spaces
 /// or single threads, and fall silent when the first thread has ended.)
@@ -52,7 +52,7 @@ impl Multi {
         let features = aya::features().btf().ok_or_else(|| LoadError::Mismatch("a kernel without BTF".to_owned()))?;
         let btf = object.fixup_and_sanitize_btf(features).map_err(|error| mismatch(&error))?;
         let btf = btf.map(|btf| sys::load_btf(&btf.to_bytes())).transpose();
-        let btf = btf.map_err(|error| LoadError::Program("BTF".to_owned(), error.to_string()))?;
+        let btf = btf.map_err(|error| LoadError::Program("BTF".to_owned(), refusal::explain(&error)))?;
         let maps: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
         let bound: Option<Vec<_>> = maps
             .iter()
@@ -81,8 +81,9 @@ impl Multi {
                     _ => return Err(mismatch()),
                 };
                 let function = object.functions.get(&program.function_key()).ok_or_else(mismatch)?;
-                let program = sys::load_multi(name, function, &program.license, btf.as_ref().map(|fd| fd.as_fd()));
-                let program = program.map_err(|error| LoadError::Program(name.to_owned(), error.to_string()))?;
+                let load = || sys::load_multi(name, function, &program.license, btf.as_ref().map(|fd| fd.as_fd()));
+                let program = refusal::again(load, io::Error::raw_os_error)
+                    .map_err(|error| LoadError::Program(name.to_owned(), refusal::explain(&error)))?;
                 Ok(entry.insert(Loaded { program, at_return }))
             }
         }
@@ -93,7 +94,7 @@ impl Multi {
         let program = self.program(name)?;
         let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);
         path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, sites, pid, program.at_return))
-            .map_err(|error| LoadError::Program(name.to_owned(), error.to_string()))
+            .map_err(|error| LoadError::Program(name.to_owned(), refusal::explain(&error)))
     }
 }
 

@@ -22,6 +22,7 @@ use nix::{
 };
 
 use super::link_map::Auxv;
+use crate::limits;
 
 /// Where the debug registers are in `struct user` (arch/x86/include/asm/user_64.h), bytes.
 const DEBUG_REGISTERS: usize = 848;
@@ -65,8 +66,8 @@ impl Launched {
             command.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no command"))?;
         let mut command = Command::new(name);
         command.args(arguments);
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed; ptrace is a bare system call.
-        unsafe { command.pre_exec(|| ptrace::traceme().map_err(io::Error::from)) };
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed; both are bare system calls.
+        unsafe { command.pre_exec(|| limits::restore_open_files().and_then(|()| Ok(ptrace::traceme()?))) };
         let child = command.spawn()?;
         let pid = Pid::from_raw(child.id() as i32);
         waitpid(pid, None)?;

@@ -17,6 +17,7 @@ use super::{
     maps::Mapping,
     root::{ProcessDirectory, Root, reopen_path},
 };
+use crate::limits;
 
 /// What tells files apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -40,16 +41,20 @@ pub struct Module {
     file: Option<File>,
     root: Option<Arc<Root>>,
     build_id: OnceLock<Option<Vec<u8>>>,
+    /// Why it could not be opened, where there were no descriptors left.
+    exhausted: Option<String>,
 }
 
 impl Module {
     /// The file behind a mapping of a process whose root is `root`. One that cannot be opened is known by name only.
     pub fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping) -> Self {
+        let mut exhausted = None;
         let file = open(process, root, mapping).inspect_err(|error| {
+            exhausted = limits::exhausted(error);
             tracing::debug!(path = mapping.path.escape_debug().to_string(), "cannot open a mapped file: {error}");
         });
         let module = file.and_then(|file| Self::of_file(&mapping.path, file));
-        Self { root: root.cloned(), ..module.unwrap_or_else(|_| Self::special(&mapping.path)) }
+        Self { root: root.cloned(), exhausted, ..module.unwrap_or_else(|_| Self::special(&mapping.path)) }
     }
 
     /// A file that is open, in no process's root.
@@ -70,7 +75,13 @@ impl Module {
             file: None,
             root: None,
             build_id: OnceLock::new(),
+            exhausted: None,
         }
+    }
+
+    /// What to tell the user where the file could not be opened because there were no descriptors left.
+    pub fn exhausted(&self) -> Option<&str> {
+        self.exhausted.as_deref()
     }
 
     /// Path as the process sees it, without the mark of deleted files. Hostile text.

@@ -2,6 +2,8 @@
 
 use std::{fs, io, io::Read};
 
+use crate::limits;
+
 /// Why a process cannot be traced. Each message says what to do.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum NotTraceable {
@@ -25,6 +27,9 @@ pub enum NotTraceable {
     /// It is not a 64-bit program.
     #[error("process {0} ({1}) is a 32-bit program: only 64-bit x86-64 programs can be traced")]
     Not64Bit(u32, String),
+    /// No file can be opened any more.
+    #[error("{0}")]
+    Exhausted(String),
     /// It cannot be looked at.
     #[error("cannot look at process {pid} ({what}): {error}; run tracer as root (sudo), or with CAP_SYS_PTRACE")]
     Forbidden {
@@ -56,7 +61,11 @@ pub struct Status {
 /// # Errors
 /// [`NotTraceable`], when it cannot be traced.
 pub fn check(pid: u32) -> Result<Status, NotTraceable> {
-    let Some(stat) = stat(pid) else { return Err(NotTraceable::NoSuchProcess(pid)) };
+    let stat = match stat(pid) {
+        Ok(Some(stat)) => stat,
+        Ok(None) => return Err(NotTraceable::NoSuchProcess(pid)),
+        Err(error) => return Err(unreadable(pid, &format!("/proc/{pid}/stat"), &error)),
+    };
     if stat.flags & PF_KTHREAD != 0 {
         return Err(NotTraceable::KernelThread(pid, stat.comm));
     }
@@ -67,16 +76,22 @@ pub fn check(pid: u32) -> Result<Status, NotTraceable> {
         return Err(NotTraceable::Thread { tid: pid, pid: tgid });
     }
     let exe = format!("/proc/{pid}/exe");
-    let header = read_start(&exe).map_err(|error| match error.kind() {
-        // Exited between the look at its state and this one.
-        io::ErrorKind::NotFound => NotTraceable::NoSuchProcess(pid),
-        _ => NotTraceable::Forbidden { pid, what: exe.clone(), error: error.to_string() },
-    })?;
+    let header = read_start(&exe).map_err(|error| unreadable(pid, &exe, &error))?;
     if header[..4] == *b"\x7fELF" && header[4] != 2 {
         return Err(NotTraceable::Not64Bit(pid, stat.comm));
     }
     let exe = fs::read_link(&exe).map_or_else(|_| String::new(), |path| path.to_string_lossy().into_owned());
     Ok(Status { comm: stat.comm, exe, start_time: stat.start_time })
+}
+
+/// Why the file `what` of a process cannot be read.
+fn unreadable(pid: u32, what: &str, error: &io::Error) -> NotTraceable {
+    match limits::exhausted(error) {
+        Some(exhausted) => NotTraceable::Exhausted(exhausted),
+        // Exited between two looks at it.
+        None if error.kind() == io::ErrorKind::NotFound => NotTraceable::NoSuchProcess(pid),
+        None => NotTraceable::Forbidden { pid, what: what.to_owned(), error: error.to_string() },
+    }
 }
 
 /// The fields of /proc/PID/stat that matter here.
@@ -88,8 +103,13 @@ struct Stat {
     start_time: u64,
 }
 
-fn stat(pid: u32) -> Option<Stat> {
-    parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+/// What the kernel says of a process; `None` where there is none.
+fn stat(pid: u32) -> io::Result<Option<Stat>> {
+    match fs::read(format!("/proc/{pid}/stat")) {
+        Ok(text) => Ok(parse_stat(&text)),
+        Err(error) if limits::exhausted(&error).is_some() => Err(error),
+        Err(_) => Ok(None),
+    }
 }
 
 /// `PID (COMM) STATE ...`: the name may hold anything, parentheses and newlines included, so it ends at the last one.
@@ -134,7 +154,7 @@ pub fn other_threads(pid: u32) -> Vec<u32> {
 
 /// Whether the first thread of process `pid` has exited while the process may live on.
 pub fn first_thread_exited(pid: u32) -> bool {
-    stat(pid).is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
+    stat(pid).ok().flatten().is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
 }
 
 #[cfg(test)]
