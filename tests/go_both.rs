@@ -105,8 +105,14 @@ fn stacks_through_go_and_c_are_whole_and_tell_their_heap() {
     assert_eq!(lines("[C heap]", ";main.goKeeps;") + lines("[Go heap]", ";main.throughC;"), 0, "{folded}");
     assert!(folded.lines().all(|line| line.split(';').nth(1).is_some_and(|name| name.ends_with(" heap]"))), "{folded}");
 
-    // Each stack in the text says which it is.
+    // Each stack in the text says which it is, and the head how each heap was seen.
     let text = &outcome.stdout;
+    assert!(text.contains("  mode         C heap exact: every allocation was recorded\n"), "{text}");
+    assert!(text.contains("               Go heap sampled: "), "{text}");
+    let heaps = &outcome.report(0).json["targets"][0]["heaps"];
+    assert_eq!((&heaps[0]["kind"], &heaps[0]["mode"]), (&"native".into(), &"exact".into()), "{heaps}");
+    assert!(heaps[0]["sampling"].is_null() && heaps[1]["sampling"]["samples"].as_u64() > Some(0), "{heaps}");
+    assert_eq!((&heaps[1]["kind"], &heaps[1]["mode"]), (&"go".into(), &"sampled".into()), "{heaps}");
     let lines: Vec<&str> = text.lines().collect();
     let heads: Vec<usize> = (0..lines.len()).filter(|index| lines[*index].starts_with('#')).collect();
     assert!(heads.len() >= KEEPERS.len(), "{text}");

@@ -54,6 +54,8 @@ fn a_loss_is_told_and_makes_no_leak() {
     let report = outcome.report(3);
     assert!(report.quality("lost_allocs") > 0 && report.quality("lost_frees") > 0, "{}", report.json["quality"]);
     assert_eq!(report.json["quality"]["complete"], false);
+    assert!(["lost_allocs", "lost_frees"].iter().all(|gap| report.gaps().iter().any(|known| known == gap)));
+    assert!(!outcome.stdout.contains("every allocation was recorded"), "{}", outcome.stdout);
     assert!(outcome.stdout.contains("lost"), "the text tells the loss: {}", outcome.stdout);
 
     let held = report.by_caller(Some(&program));

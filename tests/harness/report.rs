@@ -83,6 +83,12 @@ impl Report {
         number(&self.json["quality"], name)
     }
 
+    /// What is missing, by name.
+    pub(crate) fn gaps(&self) -> Vec<String> {
+        let gaps = self.json["quality"]["gaps"].as_array();
+        gaps.unwrap().iter().map(|gap| gap["what"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// What callers of the allocator hold, by name, those that hold something. With `program`, only those in that file.
     pub(crate) fn by_caller(&self, program: Option<&Path>) -> BTreeMap<String, Held> {
         let mut callers: BTreeMap<String, Held> = BTreeMap::new();
@@ -123,8 +129,11 @@ impl Report {
         for name in ["lost_allocs", "lost_frees", "uncertain_bytes"] {
             assert_eq!(self.quality(name), 0, "{what}: {name} in {}", self.json["quality"]);
         }
-        let notes = self.json["quality"]["notes"].to_string();
-        assert!(!notes.contains("missed") && !notes.contains("not followed"), "{what}: {notes}");
+        let gaps = self.gaps();
+        assert!(
+            !gaps.iter().any(|gap| ["missed_frees", "untracked_calls"].contains(&gap.as_str())),
+            "{what}: {gaps:?}"
+        );
     }
 }
 

@@ -75,6 +75,7 @@ fn profile() -> Profile {
             comm: "service".into(),
             exe: "/usr/bin/service".into(),
             language: Language::Cpp,
+            heaps: Vec::new(),
         }],
         stacks: stacks.collect(),
         goroutines: Vec::new(),

@@ -19,7 +19,7 @@ use crate::{
         resolve::{self, Binding, Function},
     },
     process::{address_space::AddressSpace, link_map, maps, module::Module, status, status::Status},
-    profile::Target,
+    profile::{Heap, Mode, SeenHeap, Target},
     report::visible,
     symbolize,
 };
@@ -107,7 +107,8 @@ impl Attached {
 
     /// As reports describe it.
     pub fn target(&self) -> Target {
-        self.target.clone()
+        let native = SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None };
+        Target { heaps: self.allocator.iter().map(|_| native).collect(), ..self.target.clone() }
     }
 
     /// What the reader of a report should know of it.
@@ -368,7 +369,7 @@ fn describe(pid: Pid, status: &Status) -> Target {
         space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
     });
     let language = module.map_or(crate::profile::Language::C, |module| symbolize::language(&module));
-    Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language }
+    Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language, heaps: Vec::new() }
 }
 
 /// Puts a failure down to the end of the process where that is what it is.

@@ -52,7 +52,8 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         duration - opened
     );
     let module = Symbols::new(&*runtime, &status.exe).described();
-    let target = Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language: Language::Go };
+    let target =
+        Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language: Language::Go, heaps: Vec::new() };
     Ok(Profile {
         kind: Kind::Goroutines,
         started,

@@ -14,7 +14,7 @@ use crate::{
     go_heap::{HeapSnapshot, HeapStack, HeapUsage, Way},
     golang::{Runtime, Symbols, heap},
     heap::StackIndex,
-    profile::{self, Frame, Frames, Kind, Mode, Profile, StackEntry, Target},
+    profile::{self, Frame, Frames, Kind, Mode, Profile, SeenHeap, StackEntry, Target},
     quality::{Quality, Sampling, Truncation},
     symbolize::{Query, Symbolizer},
 };
@@ -25,8 +25,10 @@ pub struct Trace {
     pub started: SystemTime,
     /// How long it has lasted.
     pub duration: Duration,
-    /// The processes.
+    /// The processes, with their heaps other than Go's.
     pub targets: Vec<Target>,
+    /// Whether only allocations of some sizes are recorded.
+    pub filtered: bool,
     /// What the reader should know.
     pub notes: Vec<String>,
 }
@@ -39,6 +41,22 @@ pub struct GoTrace {
     pub way: Way,
     /// What it holds.
     pub heap: HeapSnapshot,
+}
+
+impl GoTrace {
+    /// How the heap was seen.
+    fn seen(&self) -> SeenHeap {
+        let mode = match self.way {
+            Way::Sampled => Mode::Sampled,
+            Way::Buckets(_) => Mode::GoBuckets,
+        };
+        let sampling = self.heap.sampling.as_ref().map(|sampling| Sampling {
+            mean_bytes: sampling.mean_bytes,
+            samples: sampling.samples,
+            relative_error: sampling.relative_error,
+        });
+        SeenHeap { heap: profile::Heap::Go, mode, sampling }
+    }
 }
 
 /// Names stacks; remembers those it has named.
@@ -68,18 +86,22 @@ impl Presenter {
         self.name_new_stacks(native.collect());
         let sampled = snapshot.go_stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail));
         self.name_new_stacks(sampled.collect());
-        let quality = quality(&trace, &snapshot, &go);
-        let mode = match go.first().map(|go| go.way) {
-            None => Mode::Exact,
-            Some(Way::Sampled) => Mode::Sampled,
-            Some(Way::Buckets(_)) => Mode::GoBuckets,
-        };
+        let mut quality = quality(&trace, &snapshot, &go);
+        let Trace { started, duration, mut targets, filtered, notes: _ } = trace;
+        for target in &mut targets {
+            target.heaps.extend(go.iter().filter(|go| go.pid == target.pid).map(GoTrace::seen));
+        }
+        let mode = go.first().map_or(Mode::Exact, |go| go.seen().mode);
         let mut stacks: Vec<StackEntry> = merged(snapshot.stacks).into_iter().map(|stack| self.entry(stack)).collect();
         for go in go {
             stacks.extend(self.go_entries(go.pid, go.heap));
         }
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
-        let Trace { started, duration, targets, notes: _ } = trace;
+        quality.outstanding_bytes = stacks.iter().fold(0, |sum, s| s.values.outstanding_bytes.saturating_add(sum));
+        quality.targets = targets.len() as u64;
+        // Sizes that nobody asks for are no silence, as long as there are frees.
+        let silent = |target: &&Target| is_silent(target.pid, &stacks) && !(filtered && quality.recorded_events > 0);
+        quality.silent_targets = targets.iter().filter(silent).count() as u64;
         let unwind_tables = snapshot.unwind_tables;
         let mut modules = self.symbolizer.modules();
         for module in self.go.values().map(Symbols::described) {
@@ -192,6 +214,11 @@ impl Default for Presenter {
     }
 }
 
+/// Whether no allocation of a process was seen.
+fn is_silent(pid: Pid, stacks: &[StackEntry]) -> bool {
+    stacks.iter().all(|stack| stack.pid != pid || stack.values.allocated_blocks == 0)
+}
+
 /// Stacks with those made one that differ only in what was cut off.
 fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
     let mut places: HashMap<(u32, Vec<(u64, usize)>), usize> = HashMap::new();
@@ -266,6 +293,7 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         unresolved_samples: loss.unresolved + sum(|sampling| sampling.misplaced),
         lost_allocs: loss.allocs,
         lost_frees: loss.frees,
+        lost_moments: loss.moments,
         unmatched_frees: snapshot.counters.unmatched_frees,
         missed_frees: snapshot.counters.missed_frees,
         truncated,
@@ -273,7 +301,10 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add),
         untracked_calls: loss.threads_full + loss.calls_too_deep,
         unknown_records: snapshot.unknown_records + sum(|sampling| sampling.senseless),
+        silent_targets: 0,
+        targets: 0,
         recorded_events: snapshot.counters.events,
+        outstanding_bytes: 0,
         notes: trace.notes.iter().cloned().chain(problems).chain(missed).chain(reasons).collect(),
     }
 }

@@ -9,10 +9,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use crate::quality::Quality;
+use crate::quality::{Quality, Sampling};
 
 /// One process that was traced.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Target {
     /// Process id, as seen from the tracer's pid namespace.
     pub pid: u32,
@@ -22,6 +22,19 @@ pub struct Target {
     pub exe: String,
     /// Language of the executable.
     pub language: Language,
+    /// Its heaps, and how each was seen.
+    pub heaps: Vec<SeenHeap>,
+}
+
+/// How one heap of a process was seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SeenHeap {
+    /// Which heap it is.
+    pub heap: Heap,
+    /// How its numbers came about.
+    pub mode: Mode,
+    /// How good they are where they are estimates.
+    pub sampling: Option<Sampling>,
 }
 
 /// Language that an executable is written in, as far as it can be told.
@@ -70,9 +83,9 @@ impl Kind {
 }
 
 /// How the numbers came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// Every allocation was recorded.
+    /// Allocations were recorded one by one.
     Exact,
     /// Some allocations were recorded; the numbers are estimates.
     Sampled,
@@ -255,7 +268,8 @@ pub struct Profile {
     pub started: SystemTime,
     /// How long it lasted.
     pub duration: Duration,
-    /// How the numbers came about.
+    /// How the numbers came about, as a whole: estimates if one of the heaps is estimated. Each heap of
+    /// [`targets`](Self::targets) has its own.
     pub mode: Mode,
     /// The processes.
     pub targets: Vec<Target>,
@@ -317,9 +331,12 @@ impl Profile {
         self.goroutines.iter().map(|group| group.count).sum()
     }
 
-    /// Whether one of the processes has memory of both kinds of heap.
+    /// Whether the processes have both kinds of heap.
     pub fn has_both_heaps(&self) -> bool {
-        let has = |heap| self.stacks.iter().any(|stack| stack.heap == heap);
+        let has = |heap| {
+            self.stacks.iter().any(|stack| stack.heap == heap)
+                || self.targets.iter().flat_map(|target| &target.heaps).any(|seen| seen.heap == heap)
+        };
         has(Heap::Go) && has(Heap::Native)
     }
 

@@ -76,13 +76,15 @@ pub struct Sampling {
     pub relative_error: f64,
 }
 
-/// How far a profile can be trusted. All counts are 0 in a perfect trace, `unmatched_frees` excepted.
+/// How far a profile can be trusted. All counts are 0 in a perfect trace, `unmatched_frees` and the bases excepted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quality {
     /// Allocations that could not be recorded (ring buffer full).
     pub lost_allocs: u64,
     /// Frees that could not be recorded. Their addresses were kept apart, so most of them still end their block.
     pub lost_frees: u64,
+    /// Execs and ends of threads that could not be recorded.
+    pub lost_moments: u64,
     /// Frees of blocks that are not known: from before the attach, or outside the size filter. Not an error.
     pub unmatched_frees: u64,
     /// Blocks whose address was handed out again although no free of it was seen.
@@ -108,58 +110,237 @@ pub struct Quality {
     pub undecided_samples: u64,
     /// Sampled objects whose address did not come to be known. They are not shown.
     pub unresolved_samples: u64,
+    /// Processes of which no allocation was seen.
+    pub silent_targets: u64,
+    /// Processes altogether: the base of the former.
+    pub targets: u64,
     /// Events that were recorded: the base that losses are compared with.
     pub recorded_events: u64,
+    /// Bytes that are held in all: the base of those of them that are not certain.
+    pub outstanding_bytes: u64,
     /// What else the reader should know, as sentences.
     pub notes: Vec<String>,
 }
 
+/// What is missing from a profile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Allocations of a process of which none was seen.
+    AllAllocations,
+    /// Allocations.
+    Allocations,
+    /// Frees.
+    Frees,
+    /// Execs and ends of threads.
+    Moments,
+    /// Calls of the allocator that could not be followed.
+    Calls,
+    /// Records that make no sense.
+    Records,
+    /// Frees that a later allocation shows.
+    UnseenFrees,
+    /// Whether bytes are still held.
+    Certainty,
+    /// Stacks of bytes that are held.
+    Stacks,
+    /// Ends of stacks.
+    Roots,
+    /// Addresses of sampled objects.
+    Samples,
+    /// Whether sampled objects are still alive.
+    Ends,
+    /// Cycles of Go garbage collectors.
+    Cycles,
+}
+
+impl Missing {
+    /// Its name in saved profiles.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AllAllocations => "silent_targets",
+            Self::Allocations => "lost_allocs",
+            Self::Frees => "lost_frees",
+            Self::Moments => "lost_moments",
+            Self::Calls => "untracked_calls",
+            Self::Records => "unknown_records",
+            Self::UnseenFrees => "missed_frees",
+            Self::Certainty => "uncertain_bytes",
+            Self::Stacks => "unknown_stack_bytes",
+            Self::Roots => "truncated_stacks",
+            Self::Samples => "unresolved_samples",
+            Self::Ends => "undecided_samples",
+            Self::Cycles => "missed_cycles",
+        }
+    }
+
+    /// Whether allocations may be missing from the profile, so that it does not hold every one.
+    pub fn hides_allocations(self) -> bool {
+        match self {
+            Self::AllAllocations | Self::Allocations | Self::Calls | Self::Records | Self::Samples => true,
+            Self::Moments
+            | Self::Frees
+            | Self::UnseenFrees
+            | Self::Certainty
+            | Self::Stacks
+            | Self::Roots
+            | Self::Ends
+            | Self::Cycles => false,
+        }
+    }
+}
+
+/// One way in which a profile is not complete.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Gap {
+    /// What is missing.
+    pub what: Missing,
+    /// How much of it, more than 0.
+    pub amount: u64,
+    /// What that is a part of; 0 where nothing is comparable.
+    pub of: u64,
+    /// The share of `of` above which the exit status says so; `None` when it never does.
+    tolerated: Option<f64>,
+}
+
+impl Gap {
+    /// Whether so much is missing that the exit status says so.
+    pub fn is_beyond_threshold(&self) -> bool {
+        self.tolerated.is_some_and(|share| self.amount as f64 > self.of as f64 * share)
+    }
+}
+
 /// Share of lost events, or of uncertain bytes, above which a trace is reported as incomplete by the exit status.
 pub const INCOMPLETE_SHARE: f64 = 0.001;
-
-/// The same for samples that are not resolved or not decided, of all that are held.
+/// The same for samples that are not resolved or not decided, of all that are held: chance makes more of their numbers anyway.
 const INCOMPLETE_SAMPLES: f64 = 0.05;
-/// The same for cycles of a Go garbage collector that were not looked at in full.
+/// Share of the cycles of Go garbage collectors that need not have been looked at in full.
 const INCOMPLETE_CYCLES: f64 = 0.25;
+/// Share of the processes of which nothing may have been seen: not all of them.
+const SILENT_TARGETS: f64 = 0.999;
 
 impl Quality {
+    /// Everything that is missing, the worst first: the one list that decides whether a profile is complete, what reports say
+    /// of it, and the exit status.
+    pub fn gaps(&self) -> Vec<Gap> {
+        let q = self;
+        let events =
+            q.recorded_events + q.lost_allocs + q.lost_frees + q.lost_moments + q.untracked_calls + q.unknown_records;
+        let samples = q.sampling.map_or(0, |sampling| sampling.samples);
+        // Few of them are told by a note only.
+        let cycles = if q.missed_cycles as f64 > q.cycles as f64 * INCOMPLETE_CYCLES { q.missed_cycles } else { 0 };
+        let (share, of_samples) = (Some(INCOMPLETE_SHARE), Some(INCOMPLETE_SAMPLES));
+        let all = [
+            (Missing::AllAllocations, q.silent_targets, q.targets, Some(SILENT_TARGETS)),
+            (Missing::Allocations, q.lost_allocs, events, share),
+            (Missing::Frees, q.lost_frees, events, share),
+            (Missing::Certainty, q.uncertain_bytes, q.outstanding_bytes, share),
+            (Missing::Samples, q.unresolved_samples, samples + q.unresolved_samples, of_samples),
+            (Missing::Ends, q.undecided_samples, samples, of_samples),
+            (Missing::Cycles, cycles, q.cycles, Some(INCOMPLETE_CYCLES)),
+            (Missing::Roots, q.truncated_stacks(), 0, None),
+            (Missing::UnseenFrees, q.missed_frees, q.recorded_events, share),
+            (Missing::Stacks, q.unknown_stack_bytes, q.outstanding_bytes, share),
+            (Missing::Calls, q.untracked_calls, events, share),
+            (Missing::Moments, q.lost_moments, events, share),
+            (Missing::Records, q.unknown_records, events, share),
+        ];
+        let gaps = all.into_iter().map(|(what, amount, of, tolerated)| Gap { what, amount, of, tolerated });
+        gaps.filter(|gap| gap.amount > 0).collect()
+    }
+
     /// Whether nothing at all is missing.
     pub fn complete(&self) -> bool {
-        self.lost_events() == 0
-            && self.missed_frees == 0
-            && self.truncated_stacks() == 0
-            && self.uncertain_bytes == 0
-            && self.unknown_stack_bytes == 0
-            && self.undecided_samples == 0
-            && self.unresolved_samples == 0
+        self.gaps().is_empty()
     }
 
-    /// Whether so much is missing that the exit status says so. `outstanding_bytes` is the profile's total.
-    pub fn incomplete_beyond_threshold(&self, outstanding_bytes: u64) -> bool {
-        let share = |part: u64, whole: u64| part > 0 && part as f64 > whole as f64 * INCOMPLETE_SHARE;
-        share(self.lost_events(), self.recorded_events + self.lost_events())
-            || share(self.missed_frees, self.recorded_events)
-            || share(self.uncertain_bytes, outstanding_bytes)
-            || share(self.unknown_stack_bytes, outstanding_bytes)
-            || self.samples_are_incomplete()
+    /// Whether so much is missing that the exit status says so.
+    pub fn is_beyond_threshold(&self) -> bool {
+        self.gaps().iter().any(Gap::is_beyond_threshold)
     }
 
-    /// Whether what sampling misses is more than chance makes of its numbers anyway.
-    fn samples_are_incomplete(&self) -> bool {
-        let samples = self.sampling.map_or(0, |sampling| sampling.samples);
-        let beyond = |part: u64, whole: u64, most: f64| part > 0 && part as f64 > whole as f64 * most;
-        beyond(self.unresolved_samples, samples + self.unresolved_samples, INCOMPLETE_SAMPLES)
-            || beyond(self.undecided_samples, samples, INCOMPLETE_SAMPLES)
-            || beyond(self.missed_cycles, self.cycles, INCOMPLETE_CYCLES)
+    /// Whether every allocation is in the profile, or stood a chance to be where they are sampled.
+    pub fn has_every_allocation(&self) -> bool {
+        !self.gaps().iter().any(|gap| gap.what.hides_allocations())
     }
 
     /// Stacks that end before the thread's root.
     pub fn truncated_stacks(&self) -> u64 {
         self.truncated.values().sum()
     }
+}
 
-    /// Events of any kind that were not recorded.
-    pub fn lost_events(&self) -> u64 {
-        self.lost_allocs + self.lost_frees + self.untracked_calls + self.unknown_records
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A quality of a thousand of everything that something can be a part of.
+    fn base() -> Quality {
+        let sampling = Some(Sampling { mean_bytes: 1, samples: 1_000, relative_error: 0.0 });
+        Quality {
+            recorded_events: 1_000_000,
+            outstanding_bytes: 1_000_000,
+            targets: 2,
+            cycles: 1_000,
+            sampling,
+            ..Quality::default()
+        }
+    }
+
+    #[test]
+    fn each_way_to_be_incomplete_is_so_at_once_and_in_the_exit_status_beyond_its_share() {
+        type Set = fn(&mut Quality, u64);
+        let ways: [(Missing, Set, Option<u64>); 12] = [
+            (Missing::AllAllocations, |q, n| q.silent_targets = n, Some(2)),
+            (Missing::Allocations, |q, n| q.lost_allocs = n, Some(1_002)),
+            (Missing::Frees, |q, n| q.lost_frees = n, Some(1_002)),
+            (Missing::Moments, |q, n| q.lost_moments = n, Some(1_002)),
+            (Missing::Calls, |q, n| q.untracked_calls = n, Some(1_002)),
+            (Missing::Records, |q, n| q.unknown_records = n, Some(1_002)),
+            (Missing::UnseenFrees, |q, n| q.missed_frees = n, Some(1_001)),
+            (Missing::Certainty, |q, n| q.uncertain_bytes = n, Some(1_001)),
+            (Missing::Stacks, |q, n| q.unknown_stack_bytes = n, Some(1_001)),
+            (Missing::Samples, |q, n| q.unresolved_samples = n, Some(53)),
+            (Missing::Ends, |q, n| q.undecided_samples = n, Some(51)),
+            (Missing::Roots, |q, n| q.truncated = [(Truncation::Depth, n)].into(), None),
+        ];
+        assert!(base().complete() && base().has_every_allocation() && !base().is_beyond_threshold());
+        for (what, set, beyond) in ways {
+            let with = |number| {
+                let mut quality = base();
+                set(&mut quality, number);
+                quality
+            };
+            let gaps = with(1).gaps();
+            assert_eq!(gaps.iter().map(|gap| (gap.what, gap.amount)).collect::<Vec<_>>(), [(what, 1)]);
+            assert!(!with(1).complete() && !with(1).is_beyond_threshold(), "{what:?}");
+            match beyond {
+                Some(number) => {
+                    assert!(!with(number - 1).is_beyond_threshold(), "{what:?}");
+                    assert!(with(number).is_beyond_threshold(), "{what:?}");
+                }
+                None => assert!(!with(u64::MAX).is_beyond_threshold(), "{what:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_few_cycles_that_were_missed_are_no_gap() {
+        let with = |missed_cycles| Quality { missed_cycles, ..base() };
+        assert!(with(250).complete());
+        assert!(!with(251).complete() && with(251).is_beyond_threshold());
+    }
+
+    #[test]
+    fn what_is_missing_of_nothing_is_beyond_any_share() {
+        assert!(Quality { lost_frees: 1, ..Quality::default() }.is_beyond_threshold());
+        assert!(Quality { unknown_stack_bytes: 1, ..Quality::default() }.is_beyond_threshold());
+    }
+
+    #[test]
+    fn every_allocation_is_not_claimed_beside_lost_ones() {
+        assert!(!Quality { lost_allocs: 1, ..base() }.has_every_allocation());
+        assert!(!Quality { untracked_calls: 1, ..base() }.has_every_allocation());
+        assert!(!Quality { silent_targets: 1, ..base() }.has_every_allocation());
+        assert!(Quality { lost_frees: 1, missed_frees: 1, ..base() }.has_every_allocation());
     }
 }

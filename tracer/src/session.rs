@@ -443,6 +443,7 @@ impl Session {
             started: self.started,
             duration: self.clock.elapsed(),
             targets: self.attached.iter().map(Attached::target).collect(),
+            filtered: self.config.sizes != (0, u64::MAX),
             notes,
         };
         Profile { goroutines: self.goroutines.groups(), ..self.presenter.profile(trace, snapshot, go) }
@@ -460,12 +461,8 @@ impl Session {
 
     fn verdict(&self, profile: &Profile) -> Exit {
         let quality = &profile.quality;
-        let lossy = quality.lost_events() > 0
-            || quality.missed_frees > 0
-            || quality.uncertain_bytes > 0
-            || quality.unresolved_samples > 0;
-        let incomplete = quality.incomplete_beyond_threshold(profile.totals().outstanding_bytes);
-        if incomplete || (self.config.strict && lossy) { Exit::Incomplete } else { Exit::Complete }
+        let incomplete = quality.is_beyond_threshold() || (self.config.strict && !quality.complete());
+        if incomplete { Exit::Incomplete } else { Exit::Complete }
     }
 
     /// With a command, its own status; it is waited for, even when tracing ended first.

@@ -11,8 +11,8 @@ use std::{
 use super::{Format, Options, Value, write};
 use crate::{
     profile::{
-        Frame, Frames, GoroutineGroup, GoroutineGrowth, Heap, Kind, Language, Mode, Module, Profile, StackEntry,
-        Target, UnwindTable, Values, WaitsOn,
+        Frame, Frames, GoroutineGroup, GoroutineGrowth, Heap, Kind, Language, Mode, Module, Profile, SeenHeap,
+        StackEntry, Target, UnwindTable, Values, WaitsOn,
     },
     quality::{Quality, Truncation},
 };
@@ -129,7 +129,8 @@ pub(super) fn goroutines() -> Profile {
     let mut profile = profile();
     profile.kind = Kind::Goroutines;
     profile.mode = Mode::Snapshot;
-    profile.targets = vec![Target { language: Language::Go, ..target(4711, "gateway", "/srv/gateway") }];
+    profile.targets =
+        vec![Target { language: Language::Go, heaps: Vec::new(), ..target(4711, "gateway", "/srv/gateway") }];
     profile.stacks.clear();
     profile.unwind_tables.clear();
     profile.modules = vec![module("/srv/gateway", Some("action/main"), 0x1000..0x20_1000)];
@@ -170,6 +171,7 @@ pub(super) fn hostile_goroutines() -> Profile {
     let mut profile = goroutines();
     let named = hostile().stacks[0].frames.clone();
     profile.targets = vec![target(4711, HOSTILE, HOSTILE), target(4712, "", "")];
+    profile.targets.iter_mut().for_each(|target| target.heaps.clear());
     for group in &mut profile.goroutines {
         group.wait_reason = Some(HOSTILE.to_owned());
         group.created_by = named.iter().next().cloned();
@@ -183,6 +185,7 @@ pub(super) fn everything_missing() -> Quality {
     Quality {
         lost_allocs: 1,
         lost_frees: 2,
+        lost_moments: 4,
         unmatched_frees: 6,
         missed_frees: 3,
         truncated: [(Truncation::Depth, 2), (Truncation::NoRule, 3)].into(),
@@ -195,7 +198,10 @@ pub(super) fn everything_missing() -> Quality {
         cycles: 90,
         undecided_samples: 10,
         unresolved_samples: 11,
+        silent_targets: 1,
+        targets: 2,
         recorded_events: 1_000,
+        outstanding_bytes: 10_000,
         notes: Vec::new(),
     }
 }
@@ -218,7 +224,8 @@ pub(super) fn check_golden(file: &str, actual: &str) {
 }
 
 fn target(pid: u32, comm: &str, exe: &str) -> Target {
-    Target { pid, comm: comm.to_owned(), exe: exe.to_owned(), language: Language::Cpp }
+    let native = SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None };
+    Target { pid, comm: comm.to_owned(), exe: exe.to_owned(), language: Language::Cpp, heaps: vec![native] }
 }
 
 fn module(path: &str, build_id: Option<&str>, code: Range<u64>) -> Module {

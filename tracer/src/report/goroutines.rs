@@ -28,12 +28,11 @@ const LONGEST_IN_LINE: usize = 100;
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
     let read =
         Timestamp::try_from(profile.started).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let (mode, meaning) = words::mode(profile.mode);
     let total = profile.goroutine_count();
     writeln!(out, "goroutine profile")?;
     text::write_targets(profile, out)?;
     writeln!(out, "  read         {read:.0}")?;
-    writeln!(out, "  mode         {mode}: {meaning}")?;
+    text::write_modes(profile, out)?;
     let groups = words::count(profile.goroutines.len() as u64, "group");
     writeln!(out, "  goroutines   {} in {groups}", words::number(total))?;
     text::write_quality(&profile.quality, out)?;

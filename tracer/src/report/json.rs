@@ -14,8 +14,11 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::words;
 use crate::{
-    profile::{Frame, Frames, GoroutineGroup, Kind, Module, Profile, StackEntry, Target, UnwindTable, Values, WaitsOn},
-    quality::{Quality, Sampling},
+    profile::{
+        Frame, Frames, GoroutineGroup, Kind, Module, Profile, SeenHeap, StackEntry, Target, UnwindTable, Values,
+        WaitsOn,
+    },
+    quality::{Gap, Quality, Sampling},
 };
 
 /// Version of the format. Readers ignore fields that they do not know, so only a change of meaning raises it.
@@ -47,7 +50,7 @@ impl Serialize for SavedProfile<'_> {
         object.serialize_entry("kind", words::kind(profile.kind))?;
         object.serialize_entry("started", &self.started)?;
         object.serialize_entry("duration_seconds", &profile.duration.as_secs_f64())?;
-        object.serialize_entry("mode", words::mode(profile.mode).0)?;
+        object.serialize_entry("mode", words::mode(profile.mode))?;
         object.serialize_entry("targets", &Saved(&*profile.targets))?;
         match profile.kind {
             Kind::Heap => {
@@ -88,6 +91,29 @@ impl Serialize for Saved<'_, Target> {
         object.serialize_entry("comm", &self.0.comm)?;
         object.serialize_entry("exe", &self.0.exe)?;
         object.serialize_entry("language", self.0.language.name())?;
+        object.serialize_entry("heaps", &Saved(&*self.0.heaps))?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, SeenHeap> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("kind", self.0.heap.name())?;
+        object.serialize_entry("mode", words::mode(self.0.mode))?;
+        object.serialize_entry("sampling", &self.0.sampling.as_ref().map(Saved))?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Gap> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("what", self.0.what.name())?;
+        object.serialize_entry("amount", &self.0.amount)?;
+        object.serialize_entry("of", &self.0.of)?;
+        object.serialize_entry("beyond_threshold", &self.0.is_beyond_threshold())?;
+        object.serialize_entry("words", &words::gap(self.0))?;
         object.end()
     }
 }
@@ -203,10 +229,9 @@ impl Serialize for Saved<'_, Module> {
 impl Serialize for Saved<'_, Quality> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let quality = self.0;
-        let further = words::missing_without_number(quality).into_iter().map(|words| format!("{words}."));
-        let notes: Vec<String> = quality.notes.iter().cloned().chain(further).collect();
         let mut object = serializer.serialize_map(None)?;
         object.serialize_entry("complete", &quality.complete())?;
+        object.serialize_entry("gaps", &Saved(&*quality.gaps()))?;
         object.serialize_entry("lost_allocs", &quality.lost_allocs)?;
         object.serialize_entry("lost_frees", &quality.lost_frees)?;
         object.serialize_entry("unmatched_frees", &quality.unmatched_frees)?;
@@ -218,7 +243,7 @@ impl Serialize for Saved<'_, Quality> {
         object.serialize_entry("missed_cycles", &quality.missed_cycles)?;
         object.serialize_entry("undecided_samples", &quality.undecided_samples)?;
         object.serialize_entry("unresolved_samples", &quality.unresolved_samples)?;
-        object.serialize_entry("notes", &notes)?;
+        object.serialize_entry("notes", &quality.notes)?;
         object.end()
     }
 }
@@ -265,7 +290,8 @@ mod tests {
             json!({
                 "format": "tracer-profile", "version": 1, "kind": "heap", "mode": "exact",
                 "started": "2026-01-02T03:04:05.25Z", "duration_seconds": 60.5,
-                "targets": [{"pid": 4711, "comm": "leaky", "exe": "/usr/bin/leaky", "language": "C++"}],
+                "targets": [{"pid": 4711, "comm": "leaky", "exe": "/usr/bin/leaky", "language": "C++",
+                    "heaps": [{"kind": "native", "mode": "exact", "sampling": null}]}],
                 "totals": {
                     "outstanding_bytes": 1_048_576, "outstanding_blocks": 1_024,
                     "allocated_bytes": 4_194_304, "allocated_blocks": 4_096, "freed_blocks": 3_072,
@@ -282,7 +308,7 @@ mod tests {
                 }],
                 "goroutines": [],
                 "quality": {
-                    "complete": true, "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
+                    "complete": true, "gaps": [], "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
                     "truncated_stacks": 0, "truncated_by_reason": {}, "uncertain_bytes": 0, "sampling": null,
                     "missed_cycles": 0, "undecided_samples": 0, "unresolved_samples": 0,
                     "notes": [],
@@ -353,23 +379,28 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_field_becomes_a_note() {
+    fn each_gap_is_listed_with_its_words() {
         let mut profile = fixture::profile();
         profile.quality = fixture::everything_missing();
         profile.quality.notes.push("the first note".to_owned());
+        let mut saved = saved(&profile)["quality"].take();
+        let gaps = saved["gaps"].take();
+        let words: Vec<&str> = gaps.as_array().unwrap().iter().map(|gap| gap["words"].as_str().unwrap()).collect();
+        assert_eq!(words, words::missing(&profile.quality));
         assert_eq!(
-            saved(&profile)["quality"],
+            gaps[1],
             json!({
-                "complete": false, "lost_allocs": 1, "lost_frees": 2, "unmatched_frees": 6, "truncated_stacks": 5,
-                "truncated_by_reason": {"depth": 2, "no_rule": 3}, "uncertain_bytes": 4_096, "sampling": null,
-                "missed_cycles": 9, "undecided_samples": 10, "unresolved_samples": 11,
-                "notes": [
-                    "the first note",
-                    "3 frees missed (the address was handed out again).",
-                    "77 bytes held by stacks that are not known.",
-                    "8 calls into the allocator not followed.",
-                    "1 record not understood (a bug in tracer).",
-                ],
+                "what": "lost_allocs", "amount": 1, "of": 1_016, "beyond_threshold": false,
+                "words": "1 allocation lost (the ring buffer was full)",
+            })
+        );
+        assert_eq!(
+            saved,
+            json!({
+                "complete": false, "gaps": null, "lost_allocs": 1, "lost_frees": 2, "unmatched_frees": 6,
+                "truncated_stacks": 5, "truncated_by_reason": {"depth": 2, "no_rule": 3}, "uncertain_bytes": 4_096,
+                "sampling": null, "missed_cycles": 9, "undecided_samples": 10, "unresolved_samples": 11,
+                "notes": ["the first note"],
             })
         );
     }

@@ -19,7 +19,7 @@ use self::{
     locations::Locations,
     message::{Label, Sample, ValueType},
 };
-use super::{escape::visible, name, text, words};
+use super::{escape::visible, name, text};
 use crate::profile::{Frames, GoroutineGroup, Kind, Profile, StackEntry};
 
 /// Types of the samples of a heap profile, and their units.
@@ -93,10 +93,12 @@ impl<'a> Writer<'a> {
         let values = entry.values;
         let values =
             [values.outstanding_blocks, values.outstanding_bytes, values.allocated_blocks, values.allocated_bytes];
-        values.iter().any(|value| *value > 0).then(|| Sample {
-            location_id: self.stack(&entry.frames),
-            value: self.values(&values),
-            label: self.labels_of_process(entry.pid),
+        values.iter().any(|value| *value > 0).then(|| {
+            let mut label = self.labels_of_process(entry.pid);
+            if self.profile.has_both_heaps() {
+                label.push(self.strings.label("heap", entry.heap.name()));
+            }
+            Sample { location_id: self.stack(&entry.frames), value: self.values(&values), label }
         })
     }
 
@@ -155,9 +157,8 @@ fn nanoseconds(profile: &Profile) -> io::Result<i64> {
 /// What the head of the text report says and nothing else here does: `go tool pprof -comments`.
 fn comments(profile: &Profile) -> io::Result<Vec<String>> {
     let mut head = Vec::new();
-    let (mode, meaning) = words::mode(profile.mode);
     text::write_targets(profile, &mut head)?;
-    writeln!(head, "  mode         {mode}: {meaning}")?;
+    text::write_modes(profile, &mut head)?;
     text::write_quality(&profile.quality, &mut head)?;
     Ok(String::from_utf8_lossy(&head).lines().map(|line| line.trim().to_owned()).collect())
 }

@@ -58,17 +58,17 @@ fn ranked<'a>(profile: &'a Profile, options: &Options) -> Vec<&'a StackEntry> {
 fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut impl Write) -> io::Result<()> {
     let started =
         Timestamp::try_from(profile.started).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    let (mode, meaning) = words::mode(profile.mode);
     writeln!(out, "{} profile", words::kind(profile.kind))?;
     write_targets(profile, out)?;
     writeln!(out, "  traced       {} from {started:.0}", words::duration(profile.duration))?;
-    writeln!(out, "  mode         {mode}: {meaning}")?;
+    write_modes(profile, out)?;
     if let Some(sampling) = &profile.quality.sampling {
         let Sampling { mean_bytes, samples, relative_error } = *sampling;
         let error = 100.0 * relative_error;
+        let bytes = if profile.has_both_heaps() { "the Go heap's" } else { "all" };
         writeln!(
             out,
-            "  sampling     {} held, one every {} on average; standard error of all bytes {error:.1}%",
+            "  sampling     {} held, one every {} on average; standard error of {bytes} bytes {error:.1}%",
             words::count(samples, "sample"),
             words::size(mean_bytes)
         )?;
@@ -87,6 +87,14 @@ pub(super) fn write_targets(profile: &Profile, out: &mut impl Write) -> io::Resu
         let comm = shorten(name::comm(&target.comm), LONGEST_NAME);
         let exe = shorten(visible(&target.exe), LONGEST_NAME);
         writeln!(out, "  process      {}", format!("{comm} (pid {}) {exe}", target.pid).trim_end())?;
+    }
+    Ok(())
+}
+
+pub(super) fn write_modes(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+    for (index, mode) in words::modes(profile).iter().enumerate() {
+        let key = if index == 0 { "mode" } else { "" };
+        writeln!(out, "  {key:<12} {mode}")?;
     }
     Ok(())
 }
@@ -246,7 +254,7 @@ mod tests {
         profile.quality = fixture::everything_missing();
         profile.stacks[0].uncertain_bytes = 4_096;
         let text = text(&profile, 1, Value::Bytes);
-        assert!(text.contains("  quality      INCOMPLETE\n               - 1 allocation lost"), "{text}");
+        assert!(text.contains("  quality      INCOMPLETE\n               - no allocation of 1 process"), "{text}");
         for words in words::missing(&profile.quality) {
             assert!(text.contains(&format!("  - {words}\n")), "{words}: {text}");
         }

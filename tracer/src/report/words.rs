@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::name;
 use crate::{
     profile::{Heap, Kind, Mode, Profile, WaitsOn},
-    quality::Quality,
+    quality::{Gap, Missing, Quality},
 };
 
 /// Bytes with three digits and a binary unit: `1.50 MiB`.
@@ -33,7 +33,11 @@ pub(super) fn exact_size(bytes: u64) -> String {
 
 /// A number of things: `1 block`, `1,024 blocks`.
 pub(super) fn count(number: u64, thing: &str) -> String {
-    let plural = if number == 1 { "" } else { "s" };
+    let plural = match number {
+        1 => "",
+        _ if thing.ends_with('s') => "es",
+        _ => "s",
+    };
     format!("{} {thing}{plural}", self::number(number))
 }
 
@@ -114,10 +118,11 @@ pub(super) fn kind(kind: Kind) -> &'static str {
     }
 }
 
-/// How the numbers came about, in one word and in a few.
-pub(super) fn mode(mode: Mode) -> (&'static str, &'static str) {
+/// How the numbers came about, in one word and in a few. `every`: whether every allocation was recorded where they are counted.
+fn mode_in_words(mode: Mode, every: bool) -> (&'static str, &'static str) {
     match mode {
-        Mode::Exact => ("exact", "every allocation was recorded"),
+        Mode::Exact if every => ("exact", "every allocation was recorded"),
+        Mode::Exact => ("exact", "what was recorded is counted; what was not is told under quality"),
         Mode::Sampled => ("sampled", "some allocations were recorded, the numbers are estimates"),
         Mode::GoBuckets => ("go-buckets", "the Go runtime's own heap profile, the numbers are its estimates"),
         Mode::Snapshot => ("snapshot", "read from memory while the process ran"),
@@ -141,45 +146,63 @@ pub(super) fn targets(profile: &Profile) -> String {
     }
 }
 
-/// Everything that is missing, most important first; empty when the profile is complete.
-pub(super) fn missing(quality: &Quality) -> Vec<String> {
-    let mut missing = Vec::new();
-    let mut say = |number: u64, words: String| {
-        if number > 0 {
-            missing.push(words);
-        }
-    };
-    let q = quality;
-    say(q.lost_allocs, format!("{} lost (the ring buffer was full)", count(q.lost_allocs, "allocation")));
-    say(q.lost_frees, format!("{} lost (the ring buffer was full)", count(q.lost_frees, "free")));
-    say(q.uncertain_bytes, format!("{} uncertain (a lost free may have ended them)", exact_size(q.uncertain_bytes)));
-    say(q.unresolved_samples, format!("{} whose address is not known", count(q.unresolved_samples, "sampled object")));
-    say(q.undecided_samples, format!("{} that may have ended", count(q.undecided_samples, "sampled object")));
-    let truncated = q.truncated_stacks();
-    say(truncated, format!("{} cut before the root of the thread", count(truncated, "stack")));
-    missing.append(&mut missing_without_number(quality));
-    missing
+/// How the numbers came about, in one word.
+pub(super) fn mode(mode: Mode) -> &'static str {
+    mode_in_words(mode, true).0
 }
 
-/// The part of [`missing`] that has no field of its own in the saved form.
-pub(super) fn missing_without_number(quality: &Quality) -> Vec<String> {
-    let q = quality;
-    [
-        (q.missed_frees, format!("{} missed (the address was handed out again)", count(q.missed_frees, "free"))),
-        (q.unknown_stack_bytes, format!("{} held by stacks that are not known", exact_size(q.unknown_stack_bytes))),
-        (q.untracked_calls, format!("{} into the allocator not followed", count(q.untracked_calls, "call"))),
-        (q.unknown_records, format!("{} not understood (a bug in tracer)", count(q.unknown_records, "record"))),
-    ]
-    .into_iter()
-    .filter(|(number, _)| *number > 0)
-    .map(|(_, words)| words)
-    .collect()
+/// How the numbers of each heap came about, a line for each way.
+pub(super) fn modes(profile: &Profile) -> Vec<String> {
+    let every = profile.quality.has_every_allocation();
+    let mut ways: Vec<(Heap, Mode)> =
+        profile.targets.iter().flat_map(|target| &target.heaps).map(|seen| (seen.heap, seen.mode)).collect();
+    ways.sort_unstable();
+    ways.dedup();
+    let words = |mode| {
+        let (mode, meaning) = mode_in_words(mode, every);
+        format!("{mode}: {meaning}")
+    };
+    match ways.as_slice() {
+        [] => vec![words(profile.mode)],
+        [(_, only)] => vec![words(*only)],
+        several => several.iter().map(|(heap, mode)| format!("{} heap {}", self::heap(*heap), words(*mode))).collect(),
+    }
+}
+
+/// Everything that is missing, most important first; empty when the profile is complete.
+pub(super) fn missing(quality: &Quality) -> Vec<String> {
+    quality.gaps().iter().map(gap).collect()
+}
+
+/// One way in which a profile is not complete.
+pub(super) fn gap(gap: &Gap) -> String {
+    let count = |thing| count(gap.amount, thing);
+    match gap.what {
+        Missing::AllAllocations if gap.amount == gap.of => {
+            "no allocation was seen: trace for longer, or while it has work to do".to_owned()
+        }
+        Missing::AllAllocations => format!("no allocation of {} was seen", count("process")),
+        Missing::Allocations => format!("{} lost (the ring buffer was full)", count("allocation")),
+        Missing::Frees => format!("{} lost (the ring buffer was full)", count("free")),
+        Missing::Moments => format!("{} of execs and ends of threads lost (the ring buffer was full)", count("record")),
+        Missing::Certainty => format!("{} uncertain (a lost free may have ended them)", exact_size(gap.amount)),
+        Missing::Samples => format!("{} whose address is not known", count("sampled object")),
+        Missing::Ends => format!("{} that may have ended", count("sampled object")),
+        Missing::Cycles => {
+            format!("{} of {} not looked at in full", count("garbage collection"), number(gap.of))
+        }
+        Missing::Roots => format!("{} cut before the root of the thread", count("stack")),
+        Missing::UnseenFrees => format!("{} missed (the address was handed out again)", count("free")),
+        Missing::Stacks => format!("{} held by stacks that are not known", exact_size(gap.amount)),
+        Missing::Calls => format!("{} into the allocator not followed", count("call")),
+        Missing::Records => format!("{} not understood (a bug in tracer)", count("record")),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::fixture;
+    use crate::{profile::SeenHeap, report::fixture};
 
     #[test]
     fn sizes_have_three_digits_and_the_right_unit() {
@@ -255,12 +278,32 @@ mod tests {
     }
 
     #[test]
+    fn each_heap_has_its_own_mode_and_lost_allocations_are_not_called_recorded() {
+        let mut profile = fixture::profile();
+        assert_eq!(modes(&profile), ["exact: every allocation was recorded"]);
+        profile.quality.lost_allocs = 1;
+        assert_eq!(modes(&profile), ["exact: what was recorded is counted; what was not is told under quality"]);
+        profile.quality.lost_allocs = 0;
+        let go = SeenHeap { heap: Heap::Go, mode: Mode::Sampled, sampling: None };
+        profile.targets[0].heaps.insert(0, go);
+        profile.targets.push(profile.targets[0].clone());
+        assert_eq!(
+            modes(&profile),
+            [
+                "C heap exact: every allocation was recorded",
+                "Go heap sampled: some allocations were recorded, the numbers are estimates",
+            ]
+        );
+    }
+
+    #[test]
     fn each_way_of_being_incomplete_is_said() {
         assert_eq!(missing(&Quality { unmatched_frees: 9, ..Quality::default() }), Vec::<String>::new());
         let all = missing(&fixture::everything_missing());
         assert_eq!(
             all,
             [
+                "no allocation of 1 process was seen",
                 "1 allocation lost (the ring buffer was full)",
                 "2 frees lost (the ring buffer was full)",
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",
@@ -270,6 +313,7 @@ mod tests {
                 "3 frees missed (the address was handed out again)",
                 "77 bytes held by stacks that are not known",
                 "8 calls into the allocator not followed",
+                "4 records of execs and ends of threads lost (the ring buffer was full)",
                 "1 record not understood (a bug in tracer)",
             ]
         );

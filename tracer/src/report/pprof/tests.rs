@@ -12,7 +12,7 @@ use flate2::read::GzDecoder;
 use super::*;
 use crate::{
     profile::{Frame, JIT, Language, Module, Target},
-    report::{Format, fixture},
+    report::{Format, fixture, words},
 };
 
 const LEAKY: &str = "/usr/bin/leaky";
@@ -416,7 +416,13 @@ fn hostile_text_is_made_safe_and_breaks_nothing() {
     let mut profile =
         profile_of(&[&first, &last, &middle, &at(None, 0), &at(None, u64::MAX), &at(Some(JIT), u64::MAX)]);
     Read::new(&profile);
-    let target = Target { pid: 1, comm: String::new(), exe: "/dev/shm/forged".to_owned(), language: Language::C };
+    let target = Target {
+        pid: 1,
+        comm: String::new(),
+        exe: "/dev/shm/forged".to_owned(),
+        language: Language::C,
+        heaps: Vec::new(),
+    };
     profile.targets.insert(0, target);
     let reversed = Range { start: u64::MAX, end: 0 };
     for code in [vec![reversed, u64::MAX - 1..u64::MAX], vec![0..1; 100_000], vec![0..u64::MAX; 3]] {
