@@ -126,3 +126,49 @@ fn one_frame_more_or_less_in_the_same_place() {
     assert_eq!(report.below("through_another").blocks, through);
     assert_eq!(report.below("with_room").blocks, through + direct);
 }
+
+/// Starts the program that allocates below code without rules, and reports what it did by one order.
+fn without_rules(order: &str) -> Report {
+    require_root();
+    let library = compiled("no rules");
+    let mut target = Target::start_with(&compiled("no_rules"), &[library.to_str().unwrap()], &[]);
+    let tracer = Run::pid(target.pid()).start();
+    target.ask(order);
+    tracer.stop().report(0)
+}
+
+/// Names of the functions of all stacks that hold something, root first.
+fn held(report: &Report) -> Vec<Vec<&str>> {
+    let held = report.stacks.iter().filter(|stack| stack.held.blocks > 0);
+    held.map(|stack| stack.functions.iter().map(String::as_str).collect()).collect()
+}
+
+/// The direct caller is known, and nothing else: not from what lies where a frame would be.
+#[test]
+fn code_without_rules_has_no_invented_callers() {
+    let report = without_rules("library");
+    assert_eq!(report.outstanding().blocks, 200);
+    assert_eq!(held(&report), [["through"]]);
+    assert_eq!(report.json["quality"]["truncated_by_reason"]["no_rule"], 1, "{}", report.json["quality"]);
+}
+
+/// A frame pointer of 0 is no root there, and a word is no return address because it points to code.
+#[test]
+fn generated_code_has_no_invented_callers() {
+    let report = without_rules("generated");
+    assert_eq!(report.outstanding().blocks, 200);
+    for stack in held(&report) {
+        assert_eq!(stack.len(), 1, "{stack:?}");
+    }
+    let cut = report.quality("truncated_stacks");
+    assert!(cut > 0 && report.json["quality"]["truncated_by_reason"]["no_rule"] == cut, "{}", report.json["quality"]);
+}
+
+#[test]
+fn through_generated_code_that_keeps_frame_pointers() {
+    let report = without_rules("kept");
+    report.assert_complete("kept");
+    let stacks = held(&report);
+    assert_eq!(stacks.len(), 1, "{stacks:?}");
+    assert_eq!(stacks[0][..stacks[0].len() - 1], [&MAIN[..], &["below"]].concat());
+}

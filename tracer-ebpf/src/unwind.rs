@@ -52,10 +52,11 @@ pub mod kind {
     pub const SIGNAL: u8 = 7;
     /// There is a rule, but none that these kinds express.
     pub const UNSUPPORTED: u8 = 8;
-    /// No unwind information at all, but frame pointers by convention (JIT code). A frame pointer of 0 marks the outermost
-    /// frame.
+    /// No unwind information at all, but frame pointers by convention (code that is generated at run time). What they lead to
+    /// is a guess: a frame pointer or a return address of 0 proves no outermost frame.
     pub const FRAME_POINTERS: u8 = 9;
-    /// Go code: frame pointers, whose chain may lead on to another stack (the runtime's own, or that of C).
+    /// Go code: frame pointers, whose chain may lead on to another stack (the runtime's own, or that of C). A frame pointer
+    /// of 0 marks the outermost frame.
     pub const GO: u8 = 10;
 }
 
@@ -85,11 +86,15 @@ pub struct Mapping {
     pub end: u64,
     /// What to take from an address to get its offset into the module's pages.
     pub bias: u64,
-    /// Index of the module's first page entry.
+    /// Index of the module's first page entry; without a table, [`GENERATED`] where the code belongs to no file.
     pub first_page: u32,
     /// Number of page entries; 0 when there is no table.
     pub pages: u32,
 }
+
+/// [`Mapping::first_page`] of code that is generated at run time: frame pointers are all there is to go by. The code of a
+/// file without a table has no rule.
+pub const GENERATED: u32 = 1;
 
 /// All executable mappings of one process, by address; value of the map MAPPINGS, keyed by tgid.
 #[repr(C)]

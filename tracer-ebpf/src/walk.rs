@@ -14,7 +14,9 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     MAX_FRAMES, end,
-    unwind::{MAX_MAPPINGS, MAX_RULES, Mapping, Mappings, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind},
+    unwind::{
+        GENERATED, MAX_MAPPINGS, MAX_RULES, Mapping, Mappings, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind,
+    },
 };
 
 use crate::{
@@ -492,8 +494,9 @@ fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
         kind::FP => walk.fp.wrapping_add(offset),
         kind::PLT => walk.sp.wrapping_add(if walk.pc & 15 >= offset { 16 } else { 8 }),
         kind::STOP => return end::ROOT,
-        // The ABI's mark of the outermost frame.
-        kind::FRAME_POINTERS | kind::GO if walk.fp == 0 => return end::ROOT,
+        // The ABI's mark of the outermost frame, where code is known to keep it.
+        kind::GO if walk.fp == 0 => return end::ROOT,
+        kind::FRAME_POINTERS if walk.fp == 0 => return end::NO_RULE,
         kind::FRAME_POINTERS | kind::GO => {
             saved_fp = walk.fp;
             walk.fp.wrapping_add(16)
@@ -537,7 +540,11 @@ fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
     walk.sp = cfa;
     walk.back = 1;
     walk.pc = caller;
-    if caller == 0 { end::ROOT } else { 0 }
+    match (caller, rule as u8) {
+        (0, kind::FRAME_POINTERS) => end::NO_RULE,
+        (0, _) => end::ROOT,
+        _ => 0,
+    }
 }
 
 /// Out of a signal frame: the kernel put all registers into a ucontext at the stack pointer + 40 (general registers in
@@ -599,7 +606,7 @@ fn find_mapping(walk: &mut Walk, mappings: &Mappings, pc: u64) -> bool {
 #[inline(always)]
 fn rule_at(mapping: &Mapping, pc: u64) -> u64 {
     if mapping.pages == 0 {
-        return kind::FRAME_POINTERS as u64;
+        return u64::from(if mapping.first_page == GENERATED { kind::FRAME_POINTERS } else { kind::NONE });
     }
     let offset = pc.wrapping_sub(mapping.bias);
     let page = offset >> PAGE_BITS;

@@ -21,6 +21,7 @@ use crate::{
         maps,
     },
     profile::{UnwindTable, Values},
+    trails::Trails,
     unwinder::Unwinder,
 };
 
@@ -192,7 +193,7 @@ pub struct Collector {
     growth: Growth,
     processes: HashMap<Pid, Tracked>,
     unwinder: Unwinder,
-    trails: Vec<Option<Arc<[Site]>>>,
+    trails: Trails,
     loss: Loss,
     unknown_records: u64,
     go: HashMap<Pid, GoProcess>,
@@ -215,7 +216,7 @@ impl Collector {
             growth: Growth::new(monotonic()),
             processes: HashMap::new(),
             unwinder,
-            trails: Vec::new(),
+            trails: Trails::default(),
             loss: Loss::default(),
             unknown_records: 0,
             go: HashMap::new(),
@@ -414,13 +415,13 @@ impl Collector {
                     oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
                     growth: self.growth.rate(index, usage.values.outstanding_bytes, now),
                     trail: self.trail(usage.stack),
-                    end: self.heap.stacks().end(usage.stack),
+                    end: self.end(usage.stack),
                 }
             })
             .collect();
         let go_stacks = self.go.iter().flat_map(|(pid, process)| {
             process.stacks.iter().map(|stack| {
-                let (trail, end) = (self.trail(*stack), self.heap.stacks().end(*stack));
+                let (trail, end) = (self.trail(*stack), self.end(*stack));
                 GoStack { pid: *pid, stack: *stack, trail, end }
             })
         });
@@ -434,10 +435,14 @@ impl Collector {
         }
     }
 
+    fn end(&self, stack: StackIndex) -> u32 {
+        self.trails.end(stack, self.heap.stacks().end(stack))
+    }
+
     fn trail(&self, stack: StackIndex) -> Trail {
-        match (self.heap.stacks().kind(stack), self.trails.get(stack.index())) {
+        match (self.heap.stacks().kind(stack), self.trails.get(stack)) {
             (StackKind::TableFull, _) => Trail::TableFull,
-            (StackKind::Addresses(_), Some(Some(sites))) => Trail::Known(Arc::clone(sites)),
+            (StackKind::Addresses(_), Some(sites)) => Trail::Known(Arc::clone(sites)),
             (StackKind::Addresses(addresses), _) => {
                 Trail::Known(addresses.iter().map(|addr| Site { addr: *addr, place: Place::Unknown }).collect())
             }
@@ -448,7 +453,7 @@ impl Collector {
 
 impl Tracked {
     /// Looks at the mappings again and places the addresses that had none.
-    fn refresh(&mut self, pid: Pid, heap: &Heap, unwinder: &mut Unwinder, trails: &mut Vec<Option<Arc<[Site]>>>) {
+    fn refresh(&mut self, pid: Pid, heap: &Heap, unwinder: &mut Unwinder, trails: &mut Trails) {
         self.refreshed = Instant::now();
         match self.space.refresh() {
             Ok(true) => unwinder.follow(pid, &self.space),
@@ -461,48 +466,24 @@ impl Tracked {
         }
         // What has no place now never will: the frame-pointer walk also yields words that are no addresses.
         for stack in std::mem::take(&mut self.unplaced) {
-            locate(heap, &self.space, trails, stack);
+            trails.locate(heap, &self.space, stack);
         }
     }
 }
 
 /// Turns the addresses of a new stack into places.
-fn place(
-    heap: &Heap,
-    process: &mut Tracked,
-    unwinder: &mut Unwinder,
-    trails: &mut Vec<Option<Arc<[Site]>>>,
-    stack: StackIndex,
-) {
-    if trails.get(stack.index()).is_some_and(Option::is_some) {
+fn place(heap: &Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails: &mut Trails, stack: StackIndex) {
+    if trails.get(stack).is_some() {
         return;
     }
     // Where nothing is mapped any more, as far as is known, something else may be by now.
     let outdated = heap.stacks().end(stack) == end::NO_MAPPING;
-    if !locate(heap, &process.space, trails, stack) || outdated {
+    if !trails.locate(heap, &process.space, stack) || outdated {
         process.unplaced.push(stack);
         if process.refreshed.elapsed() >= REFRESH_PAUSE {
             process.refresh(heap.stacks().pid(stack), heap, unwinder, trails);
         }
     }
-}
-
-/// Whether every address of the stack has a place.
-fn locate(heap: &Heap, space: &AddressSpace, trails: &mut Vec<Option<Arc<[Site]>>>, stack: StackIndex) -> bool {
-    let StackKind::Addresses(addresses) = heap.stacks().kind(stack) else { return true };
-    let mut sites: Vec<Site> = addresses.iter().map(|addr| Site { addr: *addr, place: space.locate(*addr) }).collect();
-    // What is no code is no return address, and what was found by means of it is no stack. The direct caller is certain.
-    let code = sites.iter().skip(1).position(|site| matches!(site.place, Place::Unknown)).map(|at| at + 1);
-    if let Some(code) = code {
-        tracing::trace!(?addresses, code, "cut at what is no code");
-        sites.truncate(code);
-    }
-    let complete = code.is_none() && !matches!(sites.first(), Some(Site { place: Place::Unknown, .. }));
-    if trails.len() <= stack.index() {
-        trails.resize(stack.index() + 1, None);
-    }
-    trails[stack.index()] = Some(sites.into());
-    complete
 }
 
 /// Where the kernel's return trampoline is in a process.

@@ -18,6 +18,7 @@ pub mod go_process;
 pub mod outputs;
 pub mod preflight;
 pub mod present;
+pub mod trails;
 pub mod unwinder;
 pub mod watch;
 

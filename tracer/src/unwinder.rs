@@ -11,7 +11,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use tracer_ebpf::unwind::{MAX_MAPPINGS, Mapping, Mappings};
+use tracer_ebpf::unwind::{GENERATED, MAX_MAPPINGS, Mapping, Mappings};
 
 use crate::{
     bpf::Tables,
@@ -183,6 +183,9 @@ impl Unwinder {
             {
                 entry.bias = mapping.start.wrapping_sub(linked).wrapping_add(placed.base);
                 (entry.first_page, entry.pages) = (placed.first_page, placed.pages);
+            }
+            if entry.pages == 0 {
+                entry.first_page = if module.is_none() { GENERATED } else { 0 };
             }
             mappings.mappings[mappings.count as usize] = entry;
             mappings.count += 1;

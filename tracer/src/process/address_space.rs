@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 
 use super::{
     maps::{self, Mapping},
+    memory::Memory,
     module::Module,
     perf_map::PerfMap,
     root::{ProcessDirectory, Root},
@@ -176,6 +177,15 @@ impl AddressSpace {
     /// Every executable mapping by address, and its file; `None` for generated code.
     pub fn code(&self) -> impl Iterator<Item = (&Mapping, Option<&Arc<Module>>)> {
         self.code.iter().map(|code| (&code.mapping, code.module.as_ref()))
+    }
+
+    /// The process's memory.
+    ///
+    /// # Errors
+    /// It has ended, or nothing is known of it yet.
+    pub fn memory(&self) -> io::Result<Memory> {
+        let opened = self.opened.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        opened.process.file("mem").map(Memory::of)
     }
 
     fn mapped(&self) -> impl Iterator<Item = (&Arc<Module>, &Mapping)> {

@@ -25,6 +25,11 @@ impl Memory {
         File::open(format!("/proc/{pid}/mem")).map(Self)
     }
 
+    /// That of an open `/proc/PID/mem`.
+    pub fn of(file: File) -> Self {
+        Self(file)
+    }
+
     /// Fills `buffer` from `addr` on.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 //! frame to its caller by a rule, as the BPF programs do. x86-64 only. Reading files, mappings and memory is left to
 //! others: all this is a function of its input, which is hostile.
 
+mod call;
 mod compile;
 mod entries;
 mod expression;
@@ -19,6 +20,7 @@ mod fixture;
 #[cfg(test)]
 mod tests;
 
+pub use call::{LONGEST_CALL, ends_with_call};
 pub use compile::{Sections, UnwindError, compile};
 pub use pack::{Changes, Full, PAGE_SHARDS, Packed, Placed, ROW_SHARDS};
 pub use rule::Reason;

@@ -120,9 +120,6 @@ impl Packed {
 
     /// The rule that holds at an address of the file whose table was placed there, found as the BPF programs do it.
     pub fn rule_at(&self, placed: &Placed, address: u64) -> u64 {
-        if placed.pages == 0 {
-            return rule(kind::FRAME_POINTERS, 0, 0, 0);
-        }
         self.find(placed, address).unwrap_or(NONE)
     }
 

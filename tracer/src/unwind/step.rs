@@ -56,7 +56,8 @@ pub fn step(rule: u64, frame: Registers, mut read: impl FnMut(u64) -> Option<u64
         kind::PLT => Some(frame.sp.wrapping_add(if (frame.pc & 15).cast_signed() >= offset { 16 } else { 8 })),
         kind::DEREF_FP => deref(frame.fp, offset, &mut read),
         kind::DEREF_SP => deref(frame.sp, offset, &mut read),
-        kind::FRAME_POINTERS | kind::GO if frame.fp == 0 => return Step::Root,
+        kind::GO if frame.fp == 0 => return Step::Root,
+        kind::FRAME_POINTERS if frame.fp == 0 => return Step::Stopped(Stop::NoRule),
         kind::FRAME_POINTERS | kind::GO => Some(frame.fp.wrapping_add(16)),
         kind::STOP => return Step::Root,
         kind::SIGNAL => return signal(frame, read).map_or(Step::Stopped(Stop::BadMemory), Step::Caller),
@@ -64,6 +65,7 @@ pub fn step(rule: u64, frame: Registers, mut read: impl FnMut(u64) -> Option<u64
         _ => return Step::Stopped(Stop::Unsupported),
     };
     match cfa.and_then(|cfa| caller(rule, frame, cfa, read)) {
+        Some(Registers { pc: 0, .. }) if rule as u8 == kind::FRAME_POINTERS => Step::Stopped(Stop::NoRule),
         Some(Registers { pc: 0, .. }) => Step::Root,
         Some(caller) => Step::Caller(caller),
         None => Step::Stopped(Stop::BadMemory),

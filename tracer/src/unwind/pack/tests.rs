@@ -215,7 +215,7 @@ fn nothing_written_yet_means_no_rule() {
 }
 
 #[test]
-fn code_without_unwind_information_follows_frame_pointers() {
+fn code_that_keeps_frame_pointers_has_one_rule() {
     let text = 0x1234..0x5678;
     let table = Table::frame_pointers(text.clone());
     let mut packed = Packed::default();
@@ -227,5 +227,5 @@ fn code_without_unwind_information_follows_frame_pointers() {
         assert_eq!(packed.rule_at(&placed, address), expected);
     }
     let nothing = packed.add(&Table::frame_pointers(5..5)).unwrap();
-    assert_eq!((nothing.pages, packed.rule_at(&nothing, 5)), (0, follow));
+    assert_eq!((nothing.pages, packed.rule_at(&nothing, 5)), (0, NONE));
 }

@@ -1,0 +1,58 @@
+//! Allocates below code that nothing says how to unwind: a library without unwind information (the argument), and code that is
+//! generated here. Some of it keeps frame pointers; some uses that register for what looks like a frame.
+#include "truth.h"
+
+#include <dlfcn.h>
+#include <sys/mman.h>
+
+typedef void *caller(void *(*allocate)(size_t), size_t size, void *frame_pointer);
+
+// push rbp; mov rbp, rsp; mov rax, rdi; mov rdi, rsi; call rax; pop rbp; ret
+static const unsigned char keeps_frame_pointer[] = {0x55, 0x48, 0x89, 0xe5, 0x48, 0x89, 0xf8, 0x48, 0x89, 0xf7, 0xff, 0xd0, 0x5d, 0xc3};
+// push rbp; mov rax, rdi; mov rdi, rsi; mov rbp, rdx; call rax; pop rbp; ret
+static const unsigned char uses_frame_pointer[] = {0x55, 0x48, 0x89, 0xf8, 0x48, 0x89, 0xf7, 0x48, 0x89, 0xd5, 0xff, 0xd0, 0x5d, 0xc3};
+
+static caller *generate(const unsigned char *code, size_t size)
+{
+    void *memory = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memcpy(memory, code, size);
+    mprotect(memory, 4096, PROT_READ | PROT_EXEC);
+    return memory;
+}
+
+// Calls nothing and is called by nothing: in no stack.
+static ALLOCATES void innocent(void)
+{
+    asm volatile("nop; nop; nop; nop; nop; nop; nop; nop");
+}
+
+static ALLOCATES void below(caller *code, void *frame_pointer, int blocks)
+{
+    for (int i = 0; i < blocks; i++) {
+        void *pointer = code(malloc, 100, frame_pointer);
+        KEEP(pointer);
+    }
+}
+
+int main(int argument_count, char **arguments)
+{
+    caller *library = dlsym(dlopen(arguments[1], RTLD_NOW), "through");
+    caller *keeps = generate(keeps_frame_pointer, sizeof keeps_frame_pointer);
+    caller *uses = generate(uses_frame_pointer, sizeof uses_frame_pointer);
+    void *frame[] = {NULL, (char *)innocent + 8};
+    say("waiting");
+    char order[64];
+    for (;;) {
+        hear(order, sizeof order);
+        if (!strcmp(order, "library")) {
+            below(library, NULL, 100);
+            below(library, frame, 100);
+        } else if (!strcmp(order, "generated")) {
+            below(uses, NULL, 100);
+            below(uses, frame, 100);
+        } else {
+            below(keeps, NULL, 100);
+        }
+        say("ready");
+    }
+}
