@@ -2,6 +2,8 @@
 //! probe. Knows ELF and machine code; knows nothing of BPF.
 
 pub mod allocators;
+pub mod exits;
+mod image;
 pub mod resolve;
 pub mod returns;
 pub mod site;

@@ -6,13 +6,15 @@ use std::fs::File;
 
 use hashbrown::HashMap;
 use object::{
-    Endianness, Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget, SymbolFlags,
-    elf::{EM_X86_64, FileHeader64, STT_GNU_IFUNC},
-    read::elf::{ElfFile, FileHeader as _},
+    Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget, SymbolFlags,
+    elf::{EM_X86_64, STT_GNU_IFUNC},
+    read::elf::FileHeader as _,
 };
 
 use super::{
     allocators::{CATALOGUE, Exit, Shape},
+    exits::{Exits, exits},
+    image::{Elf, with_analysis},
     returns::{self, Bound},
     site::{self, WINDOW},
 };
@@ -43,6 +45,8 @@ pub struct Function {
     pub file_offset: u64,
     /// Whether the kernel emulates that instruction (cheap) or steps it.
     pub emulated: bool,
+    /// Where the outcomes of its calls are known; `None` where it allocates nothing.
+    pub exits: Option<Exits>,
     /// Offsets of its `ret` instructions in the file, bytes, where [`Shape::exit`] asks for them.
     pub returns: Vec<u64>,
 }
@@ -67,8 +71,6 @@ pub enum Binding {
     Static,
 }
 
-type Elf<'data> = ElfFile<'data, FileHeader64<Endianness>, Bounded<'data>>;
-
 /// Functions of the catalogue that `file` defines, if `malloc` is one of them; `None` if it is not.
 ///
 /// # Errors
@@ -76,7 +78,7 @@ type Elf<'data> = ElfFile<'data, FileHeader64<Endianness>, Bounded<'data>>;
 pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, ResolveError> {
     let bytes = Bytes::new(&file);
     let data = bytes.bounded();
-    let elf: Elf<'_> = ElfFile::parse(data)?;
+    let elf = Elf::parse(data)?;
     let machine = elf.elf_header().e_machine(elf.endian());
     if machine != EM_X86_64 {
         return Err(ResolveError::Machine(machine.0));
@@ -91,8 +93,9 @@ pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, 
     let entries: Vec<u64> = found.iter().map(|(_, _, address, _)| *address).collect();
     let mut pointers = None;
     let mut functions: Vec<Function> = Vec::new();
+    let mut sites = Vec::new();
     for (name, shape, address, size) in found {
-        let Some(mut function) = function(&elf, data, name, shape, address, size) else { continue };
+        let Some((mut function, site)) = function(&elf, data, name, shape, address, size) else { continue };
         // Aliases are one function; the first name in the catalogue stands for it.
         if functions.iter().any(|known| known.file_offset == function.file_offset) {
             continue;
@@ -108,8 +111,14 @@ pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, 
             function.returns = found.into_iter().filter_map(|address| Some(code(&elf, data, address, 1)?.0)).collect();
             tracing::debug!(name, returns = ?function.returns, "may throw");
         }
+        sites.push(site);
         functions.push(function);
     }
+    with_analysis(&elf, data, &entries, &sites, |analysis| {
+        for (function, site) in functions.iter_mut().zip(&sites) {
+            function.exits = (function.shape != Shape::Free).then(|| exits(analysis, *site, function.shape));
+        }
+    });
     Ok(Some(functions))
 }
 
@@ -145,11 +154,12 @@ fn function<'data>(
     shape: Shape,
     address: u64,
     size: u64,
-) -> Option<Function> {
+) -> Option<(Function, u64)> {
     let (start, code) = code(elf, data, address, if size == 0 { 256 } else { size.min(WINDOW as u64) })?;
     let site = site::choose(code, shape.arguments());
     let file_offset = start + site.offset;
-    Some(Function { name, shape, file_offset, emulated: site.emulated, returns: Vec::new() })
+    let function = Function { name, shape, file_offset, emulated: site.emulated, exits: None, returns: Vec::new() };
+    Some((function, address + site.offset))
 }
 
 /// The code at an address, at most `wanted` bytes, and its offset in the file.
@@ -192,6 +202,10 @@ mod tests {
         let functions = allocator(File::open(path).unwrap(), Binding::Dynamic).unwrap().unwrap();
         for name in ["malloc", "calloc", "realloc", "free", "posix_memalign"] {
             assert!(functions.iter().any(|function| function.name == name), "{name} in {functions:?}");
+        }
+        for name in ["malloc", "calloc", "realloc", "memalign"] {
+            let function = functions.iter().find(|function| function.name == name).unwrap();
+            assert!(function.exits.as_ref().is_some_and(Exits::are_cheap), "{function:?}");
         }
         // One probe per instruction: aliases were folded.
         let mut offsets: Vec<u64> = functions.iter().map(|function| function.file_offset).collect();

@@ -68,7 +68,8 @@ fn line(code: &[u8], arguments: &[Register]) -> Vec<Instruction> {
     line
 }
 
-fn is_write(access: OpAccess) -> bool {
+/// Whether an operand is written, or may be.
+pub(super) fn is_write(access: OpAccess) -> bool {
     !matches!(access, OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
 }
 
@@ -84,7 +85,7 @@ fn branch_targets(code: &[u8]) -> Vec<u64> {
 }
 
 /// Whether the kernel emulates the instruction.
-fn is_emulated(instruction: &Instruction) -> bool {
+pub(super) fn is_emulated(instruction: &Instruction) -> bool {
     // It refuses some prefixes and looks through none: bnd, notrack, lock, rep, segments, operand size.
     let prefixed = instruction.has_lock_prefix()
         || instruction.has_rep_prefix()

@@ -84,7 +84,7 @@ fn collect<'a, S: UnwindSection<Bytes<'a>>>(
     let mut cies = Cies::default();
     let mut machine = Machine::default();
     for entry in Entries::new(section, bytes, bases, &mut cies) {
-        let Ok(Function { fde, initial }) = entry else {
+        let Ok(Function { fde, initial, .. }) = entry else {
             collector.count_unreadable();
             continue;
         };

@@ -16,6 +16,8 @@ pub(super) struct Function<'a> {
     pub(super) fde: FrameDescriptionEntry<Bytes<'a>>,
     /// What holds at its start; `None` when that cannot be made out.
     pub(super) initial: Option<State>,
+    /// Where it is in the section.
+    pub(super) at: usize,
 }
 
 /// An entry describes a function, but cannot be read.
@@ -83,7 +85,7 @@ impl<'a, 'b, S: UnwindSection<Bytes<'a>>> Entries<'a, 'b, S> {
     }
 
     /// The entry at an offset; `None` when it is none of a function.
-    fn entry(&mut self, at: usize) -> Option<Result<Function<'a>, Unreadable>> {
+    pub(super) fn entry(&mut self, at: usize) -> Option<Result<Function<'a>, Unreadable>> {
         let partial = match self.section.partial_fde_from_offset(self.bases, at.into()) {
             Ok(partial) => partial,
             Err(Error::NotCiePointer(_)) => return None,
@@ -96,7 +98,7 @@ impl<'a, 'b, S: UnwindSection<Bytes<'a>>> Entries<'a, 'b, S> {
             initial = found.1;
             Ok(found.0.clone())
         });
-        Some(fde.map(|fde| Function { fde, initial }).map_err(|_| Unreadable))
+        Some(fde.map(|fde| Function { fde, initial, at }).map_err(|_| Unreadable))
     }
 }
 
