@@ -1,5 +1,7 @@
 //! Hostile targets: names that terminals, browsers and parsers trip over, and garbage mapped as code.
 
+use std::{path::Path, time::Duration};
+
 use crate::harness::{Outcome, Pprof, Run, Target, compiled, pprof, require_root, scratch};
 
 /// Traces the hostile program into every format.
@@ -77,5 +79,27 @@ fn ages_are_right_in_a_time_namespace() {
         let traced = report.json["duration_seconds"].as_f64().unwrap();
         // Times are rounded down to ticks of a millisecond, and read once per timer tick.
         assert!(oldest.is_some_and(|oldest| oldest <= traced + 0.1), "{oldest:?} of {traced} s, {ahead} s ahead");
+    }
+}
+
+/// A program that generates code, in a mount namespace of its own that `mounts` (commands for a shell; PERF_MAP is where the map
+/// is looked for) has made.
+fn with_mounts(mounts: &str) -> Target {
+    let script = format!("mount -t tmpfs none /tmp; PERF_MAP=/tmp/perf-$$.map; {mounts} && exec \"$0\"");
+    let program = compiled("generated code");
+    Target::start_with(Path::new("unshare"), &["-m", "sh", "-c", &script, program.to_str().unwrap()], &[])
+}
+
+/// Looks like a regular file that belongs to root, and reading it waits until the kernel has something to say.
+#[test]
+fn a_perf_map_that_waits_for_ever() {
+    require_root();
+    for file in ["/proc/kmsg", "/dev/kmsg"] {
+        let mut target = with_mounts(&format!("touch $PERF_MAP; mount --bind {file} $PERF_MAP"));
+        let tracer = Run::pid(target.pid()).start();
+        let truth = target.ask("begin");
+        tracer.signal(nix::sys::signal::Signal::SIGINT);
+        let report = tracer.outcome_within(Duration::from_secs(20)).report(0);
+        assert_eq!(report.outstanding(), truth.total(), "{file}");
     }
 }

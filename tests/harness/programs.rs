@@ -48,6 +48,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-builtin", "-rdynamic"],
     },
     Source { name: "fork", compiler: C, files: &["fork.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "generated code", compiler: C, files: &["generated.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "hostile", compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "launched", compiler: CXX, files: &["launched.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "main_exits", compiler: C, files: &["main_exits.c"], flags: WITH_FRAME_POINTERS },

@@ -9,7 +9,7 @@ use object::{
     CompressedData, CompressionFormat, Endianness, ReadCache, ReadRef,
     elf::{
         CompressionHeader64, ELFCOMPRESS_ZLIB, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_LOAD, PT_NOTE,
-        SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_SYMTAB, SectionType,
+        SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_NOTE, SHT_STRTAB, SHT_SYMTAB, SectionType,
     },
     read::{
         ReadCacheOps,
@@ -290,6 +290,29 @@ impl<'data> Elf<'data> {
         }
         let data = (&self.data.0.cache).read_bytes_at(offset, size).ok()?;
         CompressedData { format, data, uncompressed_size: unpacked }.decompress().ok()
+    }
+
+    /// The parts of the file that say what addresses are called: headers, symbols and their names, notes, and debug information
+    /// if it is wanted.
+    pub fn naming_parts(&self, debug_information: bool) -> Vec<Range<u64>> {
+        let endian = self.endian;
+        let part = |offset: u64, size: u64| offset..offset.saturating_add(size);
+        let table = |offset: u64, entry: u16, count: u64| part(offset, u64::from(entry).saturating_mul(count));
+        let header = self.header;
+        let mut parts = vec![
+            part(0, size_of::<Header>() as u64),
+            table(header.e_phoff.get(endian), header.e_phentsize.get(endian), header.e_phnum.get(endian).into()),
+            table(header.e_shoff.get(endian), header.e_shentsize.get(endian), self.sections.len() as u64),
+        ];
+        for section in self.sections.iter() {
+            let names = [SHT_SYMTAB, SHT_STRTAB, SHT_DYNSYM, SHT_NOTE].contains(&section.sh_type(endian));
+            let name = self.sections.section_name(endian, section).unwrap_or_default();
+            let debug = [&b".debug"[..], b".zdebug", b".gnu_debug"].iter().any(|start| name.starts_with(start));
+            if let Some((offset, size)) = section.file_range(endian).filter(|_| names || (debug && debug_information)) {
+                parts.push(part(offset, size));
+            }
+        }
+        parts
     }
 
     /// Whether it is a program or a shared library: something that can be mapped to run.

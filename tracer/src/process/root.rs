@@ -103,11 +103,39 @@ pub fn reopen_path(file: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// Opens for reading what was opened as a path only, if it is a regular file.
+/// File systems of the kernel's own (include/uapi/linux/magic.h): what looks like a regular file there may wait for ever when
+/// it is read (`/proc/kmsg`, `trace_pipe`), and reading may have effects.
+const OF_THE_KERNEL: [u32; 18] = [
+    0x9fa0,      // proc
+    0x6265_6572, // sysfs
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x7363_6673, // securityfs
+    0xcafe_4a11, // bpf
+    0x6165_676c, // pstore
+    0xde5e_81e4, // efivarfs
+    0xf97c_ff8c, // selinuxfs
+    0x4341_5d53, // smackfs
+    0x5a3c_69f0, // apparmorfs
+    0x4249_4e4d, // binfmt_misc
+    0x1cd1,      // devpts
+    0x1980_0202, // mqueue
+    0x6265_6570, // configfs
+    0x6573_5546, // fusectl
+];
+
+/// Opens for reading what was opened as a path only, if it is a regular file that keeps what is in it.
 fn regular(path: OwnedFd) -> io::Result<File> {
+    let refused = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
     let stat = rustix::fs::fstat(&path)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        return refused("not a regular file");
+    }
+    // The magic numbers are 32 bits, the field is wider.
+    if OF_THE_KERNEL.contains(&(rustix::fs::fstatfs(&path)?.f_type as u32)) {
+        return refused("a file that the kernel makes up");
     }
     File::open(reopen_path(&path))
 }
@@ -139,7 +167,9 @@ mod tests {
         rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR, 0).unwrap();
         let root = Root::own().unwrap();
         // Opening the pipe would wait for a writer.
-        for path in [&pipe, Path::new("/dev/null"), directory.path(), Path::new("/nowhere")] {
+        // The two after it look like regular files.
+        let made_up = ["/dev/null", "/proc/kmsg", "/sys/kernel/mm/transparent_hugepage/enabled", "/nowhere"];
+        for path in made_up.map(Path::new).into_iter().chain([&*pipe, directory.path()]) {
             assert!(root.open(path).is_err(), "{}", path.display());
         }
     }

@@ -8,10 +8,11 @@ use std::{
     ffi::OsStr,
     fs::{File, Metadata},
     io,
-    os::unix::{ffi::OsStrExt, fs::FileExt},
+    os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
 };
 
+use super::work::Work;
 use crate::process::{
     elf::{Bytes, Elf},
     module::{Module, is_administrators},
@@ -20,8 +21,6 @@ use crate::process::{
 
 /// Longest name that a link may have, bytes (NAME_MAX).
 const MAX_NAME: usize = 255;
-/// Largest file whose checksum is worth computing, bytes.
-const MAX_CHECKSUMMED: u64 = 4 << 30;
 
 /// A file of debug information.
 pub(super) struct DebugFile {
@@ -32,7 +31,7 @@ pub(super) struct DebugFile {
 }
 
 /// Looks for the debug file of `module`, whose outline is `elf`, under `directories` (absolute paths).
-pub(super) fn find(module: &Module, elf: &Elf<'_>, directories: &[PathBuf]) -> Option<DebugFile> {
+pub(super) fn find(module: &Module, elf: &Elf<'_>, directories: &[PathBuf], work: &mut Work) -> Option<DebugFile> {
     let wanted = Wanted { build_id: module.build_id(), link: elf.debug_link().filter(|(name, _)| is_plain_name(name)) };
     let host = Root::own().ok()?;
     let theirs = module.root().filter(|root| !root.is(&host));
@@ -41,7 +40,7 @@ pub(super) fn find(module: &Module, elf: &Elf<'_>, directories: &[PathBuf]) -> O
     for root in std::iter::once(&host).chain(theirs.map(AsRef::as_ref)) {
         for path in &paths {
             let Ok((file, metadata)) = open(root, path) else { continue };
-            if module.is_file(&metadata) || !wanted.is(&file) {
+            if module.is_file(&metadata) || !wanted.is(&file, &metadata, work) {
                 continue;
             }
             tracing::debug!(path = path.display().to_string().escape_debug().to_string(), "debug file");
@@ -65,12 +64,12 @@ struct Wanted<'data> {
 }
 
 impl Wanted<'_> {
-    fn is(&self, file: &File) -> bool {
+    fn is(&self, file: &File, metadata: &Metadata, work: &mut Work) -> bool {
         let bytes = Bytes::new(file);
         let Ok(elf) = Elf::parse(&bytes) else { return false };
         match (self.build_id, elf.build_id(), self.link) {
             (Some(wanted), Some(found), _) => wanted == found,
-            (_, _, Some((_, wanted))) => checksum(file) == Some(wanted),
+            (_, _, Some((_, wanted))) => work.checksum(file, metadata) == Some(wanted),
             _ => false,
         }
     }
@@ -96,23 +95,6 @@ fn beside(module: &Path, name: &[u8], directories: &[PathBuf]) -> Vec<PathBuf> {
 
 fn is_plain_name(name: &[u8]) -> bool {
     !name.is_empty() && name.len() <= MAX_NAME && !name.contains(&b'/') && name != b"." && name != b".."
-}
-
-/// CRC-32 of the whole file.
-fn checksum(file: &File) -> Option<u32> {
-    let size = file.metadata().ok()?.len();
-    if size > MAX_CHECKSUMMED {
-        return None;
-    }
-    let mut hasher = crc32fast::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < size {
-        let read = file.read_at(&mut buffer, at).ok().filter(|read| *read > 0)?;
-        hasher.update(&buffer[..read]);
-        at += read as u64;
-    }
-    Some(hasher.finalize())
 }
 
 #[cfg(test)]

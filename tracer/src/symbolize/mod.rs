@@ -3,6 +3,7 @@
 //! Works from places (file and offset), which outlive the process, and never asks a process. blazesym reads symbols and
 //! DWARF; what is done here is finding separate debug files, keeping hostile files from doing harm, and remembering.
 
+mod copy;
 mod debug_file;
 mod demangle;
 mod guard;
@@ -11,6 +12,7 @@ mod nesting;
 mod source;
 #[cfg(test)]
 mod tests;
+mod work;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -19,7 +21,10 @@ use hashbrown::HashMap;
 pub use demangle::demangle;
 pub use language::language;
 
-use self::source::{Function, Held, Source};
+use self::{
+    source::{Function, Source},
+    work::Work,
+};
 use crate::{
     process::{
         address_space::{Location, Place},
@@ -32,6 +37,9 @@ use crate::{
 
 /// Where debug files are, unless it is said otherwise.
 const DEBUG_DIRECTORIES: [&str; 1] = ["/usr/lib/debug"];
+
+/// Most that is kept of files, bytes, unless it is said otherwise.
+const MEMORY: u64 = 1 << 30;
 
 /// An address that is to be named.
 pub struct Query<'a> {
@@ -51,12 +59,19 @@ pub struct Symbolizer {
     objects: HashMap<Identity, Object>,
     generated: HashMap<(u32, u64), Arc<[Frame]>>,
     unknown: HashMap<u64, Arc<[Frame]>>,
+    work: Work,
 }
 
 impl Symbolizer {
     /// One that finds debug files where distributions put them.
     pub fn new() -> Self {
-        Self::with_debug_directories(DEBUG_DIRECTORIES.map(PathBuf::from).to_vec())
+        Self::within(MEMORY)
+    }
+
+    /// The same, which keeps at most so many bytes of files.
+    pub fn within(memory: u64) -> Self {
+        let symbolizer = Self::with_debug_directories(DEBUG_DIRECTORIES.map(PathBuf::from).to_vec());
+        Self { work: Work::new(memory), ..symbolizer }
     }
 
     /// One that finds debug files under `directories` (absolute paths), in the layout of `/usr/lib/debug`.
@@ -66,7 +81,13 @@ impl Symbolizer {
             objects: HashMap::new(),
             generated: HashMap::new(),
             unknown: HashMap::new(),
+            work: Work::new(MEMORY),
         }
+    }
+
+    /// What the reader of a report should know of names that are missing.
+    pub fn notes(&self) -> &[String] {
+        self.work.left_out()
     }
 
     /// The frames at each address, in the order of `queries`. Those of one address are the function that the code is in,
@@ -103,7 +124,7 @@ impl Symbolizer {
             let object = self
                 .objects
                 .entry(identity.clone())
-                .or_insert_with(|| Object::open(Arc::clone(module), &self.debug_directories));
+                .or_insert_with(|| Object::open(Arc::clone(module), &self.debug_directories, &mut self.work));
             object.learn(module, &offsets);
         }
     }
@@ -166,17 +187,17 @@ struct Object {
 }
 
 impl Object {
-    fn open(module: Arc<Module>, debug_directories: &[PathBuf]) -> Self {
+    fn open(module: Arc<Module>, debug_directories: &[PathBuf], work: &mut Work) -> Self {
         let (mut build_id, mut segments, mut sources) = (None, Vec::new(), Vec::new());
         if let Some(file) = module.file() {
             let bytes = Bytes::new(file);
             if let Ok(elf) = Elf::parse(&bytes) {
                 build_id = elf.build_id_text();
                 segments = elf.segments();
-                let debug_file = debug_file::find(&module, &elf, debug_directories);
-                sources.extend(debug_file.and_then(|found| Source::new(Held::File(found.file), found.trusted)));
-                let trusted = module.is_administrators();
-                sources.extend(Source::new(Held::Module(Arc::clone(&module)), trusted));
+                let name = module.path();
+                let debug_file = debug_file::find(&module, &elf, debug_directories, work);
+                sources.extend(debug_file.and_then(|found| Source::new(&found.file, name, found.trusted, work)));
+                sources.extend(Source::new(file, name, module.is_administrators(), work));
             }
         }
         Self { build_id, segments, sources, frames: HashMap::new(), module }

@@ -6,20 +6,20 @@
 
 use std::{
     fs::File,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer, source};
 
 use super::{
+    copy::copy,
     demangle::{demangle, is_mangled},
     guard::guarded,
     nesting::is_shallow,
+    work::Work,
 };
 use crate::process::{
     elf::{Bytes, Elf},
-    module::Module,
     root::reopen_path,
 };
 
@@ -45,42 +45,28 @@ pub(super) struct Function {
     pub(super) line: Option<u32>,
 }
 
-/// What keeps a file open. blazesym knows files by path, and the path of an open file is the number of its descriptor.
-pub(super) enum Held {
-    /// A module.
-    Module(Arc<Module>),
-    /// A debug file.
-    File(File),
-}
-
-impl Held {
-    fn file(&self) -> Option<&File> {
-        match self {
-            Self::Module(module) => module.file(),
-            Self::File(file) => Some(file),
-        }
-    }
-}
-
 /// A file and what has been read of it.
 pub(super) struct Source {
     symbolizer: Symbolizer,
     source: source::Elf,
     spent: Duration,
     failed: bool,
-    /// Keeps the path in `source` true.
-    _held: Held,
+    /// What `source` is a path of: blazesym knows files by path, and that of an open file is the number of its
+    /// descriptor.
+    _copy: File,
 }
 
 impl Source {
-    /// A source that reads `held`; `trusted` when only the administrator can have written it. `None` when it is no ELF file,
-    /// or an odd one.
-    pub(super) fn new(held: Held, trusted: bool) -> Option<Self> {
-        let file = held.file()?;
-        let debug_information = readable_debug_information(file, trusted)?;
-        let mut source = source::Elf::new(reopen_path(file));
-        source.debug_syms = debug_information;
-        Some(Self { symbolizer: symbolizer(), source, spent: Duration::ZERO, failed: false, _held: held })
+    /// A source that reads `file`; `trusted` when only the administrator can have written it. `None` when it is no ELF file,
+    /// an odd one, or too large for what is left of `work`. `name` is what the reader of the report knows it by.
+    pub(super) fn new(file: &File, name: &str, trusted: bool, work: &mut Work) -> Option<Self> {
+        let copy = copy(file, name, work)
+            .inspect_err(|error| tracing::debug!(path = name.escape_debug().to_string(), "no symbols: {error}"))
+            .ok()?;
+        let debug_information = readable_debug_information(&copy.file, trusted)?;
+        let mut source = source::Elf::new(reopen_path(&copy.file));
+        source.debug_syms = debug_information && copy.with_debug_information;
+        Some(Self { symbolizer: symbolizer(), source, spent: Duration::ZERO, failed: false, _copy: copy.file })
     }
 
     /// The functions at `addresses` (as linked), outermost first and then those inlined into it; empty where there is none.

@@ -344,6 +344,23 @@ fn corrupt_files_do_no_harm() {
     }
 }
 
+/// What shrinks after it was opened, while it is asked, is as it was: a mapping of it would be a signal.
+#[test]
+fn files_that_shrink_do_no_harm() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = build(directory.path(), "program", C, &["-O2", "-g"]);
+    let (outer, allocate) = (offsets(&program, "outer"), offsets(&program, "allocate"));
+    let module = module(&program);
+    let mut symbolizer = Symbolizer::new();
+    assert_eq!(resolve(&mut symbolizer, &module, &outer[..1])[0][0].function.as_deref(), Some("outer"));
+    let file = fs::OpenOptions::new().write(true).open(&program).unwrap();
+    file.set_len(1).unwrap();
+    assert_eq!(resolve(&mut symbolizer, &module, &allocate[..1])[0][0].function.as_deref(), Some("allocate"));
+    // Nor does what has shrunk before.
+    let frames = resolve(&mut Symbolizer::new(), &module, &outer[..1]);
+    assert_eq!(summary(&frames[0]), [":0"]);
+}
+
 #[test]
 fn promises_of_gigabytes_are_not_believed() {
     let directory = tempfile::tempdir().unwrap();
