@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
+mod coverage;
 mod exactness;
 mod formats;
 mod go_both;

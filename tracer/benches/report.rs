@@ -62,6 +62,7 @@ fn profile() -> Profile {
             },
             uncertain_bytes: 0,
             oldest: Some(Duration::from_secs(n % 60)),
+            at_end: None,
             growth: Some(n as f64),
         }
     });
@@ -76,6 +77,8 @@ fn profile() -> Profile {
             exe: "/usr/bin/service".into(),
             language: Language::Cpp,
             heaps: Vec::new(),
+            memory: None,
+            ended: None,
         }],
         stacks: stacks.collect(),
         goroutines: Vec::new(),

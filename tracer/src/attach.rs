@@ -111,6 +111,11 @@ impl Attached {
         Target { heaps: self.allocator.iter().map(|_| native).collect(), ..self.target.clone() }
     }
 
+    /// Path of the file whose allocator is probed, as the process sees it: hostile text.
+    pub fn probed(&self) -> Option<&str> {
+        self.allocator.as_ref().map(|allocator| allocator.module.path())
+    }
+
     /// What the reader of a report should know of it.
     pub fn notes(&self) -> Vec<String> {
         self.notes.clone()
@@ -369,7 +374,15 @@ fn describe(pid: Pid, status: &Status) -> Target {
         space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
     });
     let language = module.map_or(crate::profile::Language::C, |module| symbolize::language(&module));
-    Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language, heaps: Vec::new() }
+    Target {
+        pid,
+        comm: status.comm.clone(),
+        exe: status.exe.clone(),
+        language,
+        heaps: Vec::new(),
+        memory: None,
+        ended: None,
+    }
 }
 
 /// Puts a failure down to the end of the process where that is what it is.

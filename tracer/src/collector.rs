@@ -2,6 +2,7 @@
 //! lives, and hands out snapshots. It never waits for the presenting side.
 
 use std::{
+    ops::Range,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -56,6 +57,22 @@ pub enum Request {
     },
     /// The probes of this process were away until now: what was freed meanwhile is not known.
     Interrupted,
+    /// How many bytes a process holds now.
+    Held {
+        /// The process.
+        pid: Pid,
+        /// Where the answer goes.
+        reply: mpsc::Sender<u64>,
+    },
+    /// How much of each of these parts of a process's memory recorded blocks have been in.
+    Covered {
+        /// The process.
+        pid: Pid,
+        /// The parts.
+        ranges: Vec<Range<u64>>,
+        /// Where the answer goes, in the same order.
+        reply: mpsc::Sender<Vec<u64>>,
+    },
     /// What is held now, by blocks of at least this age.
     Snapshot {
         /// Least age of a block.
@@ -256,6 +273,12 @@ impl Collector {
             Request::Interrupted => {
                 self.take_in_all();
                 self.heap.frees_lost_without_trace(monotonic());
+            }
+            // Nobody may wait any more for what follows: nothing to do then.
+            Request::Held { pid, reply } => drop(reply.send(self.heap.held(pid))),
+            Request::Covered { pid, ranges, reply } => {
+                self.take_in_all();
+                let _ = reply.send(self.heap.covered(pid, &ranges));
             }
             Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
                 // Nobody waits any more: nothing to do.

@@ -52,8 +52,15 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         duration - opened
     );
     let module = Symbols::new(&*runtime, &status.exe).described();
-    let target =
-        Target { pid, comm: status.comm.clone(), exe: status.exe.clone(), language: Language::Go, heaps: Vec::new() };
+    let target = Target {
+        pid,
+        comm: status.comm.clone(),
+        exe: status.exe.clone(),
+        language: Language::Go,
+        heaps: Vec::new(),
+        memory: None,
+        ended: None,
+    };
     Ok(Profile {
         kind: Kind::Goroutines,
         started,

@@ -13,6 +13,7 @@ pub mod session;
 pub mod attach;
 pub mod clock;
 pub mod collector;
+pub mod coverage;
 pub mod go_heap;
 pub mod go_process;
 pub mod outputs;

@@ -44,6 +44,12 @@ pub struct GoTrace {
 }
 
 impl GoTrace {
+    /// Bytes that are held.
+    pub fn held(&self) -> u64 {
+        let stacks = self.heap.stacks.iter();
+        stacks.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add)
+    }
+
     /// How the heap was seen.
     fn seen(&self) -> SeenHeap {
         let mode = match self.way {
@@ -97,10 +103,16 @@ impl Presenter {
             stacks.extend(self.go_entries(go.pid, go.heap));
         }
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
+        end_stacks(&targets, &mut stacks);
         quality.outstanding_bytes = stacks.iter().fold(0, |sum, s| s.values.outstanding_bytes.saturating_add(sum));
         quality.targets = targets.len() as u64;
         // Sizes that nobody asks for are no silence, as long as there are frees.
         let silent = |target: &&Target| is_silent(target.pid, &stacks) && !(filtered && quality.recorded_events > 0);
+        let memories = targets.iter().filter_map(|target| target.memory.as_ref());
+        for memory in memories.filter(|memory| !memory.is_explained() && !filtered) {
+            quality.unexplained_bytes = quality.unexplained_bytes.saturating_add(memory.unexplained);
+            quality.fresh_bytes = quality.fresh_bytes.saturating_add(memory.fresh);
+        }
         quality.silent_targets = targets.iter().filter(silent).count() as u64;
         let unwind_tables = snapshot.unwind_tables;
         let mut modules = self.symbolizer.modules();
@@ -136,6 +148,7 @@ impl Presenter {
                     uncertain_bytes: 0,
                     oldest,
                     growth,
+                    at_end: None,
                 });
                 continue;
             }
@@ -204,13 +217,29 @@ impl Presenter {
             Trail::Known(_) => named.cloned().unwrap_or_else(|| stand_in("[unknown]")),
         };
         let StackSnapshot { pid, values, uncertain_bytes, oldest, growth, .. } = stack;
-        StackEntry { pid, heap: profile::Heap::Native, frames, values, uncertain_bytes, oldest, growth }
+        StackEntry { pid, heap: profile::Heap::Native, frames, values, uncertain_bytes, oldest, growth, at_end: None }
     }
 }
 
 impl Default for Presenter {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// Takes what ended processes held out of what is outstanding and growing. Where none is left, what they did not free is what is
+/// asked for, and stays.
+fn end_stacks(targets: &[Target], stacks: &mut [StackEntry]) {
+    let ended: Vec<Pid> = targets.iter().filter(|target| target.ended.is_some()).map(|target| target.pid).collect();
+    let others_live = ended.len() < targets.len();
+    for stack in stacks.iter_mut().filter(|stack| ended.contains(&stack.pid)) {
+        stack.growth = None;
+        let values = &mut stack.values;
+        if others_live && values.outstanding_blocks > 0 {
+            stack.at_end = Some((values.outstanding_bytes, values.outstanding_blocks));
+            (values.outstanding_bytes, values.outstanding_blocks) = (0, 0);
+            (stack.uncertain_bytes, stack.oldest) = (0, None);
+        }
     }
 }
 
@@ -301,6 +330,8 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add),
         untracked_calls: loss.threads_full + loss.calls_too_deep,
         unknown_records: snapshot.unknown_records + sum(|sampling| sampling.senseless),
+        unexplained_bytes: 0,
+        fresh_bytes: 0,
         silent_targets: 0,
         targets: 0,
         recorded_events: snapshot.counters.events,

@@ -3,12 +3,15 @@
 //! Everything that measures produces one, everything that presents takes one, and neither side knows the other.
 //! Plain values: no I/O, no clock.
 
+mod memory;
+
 use std::{
     ops::Range,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+pub use self::memory::{Area, Memory, Reason, Runtime};
 use crate::quality::{Quality, Sampling};
 
 /// One process that was traced.
@@ -24,6 +27,10 @@ pub struct Target {
     pub language: Language,
     /// Its heaps, and how each was seen.
     pub heaps: Vec<SeenHeap>,
+    /// What the kernel says of its memory; `None` when that could not be read.
+    pub memory: Option<Memory>,
+    /// When it ended, since tracing began; `None` when it was alive at the end.
+    pub ended: Option<Duration>,
 }
 
 /// How one heap of a process was seen.
@@ -183,6 +190,8 @@ pub struct StackEntry {
     /// How fast the held bytes have been growing of late, bytes per second. Negative when they shrink; `None`
     /// when the trace is too short to tell.
     pub growth: Option<f64>,
+    /// Bytes and blocks that it held when its process ended, where others live on: those are not outstanding any more.
+    pub at_end: Option<(u64, u64)>,
 }
 
 /// Goroutines with the same stack, in the same state, created in the same place.
@@ -324,6 +333,17 @@ impl Profile {
             totals += stack.values;
         }
         totals
+    }
+
+    /// Whether no process was left at the end. What it did not free by then is what is outstanding.
+    pub fn has_ended(&self) -> bool {
+        !self.targets.is_empty() && self.targets.iter().all(|target| target.ended.is_some())
+    }
+
+    /// Bytes and blocks that processes held when they ended, while others live on.
+    pub fn held_at_end(&self) -> (u64, u64) {
+        let held = self.stacks.iter().filter_map(|stack| stack.at_end);
+        held.fold((0, 0), |sum: (u64, u64), held| (sum.0.saturating_add(held.0), sum.1.saturating_add(held.1)))
     }
 
     /// How many goroutines there are.

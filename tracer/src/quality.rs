@@ -110,6 +110,10 @@ pub struct Quality {
     pub undecided_samples: u64,
     /// Sampled objects whose address did not come to be known. They are not shown.
     pub unresolved_samples: u64,
+    /// Bytes of new memory of processes of which not enough is explained: those in which no recorded block has been.
+    pub unexplained_bytes: u64,
+    /// New memory of those processes: the base of the former.
+    pub fresh_bytes: u64,
     /// Processes of which no allocation was seen.
     pub silent_targets: u64,
     /// Processes altogether: the base of the former.
@@ -127,6 +131,8 @@ pub struct Quality {
 pub enum Missing {
     /// Allocations of a process of which none was seen.
     AllAllocations,
+    /// What new memory is for.
+    Memory,
     /// Allocations.
     Allocations,
     /// Frees.
@@ -158,6 +164,7 @@ impl Missing {
     pub fn name(self) -> &'static str {
         match self {
             Self::AllAllocations => "silent_targets",
+            Self::Memory => "unexplained_bytes",
             Self::Allocations => "lost_allocs",
             Self::Frees => "lost_frees",
             Self::Moments => "lost_moments",
@@ -176,7 +183,9 @@ impl Missing {
     /// Whether allocations may be missing from the profile, so that it does not hold every one.
     pub fn hides_allocations(self) -> bool {
         match self {
-            Self::AllAllocations | Self::Allocations | Self::Calls | Self::Records | Self::Samples => true,
+            Self::AllAllocations | Self::Memory | Self::Allocations | Self::Calls | Self::Records | Self::Samples => {
+                true
+            }
             Self::Moments
             | Self::Frees
             | Self::UnseenFrees
@@ -231,6 +240,8 @@ impl Quality {
         let (share, of_samples) = (Some(INCOMPLETE_SHARE), Some(INCOMPLETE_SAMPLES));
         let all = [
             (Missing::AllAllocations, q.silent_targets, q.targets, Some(SILENT_TARGETS)),
+            // What need not be explained is none of it.
+            (Missing::Memory, q.unexplained_bytes, q.fresh_bytes, Some(0.0)),
             (Missing::Allocations, q.lost_allocs, events, share),
             (Missing::Frees, q.lost_frees, events, share),
             (Missing::Certainty, q.uncertain_bytes, q.outstanding_bytes, share),
@@ -328,6 +339,12 @@ mod tests {
         let with = |missed_cycles| Quality { missed_cycles, ..base() };
         assert!(with(250).complete());
         assert!(!with(251).complete() && with(251).is_beyond_threshold());
+    }
+
+    #[test]
+    fn unexplained_memory_is_beyond_any_share() {
+        let quality = Quality { unexplained_bytes: 1, fresh_bytes: 1 << 40, ..base() };
+        assert!(!quality.complete() && quality.is_beyond_threshold() && !quality.has_every_allocation());
     }
 
     #[test]

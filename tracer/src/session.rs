@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use hashbrown::HashMap;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     bpf::{self, GoMaps, Programs},
     collector::{Collector, Notice, Request, Snapshot},
     config::{Config, GoHeapChoice, Subject, Verbosity},
+    coverage::Coverage,
     event::Pid,
     exit::Exit,
     go_heap::{GoHeap, GoProcess},
@@ -30,7 +32,7 @@ use crate::{
         launch::{self, Launched, Step},
         status::{self, NotTraceable},
     },
-    profile::Profile,
+    profile::{Profile, Target},
     report::Options,
     unwinder::Unwinder,
     watch,
@@ -95,6 +97,8 @@ pub fn run(config: Config) -> Result<Exit> {
         .context("cannot watch for signals")?;
 
     let mut session = Session {
+        coverage: Coverage::new(requests.clone()),
+        ended: HashMap::new(),
         presenter: Presenter::new(),
         config,
         programs,
@@ -129,6 +133,9 @@ struct Session {
     /// What the reader of a report should know.
     notes: Vec<String>,
     goroutines: GoWatches,
+    coverage: Coverage,
+    /// When processes ended, since recording began.
+    ended: HashMap<Pid, Duration>,
     requests: mpsc::Sender<Request>,
     input: mpsc::Receiver<Input>,
     inputs: mpsc::Sender<Input>,
@@ -155,12 +162,15 @@ impl Session {
         }
         self.started = SystemTime::now();
         self.clock = Instant::now();
+        self.read_memory();
         outputs.announce(&self.attached);
         if let Some(launched) = &mut self.launched {
             launched.release()?;
         }
         let signal = self.run_loop(&mut outputs)?;
         self.goroutines.finish();
+        let go = &self.go;
+        self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
@@ -322,6 +332,8 @@ impl Session {
                 && now >= at
             {
                 // Before the collector is asked, so that it knows the stacks of all samples.
+                let go = &self.go;
+                self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), false);
                 let go = self.go_traces(false);
                 let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
                 let profile = self.profile(snapshot, go);
@@ -341,7 +353,10 @@ impl Session {
                     }
                     _ => return Ok(Some(signal)),
                 },
-                Ok(Input::Exited(pid)) => alive.retain(|other| *other != pid),
+                Ok(Input::Exited(pid)) => {
+                    self.ended.insert(pid, self.clock.elapsed());
+                    alive.retain(|other| *other != pid);
+                }
                 Ok(Input::Notice(notice)) => self.heed(notice)?,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
                 Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the collector has ended early"),
@@ -350,10 +365,19 @@ impl Session {
         Ok(None)
     }
 
+    /// Reads what memory all processes have as recording begins.
+    fn read_memory(&mut self) {
+        for attached in &self.attached {
+            self.coverage.begin(attached.pid());
+        }
+    }
+
     /// What comes round regularly.
     fn heartbeat(&mut self) {
         self.programs.pass_diagnostics();
         self.goroutines.tick(Instant::now());
+        let go = &self.go;
+        self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
         let Self { attached, programs, requests, .. } = self;
         for attached in attached {
             if let Some((text, space)) = attached.follow(programs) {
@@ -374,6 +398,7 @@ impl Session {
             && self.attached.iter().any(|attached| attached.pid() == pid)
         {
             self.goroutines.watch(pid, self.runtime_of(pid));
+            self.coverage.begin(pid);
         }
         if let Notice::Exec(_) = notice
             && let Some(launched) = self.launched.take_if(|launched| launched.pid() == pid)
@@ -439,10 +464,16 @@ impl Session {
             notes.extend(attached.notes());
         }
         notes.extend(self.goroutines.notes());
+        let mut targets: Vec<Target> = self.attached.iter().map(Attached::target).collect();
+        for (target, attached) in targets.iter_mut().zip(&self.attached) {
+            let go = go.iter().filter(|go| go.pid == target.pid).map(GoTrace::held).fold(0, u64::saturating_add);
+            target.memory = self.coverage.memory(target.pid, go, attached.probed());
+            target.ended = self.ended.get(&target.pid).copied();
+        }
         let trace = Trace {
             started: self.started,
             duration: self.clock.elapsed(),
-            targets: self.attached.iter().map(Attached::target).collect(),
+            targets,
             filtered: self.config.sizes != (0, u64::MAX),
             notes,
         };

@@ -4,9 +4,12 @@
 //! live here and in the BPF programs; CONTRIBUTING.md lists the test of each.
 
 mod blocks;
+mod footprint;
 mod growth;
 mod process;
 mod stacks;
+
+use std::ops::Range;
 
 use hashbrown::HashMap;
 
@@ -142,6 +145,17 @@ impl Heap {
     /// Outstanding bytes of every stack, by [`StackIndex`]: the cheap figure that growth is computed from.
     pub fn outstanding(&self) -> impl Iterator<Item = u64> {
         self.usage.iter().map(|values| values.outstanding_bytes)
+    }
+
+    /// Bytes of all outstanding blocks of a process.
+    pub fn held(&self, pid: Pid) -> u64 {
+        self.processes.get(&pid).map_or(0, ProcessHeap::held)
+    }
+
+    /// How many bytes of each of these parts of a process's memory its blocks have been in, outstanding or not, to 64 KiB.
+    pub fn covered(&self, pid: Pid, ranges: &[Range<u64>]) -> Vec<u64> {
+        let process = self.processes.get(&pid);
+        ranges.iter().map(|range| process.map_or(0, |process| process.covered(range))).collect()
     }
 
     /// Index of the stack with this id, known already or not.

@@ -1,10 +1,13 @@
 //! The heap of one process: the rules by which its events begin and end blocks.
 
+use std::ops::Range;
+
 use hashbrown::{HashMap, HashSet};
 
 use super::{
     Books, Stacks,
     blocks::{Block, Blocks, TICK},
+    footprint::Footprint,
 };
 use crate::{
     event::{Allocation, Pid},
@@ -22,6 +25,9 @@ pub(super) struct ProcessHeap {
     pid: Pid,
     generation: u8,
     blocks: Blocks,
+    /// Bytes of all outstanding blocks.
+    held: u64,
+    footprint: Footprint,
     /// Old blocks of reallocs in flight, by thread and call slot: neither freed nor kept until the outcome is known.
     suspended: HashMap<(u32, u8), Block>,
     /// Blocks that were allocated within [`RESOLUTION`] of a lost free of their address: nobody knows which came first.
@@ -36,6 +42,8 @@ impl ProcessHeap {
             pid,
             generation,
             blocks: Blocks::default(),
+            held: 0,
+            footprint: Footprint::default(),
             suspended: HashMap::new(),
             ambiguous: HashSet::new(),
             last_frees: Box::new([(0, 0); LAST_FREES]),
@@ -60,9 +68,13 @@ impl ProcessHeap {
     pub(super) fn alloc(&mut self, new: Allocation, books: &mut Books<'_>) {
         let stack = books.stacks.intern(self.pid, new.stack);
         books.begin(stack, new.size);
+        self.held = self.held.saturating_add(new.size);
+        self.footprint.add(new.addr, new.size);
         self.unmark(new.addr);
         if let Some(old) = self.blocks.insert(Block { addr: new.addr, size: new.size, stack, time: new.time }) {
+            // Its memory is the new block's.
             books.end(old.stack, old.size);
+            self.held = self.held.saturating_sub(old.size);
             books.counters.missed_frees += 1;
         }
     }
@@ -71,7 +83,7 @@ impl ProcessHeap {
     pub(super) fn free(&mut self, tid: u32, addr: u64, books: &mut Books<'_>) {
         let repeated = self.is_repeated(tid, addr);
         if let Some(block) = self.blocks.remove(addr) {
-            books.end(block.stack, block.size);
+            self.end(block, books);
             self.unmark(addr);
         } else if !self.free_suspended(addr, books) && !repeated {
             books.counters.unmatched_frees += 1;
@@ -98,7 +110,7 @@ impl ProcessHeap {
 
     pub(super) fn realloc_freed(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {
         if let Some(old) = self.suspended.remove(&(tid, slot)) {
-            books.end(old.stack, old.size);
+            self.end(old, books);
         }
     }
 
@@ -108,6 +120,7 @@ impl ProcessHeap {
             && let Some(other) = self.blocks.insert(old)
         {
             books.end(other.stack, other.size);
+            self.held = self.held.saturating_sub(other.size);
             books.counters.missed_frees += 1;
         }
     }
@@ -125,13 +138,23 @@ impl ProcessHeap {
             Some(block) if block.time + RESOLUTION < time => {
                 self.blocks.remove(addr);
                 self.unmark(addr);
-                books.end(block.stack, block.size);
+                self.end(block, books);
             }
             Some(block) if block.time <= time => {
                 self.ambiguous.insert(addr);
             }
             _ => {}
         }
+    }
+
+    /// Bytes of all outstanding blocks.
+    pub(super) fn held(&self) -> u64 {
+        self.held
+    }
+
+    /// Bytes of `range` that blocks have been in, outstanding or not.
+    pub(super) fn covered(&self, range: &Range<u64>) -> u64 {
+        self.footprint.covered(range)
     }
 
     /// Calls `f` with every outstanding block and whether a lost free may have ended it.
@@ -142,6 +165,13 @@ impl ProcessHeap {
         for block in self.suspended.values() {
             f(*block, false);
         }
+    }
+
+    #[inline]
+    fn end(&mut self, block: Block, books: &mut Books<'_>) {
+        books.end(block.stack, block.size);
+        self.held = self.held.saturating_sub(block.size);
+        self.footprint.free(block.addr, block.size);
     }
 
     fn put_back_from(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {

@@ -65,7 +65,8 @@ pub fn read(mut text: impl BufRead, keep: impl Fn(&Mapping) -> bool) -> io::Resu
     }
 }
 
-fn parse_line(line: &[u8]) -> Option<Mapping> {
+/// One line, without its newline.
+pub(super) fn parse_line(line: &[u8]) -> Option<Mapping> {
     let mut fields = line.splitn(6, |byte| *byte == b' ');
     let mut field = || std::str::from_utf8(fields.next()?).ok();
     let (start, end) = field()?.split_once('-')?;

@@ -7,6 +7,7 @@ pub mod elf;
 pub mod link_map;
 pub mod maps;
 pub mod memory;
+pub mod memory_map;
 pub mod module;
 pub mod perf_map;
 pub mod root;

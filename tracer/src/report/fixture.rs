@@ -198,6 +198,8 @@ pub(super) fn everything_missing() -> Quality {
         cycles: 90,
         undecided_samples: 10,
         unresolved_samples: 11,
+        unexplained_bytes: 50 << 20,
+        fresh_bytes: 60 << 20,
         silent_targets: 1,
         targets: 2,
         recorded_events: 1_000,
@@ -225,7 +227,15 @@ pub(super) fn check_golden(file: &str, actual: &str) {
 
 fn target(pid: u32, comm: &str, exe: &str) -> Target {
     let native = SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None };
-    Target { pid, comm: comm.to_owned(), exe: exe.to_owned(), language: Language::Cpp, heaps: vec![native] }
+    Target {
+        pid,
+        comm: comm.to_owned(),
+        exe: exe.to_owned(),
+        language: Language::Cpp,
+        heaps: vec![native],
+        memory: None,
+        ended: None,
+    }
 }
 
 fn module(path: &str, build_id: Option<&str>, code: Range<u64>) -> Module {
@@ -261,5 +271,6 @@ pub(super) fn entry(frames: &[&Frame], outstanding: (u64, u64), allocated: (u64,
         uncertain_bytes: 0,
         oldest: (outstanding.1 > 0).then_some(Duration::from_millis(oldest_ms)),
         growth: None,
+        at_end: None,
     }
 }

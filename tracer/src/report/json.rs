@@ -15,8 +15,8 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use super::words;
 use crate::{
     profile::{
-        Frame, Frames, GoroutineGroup, Kind, Module, Profile, SeenHeap, StackEntry, Target, UnwindTable, Values,
-        WaitsOn,
+        Frame, Frames, GoroutineGroup, Kind, Memory, Module, Profile, Reason, SeenHeap, StackEntry, Target,
+        UnwindTable, Values, WaitsOn,
     },
     quality::{Gap, Quality, Sampling},
 };
@@ -92,6 +92,54 @@ impl Serialize for Saved<'_, Target> {
         object.serialize_entry("exe", &self.0.exe)?;
         object.serialize_entry("language", self.0.language.name())?;
         object.serialize_entry("heaps", &Saved(&*self.0.heaps))?;
+        object.serialize_entry("memory", &self.0.memory.as_ref().map(Saved))?;
+        object.serialize_entry("ended_after_seconds", &self.0.ended.map(|ended| ended.as_secs_f64()))?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Memory> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let memory = self.0;
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("anonymous_begin", &memory.anonymous_begin)?;
+        object.serialize_entry("anonymous_end", &memory.anonymous_end)?;
+        object.serialize_entry("file", &memory.file)?;
+        object.serialize_entry("shared", &memory.shared)?;
+        object.serialize_entry("grew", &memory.grew())?;
+        object.serialize_entry("recorded", &memory.recorded)?;
+        object.serialize_entry("fresh", &memory.fresh)?;
+        object.serialize_entry("unexplained", &memory.unexplained)?;
+        object.serialize_entry("explained", &memory.is_explained())?;
+        object.serialize_entry("reasons", &Saved(&*memory.reasons))?;
+        object.serialize_entry("as_of_seconds", &memory.as_of.map(|at| at.as_secs_f64()))?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Reason> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        match self.0 {
+            Reason::Grown(area, bytes) => {
+                object.serialize_entry("kind", area.name())?;
+                object.serialize_entry("bytes", bytes)?;
+            }
+            Reason::Allocator(name, file) => {
+                object.serialize_entry("kind", "allocator")?;
+                object.serialize_entry("name", name)?;
+                object.serialize_entry("file", file)?;
+            }
+            Reason::Runtime(runtime) => {
+                object.serialize_entry("kind", "runtime")?;
+                object.serialize_entry("name", runtime.name())?;
+            }
+            Reason::Children(number) => {
+                object.serialize_entry("kind", "children")?;
+                object.serialize_entry("number", number)?;
+            }
+        }
+        object.serialize_entry("words", &words::reason(self.0))?;
         object.end()
     }
 }
@@ -142,6 +190,10 @@ impl Serialize for Saved<'_, StackEntry> {
         object.serialize_entry("allocated_blocks", &self.0.values.allocated_blocks)?;
         object.serialize_entry("uncertain_bytes", &self.0.uncertain_bytes)?;
         object.serialize_entry("oldest_seconds", &self.0.oldest.map(|oldest| oldest.as_secs_f64()))?;
+        if let Some((bytes, blocks)) = self.0.at_end {
+            object.serialize_entry("at_end_bytes", &bytes)?;
+            object.serialize_entry("at_end_blocks", &blocks)?;
+        }
         object.end()
     }
 }
@@ -291,7 +343,8 @@ mod tests {
                 "format": "tracer-profile", "version": 1, "kind": "heap", "mode": "exact",
                 "started": "2026-01-02T03:04:05.25Z", "duration_seconds": 60.5,
                 "targets": [{"pid": 4711, "comm": "leaky", "exe": "/usr/bin/leaky", "language": "C++",
-                    "heaps": [{"kind": "native", "mode": "exact", "sampling": null}]}],
+                    "heaps": [{"kind": "native", "mode": "exact", "sampling": null}],
+                    "memory": null, "ended_after_seconds": null}],
                 "totals": {
                     "outstanding_bytes": 1_048_576, "outstanding_blocks": 1_024,
                     "allocated_bytes": 4_194_304, "allocated_blocks": 4_096, "freed_blocks": 3_072,
@@ -388,7 +441,7 @@ mod tests {
         let words: Vec<&str> = gaps.as_array().unwrap().iter().map(|gap| gap["words"].as_str().unwrap()).collect();
         assert_eq!(words, words::missing(&profile.quality));
         assert_eq!(
-            gaps[1],
+            gaps[2],
             json!({
                 "what": "lost_allocs", "amount": 1, "of": 1_016, "beyond_threshold": false,
                 "words": "1 allocation lost (the ring buffer was full)",

@@ -159,6 +159,7 @@ fn comments(profile: &Profile) -> io::Result<Vec<String>> {
     let mut head = Vec::new();
     text::write_targets(profile, &mut head)?;
     text::write_modes(profile, &mut head)?;
+    text::write_memory(profile, &mut head)?;
     text::write_quality(&profile.quality, &mut head)?;
     Ok(String::from_utf8_lossy(&head).lines().map(|line| line.trim().to_owned()).collect())
 }

@@ -1,6 +1,7 @@
 //! Text, for people in a terminal of 100 columns: a header, then the stacks that hold most, leaf first.
 
 use std::{
+    borrow::Cow,
     cmp::Reverse,
     io::{self, Write},
 };
@@ -73,9 +74,15 @@ fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut imp
             words::size(mean_bytes)
         )?;
     }
-    writeln!(out, "  outstanding  {}, {}", held(totals), words::count(stacks as u64, "stack"))?;
+    let ended = if profile.has_ended() { ", not freed by its end" } else { "" };
+    writeln!(out, "  outstanding  {}, {}{ended}", held(totals), words::count(stacks as u64, "stack"))?;
     writeln!(out, "  allocated    {}", allocated(totals))?;
     writeln!(out, "  freed        {}", words::count(totals.freed_blocks, "block"))?;
+    if let (bytes, blocks @ 1..) = profile.held_at_end() {
+        let held = format!("{} in {}", words::exact_size(bytes), words::count(blocks, "block"));
+        writeln!(out, "  ended        {held} were held by processes when they ended: not outstanding")?;
+    }
+    write_memory(profile, out)?;
     match goroutines::summary(profile) {
         Some(summary) => writeln!(out, "  goroutines   {summary}"),
         None => Ok(()),
@@ -86,7 +93,22 @@ pub(super) fn write_targets(profile: &Profile, out: &mut impl Write) -> io::Resu
     for target in &profile.targets {
         let comm = shorten(name::comm(&target.comm), LONGEST_NAME);
         let exe = shorten(visible(&target.exe), LONGEST_NAME);
-        writeln!(out, "  process      {}", format!("{comm} (pid {}) {exe}", target.pid).trim_end())?;
+        let process = format!("{comm} (pid {}) {exe}", target.pid);
+        let ended = target.ended.map(|ended| format!(", ended after {}", words::duration(ended))).unwrap_or_default();
+        writeln!(out, "  process      {}{ended}", process.trim_end())?;
+    }
+    Ok(())
+}
+
+/// How the memory of each process grew, and what that may be which is not explained.
+pub(super) fn write_memory(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+    for target in &profile.targets {
+        let Some(memory) = &target.memory else { continue };
+        let of = if profile.targets.len() == 1 { String::new() } else { format!("of {}: ", target.pid) };
+        writeln!(out, "  memory       {of}{}", words::memory(memory))?;
+        for reason in &memory.reasons {
+            writeln!(out, "               - {}", shorten(Cow::Owned(words::reason(reason)), LONGEST_NAME))?;
+        }
     }
     Ok(())
 }
@@ -135,7 +157,9 @@ fn write_stack(profile: &Profile, entry: &StackEntry, out: &mut impl Write) -> i
         writeln!(out, "    {} heap", words::heap(entry.heap))?;
     }
     let oldest = entry.oldest.map_or_else(|| "unknown".to_owned(), words::duration);
-    writeln!(out, "    oldest {oldest}, {}", words::growth(entry.growth))?;
+    let ended = profile.target(entry.pid).is_some_and(|target| target.ended.is_some());
+    let growth = if ended { "not freed by its end".to_owned() } else { words::growth(entry.growth) };
+    writeln!(out, "    oldest {oldest}, {growth}")?;
     writeln!(out, "    allocated {} in total", allocated(&entry.values))?;
     if entry.uncertain_bytes > 0 {
         writeln!(out, "    uncertain {} (a lost free may have ended them)", words::exact_size(entry.uncertain_bytes))?;

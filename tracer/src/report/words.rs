@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::name;
+use super::{escape::visible, name};
 use crate::{
-    profile::{Heap, Kind, Mode, Profile, WaitsOn},
+    profile::{Area, Heap, Kind, Memory, Mode, Profile, Reason, Runtime, WaitsOn},
     quality::{Gap, Missing, Quality},
 };
 
@@ -137,6 +137,65 @@ pub(super) fn heap(heap: Heap) -> &'static str {
     }
 }
 
+/// How the memory of a process grew, and how much of that is explained.
+pub(super) fn memory(memory: &Memory) -> String {
+    let grew = match memory.grew() {
+        0 => "did not grow".to_owned(),
+        grew @ 1.. => format!("grew by {}", size(grew.unsigned_abs())),
+        grew => format!("shrank by {}", size(grew.unsigned_abs())),
+    };
+    let mut words = format!(
+        "anonymous memory {grew} to {}; recorded and held: {}",
+        size(memory.anonymous_end),
+        size(memory.recorded)
+    );
+    if !memory.is_explained() {
+        words.push_str(&format!("; not explained: {}", size(memory.unexplained)));
+    }
+    if let Some(at) = memory.as_of {
+        words.push_str(&format!(" (as of {}, before it ended)", duration(at)));
+    }
+    words
+}
+
+/// What unexplained memory may be, and what to do.
+pub(super) fn reason(reason: &Reason) -> String {
+    match reason {
+        Reason::Grown(area, bytes) => {
+            let what = match area {
+                Area::Mapped => "mapped by the process itself (mmap): another allocator, or buffers of its own",
+                Area::FromBefore => {
+                    "mapped before recording began, and written to since: launch it with `tracer -- CMD`"
+                }
+                Area::Break => "from the program break (brk): an allocator that is not probed",
+                Area::Stacks => "stacks of threads",
+                Area::Files => "private pages of mapped files",
+                Area::Go => "the heap of Go, which is not followed: see --go-heap",
+            };
+            format!("{} {what}", size(*bytes))
+        }
+        Reason::Allocator(name, path) => {
+            format!("{name} in {} is not probed: what it gives is not seen", visible(path))
+        }
+        Reason::Runtime(runtime) => match runtime {
+            Runtime::Python => {
+                "CPython gives small objects from arenas of its own: start it with PYTHONMALLOC=malloc".to_owned()
+            }
+            Runtime::Jvm => "the JVM has a heap of its own: see `jcmd PID GC.class_histogram`".to_owned(),
+            Runtime::V8 => "V8 has a heap of its own: see node's --heapsnapshot-signal".to_owned(),
+            Runtime::Php => "PHP has an allocator of its own: start it with USE_ZEND_ALLOC=0".to_owned(),
+            Runtime::DotNet => ".NET has a heap of its own: see dotnet-gcdump".to_owned(),
+            Runtime::Ruby => "Ruby has a heap of its own: see ObjectSpace.dump_all".to_owned(),
+            Runtime::Beam => "the BEAM has allocators of its own: start it with +Mea min".to_owned(),
+        },
+        Reason::Children(number) => {
+            let children =
+                if *number == 1 { "child".to_owned() } else { format!("{} children", self::number(*number)) };
+            format!("what its {children} allocated is not seen: trace them with --pid")
+        }
+    }
+}
+
 /// The processes, in one line: `leaky (pid 4711) and 2 more`.
 pub(super) fn targets(profile: &Profile) -> String {
     match profile.targets.as_slice() {
@@ -182,6 +241,9 @@ pub(super) fn gap(gap: &Gap) -> String {
             "no allocation was seen: trace for longer, or while it has work to do".to_owned()
         }
         Missing::AllAllocations => format!("no allocation of {} was seen", count("process")),
+        Missing::Memory => {
+            format!("{} of {} of new memory not explained (see memory)", exact_size(gap.amount), size(gap.of))
+        }
         Missing::Allocations => format!("{} lost (the ring buffer was full)", count("allocation")),
         Missing::Frees => format!("{} lost (the ring buffer was full)", count("free")),
         Missing::Moments => format!("{} of execs and ends of threads lost (the ring buffer was full)", count("record")),
@@ -304,6 +366,7 @@ mod tests {
             all,
             [
                 "no allocation of 1 process was seen",
+                "50.0 MiB (52,428,800 bytes) of 60.0 MiB of new memory not explained (see memory)",
                 "1 allocation lost (the ring buffer was full)",
                 "2 frees lost (the ring buffer was full)",
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",

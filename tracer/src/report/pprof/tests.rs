@@ -422,6 +422,8 @@ fn hostile_text_is_made_safe_and_breaks_nothing() {
         exe: "/dev/shm/forged".to_owned(),
         language: Language::C,
         heaps: Vec::new(),
+        memory: None,
+        ended: None,
     };
     profile.targets.insert(0, target);
     let reversed = Range { start: u64::MAX, end: 0 };

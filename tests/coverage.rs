@@ -1,0 +1,131 @@
+//! What the kernel says of a process's memory beside what was recorded: growth that allocations do not explain is told, with its
+//! size and what it may be, and growth that they explain is not. Ended processes hold and grow nothing.
+
+use std::{thread, time::Duration};
+
+use serde_json::Value;
+
+use crate::harness::{Report, Run, Target, compiled, require_root, slowness};
+
+/// What the program fills, bytes.
+const SIZE: f64 = 48.0 * 1024.0 * 1024.0;
+
+/// Traces the program while it does each of `commands`; the report, which ends with status `code`, and its text.
+fn trace(commands: &[&str], code: i32) -> (Report, String) {
+    require_root();
+    let mut target = Target::start(&compiled("memory"));
+    let tracer = Run::pid(target.pid()).start();
+    for command in commands {
+        target.ask(command);
+    }
+    let outcome = tracer.stop();
+    (outcome.report(code), outcome.stdout)
+}
+
+fn memory(report: &Report) -> &Value {
+    &report.json["targets"][0]["memory"]
+}
+
+#[track_caller]
+fn assert_is_nearly(memory: &Value, field: &str, bytes: f64) {
+    let value = memory[field].as_f64().unwrap();
+    assert!((value / bytes - 1.0).abs() < 0.1, "{field} is {value}, not {bytes}: {memory}");
+}
+
+#[test]
+fn memory_that_the_program_maps_itself_is_unexplained() {
+    let (report, text) = trace(&["leak", "map"], 3);
+    let memory = memory(&report);
+    assert_is_nearly(memory, "grew", 2.0 * SIZE);
+    assert_is_nearly(memory, "recorded", SIZE);
+    assert_is_nearly(memory, "unexplained", SIZE);
+    assert_eq!((&memory["reasons"][0]["kind"], &memory["explained"]), (&"mmap".into(), &false.into()), "{memory}");
+    assert_eq!(report.gaps(), ["unexplained_bytes"]);
+    assert_eq!(report.json["quality"]["complete"], false);
+    assert!(text.contains("  quality      INCOMPLETE\n") && text.contains("mapped by the process itself"), "{text}");
+}
+
+#[test]
+fn a_leak_explains_how_memory_grew() {
+    let (report, text) = trace(&["leak"], 0);
+    let memory = memory(&report);
+    assert_is_nearly(memory, "grew", SIZE);
+    assert_is_nearly(memory, "recorded", SIZE);
+    assert_eq!((&memory["explained"], report.gaps().len()), (&true.into(), 0), "{memory}");
+    assert!(text.contains("  memory       anonymous memory grew by 48."), "{text}");
+}
+
+/// The C library keeps what is freed in the arenas of threads.
+#[test]
+fn memory_that_is_freed_and_kept_is_explained() {
+    let (report, text) = trace(&["churn"], 0);
+    let memory = memory(&report);
+    assert_is_nearly(memory, "grew", SIZE);
+    assert!(memory["recorded"].as_f64() < Some(SIZE / 10.0), "{memory}");
+    assert_eq!((&memory["explained"], report.gaps().len()), (&true.into(), 0), "{memory}");
+    assert!(text.contains("quality      complete"), "{text}");
+}
+
+#[test]
+fn a_process_that_allocates_nothing_is_never_complete() {
+    let (report, text) = trace(&[], 3);
+    assert_eq!(report.gaps(), ["silent_targets"]);
+    assert_eq!(report.json["quality"]["complete"], false);
+    assert!(text.contains("- no allocation was seen") && !text.contains("every allocation"), "{text}");
+}
+
+/// It is looked at while it runs, and what was seen last counts.
+#[test]
+fn memory_of_a_command_that_has_ended_is_known() {
+    require_root();
+    let program = compiled("memory");
+    let outcome = Run::launch(&[], [program.as_os_str(), "map".as_ref()]).finish();
+    let report = outcome.report(3);
+    let memory = memory(&report);
+    assert_is_nearly(memory, "unexplained", SIZE);
+    assert!(memory["as_of_seconds"].as_f64() > Some(0.0), "{memory}");
+    assert!(report.json["targets"][0]["ended_after_seconds"].as_f64() > Some(0.0), "{}", report.json["targets"]);
+    assert!(report.gaps().contains(&"unexplained_bytes".to_owned()), "{:?}", report.gaps());
+}
+
+#[test]
+fn ended_processes_hold_and_grow_nothing() {
+    require_root();
+    let program = compiled("memory");
+    let (mut ends, mut stays) = (Target::start(&program), Target::start(&program));
+    let (ended, stayed) = (ends.pid(), stays.pid());
+    let tracer = Run::pid(ended).args(["--pid", &stayed.to_string()]).start();
+    let [held, _] = [ends.ask("leak"), stays.ask("leak")].map(|truth| truth.held["leaks"]);
+    ends.finish();
+    thread::sleep(Duration::from_secs(1) * slowness());
+    let outcome = tracer.stop();
+    let report = outcome.report(0);
+    assert_eq!((report.of_process(ended).below("main").bytes, report.outstanding()), (0, held), "{:?}", report.json);
+    let target = |pid: u32| {
+        let targets = report.json["targets"].as_array().unwrap();
+        targets.iter().find(|target| target["pid"] == pid).unwrap()
+    };
+    assert!(target(stayed)["ended_after_seconds"].is_null() && target(ended)["ended_after_seconds"].is_f64());
+    let stacks = report.json["stacks"].as_array().unwrap();
+    let at_end: u64 = stacks.iter().filter_map(|stack| stack["at_end_bytes"].as_u64()).sum();
+    assert_eq!(at_end, held.bytes, "what it held when it ended");
+    let text = &outcome.stdout;
+    assert!(text.contains(&format!("memory (pid {ended})")) && text.contains(", ended after "), "{text}");
+    assert!(text.contains(" were held by processes when they ended: not outstanding\n"), "{text}");
+    assert!(!text.contains(&format!("    process memory (pid {ended})")), "its stacks are listed: {text}");
+}
+
+/// Nobody is left to hold anything: what was not freed is what is asked for, and does not grow.
+#[test]
+fn what_the_only_process_did_not_free_by_its_end_is_shown() {
+    require_root();
+    let mut target = Target::start(&compiled("memory"));
+    let tracer = Run::pid(target.pid()).start();
+    let held = target.ask("leak").held["leaks"];
+    thread::sleep(Duration::from_secs(2) * slowness());
+    target.finish();
+    let outcome = tracer.outcome();
+    assert_eq!(outcome.report(0).outstanding(), held);
+    let text = &outcome.stdout;
+    assert!(text.contains(", not freed by its end\n") && !text.contains("growing"), "{text}");
+}

@@ -1,0 +1,246 @@
+//! How much of the memory that a process has come to have is explained by what was recorded: what the kernel says of it is
+//! read when recording begins, now and then, at each report and at the end.
+//!
+//! Cheap counters tell whether there is anything to explain between reports; only then, and at reports, the mappings are
+//! looked at one by one. New memory that recorded blocks have been in is explained, freed or not: allocators keep what is freed.
+
+mod account;
+mod reasons;
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use self::account::Account;
+use crate::{
+    collector::Request,
+    event::Pid,
+    process::{
+        memory_map::{self, Region, Usage},
+        root::ProcessDirectory,
+    },
+    profile::{Area, Memory, Reason},
+};
+
+/// Least growth that is looked into between reports, bytes.
+const WORTH_A_LOOK: u64 = 8 << 20;
+/// How many times as long as a look at all mappings took the next one waits, between reports.
+const REST: u32 = 100;
+/// How long the end of a trace waits for the search for reasons.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// The part of unexplained memory, as 1 of so many, that a kind of memory must have to be named.
+const WORTH_A_WORD: u64 = 20;
+
+/// The memory of all traced processes.
+pub struct Coverage {
+    requests: mpsc::Sender<Request>,
+    processes: Vec<Process>,
+    started: Instant,
+}
+
+struct Process {
+    pid: Pid,
+    directory: ProcessDirectory,
+    begin: Begin,
+    last: Reading,
+    /// Gone when it was looked at last.
+    ended: bool,
+    next_look: Instant,
+    search: Option<Search>,
+}
+
+/// Memory when recording began.
+struct Begin {
+    usage: Usage,
+    /// `None` when the mappings could not be read one by one.
+    regions: Option<Vec<Region>>,
+}
+
+/// Memory at one moment.
+struct Reading {
+    at: Instant,
+    usage: Usage,
+    recorded: u64,
+    account: Account,
+}
+
+/// A search for reasons, on a thread of its own.
+enum Search {
+    Running(mpsc::Receiver<Vec<Reason>>),
+    Done(Vec<Reason>),
+}
+
+impl Coverage {
+    /// Of no process yet. The collector that takes `requests` knows what is recorded.
+    pub fn new(requests: mpsc::Sender<Request>) -> Self {
+        Self { requests, processes: Vec::new(), started: Instant::now() }
+    }
+
+    /// Recording of a process begins, or begins anew because it has become another program.
+    pub fn begin(&mut self, pid: Pid) {
+        let now = Instant::now();
+        self.processes.retain(|process| process.pid != pid);
+        if self.processes.is_empty() {
+            self.started = now;
+        }
+        let read = ProcessDirectory::open(pid).and_then(|directory| Ok((memory_map::usage(&directory)?, directory)));
+        let (usage, directory) = match read {
+            Ok(read) => read,
+            Err(error) => return tracing::debug!("cannot read the memory of process {pid}: {error}"),
+        };
+        let regions = memory_map::regions(&directory).inspect_err(|error| {
+            tracing::debug!("cannot read the mappings of process {pid}: {error}");
+        });
+        let begin = Begin { usage, regions: regions.ok() };
+        let last = Reading { at: now, usage, recorded: 0, account: Account::default() };
+        let (ended, next_look, search) = (false, now, None);
+        self.processes.push(Process { pid, directory, begin, last, ended, next_look, search });
+    }
+
+    /// Looks at the counters, and further where they cannot be explained: what is known when a process ends before it is
+    /// looked at again. Call it a few times a second.
+    pub fn tick(&mut self, follows_go: impl Fn(Pid) -> bool) {
+        let Self { requests, processes, .. } = self;
+        for process in processes.iter_mut().filter(|process| !process.ended) {
+            process.tick(requests, follows_go(process.pid));
+        }
+    }
+
+    /// Looks at all processes in full, for a report. `last`: there will be no other.
+    pub fn look(&mut self, follows_go: impl Fn(Pid) -> bool, last: bool) {
+        let Self { requests, processes, .. } = self;
+        for process in processes {
+            process.look(requests, follows_go(process.pid));
+            if last {
+                process.finish_search();
+            }
+        }
+    }
+
+    /// What is known of a process, which holds `elsewhere` bytes in other heaps than that of an allocator, and whose allocator
+    /// in the file `probed` is recorded.
+    pub fn memory(&mut self, pid: Pid, elsewhere: u64, probed: Option<&str>) -> Option<Memory> {
+        let started = self.started;
+        let process = self.processes.iter_mut().find(|process| process.pid == pid)?;
+        Some(process.memory(elsewhere, probed, started))
+    }
+}
+
+impl Process {
+    fn tick(&mut self, requests: &mpsc::Sender<Request>, go: bool) {
+        let at = Instant::now();
+        let Ok(usage) = memory_map::counted(&self.directory) else {
+            self.ended = true;
+            return;
+        };
+        let grew = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
+        let recorded = held(requests, self.pid);
+        if grew < recorded.saturating_add(WORTH_A_LOOK) {
+            self.last = Reading { at, usage, recorded, account: Account { fresh: grew, ..Account::default() } };
+        } else if at >= self.next_look {
+            self.look(requests, go);
+            self.next_look = Instant::now() + at.elapsed() * REST;
+        }
+    }
+
+    fn look(&mut self, requests: &mpsc::Sender<Request>, go: bool) {
+        let at = Instant::now();
+        let (Ok(usage), regions) = (memory_map::usage(&self.directory), memory_map::regions(&self.directory)) else {
+            self.ended = true;
+            return;
+        };
+        let recorded = held(requests, self.pid);
+        let account = match (&self.begin.regions, regions) {
+            // One that is about to end has no mappings any more, but does not say so.
+            (_, Ok(end)) if end.is_empty() => {
+                self.ended = true;
+                return;
+            }
+            (Some(begin), Ok(end)) => {
+                let pieces = account::pieces(begin, &end);
+                let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
+                let covered = ask(requests, |reply| Request::Covered { pid: self.pid, ranges, reply });
+                account::account(&end, &pieces, &covered.unwrap_or_default(), go)
+            }
+            // Without knowing where it is, what is not held now is not known to have ever been.
+            _ => {
+                let fresh = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
+                Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into() }
+            }
+        };
+        self.last = Reading { at, usage, recorded, account };
+        if self.search.is_none() && !self.figures(0).is_explained() {
+            self.search();
+        }
+    }
+
+    /// Searches for reasons, once.
+    fn search(&mut self) {
+        let (reply, answer) = mpsc::channel();
+        let pid = self.pid;
+        let search = thread::Builder::new().name("reasons".to_owned()).spawn(move || {
+            // The trace may be over.
+            let _ = reply.send(reasons::look(pid));
+        });
+        match search {
+            Ok(_) => self.search = Some(Search::Running(answer)),
+            Err(error) => tracing::debug!("cannot search for what takes memory: {error}"),
+        }
+    }
+
+    fn finish_search(&mut self) {
+        if let Some(Search::Running(answer)) = &self.search {
+            self.search = Some(Search::Done(answer.recv_timeout(PATIENCE).unwrap_or_default()));
+        }
+    }
+
+    fn memory(&mut self, elsewhere: u64, probed: Option<&str>, started: Instant) -> Memory {
+        if let Some(Search::Running(answer)) = &self.search
+            && let Ok(reasons) = answer.try_recv()
+        {
+            self.search = Some(Search::Done(reasons));
+        }
+        let mut memory = self.figures(elsewhere);
+        memory.as_of = self.ended.then(|| self.last.at.saturating_duration_since(started));
+        if !memory.is_explained() {
+            let mut areas: Vec<(Area, u64)> = self.last.account.unexplained.clone().into_iter().collect();
+            areas.retain(|(_, bytes)| bytes.saturating_mul(WORTH_A_WORD) >= memory.unexplained);
+            areas.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+            memory.reasons = areas.into_iter().map(|(area, bytes)| Reason::Grown(area, bytes)).collect();
+            if let Some(Search::Done(reasons)) = &self.search {
+                let is_probed = |path: &str| probed.is_some_and(|probed| probed == path);
+                let unseen = |reason: &&Reason| !matches!(reason, Reason::Allocator(_, path) if is_probed(path));
+                memory.reasons.extend(reasons.iter().filter(unseen).cloned());
+            }
+        }
+        memory
+    }
+
+    fn figures(&self, elsewhere: u64) -> Memory {
+        let Self { begin, last: Reading { usage, recorded, account, .. }, .. } = self;
+        Memory {
+            anonymous_begin: begin.usage.anonymous,
+            anonymous_end: usage.anonymous,
+            file: usage.file,
+            shared: usage.shared,
+            recorded: recorded.saturating_add(elsewhere),
+            fresh: account.fresh,
+            unexplained: account.unexplained(),
+            reasons: Vec::new(),
+            as_of: None,
+        }
+    }
+}
+
+fn held(requests: &mpsc::Sender<Request>, pid: Pid) -> u64 {
+    ask(requests, |reply| Request::Held { pid, reply }).unwrap_or(0)
+}
+
+/// Asks the collector; `None` when it has ended.
+fn ask<T>(requests: &mpsc::Sender<Request>, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Option<T> {
+    let (reply, answer) = mpsc::channel();
+    requests.send(request(reply)).ok()?;
+    answer.recv().ok()
+}

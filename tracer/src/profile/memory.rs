@@ -1,0 +1,151 @@
+//! What the kernel says of a process's memory, beside what was recorded of it: how much of it a profile explains.
+
+use std::time::Duration;
+
+/// Unexplained memory that is not worth a word, bytes.
+const LITTLE: u64 = 8 << 20;
+
+/// Memory of one process, as it grew while it was traced. Bytes; anonymous memory includes what is swapped out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Anonymous memory when recording began.
+    pub anonymous_begin: u64,
+    /// Anonymous memory at the end.
+    pub anonymous_end: u64,
+    /// Pages of mapped files at the end.
+    pub file: u64,
+    /// Pages of shared memory at the end.
+    pub shared: u64,
+    /// What was recorded and not freed. More than the growth where it was not touched, or lies where other memory was.
+    pub recorded: u64,
+    /// Memory that became resident, whatever went elsewhere: at least the growth.
+    pub fresh: u64,
+    /// The part of `fresh` in which no recorded block has ever been.
+    pub unexplained: u64,
+    /// What the unexplained part may be, likeliest first. Empty where there is nothing to explain.
+    pub reasons: Vec<Reason>,
+    /// When the process was looked at last, if it was gone at the end: time since tracing began.
+    pub as_of: Option<Duration>,
+}
+
+impl Memory {
+    /// By how much anonymous memory grew; negative when it shrank.
+    pub fn grew(&self) -> i64 {
+        let [begin, end] =
+            [self.anonymous_begin, self.anonymous_end].map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
+        end - begin
+    }
+
+    /// Whether recorded blocks explain the growth: 80 % of it, or all but 8 MiB.
+    pub fn is_explained(&self) -> bool {
+        self.unexplained <= LITTLE || self.unexplained <= self.fresh / 5
+    }
+}
+
+/// Something seen in a process that may explain memory which was not recorded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Memory of one kind grew by so many bytes.
+    Grown(Area, u64),
+    /// The file holds an allocator that is not probed: the allocator's name, and the file's path, hostile text.
+    Allocator(&'static str, String),
+    /// The process runs on a runtime that manages memory itself.
+    Runtime(Runtime),
+    /// It has so many children, which are processes of their own.
+    Children(u64),
+}
+
+/// A kind of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Area {
+    /// Mapped by the process itself since recording began (mmap).
+    Mapped,
+    /// Mapped before recording began, and written to since.
+    FromBefore,
+    /// The program break.
+    Break,
+    /// Stacks of threads.
+    Stacks,
+    /// Private pages of mapped files.
+    Files,
+    /// Where Go has its heap.
+    Go,
+}
+
+impl Area {
+    /// Its name in saved profiles.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Mapped => "mmap",
+            Self::FromBefore => "mapped_before",
+            Self::Break => "brk",
+            Self::Stacks => "thread_stacks",
+            Self::Files => "mapped_files",
+            Self::Go => "go_heap",
+        }
+    }
+}
+
+/// A runtime that manages memory itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// CPython.
+    Python,
+    /// Java's.
+    Jvm,
+    /// V8, of Node.js.
+    V8,
+    /// PHP.
+    Php,
+    /// .NET.
+    DotNet,
+    /// Ruby.
+    Ruby,
+    /// Erlang's and Elixir's.
+    Beam,
+}
+
+impl Runtime {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Python => "CPython",
+            Self::Jvm => "JVM",
+            Self::V8 => "V8",
+            Self::Php => "PHP",
+            Self::DotNet => ".NET",
+            Self::Ruby => "Ruby",
+            Self::Beam => "BEAM",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_of_the_growth_is_to_be_explained() {
+        const MIB: u64 = 1 << 20;
+        for (fresh, unexplained, explained) in [
+            (0, 0, true),
+            (8 * MIB, 8 * MIB, true),
+            (8 * MIB + 1, 8 * MIB + 1, false),
+            (100 * MIB, 20 * MIB, true),
+            (100 * MIB, 20 * MIB + 1, false),
+            (40 * MIB, 8 * MIB + 1, false),
+            (u64::MAX, u64::MAX, false),
+        ] {
+            let memory = Memory { fresh, unexplained, ..Memory::default() };
+            assert_eq!(memory.is_explained(), explained, "{unexplained} of {fresh}");
+        }
+    }
+
+    #[test]
+    fn growth_has_a_sign() {
+        let memory = |anonymous_begin, anonymous_end| Memory { anonymous_begin, anonymous_end, ..Memory::default() };
+        assert_eq!(memory(5, 9).grew(), 4);
+        assert_eq!(memory(9, 5).grew(), -4);
+        assert_eq!(memory(u64::MAX, 0).grew(), -i64::MAX);
+    }
+}
