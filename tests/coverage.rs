@@ -110,9 +110,11 @@ fn ended_processes_hold_and_grow_nothing() {
     let at_end: u64 = stacks.iter().filter_map(|stack| stack["at_end_bytes"].as_u64()).sum();
     assert_eq!(at_end, held.bytes, "what it held when it ended");
     let text = &outcome.stdout;
-    assert!(text.contains(&format!("memory (pid {ended})")) && text.contains(", ended after "), "{text}");
+    let head = text.lines().find(|line| line.contains(&format!("(pid {ended})"))).unwrap();
+    assert!(head.starts_with("  process ") && head.contains(", ended after "), "{text}");
     assert!(text.contains(" were held by processes when they ended: not outstanding\n"), "{text}");
-    assert!(!text.contains(&format!("    process memory (pid {ended})")), "its stacks are listed: {text}");
+    let listed = |line: &str| line.starts_with("    process ") && line.ends_with(&format!("(pid {ended})"));
+    assert!(!text.lines().any(listed), "its stacks are listed: {text}");
 }
 
 /// Nobody is left to hold anything: what was not freed is what is asked for, and does not grow.

@@ -24,7 +24,8 @@ Exit status:
   1  nothing was traced, or a report could not be written
   2  the command line makes no sense
   3  traced, but more than 0.1 % of the events were lost or of the bytes are uncertain, more
-     than 5 % of Go's samples or 25 % of its collections, or no allocation was seen at all
+     than 5 % of Go's samples or 25 % of its collections, or no allocation was seen at all, or more than
+     20 % and 8 MiB of new memory is not explained by what was recorded
      (with --strict: the report is not complete in any way)
   With `-- CMD`, the status of CMD, or 128 + the signal that killed it; 1, 2 and 3 as above
   when CMD itself ended with 0, or was never started.";

@@ -317,7 +317,10 @@ mod tests {
     use serde_json::{Value as Json, json};
 
     use super::*;
-    use crate::report::{Format, fixture};
+    use crate::{
+        profile::{Area, Runtime},
+        report::{Format, fixture},
+    };
 
     fn saved(profile: &Profile) -> Json {
         serde_json::from_str(&fixture::rendered(Format::Json, profile, &fixture::OPTIONS)).unwrap()
@@ -429,6 +432,46 @@ mod tests {
                 assert_eq!(saved["inlined"], json!(frame.inlined));
             }
         }
+    }
+
+    #[test]
+    fn memory_of_a_process_is_saved_with_its_reasons() {
+        let mut profile = fixture::profile();
+        let reasons = vec![
+            Reason::Grown(Area::Mapped, 90 << 20),
+            Reason::Allocator("jemalloc", "/lib/x.so".to_owned()),
+            Reason::Runtime(Runtime::V8),
+            Reason::Children(3),
+        ];
+        profile.targets[0].memory = Some(Memory {
+            anonymous_begin: 200 << 20,
+            anonymous_end: 100 << 20,
+            file: 5,
+            shared: 6,
+            recorded: 7,
+            fresh: 100 << 20,
+            unexplained: 90 << 20,
+            reasons,
+            as_of: Some(Duration::from_millis(1_500)),
+        });
+        let mut memory = saved(&profile)["targets"][0]["memory"].take();
+        for reason in memory["reasons"].as_array_mut().unwrap() {
+            assert!(reason.as_object_mut().unwrap().remove("words").unwrap().is_string());
+        }
+        assert_eq!(
+            memory,
+            json!({
+                "anonymous_begin": 209_715_200, "anonymous_end": 104_857_600, "file": 5, "shared": 6,
+                "grew": -104_857_600, "recorded": 7, "fresh": 104_857_600, "unexplained": 94_371_840, "explained": false,
+                "reasons": [
+                    {"kind": "mmap", "bytes": 94_371_840},
+                    {"kind": "allocator", "name": "jemalloc", "file": "/lib/x.so"},
+                    {"kind": "runtime", "name": "V8"},
+                    {"kind": "children", "number": 3},
+                ],
+                "as_of_seconds": 1.5,
+            })
+        );
     }
 
     #[test]

@@ -222,6 +222,8 @@ fn allocated(values: &Values) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::report::{Format, Value, fixture};
 
@@ -283,6 +285,24 @@ mod tests {
             assert!(text.contains(&format!("  - {words}\n")), "{words}: {text}");
         }
         assert!(text.contains("    uncertain 4.00 KiB (4,096 bytes)"), "{text}");
+    }
+
+    #[test]
+    fn what_ended_processes_held_is_not_outstanding_and_does_not_grow() {
+        let mut profile = fixture::profile();
+        profile.targets[0].ended = Some(Duration::from_secs(2));
+        let ended = text(&profile, 10, Value::Bytes);
+        assert!(ended.contains("(pid 4711) /usr/bin/leaky, ended after 2.0s\n"), "{ended}");
+        assert!(ended.contains("3 stacks, not freed by its end\n") && !ended.contains("growing"), "{ended}");
+        profile.targets.push(profile.targets[0].clone());
+        profile.targets[1].ended = None;
+        for stack in &mut profile.stacks {
+            stack.at_end = Some((stack.values.outstanding_bytes, stack.values.outstanding_blocks));
+            (stack.values.outstanding_bytes, stack.values.outstanding_blocks) = (0, 0);
+        }
+        let others = text(&profile, 10, Value::Bytes);
+        let held = "  ended        1.50 MiB (1,572,864 bytes) in 1,029 blocks were held by processes when they ended";
+        assert!(others.contains(held) && !others.contains("by its end"), "{others}");
     }
 
     #[test]

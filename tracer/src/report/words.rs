@@ -359,6 +359,32 @@ mod tests {
     }
 
     #[test]
+    fn memory_says_what_is_not_explained_and_what_that_may_be() {
+        let mut memory = Memory {
+            anonymous_begin: 10 << 20,
+            anonymous_end: 110 << 20,
+            recorded: 2 << 20,
+            fresh: 100 << 20,
+            unexplained: 98 << 20,
+            as_of: Some(Duration::from_millis(2_500)),
+            ..Memory::default()
+        };
+        assert_eq!(
+            self::memory(&memory),
+            "anonymous memory grew by 100 MiB to 110 MiB; recorded and held: 2.00 MiB; not explained: 98.0 MiB \
+             (as of 2.5s, before it ended)"
+        );
+        (memory.anonymous_end, memory.unexplained, memory.as_of) = (9 << 20, 1 << 20, None);
+        let words = self::memory(&memory);
+        assert_eq!(words, "anonymous memory shrank by 1.00 MiB to 9.00 MiB; recorded and held: 2.00 MiB");
+        let file = fixture::HOSTILE.to_owned();
+        assert!(!reason(&Reason::Allocator("jemalloc", file)).contains(|c: char| c.is_control()));
+        assert_eq!(reason(&Reason::Grown(Area::Stacks, 3 << 20)), "3.00 MiB stacks of threads");
+        assert!(reason(&Reason::Children(2)).contains("its 2 children allocated is not seen"));
+        assert!(reason(&Reason::Runtime(Runtime::Python)).contains("PYTHONMALLOC=malloc"));
+    }
+
+    #[test]
     fn each_way_of_being_incomplete_is_said() {
         assert_eq!(missing(&Quality { unmatched_frees: 9, ..Quality::default() }), Vec::<String>::new());
         let all = missing(&fixture::everything_missing());
