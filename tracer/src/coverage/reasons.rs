@@ -60,7 +60,8 @@ pub(super) fn look(pid: u32) -> Vec<Reason> {
     files.retain(|file| known.insert(file.identity().clone()));
     let mut runtimes: Vec<Runtime> = Vec::new();
     for runtime in files.iter().filter_map(|file| runtime(file.path())) {
-        if !runtimes.contains(&runtime) && !(runtime == Runtime::Python && python_uses_malloc(pid)) {
+        let by_malloc = runtime == Runtime::Python && python_uses_malloc(pid);
+        if !by_malloc && !runtimes.contains(&runtime) {
             runtimes.push(runtime);
         }
     }
