@@ -171,6 +171,8 @@ pub enum Trail {
 const PATIENCE: Duration = Duration::from_millis(10);
 /// Records taken in before requests and losses are looked at.
 const BATCH: usize = 1 << 17;
+/// Batches that are taken in before a question is answered: about what the buffer holds by default.
+const BACKLOG: usize = 16;
 /// Least time between two looks at the mappings of a process.
 const REFRESH_PAUSE: Duration = Duration::from_millis(20);
 /// Longest time without a look.
@@ -277,7 +279,12 @@ impl Collector {
             // Nobody may wait any more for what follows: nothing to do then.
             Request::Held { pid, reply } => drop(reply.send(self.heap.held(pid))),
             Request::Covered { pid, ranges, reply } => {
-                self.take_in_all();
+                // What there is now, not all that will come meanwhile.
+                for _ in 0..BACKLOG {
+                    if self.take_in(BATCH) < BATCH {
+                        break;
+                    }
+                }
                 let _ = reply.send(self.heap.covered(pid, &ranges));
             }
             Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {

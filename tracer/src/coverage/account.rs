@@ -6,6 +6,8 @@ use crate::{process::memory_map::Region, profile::Area};
 
 /// Where Go's runtime puts its heap on x86-64 (`arenaHints` in runtime/malloc.go, the first of them).
 const GO_ARENAS: Range<u64> = 0xc0_0000_0000..0x100_0000_0000;
+/// What Go's runtime may have mapped for its own books: so many bytes, and 1 of so many of those mapped for the heap.
+const GO_BOOKS: (u64, u64) = (16 << 20, 8);
 /// Largest guard of a thread's stack, and largest stack, bytes.
 const STACK: (u64, u64) = (64 << 10, 64 << 20);
 
@@ -71,7 +73,7 @@ pub(super) fn pieces(begin: &[Region], end: &[Region]) -> Vec<Piece> {
 }
 
 /// What became resident, and what of that recorded blocks explain. `covered`: how many bytes of each piece recorded blocks
-/// have been in. `go`: the heap of Go is followed, and explains all that its runtime has for it.
+/// have been in. `go`: the heap of Go is followed, and explains all that its runtime has for it and for its books.
 pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[u64], go: bool) -> Account {
     let mut account = Account::default();
     let mut rest = covered.iter().copied();
@@ -87,6 +89,16 @@ pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[u64], go: boo
         let area = area(end, index, from_before);
         if fresh > explained && !(go && area == Area::Go) {
             *account.unexplained.entry(area).or_default() += fresh - explained;
+        }
+    }
+    if go {
+        let heap = end.iter().filter(|region| region.usable && GO_ARENAS.contains(&region.range.start));
+        let heap: u64 = heap.map(|region| region.range.end - region.range.start).sum();
+        let unexplained = &mut account.unexplained;
+        let own = [Area::Mapped, Area::FromBefore];
+        let mapped: u64 = own.iter().filter_map(|area| unexplained.get(area)).sum();
+        if mapped <= GO_BOOKS.0 + heap / GO_BOOKS.1 {
+            unexplained.retain(|area, _| !own.contains(area));
         }
     }
     account
@@ -192,5 +204,21 @@ mod tests {
         let pieces = pieces(&[], &end);
         let followed = account(&end, &pieces, &vec![0; pieces.len()], true);
         assert!(!followed.unexplained.contains_key(&Area::Go) && followed.fresh == 0x6000, "{followed:?}");
+        assert!(!followed.unexplained.contains_key(&Area::Mapped), "what the runtime needs itself: {followed:?}");
+    }
+
+    #[test]
+    fn buffers_beside_the_heap_of_go_are_more_than_its_books() {
+        let end = |mapped| {
+            [region(0xc0_0000_0000..0xc0_1000_0000, 0x1000), region(0x7f00_0000_0000..0x7f01_0000_0000, mapped)]
+        };
+        let unexplained = |mapped: u64| {
+            let end = end(mapped);
+            let pieces = pieces(&[], &end);
+            account(&end, &pieces, &vec![0; pieces.len()], true).unexplained()
+        };
+        // 256 MiB of addresses for the heap.
+        let books = (16 << 20) + (32 << 20);
+        assert_eq!((unexplained(books), unexplained(books + 1)), (0, books + 1));
     }
 }

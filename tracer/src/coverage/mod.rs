@@ -151,7 +151,6 @@ impl Process {
             self.ended = true;
             return;
         };
-        let recorded = held(requests, self.pid);
         let account = match (&self.begin.regions, regions) {
             // One that is about to end has no mappings any more, but does not say so.
             (_, Ok(end)) if end.is_empty() => {
@@ -167,9 +166,12 @@ impl Process {
             // Without knowing where it is, what is not held now is not known to have ever been.
             _ => {
                 let fresh = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
-                Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into() }
+                let unexplained = fresh.saturating_sub(held(requests, self.pid));
+                Account { fresh, unexplained: [(Area::Mapped, unexplained)].into() }
             }
         };
+        // After the records up to now have been taken in, which the question for what is covered sees to.
+        let recorded = held(requests, self.pid);
         self.last = Reading { at, usage, recorded, account };
         if self.search.is_none() && !self.figures(0).is_explained() {
             self.search();

@@ -145,7 +145,7 @@ pub(super) fn memory(memory: &Memory) -> String {
         grew => format!("shrank by {}", size(grew.unsigned_abs())),
     };
     let mut words = format!(
-        "anonymous memory {grew} to {}; recorded and held: {}",
+        "anonymous memory {}, {grew}; recorded and held: {}",
         size(memory.anonymous_end),
         size(memory.recorded)
     );
@@ -371,12 +371,12 @@ mod tests {
         };
         assert_eq!(
             self::memory(&memory),
-            "anonymous memory grew by 100 MiB to 110 MiB; recorded and held: 2.00 MiB; not explained: 98.0 MiB \
+            "anonymous memory 110 MiB, grew by 100 MiB; recorded and held: 2.00 MiB; not explained: 98.0 MiB \
              (as of 2.5s, before it ended)"
         );
         (memory.anonymous_end, memory.unexplained, memory.as_of) = (9 << 20, 1 << 20, None);
         let words = self::memory(&memory);
-        assert_eq!(words, "anonymous memory shrank by 1.00 MiB to 9.00 MiB; recorded and held: 2.00 MiB");
+        assert_eq!(words, "anonymous memory 9.00 MiB, shrank by 1.00 MiB; recorded and held: 2.00 MiB");
         let file = fixture::HOSTILE.to_owned();
         assert!(!reason(&Reason::Allocator("jemalloc", file)).contains(|c: char| c.is_control()));
         assert_eq!(reason(&Reason::Grown(Area::Stacks, 3 << 20)), "3.00 MiB stacks of threads");
