@@ -9,6 +9,7 @@
 mod allocators;
 mod coverage;
 mod exactness;
+mod exits;
 mod formats;
 mod go_both;
 mod go_heap;

@@ -38,6 +38,12 @@ const PROGRAMS: &[Source] = &[
         files: &["dies.c", "own_allocator.c"],
         flags: EXPORTED_ALLOCATOR,
     },
+    Source {
+        name: "every_call",
+        compiler: C,
+        files: &["every_call.c"],
+        flags: &["-fno-builtin", "-fPIC", "-pie", "-nostartfiles"],
+    },
     Source { name: "exec", compiler: C, files: &["exec.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "family", compiler: C, files: &["family.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "family, frame pointers", compiler: C, files: &["family.c"], flags: WITH_FRAME_POINTERS },
