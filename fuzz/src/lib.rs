@@ -11,6 +11,7 @@ pub mod symbols;
 pub mod names;
 
 pub mod code;
+pub mod exits;
 
 pub mod link_map;
 pub mod maps;

@@ -5,12 +5,13 @@ use std::{fs, panic, path::Path};
 type Target = (&'static str, fn(&[u8]));
 
 /// All targets, each by the name of its folder.
-const TARGETS: [Target; 12] = [
+const TARGETS: [Target; 13] = [
     ("frames", crate::frames::run),
     ("elf", crate::elf::run),
     ("symbols", crate::symbols::run),
     ("names", crate::names::run),
     ("code", crate::code::run),
+    ("exits", crate::exits::run),
     ("link_map", crate::link_map::run),
     ("maps", crate::maps::run),
     ("perf_map", crate::perf_map::run),

@@ -2,7 +2,8 @@
 //! sizes, failures, aligned blocks, blocks that grow, shrink, move and stay. For a checker that steps through it.
 //!
 //! It needs nothing but functions that the oldest C library has, and is started without its start files, so that it runs
-//! with the C library of any distribution. Arguments are the functions to call; `shared`: as if there were other threads.
+//! with the C library of any distribution: with -DBEFORE_2_32 where that is an older glibc. Arguments are the functions to
+//! call; `shared`: as if there were other threads.
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -26,7 +27,9 @@ MAYBE void *_ZnwmSt11align_val_tRKSt9nothrow_t(size_t, size_t, const void *);
 MAYBE void *_ZnamSt11align_val_tRKSt9nothrow_t(size_t, size_t, const void *);
 MAYBE void *mallocx(size_t, int), *rallocx(void *, size_t, int);
 MAYBE void free(void *);
+#ifndef BEFORE_2_32
 MAYBE char __libc_single_threaded;
+#endif
 
 static const size_t sizes[] = {0, 1, 16, 24, 25, 100, 1000, 1032, 1033, 2000, 9000, 33000, 140000, 3 << 20, 70 << 20};
 static const size_t failures[] = {(size_t)1 << 62, (size_t)-1, (size_t)-4096, (size_t)-100, (size_t)1 << 47};
@@ -193,7 +196,9 @@ __attribute__((used)) static void run(long *stack) {
     // The checker is there when this returns.
     if (read(0, &byte, 1) != 1) _exit(2);
     arguments = (char **)(stack + 2);
+#ifndef BEFORE_2_32
     if (wanted("shared") && &__libc_single_threaded) __libc_single_threaded = 0;
+#endif
     __asm__ volatile("int3");
     all();
     _exit(0);

@@ -134,6 +134,12 @@ pub fn exits(analysis: &mut Analysis<'_>, site: u64, shape: Shape) -> Exits {
 fn prove(analysis: &mut Analysis<'_>, site: u64, shape: Shape) -> Result<Vec<ExitSite>, Unproven> {
     let graph = analysis.graph(site)?;
     let depths = depth::depths(&graph)?;
-    let results = flow::Results::of(&graph, &depth::exposed(&graph, &depths), shape == Shape::PosixMemalign);
-    choice::choose(analysis.image(), &graph, &depths, &results)
+    let is_int = shape == Shape::PosixMemalign;
+    let results = flow::Results::of(&graph, &depth::exposed(&graph, &depths), is_int);
+    let sites = choice::choose(analysis.image(), &graph, &depths, &results)?;
+    analysis.agree(&graph, is_int, &sites)?;
+    Ok(sites)
 }
+
+#[cfg(test)]
+mod tests;

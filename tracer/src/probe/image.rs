@@ -40,6 +40,8 @@ const RETURNS_FIRST: [&str; 6] = ["memset", "memcpy", "memmove", "__memset_chk",
 
 /// Most of `.eh_frame` that is read, bytes.
 const MAX_SECTION: u64 = 64 << 20;
+/// Most of a static executable's relocations, bytes. Usual are some hundred.
+const MAX_RELOCATIONS: u64 = 1 << 20;
 /// Code is read in pieces of this size, bytes, and a little more: the longest instruction has 15.
 const PIECE: u64 = 64 << 10;
 const MORE: u64 = 16;
@@ -101,17 +103,15 @@ fn named(elf: &Elf<'_>) -> HashMap<u64, Known> {
 
 /// What the loader puts into pointers that belong to it, by the pointer's address. Others may be written to.
 fn pointers(elf: &Elf<'_>, named: &HashMap<u64, Known>) -> HashMap<u64, Pointer> {
+    let resolved = |resolver: u64| named.get(&resolver).map_or(Pointer::Elsewhere, |known| Pointer::Known(*known));
     let (Some(relocations), Some(symbols)) = (elf.dynamic_relocations(), elf.dynamic_symbol_table()) else {
-        return HashMap::new();
+        return chosen_at_start(elf).map(|(slot, resolver)| (slot, resolved(resolver))).collect();
     };
     let bound = relocations.filter_map(|(slot, relocation)| {
         let RelocationFlags::Elf { r_type } = relocation.flags() else { return None };
         match (r_type, relocation.target()) {
             // Which of a function's versions it is, is found out at run time; its name is that of the one that finds out.
-            (R_X86_64_IRELATIVE, _) => {
-                let resolver = relocation.addend().cast_unsigned();
-                Some((slot, named.get(&resolver).map_or(Pointer::Elsewhere, |known| Pointer::Known(*known))))
-            }
+            (R_X86_64_IRELATIVE, _) => Some((slot, resolved(relocation.addend().cast_unsigned()))),
             (R_X86_64_JUMP_SLOT | R_X86_64_GLOB_DAT, RelocationTarget::Symbol(index)) => {
                 let symbol = symbols.symbol_by_index(index).ok()?;
                 let pointer = match symbol.name().ok().and_then(known) {
@@ -127,6 +127,16 @@ fn pointers(elf: &Elf<'_>, named: &HashMap<u64, Known>) -> HashMap<u64, Pointer>
         }
     });
     bound.collect()
+}
+
+/// Pointers that a static executable sets itself when it starts, each with the function that chooses what to.
+fn chosen_at_start(elf: &Elf<'_>) -> impl Iterator<Item = (u64, u64)> {
+    let section = elf.section_by_name(".rela.plt").filter(|section| section.size() <= MAX_RELOCATIONS);
+    let bytes = section.and_then(|section| section.data().ok()).unwrap_or_default();
+    bytes.chunks_exact(24).filter_map(|entry| {
+        let word = |at: usize| entry.get(at..)?.first_chunk().map(|word| u64::from_le_bytes(*word));
+        (word(8)? == u64::from(R_X86_64_IRELATIVE.0)).then_some((word(0)?, word(16)?))
+    })
 }
 
 /// Whether the symbol is not of a function, but of one that chooses it at run time.

@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 
 use hashbrown::{HashMap, HashSet};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+use tracer_ebpf::exit::Exit;
 
-use super::{Image, Known, Pointer, Unproven, machine::Step};
+use super::{ExitSite, Image, Known, Pointer, Unproven, machine::Step};
 
 /// Most instructions of one graph.
 const MAX_NODES: usize = 20_000;
@@ -83,13 +84,19 @@ pub struct Analysis<'a> {
     factory: InstructionInfoFactory,
     never_returns: HashMap<u64, bool>,
     left: usize,
+    /// What was proven so far: what each site says and whether that is a number, and all code of functions that return
+    /// one.
+    sites: HashMap<u64, (Exit, bool)>,
+    of_ints: HashSet<u64>,
 }
 
 impl<'a> Analysis<'a> {
     /// Nothing is known yet of this file.
     pub fn new(image: Image<'a>) -> Self {
         let factory = InstructionInfoFactory::new();
-        Self { image, steps: HashMap::new(), factory, never_returns: HashMap::new(), left: MAX_CALLEES }
+        let (steps, never_returns) = (HashMap::new(), HashMap::new());
+        let (sites, of_ints) = (HashMap::new(), HashSet::new());
+        Self { image, steps, factory, never_returns, left: MAX_CALLEES, sites, of_ints }
     }
 
     pub(super) fn image(&self) -> &Image<'a> {
@@ -132,6 +139,25 @@ impl<'a> Analysis<'a> {
             }
         }
         Ok(Graph { nodes, before })
+    }
+
+    /// Takes in the sites of one more function, unless one of them means something else to another that passes it.
+    pub(super) fn agree(&mut self, graph: &Graph, is_int: bool, sites: &[ExitSite]) -> Result<(), Unproven> {
+        for site in sites {
+            let told = self.sites.get(&site.address).is_none_or(|told| *told == (site.exit, is_int));
+            if !told || !is_int && self.of_ints.contains(&site.address) {
+                return Err(Unproven::Shared(site.address));
+            }
+        }
+        if is_int {
+            let passes = |node: &&Node| self.sites.get(&node.address).is_some_and(|(_, is_int)| !is_int);
+            if let Some(node) = graph.nodes.iter().find(passes) {
+                return Err(Unproven::Shared(node.address));
+            }
+            self.of_ints.extend(graph.nodes.iter().map(|node| node.address));
+        }
+        self.sites.extend(sites.iter().map(|site| (site.address, (site.exit, is_int))));
+        Ok(())
     }
 
     fn step(&mut self, address: u64) -> Option<Step> {
