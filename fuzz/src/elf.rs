@@ -26,7 +26,7 @@ pub fn run(data: &[u8]) {
         for binding in [Binding::Dynamic, Binding::Static] {
             let file = file.try_clone().expect("a second handle");
             for function in allocator(file, binding).ok().flatten().unwrap_or_default() {
-                for offset in function.returns.into_iter().chain([function.file_offset]) {
+                for offset in function.returns.offsets.into_iter().chain([function.file_offset]) {
                     assert!(offset < data.len() as u64, "a probe outside of the file");
                 }
             }

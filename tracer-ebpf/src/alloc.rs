@@ -9,13 +9,13 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::warn;
-use tracer_ebpf::{Header, SIZE_OVERFLOW, kind, shape};
+use tracer_ebpf::{Header, SIZE_OVERFLOW, entry, exit, kind, shape};
 
 use crate::{
     emit::{self, count_loss},
     inflight::{self, Entry},
     process, stack,
-    thread::{self, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread},
+    thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread},
 };
 
 /// Allocations smaller than this are not recorded. Set by user space before loading.
@@ -34,12 +34,21 @@ struct Entered<'a> {
     caller: u64,
 }
 
-/// Entry of a function of this [`shape`], whose first arguments these are. realloc takes the old block out, until the outcome
-/// is known.
+/// Entry of a function that allocates, of which the cookie tells what [`entry`] says, and whose first arguments these are.
+/// realloc takes the old block out, until the outcome is known. With `decides`, the kernel takes the return address out only
+/// if this says so: the result.
 #[inline(always)]
-pub(crate) fn enter(ctx: &ProbeContext, shape: u64, arguments: [u64; 3]) {
-    let Some(entered) = entered(ctx) else { return };
+pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, arguments: [u64; 3], decides: bool) -> bool {
+    let mut flags = (cookie >> entry::FUNCTION << 16) as u32;
+    if cookie & entry::AT_INSTRUCTIONS != 0 {
+        flags |= CALL_PLAIN_RETURN;
+    }
+    if cookie & entry::MAY_VANISH != 0 {
+        flags |= CALL_MAY_VANISH;
+    }
+    let Some(entered) = entered(ctx, flags) else { return false };
     let [first, second, third] = arguments;
+    let shape = cookie & entry::SHAPE;
     let (count, size, pointer) = match shape {
         shape::CALLOC => (first, second, 0),
         shape::MEMALIGN => (1, second, 0),
@@ -48,7 +57,7 @@ pub(crate) fn enter(ctx: &ProbeContext, shape: u64, arguments: [u64; 3]) {
         shape::REALLOCARRAY => (second, third, first),
         _ => (1, first, 0),
     };
-    let (mut op, mut flags) = (Op::Returned, 0);
+    let mut op = Op::Returned;
     if shape == shape::POSIX_MEMALIGN {
         op = Op::Stored;
     } else if pointer != 0 {
@@ -56,13 +65,23 @@ pub(crate) fn enter(ctx: &ProbeContext, shape: u64, arguments: [u64; 3]) {
         let target = &entered.thread.target;
         let header = Header::new(kind::REALLOC_TAKE, target.generation, entered.slot, entered.pid_tgid);
         if !emit::end_of_block(header, target, pointer) {
-            flags = CALL_TAKE_LOST;
+            flags |= CALL_TAKE_LOST;
         }
     }
-    if shape == shape::NEW {
-        flags = CALL_PLAIN_RETURN;
+    let mut taken = true;
+    if decides {
+        let tgid = (entered.pid_tgid >> 32) as u32;
+        let frame_pointer = process::frame_pointer(ctx.as_ptr());
+        taken = inflight::may_take(entered.thread, tgid, entered.caller, entered.sp, frame_pointer);
+        if !taken {
+            // Nobody sees how it ends.
+            flags |= CALL_PLAIN_RETURN | CALL_MAY_VANISH;
+            count_loss!(outcomes_unseen, 1);
+            count_loss!(returns_declined, 1);
+        }
     }
     begin(ctx, entered, op, product(count, size), pointer, flags);
+    taken
 }
 
 /// `count * size`, or [`SIZE_OVERFLOW`]. By halves: BPF has no 128-bit product, which a plain check compiles to.
@@ -102,15 +121,49 @@ pub(crate) fn free(addr: u64) {
     emit::end_of_block(Header::new(kind::FREE, target.generation, 0, pid_tgid), &target, addr);
 }
 
-/// Return of any function that allocates.
+/// Return of a function that allocates, through the kernel's trampoline.
 #[inline(always)]
 pub(crate) fn leave(ctx: &RetProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(thread) = known(pid_tgid) else { return };
     // The return has popped the address off the stack.
     let sp = process::stack_pointer(ctx.as_ptr()).wrapping_sub(8);
+    thread.taken = thread.taken.saturating_sub(1);
     let Some((call, slot)) = inflight::pop(thread, sp) else { return };
-    let result = ctx.ret::<u64>();
+    finish(thread, call, slot, ctx.ret::<u64>(), pid_tgid);
+}
+
+/// An instruction at which the outcome of a call is known, as the cookie tells. It may belong to several functions, and is
+/// passed by calls that are parts of others.
+#[inline(always)]
+pub(crate) fn leave_at_exit(ctx: &ProbeContext, cookie: u64) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = known(pid_tgid) else { return };
+    if thread.used == 0 {
+        return;
+    }
+    let mut registers = [0; 16];
+    let flags = process::machine_registers(ctx.as_ptr(), &mut registers);
+    let (rsp, rbp) = (registers[4], registers[5]);
+    let place = exit::place(cookie, flags);
+    let register = core::hint::black_box(place.register) as usize & 15;
+    let result = match place.kind {
+        exit::REGISTER => registers[register].wrapping_add(place.displacement),
+        exit::CONSTANT => place.displacement,
+        exit::STACK => {
+            // SAFETY: the helper checks the address.
+            unsafe { bpf_probe_read_user(rsp.wrapping_add(place.displacement) as *const u64).unwrap_or(0) }
+        }
+        // Seen further on.
+        _ => return,
+    };
+    let Some((call, slot)) = inflight::pop_plain(thread, exit::return_slot(cookie, rsp, rbp)) else { return };
+    finish(thread, call, slot, result, pid_tgid);
+}
+
+/// The outcome of a call.
+#[inline(always)]
+fn finish(thread: &mut Thread, call: Call, slot: u32, result: u64, pid_tgid: u64) {
     let generation = thread.target.generation;
     let header = |kind| Header::new(kind, generation, slot, pid_tgid);
     let unwanted = call.flags & CALL_UNWANTED != 0;
@@ -131,20 +184,6 @@ pub(crate) fn leave(ctx: &RetProbeContext) {
     }
     if result != 0 && !unwanted {
         emit::block(header(kind::ALLOC), result, call.size, call.stack, thread.now());
-    }
-}
-
-/// A `ret` instruction at which operator new returns, among others: the code may belong to several functions.
-#[inline(always)]
-pub(crate) fn leave_at_return(ctx: &ProbeContext) {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(thread) = known(pid_tgid) else { return };
-    let sp = process::stack_pointer(ctx.as_ptr());
-    let Some((call, slot)) = inflight::pop_plain(thread, sp) else { return };
-    let result = process::return_value(ctx.as_ptr());
-    if result != 0 && call.flags & CALL_UNWANTED == 0 {
-        let header = Header::new(kind::ALLOC, thread.target.generation, slot, pid_tgid);
-        emit::block(header, result, call.size, call.stack, thread.now());
     }
 }
 
@@ -177,12 +216,12 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
 
 /// Thread, process and slot of a call that is its own, or `None` when there is nothing to record.
 #[inline(always)]
-fn entered<'a>(ctx: &ProbeContext) -> Option<Entered<'a>> {
+fn entered<'a>(ctx: &ProbeContext, flags: u32) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = current(ctx, pid_tgid)?;
     let sp = process::stack_pointer(ctx.as_ptr());
     let frame_pointer = process::frame_pointer(ctx.as_ptr());
-    match inflight::classify(thread, (pid_tgid >> 32) as u32, sp, frame_pointer) {
+    match inflight::classify(thread, (pid_tgid >> 32) as u32, sp, frame_pointer, flags) {
         Entry::Nested => None,
         Entry::Own { slot, caller } => Some(Entered { thread, pid_tgid, sp, slot, caller }),
     }
@@ -235,10 +274,12 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
         flags |= CALL_UNWANTED;
     }
     // Before the stack is looked for: with these in registers the verifier would go through that once for each shape.
-    *inflight::place(thread, slot) = Call { sp, size, pointer, caller, stack: 0, op: op as u32, flags };
+    *inflight::place(thread, slot) = Call { sp, size, pointer, caller, stack: 0, root: 0, op: op as u32, flags };
     if wanted {
         let stack = stack::capture(ctx, thread, pid_tgid, caller);
-        inflight::place(thread, slot).stack = stack;
+        let root = thread.frames.cache[0].sp;
+        let call = inflight::place(thread, slot);
+        (call.stack, call.root) = (stack, root);
     }
     inflight::push(thread, slot);
 }

@@ -1,18 +1,32 @@
 //! Calls into the allocator that have been entered and not yet returned, per thread.
 //!
-//! A call is known by the stack pointer at its entry. That tells its return from the return of a call inside it, and it
-//! tells calls that never return (an exception, a longjmp, a cancelled thread) from those that still run: see
-//! [`nested`].
+//! A call is known by the stack pointer at its entry, which is where its return address lies. A thread may be on several
+//! stacks in turn (fibers, signal handlers on stacks of their own), so an address says nothing of which call is inside of
+//! which, and a call at a lower address has not returned for that: the calls are in no order. What is inside of a call is
+//! found by unwinding to it. A call that never returns (an exception, a longjmp, a cancelled thread) is dropped when its
+//! return slot holds something else, or when the thread enters the allocator at its very address again.
 
-use aya_ebpf::helpers::bpf_probe_read_user;
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_probe_read_user, generated::bpf_loop};
 use tracer_ebpf::{MAX_IN_FLIGHT, Target};
 
 use crate::{
     emit::count_loss,
     returns,
-    thread::{CALL_PLAIN_RETURN, Call, Thread},
+    thread::{CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Thread},
     walk,
 };
+
+/// Value of an address or index that was not found.
+const NONE: u64 = u64::MAX;
+/// Values of `Search::same`: a call at the very stack pointer of the new one is none, one that the new one is a part of,
+/// or one that the new one replaces, whose index is added to the last.
+const APART: u64 = 0;
+const PART: u64 = 1;
+const REPLACED: u64 = 2;
+/// All bits of `Thread::used`.
+const ALL: u32 = (1 << MAX_IN_FLIGHT) - 1;
 
 #[inline(always)]
 fn read_word(addr: u64) -> Option<u64> {
@@ -28,76 +42,199 @@ pub(crate) enum Entry {
     Own { slot: u32, caller: u64 },
 }
 
+/// Of a look at all calls in flight: what is looked for, and what was found. In map memory: on the BPF stack the verifier
+/// would tell every case from every other.
+#[repr(C)]
+pub(crate) struct Search {
+    /// Stack pointer at the entry of the new call.
+    sp: u64,
+    /// What is in its return slot, and its return address.
+    in_slot: u64,
+    caller: u64,
+    /// Number of its function and [`CALL_PLAIN_RETURN`], as in a call's flags.
+    flags: u64,
+    /// One of [`APART`], [`PART`], [`REPLACED`].
+    same: u64,
+    /// Lowest stack pointer of a call that the new one may be inside of, and its index.
+    outer: u64,
+    outer_index: u64,
+    /// Index that was found or decided on.
+    found: u64,
+    /// In the kernel's list of return addresses that it has taken out; see `may_take`.
+    instance: u64,
+    wanted: u64,
+    wanted_root: u64,
+}
+
 /// Decides what a call at stack pointer `sp` is, drops calls that can no longer be running, and makes room for it.
 ///
-/// A call in flight at a lower or equal address has left the stack, except that a tail call (`jmp realloc`) enters at
-/// the same address: then the return slot already holds the kernel's trampoline. A call at a higher address is the
-/// outer one as long as its return slot still holds the trampoline. Within it, what the allocator's own file calls is a
-/// part of it; what other files call (a new-handler that logs) is a call of its own.
-///
-/// The trampoline is not known for the first moments of a process. Then the last call in flight tells what it is.
+/// A call in flight at the same address has left the stack, unless it has jumped to this one at its end (`jmp realloc`):
+/// then this one has its return address, or that of the kernel's trampoline. A call at a higher address may be an outer one.
+/// Within it, what the allocator's own file calls is a part of it; what other files call (a new-handler that logs), and
+/// what a signal handler calls, is a call of its own.
 #[inline(always)]
-pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u64) -> Entry {
+pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
     walk::read_window(thread, sp);
-    let caller = walk::word(&mut thread.walk, sp);
-    let mut depth = thread.depth;
-    if thread.target.trampoline == 0 && depth > 0 {
-        let last = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)];
-        let slot = read_word(last.sp).unwrap_or(0);
-        if last.sp >= sp
-            && slot != last.caller
-            && (last.flags & CALL_PLAIN_RETURN == 0 || returns::original_at(thread, last.sp) == last.caller)
-        {
-            thread.target.trampoline = slot;
-        }
+    let in_slot = walk::word(&mut thread.walk, sp);
+    if thread.used == 0 {
+        return Entry::Own { slot: 0, caller: in_slot };
+    }
+    learn_trampoline(thread);
+    let mut caller = in_slot;
+    if returns::first() != 0 {
+        // A function that jumped here may have had its return address taken out, by us or by another tracer.
+        let original = returns::original_at(thread, sp);
+        caller = if original != 0 { original } else { in_slot };
     }
     let Target { trampoline, text_start, text_end, .. } = thread.target;
-    for _ in 0..MAX_IN_FLIGHT {
-        if depth == 0 {
-            break;
-        }
-        let call = &thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)];
-        let outer = call.sp;
-        let running = if call.flags & CALL_PLAIN_RETURN != 0 {
-            // One that is replaced at its own address by what it jumps to is seen to its end as that.
-            // Another tracer may probe its return all the same.
-            let slot = read_word(outer).unwrap_or(0);
-            outer > sp && (slot == call.caller || slot == trampoline && trampoline != 0)
-        } else {
-            outer >= sp && trampoline != 0 && read_word(outer) == Some(trampoline)
-        };
-        if running {
-            break;
-        }
-        depth -= 1;
+    let search = &mut thread.search;
+    (search.sp, search.in_slot, search.caller, search.flags) = (sp, in_slot, caller, u64::from(flags));
+    (search.same, search.outer, search.outer_index) = (APART, NONE, NONE);
+    let mut scanned: *mut Thread = thread;
+    // SAFETY: the callback is given a pointer that outlives the loop.
+    unsafe { bpf_loop(MAX_IN_FLIGHT as u32, scan as *mut c_void, (&raw mut scanned).cast(), 0) };
+    // SAFETY: only this thread uses its state.
+    let thread = unsafe { &mut *scanned };
+    let (same, outer) = (thread.search.same, thread.search.outer);
+    if same == PART {
+        return Entry::Nested;
     }
-    thread.depth = depth;
-    if depth > 0 {
-        if trampoline != 0 && caller == trampoline {
+    if same >= REPLACED {
+        return Entry::Own { slot: (same - REPLACED) as u32, caller };
+    }
+    let inside = outer != NONE && caller >= text_start && caller < text_end;
+    let full = thread.used & ALL == ALL;
+    if inside || full {
+        let oldest = thread.last.wrapping_add(1) & (MAX_IN_FLIGHT as u32 - 1);
+        let looked_for = if inside { thread.search.outer_index } else { u64::from(oldest) };
+        let index = unknown(&mut thread.search.found, looked_for) as u32;
+        let (slot, root) = {
+            let call = place(thread, index);
+            (call.sp, call.root)
+        };
+        let way = walk::approach(thread, tgid, trampoline, caller, sp.wrapping_add(8), frame_pointer, slot);
+        if inside && !way.signal && (way.reached || !way.whole) {
             return Entry::Nested;
         }
-        if caller >= text_start && caller < text_end {
-            let slot = thread.calls[(depth as usize - 1) & (MAX_IN_FLIGHT - 1)].sp;
-            if walk::runs_inside(thread, tgid, trampoline, caller, sp.wrapping_add(8), frame_pointer, slot) {
-                return Entry::Nested;
-            }
-            // Then the others are left behind too, or are outer calls of something that was: counted if they return.
-            thread.given_up += thread.depth - 1;
-            thread.depth = 0;
+        let over = way.whole && !way.signal && way.sp == root && root != 0;
+        if over && place(thread, index).flags & CALL_PLAIN_RETURN == 0 {
+            drop_call(thread, index);
+        } else if over || full {
+            // As many that run at once are not kept: that is told.
+            unseen(thread, if over { index } else { oldest });
         }
     }
     Entry::Own { slot: free_slot(thread), caller }
 }
 
-/// A slot for one more call. With too many in flight all are given up: that many are calls that never return. Those that
-/// do return count as lost.
+/// Finds the address of the kernel's trampoline where it is not known yet, in the first moments of a process: it is in the
+/// return slot of the call that came last.
+#[inline(always)]
+fn learn_trampoline(thread: &mut Thread) {
+    if thread.target.trampoline != 0 {
+        return;
+    }
+    let last = *place(thread, thread.last);
+    let slot = read_word(last.sp).unwrap_or(0);
+    if thread.used >> (thread.last & 15) & 1 != 0
+        && last.flags & CALL_PLAIN_RETURN == 0
+        && slot != last.caller
+        && returns::original_at(thread, last.sp) == last.caller
+    {
+        thread.target.trampoline = slot;
+    }
+}
+
+/// Looks at one call in flight; 1 ends the loop.
+extern "C" fn scan(index: u64, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let thread = unsafe { &mut **thread };
+    let index = index as u32 & (MAX_IN_FLIGHT as u32 - 1);
+    let rest = thread.used >> index;
+    if rest == 0 {
+        return 1;
+    }
+    if rest & 1 == 0 {
+        return 0;
+    }
+    let trampoline = thread.target.trampoline;
+    let (sp, caller, flags) = {
+        let call = &thread.calls[index as usize & (MAX_IN_FLIGHT - 1)];
+        (call.sp, call.caller, call.flags)
+    };
+    let plain = flags & CALL_PLAIN_RETURN != 0;
+    if sp == thread.search.sp {
+        let new = thread.search.flags as u32;
+        let jumped = if plain {
+            // The same function does not jump to itself: it has been left, and is called again.
+            thread.search.caller == caller && (flags ^ new) >> 16 != 0 && new & CALL_PLAIN_RETURN != 0
+        } else {
+            trampoline != 0 && thread.search.in_slot == trampoline
+        };
+        if jumped {
+            thread.search.same = PART;
+            return 1;
+        }
+        // A function that jumps to one whose return is seen in another way is seen to its end as that.
+        if plain && !(thread.search.caller == caller && (flags ^ new) >> 16 != 0) {
+            unseen(thread, index);
+        } else {
+            drop_call(thread, index);
+        }
+        thread.search.same = REPLACED + u64::from(index);
+        return 0;
+    }
+    let slot = read_word(sp).unwrap_or(0);
+    let taken = trampoline != 0 && slot == trampoline;
+    // One whose return address is taken out may be just returning: the trampoline itself uses the slot.
+    let runs = if plain { slot == caller || taken || trampoline == 0 && returns::first() != 0 } else { taken };
+    if plain && !runs {
+        unseen(thread, index);
+    } else if runs && sp > thread.search.sp && sp < thread.search.outer {
+        (thread.search.outer, thread.search.outer_index) = (sp, u64::from(index));
+    }
+    0
+}
+
+/// Forgets a call in flight.
+#[inline(always)]
+fn drop_call(thread: &mut Thread, index: u32) {
+    thread.used &= !(1 << (index & 15));
+}
+
+/// Forgets a call in flight of which nobody can tell how it ended. Counted, unless it may end in such a way without having
+/// allocated anything; one that returns through the trampoline is counted if it does.
+#[inline(always)]
+fn unseen(thread: &mut Thread, index: u32) {
+    let flags = place(thread, index).flags;
+    if flags & CALL_PLAIN_RETURN == 0 {
+        thread.given_up += 1;
+    } else if flags & CALL_MAY_VANISH == 0 {
+        count_loss!(outcomes_unseen, 1);
+    }
+    drop_call(thread, index);
+}
+
+/// The value as the verifier cannot know it.
+#[inline(always)]
+fn unknown(memory: &mut u64, value: u64) -> u64 {
+    // SAFETY: a reference.
+    unsafe {
+        core::ptr::write_volatile(memory, value);
+        core::ptr::read_volatile(memory)
+    }
+}
+
+/// A slot for one more call, of which one is free.
 #[inline(always)]
 fn free_slot(thread: &mut Thread) -> u32 {
-    if thread.depth as usize >= MAX_IN_FLIGHT {
-        thread.given_up += thread.depth;
-        thread.depth = 0;
-    }
-    thread.depth
+    let used = core::hint::black_box(thread.used) & ALL;
+    let free = !used & (used + 1);
+    let slot = u64::from(free & 0xff00 != 0) << 3
+        | u64::from(free & 0xf0f0 != 0) << 2
+        | u64::from(free & 0xcccc != 0) << 1
+        | u64::from(free & 0xaaaa != 0);
+    unknown(&mut thread.search.found, slot) as u32
 }
 
 /// The slot that [`classify`] gave a call.
@@ -110,62 +247,148 @@ pub(crate) fn place(thread: &mut Thread, slot: u32) -> &mut Call {
 /// Puts the call in this slot in flight.
 #[inline(always)]
 pub(crate) fn push(thread: &mut Thread, slot: u32) {
-    thread.depth = slot + 1;
+    thread.used |= 1 << (slot & 15);
+    thread.last = slot;
 }
 
-/// Takes out the call that returns by the `ret` instruction at stack pointer `sp`, with its slot. `None` when that ends
-/// another function: not even one that was called from the same place.
+/// Takes out the call that returns at the stack pointer `sp` (of its return address) and is seen at an instruction, with its
+/// slot. `None` when that ends another function: not even one that was called from the same place.
 #[inline(always)]
 pub(crate) fn pop_plain(thread: &mut Thread, sp: u64) -> Option<(Call, u32)> {
-    let mut depth = thread.depth;
-    for _ in 0..MAX_IN_FLIGHT {
-        if depth == 0 {
-            return None;
-        }
-        depth -= 1;
-        let outer = thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)].sp;
-        if outer > sp {
-            return None;
-        }
-        if outer == sp {
-            break;
-        }
-    }
-    let call = thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)];
-    if call.sp != sp || call.flags & CALL_PLAIN_RETURN == 0 {
+    if thread.used == 0 {
         return None;
     }
+    let slot = find(thread, sp, CALL_PLAIN_RETURN)?;
+    let call = *place(thread, slot);
     // Another tracer may have probed its return.
     if read_word(sp) != Some(call.caller) && returns::original_at(thread, sp) != call.caller {
         return None;
     }
-    thread.depth = depth;
-    Some((call, depth))
+    drop_call(thread, slot);
+    Some((call, slot))
 }
 
-/// Takes out the call that returns at stack pointer `sp` (of its return address) with its slot, and drops those
-/// inside it that never returned. `None` for the return of a call that was a part of another.
+/// Takes out the call that returns through the kernel's trampoline at the stack pointer `sp` (of its return address), with its
+/// slot. `None` for the return of a call that was a part of another.
 #[inline(always)]
 pub(crate) fn pop(thread: &mut Thread, sp: u64) -> Option<(Call, u32)> {
-    let mut depth = thread.depth;
-    for _ in 0..MAX_IN_FLIGHT {
-        if depth == 0 {
-            break;
+    let Some(slot) = find(thread, sp, 0) else {
+        if thread.given_up > 0 {
+            thread.given_up -= 1;
+            count_loss!(outcomes_unseen, 1);
         }
-        depth -= 1;
-        let call = &thread.calls[depth as usize & (MAX_IN_FLIGHT - 1)];
-        if call.sp == sp && call.flags & CALL_PLAIN_RETURN == 0 {
-            thread.depth = depth;
-            return Some((*call, depth));
-        }
-        if call.sp > sp {
-            return None;
-        }
+        return None;
+    };
+    drop_call(thread, slot);
+    Some((*place(thread, slot), slot))
+}
+
+/// The slot of the call at `sp` whose return is seen in this way: at an instruction ([`CALL_PLAIN_RETURN`]) or not (0).
+#[inline(always)]
+fn find(thread: &mut Thread, sp: u64, plain: u32) -> Option<u32> {
+    let last = thread.last;
+    let call = place(thread, last);
+    if call.sp == sp && call.flags & CALL_PLAIN_RETURN == plain && thread.used >> (last & 15) & 1 != 0 {
+        return Some(last);
     }
-    thread.depth = 0;
-    if thread.given_up > 0 {
-        thread.given_up -= 1;
-        count_loss!(calls_too_deep, 1);
+    (thread.search.sp, thread.search.flags, thread.search.found) = (sp, u64::from(plain), NONE);
+    let mut searched: *mut Thread = thread;
+    // SAFETY: the callback is given a pointer that outlives the loop.
+    unsafe { bpf_loop(MAX_IN_FLIGHT as u32, find_next as *mut c_void, (&raw mut searched).cast(), 0) };
+    // SAFETY: only this thread uses its state.
+    let found = unsafe { (*searched).search.found };
+    if found == NONE { None } else { Some(found as u32) }
+}
+
+/// Looks whether a call in flight is the one that returns; 1 ends the loop.
+extern "C" fn find_next(index: u64, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let thread = unsafe { &mut **thread };
+    let index = index as u32 & (MAX_IN_FLIGHT as u32 - 1);
+    let rest = thread.used >> index;
+    if rest == 0 {
+        return 1;
     }
-    None
+    let call = &thread.calls[index as usize & (MAX_IN_FLIGHT - 1)];
+    let plain = u64::from(call.flags & CALL_PLAIN_RETURN);
+    if rest & 1 != 0 && call.sp == thread.search.sp && plain == thread.search.flags {
+        (thread.search.found, thread.search.wanted_root) = (u64::from(index), call.root);
+        return 1;
+    }
+    0
+}
+
+/// How many calls with their return address taken out are looked at.
+const LOOKED_AT: u32 = 8;
+/// Values of `Search::wanted`, beside the return slot of a call: nothing is to be looked for; the way to the root.
+const NOTHING: u64 = 0;
+const ROOT: u64 = u64::MAX - 15;
+
+/// Whether the kernel may take the return address of the call at `sp` out: not while it holds that of another call of this
+/// thread, unless that is over for certain, or an outer one on the same stack. The kernel takes what is further down the
+/// stack than a return that it sees for over, forgets it, and then has nowhere to return to.
+#[inline(always)]
+pub(crate) fn may_take(thread: &mut Thread, tgid: u32, caller: u64, sp: u64, frame_pointer: u64) -> bool {
+    if thread.taken == 0 {
+        thread.taken = 1;
+        return true;
+    }
+    let first = returns::first();
+    if first == 0 {
+        thread.taken = 1;
+        return true;
+    }
+    let search = &mut thread.search;
+    (search.sp, search.instance, search.wanted) = (sp, first, NOTHING);
+    let mut looked: *mut Thread = thread;
+    // SAFETY: the callback is given a pointer that outlives the loop.
+    unsafe { bpf_loop(LOOKED_AT, look as *mut c_void, (&raw mut looked).cast(), 0) };
+    // SAFETY: only this thread uses its state.
+    let thread = unsafe { &mut *looked };
+    let (instance, wanted) = (thread.search.instance, thread.search.wanted);
+    if wanted == NOTHING && instance == 0 {
+        thread.taken = 1;
+        return true;
+    }
+    if wanted == NOTHING || wanted == ROOT && instance != 0 {
+        // More than can be looked at.
+        return false;
+    }
+    thread.search.wanted_root = 0;
+    if wanted != ROOT {
+        // Where its stack begins, if it is one of ours.
+        let _ = find(thread, wanted, 0);
+    }
+    let root = thread.search.wanted_root;
+    let trampoline = thread.target.trampoline;
+    let way = walk::approach(thread, tgid, trampoline, caller, sp.wrapping_add(8), frame_pointer, wanted);
+    let outer = way.reached & (wanted > sp);
+    let over = way.whole & !way.signal & (wanted == ROOT || way.sp == root && root != 0);
+    let may = unknown(&mut thread.search.found, u64::from(outer | over));
+    thread.taken += may;
+    may != 0
+}
+
+/// Looks at one call whose return address the kernel holds, innermost first; 1 ends the loop.
+extern "C" fn look(_index: u64, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let thread = unsafe { &mut **thread };
+    if thread.search.instance == 0 {
+        return 1;
+    }
+    let (slot, next) = returns::slot_and_next(thread.search.instance);
+    let trampoline = thread.target.trampoline;
+    let sp = thread.search.sp;
+    // The slot of this call holds its own return address by now.
+    let over = slot == sp || trampoline != 0 && read_word(slot).unwrap_or(trampoline) != trampoline;
+    if !over {
+        thread.search.wanted = slot;
+        return 1;
+    }
+    if slot < sp {
+        // It may be just returning, interrupted in the trampoline, which uses the slot.
+        thread.search.wanted = ROOT;
+    }
+    thread.search.instance = next;
+    0
 }

@@ -13,7 +13,7 @@ pub mod unwind;
 pub const MAX_FRAMES: usize = 256;
 
 /// Most calls into the allocator that one thread can have in flight, one inside the other.
-pub const MAX_IN_FLIGHT: usize = 4;
+pub const MAX_IN_FLIGHT: usize = 16;
 
 /// Size given to a call whose `count * size` overflows 64 bits. No allocator can satisfy it.
 pub const SIZE_OVERFLOW: u64 = u64::MAX;
@@ -22,12 +22,24 @@ pub const SIZE_OVERFLOW: u64 = u64::MAX;
 /// counts, so that all programs see the end at the same instant. It is also what a new thread has: nothing is known.
 pub const TARGETS_CHANGE: u64 = 0;
 
-/// How a function that allocates takes its arguments and gives its result: the cookie of the program `enter` where it is
-/// attached to one.
+/// What the programs at the entry of a function that allocates are told by their cookie, beside its [`shape`]: the lowest
+/// eight bits.
+pub mod entry {
+    /// Bits of the shape.
+    pub const SHAPE: u64 = 0xff;
+    /// The outcome of its calls is seen at instructions ([`exit`](super::exit)), not at the kernel's trampoline.
+    pub const AT_INSTRUCTIONS: u64 = 1 << 8;
+    /// Calls may end without an outcome that is seen, and then have allocated nothing.
+    pub const MAY_VANISH: u64 = 1 << 9;
+    /// The first bit of the function's number, which no other function of the allocator has; 16 bits.
+    pub const FUNCTION: u32 = 16;
+}
+
+/// How a function that allocates takes its arguments and gives its result.
 pub mod shape {
     /// `f(size) -> block`.
     pub const MALLOC: u64 = 0;
-    /// The same, but it may throw instead of returning: the kernel's trampoline must not be in its return slot.
+    /// The same, but it may throw instead of returning.
     pub const NEW: u64 = 1;
     /// `f(count, size) -> block`.
     pub const CALLOC: u64 = 2;
@@ -290,8 +302,10 @@ pub struct Loss {
     pub stacks: u64,
     /// Calls that were not followed because the table of threads was full.
     pub threads_full: u64,
-    /// Calls that were not followed to their return because more than [`MAX_IN_FLIGHT`] were in flight.
-    pub calls_too_deep: u64,
+    /// Calls whose outcome was not seen: neither a block nor a failure.
+    pub outcomes_unseen: u64,
+    /// Calls among those whose return address was left alone, because taking it out could have harmed the process.
+    pub returns_declined: u64,
     /// Exec and thread-exit records that found the ring buffer full.
     pub moments: u64,
     /// Sampled objects of Go programs whose address did not come to be known.
@@ -308,7 +322,7 @@ const _: () = {
     assert!(size_of::<Target>() == 32);
     assert!(size_of::<ReturnInstances>() == 20);
     assert!(size_of::<LostFree>() == 16);
-    assert!(size_of::<Loss>() == 80);
+    assert!(size_of::<Loss>() == 88);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header
 };
 

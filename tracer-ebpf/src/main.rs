@@ -1,8 +1,9 @@
 //! The BPF programs: thin entry points. What they do is in one file per concern.
 //!
 //! One program at the entries of functions that allocate, which is told their shape (which arguments carry the size and the
-//! old block), one for those that free, one at returns, two for the life of threads and processes, three for Go. User space
-//! attaches each to as many sites as there are.
+//! old block), one for those that free, one at instructions that tell the outcome, one at returns and one for both entries and
+//! returns where those instructions are not known, two for the life of threads and processes, three for Go. User space attaches
+//! each to as many sites as there are.
 //! Every program gives up silently when the process is not in TARGETS: probes of a file may fire for other processes.
 #![no_std]
 #![no_main]
@@ -20,10 +21,12 @@ mod stack;
 mod thread;
 mod walk;
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_F_USER_STACK,
-    helpers::generated::bpf_get_attach_cookie,
+    helpers::generated::{bpf_get_attach_cookie, bpf_get_func_ip},
     macros::{map, raw_tracepoint, uprobe, uretprobe},
     maps::StackTrace,
     programs::{ProbeContext, RawTracePointContext, RetProbeContext, tracing::StackIdContext as _},
@@ -33,13 +36,40 @@ fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
 }
 
-/// A function that allocates, of the [`shape`](tracer_ebpf::shape) that the cookie tells. One program for all: each has the
+/// What the program is told where it was attached.
+fn cookie(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the context is that of a uprobe.
+    unsafe { bpf_get_attach_cookie(ctx.as_ptr()) }
+}
+
+/// A function that allocates; the cookie tells what [`entry`](tracer_ebpf::entry) says. One program for all: each has the
 /// unwinder in it, which the kernel takes a third of a second to verify.
 #[uprobe]
 pub fn enter(ctx: ProbeContext) -> u32 {
+    alloc::enter(&ctx, cookie(&ctx), [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)], false);
+    0
+}
+
+/// The same and its return in one, as a session: what it gives back at the entry tells whether the kernel takes the return
+/// address out (0) or leaves it alone (1).
+///
+/// Not by aya's macro: that gives back 0 whatever the function says.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn session(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
     // SAFETY: the context is that of a uprobe.
-    let shape = unsafe { bpf_get_attach_cookie(ctx.as_ptr()) };
-    alloc::enter(&ctx, shape, [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)]);
+    if unsafe { bpf_get_func_ip(ctx.as_ptr()) } != process::program_counter(ctx.as_ptr()) {
+        return session_return(ctx.as_ptr());
+    }
+    let taken = alloc::enter(&ctx, cookie(&ctx), [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)], true);
+    u32::from(!taken)
+}
+
+/// Out of line: inlined, it would make the entry dearer.
+#[inline(never)]
+extern "C" fn session_return(ctx: *mut c_void) -> u32 {
+    alloc::leave(&RetProbeContext::new(ctx));
     0
 }
 
@@ -71,14 +101,14 @@ pub fn go_after_assist(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// A `ret` instruction of operator new.
+/// An instruction at which the outcome of a call is known; the cookie tells what [`exit`](tracer_ebpf::exit) says.
 #[uprobe]
-pub fn leave_at_return(ctx: ProbeContext) -> u32 {
-    alloc::leave_at_return(&ctx);
+pub fn leave_at_exit(ctx: ProbeContext) -> u32 {
+    alloc::leave_at_exit(&ctx, cookie(&ctx));
     0
 }
 
-/// Return of every other function that was entered above, free excepted.
+/// Return, through the kernel's trampoline, of a function whose entry has `enter`.
 #[uretprobe]
 pub fn leave(ctx: RetProbeContext) -> u32 {
     alloc::leave(&ctx);

@@ -71,15 +71,36 @@ pub(crate) fn stack_pointer(ctx: *mut c_void) -> u64 {
     }
 }
 
-/// What a function that returns at the probed instruction gives back; `ctx` is the context of a uprobe.
+/// Address of the probed instruction, or of the one that a function returns to; `ctx` is the context of a uprobe.
 #[inline(always)]
-pub(crate) fn return_value(ctx: *mut c_void) -> u64 {
+pub(crate) fn program_counter(ctx: *mut c_void) -> u64 {
     // SAFETY: the context of a uprobe is the registers at the probe.
     unsafe {
         #[cfg(bpf_target_arch = "aarch64")]
-        return (*ctx.cast::<pt_regs>()).regs[0];
+        return (*ctx.cast::<pt_regs>()).pc;
         #[cfg(not(bpf_target_arch = "aarch64"))]
-        return (*ctx.cast::<pt_regs>()).rax;
+        return (*ctx.cast::<pt_regs>()).rip;
+    }
+}
+
+/// General registers as the machine numbers them (x86-64: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15), and its flags;
+/// `ctx` is the context of a uprobe. Nothing on other machines than x86-64.
+#[inline(always)]
+pub(crate) fn machine_registers(ctx: *mut c_void, to: &mut [u64; 16]) -> u64 {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    #[cfg(not(bpf_target_arch = "aarch64"))]
+    unsafe {
+        let regs = &*ctx.cast::<pt_regs>();
+        (to[0], to[1], to[2], to[3]) = (regs.rax, regs.rcx, regs.rdx, regs.rbx);
+        (to[4], to[5], to[6], to[7]) = (regs.rsp, regs.rbp, regs.rsi, regs.rdi);
+        (to[8], to[9], to[10], to[11]) = (regs.r8, regs.r9, regs.r10, regs.r11);
+        (to[12], to[13], to[14], to[15]) = (regs.r12, regs.r13, regs.r14, regs.r15);
+        return regs.eflags;
+    }
+    #[cfg(bpf_target_arch = "aarch64")]
+    {
+        let _ = (ctx, to);
+        0
     }
 }
 

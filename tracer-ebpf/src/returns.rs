@@ -38,10 +38,7 @@ pub(crate) fn original(thread: &mut Thread, slot: u64) -> u64 {
         return 0;
     }
     if thread.walk.instance == NOT_ASKED {
-        // SAFETY: no arguments.
-        let task = unsafe { bpf_get_current_task() };
-        let utask = kernel_word(task + u64::from(at.utask));
-        thread.walk.instance = kernel_word(utask + u64::from(at.first));
+        thread.walk.instance = first();
     }
     let mut search = Search { thread, slot };
     let argument = (&raw mut search).cast::<c_void>();
@@ -51,7 +48,27 @@ pub(crate) fn original(thread: &mut Thread, slot: u64) -> u64 {
     unsafe { (*search.thread).walk.original }
 }
 
-/// The same without a walk.
+/// The innermost call whose return address was taken out, of whichever tracer; 0: none.
+#[inline(always)]
+pub(crate) fn first() -> u64 {
+    let at = offsets();
+    if at.utask == 0 {
+        return 0;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let utask = kernel_word(task + u64::from(at.utask));
+    if utask == 0 { 0 } else { kernel_word(utask + u64::from(at.first)) }
+}
+
+/// The slot of a call in that list, and the next one.
+#[inline(always)]
+pub(crate) fn slot_and_next(instance: u64) -> (u64, u64) {
+    let at = offsets();
+    (kernel_word(instance + u64::from(at.slot)), kernel_word(instance + u64::from(at.next)))
+}
+
+/// The address that was in a slot, without a walk.
 #[inline(always)]
 pub(crate) fn original_at(thread: &mut Thread, slot: u64) -> u64 {
     thread.walk.instance = NOT_ASKED;

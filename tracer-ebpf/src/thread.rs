@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{MAX_FRAMES, MAX_IN_FLIGHT, Stack, TARGETS_CHANGE, Target, unwind::Mapping};
 
-use crate::emit;
+use crate::{emit, inflight::Search};
 
 /// Bytes of stack that are read at once, at most.
 pub(crate) const WINDOW: u64 = 8192;
@@ -51,7 +51,8 @@ pub(crate) struct Walk {
     pub(crate) candidate: i64,
     /// Whether a frame that is as in the cache brings its callers in with it if all their slots are unchanged.
     pub(crate) whole: u32,
-    pub(crate) reserved: u32,
+    /// Whether a signal frame was passed.
+    pub(crate) signals: u32,
     /// Bits in which slots differ from what the cache has.
     pub(crate) difference: u64,
     /// How it ended: 0 not yet.
@@ -119,8 +120,10 @@ pub(crate) struct Call {
     pub(crate) caller: u64,
     /// Id of the caller's stack.
     pub(crate) stack: u64,
+    /// Stack pointer of the outermost frame of that stack; 0: not known.
+    pub(crate) root: u64,
     pub(crate) op: u32,
-    /// One of the `CALL_` bits.
+    /// `CALL_` bits; from bit 16 on the number of its function.
     pub(crate) flags: u32,
 }
 
@@ -128,20 +131,27 @@ pub(crate) struct Call {
 pub(crate) const CALL_UNWANTED: u32 = 1;
 /// The record that takes the old block out was lost.
 pub(crate) const CALL_TAKE_LOST: u32 = 2;
-/// The return slot is left as it is: the return is seen at a `ret` instruction.
+/// The return slot is left as it is: the outcome is seen at an instruction.
 pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
+/// It may end without an outcome that is seen, and then it has allocated nothing (an exception, NULL).
+pub(crate) const CALL_MAY_VANISH: u32 = 8;
 
 /// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
 #[repr(C)]
 pub(crate) struct Thread {
     /// In [`SLOTS`], the thread that this is of; 0: none.
     pub(crate) owner: u64,
-    /// Calls in flight, outermost first.
+    /// Calls in flight, in no order.
     pub(crate) calls: [Call; MAX_IN_FLIGHT],
-    /// How many of them.
-    pub(crate) depth: u32,
-    /// Calls that were given up for want of room.
-    pub(crate) given_up: u32,
+    /// Which of the slots hold one, a bit for each.
+    pub(crate) used: u32,
+    /// The slot that was filled last.
+    pub(crate) last: u32,
+    /// Calls that were given up for want of room and return through the trampoline, if they do.
+    pub(crate) given_up: u64,
+    /// Return addresses that the kernel was told to take out and that have not come back; never too low.
+    pub(crate) taken: u64,
+    pub(crate) search: Search,
     /// Its process, as it was known at `epoch`.
     pub(crate) target: Target,
     /// Count of changes at which `target` was looked up; see [`refresh`](crate::process::refresh).
@@ -165,8 +175,8 @@ impl Thread {
         // Of unknown value: the compiler would make a call of zeroing them, which goes byte by byte.
         let zero = core::hint::black_box(0u64);
         (self.owner, self.epoch, self.tick) = (owner, TARGETS_CHANGE, zero);
-        (self.depth, self.given_up) = (zero as u32, zero as u32);
-        self.go_left = zero;
+        (self.used, self.last) = (zero as u32, zero as u32);
+        (self.given_up, self.taken, self.go_left) = (zero, zero, zero);
         (self.frames.cached, self.frames.generation) = (zero as u32, zero as u32);
         (self.frames.epoch, self.frames.sent, self.frames.checks) = (zero, zero, zero);
     }

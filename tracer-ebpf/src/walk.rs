@@ -167,11 +167,23 @@ pub(crate) fn walk(
     status
 }
 
-/// Whether the function that was called from `pc` runs inside the call whose return slot is at `slot`, further up the stack:
-/// whether that is a slot of one of its callers. A slot that a jump has left behind keeps its content, so content proves
-/// nothing. True as well when a caller cannot be found.
+/// What the way up a stack has shown.
+#[derive(Clone, Copy)]
+pub(crate) struct Approach {
+    /// It came to the slot that was looked for.
+    pub(crate) reached: bool,
+    /// It came to the outermost frame and did not meet the slot.
+    pub(crate) whole: bool,
+    /// A signal handler lies on it.
+    pub(crate) signal: bool,
+    /// Stack pointer at its end.
+    pub(crate) sp: u64,
+}
+
+/// Goes up from the function that was called from `pc` until it comes to a frame whose return slot is `slot`, or to the outermost.
+/// A slot that a jump has left behind keeps its content, so content proves nothing.
 #[inline(always)]
-pub(crate) fn runs_inside(
+pub(crate) fn approach(
     thread: &mut Thread,
     tgid: u32,
     trampoline: u64,
@@ -179,28 +191,36 @@ pub(crate) fn runs_inside(
     sp: u64,
     frame_pointer: u64,
     slot: u64,
-) -> bool {
-    let Some(mappings) = MAPPINGS.get_ptr(tgid) else { return true };
+) -> Approach {
+    let Some(mappings) = MAPPINGS.get_ptr(tgid) else {
+        return Approach { reached: false, whole: false, signal: false, sp: 0 };
+    };
     let walk = &mut thread.walk;
     (walk.pc, walk.sp, walk.fp, walk.back) = (pc, sp, frame_pointer, 1);
-    (walk.status, walk.tainted) = (0, 0);
+    (walk.status, walk.tainted, walk.signals) = (0, 0, 0);
     walk.mapping.end = 0;
     (walk.trampoline, walk.instance) = (trampoline, returns::NOT_ASKED);
     walk.hash = slot.wrapping_add(8);
     let mut context = Context { thread, mappings };
     let argument = (&raw mut context).cast::<c_void>();
     // SAFETY: the callback is given `context`, which outlives the loop.
-    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, approach as *mut c_void, argument, 0) };
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, approach_frame as *mut c_void, argument, 0) };
     // SAFETY: only this thread uses its state.
     let walk = unsafe { &(*context.thread).walk };
-    walk.status != 0 || walk.sp == walk.hash
+    Approach {
+        reached: walk.status == 0 && walk.sp == walk.hash,
+        whole: walk.status == end::ROOT,
+        signal: walk.signals != 0,
+        sp: walk.sp,
+    }
 }
 
-/// One frame up, unless the address in `walk.hash` is reached or passed; 1 ends the loop.
-extern "C" fn approach(_index: u64, context: *mut Context) -> i64 {
+/// One frame up, unless the address in `walk.hash` is reached; 1 ends the loop. It may lie below: the way from a stack of
+/// its own for signal handlers leads anywhere.
+extern "C" fn approach_frame(_index: u64, context: *mut Context) -> i64 {
     // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
     let (thread, mappings) = unsafe { (&mut *(*context).thread, &*(*context).mappings) };
-    if thread.walk.sp >= thread.walk.hash {
+    if thread.walk.sp == thread.walk.hash {
         return 1;
     }
     let status = step(thread, mappings);
@@ -552,7 +572,7 @@ fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
 #[inline(always)]
 fn step_signal(walk: &mut Walk) -> u32 {
     let registers = walk.sp.wrapping_add(40);
-    walk.tainted = 1;
+    (walk.tainted, walk.signals) = (1, 1);
     let fp = word(walk, registers.wrapping_add(10 * 8));
     let sp = word(walk, registers.wrapping_add(15 * 8));
     let pc = word(walk, registers.wrapping_add(16 * 8));

@@ -23,7 +23,7 @@ use rounds::Rounds;
 use tracer::{
     bpf::{Config, Links, Programs},
     probe::{
-        allocators::Exit,
+        allocators::Shape,
         resolve::{self, Binding},
     },
 };
@@ -110,7 +110,7 @@ fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
     let mut links = Links::default();
     let task = pid.try_into()?;
     for function in functions.iter().filter(|function| ["malloc", "free"].contains(&function.name)) {
-        if function.shape.exit() == Exit::Trampoline {
+        if function.shape != Shape::Free {
             links.attach(&mut programs, "empty_return", libc, [function.file_offset], task)?;
         }
         links.attach(&mut programs, "empty_entry", libc, [function.file_offset], task)?;

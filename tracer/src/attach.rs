@@ -1,6 +1,7 @@
 //! A traced process: finding its allocator, probing it, and following it through execs.
 
 use std::{
+    cell::OnceCell,
     io,
     num::NonZeroU32,
     sync::Arc,
@@ -8,15 +9,15 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use tracer_ebpf::shape;
 
 use crate::{
     bpf::{Links, Programs, Site},
     event::Pid,
     limits,
     probe::{
-        allocators::{Exit, Shape},
+        outcomes::{self, Means, Way},
         resolve::{self, Binding, Function},
+        risks::{self, Risk},
     },
     process::{address_space::AddressSpace, link_map, maps, module::Module, status, status::Status},
     profile::{Heap, Mode, SeenHeap, Target},
@@ -25,6 +26,7 @@ use crate::{
 };
 
 /// The file that a process takes `malloc` from.
+#[derive(Clone)]
 pub struct Allocator {
     /// The file.
     pub module: Arc<Module>,
@@ -47,9 +49,28 @@ pub struct Attached {
     /// None where only the heap of its Go runtime is followed.
     allocator: Option<Allocator>,
     links: Links,
+    returns: Returns,
     /// Since when the process has been another program whose allocator is yet to be found.
     searching: Option<Instant>,
     notes: Vec<String>,
+}
+
+/// How the outcomes of a process's calls are to be seen.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Returns {
+    /// The way that was asked for by name.
+    asked: Option<Way>,
+    /// Whether other processes are traced as well.
+    among_others: bool,
+    /// Whether a return address had to be left alone: its threads change stacks inside of the allocator.
+    declined: bool,
+}
+
+impl Returns {
+    /// In the way that was asked for by name, if any was; `among_others`: other processes are traced as well.
+    pub fn new(asked: Option<Way>, among_others: bool) -> Self {
+        Self { asked, among_others, declined: false }
+    }
 }
 
 /// How long a new program may take to load its allocator.
@@ -61,7 +82,7 @@ impl Attached {
     ///
     /// # Errors
     /// No allocator, no right, or the process has ended.
-    pub fn attach(programs: &mut Programs, pid: Pid, status: Status, go: bool) -> Result<Self> {
+    pub fn attach(programs: &mut Programs, pid: Pid, status: Status, go: bool, returns: Returns) -> Result<Self> {
         let found = find(pid, Phase::Running).map_err(|error| explain(pid, &status, error))?;
         if found.is_none() && go {
             return Ok(Self::without_allocator(pid, &status));
@@ -76,28 +97,36 @@ impl Attached {
                 status.comm
             )
         })?;
-        Self::with(programs, pid, status, allocator)
+        Self::with(programs, pid, status, allocator, returns)
     }
 
     /// Of a process with no allocator but that of its Go runtime.
     pub fn without_allocator(pid: Pid, status: &Status) -> Self {
         let target = describe(pid, status);
-        Self { pid, target, allocator: None, links: Links::default(), searching: None, notes: Vec::new() }
+        Self {
+            pid,
+            target,
+            allocator: None,
+            links: Links::default(),
+            returns: Returns::default(),
+            searching: None,
+            notes: Vec::new(),
+        }
     }
 
     /// The same for a program that is being loaded: `None` when its allocator is not there yet.
     ///
     /// # Errors
     /// As [`Attached::attach`].
-    pub fn attach_loading(programs: &mut Programs, pid: Pid, status: Status) -> Result<Option<Self>> {
+    pub fn attach_loading(programs: &mut Programs, pid: Pid, status: Status, returns: Returns) -> Result<Option<Self>> {
         let found = find(pid, Phase::Loading).map_err(|error| explain(pid, &status, error))?;
-        found.map(|allocator| Self::with(programs, pid, status, allocator)).transpose()
+        found.map(|allocator| Self::with(programs, pid, status, allocator, returns)).transpose()
     }
 
-    fn with(programs: &mut Programs, pid: Pid, status: Status, allocator: Allocator) -> Result<Self> {
-        let links = probe(programs, &allocator, pid).map_err(|error| explain(pid, &status, error))?;
+    fn with(programs: &mut Programs, pid: Pid, status: Status, allocator: Allocator, returns: Returns) -> Result<Self> {
+        let links = probe(programs, &allocator, pid, pid, returns).map_err(|error| explain(pid, &status, error))?;
         let target = describe(pid, &status);
-        Ok(Self { pid, target, allocator: Some(allocator), links, searching: None, notes: Vec::new() })
+        Ok(Self { pid, target, allocator: Some(allocator), links, returns, searching: None, notes: Vec::new() })
     }
 
     /// The process.
@@ -196,9 +225,18 @@ impl Attached {
             return false;
         }
         let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
-        let Some(Allocator { module, functions }) = &self.allocator else { return false };
-        let allocator = Allocator { module: Arc::clone(module), functions: functions.clone() };
+        let Some(allocator) = self.allocator.clone() else { return false };
         self.reattach(programs, allocator, thread)
+    }
+
+    /// Sees outcomes at instructions from now on, where that can be: a return address had to be left alone.
+    pub fn leave_returns_alone(&mut self, programs: &mut Programs) {
+        if self.returns.asked.is_some() || std::mem::replace(&mut self.returns.declined, true) {
+            return;
+        }
+        if let Some(allocator) = self.allocator.clone() {
+            self.reattach(programs, allocator, self.pid);
+        }
     }
 
     /// Whether the probes are on this allocator.
@@ -207,7 +245,7 @@ impl Attached {
     }
 
     fn reattach(&mut self, programs: &mut Programs, allocator: Allocator, task: u32) -> bool {
-        match probe(programs, &allocator, task) {
+        match probe(programs, &allocator, self.pid, task, self.returns) {
             Ok(links) => {
                 self.allocator = Some(allocator);
                 std::mem::replace(&mut self.links, links).detach(programs);
@@ -307,63 +345,60 @@ fn is_libc(path: &str) -> bool {
     ["libc.so", "libc-", "ld-musl", "libc.musl"].iter().any(|start| name.starts_with(start))
 }
 
-/// Attaches every function's programs for the process of thread `task`; nothing stays attached when one fails.
-fn probe(programs: &mut Programs, allocator: &Allocator, task: u32) -> Result<Links> {
+/// Attaches every function's programs for the process `pid`, of which `task` is a thread; nothing stays attached when one
+/// fails.
+fn probe(programs: &mut Programs, allocator: &Allocator, pid: Pid, task: u32, returns: Returns) -> Result<Links> {
     let file = allocator.module.open_path().context("the allocator's file is not open")?;
     let task = NonZeroU32::new(task).context("process id 0")?;
+    let found = OnceCell::new();
+    let risk = || found.get_or_init(|| risk(pid, allocator, returns)).clone();
+    let means = Means { asked: returns.asked, sessions: programs.has_sessions(), risk: &risk };
+    let plan = outcomes::plan(&allocator.functions, &means);
     let mut links = Links::default();
     // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
-    for (program, sites) in sites(&allocator.functions) {
+    for (program, places) in plan.programs {
+        let sites = places.into_iter().map(|(offset, cookie)| Site { offset, cookie });
         if let Err(error) = links.attach(programs, program, &file, sites, task) {
             links.detach(programs);
             return Err(error).with_context(|| format!("cannot probe {}", visible(allocator.module.path())));
         }
+    }
+    for (name, choice) in plan.choices {
+        let because = if choice.because.is_empty() { String::new() } else { format!(", because {}", choice.because) };
+        tracing::debug!("outcomes of {name} are seen {}{because}", choice.way);
     }
     let dear: Vec<&str> = allocator.functions.iter().filter(|f| !f.emulated).map(|f| f.name).collect();
     tracing::debug!(instructions = links.len(), ?dear, "probes attached");
     Ok(links)
 }
 
-/// Places in the file by the program that goes there, those at returns first.
-fn sites(functions: &[Function]) -> Vec<(&'static str, Vec<Site>)> {
-    let exit = |exit| functions.iter().filter(move |function| function.shape.exit() == exit);
-    let (mut allocates, mut frees) = (Vec::new(), Vec::new());
-    for Function { shape, file_offset: offset, .. } in functions {
-        match cookie(*shape) {
-            Some(cookie) => allocates.push(Site { offset: *offset, cookie }),
-            None => frees.push((*offset).into()),
+/// What in a process return probes could harm.
+fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
+    if returns.declined {
+        return Some(Risk::Seen);
+    }
+    if returns.among_others {
+        return Some(Risk::Others);
+    }
+    // Without the right to look, or when it has ended: nothing is known.
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    if let Some(risk) = risks::of_environment(&environment) {
+        return Some(risk);
+    }
+    let mut space = AddressSpace::new(pid);
+    space.refresh().ok()?;
+    let executable = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+    let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
+    if is_executable(&allocator.module) {
+        return Some(Risk::OwnAllocator);
+    }
+    let mut files: Vec<Arc<Module>> = Vec::new();
+    for (module, _) in space.executable_files() {
+        if !files.iter().any(|known| known.identity() == module.identity()) {
+            files.push(module);
         }
     }
-    let mut sites: Vec<(&'static str, Vec<Site>)> = vec![
-        ("leave", exit(Exit::Trampoline).map(|function| function.file_offset.into()).collect()),
-        (
-            "leave_at_return",
-            exit(Exit::Instructions).flat_map(|function| &function.returns).map(|offset| (*offset).into()).collect(),
-        ),
-        ("enter", allocates),
-        ("enter_free", frees),
-    ];
-    for (_, sites) in &mut sites {
-        // Functions that end in the same code share its returns.
-        sites.sort_unstable();
-        sites.dedup();
-    }
-    sites.retain(|(_, sites)| !sites.is_empty());
-    sites
-}
-
-/// What the program at the entry of a function that allocates is told; `None` for one that frees.
-fn cookie(shape: Shape) -> Option<u64> {
-    match shape {
-        Shape::Malloc => Some(shape::MALLOC),
-        Shape::New => Some(shape::NEW),
-        Shape::Calloc => Some(shape::CALLOC),
-        Shape::Memalign => Some(shape::MEMALIGN),
-        Shape::PosixMemalign => Some(shape::POSIX_MEMALIGN),
-        Shape::Realloc => Some(shape::REALLOC),
-        Shape::Reallocarray => Some(shape::REALLOCARRAY),
-        Shape::Free => None,
-    }
+    files.iter().find_map(|module| risks::of_file(module.file()?, is_libc(module.path())))
 }
 
 fn describe(pid: Pid, status: &Status) -> Target {

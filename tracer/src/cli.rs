@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error
 use crate::{
     config::{Config, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, Verbosity},
     exit,
+    probe::outcomes::Way,
     report::{Format, Value},
 };
 
@@ -89,6 +90,12 @@ struct Cli {
     #[arg(long)]
     strict: bool,
 
+    /// How the end of calls into the allocator is seen: at instructions that the kernel emulates (exits), by return probes that
+    /// the entry decides about (session, from Linux 6.13 on), at return instructions (ret), by return probes (link: can end
+    /// a process that changes stacks inside of its allocator); auto takes for each function the first that cannot do harm
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = CliReturns::Auto)]
+    returns: CliReturns,
+
     /// Attach by perf events, as on kernels before 6.13, even where the kernel has uprobe-multi links
     #[arg(long, hide = true)]
     perf_events: bool,
@@ -154,6 +161,15 @@ enum CliGoHeap {
     Sample,
     Enable,
     Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CliReturns {
+    Auto,
+    Exits,
+    Session,
+    Ret,
+    Link,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -251,6 +267,13 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         outputs,
         buffer_size: buffer_size(cli.buffer_size)?,
         strict: cli.strict,
+        returns: match cli.returns {
+            CliReturns::Auto => None,
+            CliReturns::Exits => Some(Way::Exits),
+            CliReturns::Session => Some(Way::Session),
+            CliReturns::Ret => Some(Way::Returns),
+            CliReturns::Link => Some(Way::Link),
+        },
         perf_events: cli.perf_events,
         verbosity,
     })

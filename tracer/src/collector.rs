@@ -17,10 +17,7 @@ use crate::{
     go_heap,
     golang::heap::Sample,
     heap::{Counters, Growth, Heap, StackIndex, StackKind},
-    process::{
-        address_space::{AddressSpace, Place},
-        maps,
-    },
+    process::address_space::{AddressSpace, Place},
     profile::{UnwindTable, Values},
     trails::Trails,
     unwinder::Unwinder,
@@ -96,6 +93,8 @@ pub enum Notice {
     Exec(Pid),
     /// The first thread of a process has ended.
     FirstThreadEnded(Pid),
+    /// A return address of some process had to be left alone, and the outcome of a call was not seen for that.
+    ReturnDeclined,
 }
 
 /// What all stacks hold at one moment.
@@ -297,7 +296,7 @@ impl Collector {
     fn enable(&mut self, pid: Pid, text: (u64, u64), space: AddressSpace, stop_at_exec: bool) {
         let mut target = self.events.target(pid).unwrap_or_default();
         (target.text_start, target.text_end) = text;
-        target.trampoline = trampoline(pid).unwrap_or(0);
+        target.trampoline = space.trampoline().unwrap_or(0);
         target.stop_at_exec = stop_at_exec.into();
         self.unwinder.follow(pid, &space);
         let tracked =
@@ -383,6 +382,9 @@ impl Collector {
             self.heap.frees_lost_without_trace(loss.frees_unrecorded_time);
         }
         tracing::debug!(?loss, "events were lost");
+        if loss.returns_declined != self.loss.returns_declined {
+            (self.notify)(Notice::ReturnDeclined);
+        }
         self.loss = loss;
         if frees_lost {
             self.end_lost_frees();
@@ -403,15 +405,16 @@ impl Collector {
         }
     }
 
-    /// Tells the BPF side where the kernel's return trampoline is, once it is there: it appears with the first probe
-    /// that fires.
+    /// Tells the BPF side where the kernel's return trampoline is, once it is there: it appears with the first probe that needs
+    /// it, if any does.
     fn learn_trampolines(&mut self) {
         for (pid, process) in &mut self.processes {
-            if process.trampoline || process.refreshed.elapsed() < REFRESH_PAUSE {
+            if process.trampoline {
                 continue;
             }
-            process.refreshed = Instant::now();
-            let (Some(address), Some(target)) = (trampoline(*pid), self.events.target(*pid)) else { continue };
+            let (Some(address), Some(target)) = (process.space.trampoline(), self.events.target(*pid)) else {
+                continue;
+            };
             process.trampoline = self.events.enable(*pid, Target { trampoline: address, ..target }).is_ok();
         }
     }
@@ -514,10 +517,4 @@ fn place(heap: &Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails: &m
             process.refresh(heap.stacks().pid(stack), heap, unwinder, trails);
         }
     }
-}
-
-/// Where the kernel's return trampoline is in a process.
-fn trampoline(pid: Pid) -> Option<u64> {
-    let text = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
-    maps::parse(&text).into_iter().find(|mapping| mapping.path == "[uprobes]").map(|mapping| mapping.start)
 }

@@ -2,7 +2,10 @@
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
-use crate::report::{Format, Value};
+use crate::{
+    probe::outcomes::Way,
+    report::{Format, Value},
+};
 
 /// A run of the tracer.
 #[derive(Clone, Debug)]
@@ -31,6 +34,8 @@ pub struct Config {
     pub buffer_size: u32,
     /// Whether any loss makes the exit status 3.
     pub strict: bool,
+    /// How the outcomes of calls are seen, where it was asked for by name.
+    pub returns: Option<Way>,
     /// Whether to attach by perf events even where the kernel has uprobe-multi links.
     pub perf_events: bool,
     /// How much to say on the standard error.

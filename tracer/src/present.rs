@@ -328,7 +328,7 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         truncated,
         uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).fold(0, u64::saturating_add),
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add),
-        untracked_calls: loss.threads_full + loss.calls_too_deep,
+        untracked_calls: loss.threads_full + loss.outcomes_unseen,
         unknown_records: snapshot.unknown_records + sum(|sampling| sampling.senseless),
         unexplained_bytes: 0,
         fresh_bytes: 0,

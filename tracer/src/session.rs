@@ -14,7 +14,7 @@ use hashbrown::HashMap;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
-    attach::Attached,
+    attach::{Attached, Returns},
     bpf::{self, GoMaps, Programs},
     collector::{Collector, Notice, Request, Snapshot},
     config::{Config, GoHeapChoice, Subject, Verbosity},
@@ -190,7 +190,8 @@ impl Session {
         let status = status::check(pid)?;
         let go = self.attach_go(pid, false);
         let found = matches!(go, Ok(true));
-        let attached = match (Attached::attach(&mut self.programs, pid, status, found), go) {
+        let returns = self.returns();
+        let attached = match (Attached::attach(&mut self.programs, pid, status, found, returns), go) {
             (Ok(attached), Err(problem)) if self.config.go_heap == GoHeapChoice::Auto => {
                 self.notes.push(format!("the Go heap of process {pid} is not seen, only what is in C: {problem:#}"));
                 attached
@@ -200,6 +201,12 @@ impl Session {
             (attached, Ok(_)) => attached?,
         };
         self.enable(attached)
+    }
+
+    /// How the outcomes of calls are to be seen.
+    fn returns(&self) -> Returns {
+        let among_others = matches!(&self.config.subject, Subject::Pids(pids) if pids.len() > 1);
+        Returns::new(self.config.returns, among_others)
     }
 
     /// Begins to follow the Go heap of a process. Whether it has one. `begins`: its first instruction is yet to come.
@@ -292,7 +299,8 @@ impl Session {
         if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
             return attached.load(&mut self.programs);
         }
-        let attached = Attached::attach_loading(&mut self.programs, pid, status::check(pid)?)?;
+        let returns = self.returns();
+        let attached = Attached::attach_loading(&mut self.programs, pid, status::check(pid)?, returns)?;
         let found = attached.is_some();
         self.attached.extend(attached);
         Ok(found)
@@ -390,7 +398,11 @@ impl Session {
     }
 
     fn heed(&mut self, notice: Notice) -> Result<()> {
-        let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid)) = notice;
+        let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid)) = notice else {
+            // Of which process it was is not said: few use this way.
+            self.attached.iter_mut().for_each(|attached| attached.leave_returns_alone(&mut self.programs));
+            return Ok(());
+        };
         if let Notice::Exec(_) = notice {
             self.forget_go(pid);
         }
@@ -414,6 +426,7 @@ impl Session {
                     self.send(Request::Interrupted)?;
                 }
             }
+            Notice::ReturnDeclined => {}
         }
         Ok(())
     }

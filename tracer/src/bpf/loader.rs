@@ -166,6 +166,11 @@ impl Programs {
         Ok(Self { ebpf, multi, logger })
     }
 
+    /// Whether the kernel lets the entry of a function decide whether its return is probed.
+    pub fn has_sessions(&self) -> bool {
+        self.multi.is_some()
+    }
+
     /// Takes the maps that the reading side owns. Once only.
     ///
     /// # Errors

@@ -16,11 +16,17 @@ use aya::{Ebpf, maps::Map};
 use aya_obj::{Object, ProgramSection};
 use hashbrown::{HashMap, hash_map::Entry};
 
-use super::{LoadError, Site, refusal, sys};
+use super::{
+    LoadError, Site, refusal,
+    sys::{self, Moment},
+};
 
 /// First kernel whose uprobe-multi links know processes by all their threads. (Those of 6.6 to 6.12 compare address spaces
-/// or single threads, and fall silent when the first thread has ended.)
+/// or single threads, and fall silent when the first thread has ended.) It has sessions too.
 const KERNEL: (u32, u32) = (6, 13);
+
+/// The program that is one for entries and returns.
+pub(super) const SESSION: &str = "session";
 
 /// The programs of the object that go to instructions. Each is loaded when it is attached for the first time.
 pub(super) struct Multi {
@@ -32,7 +38,7 @@ pub(super) struct Multi {
 
 pub(super) struct Loaded {
     program: OwnedFd,
-    at_return: bool,
+    moment: Moment,
 }
 
 /// Whether the kernel has what is needed.
@@ -63,7 +69,7 @@ impl Multi {
         object.relocate_maps(bound.into_iter(), &sections).map_err(|error| mismatch(&error))?;
         object.relocate_calls(&sections).map_err(|error| mismatch(&error))?;
         let mut multi = Self { object, btf, loaded: HashMap::new() };
-        multi.program("leave")?;
+        multi.program("enter_free")?;
         Ok(multi)
     }
 
@@ -75,16 +81,18 @@ impl Multi {
             Entry::Vacant(entry) => {
                 let mismatch = || LoadError::Mismatch(format!("no program {name}"));
                 let program = object.programs.get(name).ok_or_else(mismatch)?;
-                let at_return = match program.section {
-                    ProgramSection::UProbe { .. } => false,
-                    ProgramSection::URetProbe { .. } => true,
+                let moment = match program.section {
+                    ProgramSection::UProbe { .. } if name == SESSION => Moment::Session,
+                    ProgramSection::UProbe { .. } => Moment::Instruction,
+                    ProgramSection::URetProbe { .. } => Moment::Return,
                     _ => return Err(mismatch()),
                 };
                 let function = object.functions.get(&program.function_key()).ok_or_else(mismatch)?;
-                let load = || sys::load_multi(name, function, &program.license, btf.as_ref().map(|fd| fd.as_fd()));
+                let btf = btf.as_ref().map(|fd| fd.as_fd());
+                let load = || sys::load_multi(name, function, &program.license, btf, moment);
                 let program = refusal::again(load, io::Error::raw_os_error)
                     .map_err(|error| LoadError::Program(name.to_owned(), refusal::explain(&error)))?;
-                Ok(entry.insert(Loaded { program, at_return }))
+                Ok(entry.insert(Loaded { program, moment }))
             }
         }
     }
@@ -93,7 +101,7 @@ impl Multi {
     pub(super) fn attach(&mut self, name: &str, file: &Path, sites: &[Site], pid: u32) -> Result<OwnedFd, LoadError> {
         let program = self.program(name)?;
         let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);
-        path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, sites, pid, program.at_return))
+        path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, sites, pid, program.moment))
             .map_err(|error| LoadError::Program(name.to_owned(), refusal::explain(&error)))
     }
 }

@@ -21,6 +21,7 @@ const LINK_CREATE: libc::c_long = 28;
 const PROG_TYPE_KPROBE: u32 = 2;
 /// Of `enum bpf_attach_type`.
 const TRACE_UPROBE_MULTI: u32 = 48;
+const TRACE_UPROBE_SESSION: u32 = 57;
 
 /// Entries asked for at once. More than a hash bucket ever holds, or the kernel says ENOSPC.
 const BATCH: usize = 4096;
@@ -101,6 +102,23 @@ struct LinkAttr {
     multi_flags: u32,
     pid: u32,
     reserved: u32,
+}
+
+/// When a program of a uprobe-multi link runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// At the instructions.
+    Instruction,
+    /// At the returns of the functions that begin there.
+    Return,
+    /// At both; what it gives back at the first decides about the second.
+    Session,
+}
+
+impl Moment {
+    fn attach_type(self) -> u32 {
+        if self == Self::Session { TRACE_UPROBE_SESSION } else { TRACE_UPROBE_MULTI }
+    }
 }
 
 /// Values of a map: integers only, without padding, so that every byte of them may go to the kernel.
@@ -192,6 +210,7 @@ pub(super) fn load_multi(
     function: &aya_obj::Function,
     license: &CStr,
     btf: Option<BorrowedFd<'_>>,
+    moment: Moment,
 ) -> io::Result<OwnedFd> {
     let mut short = [0; 16];
     for (to, from) in short[..15].iter_mut().zip(name.bytes()) {
@@ -203,7 +222,7 @@ pub(super) fn load_multi(
         instructions: function.instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
         name: short,
-        expected_attach_type: TRACE_UPROBE_MULTI,
+        expected_attach_type: moment.attach_type(),
         ..ProgramAttr::default()
     };
     if let Some(btf) = btf {
@@ -220,24 +239,23 @@ pub(super) fn load_multi(
     descriptor(result)
 }
 
-/// Attaches a program to the instructions at `offsets` (bytes) into the file at `path`, for the process `pid`; with
-/// `at_return`, to the returns of the functions that begin there.
+/// Attaches a program to the instructions at the sites' offsets (bytes) into the file at `path`, for the process `pid`.
 pub(super) fn link_multi(
     program: BorrowedFd<'_>,
     path: &CStr,
     sites: &[Site],
     pid: u32,
-    at_return: bool,
+    moment: Moment,
 ) -> io::Result<OwnedFd> {
     let (offsets, cookies): (Vec<u64>, Vec<u64>) = sites.iter().map(|site| (site.offset, site.cookie)).unzip();
     let mut attr = LinkAttr {
         program: program.as_raw_fd() as u32,
-        attach_type: TRACE_UPROBE_MULTI,
+        attach_type: moment.attach_type(),
         path: path.as_ptr() as u64,
         offsets: offsets.as_ptr() as u64,
         cookies: cookies.as_ptr() as u64,
         count: sites.len() as u32,
-        multi_flags: u32::from(at_return),
+        multi_flags: u32::from(moment == Moment::Return),
         pid,
         ..LinkAttr::default()
     };

@@ -30,26 +30,6 @@ impl Shape {
             Self::PosixMemalign | Self::Reallocarray => 3,
         }
     }
-
-    /// How its return is probed.
-    pub fn exit(self) -> Exit {
-        match self {
-            Self::Free => Exit::Unprobed,
-            Self::New => Exit::Instructions,
-            _ => Exit::Trampoline,
-        }
-    }
-}
-
-/// How the return of a function is probed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// Not at all.
-    Unprobed,
-    /// By the kernel's trampoline in the return slot.
-    Trampoline,
-    /// At each of its `ret` instructions: no exception gets through a trampoline.
-    Instructions,
 }
 
 /// Functions that are looked for in the file that the process takes `malloc` from.

@@ -47,10 +47,28 @@ pub enum Exits {
 }
 
 impl Exits {
-    /// Whether they are proven, and calls that give out a block are seen at instructions that the kernel emulates: not
-    /// necessarily on every path.
-    pub fn are_cheap(&self) -> bool {
-        let gives_block = |place| matches!(place, Place::Register { .. } | Place::Stack(_));
+    /// The instructions; none where they are not proven.
+    pub fn sites(&self) -> &[ExitSite] {
+        match self {
+            Self::Proven(sites) => sites,
+            Self::Unproven(_) => &[],
+        }
+    }
+
+    /// Whether the whole function was seen, so that none of its returns is unknown.
+    pub fn knows_all_returns(&self) -> bool {
+        use Unproven::{ComputedJump, Leaves, TooLong, Unreadable};
+        !matches!(self, Self::Unproven(ComputedJump(_) | Leaves(_) | Unreadable(_) | TooLong))
+    }
+
+    /// Whether they are proven, and calls of a function of this shape that give out a block are seen at instructions that the
+    /// kernel emulates: not necessarily on every path.
+    pub fn are_cheap(&self, shape: Shape) -> bool {
+        let gives_block = |place| match place {
+            Place::Register { .. } | Place::Stack(_) => true,
+            Place::Constant(result) => shape == Shape::PosixMemalign && result == 0,
+            Place::Unknown => false,
+        };
         let Self::Proven(sites) = self else { return false };
         sites.iter().filter(|site| site.emulated).any(|site| match site.exit.outcome {
             Outcome::One(place) => gives_block(place),

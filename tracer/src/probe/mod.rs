@@ -4,6 +4,8 @@
 pub mod allocators;
 pub mod exits;
 mod image;
+pub mod outcomes;
 pub mod resolve;
 pub mod returns;
+pub mod risks;
 pub mod site;

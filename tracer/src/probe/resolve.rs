@@ -12,10 +12,10 @@ use object::{
 };
 
 use super::{
-    allocators::{CATALOGUE, Exit, Shape},
+    allocators::{CATALOGUE, Shape},
     exits::{Exits, exits},
     image::{Elf, with_analysis},
-    returns::{self, Bound},
+    returns::{self, Bound, Returns},
     site::{self, WINDOW},
 };
 use crate::process::elf::{Bounded, Bytes};
@@ -47,8 +47,10 @@ pub struct Function {
     pub emulated: bool,
     /// Where the outcomes of its calls are known; `None` where it allocates nothing.
     pub exits: Option<Exits>,
-    /// Offsets of its `ret` instructions in the file, bytes, where [`Shape::exit`] asks for them.
-    pub returns: Vec<u64>,
+    /// Those places in the file: offset (bytes), and what the program there is told.
+    pub exit_places: Vec<(u64, u64)>,
+    /// Its `ret` instructions; none where it allocates nothing.
+    pub returns: Returns,
 }
 
 /// Why a file gives no functions.
@@ -100,23 +102,29 @@ pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, 
         if functions.iter().any(|known| known.file_offset == function.file_offset) {
             continue;
         }
-        if shape.exit() == Exit::Instructions {
+        if shape != Shape::Free {
             let pointers = pointers.get_or_insert_with(|| pointers_to_code(&elf));
-            let found = returns::returns(
+            function.returns = returns::returns(
                 address,
                 |address| code(&elf, data, address, WINDOW as u64).map(|(_, code)| code),
                 |slot| pointers.get(&slot).copied().unwrap_or(Bound::Elsewhere),
                 |address| entries.contains(&address),
             );
-            function.returns = found.into_iter().filter_map(|address| Some(code(&elf, data, address, 1)?.0)).collect();
-            tracing::debug!(name, returns = ?function.returns, "may throw");
+            let offsets = function.returns.addresses.iter().filter_map(|address| offset(&elf, *address));
+            function.returns.offsets = offsets.collect();
         }
         sites.push(site);
         functions.push(function);
     }
     with_analysis(&elf, data, &entries, &sites, |analysis| {
         for (function, site) in functions.iter_mut().zip(&sites) {
-            function.exits = (function.shape != Shape::Free).then(|| exits(analysis, *site, function.shape));
+            if function.shape != Shape::Free {
+                let exits = exits(analysis, *site, function.shape);
+                let places = exits.sites().iter().map(|site| Some((offset(&elf, site.address)?, site.exit.pack()?)));
+                function.exit_places = places.collect::<Option<_>>().unwrap_or_default();
+                function.returns.complete &= exits.knows_all_returns();
+                function.exits = Some(exits);
+            }
         }
     });
     Ok(Some(functions))
@@ -158,8 +166,25 @@ fn function<'data>(
     let (start, code) = code(elf, data, address, if size == 0 { 256 } else { size.min(WINDOW as u64) })?;
     let site = site::choose(code, shape.arguments());
     let file_offset = start + site.offset;
-    let function = Function { name, shape, file_offset, emulated: site.emulated, exits: None, returns: Vec::new() };
+    let function = Function {
+        name,
+        shape,
+        file_offset,
+        emulated: site.emulated,
+        exits: None,
+        exit_places: Vec::new(),
+        returns: Returns::default(),
+    };
     Some((function, address + site.offset))
+}
+
+/// Where the code at an address is in the file, bytes.
+fn offset(elf: &Elf<'_>, address: u64) -> Option<u64> {
+    elf.segments().find_map(|segment| {
+        let inside = address.checked_sub(segment.address())?;
+        let (offset, file_size) = segment.file_range();
+        if inside < file_size { offset.checked_add(inside) } else { None }
+    })
 }
 
 /// The code at an address, at most `wanted` bytes, and its offset in the file.
@@ -205,7 +230,7 @@ mod tests {
         }
         for name in ["malloc", "calloc", "realloc", "memalign"] {
             let function = functions.iter().find(|function| function.name == name).unwrap();
-            assert!(function.exits.as_ref().is_some_and(Exits::are_cheap), "{function:?}");
+            assert!(function.exits.as_ref().is_some_and(|exits| exits.are_cheap(function.shape)), "{function:?}");
         }
         // One probe per instruction: aliases were folded.
         let mut offsets: Vec<u64> = functions.iter().map(|function| function.file_offset).collect();

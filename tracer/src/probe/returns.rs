@@ -12,7 +12,7 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Regist
 /// Instructions that are looked at.
 const MAX_INSTRUCTIONS: usize = 20_000;
 /// Most returns that a function may have: each is a probe.
-const MAX_RETURNS: usize = 16;
+const MAX_RETURNS: usize = 64;
 
 /// What a pointer in the global offset table is bound to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +25,19 @@ pub enum Bound {
     Elsewhere,
 }
 
-/// Addresses of the `ret` instructions that end a call of the function at `entry`, those of functions that it jumps to at
-/// its end included, but for jumps to an address that is `probed` by itself. The nearest come first; empty when there is
-/// none.
+/// The `ret` instructions of a function.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Returns {
+    /// Their addresses, as the file was linked. The nearest to the entry come first.
+    pub addresses: Vec<u64>,
+    /// Their offsets in the file, bytes.
+    pub offsets: Vec<u64>,
+    /// Whether these are all.
+    pub complete: bool,
+}
+
+/// The `ret` instructions that end a call of the function at `entry`, those of functions that it jumps to at its end included,
+/// but for jumps to an address that is `probed` by itself; without their offsets.
 ///
 /// `code` gives the bytes from an address on, as many as there are; `bound` what the pointer at an address holds.
 pub fn returns<'a>(
@@ -35,33 +45,40 @@ pub fn returns<'a>(
     code: impl Fn(u64) -> Option<&'a [u8]>,
     bound: impl Fn(u64) -> Bound,
     probed: impl Fn(u64) -> bool,
-) -> Vec<u64> {
-    let mut found = Vec::new();
+) -> Returns {
+    let (mut found, mut complete) = (Vec::new(), true);
     let mut seen = HashSet::new();
     let mut paths = VecDeque::from([entry]);
     let mut left = MAX_INSTRUCTIONS;
     while let Some(start) = paths.pop_front() {
-        let Some(bytes) = code(start) else { continue };
+        let Some(bytes) = code(start) else {
+            complete = false;
+            continue;
+        };
         for instruction in &mut Decoder::with_ip(64, bytes, start, DecoderOptions::NONE) {
-            if instruction.is_invalid() || left == 0 || !seen.insert(instruction.ip()) {
+            if instruction.is_invalid() || left == 0 {
+                complete = false;
+                break;
+            }
+            if !seen.insert(instruction.ip()) {
                 break;
             }
             left -= 1;
             match instruction.flow_control() {
                 FlowControl::Return if found.len() < MAX_RETURNS => found.push(instruction.ip()),
+                FlowControl::Return => complete = false,
                 FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
                     let target = instruction.near_branch_target();
                     if !(target != entry && probed(target)) {
                         paths.push_back(target);
                     }
                 }
-                FlowControl::IndirectBranch => {
-                    if let Some(Bound::Here(target)) = slot(&instruction).map(&bound)
-                        && !probed(target)
-                    {
-                        paths.push_back(target);
-                    }
-                }
+                FlowControl::IndirectBranch => match slot(&instruction).map(&bound) {
+                    Some(Bound::Here(target)) if probed(target) => {}
+                    Some(Bound::Here(target)) => paths.push_back(target),
+                    Some(Bound::NoReturn) => {}
+                    _ => complete = false,
+                },
                 FlowControl::Call if never_returns(&instruction, &code, &bound) => break,
                 FlowControl::IndirectCall if slot(&instruction).map(&bound) == Some(Bound::NoReturn) => break,
                 _ => {}
@@ -79,7 +96,7 @@ pub fn returns<'a>(
             }
         }
     }
-    found
+    Returns { addresses: found, offsets: Vec::new(), complete }
 }
 
 /// Address of the pointer that an indirect branch goes through: `jmp [rip + x]`.
@@ -122,7 +139,8 @@ mod tests {
             0x2008 => Bound::NoReturn,
             _ => Bound::Elsewhere,
         };
-        assert_eq!(returns(0x1000, bytes, bound, |address| address == 0x1060), expected, "{what}");
+        let found = returns(0x1000, bytes, bound, |address| address == 0x1060);
+        assert_eq!(found.addresses, expected, "{what}");
     }
 
     #[test]
@@ -149,6 +167,7 @@ mod tests {
         // je +1; ret, again and again.
         let code = [0x74, 0x01, 0xc3].repeat(10_000);
         let bytes = |address: u64| code.get(usize::try_from(address).ok()?..);
-        assert_eq!(returns(0, bytes, |_| Bound::Elsewhere, |_| false).len(), MAX_RETURNS);
+        let found = returns(0, bytes, |_| Bound::Elsewhere, |_| false);
+        assert_eq!((found.addresses.len(), found.complete), (MAX_RETURNS, false));
     }
 }

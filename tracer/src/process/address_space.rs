@@ -167,6 +167,12 @@ impl AddressSpace {
         Some((first.start, code.last().unwrap_or(first).end))
     }
 
+    /// Address of the code that the kernel has return probes return to, if the process has it: at the start of a mapping that
+    /// probes brought.
+    pub fn trampoline(&self) -> Option<u64> {
+        self.mapped().find(|(module, _)| module.path() == "[uprobes]").map(|(_, mapping)| mapping.start)
+    }
+
     /// Every executable mapping of a file with its first address, by address. A file that is mapped in pieces comes
     /// several times.
     pub fn executable_files(&self) -> impl Iterator<Item = (Arc<Module>, u64)> {

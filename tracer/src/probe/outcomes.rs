@@ -1,0 +1,244 @@
+//! How the outcomes of calls are seen, for each function of an allocator: in the way that is cheapest among those that cannot
+//! harm the process.
+//!
+//! The kernel's own way, a return probe, puts the address of a trampoline into the return slot. A thread that goes on on another
+//! stack inside of the allocator (a fiber, a signal handler) can make the kernel lose what was there, which ends the
+//! process; and whatever walks stacks in the process itself ends at the trampoline.
+
+use std::fmt;
+
+use tracer_ebpf::{
+    entry,
+    exit::{Exit, Frame, Outcome, Place},
+    shape,
+};
+
+use super::{allocators::Shape, exits::Exits, resolve::Function, risks::Risk};
+
+/// A way to see the outcome of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// At instructions that the kernel emulates and that every call passes: nothing in the process is changed.
+    Exits,
+    /// At its `ret` instructions, which the kernel steps over: the same, but dear.
+    Returns,
+    /// By return probes of which the entry decides: only where the kernel cannot lose the return address.
+    Session,
+    /// By return probes.
+    Link,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Exits => "at instructions that the kernel emulates",
+            Self::Returns => "at its return instructions",
+            Self::Session => "by return probes that its entry decides about",
+            Self::Link => "by return probes",
+        })
+    }
+}
+
+/// What there is to choose from.
+pub struct Means<'a> {
+    /// The way that was asked for by name.
+    pub asked: Option<Way>,
+    /// Whether the kernel has return probes of which the entry decides.
+    pub sessions: bool,
+    /// What in the process return probes could harm. Found out when it is first asked for.
+    pub risk: &'a dyn Fn() -> Option<Risk>,
+}
+
+/// How the calls of a function are seen to their end, and why so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The way.
+    pub way: Way,
+    /// The reason, as a clause that follows "because"; empty where none is needed.
+    pub because: String,
+}
+
+/// Where programs go: offset in the file (bytes) and cookie of each place.
+pub type Places = Vec<(u64, u64)>;
+
+/// The programs to attach, those that see the end of calls first, with the places of each.
+pub struct Plan {
+    /// Name of each program and its places.
+    pub programs: Vec<(&'static str, Places)>,
+    /// For each function that allocates, its name and how its calls are seen to their end.
+    pub choices: Vec<(&'static str, Choice)>,
+}
+
+/// Plans the probes of an allocator.
+pub fn plan(functions: &[Function], means: &Means<'_>) -> Plan {
+    let (mut links, mut exits, mut sessions) = (Places::new(), Places::new(), Places::new());
+    let (mut enters, mut frees) = (Places::new(), Places::new());
+    let mut choices = Vec::new();
+    for (number, function) in functions.iter().enumerate() {
+        let Some(shape) = shape_number(function.shape) else {
+            frees.push((function.file_offset, 0));
+            continue;
+        };
+        let choice = choose(function, means);
+        let mut cookie = shape | (number as u64 & 0xffff) << entry::FUNCTION;
+        if matches!(choice.way, Way::Exits | Way::Returns) {
+            cookie |= entry::AT_INSTRUCTIONS;
+        }
+        if may_vanish(function) {
+            cookie |= entry::MAY_VANISH;
+        }
+        let place = (function.file_offset, cookie);
+        match choice.way {
+            Way::Exits => exits.extend(&function.exit_places),
+            Way::Returns => exits.extend(function.returns.offsets.iter().map(|offset| (*offset, at_ret()))),
+            Way::Session => sessions.push(place),
+            Way::Link => links.push((function.file_offset, 0)),
+        }
+        if choice.way != Way::Session {
+            enters.push(place);
+        }
+        choices.push((function.name, choice));
+    }
+    let mut programs = vec![
+        ("leave", links),
+        ("leave_at_exit", exits),
+        ("session", sessions),
+        ("enter", enters),
+        ("enter_free", frees),
+    ];
+    for (_, places) in &mut programs {
+        // Functions that end in the same code share its exits.
+        places.sort_unstable();
+        places.dedup();
+    }
+    programs.retain(|(_, places)| !places.is_empty());
+    Plan { programs, choices }
+}
+
+/// The way for one function.
+fn choose(function: &Function, means: &Means<'_>) -> Choice {
+    let choice = |way, because: &str| Choice { way, because: because.to_owned() };
+    let exits = function.exits.as_ref().filter(|exits| exits.sites().len() == function.exit_places.len());
+    let (proven, cheap) =
+        exits.map_or((false, false), |exits| (!exits.sites().is_empty(), exits.are_cheap(function.shape)));
+    let throws = function.shape == Shape::New;
+    match means.asked {
+        Some(Way::Exits) if proven => return choice(Way::Exits, "it was asked for"),
+        Some(Way::Session) if means.sessions && !throws => return choice(Way::Session, "it was asked for"),
+        Some(Way::Returns) if function.returns.complete => return choice(Way::Returns, "it was asked for"),
+        Some(Way::Link) if !throws => return choice(Way::Link, "it was asked for"),
+        // As if nothing had been asked for.
+        _ => {}
+    }
+    if proven && cheap {
+        return choice(Way::Exits, "");
+    }
+    let why = match &function.exits {
+        Some(Exits::Unproven(why)) => why.to_string(),
+        _ => "no instruction that the kernel emulates knows the result".to_owned(),
+    };
+    let choice = |way, and: &str| Choice { way, because: format!("{why}; {and}") };
+    let at_instructions =
+        if proven { Some(Way::Exits) } else { Some(Way::Returns).filter(|_| function.returns.complete) };
+    if throws {
+        return choice(at_instructions.unwrap_or(Way::Returns), "an exception must not meet a return probe");
+    }
+    match (at_instructions, (means.risk)()) {
+        (Some(way), Some(risk)) => choice(way, &risk.to_string()),
+        _ if means.sessions => choice(Way::Session, "the entry lets the kernel take only what it cannot lose"),
+        (None, Some(risk)) => choice(Way::Link, &format!("{risk}, but not all of its returns were found")),
+        (_, None) => choice(Way::Link, "nothing in the process is known to be at risk"),
+    }
+}
+
+/// Whether a call that is not seen to its end has allocated nothing: one that may throw.
+fn may_vanish(function: &Function) -> bool {
+    function.shape == Shape::New
+}
+
+/// What the program at a `ret` instruction is told: the result is in the register of results, the return address on top of
+/// the stack.
+fn at_ret() -> u64 {
+    let frame = Frame { from_frame_pointer: false, offset: 8 };
+    let outcome = Outcome::One(Place::Register { register: 0, displacement: 0 });
+    Exit { frame, outcome }.pack().unwrap_or_default()
+}
+
+/// What the program at the entry of a function that allocates is told of it; `None` for one that frees.
+fn shape_number(shape: Shape) -> Option<u64> {
+    match shape {
+        Shape::Malloc => Some(shape::MALLOC),
+        Shape::New => Some(shape::NEW),
+        Shape::Calloc => Some(shape::CALLOC),
+        Shape::Memalign => Some(shape::MEMALIGN),
+        Shape::PosixMemalign => Some(shape::POSIX_MEMALIGN),
+        Shape::Realloc => Some(shape::REALLOC),
+        Shape::Reallocarray => Some(shape::REALLOCARRAY),
+        Shape::Free => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::{
+        exits::{ExitSite, Unproven},
+        returns::Returns,
+    };
+
+    /// A function with an exit whose result is in a register, if it has one; the kernel emulates the instruction if `cheap`.
+    fn function(shape: Shape, exit: Option<bool>, complete: bool) -> Function {
+        let outcome = Outcome::One(Place::Register { register: 0, displacement: 0 });
+        let told = Exit { frame: Frame { from_frame_pointer: false, offset: 8 }, outcome };
+        let site = |emulated| ExitSite { address: 0x1010, exit: told, emulated };
+        Function {
+            name: "f",
+            shape,
+            file_offset: 0x1000,
+            emulated: true,
+            exits: Some(exit.map_or(Exits::Unproven(Unproven::TooLong), |cheap| Exits::Proven(vec![site(cheap)]))),
+            exit_places: exit.iter().filter_map(|_| Some((0x1010, told.pack()?))).collect(),
+            returns: Returns { addresses: vec![0x1020], offsets: vec![0x1020], complete },
+        }
+    }
+
+    fn way(function: &Function, asked: Option<Way>, sessions: bool, risk: Option<Risk>) -> Way {
+        choose(function, &Means { asked, sessions, risk: &|| risk.clone() }).way
+    }
+
+    #[test]
+    fn the_cheapest_way_without_harm_is_taken() {
+        let (cheap, dear) = (function(Shape::Malloc, Some(true), true), function(Shape::Malloc, Some(false), true));
+        let (unproven, unknown) = (function(Shape::Malloc, None, true), function(Shape::Malloc, None, false));
+        let new = function(Shape::New, None, false);
+        let risk = Some(Risk::Sanitizer);
+        for (what, function, asked, sessions, risk, expected) in [
+            ("cheap exits come first", &cheap, None, true, None, Way::Exits),
+            ("whatever there is to lose", &cheap, None, false, risk.clone(), Way::Exits),
+            ("dear ones do not, without a risk", &dear, None, true, None, Way::Session),
+            ("on an old kernel neither", &dear, None, false, None, Way::Link),
+            ("they do with a risk", &dear, None, true, risk.clone(), Way::Exits),
+            ("then returns, if all are known", &unproven, None, true, risk.clone(), Way::Returns),
+            ("and sessions if not", &unknown, None, true, risk.clone(), Way::Session),
+            ("links come last", &unknown, None, false, risk, Way::Link),
+            ("no exception meets a return probe", &new, None, true, None, Way::Returns),
+            ("not even when it is asked for", &new, Some(Way::Link), true, None, Way::Returns),
+            ("what is asked for is done", &cheap, Some(Way::Link), true, None, Way::Link),
+            ("if it can be", &cheap, Some(Way::Session), false, None, Way::Exits),
+            ("returns that are not all known cannot", &unknown, Some(Way::Returns), false, None, Way::Link),
+        ] {
+            assert_eq!(way(function, asked, sessions, risk), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn programs_go_where_they_are_to_go() {
+        let functions = [function(Shape::Free, None, true), function(Shape::Malloc, Some(true), true)];
+        let plan = plan(&functions, &Means { asked: None, sessions: true, risk: &|| None });
+        let exit = functions[1].exit_places[0];
+        let entered = shape::MALLOC | entry::AT_INSTRUCTIONS | 1 << entry::FUNCTION;
+        let expected =
+            [("leave_at_exit", vec![exit]), ("enter", vec![(0x1000, entered)]), ("enter_free", vec![(0x1000, 0)])];
+        assert_eq!(plan.programs, expected);
+    }
+}
