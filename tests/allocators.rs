@@ -18,13 +18,25 @@ fn check_hook_in_executable(order: &str) {
 }
 
 fn check_order(order: &str, program: &Path, environment: &[(&str, &str)]) {
+    check_way(order, program, environment, "link", 0);
+    // A call that was left by a jump is not seen to its end at instructions, and it cannot be known that it had none.
+    let jumps = [("jump", 20), ("jump often", 11), ("abandon", 2)];
+    let most = jumps.iter().find(|(known, _)| *known == order).map_or(0, |(_, jumps)| *jumps);
+    check_way(order, program, environment, "auto", most);
+}
+
+/// The same where outcomes are seen in the way `way`, at most `unseen` of which are not.
+fn check_way(order: &str, program: &Path, environment: &[(&str, &str)], way: &str, unseen: u64) {
+    let what = format!("{order}, by {way}");
     let mut target = Target::start_with(program, &[], environment);
-    let tracer = Run::pid(target.pid()).start();
+    let tracer = Run::pid(target.pid()).args(["--returns", way]).start();
     let truth = target.ask(order);
     assert!(target.is_alive());
-    let report = tracer.stop().report(0);
-    report.assert_nothing_lost(order);
-    check_functions(order, &report, &truth, Some(program));
+    let outcome = tracer.stop();
+    let report = outcome.report(if outcome.code() == Some(3) && unseen > 0 { 3 } else { 0 });
+    assert!(report.gap("untracked_calls") <= unseen, "{what}: {:?}", report.gaps());
+    assert!(report.gaps().iter().all(|gap| gap == "untracked_calls"), "{what}: {:?}", report.gaps());
+    check_functions(&what, &report, &truth, Some(program));
 }
 
 /// By pthread_exit and by cancellation, inside malloc.

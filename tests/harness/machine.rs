@@ -47,9 +47,12 @@ pub(crate) const ALLOCATORS: [Preloaded; 3] = [
     Preloaded { file: "libmimalloc.so.2.0", package: "libmimalloc2.0" },
 ];
 
+/// One that has a profiler, besides.
+const PROFILING: Preloaded = Preloaded { file: "libtcmalloc.so.4", package: "libgoogle-perftools4" };
+
 /// Path of the allocator whose file name contains `name`.
 pub(crate) fn preloadable(name: &str) -> String {
-    let known = ALLOCATORS.iter().find(|allocator| allocator.file.contains(name)).unwrap();
+    let known = ALLOCATORS.iter().chain([&PROFILING]).find(|allocator| allocator.file.contains(name)).unwrap();
     let path = Path::new("/usr/lib/x86_64-linux-gnu").join(known.file);
     assert!(path.exists(), "{} is missing: apt-get install {}", path.display(), known.package);
     path.to_string_lossy().into_owned()

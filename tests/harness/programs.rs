@@ -53,6 +53,12 @@ const PROGRAMS: &[Source] = &[
         files: &["family.c", "own_allocator.c"],
         flags: &["-fno-builtin", "-rdynamic"],
     },
+    Source {
+        name: "fibers",
+        compiler: C,
+        files: &["fibers.c"],
+        flags: &["-fno-builtin", "-rdynamic", "-fno-omit-frame-pointer"],
+    },
     Source { name: "fork", compiler: C, files: &["fork.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "generated code", compiler: C, files: &["generated.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "hostile", compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS },
@@ -62,6 +68,19 @@ const PROGRAMS: &[Source] = &[
     Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "no_rules", compiler: C, files: &["no_rules.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "no rules", compiler: C, files: &["no_rules.s"], flags: &["-shared", "-nostdlib"] },
+    Source {
+        name: "own backtrace",
+        compiler: C,
+        files: &["own_backtrace.c", "own_allocator.c"],
+        flags: EXPORTED_ALLOCATOR,
+    },
+    Source { name: "own backtrace, none of its own", compiler: C, files: &["own_backtrace.c"], flags: &["-rdynamic"] },
+    Source {
+        name: "own backtrace, address sanitizer",
+        compiler: C,
+        files: &["own_backtrace.c"],
+        flags: &["-rdynamic", "-fsanitize=address", "-fno-omit-frame-pointer"],
+    },
     Source {
         name: "own allocator",
         compiler: C,

@@ -89,6 +89,17 @@ impl Report {
         gaps.unwrap().iter().map(|gap| gap["what"].as_str().unwrap().to_owned()).collect()
     }
 
+    /// How much is missing of one kind; 0 where nothing is.
+    pub(crate) fn gap(&self, what: &str) -> u64 {
+        let gaps = self.json["quality"]["gaps"].as_array().unwrap();
+        gaps.iter().find(|gap| gap["what"] == what).map_or(0, |gap| number(gap, "amount"))
+    }
+
+    /// Whether it says that nothing is missing.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.json["quality"]["complete"].as_bool().unwrap()
+    }
+
     /// What callers of the allocator hold, by name, those that hold something. With `program`, only those in that file.
     pub(crate) fn by_caller(&self, program: Option<&Path>) -> BTreeMap<String, Held> {
         let mut callers: BTreeMap<String, Held> = BTreeMap::new();

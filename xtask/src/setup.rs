@@ -35,6 +35,7 @@ const TEST_PACKAGES: &[&str] = &[
     "g++",
     "libjemalloc2",
     "libtcmalloc-minimal4",
+    "libgoogle-perftools4",
     "libmimalloc2.0",
     "musl-tools",
     "rust-web-clippy",

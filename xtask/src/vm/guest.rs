@@ -38,7 +38,7 @@ poweroff -f
 const LAUNCHED: &[&str] = &["/usr/bin/env", "/usr/bin/setpriv", "/usr/bin/sh", "/usr/bin/sleep", "/usr/bin/true"];
 
 /// What tests preload, by the beginnings of names of files beside the C library.
-const ALLOCATORS: &[&str] = &["libjemalloc.so.", "libtcmalloc_minimal.so.", "libmimalloc.so."];
+const ALLOCATORS: &[&str] = &["libjemalloc.so.", "libtcmalloc_minimal.so.", "libtcmalloc.so.", "libmimalloc.so."];
 
 /// Where debug files are, by build id.
 const DEBUG_FILES: &str = "/usr/lib/debug/.build-id";
