@@ -20,6 +20,7 @@ mod hostile;
 mod kernels;
 mod languages;
 mod launch;
+mod launcher;
 mod live_stacks;
 mod loss;
 mod processes;

@@ -45,6 +45,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-builtin", "-fPIC", "-pie", "-nostartfiles"],
     },
     Source { name: "exec", compiler: C, files: &["exec.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "execs", compiler: C, files: &["execs.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "family", compiler: C, files: &["family.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "family, frame pointers", compiler: C, files: &["family.c"], flags: WITH_FRAME_POINTERS },
     Source {
@@ -68,6 +69,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "no_rules", compiler: C, files: &["no_rules.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "no rules", compiler: C, files: &["no_rules.s"], flags: &["-shared", "-nostdlib"] },
+    Source { name: "signals", compiler: C, files: &["signals.c"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "own backtrace",
         compiler: C,

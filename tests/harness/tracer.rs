@@ -154,6 +154,17 @@ impl Running {
         }
     }
 
+    /// Process id of the tracer.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Process id of what it traces, once it has said so.
+    pub(crate) fn traced(&self) -> u32 {
+        let told = self.seen.iter().find_map(|line| line.strip_prefix("tracing ")?.split(' ').next()?.parse().ok());
+        told.unwrap_or_else(|| panic!("nothing is traced: {}", self.seen.join("\n")))
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
     }

@@ -150,10 +150,12 @@ pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
     }
 }
 
-/// An exec or the end of a thread.
+/// An exec or the end of a thread; whether it could be sent.
 #[inline(always)]
-pub(crate) fn moment(header: Header) {
-    if !send(&Moment { header, time: now() }) {
+pub(crate) fn moment(header: Header) -> bool {
+    let sent = send(&Moment { header, time: now() });
+    if !sent {
         count_loss!(moments, 1);
     }
+    sent
 }

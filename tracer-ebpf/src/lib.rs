@@ -255,6 +255,16 @@ pub struct Target {
     pub text_end: u64,
 }
 
+/// Stops (SIGSTOP) of processes that have become another program; the one value of the map EXEC_STOPS, which user space maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExecStops {
+    /// Whether anybody is there to continue what is stopped: 0 or 1. Without, nothing is.
+    pub allowed: u64,
+    /// How many there have been.
+    pub sent: u64,
+}
+
 /// Where the kernel keeps the addresses that its return probes have taken out of return slots: offsets in its structures,
 /// bytes. All 0 when they are not known.
 #[repr(C)]
@@ -320,6 +330,7 @@ const _: () = {
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
     assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);
     assert!(size_of::<Target>() == 32);
+    assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
     assert!(size_of::<LostFree>() == 16);
     assert!(size_of::<Loss>() == 88);

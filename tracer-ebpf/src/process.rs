@@ -3,14 +3,14 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::pt_regs,
+    bindings::{BPF_F_MMAPABLE, pt_regs},
     helpers::{bpf_get_current_pid_tgid, bpf_send_signal},
     macros::map,
     maps::{Array, HashMap},
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{Header, TARGETS_CHANGE, Target, kind};
+use tracer_ebpf::{ExecStops, Header, TARGETS_CHANGE, Target, kind};
 
 use crate::{
     emit,
@@ -29,6 +29,10 @@ static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
 /// [`TARGETS_CHANGE`].
 #[map]
 static TARGETS_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Shared with those who continue what was stopped.
+#[map]
+static EXEC_STOPS: Array<ExecStops> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// The present value of a count of changes. What it is a count of is to be read after it.
 #[inline(always)]
@@ -179,12 +183,27 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
         (*target).generation
     };
     debug!(ctx, "process {} became another program", tgid);
-    emit::moment(Header::new(kind::EXEC, generation, 0, pid_tgid));
-    // SAFETY: as above; the helper stops the current process before its first instruction.
+    let sent = emit::moment(Header::new(kind::EXEC, generation, 0, pid_tgid));
+    // SAFETY: as above.
+    let stop = unsafe { (*target).stop_at_exec != 0 };
+    // Nobody would continue one whose exec nobody has heard of.
+    if sent && stop {
+        stop_current();
+    }
+}
+
+/// Stops the current process before it is back in user space, if that is still wanted. Told first: whoever sees the stop
+/// knows that it is ours.
+#[inline(always)]
+fn stop_current() {
+    let Some(stops) = EXEC_STOPS.get_ptr_mut(0) else { return };
+    // SAFETY: the pointer comes from a map lookup; user space shares that memory, and only ever clears `allowed`.
     unsafe {
-        if (*target).stop_at_exec != 0 {
-            bpf_send_signal(SIGSTOP);
+        if core::ptr::read_volatile(&raw const (*stops).allowed) == 0 {
+            return;
         }
+        emit::atomic_add(&raw mut (*stops).sent, 1);
+        bpf_send_signal(SIGSTOP);
     }
 }
 

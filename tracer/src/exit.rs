@@ -28,7 +28,8 @@ Exit status:
      20 % and 8 MiB of new memory is not explained by what was recorded
      (with --strict: the report is not complete in any way)
   With `-- CMD`, the status of CMD, or 128 + the signal that killed it; 1, 2 and 3 as above
-  when CMD itself ended with 0, or was never started.";
+  when CMD itself ended with 0, or was never started; 128 + the signal that made tracer leave
+  it running.";
 
 /// What the help of `goroutines` says.
 pub const GOROUTINES_HELP: &str = "\

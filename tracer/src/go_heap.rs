@@ -28,6 +28,7 @@ use crate::{
     event::Pid,
     go_process::{self, reader},
     golang::{self, Finding, Runtime, heap},
+    last_will::Clause,
     process::memory,
     report::visible,
 };
@@ -210,13 +211,15 @@ impl GoHeap {
 struct Enabled {
     pid: Pid,
     addr: u64,
+    _undone_in_haste: Clause,
 }
 
 impl Enabled {
     fn new(runtime: &Runtime, pid: Pid, rate: u64) -> Result<Self> {
         let addr = heap::profile_rate_address(runtime)?;
+        let undone = Clause::new(move || drop(memory::write_word(pid, addr, 0)));
         memory::write_word(pid, addr, rate).context("cannot write to its memory")?;
-        Ok(Self { pid, addr })
+        Ok(Self { pid, addr, _undone_in_haste: undone })
     }
 }
 

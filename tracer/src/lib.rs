@@ -9,6 +9,7 @@ pub mod go_watch;
 pub mod goroutines;
 pub mod limits;
 pub mod session;
+pub mod signals;
 
 pub mod attach;
 pub mod clock;
@@ -16,6 +17,7 @@ pub mod collector;
 pub mod coverage;
 pub mod go_heap;
 pub mod go_process;
+mod last_will;
 pub mod outputs;
 pub mod preflight;
 pub mod present;

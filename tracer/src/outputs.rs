@@ -4,14 +4,17 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Seek as _, Write},
+    os::fd::AsFd,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use rustix::fs::{FileType, fstat};
 
 use crate::{
     attach::Attached,
     config::{Config, OutputSpec, Verbosity},
+    last_will::Clause,
     profile::Profile,
     report::{self, Format, Options, visible},
 };
@@ -30,6 +33,7 @@ struct OutputFile {
     format: Format,
     /// Made by this run, and still without a report.
     fresh: bool,
+    _removed_in_haste: Option<Clause>,
 }
 
 /// Stacks in a report that is printed every interval.
@@ -70,20 +74,26 @@ impl Outputs {
         }
     }
 
-    /// Prints a short report while tracing goes on.
+    /// Prints a short report while tracing goes on. Whether anybody still reads: not when the standard output was closed.
     ///
     /// # Errors
     /// When the standard output cannot be written.
-    pub fn write_interval(&mut self, profile: &Profile, config: &Config) -> Result<()> {
+    pub fn write_interval(&mut self, profile: &Profile, config: &Config) -> Result<bool> {
         let options = Options { top: config.top.min(INTERVAL_STACKS), value: config.value };
         let result = match self.standard {
             // A machine reads the standard output.
             Some(Format::Folded | Format::Svg | Format::Pprof | Format::Json) | None => {
-                report::write_interval(profile, &options, &mut io::stderr().lock())
+                let result = report::write_interval(profile, &options, &mut io::stderr().lock());
+                // What else is written does not go there.
+                return unless_closed(result).map(|_| true).context("cannot print the report");
             }
             Some(Format::Text) => report::write_interval(profile, &options, &mut io::stdout().lock()),
         };
-        tolerate_closed_pipe(result).context("cannot print the report")
+        let reads = unless_closed(result).context("cannot print the report")?;
+        if !reads {
+            self.standard = None;
+        }
+        Ok(reads)
     }
 
     /// Writes the final report everywhere; a failure in one place does not keep it from the others.
@@ -104,7 +114,7 @@ impl Outputs {
         }
         if let Some(format) = self.standard {
             let result = report::write(format, profile, options, &mut io::stdout().lock());
-            if let Err(error) = tolerate_closed_pipe(result) {
+            if let Err(error) = unless_closed(result) {
                 failure.get_or_insert(anyhow!(error).context("cannot write to the standard output"));
             }
         }
@@ -116,7 +126,15 @@ impl OutputFile {
     fn open(path: &Path, format: Format) -> io::Result<Self> {
         let fresh = !path.exists();
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        Ok(Self { path: path.to_owned(), file, format, fresh })
+        let name = path.to_owned();
+        let remove = move || {
+            if fs::metadata(&name).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0) {
+                // Best effort.
+                let _ = fs::remove_file(&name);
+            }
+        };
+        let removed = fresh.then(|| Clause::new(remove));
+        Ok(Self { path: path.to_owned(), file, format, fresh, _removed_in_haste: removed })
     }
 
     fn write(&mut self, profile: &Profile, options: &Options) -> io::Result<()> {
@@ -138,10 +156,18 @@ impl Drop for OutputFile {
     }
 }
 
-/// `tracer ... | head` is no failure.
-fn tolerate_closed_pipe(result: io::Result<()>) -> io::Result<()> {
+/// Whether it was written: not to a pipe without readers, or to a terminal that is closed. That is no failure
+/// (`tracer ... | head`).
+fn unless_closed(result: io::Result<()>) -> io::Result<bool> {
     match result {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other,
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        // Of a file it would be a bad disk.
+        Err(error) if error.raw_os_error() == Some(libc::EIO) && is_device(io::stdout()) => Ok(false),
+        Err(error) => Err(error),
     }
+}
+
+fn is_device(stream: impl AsFd) -> bool {
+    fstat(stream).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice)
 }

@@ -11,7 +11,6 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use hashbrown::HashMap;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::{
     attach::{Attached, Returns},
@@ -29,11 +28,12 @@ use crate::{
     preflight::Machine,
     present::{GoTrace, Presenter, Trace},
     process::{
-        launch::{self, Launched, Step},
+        launch::{self, Launched, Launcher, Step},
         status::{self, NotTraceable},
     },
     profile::{Profile, Target},
     report::Options,
+    signals::{Signals, Stage},
     unwinder::Unwinder,
     watch,
 };
@@ -51,11 +51,23 @@ enum Input {
 /// How often diagnostics from BPF are looked at, and allocators that moved are looked for.
 const HEARTBEAT: Duration = Duration::from_millis(200);
 
+/// How long a command may take to end after a second signal.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Traces as `config` says.
 ///
 /// # Errors
 /// When nothing could be traced or a report could not be written, with what to do about it.
 pub fn run(config: Config) -> Result<Exit> {
+    let (inputs, input) = mpsc::channel();
+    // Before there is a thread, and before a signal is blocked.
+    let launcher = match config.subject {
+        Subject::Command(_) => Some(Launcher::prepare().context("cannot prepare to launch")?),
+        Subject::Pids(_) => None,
+    };
+    let told = inputs.clone();
+    let signals = Signals::start(launcher.is_some(), move |signal| drop(told.send(Input::Signal(signal))))
+        .context("cannot watch for signals")?;
     let outputs = Outputs::open(&config.outputs, config.verbosity)?;
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
     if let Subject::Pids(pids) = &config.subject {
@@ -78,9 +90,11 @@ pub fn run(config: Config) -> Result<Exit> {
     let events = programs.events()?;
     let unwinder = Unwinder::new(programs.tables()?);
     let go_maps = programs.go_maps()?;
+    if let Some(launcher) = &launcher {
+        launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
+    }
     bpf::attach_lifecycle(&mut programs)?;
 
-    let (inputs, input) = mpsc::channel();
     let (requests, requested) = mpsc::channel();
     let notify = inputs.clone();
     let collector = Collector::new(
@@ -92,9 +106,6 @@ pub fn run(config: Config) -> Result<Exit> {
         Box::new(move |notice| drop(notify.send(Input::Notice(notice)))),
     );
     let collector = thread::Builder::new().name("collector".to_owned()).spawn(move || collector.run())?;
-    let signals = inputs.clone();
-    watch::signals(&[SIGINT, SIGTERM, SIGHUP], move |signal| signals.send(Input::Signal(signal)).is_ok())
-        .context("cannot watch for signals")?;
 
     let mut session = Session {
         coverage: Coverage::new(requests.clone()),
@@ -110,6 +121,8 @@ pub fn run(config: Config) -> Result<Exit> {
         requests,
         input,
         inputs,
+        signals,
+        launcher,
         launched: None,
         started: SystemTime::now(),
         clock: Instant::now(),
@@ -139,6 +152,9 @@ struct Session {
     requests: mpsc::Sender<Request>,
     input: mpsc::Receiver<Input>,
     inputs: mpsc::Sender<Input>,
+    signals: Signals,
+    /// Until the command is launched.
+    launcher: Option<Launcher>,
     launched: Option<Launched>,
     presenter: Presenter,
     started: SystemTime,
@@ -163,15 +179,20 @@ impl Session {
         self.started = SystemTime::now();
         self.clock = Instant::now();
         self.read_memory();
+        self.signals.enter(Stage::Tracing);
         outputs.announce(&self.attached);
         if let Some(launched) = &mut self.launched {
-            launched.release()?;
+            launched.release();
         }
         let signal = self.run_loop(&mut outputs)?;
+        self.signals.enter(Stage::Ending);
         self.goroutines.finish();
         let go = &self.go;
         self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
+        if let Some(launched) = &self.launched {
+            launched.follow_no_more();
+        }
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
         let profile = self.profile(snapshot, go);
@@ -250,8 +271,11 @@ impl Session {
     /// Launches a command and attaches to it before it has allocated anything.
     fn launch(&mut self, command: &[std::ffi::OsString]) -> Result<()> {
         let name = command.first().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let mut launched = Launched::start(command)
+        let launcher = self.launcher.take().context("launched already")?;
+        let mut launched = launcher
+            .start(command)
             .with_context(|| format!("cannot launch {name:?}: give the path of an executable file"))?;
+        self.signals.know(launched.process());
         let pid = launched.pid();
         let watched = self.inputs.clone();
         watch::exit(pid, move || drop(watched.send(Input::Exited(pid))))
@@ -309,8 +333,13 @@ impl Session {
     /// A launched command has become another program, and was stopped for us to follow it.
     fn follow_launched(&mut self, mut launched: Launched) -> Result<()> {
         let pid = launched.pid();
-        let loaded = launched.hold_again().map_err(anyhow::Error::from).and_then(|()| self.load(&mut launched));
-        launched.release()?;
+        let loaded = match launched.hold_again() {
+            Ok(true) => self.load(&mut launched),
+            // An exec that was followed already, while the command was held.
+            Ok(false) => Ok(true),
+            Err(error) => Err(error.into()),
+        };
+        launched.release();
         if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
             match loaded {
                 Ok(true) => {}
@@ -330,7 +359,6 @@ impl Session {
         let end = self.config.duration.map(|duration| self.clock + duration);
         let mut report = self.config.interval.map(|interval| self.clock + interval);
         let mut alive: Vec<Pid> = self.attached.iter().map(Attached::pid).collect();
-        let mut asked_to_end = false;
         while !alive.is_empty() {
             let now = Instant::now();
             if end.is_some_and(|end| now >= end) {
@@ -345,7 +373,10 @@ impl Session {
                 let go = self.go_traces(false);
                 let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
                 let profile = self.profile(snapshot, go);
-                outputs.write_interval(&profile, &self.config)?;
+                if !outputs.write_interval(&profile, &self.config)? {
+                    // The files get the last report.
+                    break;
+                }
                 // Inputs come in between, however long a report takes.
                 report = Some((at + interval).max(Instant::now() + HEARTBEAT / 2));
             }
@@ -353,14 +384,7 @@ impl Session {
             let wake =
                 [end, report].into_iter().flatten().min().map_or(HEARTBEAT, |at| at.saturating_duration_since(now));
             match self.input.recv_timeout(wake.min(HEARTBEAT)) {
-                Ok(Input::Signal(signal)) => match &self.launched {
-                    // The first goes to the command, as if tracer were not there; its end is the end.
-                    Some(launched) if !asked_to_end => {
-                        asked_to_end = true;
-                        launched.signal(signal);
-                    }
-                    _ => return Ok(Some(signal)),
-                },
+                Ok(Input::Signal(signal)) => return Ok(Some(signal)),
                 Ok(Input::Exited(pid)) => {
                     self.ended.insert(pid, self.clock.elapsed());
                     alive.retain(|other| *other != pid);
@@ -509,16 +533,21 @@ impl Session {
         if incomplete { Exit::Incomplete } else { Exit::Complete }
     }
 
-    /// With a command, its own status; it is waited for, even when tracing ended first.
+    /// With a command, its own status; it is waited for, even when tracing ended first. Only a signal that ended tracing
+    /// while the command lives on (`signal`) ends that, too.
     fn exit_status(&mut self, traced: Exit, signal: Option<i32>) -> Exit {
         let Some(launched) = &mut self.launched else { return traced };
-        if let Some(signal) = signal {
-            launched.signal(signal);
-        }
-        match launched.wait().map(launch::status) {
-            Ok(0) => traced,
-            Ok(status) => Exit::Child(status),
-            Err(_) => Exit::Failed,
+        match (launched.wait(signal.map(|_| LAST_PATIENCE)), signal) {
+            (Ok(Some(status)), _) => match launch::status(status) {
+                0 => traced,
+                status => Exit::Child(status),
+            },
+            (Ok(None), Some(signal)) => {
+                let signal = u8::try_from(signal).unwrap_or(0);
+                tracing::warn!("process {} runs on, untraced", launched.pid());
+                Exit::Child(128 + signal)
+            }
+            _ => Exit::Failed,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Threads that only wait: for signals, and for the ends of processes.
+//! Threads that only wait for the ends of processes.
 
 use std::{io, thread};
 
@@ -6,22 +6,6 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     process::{Pid, PidfdFlags, pidfd_open},
 };
-
-/// Calls `f` for every signal of `kinds`, until it returns false.
-///
-/// # Errors
-/// When a handler or the thread cannot be installed.
-pub fn signals(kinds: &[i32], mut f: impl FnMut(i32) -> bool + Send + 'static) -> io::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new(kinds)?;
-    thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
-            if !f(signal) {
-                break;
-            }
-        }
-    })?;
-    Ok(())
-}
 
 /// Calls `f` once when process `pid` has ended (all its threads).
 ///

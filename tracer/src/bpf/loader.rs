@@ -1,5 +1,7 @@
 //! Loading the BPF object that is embedded in this binary.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use aya::{Ebpf, EbpfLoader, Pod, maps::Map, programs::ProgramError};
 use aya_log::EbpfLogger;
 use tracer_ebpf::ReturnInstances;
@@ -217,6 +219,17 @@ impl Programs {
         let mut take =
             |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
         Ok(GoMaps { runtimes: take("GO_RUNTIMES")?.try_into()?, spacing: take("GO_SPACING")?.try_into()? })
+    }
+
+    /// The map EXEC_STOPS, whose memory those share who continue what was stopped at an exec.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] when it is not there.
+    pub fn exec_stops(&self) -> Result<BorrowedFd<'_>, LoadError> {
+        match self.ebpf.map("EXEC_STOPS") {
+            Some(Map::Array(map)) => Ok(map.fd().as_fd()),
+            _ => Err(LoadError::Mismatch("no map EXEC_STOPS".to_owned())),
+        }
     }
 
     /// Takes the copies of stacks that the program `copy_entry` makes. Once only.

@@ -3,100 +3,123 @@
 //! The command is held with ptrace from its exec on: at every new executable mapping its caller can look whether the
 //! allocator is there now, long before anything is allocated; then at the program's own entry, when the loader has mapped
 //! everything. From there on it runs free. The stop at the entry uses a debug register, not an instruction written into
-//! the program.
+//! the program. It is not tracer that holds it but its guardian, so that the end of tracer lets it go.
+
+mod guardian;
+mod held;
+mod inherited;
 
 use std::{
     ffi::OsString,
     io,
-    os::unix::process::{CommandExt as _, ExitStatusExt as _},
-    process::{Child, Command, ExitStatus},
-};
-
-use nix::{
-    sys::{
-        ptrace::{self, Options},
-        signal::Signal,
-        wait::{WaitStatus, waitpid},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::process::{CommandExt as _, ExitStatusExt as _},
     },
-    unistd::Pid,
+    process::{Child, Command, ExitStatus},
+    sync::Arc,
+    time::Duration,
 };
 
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
+
+use self::{
+    guardian::{Guardian, Reply, Request},
+    inherited::Inherited,
+};
 use super::link_map::Auxv;
 use crate::limits;
 
-/// Where the debug registers are in `struct user` (arch/x86/include/asm/user_64.h), bytes.
-const DEBUG_REGISTERS: usize = 848;
-/// mmap(2) on x86-64, and the bit of its third argument that asks for executable memory.
-const SYS_MMAP: u64 = 9;
-const PROT_EXEC: u64 = 4;
+pub use self::held::Step;
+pub(crate) use self::inherited::is_ignored;
 
-/// System calls can be told from signals, execs are told, and nobody is left behind that cannot run on.
-const OPTIONS: Options =
-    Options::PTRACE_O_TRACESYSGOOD.union(Options::PTRACE_O_TRACEEXEC).union(Options::PTRACE_O_EXITKILL);
-
-/// A command that has been launched.
-pub struct Launched {
-    child: Child,
-    pid: Pid,
-    held: bool,
-    /// Whether the next stop at a system call is its end.
-    in_call: bool,
-    /// How it ended, if that was learned while it was held.
-    ended: Option<ExitStatus>,
+/// What it takes to launch a command, made before tracer changes anything that a command inherits.
+pub struct Launcher {
+    guardian: Guardian,
+    inherited: Inherited,
 }
 
-/// Why the command has stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// There may be a new executable mapping.
-    Mapped,
-    /// It is at the program's entry: the loader has done its work.
-    Entry,
-    /// It has ended.
-    Exited,
-}
+impl Launcher {
+    /// Prepares to launch: to be called before tracer has threads.
+    ///
+    /// # Errors
+    /// No process or descriptor is left.
+    pub fn prepare() -> io::Result<Self> {
+        let inherited = Inherited::now();
+        Ok(Self { guardian: Guardian::start()?, inherited })
+    }
 
-impl Launched {
+    /// Allows that the command is stopped at execs; `stops`: the map EXEC_STOPS.
+    ///
+    /// # Errors
+    /// The guardian is gone, or cannot map it.
+    pub fn allow_stops(&self, stops: BorrowedFd<'_>) -> io::Result<()> {
+        self.guardian.ask_with(Request::Guard, &[stops]).map(drop)
+    }
+
     /// Starts `command` (name, arguments) and holds it at its exec.
     ///
     /// # Errors
     /// The command cannot be executed (not found, no right), or cannot be held.
-    pub fn start(command: &[OsString]) -> io::Result<Self> {
+    pub fn start(self, command: &[OsString]) -> io::Result<Launched> {
+        let Self { guardian, inherited } = self;
         let (name, arguments) =
             command.split_first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no command"))?;
         let mut command = Command::new(name);
         command.args(arguments);
-        // SAFETY: between fork and exec only async-signal-safe calls are allowed; both are bare system calls.
-        unsafe { command.pre_exec(|| limits::restore_open_files().and_then(|()| Ok(ptrace::traceme()?))) };
+        let guardian = Arc::new(guardian);
+        let its = Arc::clone(&guardian);
+        // SAFETY: between fork and exec only async-signal-safe calls are allowed: those are bare system calls.
+        unsafe {
+            command.pre_exec(move || {
+                limits::restore_open_files()?;
+                inherited.restore()?;
+                its.ask(Request::Attend(libc::getpid())).map(drop)
+            });
+        }
         let child = command.spawn()?;
-        let pid = Pid::from_raw(child.id() as i32);
-        waitpid(pid, None)?;
-        ptrace::setoptions(pid, OPTIONS)?;
-        let launched = Self { child, pid, held: true, in_call: false, ended: None };
-        launched.break_at_entry();
+        let process = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        let process = Arc::new(pidfd_open(process, PidfdFlags::empty())?);
+        let mut launched = Launched { child, process, guardian, held: true, entry: None };
+        // To its exec.
+        launched.step()?;
         Ok(launched)
     }
+}
 
+/// A command that has been launched.
+pub struct Launched {
+    child: Child,
+    process: Arc<OwnedFd>,
+    guardian: Arc<Guardian>,
+    held: bool,
+    /// Address of the program's entry, as long as it is not set where it stops.
+    entry: Option<u64>,
+}
+
+impl Launched {
     /// Holds it again, as at its start: it has become another program and was stopped (SIGSTOP) before that one's first
-    /// instruction. On an error it runs on.
+    /// instruction. Whether it was: not if that exec was followed already. On an error it runs on.
     ///
     /// # Errors
     /// It has ended, or is held by another tracer.
-    pub fn hold_again(&mut self) -> io::Result<()> {
-        let held = ptrace::seize(self.pid, OPTIONS);
-        self.signal(Signal::SIGCONT as i32);
-        held?;
-        (self.held, self.in_call) = (true, false);
-        // The stop of the stopped, or the signal to stop, if that was on its way; SIGCONT comes after either.
-        let stop = waitpid(self.pid, None)?;
-        tracing::debug!(?stop, "held at an exec");
-        match self.note_end(stop) {
-            Some(_) => Err(io::Error::other("the command has ended")),
-            None => {
-                self.break_at_entry();
-                Ok(())
+    pub fn hold_again(&mut self) -> io::Result<bool> {
+        match self.guardian.ask(Request::Hold) {
+            Ok(Reply::NotStopped) => return Ok(false),
+            Ok(_) => {}
+            Err(error) => {
+                if error.kind() == io::ErrorKind::UnexpectedEof || error.kind() == io::ErrorKind::BrokenPipe {
+                    self.process().signal(Signal::CONT.as_raw());
+                }
+                return Err(error);
             }
         }
+        self.held = true;
+        self.find_entry();
+        Ok(true)
     }
 
     /// Process id of the command.
@@ -104,114 +127,65 @@ impl Launched {
         self.child.id()
     }
 
+    /// The command as others may signal it.
+    pub fn process(&self) -> Process {
+        Process { pid: self.child.id(), process: Arc::clone(&self.process) }
+    }
+
     /// Lets it run to its next step.
     ///
     /// # Errors
-    /// When ptrace fails, other than because the command has ended.
+    /// The guardian is gone; the command runs on then.
     pub fn step(&mut self) -> io::Result<Step> {
-        let mut deliver = None;
-        loop {
-            if let Err(error) = ptrace::syscall(self.pid, deliver.take()) {
-                if error != nix::Error::ESRCH {
-                    return Err(error.into());
-                }
-                // Killed: how can be asked for later.
-                self.held = false;
-                return Ok(Step::Exited);
-            }
-            let stop = waitpid(self.pid, None)?;
-            if let Some(step) = self.note_end(stop) {
-                return Ok(step);
-            }
-            match stop {
-                WaitStatus::PtraceSyscall(_) => {
-                    self.in_call = !self.in_call;
-                    if !self.in_call && self.mapped_code() {
-                        return Ok(Step::Mapped);
-                    }
-                }
-                WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => {
-                    self.break_at_entry();
-                    return Ok(Step::Mapped);
-                }
-                WaitStatus::Stopped(_, Signal::SIGTRAP) => {
-                    let _ = self.set_debug_register(7, 0);
-                    return Ok(Step::Entry);
-                }
-                // That of `hold_again` and of the one who stopped it.
-                WaitStatus::Stopped(_, Signal::SIGCONT | Signal::SIGSTOP) => {}
-                WaitStatus::Stopped(_, signal) => deliver = Some(signal),
-                _ => {}
-            }
+        let step = match self.guardian.ask(Request::Step(self.entry.take().unwrap_or(0)))? {
+            Reply::Step(step) => step,
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        };
+        match step {
+            Step::Execed => self.find_entry(),
+            Step::Exited => self.held = false,
+            Step::Mapped | Step::Entry => {}
         }
+        Ok(step)
     }
 
     /// Lets it go for good.
-    ///
-    /// # Errors
-    /// When ptrace fails, other than because the command has ended.
-    pub fn release(&mut self) -> io::Result<()> {
+    pub fn release(&mut self) {
         if std::mem::take(&mut self.held) {
-            let _ = self.set_debug_register(7, 0);
-            match ptrace::detach(self.pid, None) {
-                Ok(()) | Err(nix::Error::ESRCH) => {}
-                Err(error) => return Err(error.into()),
-            }
+            // Without guardian it is not held.
+            let _ = self.guardian.ask(Request::Release);
         }
-        Ok(())
     }
 
-    /// Waits until it has ended.
+    /// Has it stopped at no exec any more, and continues it if it is.
+    pub fn follow_no_more(&self) {
+        // Without guardian it is not stopped.
+        let _ = self.guardian.ask(Request::Relent);
+    }
+
+    /// Waits until it has ended, for `patience` at most if there is a limit; `None` if it still runs then.
     ///
     /// # Errors
     /// When waiting fails.
-    pub fn wait(&mut self) -> io::Result<ExitStatus> {
-        self.ended.map_or_else(|| self.child.wait(), Ok)
+    pub fn wait(&mut self, patience: Option<Duration>) -> io::Result<Option<ExitStatus>> {
+        if let Some(patience) = patience {
+            let patience = patience.try_into().map_err(io::Error::other)?;
+            if poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&patience))? == 0 {
+                return Ok(None);
+            }
+        }
+        self.child.wait().map(Some)
     }
 
     /// Kills it: for when it cannot be traced and must not run on.
-    pub fn kill(&mut self) {
+    fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Sends it a signal.
-    pub fn signal(&self, signal: i32) {
-        if let Ok(signal) = Signal::try_from(signal) {
-            let _ = nix::sys::signal::kill(self.pid, signal);
-        }
-    }
-
-    /// Keeps how it ended: the one who waits for it a second time learns nothing.
-    fn note_end(&mut self, stop: WaitStatus) -> Option<Step> {
-        let raw = match stop {
-            WaitStatus::Exited(_, code) => code << 8,
-            WaitStatus::Signaled(_, signal, _) => signal as i32,
-            _ => return None,
-        };
-        self.held = false;
-        self.ended = Some(ExitStatus::from_raw(raw));
-        Some(Step::Exited)
-    }
-
-    /// Whether the system call that has just ended mapped executable memory.
-    fn mapped_code(&self) -> bool {
-        ptrace::getregs(self.pid).is_ok_and(|regs| regs.orig_rax == SYS_MMAP && regs.rdx & PROT_EXEC != 0)
-    }
-
-    /// Arms debug register 0 for the program's entry. Where debug registers are missing the command simply never stops
-    /// there.
-    fn break_at_entry(&self) {
-        let entry = Auxv::read(self.child.id()).ok().and_then(|auxv| auxv.entry());
-        let armed = entry.map(|entry| self.set_debug_register(0, entry).and_then(|()| self.set_debug_register(7, 1)));
-        if !matches!(armed, Some(Ok(()))) {
-            tracing::debug!("no stop at the program's entry: {armed:?}");
-        }
-    }
-
-    fn set_debug_register(&self, index: usize, value: u64) -> nix::Result<()> {
-        let offset = DEBUG_REGISTERS + index * 8;
-        ptrace::write_user(self.pid, offset as ptrace::AddressType, value as i64)
+    /// Where it is to stop next. Where that cannot be read it does not stop there.
+    fn find_entry(&mut self) {
+        self.entry = Auxv::read(self.child.id()).ok().and_then(|auxv| auxv.entry());
     }
 }
 
@@ -220,6 +194,32 @@ impl Drop for Launched {
         if self.held {
             self.kill();
         }
+    }
+}
+
+/// A launched command as the one who sends it signals knows it.
+#[derive(Clone)]
+pub struct Process {
+    pid: u32,
+    process: Arc<OwnedFd>,
+}
+
+impl Process {
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it runs.
+    pub fn is_alive(&self) -> bool {
+        let none = rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&self.process, PollFlags::IN)], Some(&none)).is_ok_and(|ready| ready == 0)
+    }
+
+    /// Sends it a signal; whether it was still there to get it.
+    pub fn signal(&self, signal: i32) -> bool {
+        Signal::from_named_raw(signal)
+            .is_some_and(|signal| self.is_alive() && pidfd_send_signal(self.process.as_fd(), signal).is_ok())
     }
 }
 

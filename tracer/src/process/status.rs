@@ -94,6 +94,11 @@ fn unreadable(pid: u32, what: &str, error: &io::Error) -> NotTraceable {
     }
 }
 
+/// Whether a process was stopped, by a signal and not by a tracer.
+pub fn is_stopped(pid: u32) -> bool {
+    stat(pid).ok().flatten().is_some_and(|stat| stat.state == 'T')
+}
+
 /// The fields of /proc/PID/stat that matter here.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {

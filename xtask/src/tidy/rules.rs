@@ -72,9 +72,15 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         name: "unsafe-place",
         within: &["tracer/", "xtask/"],
-        except: &["tracer/src/bpf.rs", "tracer/src/bpf/", "tracer/src/process/launch.rs", "tracer/benches/"],
+        except: &[
+            "tracer/src/bpf.rs",
+            "tracer/src/bpf/",
+            "tracer/src/process/launch.rs",
+            "tracer/src/process/launch/",
+            "tracer/benches/",
+        ],
         check: Check::Words(&["unsafe"]),
-        advice: "unsafe code belongs into tracer/src/bpf, tracer/src/process/launch.rs or tracer-ebpf",
+        advice: "unsafe code belongs into tracer/src/bpf, tracer/src/process/launch or tracer-ebpf",
     },
     Rule {
         name: "printing",
