@@ -103,3 +103,22 @@ fn a_perf_map_that_waits_for_ever() {
         assert_eq!(report.outstanding(), truth.total(), "{file}");
     }
 }
+
+/// Stacks that do not fit into memory become one: first those that hold nothing, then the smallest. The sums stay.
+#[test]
+fn stacks_that_do_not_fit_become_one() {
+    require_root();
+    let mut target = Target::start(&compiled("deep"));
+    let tracer = Run::pid(target.pid()).args(["--max-memory", "128MiB"]).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_nothing_lost("deep");
+    assert_eq!(report.outstanding(), truth.total());
+    let (others, own): (Vec<_>, Vec<_>) = report.stacks.iter().partition(|stack| stack.has("[other stacks]"));
+    assert!(others.len() == 1 && others[0].allocated.blocks > 1000, "{others:?}");
+    assert_eq!(others[0].held.blocks, 0, "those that hold nothing are enough");
+    let held = own.iter().filter(|stack| stack.held.blocks > 0);
+    assert_eq!(held.count() as u64, truth.total().blocks, "each block has a stack of its own");
+    let notes = report.json["quality"]["notes"].to_string();
+    assert!(notes.contains("[other stacks]") && notes.contains("--max-memory"), "{notes}");
+}

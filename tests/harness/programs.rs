@@ -31,6 +31,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-omit-frame-pointer", "-g"],
     },
     Source { name: "cpp", compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS },
+    Source { name: "deep", compiler: C, files: &["deep.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "dies", compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "dies, own allocator",

@@ -7,7 +7,7 @@ use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error
 
 use crate::{
     config::{Config, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, Verbosity},
-    exit,
+    exit, memory,
     probe::outcomes::Way,
     report::{Format, Value},
 };
@@ -85,6 +85,11 @@ struct Cli {
     /// Size of the buffer between kernel and tracer; rounded up to a power of two
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, default_value = "64MiB", value_parser = size)]
     buffer_size: u64,
+
+    /// Memory that tracer may take, about: stacks that do not fit become one, which is told [default: an eighth of the
+    /// machine's, or of the cgroup's limit]
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size)]
+    max_memory: Option<u64>,
 
     /// Exit with status 3 on any loss, however small
     #[arg(long)]
@@ -266,6 +271,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         },
         outputs,
         buffer_size: buffer_size(cli.buffer_size)?,
+        max_memory: max_memory(cli.max_memory)?,
         strict: cli.strict,
         returns: match cli.returns {
             CliReturns::Auto => None,
@@ -347,6 +353,17 @@ fn buffer_size(wanted: u64) -> Result<u32, clap::Error> {
         return Err(usage(ErrorKind::InvalidValue, "--buffer-size must be from 4KiB to 1GiB"));
     }
     Ok(wanted.next_power_of_two() as u32)
+}
+
+/// Most memory that any machine has, bytes.
+const MOST_MEMORY: u64 = 1 << 52;
+
+fn max_memory(wanted: Option<u64>) -> Result<u64, clap::Error> {
+    let bound = wanted.unwrap_or_else(memory::default_bound);
+    if !(memory::LEAST..=MOST_MEMORY).contains(&bound) {
+        return Err(usage(ErrorKind::InvalidValue, "--max-memory must be from 128MiB to 4096TiB"));
+    }
+    Ok(bound)
 }
 
 /// Smallest and largest mean of bytes between samples.
@@ -511,6 +528,8 @@ mod tests {
             ("-p 5 --min-size 5X", "64KiB"),
             ("-p 5 --max-size 99999999999T", "address space"),
             ("-p 5 --buffer-size 1", "4KiB"),
+            ("-p 5 --max-memory 1MiB", "128MiB"),
+            ("-p 5 --max-memory 10000TiB", "4096TiB"),
             ("-p 5 --value weight", "bytes"),
             ("-p 5 --go-heap none", "sample"),
             ("-p 5 --sample 0", "1GiB"),

@@ -16,10 +16,11 @@ use crate::{
     event::{self, Event, GoSample, Pid},
     go_heap,
     golang::heap::Sample,
-    heap::{Counters, Growth, Heap, StackIndex, StackKind},
+    heap::{Counters, Growth, Heap, MAX_STACKS, StackIndex, StackKind},
+    memory::{self, Memory},
     process::address_space::{AddressSpace, Place},
     profile::{UnwindTable, Values},
-    trails::Trails,
+    trails::{Sites, Trails},
     unwinder::Unwinder,
 };
 
@@ -107,6 +108,8 @@ pub struct Snapshot {
     pub counters: Counters,
     /// What was lost.
     pub loss: Loss,
+    /// Stacks whose addresses were forgotten: they are one in each process. How many hold nothing, and how many something.
+    pub folded: (u64, u64),
     /// Records that made no sense.
     pub unknown_records: u64,
     /// What stacks were unwound by.
@@ -159,7 +162,9 @@ impl StackSnapshot {
 #[derive(Clone, Debug)]
 pub enum Trail {
     /// Leaf first.
-    Known(Arc<[Site]>),
+    Known(Sites),
+    /// They were forgotten, for want of memory.
+    Folded,
     /// The record was lost.
     Lost,
     /// There was no room for it.
@@ -208,6 +213,7 @@ impl GoProcess {
 pub struct Collector {
     events: Events,
     heap: Heap,
+    memory: Memory,
     growth: Growth,
     processes: HashMap<Pid, Tracked>,
     unwinder: Unwinder,
@@ -220,17 +226,18 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A collector that reads `events`, obeys `requests` and calls `notify`; it keeps at most `max_stacks` stacks.
+    /// A collector that reads `events`, obeys `requests` and calls `notify`, within `memory`.
     pub fn new(
         events: Events,
         unwinder: Unwinder,
-        max_stacks: usize,
+        memory: Memory,
         requests: mpsc::Receiver<Request>,
         notify: Box<dyn Fn(Notice) + Send>,
     ) -> Self {
         Self {
             events,
-            heap: Heap::new(max_stacks),
+            heap: Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks()),
+            memory,
             growth: Growth::new(monotonic()),
             processes: HashMap::new(),
             unwinder,
@@ -250,6 +257,7 @@ impl Collector {
                 self.events.wait(PATIENCE);
             }
             self.account_for_loss();
+            self.keep_within_memory();
             self.learn_trampolines();
             self.look_for_new_mappings();
             let heap = &self.heap;
@@ -405,6 +413,43 @@ impl Collector {
         }
     }
 
+    /// Forgets the addresses of stacks when they take too much memory: of those that hold nothing first, then of those that hold
+    /// the least.
+    fn keep_within_memory(&mut self) {
+        let blocks = self.heap.blocks() * memory::BLOCK;
+        let room = self.memory.for_books().saturating_sub(blocks);
+        let stacks = self.heap.stacks().len() as u64 * memory::STACK;
+        let (frames, places) = self.trails.size();
+        let used = stacks + frames as u64 * memory::FRAME + places as u64 * memory::PLACE;
+        if used <= room {
+            return;
+        }
+        let of_go = |stack: &StackIndex| self.go.values().any(|process| process.stacks.contains(stack));
+        let mut known: Vec<(StackIndex, usize)> = self.trails.lengths().filter(|(stack, _)| !of_go(stack)).collect();
+        known.sort_by_cached_key(|(stack, _)| {
+            let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, .. } = self.heap.values(*stack);
+            (outstanding_blocks > 0, outstanding_bytes, allocated_bytes)
+        });
+        // By a quarter less than there is room for, so that this is not done at once again.
+        let mut excess = used - room / 4 * 3;
+        let folded: Vec<StackIndex> = known
+            .into_iter()
+            .take_while(|(_, frames)| {
+                let more = excess > 0;
+                excess = excess.saturating_sub(*frames as u64 * memory::FRAME);
+                more
+            })
+            .map(|(stack, _)| stack)
+            .collect();
+        if folded.is_empty() {
+            return;
+        }
+        tracing::debug!(used, room, folded = folded.len(), "stacks take too much memory");
+        self.trails.forget(&folded);
+        folded.iter().for_each(|stack| self.heap.fold(*stack));
+        self.events.forget_stacks(self.heap.stacks().ids(&folded.into_iter().collect()));
+    }
+
     /// Tells the BPF side where the kernel's return trampoline is, once it is there: it appears with the first probe that needs
     /// it, if any does.
     fn learn_trampolines(&mut self) {
@@ -423,7 +468,7 @@ impl Collector {
     fn look_for_new_mappings(&mut self) {
         for (pid, process) in &mut self.processes {
             if process.refreshed.elapsed() >= REFRESH_PERIOD {
-                process.refresh(*pid, &self.heap, &mut self.unwinder, &mut self.trails);
+                process.refresh(*pid, &mut self.heap, &mut self.unwinder, &mut self.trails);
             }
         }
     }
@@ -432,26 +477,40 @@ impl Collector {
         let now = monotonic();
         for (pid, process) in &mut self.processes {
             if !process.unplaced.is_empty() {
-                process.refresh(*pid, &self.heap, &mut self.unwinder, &mut self.trails);
+                process.refresh(*pid, &mut self.heap, &mut self.unwinder, &mut self.trails);
             }
         }
+        self.keep_within_memory();
         let usage = self.heap.usage(now, min_age.as_nanos().try_into().unwrap_or(u64::MAX));
-        let stacks = usage
-            .into_iter()
-            .map(|usage| {
-                let index = usage.stack.index();
-                StackSnapshot {
-                    pid: self.heap.stacks().pid(usage.stack),
-                    stack: usage.stack,
-                    values: usage.values,
-                    uncertain_bytes: usage.uncertain_bytes,
-                    oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
-                    growth: self.growth.rate(index, usage.values.outstanding_bytes, now),
-                    trail: self.trail(usage.stack),
-                    end: self.end(usage.stack),
+        let mut stacks: Vec<StackSnapshot> = Vec::new();
+        let mut others: HashMap<Pid, usize> = HashMap::new();
+        let mut folded = (0, 0);
+        for usage in usage {
+            let index = usage.stack.index();
+            let stack = StackSnapshot {
+                pid: self.heap.stacks().pid(usage.stack),
+                stack: usage.stack,
+                values: usage.values,
+                uncertain_bytes: usage.uncertain_bytes,
+                oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
+                growth: self.growth.rate(index, usage.values.outstanding_bytes, now),
+                trail: self.trail(usage.stack),
+                end: self.end(usage.stack),
+            };
+            if !matches!(stack.trail, Trail::Folded) {
+                stacks.push(stack);
+                continue;
+            }
+            let count = if stack.values.outstanding_blocks == 0 { &mut folded.0 } else { &mut folded.1 };
+            *count += 1;
+            match others.get(&stack.pid) {
+                Some(one) => stacks[*one].absorb(&stack),
+                None => {
+                    others.insert(stack.pid, stacks.len());
+                    stacks.push(stack);
                 }
-            })
-            .collect();
+            }
+        }
         let go_stacks = self.go.iter().flat_map(|(pid, process)| {
             process.stacks.iter().map(|stack| {
                 let (trail, end) = (self.trail(*stack), self.end(*stack));
@@ -462,6 +521,7 @@ impl Collector {
             stacks,
             go_stacks: go_stacks.collect(),
             counters: self.heap.counters(),
+            folded,
             loss: self.loss,
             unknown_records: self.unknown_records,
             unwind_tables: self.unwinder.files().to_vec(),
@@ -475,18 +535,20 @@ impl Collector {
     fn trail(&self, stack: StackIndex) -> Trail {
         match (self.heap.stacks().kind(stack), self.trails.get(stack)) {
             (StackKind::TableFull, _) => Trail::TableFull,
-            (StackKind::Addresses(_), Some(sites)) => Trail::Known(Arc::clone(sites)),
-            (StackKind::Addresses(addresses), _) => {
-                Trail::Known(addresses.iter().map(|addr| Site { addr: *addr, place: Place::Unknown }).collect())
+            (StackKind::Addresses(_) | StackKind::Placed, Some(sites)) => Trail::Known(Arc::clone(sites)),
+            (StackKind::Addresses(addresses), None) => {
+                let unknown = |addr: &u64| Arc::new(Site { addr: *addr, place: Place::Unknown });
+                Trail::Known(addresses.iter().map(unknown).collect())
             }
-            (StackKind::Unknown, _) => Trail::Lost,
+            (StackKind::Folded, _) => Trail::Folded,
+            (StackKind::Unknown | StackKind::Placed, _) => Trail::Lost,
         }
     }
 }
 
 impl Tracked {
     /// Looks at the mappings again and places the addresses that had none.
-    fn refresh(&mut self, pid: Pid, heap: &Heap, unwinder: &mut Unwinder, trails: &mut Trails) {
+    fn refresh(&mut self, pid: Pid, heap: &mut Heap, unwinder: &mut Unwinder, trails: &mut Trails) {
         self.refreshed = Instant::now();
         match self.space.refresh() {
             Ok(true) => unwinder.follow(pid, &self.space),
@@ -500,12 +562,13 @@ impl Tracked {
         // What has no place now never will: the frame-pointer walk also yields words that are no addresses.
         for stack in std::mem::take(&mut self.unplaced) {
             trails.locate(heap, &self.space, stack);
+            heap.placed(stack);
         }
     }
 }
 
 /// Turns the addresses of a new stack into places.
-fn place(heap: &Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails: &mut Trails, stack: StackIndex) {
+fn place(heap: &mut Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails: &mut Trails, stack: StackIndex) {
     if trails.get(stack).is_some() {
         return;
     }
@@ -516,5 +579,7 @@ fn place(heap: &Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails: &m
         if process.refreshed.elapsed() >= REFRESH_PAUSE {
             process.refresh(heap.stacks().pid(stack), heap, unwinder, trails);
         }
+    } else {
+        heap.placed(stack);
     }
 }

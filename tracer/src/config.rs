@@ -32,6 +32,8 @@ pub struct Config {
     pub outputs: Vec<OutputSpec>,
     /// Size of the ring buffer, bytes, a power of two.
     pub buffer_size: u32,
+    /// How much memory tracer may take, about, bytes.
+    pub max_memory: u64,
     /// Whether any loss makes the exit status 3.
     pub strict: bool,
     /// How the outcomes of calls are seen, where it was asked for by name.

@@ -18,6 +18,7 @@ pub mod coverage;
 pub mod go_heap;
 pub mod go_process;
 mod last_will;
+pub mod memory;
 pub mod outputs;
 pub mod preflight;
 pub mod present;

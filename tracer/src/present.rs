@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{Hash, Hasher},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -17,6 +18,7 @@ use crate::{
     profile::{self, Frame, Frames, Kind, Mode, Profile, SeenHeap, StackEntry, Target},
     quality::{Quality, Sampling, Truncation},
     symbolize::{Query, Symbolizer},
+    trails::Sites,
 };
 
 /// What is known of a trace besides its snapshot.
@@ -76,9 +78,14 @@ pub struct Presenter {
 }
 
 impl Presenter {
-    /// One that has named nothing yet.
-    pub fn new() -> Self {
-        Self { symbolizer: Symbolizer::new(), named: HashMap::new(), named_calls: HashMap::new(), go: HashMap::new() }
+    /// One that has named nothing yet, and keeps at most so many bytes of the files that names come from.
+    pub fn within(memory: u64) -> Self {
+        Self {
+            symbolizer: Symbolizer::within(memory),
+            named: HashMap::new(),
+            named_calls: HashMap::new(),
+            go: HashMap::new(),
+        }
     }
 
     /// Names the Go code of a process, whose executable is known to it as `module`, by the tables of its runtime.
@@ -93,6 +100,8 @@ impl Presenter {
         let sampled = snapshot.go_stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail));
         self.name_new_stacks(sampled.collect());
         let mut quality = quality(&trace, &snapshot, &go);
+        quality.notes.extend(folded(snapshot.folded));
+        quality.notes.extend_from_slice(self.symbolizer.notes());
         let Trace { started, duration, mut targets, filtered, notes: _ } = trace;
         for target in &mut targets {
             target.heaps.extend(go.iter().filter(|go| go.pid == target.pid).map(GoTrace::seen));
@@ -173,21 +182,25 @@ impl Presenter {
 
     fn name_new_stacks(&mut self, stacks: Vec<(StackIndex, Pid, &Trail)>) {
         let Self { symbolizer, named, go, .. } = self;
-        let new: Vec<(StackIndex, Pid, &Arc<[Site]>)> = stacks
+        let new: Vec<(StackIndex, Pid, &Sites)> = stacks
             .into_iter()
             .filter_map(|(stack, pid, trail)| match trail {
                 Trail::Known(sites) if !named.contains_key(&stack) => Some((stack, pid, sites)),
                 _ => None,
             })
             .collect();
-        let queries: Vec<Query<'_>> = new
-            .iter()
-            .flat_map(|(_, pid, sites)| {
-                let others = sites.iter().filter(|site| !is_go(go, *pid, site));
-                others.map(|site| Query { pid: *pid, addr: site.addr, place: &site.place })
-            })
-            .collect();
-        let mut answers = symbolizer.resolve(&queries).into_iter();
+        // Stacks share their places: each is asked for once.
+        let mut asked: HashMap<(Pid, *const Site), usize> = HashMap::new();
+        let mut queries: Vec<Query<'_>> = Vec::new();
+        for (_, pid, sites) in &new {
+            for site in sites.iter().filter(|site| !is_go(go, *pid, site)) {
+                let next = queries.len();
+                if *asked.entry((*pid, Arc::as_ptr(site))).or_insert(next) == next {
+                    queries.push(Query { pid: *pid, addr: site.addr, place: &site.place });
+                }
+            }
+        }
+        let answers = symbolizer.resolve(&queries);
         for (stack, pid, sites) in new {
             let mut frames: Vec<Arc<[Frame]>> = Vec::with_capacity(sites.len());
             // Go code is named in one go: whether a frame is shown may depend on what it calls.
@@ -201,7 +214,9 @@ impl Presenter {
                         let calls: Vec<u64> = part.iter().map(|site| site.addr.wrapping_sub(1)).collect();
                         frames.extend(symbols.part(&calls));
                     }
-                    None => frames.extend(answers.by_ref().take(part.len())),
+                    None => {
+                        frames.extend(part.iter().map(|site| Arc::clone(&answers[asked[&(pid, Arc::as_ptr(site))]])))
+                    }
                 }
             }
             frames.reverse();
@@ -214,16 +229,11 @@ impl Presenter {
         let frames = match stack.trail {
             Trail::TableFull => stand_in("[stack table full]"),
             Trail::Lost => stand_in("[stack lost]"),
+            Trail::Folded => stand_in("[other stacks]"),
             Trail::Known(_) => named.cloned().unwrap_or_else(|| stand_in("[unknown]")),
         };
         let StackSnapshot { pid, values, uncertain_bytes, oldest, growth, .. } = stack;
         StackEntry { pid, heap: profile::Heap::Native, frames, values, uncertain_bytes, oldest, growth, at_end: None }
-    }
-}
-
-impl Default for Presenter {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -250,13 +260,15 @@ fn is_silent(pid: Pid, stacks: &[StackEntry]) -> bool {
 
 /// Stacks with those made one that differ only in what was cut off.
 fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
-    let mut places: HashMap<(u32, Vec<(u64, usize)>), usize> = HashMap::new();
+    // Equal places are one: their addresses tell stacks apart.
+    let mut places: HashMap<(u32, Key), usize> = HashMap::new();
     let mut all: Vec<StackSnapshot> = Vec::with_capacity(stacks.len());
     for stack in stacks {
         let key = match &stack.trail {
-            Trail::Known(sites) => sites.iter().map(|site| (site.addr, site.place.owner())).collect(),
-            Trail::Lost => vec![(u64::MAX, 0)],
-            Trail::TableFull => vec![(u64::MAX - 1, 0)],
+            Trail::Known(sites) => Key::Known(Arc::clone(sites)),
+            Trail::Lost => Key::Lost,
+            Trail::TableFull => Key::TableFull,
+            Trail::Folded => Key::Folded,
         };
         let next = all.len();
         match *places.entry((stack.pid, key)).or_insert(next) {
@@ -265,6 +277,47 @@ fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
         }
     }
     all
+}
+
+/// What the reader should know of stacks that became one: how many hold nothing, and how many something.
+fn folded((empty, holding): (u64, u64)) -> Option<String> {
+    (empty + holding > 0).then(|| {
+        format!(
+            "{} stacks are shown as one, [other stacks] ({holding} of them hold something): tracer's memory is bounded \
+             (--max-memory)",
+            empty + holding
+        )
+    })
+}
+
+/// What tells stacks apart.
+enum Key {
+    Known(Sites),
+    Lost,
+    TableFull,
+    Folded,
+}
+
+impl Key {
+    fn places(&self) -> impl Iterator<Item = *const Site> {
+        let sites: &[Arc<Site>] = if let Self::Known(sites) = self { sites } else { &[] };
+        sites.iter().map(Arc::as_ptr)
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other) && self.places().eq(other.places())
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::mem::discriminant(self).hash(state);
+        self.places().for_each(|place| place.hash(state));
+    }
 }
 
 /// Whether a site of a stack is in Go code.
@@ -321,6 +374,7 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         undecided_samples: sum(|sampling| sampling.undecided),
         unresolved_samples: loss.unresolved + sum(|sampling| sampling.misplaced),
         lost_allocs: loss.allocs,
+        refused_allocs: snapshot.counters.refused_blocks,
         lost_frees: loss.frees,
         lost_moments: loss.moments,
         unmatched_frees: snapshot.counters.unmatched_frees,

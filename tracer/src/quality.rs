@@ -81,6 +81,8 @@ pub struct Sampling {
 pub struct Quality {
     /// Allocations that could not be recorded (ring buffer full).
     pub lost_allocs: u64,
+    /// Allocations that there was no room for: as many blocks as tracer's memory holds were outstanding.
+    pub refused_allocs: u64,
     /// Frees that could not be recorded. Their addresses were kept apart, so most of them still end their block.
     pub lost_frees: u64,
     /// Execs and ends of threads that could not be recorded.
@@ -135,6 +137,8 @@ pub enum Missing {
     Memory,
     /// Allocations.
     Allocations,
+    /// Memory for more blocks.
+    Room,
     /// Frees.
     Frees,
     /// Execs and ends of threads.
@@ -166,6 +170,7 @@ impl Missing {
             Self::AllAllocations => "silent_targets",
             Self::Memory => "unexplained_bytes",
             Self::Allocations => "lost_allocs",
+            Self::Room => "refused_allocs",
             Self::Frees => "lost_frees",
             Self::Moments => "lost_moments",
             Self::Calls => "untracked_calls",
@@ -183,9 +188,13 @@ impl Missing {
     /// Whether allocations may be missing from the profile, so that it does not hold every one.
     pub fn hides_allocations(self) -> bool {
         match self {
-            Self::AllAllocations | Self::Memory | Self::Allocations | Self::Calls | Self::Records | Self::Samples => {
-                true
-            }
+            Self::AllAllocations
+            | Self::Memory
+            | Self::Allocations
+            | Self::Room
+            | Self::Calls
+            | Self::Records
+            | Self::Samples => true,
             Self::Moments
             | Self::Frees
             | Self::UnseenFrees
@@ -243,6 +252,7 @@ impl Quality {
             // What need not be explained is none of it.
             (Missing::Memory, q.unexplained_bytes, q.fresh_bytes, Some(0.0)),
             (Missing::Allocations, q.lost_allocs, events, share),
+            (Missing::Room, q.refused_allocs, q.recorded_events, share),
             (Missing::Frees, q.lost_frees, events, share),
             (Missing::Certainty, q.uncertain_bytes, q.outstanding_bytes, share),
             (Missing::Samples, q.unresolved_samples, samples + q.unresolved_samples, of_samples),
@@ -300,9 +310,10 @@ mod tests {
     #[test]
     fn each_way_to_be_incomplete_is_so_at_once_and_in_the_exit_status_beyond_its_share() {
         type Set = fn(&mut Quality, u64);
-        let ways: [(Missing, Set, Option<u64>); 12] = [
+        let ways: [(Missing, Set, Option<u64>); 13] = [
             (Missing::AllAllocations, |q, n| q.silent_targets = n, Some(2)),
             (Missing::Allocations, |q, n| q.lost_allocs = n, Some(1_002)),
+            (Missing::Room, |q, n| q.refused_allocs = n, Some(1_001)),
             (Missing::Frees, |q, n| q.lost_frees = n, Some(1_002)),
             (Missing::Moments, |q, n| q.lost_moments = n, Some(1_002)),
             (Missing::Calls, |q, n| q.untracked_calls = n, Some(1_002)),

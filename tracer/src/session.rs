@@ -23,7 +23,7 @@ use crate::{
     go_heap::{GoHeap, GoProcess},
     go_watch::GoWatches,
     golang::Runtime,
-    heap::MAX_STACKS,
+    memory::Memory,
     outputs::Outputs,
     preflight::Machine,
     present::{GoTrace, Presenter, Trace},
@@ -95,12 +95,13 @@ pub fn run(config: Config) -> Result<Exit> {
     }
     bpf::attach_lifecycle(&mut programs)?;
 
+    let memory = Memory::within(config.max_memory, config.buffer_size);
     let (requests, requested) = mpsc::channel();
     let notify = inputs.clone();
     let collector = Collector::new(
         events,
         unwinder,
-        MAX_STACKS,
+        memory,
         requested,
         // The session may have ended already: nobody needs to know then.
         Box::new(move |notice| drop(notify.send(Input::Notice(notice)))),
@@ -110,7 +111,7 @@ pub fn run(config: Config) -> Result<Exit> {
     let mut session = Session {
         coverage: Coverage::new(requests.clone()),
         ended: HashMap::new(),
-        presenter: Presenter::new(),
+        presenter: Presenter::within(memory.for_names()),
         config,
         programs,
         go_maps,

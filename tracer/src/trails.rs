@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::end;
 
 use crate::{
@@ -15,18 +15,46 @@ use crate::{
     unwind::{LONGEST_CALL, ends_with_call},
 };
 
+/// The places of a stack, leaf first. Stacks share them: a hundred thousand are made of a few thousand.
+pub type Sites = Arc<[Arc<Site>]>;
+
 /// The places of all stacks that have some, by [`StackIndex`].
 #[derive(Default)]
 pub struct Trails {
-    sites: Vec<Option<Arc<[Site]>>>,
+    sites: Vec<Option<Sites>>,
+    /// Every place that a stack has gone through: by address, owner and offset in that.
+    places: HashMap<(u64, usize, u64), Arc<Site>>,
+    /// Places of all stacks together, each as often as it is in one.
+    frames: usize,
     /// Those that were cut because nothing proves the next frame.
     unproved: HashSet<StackIndex>,
 }
 
 impl Trails {
     /// The places of a stack, leaf first.
-    pub fn get(&self, stack: StackIndex) -> Option<&Arc<[Site]>> {
+    pub fn get(&self, stack: StackIndex) -> Option<&Sites> {
         self.sites.get(stack.index())?.as_ref()
+    }
+
+    /// Every stack that has places, and how many.
+    pub fn lengths(&self) -> impl Iterator<Item = (StackIndex, usize)> {
+        let known = self.sites.iter().enumerate();
+        known.filter_map(|(index, sites)| Some((StackIndex::from_raw(index as u32), sites.as_ref()?.len())))
+    }
+
+    /// How many places all stacks have together, each as often as it is in one; and how many different ones there are.
+    pub fn size(&self) -> (usize, usize) {
+        (self.frames, self.places.len())
+    }
+
+    /// Forgets the places of these stacks, and those that no other stack has.
+    pub fn forget(&mut self, stacks: &[StackIndex]) {
+        for stack in stacks {
+            let sites = self.sites.get_mut(stack.index()).and_then(Option::take);
+            self.frames -= sites.map_or(0, |sites| sites.len());
+            self.unproved.remove(stack);
+        }
+        self.places.retain(|_, site| Arc::strong_count(site) > 1);
     }
 
     /// Why the stack has no further place, one of [`end`]; `recorded` is what the BPF side said of it.
@@ -54,8 +82,18 @@ impl Trails {
         if self.sites.len() <= stack.index() {
             self.sites.resize(stack.index() + 1, None);
         }
-        self.sites[stack.index()] = Some(sites.into());
+        let sites: Sites = sites.into_iter().map(|site| self.shared(site)).collect();
+        self.frames += sites.len();
+        let before = self.sites[stack.index()].replace(sites);
+        self.frames -= before.map_or(0, |before| before.len());
         complete
+    }
+
+    /// The one that stands for all places like this one.
+    fn shared(&mut self, site: Site) -> Arc<Site> {
+        let offset = if let Place::File(location) = &site.place { location.offset } else { 0 };
+        let key = (site.addr, site.place.owner(), offset);
+        Arc::clone(self.places.entry(key).or_insert_with(|| Arc::new(site)))
     }
 }
 

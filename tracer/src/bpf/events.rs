@@ -31,6 +31,7 @@ pub struct Events {
     lost_frees: MapData,
     targets: HashMap<MapData, u32, TargetValue>,
     targets_epoch: Array<MapData, u64>,
+    sent_stacks: HashMap<MapData, u64, u8>,
     /// Changes of `targets` so far.
     changes: u64,
 }
@@ -42,8 +43,9 @@ impl Events {
         lost_frees: MapData,
         targets: HashMap<MapData, u32, TargetValue>,
         targets_epoch: Array<MapData, u64>,
+        sent_stacks: HashMap<MapData, u64, u8>,
     ) -> Self {
-        Self { ring, loss, lost_frees, targets, targets_epoch, changes: 0 }
+        Self { ring, loss, lost_frees, targets, targets_epoch, sent_stacks, changes: 0 }
     }
 
     /// Waits until many records are there, or for `timeout`.
@@ -71,6 +73,14 @@ impl Events {
     /// When the map cannot be read.
     pub fn loss(&self) -> Result<Loss, MapError> {
         self.loss.get(&0, 0).map(|value| value.0)
+    }
+
+    /// Has the addresses of these stacks sent again when they are next met by a thread that has met another since.
+    pub fn forget_stacks(&mut self, ids: impl IntoIterator<Item = u64>) {
+        for id in ids {
+            // Most are not there any more: the kernel keeps the last few ten thousand.
+            let _ = self.sent_stacks.remove(&id);
+        }
     }
 
     /// Takes the addresses of lost frees out of their set, with the time of each.

@@ -86,6 +86,10 @@ impl Blocks {
         self.table.find(hash(addr), |block| block.addr == addr).map(|packed| self.unpack(*packed))
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.table.len()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = Block> {
         self.table.iter().map(|packed| self.unpack(*packed))
     }

@@ -28,6 +28,7 @@ pub struct Heap {
     processes: HashMap<Pid, ProcessHeap>,
     stacks: Stacks,
     usage: Vec<Values>,
+    room: Room,
     /// Blocks at least this old when frees were lost without a trace may have been freed.
     uncertain_until: Option<u64>,
     counters: Counters,
@@ -42,6 +43,14 @@ pub struct Counters {
     pub unmatched_frees: u64,
     /// Blocks whose address was handed out again without a free.
     pub missed_frees: u64,
+    /// Blocks that there was no room for.
+    pub refused_blocks: u64,
+}
+
+/// How many blocks there are, and may be.
+struct Room {
+    taken: u64,
+    most: u64,
 }
 
 /// What one stack holds at one moment.
@@ -64,9 +73,15 @@ impl Heap {
             processes: HashMap::new(),
             stacks: Stacks::new(max_stacks),
             usage: Vec::new(),
+            room: Room { taken: 0, most: u64::MAX },
             uncertain_until: None,
             counters: Counters::default(),
         }
+    }
+
+    /// The same, with room for so many outstanding blocks at a time. What is allocated beyond them is counted, not recorded.
+    pub fn with_room(max_stacks: usize, max_blocks: u64) -> Self {
+        Self { room: Room { taken: 0, most: max_blocks }, ..Self::new(max_stacks) }
     }
 
     /// Takes one event in.
@@ -77,9 +92,10 @@ impl Heap {
             self.processes.entry(origin.pid).or_insert_with(|| ProcessHeap::new(origin.pid, origin.generation));
         if process.generation() != origin.generation {
             // The exec itself may have been lost; its records cannot be mixed up all the same.
-            process.reset(origin.generation, &mut self.stacks, &mut self.usage);
+            self.room.taken -= process.reset(origin.generation, &mut self.stacks, &mut self.usage);
         }
-        let mut books = Books { stacks: &mut self.stacks, usage: &mut self.usage, counters: &mut self.counters };
+        let Self { stacks, usage, room, counters, .. } = self;
+        let mut books = Books { stacks, usage, room, counters };
         match event {
             Event::Alloc(block) => process.alloc(block, &mut books),
             Event::Free(addr) => process.free(origin.tid, addr, &mut books),
@@ -99,7 +115,8 @@ impl Heap {
     pub fn apply_lost_free(&mut self, pid: Pid, generation: u8, addr: u64, time: u64) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.generation() == generation {
-            let mut books = Books { stacks: &mut self.stacks, usage: &mut self.usage, counters: &mut self.counters };
+            let Self { stacks, usage, room, counters, .. } = self;
+            let mut books = Books { stacks, usage, room, counters };
             process.lost_free(addr, time, &mut books);
         }
     }
@@ -158,6 +175,26 @@ impl Heap {
         ranges.iter().map(|range| process.map_or(0, |process| process.covered(range))).collect()
     }
 
+    /// How many blocks are outstanding.
+    pub fn blocks(&self) -> u64 {
+        self.room.taken
+    }
+
+    /// Forgets the addresses of a stack that are kept elsewhere from now on.
+    pub fn placed(&mut self, stack: StackIndex) {
+        self.stacks.placed(stack);
+    }
+
+    /// Forgets the addresses of a stack, which keeps its amounts: [`StackKind::Folded`].
+    pub fn fold(&mut self, stack: StackIndex) {
+        self.stacks.fold(stack);
+    }
+
+    /// Amounts of a stack, of blocks of every age.
+    pub fn values(&self, stack: StackIndex) -> Values {
+        self.usage.get(stack.index()).copied().unwrap_or_default()
+    }
+
     /// Index of the stack with this id, known already or not.
     pub fn intern(&mut self, pid: Pid, id: u64) -> StackIndex {
         self.stacks.intern(pid, id)
@@ -178,6 +215,7 @@ impl Heap {
 struct Books<'a> {
     stacks: &'a mut Stacks,
     usage: &'a mut Vec<Values>,
+    room: &'a mut Room,
     counters: &'a mut Counters,
 }
 
@@ -191,8 +229,15 @@ impl Books<'_> {
         &mut self.usage[index]
     }
 
+    /// Whether there is room for another block.
+    #[inline]
+    fn has_room(&self) -> bool {
+        self.room.taken < self.room.most
+    }
+
     #[inline]
     fn begin(&mut self, stack: StackIndex, size: u64) {
+        self.room.taken += 1;
         let usage = self.usage(stack);
         // An allocator of the target's own may claim to have given more than there is.
         usage.outstanding_bytes = usage.outstanding_bytes.saturating_add(size);
@@ -203,6 +248,7 @@ impl Books<'_> {
 
     #[inline]
     fn end(&mut self, stack: StackIndex, size: u64) {
+        self.room.taken -= 1;
         let usage = self.usage(stack);
         usage.outstanding_bytes = usage.outstanding_bytes.saturating_sub(size);
         usage.outstanding_blocks -= 1;

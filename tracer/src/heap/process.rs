@@ -54,18 +54,23 @@ impl ProcessHeap {
         self.generation
     }
 
-    /// Drops everything: the process has become another program.
-    pub(super) fn reset(&mut self, generation: u8, stacks: &mut Stacks, usage: &mut [Values]) {
-        *self = Self::new(self.pid, generation);
+    /// Drops everything: the process has become another program. Returns how many blocks that were.
+    pub(super) fn reset(&mut self, generation: u8, stacks: &mut Stacks, usage: &mut [Values]) -> u64 {
+        let old = std::mem::replace(self, Self::new(self.pid, generation));
         for (index, values) in usage.iter_mut().enumerate() {
             if stacks.pid(super::StackIndex::new(index)) == self.pid {
                 *values = Values::default();
             }
         }
+        (old.blocks.len() + old.suspended.len()) as u64
     }
 
     #[inline]
     pub(super) fn alloc(&mut self, new: Allocation, books: &mut Books<'_>) {
+        if !books.has_room() {
+            books.counters.refused_blocks += 1;
+            return self.forget(new.addr, books);
+        }
         let stack = books.stacks.intern(self.pid, new.stack);
         books.begin(stack, new.size);
         self.held = self.held.saturating_add(new.size);
@@ -73,6 +78,16 @@ impl ProcessHeap {
         self.unmark(new.addr);
         if let Some(old) = self.blocks.insert(Block { addr: new.addr, size: new.size, stack, time: new.time }) {
             // Its memory is the new block's.
+            books.end(old.stack, old.size);
+            self.held = self.held.saturating_sub(old.size);
+            books.counters.missed_frees += 1;
+        }
+    }
+
+    /// Ends the block at an address that another one has now, of which nothing else is kept.
+    fn forget(&mut self, addr: u64, books: &mut Books<'_>) {
+        self.unmark(addr);
+        if let Some(old) = self.blocks.remove(addr) {
             books.end(old.stack, old.size);
             self.held = self.held.saturating_sub(old.size);
             books.counters.missed_frees += 1;

@@ -1,6 +1,6 @@
 //! Interning of stacks: 64-bit ids from the BPF side to small indexes, and the addresses that each stands for.
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::event::{Frames, Pid};
 
@@ -38,6 +38,10 @@ impl StackIndex {
 pub enum StackKind {
     /// Its addresses, leaf first.
     Addresses(Box<[u64]>),
+    /// Its addresses are kept elsewhere, as places.
+    Placed,
+    /// Its addresses were forgotten, for want of memory. They are known again when it is sent again.
+    Folded,
     /// Its record was lost, and it has not been sent again.
     Unknown,
     /// It came when the table was full.
@@ -88,15 +92,36 @@ impl Stacks {
     pub(super) fn define(&mut self, pid: Pid, id: u64, frames: Frames<'_>, end: u32) {
         let index = self.intern(pid, id);
         let stack = &mut self.stacks[index.index()];
-        if stack.kind == StackKind::Unknown {
+        if matches!(stack.kind, StackKind::Unknown | StackKind::Folded) {
             stack.kind = StackKind::Addresses(frames.iter().collect());
             stack.end = end;
+        }
+    }
+
+    /// Forgets the addresses of a stack that are kept elsewhere from now on.
+    pub(super) fn placed(&mut self, stack: StackIndex) {
+        let kind = &mut self.stacks[stack.index()].kind;
+        if matches!(kind, StackKind::Addresses(_)) {
+            *kind = StackKind::Placed;
+        }
+    }
+
+    /// Forgets the addresses of a stack altogether.
+    pub(super) fn fold(&mut self, stack: StackIndex) {
+        let kind = &mut self.stacks[stack.index()].kind;
+        if matches!(kind, StackKind::Addresses(_) | StackKind::Placed) {
+            *kind = StackKind::Folded;
         }
     }
 
     /// Index of an id, if that id is known.
     pub fn find(&self, id: u64) -> Option<StackIndex> {
         self.by_id.get(&id).copied()
+    }
+
+    /// Ids of these stacks.
+    pub fn ids(&self, stacks: &HashSet<StackIndex>) -> Vec<u64> {
+        self.by_id.iter().filter(|(_, stack)| stacks.contains(*stack)).map(|(id, _)| *id).collect()
     }
 
     /// Process that a stack belongs to.

@@ -275,6 +275,57 @@ fn stack_that_was_lost_is_known_once_it_is_sent_again() {
     assert_eq!(heap.stacks().kind(index), &StackKind::Addresses([0xa, 0xb].into()));
 }
 
+fn stack_record(id: u64) -> Vec<u8> {
+    [tracer_ebpf::Header::new(tracer_ebpf::kind::STACK, 0, 0, u64::from(PID) << 32 | 1).0, id, 2, 0xa, 0xb]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect()
+}
+
+/// Its amounts stay its own, and it is itself again when it is sent again.
+#[test]
+fn a_stack_whose_addresses_are_forgotten_keeps_its_amounts() {
+    let mut heap = heap(&[]);
+    let record = stack_record(7);
+    let (of_stack, stack) = parse(&record).unwrap();
+    heap.apply(of_stack, stack);
+    heap.apply(origin(1), Event::Alloc(block(0x10, 5, 7, MS)));
+    let index = heap.stacks().find(7).unwrap();
+    for forget in [Heap::placed, Heap::fold] {
+        forget(&mut heap, index);
+        assert!(matches!(heap.stacks().kind(index), StackKind::Placed | StackKind::Folded));
+    }
+    heap.apply(origin(1), Event::Alloc(block(0x20, 7, 7, MS)));
+    assert_eq!(heap.values(index).outstanding_bytes, 12);
+    assert_eq!(heap.stacks().ids(&[index].into_iter().collect()), [7]);
+    let (of_stack, stack) = parse(&record).unwrap();
+    heap.apply(of_stack, stack);
+    assert_eq!(heap.stacks().kind(index), &StackKind::Addresses([0xa, 0xb].into()));
+    assert_eq!(heap.values(index).allocated_blocks, 2);
+}
+
+/// What there is no room for is counted, and takes no part; what it replaces has ended.
+#[test]
+fn blocks_are_bounded() {
+    let mut heap = Heap::with_room(8, 2);
+    for (addr, size) in [(0x10, 1), (0x20, 2), (0x30, 4), (0x20, 8)] {
+        heap.apply(origin(1), Event::Alloc(block(addr, size, 7, MS)));
+    }
+    let values = |heap: &Heap| heap.values(heap.stacks().find(7).unwrap());
+    assert_eq!((heap.blocks(), values(&heap).outstanding_bytes, values(&heap).allocated_blocks), (1, 1, 2));
+    assert_eq!((heap.counters().refused_blocks, heap.counters().missed_frees), (2, 1));
+    heap.apply(origin(1), Event::Free(0x10));
+    heap.apply(origin(1), Event::Free(0x30));
+    assert_eq!((heap.blocks(), heap.counters().unmatched_frees), (0, 1));
+    for addr in 1..=3 {
+        heap.apply(origin(1), Event::Alloc(block(addr, 1, 7, MS)));
+    }
+    assert_eq!((heap.blocks(), heap.counters().refused_blocks), (2, 3));
+    // Another program: all is gone, and there is room again.
+    heap.apply(Origin { generation: 1, ..origin(1) }, Event::Exec);
+    assert_eq!(heap.blocks(), 0);
+}
+
 /// What a program does, as the BPF side would record it.
 #[derive(Clone, Debug)]
 enum Step {

@@ -184,6 +184,7 @@ pub(super) fn hostile_goroutines() -> Profile {
 pub(super) fn everything_missing() -> Quality {
     Quality {
         lost_allocs: 1,
+        refused_allocs: 0,
         lost_frees: 2,
         lost_moments: 4,
         unmatched_frees: 6,

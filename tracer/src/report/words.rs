@@ -245,6 +245,7 @@ pub(super) fn gap(gap: &Gap) -> String {
             format!("{} of {} of new memory not explained (see memory)", exact_size(gap.amount), size(gap.of))
         }
         Missing::Allocations => format!("{} lost (the ring buffer was full)", count("allocation")),
+        Missing::Room => format!("{} not recorded (more blocks than --max-memory holds)", count("allocation")),
         Missing::Frees => format!("{} lost (the ring buffer was full)", count("free")),
         Missing::Moments => format!("{} of execs and ends of threads lost (the ring buffer was full)", count("record")),
         Missing::Certainty => format!("{} uncertain (a lost free may have ended them)", exact_size(gap.amount)),
