@@ -99,7 +99,7 @@ pub(crate) fn machine_registers(ctx: *mut c_void, to: &mut [u64; 16]) -> u64 {
         (to[4], to[5], to[6], to[7]) = (regs.rsp, regs.rbp, regs.rsi, regs.rdi);
         (to[8], to[9], to[10], to[11]) = (regs.r8, regs.r9, regs.r10, regs.r11);
         (to[12], to[13], to[14], to[15]) = (regs.r12, regs.r13, regs.r14, regs.r15);
-        return regs.eflags;
+        regs.eflags
     }
     #[cfg(bpf_target_arch = "aarch64")]
     {
