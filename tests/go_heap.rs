@@ -260,6 +260,84 @@ fn buckets_are_those_of_the_runtimes_own_profile() {
     check_buckets("position-independent and stripped", &["-buildmode=pie", "-ldflags=-s -w"], Some("4096"));
 }
 
+/// What has been allocated since the last garbage collection is garbage, and is in neither profile.
+#[test]
+fn buckets_are_those_of_a_collection() {
+    let environment = [("HEAP_PROFILE_RATE", "4096"), ("GOGC", "off")];
+    let mut target = Target::start_with(&go_program("heap", PROFILED), &["slice"], &environment);
+    target.ask("begin");
+    let folder = scratch();
+    let profile = folder.path().join("profile");
+    target.ask(&format!("litter {}", profile.display()));
+    let outcome = run(target.pid(), "buckets").start().stop();
+    let report = go_report("litter", &outcome, "go-buckets");
+    assert_same_profile("litter", &report, &fs::read_to_string(profile).unwrap());
+    assert_eq!(report.below("main.litter").bytes, 0);
+    let collections = &report.json["quality"]["collections"][0];
+    assert!(collections["at_end"].as_u64().is_some_and(|end| end >= 4), "{collections}");
+    assert_eq!(collections["at_begin"], collections["at_end"]);
+}
+
+/// Nothing says what has ended: the report is not complete, and says why.
+#[test]
+fn samples_without_a_collection_are_not_complete() {
+    let mut target = Target::start_with(&go_program("heap", STOCK), &["slice"], &[("GOGC", "off")]);
+    let tracer = run(target.pid(), "auto").start();
+    target.ask("litter");
+    let outcome = tracer.stop();
+    assert_eq!(outcome.code(), Some(3), "{}", outcome.stderr);
+    let report = Report::parse(&outcome.file("out.json"));
+    let quality = &report.json["quality"];
+    assert_eq!((&quality["complete"], &quality["cycles"]), (&false.into(), &0.into()), "{quality}");
+    let held = report.below("main.litter").bytes;
+    assert!(held.abs_diff(64 << 20) < 8 << 20, "{held} bytes, all that was allocated");
+    // With one, it is known.
+    let tracer = run(target.pid(), "auto").start();
+    target.ask("litter");
+    target.ask("collect");
+    let report = go_report("with a collection", &tracer.stop(), "sampled");
+    assert_eq!(report.below("main.litter").bytes, 0);
+    assert!(report.json["quality"]["cycles"].as_u64().is_some_and(|cycles| cycles >= 4), "{}", report.json["quality"]);
+}
+
+/// Few samples say so, and which mean would give enough.
+#[test]
+fn few_samples_ask_for_more() {
+    let mut target = Target::start_with(&go_program("heap", STOCK), &["slice"], &[("GOGC", "off")]);
+    let tracer = run(target.pid(), "auto").args(["--sample", "4MiB"]).start();
+    target.ask("litter");
+    let report = Report::parse(&tracer.stop().file("out.json"));
+    let quality = &report.json["quality"];
+    let note = quality["notes"].as_array().unwrap().iter().find_map(|note| {
+        note.as_str().filter(|note| note.contains("few samples"))?.split("--sample=").nth(1)?.split("KiB").next()
+    });
+    let mean: u64 = note.unwrap_or_else(|| panic!("{quality}")).parse().unwrap();
+    // 64 MiB in 100 samples, as far as so few tell.
+    assert!((128..=2048).contains(&mean), "{quality}");
+}
+
+/// A profile without ages cannot tell what is old: it is refused by name, or the samples are taken, which have ages.
+#[test]
+fn the_age_of_objects_is_known_or_refused() {
+    let mut target = Target::start_with(&go_program("heap", PROFILED), &["slice"], &[("GOGC", "off")]);
+    for way in ["buckets", "enable"] {
+        let outcome = run(target.pid(), way).args(["--min-age", "1s"]).finish();
+        assert_eq!(outcome.code(), Some(2), "{}", outcome.stderr);
+        let refusal = format!("--min-age cannot be used with --go-heap={way}: ");
+        assert!(outcome.stderr.contains(&refusal), "{}", outcome.stderr);
+    }
+    let tracer = run(target.pid(), "auto").args(["--min-age", "1h"]).start();
+    target.ask("litter");
+    target.ask("begin");
+    let report = go_report("younger", &tracer.stop(), "sampled");
+    assert_eq!(report.outstanding().bytes, 0, "{}", report.json["totals"]);
+    let tracer = run(target.pid(), "auto").args(["--min-age", "1s"]).start();
+    target.ask("begin");
+    thread::sleep(Duration::from_millis(1500));
+    let report = go_report("older", &tracer.stop(), "sampled");
+    assert!(report.outstanding().bytes > 1 << 20, "{}", report.json["totals"]);
+}
+
 /// A program with the runtime's profile can be sampled, too.
 #[test]
 fn what_has_buckets_can_be_sampled() {

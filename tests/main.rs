@@ -14,6 +14,7 @@ mod formats;
 mod go_both;
 mod go_heap;
 mod go_leaks;
+mod go_libraries;
 mod goroutines;
 mod harness;
 mod hostile;

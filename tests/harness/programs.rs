@@ -65,6 +65,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "generated code", compiler: C, files: &["generated.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "hostile", compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "launched", compiler: CXX, files: &["launched.cpp"], flags: WITH_FRAME_POINTERS },
+    Source { name: "loader", compiler: C, files: &["loader.c"], flags: &["-ldl"] },
     Source { name: "main_exits", compiler: C, files: &["main_exits.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "memory", compiler: C, files: &["memory.c"], flags: &["-pthread"] },
     Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },

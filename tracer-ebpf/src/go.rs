@@ -20,7 +20,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     Header,
-    golang::{CLASSES, HEADER_FREE, MAX_SMALL, Runtime, SPACINGS, Sample, TINY},
+    golang::{CLASSES, HEADER_FREE, MAX_SMALL, Runtime, SPACINGS, Sample, TINY, cookie},
     kind, span,
 };
 
@@ -32,9 +32,9 @@ use crate::{
     walk,
 };
 
-/// Runtimes of traced processes by tgid.
+/// Runtimes of traced processes, by tgid (upper half) and number.
 #[map]
-static GO_RUNTIMES: HashMap<u32, Runtime> = HashMap::with_max_entries(4096, 0);
+static GO_RUNTIMES: HashMap<u64, Runtime> = HashMap::with_max_entries(4096, 0);
 
 /// Distances between samples, bytes: quantiles of the exponential distribution, the last of which stands for its tail. Filled
 /// by user space.
@@ -130,14 +130,27 @@ fn distance() -> u64 {
     sum
 }
 
+/// What a probe was told when it was attached: its cookie.
+#[inline(always)]
+fn cookie(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the context is that of a uprobe.
+    unsafe { bpf_get_attach_cookie(ctx.as_ptr()) }
+}
+
+/// The runtime that a probe lies in.
+#[inline(always)]
+fn runtime(ctx: &ProbeContext, pid_tgid: u64) -> Option<&'static Runtime> {
+    let key = pid_tgid & !0xffff_ffff | cookie::number(cookie(ctx));
+    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
+    GO_RUNTIMES.get_ptr(key).map(|runtime| unsafe { &*runtime })
+}
+
 /// Samples the allocation of `charge` bytes, or what became of that.
 #[inline(always)]
 fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
     let registers = process::go_registers(ctx.as_ptr());
     let size = registers.first;
-    let Some(runtime) = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32) else { return };
-    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
-    let runtime = unsafe { &*runtime };
+    let Some(runtime) = runtime(ctx, pid_tgid) else { return };
     if runtime.at_check != 0 && registers.flags & BELOW_OR_EQUAL != 0 {
         return;
     }
@@ -202,9 +215,7 @@ fn waited<'a>(ctx: &ProbeContext, pid_tgid: u64, until: u32) -> Option<(&'a mut 
         let _ = WAITING.remove(key);
         return None;
     }
-    let runtime = GO_RUNTIMES.get_ptr((pid_tgid >> 32) as u32)?;
-    // SAFETY: as in `sample`.
-    Some((thread, unsafe { &*runtime }, pending))
+    Some((thread, runtime(ctx, pid_tgid)?, pending))
 }
 
 /// Whether a goroutine must help the garbage collector before it gets an object.
@@ -292,8 +303,7 @@ pub(crate) fn new_span(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some((thread, runtime, mut pending)) = waited(ctx, pid_tgid, SPAN) else { return };
     let registers = process::go_registers(ctx.as_ptr());
-    // SAFETY: the context is that of a uprobe.
-    let span = match unsafe { bpf_get_attach_cookie(ctx.as_ptr()) } {
+    let span = match cookie::told(cookie(ctx)) {
         span::CACHED => cached_span(mcache(runtime, registers.g), runtime, pending.class),
         _ => registers.first,
     };
@@ -324,7 +334,7 @@ fn send(thread: &mut Thread, pid_tgid: u64, span: u64, runtime: &Runtime, addr: 
     let size = word(span + u64::from(runtime.span_element_size));
     // Not that of the sample: who has helped the garbage collector may get the object after its cycle.
     let sweepgen = word(runtime.sweepgen) as u32;
-    let header = Header::new(kind::GO_SAMPLE, thread.target.generation, 0, pid_tgid);
+    let header = Header::new(kind::GO_SAMPLE, thread.target.generation, runtime.number, pid_tgid);
     emit::sample(&Sample { header, addr, size, charge, stack, time, sweepgen, class });
 }
 

@@ -3,7 +3,29 @@
 
 use crate::Header;
 
-/// Where the runtime of one process keeps what; value of the map GO_RUNTIMES, keyed by tgid. Offsets in bytes.
+/// Most Go runtimes of one process: libraries bring their own. What tells them apart is the slot of a record.
+pub const RUNTIMES: u32 = 16;
+
+/// Cookies of the programs that follow Go runtimes: what the program is told, and of which runtime of the process its site is.
+pub mod cookie {
+    /// Packs one.
+    pub const fn pack(told: u64, number: u32) -> u64 {
+        told | (number as u64) << 8
+    }
+
+    /// What the program is told.
+    pub const fn told(cookie: u64) -> u64 {
+        cookie & 0xff
+    }
+
+    /// Number of the runtime.
+    pub const fn number(cookie: u64) -> u64 {
+        cookie >> 8 & (super::RUNTIMES as u64 - 1)
+    }
+}
+
+/// Where one runtime of a process keeps what; value of the map GO_RUNTIMES, keyed by tgid (upper half) and number. Offsets in
+/// bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Runtime {
@@ -39,6 +61,8 @@ pub struct Runtime {
     pub wide: u32,
     /// Bytes before an object with pointers that is larger than [`HEADER_FREE`]: 8 from Go 1.22 on, else 0.
     pub header: u32,
+    /// Which of its process's runtimes it is, below [`RUNTIMES`].
+    pub number: u32,
     /// Address of `gcBlackenEnabled`, 32 bits: whether goroutines must help the garbage collector before they get an object,
     /// inside the probed function. 0: they never do there.
     pub assist: u64,
@@ -143,6 +167,14 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cookies_come_back() {
+        for (told, number) in [(0, 0), (1, 15), (0xff, 3)] {
+            let packed = cookie::pack(told, number);
+            assert_eq!((cookie::told(packed), cookie::number(packed)), (told, u64::from(number)));
+        }
+    }
 
     #[test]
     fn tables_agree_with_the_search() {

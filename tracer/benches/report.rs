@@ -32,6 +32,7 @@ fn profile() -> Profile {
     let functions: Vec<Arc<[Frame]>> = (0..5000u64)
         .map(|n| {
             let frame = Frame {
+                symbol: None,
                 function: Some(format!("service::module_{}::Handler<T>::function_{n}", n % 37)),
                 file: Some(format!("/src/service/module_{}.cc", n % 37)),
                 line: Some(n as u32 + 1),

@@ -136,8 +136,8 @@ impl Attached {
 
     /// As reports describe it.
     pub fn target(&self) -> Target {
-        let native = SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None };
-        Target { heaps: self.allocator.iter().map(|_| native).collect(), ..self.target.clone() }
+        let native = |_| SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None };
+        Target { heaps: self.allocator.iter().map(native).collect(), ..self.target.clone() }
     }
 
     /// Path of the file whose allocator is probed, as the process sees it: hostile text.

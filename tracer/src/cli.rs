@@ -248,6 +248,13 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
     if sizes.0 > sizes.1 {
         return conflict("--min-size is larger than --max-size: no allocation would be recorded");
     }
+    if let (Some(_), CliGoHeap::Buckets | CliGoHeap::Enable) = (cli.min_age, cli.go_heap) {
+        let way = cli.go_heap.to_possible_value().map(|way| way.get_name().to_owned()).unwrap_or_default();
+        return conflict(&format!(
+            "--min-age cannot be used with --go-heap={way}: the profile that a Go runtime keeps does not tell the ages of \
+             objects; take --go-heap=sample, or leave --go-heap away, which samples then"
+        ));
+    }
     let verbosity = cli.output.verbosity();
     let outputs = cli.output.outputs()?;
     Ok(Config {
@@ -532,6 +539,8 @@ mod tests {
             ("-p 5 --max-memory 10000TiB", "4096TiB"),
             ("-p 5 --value weight", "bytes"),
             ("-p 5 --go-heap none", "sample"),
+            ("-p 5 --min-age 5s --go-heap buckets", "--min-age cannot be used with --go-heap=buckets: "),
+            ("-p 5 --min-age 5s --go-heap enable", "--min-age cannot be used with --go-heap=enable: "),
             ("-p 5 --sample 0", "1GiB"),
         ] {
             let message = refusal(line);

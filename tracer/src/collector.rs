@@ -46,10 +46,12 @@ pub enum Request {
         /// Whether to stop it (SIGSTOP) when it has become another program.
         stop_at_exec: bool,
     },
-    /// Pass on the sampled objects of a Go process.
+    /// Pass on the sampled objects of a Go runtime.
     FollowGo {
         /// The process.
         pid: Pid,
+        /// Which of the process's runtimes it is.
+        number: u8,
         /// Where they go.
         samples: mpsc::Sender<go_heap::Input>,
     },
@@ -96,6 +98,8 @@ pub enum Notice {
     FirstThreadEnded(Pid),
     /// A return address of some process had to be left alone, and the outcome of a call was not seen for that.
     ReturnDeclined,
+    /// Libraries of a process have come or gone.
+    Mapped(Pid),
 }
 
 /// What all stacks hold at one moment.
@@ -190,17 +194,19 @@ struct Tracked {
     trampoline: bool,
     /// Stacks with an address that no mapping had, waiting for the next look at the mappings.
     unplaced: Vec<StackIndex>,
+    /// Whether executable mappings have come or gone of which nobody was told.
+    is_changed: bool,
 }
 
-/// A Go process whose sampled objects are passed on.
-struct GoProcess {
+/// A Go runtime whose sampled objects are passed on.
+struct GoHeap {
     samples: mpsc::Sender<go_heap::Input>,
     /// Those that have come since the last were passed on.
     batch: Vec<Sample>,
     stacks: HashSet<StackIndex>,
 }
 
-impl GoProcess {
+impl GoHeap {
     fn pass_on(&mut self) {
         if !self.batch.is_empty() {
             // Whoever follows it may have given up.
@@ -220,7 +226,8 @@ pub struct Collector {
     trails: Trails,
     loss: Loss,
     unknown_records: u64,
-    go: HashMap<Pid, GoProcess>,
+    /// By process, and the number of the runtime in it.
+    go: HashMap<(Pid, u8), GoHeap>,
     requests: mpsc::Receiver<Request>,
     notify: Box<dyn Fn(Notice) + Send>,
 }
@@ -276,8 +283,8 @@ impl Collector {
     fn obey(&mut self, request: Request) {
         match request {
             Request::Enable { pid, text, space, stop_at_exec } => self.enable(pid, text, *space, stop_at_exec),
-            Request::FollowGo { pid, samples } => {
-                self.go.insert(pid, GoProcess { samples, batch: Vec::new(), stacks: HashSet::new() });
+            Request::FollowGo { pid, number, samples } => {
+                self.go.insert((pid, number), GoHeap { samples, batch: Vec::new(), stacks: HashSet::new() });
             }
             Request::Interrupted => {
                 self.take_in_all();
@@ -307,8 +314,13 @@ impl Collector {
         target.trampoline = space.trampoline().unwrap_or(0);
         target.stop_at_exec = stop_at_exec.into();
         self.unwinder.follow(pid, &space);
-        let tracked =
-            Tracked { space, refreshed: Instant::now(), trampoline: target.trampoline != 0, unplaced: Vec::new() };
+        let tracked = Tracked {
+            space,
+            refreshed: Instant::now(),
+            trampoline: target.trampoline != 0,
+            unplaced: Vec::new(),
+            is_changed: false,
+        };
         self.processes.insert(pid, tracked);
         if let Err(error) = self.events.enable(pid, target) {
             tracing::error!("cannot record process {pid}: {error}");
@@ -350,14 +362,14 @@ impl Collector {
                     }
                     Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }) => {
                         let stack = heap.intern(origin.pid, stack);
-                        if let Some(process) = go.get_mut(&origin.pid) {
+                        if let Some(process) = go.get_mut(&(origin.pid, origin.slot)) {
                             process.stacks.insert(stack);
                             let stack = stack.raw();
                             process.batch.push(Sample { addr, size, charge, time, sweepgen, class, stack });
                         }
                     }
                     Event::Exec => {
-                        go.remove(&origin.pid);
+                        go.retain(|(pid, _), _| *pid != origin.pid);
                         if let Some(process) = processes.get_mut(&origin.pid) {
                             process.space = AddressSpace::new(origin.pid);
                             process.trampoline = false;
@@ -372,7 +384,7 @@ impl Collector {
             }
             Err(event::Unintelligible) => *unknown_records += 1,
         });
-        go.values_mut().for_each(GoProcess::pass_on);
+        go.values_mut().for_each(GoHeap::pass_on);
         taken
     }
 
@@ -470,6 +482,9 @@ impl Collector {
             if process.refreshed.elapsed() >= REFRESH_PERIOD {
                 process.refresh(*pid, &mut self.heap, &mut self.unwinder, &mut self.trails);
             }
+            if std::mem::take(&mut process.is_changed) {
+                (self.notify)(Notice::Mapped(*pid));
+            }
         }
     }
 
@@ -511,7 +526,7 @@ impl Collector {
                 }
             }
         }
-        let go_stacks = self.go.iter().flat_map(|(pid, process)| {
+        let go_stacks = self.go.iter().flat_map(|((pid, _), process)| {
             process.stacks.iter().map(|stack| {
                 let (trail, end) = (self.trail(*stack), self.end(*stack));
                 GoStack { pid: *pid, stack: *stack, trail, end }
@@ -551,7 +566,10 @@ impl Tracked {
     fn refresh(&mut self, pid: Pid, heap: &mut Heap, unwinder: &mut Unwinder, trails: &mut Trails) {
         self.refreshed = Instant::now();
         match self.space.refresh() {
-            Ok(true) => unwinder.follow(pid, &self.space),
+            Ok(true) => {
+                self.is_changed = true;
+                unwinder.follow(pid, &self.space);
+            }
             Ok(false) => {}
             Err(error) => {
                 // Gone: what was known stays.

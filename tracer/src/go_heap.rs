@@ -17,31 +17,58 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use tracer_ebpf::span;
+use tracer_ebpf::{golang::cookie, span};
 
 use follower::Follower;
-pub use follower::{HeapSnapshot, HeapStack, HeapUsage, Input, Way};
+pub use follower::{Collections, HeapSnapshot, HeapStack, HeapUsage, Input, Way};
 
 use crate::{
     bpf::{GoMaps, Links, Programs, Site},
     config::GoHeapChoice,
     event::Pid,
-    go_process::{self, reader},
+    go_process::{self, Libraries, reader},
     golang::{self, Finding, Runtime, heap},
     last_will::Clause,
     process::memory,
     report::visible,
 };
 
-/// Function of the runtime without which the linker turns its profile off.
-const PROFILE: &str = "runtime.MemProfile";
-
-/// What can be seen of the Go runtime of a process, and how, or why not; empty when it is no Go program.
+/// What can be seen of the Go runtimes of a process, and how, or why not; empty when there is no Go in it.
 pub fn diagnose(pid: Pid) -> Vec<Finding> {
-    match GoProcess::open(pid) {
+    let mut findings = match GoProcess::open(pid) {
         Ok(process) => process.map(|process| process.diagnose()).unwrap_or_default(),
         Err(error) => vec![Finding::problem(format!("its Go runtime cannot be seen: {error}"))],
+    };
+    let found = Libraries::new(pid).look();
+    for runtime in found.runtimes {
+        let path = runtime.library().cloned().unwrap_or_default();
+        let process = GoProcess::of(pid, runtime);
+        findings.extend(process.diagnose().into_iter().map(|finding| finding.of(&path)));
     }
+    for plugin in found.plugins {
+        findings.push(
+            Finding::good("a plugin for the Go runtime of the executable").of(plugin.library().map_or("", |path| path)),
+        );
+    }
+    findings.extend(found.problems.into_iter().map(Finding::problem));
+    findings
+}
+
+/// What is told where the profile is on that the program cannot have turned on.
+const LEFT_BEHIND: &str = "MemProfileRate was set from outside, most likely by a tracer with --go-heap=enable that was \
+                           killed: run one with --go-heap=enable once more to its end, which sets it back";
+
+/// How a heap is to be followed.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// The way.
+    pub choice: GoHeapChoice,
+    /// Mean of bytes between samples.
+    pub mean: u64,
+    /// Whether ages of objects are asked for, which the profile that a runtime keeps does not have.
+    pub ages: bool,
+    /// Whether the first instruction of the program is yet to come.
+    pub begins: bool,
 }
 
 /// A Go process that is being looked at, not yet followed.
@@ -62,24 +89,23 @@ impl GoProcess {
         }
     }
 
+    /// A runtime of a process that is known.
+    pub fn of(pid: Pid, runtime: Arc<Runtime>) -> Self {
+        Self { pid, runtime }
+    }
+
     /// What can be seen of it, and how, or why not.
     pub fn diagnose(&self) -> Vec<Finding> {
         golang::diagnose(&self.runtime, &reader(self.pid))
     }
 
-    /// Begins to follow its heap. `begins`: its first instruction is yet to come. Samples that the collector takes in go to
+    /// Begins to follow its heap, that of the runtime of this number in the process. Samples that the collector takes in go to
     /// [`GoHeap::samples`].
     ///
     /// # Errors
     /// Its heap cannot be understood, or the kernel refuses the probes.
-    pub fn follow(
-        self,
-        programs: &mut Programs,
-        maps: &mut GoMaps,
-        choice: GoHeapChoice,
-        mean: u64,
-        begins: bool,
-    ) -> Result<GoHeap> {
+    pub fn follow(self, programs: &mut Programs, maps: &mut GoMaps, wish: Wish, number: u8) -> Result<GoHeap> {
+        let Wish { choice, mean, ages, begins } = wish;
         if tracing::enabled!(tracing::Level::DEBUG) {
             for finding in self.diagnose() {
                 tracing::debug!("Go: {}", visible(&finding.to_string()));
@@ -89,10 +115,25 @@ impl GoProcess {
         let memory = reader(pid);
         let rate = match heap::profile_rate(&runtime, &memory) {
             // It is set to 0 when the runtime starts, if nothing of the program can read the profile.
-            Ok(_) if begins && runtime.executable.tables.function_named(PROFILE).is_none() => Ok(0),
+            Ok(_) if begins && heap::is_turned_off(&runtime) => Ok(0),
             found => found,
         };
+        let left_behind = rate.as_ref().is_ok_and(|rate| heap::is_left_behind(&runtime, *rate));
         let (way, why, enabled) = match (choice, rate) {
+            (GoHeapChoice::Enable, Ok(rate)) if left_behind => {
+                let enabled = Enabled::taken_over(&runtime, pid)?;
+                (
+                    Way::Buckets(rate),
+                    "a tracer that was killed had set MemProfileRate; it is set back at the end",
+                    Some(enabled),
+                )
+            }
+            (GoHeapChoice::Auto | GoHeapChoice::Buckets, Ok(rate @ 1..)) if left_behind && !ages => {
+                (Way::Buckets(rate), LEFT_BEHIND, None)
+            }
+            (GoHeapChoice::Auto, Ok(1..)) if ages => {
+                (Way::Sampled, "the profile that the runtime keeps has no ages, which --min-age asks for", None)
+            }
             (GoHeapChoice::Auto, Ok(rate @ 1..)) => {
                 (Way::Buckets(rate), "the runtime keeps a profile of its heap (MemProfileRate is not 0)", None)
             }
@@ -122,8 +163,10 @@ impl GoProcess {
         };
         let mut links = Links::default();
         if way == Way::Sampled
-            && let Err(error) =
-                maps.set_mean(mean).map_err(Into::into).and_then(|()| probe(programs, maps, &runtime, pid, &mut links))
+            && let Err(error) = maps
+                .set_mean(mean)
+                .map_err(Into::into)
+                .and_then(|()| probe(programs, maps, &runtime, (pid, number), &mut links))
         {
             links.detach(programs);
             return Err(error);
@@ -131,13 +174,15 @@ impl GoProcess {
         let (inputs, input) = mpsc::channel();
         let follower = Follower::new(Arc::clone(&runtime), pid, way, mean);
         let follower = thread::Builder::new().name("go heap".to_owned()).spawn(move || follower.run(&input))?;
-        Ok(GoHeap { pid, runtime, way, why, links, inputs, follower, enabled })
+        Ok(GoHeap { pid, number, runtime, way, why, links, inputs, follower, enabled })
     }
 }
 
 /// The heap of a Go process that is being followed.
 pub struct GoHeap {
     pid: Pid,
+    /// Which of the process's runtimes it is.
+    number: u8,
     runtime: Arc<Runtime>,
     way: Way,
     why: &'static str,
@@ -151,6 +196,11 @@ impl GoHeap {
     /// The process.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Which of its process's runtimes it is.
+    pub fn number(&self) -> u8 {
+        self.number
     }
 
     /// Its runtime, which names addresses.
@@ -177,20 +227,29 @@ impl GoHeap {
         asked.ok().and_then(|()| answer.recv().ok()).unwrap_or_else(gone)
     }
 
+    /// What it is called in a sentence: hostile text.
+    pub fn name(&self) -> String {
+        match self.runtime.library() {
+            Some(library) => format!("the Go heap of {library} in process {}", self.pid),
+            None => format!("the Go heap of process {}", self.pid),
+        }
+    }
+
     /// How it was seen and why, in a sentence.
     pub fn note(&self) -> String {
-        let Self { pid, why, .. } = self;
+        let Self { why, .. } = self;
+        let heap = self.name();
         match self.way {
             Way::Sampled => format!(
-                "the Go heap of process {pid} is sampled ({why}): what was allocated before is not in it; what is younger \
+                "{heap} is sampled ({why}): what was allocated before is not in it; what is younger \
                  than its last garbage collection counts by how much of the same stack survives one"
             ),
-            Way::Buckets(rate) if self.enabled.is_some() => {
-                format!("the Go heap of process {pid} is its own profile, a sample every {rate} bytes ({why})")
+            Way::Buckets(rate) if self.enabled.is_some() || self.why == LEFT_BEHIND => {
+                format!("{heap} is its own profile, a sample every {rate} bytes ({why})")
             }
-            Way::Buckets(rate) => format!(
-                "the Go heap of process {pid} is its own profile since it began, a sample every {rate} bytes ({why})"
-            ),
+            Way::Buckets(rate) => {
+                format!("{heap} is its own profile since it began, a sample every {rate} bytes ({why})")
+            }
         }
     }
 
@@ -216,9 +275,15 @@ struct Enabled {
 
 impl Enabled {
     fn new(runtime: &Runtime, pid: Pid, rate: u64) -> Result<Self> {
+        let enabled = Self::taken_over(runtime, pid)?;
+        memory::write_word(pid, enabled.addr, rate).context("cannot write to its memory")?;
+        Ok(enabled)
+    }
+
+    /// Of one that another tracer has set.
+    fn taken_over(runtime: &Runtime, pid: Pid) -> Result<Self> {
         let addr = heap::profile_rate_address(runtime)?;
         let undone = Clause::new(move || drop(memory::write_word(pid, addr, 0)));
-        memory::write_word(pid, addr, rate).context("cannot write to its memory")?;
         Ok(Self { pid, addr, _undone_in_haste: undone })
     }
 }
@@ -232,14 +297,21 @@ impl Drop for Enabled {
     }
 }
 
-/// Probes the allocations of a process.
-fn probe(programs: &mut Programs, maps: &mut GoMaps, runtime: &Runtime, pid: Pid, links: &mut Links) -> Result<()> {
+/// Probes the allocations of a runtime, by the process and its number there.
+fn probe(
+    programs: &mut Programs,
+    maps: &mut GoMaps,
+    runtime: &Runtime,
+    (pid, number): (Pid, u8),
+    links: &mut Links,
+) -> Result<()> {
+    let number = u32::from(number);
     let sites = heap::probe_sites(runtime)?;
-    maps.set_runtime(pid, heap::runtime_value(runtime, &sites)?)?;
+    maps.set_runtime(pid, heap::runtime_value(runtime, &sites, number)?)?;
     // The very file, whatever its path leads to by now.
     let file = PathBuf::from(format!("/proc/self/fd/{}", runtime.executable.file().as_raw_fd()));
     let task = NonZeroU32::new(pid).context("process id 0")?;
-    for (program, offsets, cookie) in [
+    for (program, offsets, told) in [
         ("go_new_span", &sites.new_span, span::RESULT),
         ("go_new_span", &sites.refilled, span::CACHED),
         ("go_after_assist", &sites.after_assist, 0),
@@ -248,7 +320,7 @@ fn probe(programs: &mut Programs, maps: &mut GoMaps, runtime: &Runtime, pid: Pid
         if offsets.is_empty() {
             continue;
         }
-        let sites = offsets.iter().map(|offset| Site { offset: *offset, cookie });
+        let sites = offsets.iter().map(|offset| Site { offset: *offset, cookie: cookie::pack(told, number) });
         links.attach(programs, program, &file, sites, task).context("cannot probe its allocations")?;
     }
     tracing::debug!(?sites, "probes on the Go runtime attached");

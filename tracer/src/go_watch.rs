@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::{
     event::Pid,
     go_process,
-    golang::{Group, Growth, Runtime, pause},
+    golang::{Group, Growth, Home, Runtime, pause},
     goroutines,
     process::status::{self, NotTraceable, Status},
     profile::{GoroutineGroup, Language, Target},
@@ -23,6 +23,8 @@ pub struct GoWatch {
     pid: Pid,
     status: Status,
     runtime: Arc<Runtime>,
+    /// Plugins that run in it.
+    plugins: Vec<Arc<Runtime>>,
     opened: Instant,
     growth: Growth<Box<[u64]>>,
     /// Groups of the first look: those that are gone are reported too.
@@ -47,7 +49,7 @@ impl GoWatch {
     /// Of a process whose runtime is known.
     pub fn of(pid: Pid, status: Status, runtime: Arc<Runtime>) -> Self {
         let (opened, growth) = (Instant::now(), Growth::default());
-        Self { pid, status, runtime, opened, growth, first: Vec::new(), last: Vec::new() }
+        Self { pid, status, runtime, plugins: Vec::new(), opened, growth, first: Vec::new(), last: Vec::new() }
     }
 
     /// Looks at the goroutines; `now` is the time at which.
@@ -55,7 +57,7 @@ impl GoWatch {
     /// # Errors
     /// They cannot be read. What was seen before stays.
     pub fn look(&mut self, now: Instant) -> Result<()> {
-        let groups = goroutines::read(self.pid, &self.status, &self.runtime)?.groups;
+        let groups = goroutines::read(self.pid, &self.status, &self.runtime, &self.plugins)?.groups;
         let time = now.saturating_duration_since(self.opened).as_nanos();
         let time = u64::try_from(time).unwrap_or(u64::MAX);
         self.growth.look(time, groups.iter().map(|group| (group.key(), group.count)));
@@ -76,13 +78,17 @@ impl GoWatch {
         let target =
             Target { pid: self.pid, comm, exe, language: Language::Go, heaps: Vec::new(), memory: None, ended: None };
         let trend = |group: &Group| self.growth.trend(&group.key());
-        goroutines::named(&self.runtime, &target, self.last.iter().chain(&gone), trend)
+        goroutines::named(&self.runtime, &self.plugins, &target, self.last.iter().chain(&gone), trend)
     }
 }
 
 /// All processes of a session.
 #[derive(Default)]
-pub struct GoWatches(Vec<Watched>);
+pub struct GoWatches {
+    watched: Vec<Watched>,
+    /// Plugins in the runtimes of executables, by process.
+    plugins: Vec<(Pid, Arc<Runtime>)>,
+}
 
 struct Watched {
     pid: Pid,
@@ -103,32 +109,53 @@ impl GoWatches {
     /// Looks at a process from now on, and again when it has become another program. Its Go runtime is looked for where it is
     /// not known.
     pub fn watch(&mut self, pid: Pid, known: Option<Arc<Runtime>>) {
-        self.0.retain(|watched| watched.pid != pid);
+        self.watched.retain(|watched| watched.pid != pid || watched.is_library());
         let now = Instant::now();
         let watch = known.and_then(|runtime| Some(GoWatch::of(pid, status::check(pid).ok()?, runtime)));
         let stage = watch.map_or(Stage::Searching(0, None), |watch| Stage::Go(Box::new(watch)));
         let mut watched = Watched { pid, since: now, next: Some(now), stage };
-        watched.look();
-        self.0.push(watched);
+        watched.look(&self.plugins);
+        self.watched.push(watched);
+    }
+
+    /// A process has become another program: looks at none of its goroutines any more.
+    pub fn forget(&mut self, pid: Pid) {
+        self.watched.retain(|watched| watched.pid != pid);
+        self.plugins.retain(|(other, _)| *other != pid);
+    }
+
+    /// Looks at the goroutines of a library of the process from now on, too.
+    pub fn add_library(&mut self, pid: Pid, runtime: Arc<Runtime>) {
+        let Ok(status) = status::check(pid) else { return };
+        let now = Instant::now();
+        let stage = Stage::Go(Box::new(GoWatch::of(pid, status, runtime)));
+        let mut watched = Watched { pid, since: now, next: Some(now), stage };
+        watched.look(&[]);
+        self.watched.push(watched);
+    }
+
+    /// Knows the code of a plugin of the process from now on.
+    pub fn add_plugin(&mut self, pid: Pid, plugin: Arc<Runtime>) {
+        self.plugins.push((pid, plugin));
     }
 
     /// Looks at those for which it is time.
     pub fn tick(&mut self, now: Instant) {
-        for watched in self.0.iter_mut().filter(|watched| watched.next.is_some_and(|next| next <= now)) {
-            watched.look();
+        for watched in self.watched.iter_mut().filter(|watched| watched.next.is_some_and(|next| next <= now)) {
+            watched.look(&self.plugins);
         }
     }
 
     /// Looks at all, for the last time.
     pub fn finish(&mut self) {
-        for watched in self.0.iter_mut().filter(|watched| watched.next.is_some()) {
-            watched.look();
+        for watched in self.watched.iter_mut().filter(|watched| watched.next.is_some()) {
+            watched.look(&self.plugins);
         }
     }
 
     /// The groups of all processes, largest first.
     pub fn groups(&self) -> Vec<GoroutineGroup> {
-        let go = self.0.iter().filter_map(|watched| match &watched.stage {
+        let go = self.watched.iter().filter_map(|watched| match &watched.stage {
             Stage::Go(watch) => Some(watch.groups()),
             Stage::Searching(..) | Stage::Other => None,
         });
@@ -139,7 +166,7 @@ impl GoWatches {
 
     /// What the reader of a report should know.
     pub fn notes(&self) -> Vec<String> {
-        let notes = self.0.iter().filter_map(|watched| match &watched.stage {
+        let notes = self.watched.iter().filter_map(|watched| match &watched.stage {
             Stage::Searching(_, Some(why)) => Some(why.clone()),
             _ => None,
         });
@@ -148,7 +175,12 @@ impl GoWatches {
 }
 
 impl Watched {
-    fn look(&mut self) {
+    /// Whether it is about the runtime of a library.
+    fn is_library(&self) -> bool {
+        matches!(&self.stage, Stage::Go(watch) if watch.runtime.home != Home::Executable)
+    }
+
+    fn look(&mut self, plugins: &[(Pid, Arc<Runtime>)]) {
         let begun = Instant::now();
         if let Stage::Searching(attempts, _) = self.stage {
             self.stage = match GoWatch::open(self.pid) {
@@ -163,6 +195,10 @@ impl Watched {
         // What is done once for a process makes no look rarer.
         let took = match &mut self.stage {
             Stage::Go(watch) => {
+                if watch.runtime.home == Home::Executable {
+                    let own = plugins.iter().filter(|(pid, _)| *pid == self.pid);
+                    watch.plugins = own.map(|(_, plugin)| Arc::clone(plugin)).collect();
+                }
                 if let Err(error) = watch.look(now) {
                     tracing::debug!("{}", visible(&format!("{error:#}")));
                 }

@@ -2,6 +2,7 @@
 //! or written to.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeMap,
     sync::Arc,
     thread,
@@ -14,8 +15,8 @@ use rustix::time::{ClockId, clock_gettime};
 use crate::{
     config::GoroutinesConfig,
     exit::Exit,
-    go_process::{self, explained, reader},
-    golang::{self, Goroutines, Group, Runtime, State, Symbols, Trend, suspected_leak},
+    go_process::{self, Libraries, explained, reader},
+    golang::{self, Goroutines, Group, Home, Runtime, State, Symbols, Trend, suspected_leak},
     outputs::Outputs,
     process::status::{self, Status},
     profile::{GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Profile, Target},
@@ -41,17 +42,14 @@ pub fn run(config: &GoroutinesConfig) -> Result<Exit> {
 /// The goroutines of process `pid`, which was found to be `status`.
 fn profile(pid: u32, status: &Status) -> Result<Profile> {
     let (started, clock) = (SystemTime::now(), Instant::now());
-    let runtime = open(pid, status)?;
-    let opened = clock.elapsed();
-    let goroutines = read(pid, status, &runtime)?;
-    let duration = clock.elapsed();
-    tracing::debug!(
-        version = visible(&runtime.executable.version.text).as_ref(),
-        system = goroutines.system,
-        "runtime found in {opened:?}, goroutines read in {:?}",
-        duration - opened
-    );
-    let module = Symbols::new(&*runtime, &status.exe).described();
+    let own = open(pid, status);
+    let libraries = Libraries::new(pid).look_at_all(|| thread::sleep(PAUSE));
+    let runtimes = match own {
+        Err(error) if libraries.runtimes.is_empty() => {
+            return Err(libraries.problems.into_iter().fold(error, |error, problem| error.context(problem)));
+        }
+        own => own.into_iter().chain(libraries.runtimes),
+    };
     let target = Target {
         pid,
         comm: status.comm.clone(),
@@ -61,18 +59,51 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         memory: None,
         ended: None,
     };
+    let mut quality = Quality { notes: libraries.problems, ..Quality::default() };
+    let (mut groups, mut modules) = (Vec::new(), Vec::new());
+    for runtime in runtimes {
+        let plugins = if runtime.home == Home::Executable { &libraries.plugins[..] } else { &[] };
+        let goroutines = match read(pid, status, &runtime, plugins) {
+            Ok(goroutines) => goroutines,
+            // A library that has just been loaded has none yet.
+            Err(error) if runtime.home != Home::Executable => {
+                quality.notes.push(format!("{}: {error:#}", runtime.library().map_or("", |path| path)));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        tracing::debug!(
+            version = visible(&runtime.executable.version.text).as_ref(),
+            system = goroutines.system,
+            "goroutines read, {:?} after the begin",
+            clock.elapsed()
+        );
+        modules.extend(symbols(&runtime, plugins, &status.exe).described());
+        add_quality(&mut quality, &goroutines);
+        groups.extend(named(&runtime, plugins, &target, &goroutines.groups, |_| None));
+    }
+    groups.sort_by_key(|group| Reverse(group.count));
     Ok(Profile {
         kind: Kind::Goroutines,
         started,
-        duration,
+        duration: clock.elapsed(),
         mode: Mode::Snapshot,
-        quality: quality(&goroutines),
-        goroutines: named(&runtime, &target, &goroutines.groups, |_| None),
+        quality,
+        goroutines: groups,
         targets: vec![target],
         stacks: Vec::new(),
         unwind_tables: Vec::new(),
-        modules: vec![module],
+        modules,
     })
+}
+
+/// What names the code of a runtime, and of plugins that run in it, in a process with this executable.
+fn symbols<'a>(runtime: &'a Runtime, plugins: &'a [Arc<Runtime>], exe: &str) -> Symbols<&'a Runtime> {
+    let mut symbols = Symbols::new(runtime, runtime.library().map_or(exe, |path| path));
+    for plugin in plugins {
+        symbols.add(plugin, plugin.library().map_or(exe, |path| path));
+    }
+    symbols
 }
 
 /// Finds the Go runtime of process `pid`, which was found to be `status`.
@@ -83,12 +114,12 @@ pub(crate) fn open(pid: u32, status: &Status) -> Result<Arc<Runtime>> {
     of_the_same(pid, status, go_process::open(pid))
 }
 
-/// Reads the goroutines of process `pid`, which was found to be `status` and to have `runtime`.
+/// Reads the goroutines of process `pid`, which was found to be `status` and to have `runtime`, with these plugins.
 ///
 /// # Errors
 /// As for [`open`].
-pub(crate) fn read(pid: u32, status: &Status, runtime: &Runtime) -> Result<Goroutines> {
-    let goroutines = golang::read_goroutines(runtime, &reader(pid), &|| thread::sleep(PAUSE));
+pub(crate) fn read(pid: u32, status: &Status, runtime: &Runtime, plugins: &[Arc<Runtime>]) -> Result<Goroutines> {
+    let goroutines = golang::read_goroutines_with(runtime, plugins, &reader(pid), &|| thread::sleep(PAUSE));
     of_the_same(pid, status, goroutines.map_err(|error| explained(pid, error)))
 }
 
@@ -103,11 +134,12 @@ fn of_the_same<T>(pid: u32, status: &Status, found: Result<T>) -> Result<T> {
 /// The groups with their names, and with how each has grown, as far as `trend` knows.
 pub(crate) fn named<'a>(
     runtime: &Runtime,
+    plugins: &[Arc<Runtime>],
     target: &Target,
     groups: impl IntoIterator<Item = &'a Group>,
     trend: impl Fn(&Group) -> Option<Trend>,
 ) -> Vec<GoroutineGroup> {
-    let mut symbols = Symbols::new(runtime, &target.exe);
+    let mut symbols = symbols(runtime, plugins, &target.exe);
     let now = clock_gettime(ClockId::Monotonic);
     let now = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
     let groups = groups.into_iter().map(|group| {
@@ -131,6 +163,7 @@ pub(crate) fn named<'a>(
                 only_grows,
             }),
             pid: target.pid,
+            library: runtime.library().cloned(),
             frames: symbols.stack(&group.calls),
             count: group.count,
             state,
@@ -142,7 +175,8 @@ pub(crate) fn named<'a>(
     groups.collect()
 }
 
-fn quality(goroutines: &Goroutines) -> Quality {
+/// Adds what is not known of the goroutines of one runtime.
+fn add_quality(quality: &mut Quality, goroutines: &Goroutines) {
     let mut truncated: BTreeMap<Truncation, u64> = BTreeMap::new();
     for reason in goroutines.groups.iter().filter_map(|group| group.truncation) {
         *truncated.entry(reason).or_default() += 1;
@@ -155,6 +189,8 @@ fn quality(goroutines: &Goroutines) -> Quality {
     ];
     let counts = counts.into_iter().map(|(count, words)| (count, words.to_owned()));
     let notes = counts.chain(reasons).filter(|(count, _)| *count > 0);
-    let notes = notes.map(|(count, words)| format!("{count} {words}")).collect();
-    Quality { truncated, notes, ..Quality::default() }
+    quality.notes.extend(notes.map(|(count, words)| format!("{count} {words}")));
+    for (reason, count) in truncated {
+        *quality.truncated.entry(reason).or_default() += count;
+    }
 }

@@ -16,7 +16,7 @@ use crate::{
     golang::{Runtime, Symbols, heap},
     heap::StackIndex,
     profile::{self, Frame, Frames, Kind, Mode, Profile, SeenHeap, StackEntry, Target},
-    quality::{Quality, Sampling, Truncation},
+    quality::{Collections, Quality, Sampling, Truncation},
     symbolize::{Query, Symbolizer},
     trails::Sites,
 };
@@ -39,6 +39,8 @@ pub struct Trace {
 pub struct GoTrace {
     /// The process.
     pub pid: Pid,
+    /// The library whose runtime it is of; `None` for that of the executable.
+    pub library: Option<Arc<str>>,
     /// How it was seen.
     pub way: Way,
     /// What it holds.
@@ -63,7 +65,20 @@ impl GoTrace {
             samples: sampling.samples,
             relative_error: sampling.relative_error,
         });
-        SeenHeap { heap: profile::Heap::Go, mode, sampling }
+        SeenHeap { heap: self.kind(), mode, sampling }
+    }
+
+    /// Which heap it is.
+    fn kind(&self) -> profile::Heap {
+        self.library.clone().map_or(profile::Heap::Go, profile::Heap::GoLibrary)
+    }
+
+    /// It in words: hostile text.
+    fn name(&self) -> String {
+        match &self.library {
+            Some(library) => format!("the Go heap of {library} in process {}", self.pid),
+            None => format!("the Go heap of process {}", self.pid),
+        }
     }
 }
 
@@ -88,9 +103,15 @@ impl Presenter {
         }
     }
 
-    /// Names the Go code of a process, whose executable is known to it as `module`, by the tables of its runtime.
-    pub fn know_go(&mut self, pid: Pid, runtime: Arc<Runtime>, module: &str) {
-        self.go.insert(pid, Symbols::of_returns(runtime, module));
+    /// Names the Go code of a process, whose executable is known to it as `exe`, by the tables of a runtime or plugin of it.
+    pub fn know_go(&mut self, pid: Pid, runtime: Arc<Runtime>, exe: &str) {
+        let library = runtime.library().cloned();
+        let module = library.as_deref().unwrap_or(exe);
+        match self.go.get_mut(&pid) {
+            Some(known) if library.is_some() => known.add(runtime, module),
+            // Another program than before, if any.
+            _ => drop(self.go.insert(pid, Symbols::of_returns(runtime, module))),
+        }
     }
 
     /// The profile of a snapshot.
@@ -109,7 +130,7 @@ impl Presenter {
         let mode = go.first().map_or(Mode::Exact, |go| go.seen().mode);
         let mut stacks: Vec<StackEntry> = merged(snapshot.stacks).into_iter().map(|stack| self.entry(stack)).collect();
         for go in go {
-            stacks.extend(self.go_entries(go.pid, go.heap));
+            stacks.extend(self.go_entries(go));
         }
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         end_stacks(&targets, &mut stacks);
@@ -125,7 +146,7 @@ impl Presenter {
         quality.silent_targets = targets.iter().filter(silent).count() as u64;
         let unwind_tables = snapshot.unwind_tables;
         let mut modules = self.symbolizer.modules();
-        for module in self.go.values().map(Symbols::described) {
+        for module in self.go.values().flat_map(Symbols::described) {
             // The symbolizer may know it by its parts in C.
             if !modules.contains(&module) {
                 modules.push(module);
@@ -137,7 +158,9 @@ impl Presenter {
 
     /// What a Go heap holds, stacks of the same frames made one: those of the runtime at the leaf are left out, as in Go's own
     /// profiles, and differ by the size of what was allocated.
-    fn go_entries(&mut self, pid: Pid, heap: HeapSnapshot) -> Vec<StackEntry> {
+    fn go_entries(&mut self, go: GoTrace) -> Vec<StackEntry> {
+        let kind = go.kind();
+        let GoTrace { pid, heap, .. } = go;
         let mut entries: Vec<StackEntry> = Vec::with_capacity(heap.stacks.len());
         let mut places: HashMap<Frames, usize> = HashMap::new();
         for HeapUsage { stack, values, oldest, growth } in heap.stacks {
@@ -151,7 +174,7 @@ impl Presenter {
             if place == next {
                 entries.push(StackEntry {
                     pid,
-                    heap: profile::Heap::Go,
+                    heap: kind.clone(),
                     frames,
                     values,
                     uncertain_bytes: 0,
@@ -354,23 +377,32 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
     let sampling: Vec<&heap::Sampling> = go.iter().filter_map(|go| go.heap.sampling.as_ref()).collect();
     let problems = go.iter().filter_map(|go| {
         let problem = go.heap.problem.as_ref()?;
-        Some(format!("the Go heap of process {} could not be followed to the end: {problem}", go.pid))
+        Some(format!("{} could not be followed to the end: {problem}", go.name()))
     });
     let missed = go.iter().filter_map(|go| {
         let heap::Sampling { missed_cycles: missed, cycles, .. } = *go.heap.sampling.as_ref()?;
         (missed > 0).then(|| {
             format!(
-                "{missed} of {cycles} garbage collections of process {} were not looked at in full: objects that ended then may \
-                 still be shown",
-                go.pid
+                "{missed} of {cycles} garbage collections of {} were not looked at in full: objects that ended then may still \
+                 be shown",
+                go.name()
             )
         })
     });
+    let few = go.iter().filter_map(few_samples);
+    let collections = go.iter().filter_map(|go| {
+        let (at_begin, at_end) = go.heap.collections.seen?;
+        let (pid, library, own_profile) = (go.pid, go.library.clone(), go.way != Way::Sampled);
+        Some(Collections { pid, library, at_begin, at_end, own_profile })
+    });
+    let collections: Vec<Collections> = collections.collect();
     let sum = |field: fn(&heap::Sampling) -> u64| sampling.iter().map(|sampling| field(sampling)).sum();
     Quality {
         sampling: together(&sampling, go),
         missed_cycles: sum(|sampling| sampling.missed_cycles),
-        cycles: sum(|sampling| sampling.cycles),
+        cycles: collections.iter().map(Collections::while_traced).sum(),
+        collections,
+        uncollected_heaps: go.iter().filter(|go| !go.heap.collections.collected).count() as u64,
         undecided_samples: sum(|sampling| sampling.undecided),
         unresolved_samples: loss.unresolved + sum(|sampling| sampling.misplaced),
         lost_allocs: loss.allocs,
@@ -390,8 +422,24 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         targets: 0,
         recorded_events: snapshot.counters.events,
         outstanding_bytes: 0,
-        notes: trace.notes.iter().cloned().chain(problems).chain(missed).chain(reasons).collect(),
+        notes: trace.notes.iter().cloned().chain(problems).chain(missed).chain(few).chain(reasons).collect(),
     }
+}
+
+/// Samples that a report should have: a standard error of all bytes of some tenth.
+const ENOUGH_SAMPLES: u64 = 100;
+
+/// What to do where so few samples are held that the numbers are hardly better than guesses.
+fn few_samples(go: &GoTrace) -> Option<String> {
+    let heap::Sampling { mean_bytes, samples, .. } = *go.heap.sampling.as_ref()?;
+    if go.way != Way::Sampled || samples == 0 || samples >= ENOUGH_SAMPLES || mean_bytes <= 1 {
+        return None;
+    }
+    // The largest power of two that gives enough.
+    let wanted: u64 = 1 << (mean_bytes * samples / ENOUGH_SAMPLES).max(1).ilog2();
+    let size = if wanted < 1024 { format!("{wanted}B") } else { format!("{}KiB", wanted / 1024) };
+    let would = samples * mean_bytes / wanted;
+    Some(format!("{} is told by few samples ({samples}): --sample={size} would give about {would}", go.name()))
 }
 
 /// How good the estimates of several processes are together.

@@ -34,7 +34,7 @@ pub struct Target {
 }
 
 /// How one heap of a process was seen.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SeenHeap {
     /// Which heap it is.
     pub heap: Heap,
@@ -110,6 +110,9 @@ pub const JIT: &str = "[jit]";
 pub struct Frame {
     /// Demangled name of the function; `None` when the address could not be symbolized.
     pub function: Option<String>,
+    /// The whole name of the function where people read a shorter one: with the type arguments of a generic function of Go,
+    /// as Go writes it to its own profiles.
+    pub symbol: Option<Box<str>>,
     /// Source file.
     pub file: Option<String>,
     /// Line in it, from 1.
@@ -154,20 +157,30 @@ impl From<Vec<Frame>> for Frames {
 }
 
 /// Where memory comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Heap {
     /// An allocator of C: `malloc` and its family.
     Native,
     /// The Go runtime.
     Go,
+    /// The Go runtime of a library: path of that, hostile text.
+    GoLibrary(Arc<str>),
 }
 
 impl Heap {
     /// Its name in reports.
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Native => "native",
-            Self::Go => "go",
+            Self::Go | Self::GoLibrary(_) => "go",
+        }
+    }
+
+    /// The library whose runtime it is of.
+    pub fn library(&self) -> Option<&str> {
+        match self {
+            Self::GoLibrary(path) => Some(path),
+            Self::Native | Self::Go => None,
         }
     }
 }
@@ -199,6 +212,8 @@ pub struct StackEntry {
 pub struct GoroutineGroup {
     /// Process that they belong to.
     pub pid: u32,
+    /// The library whose Go runtime they belong to; `None` for that of the executable. Hostile text.
+    pub library: Option<Arc<str>>,
     /// Frames, root first. Of running goroutines only the function that they began with is known.
     pub frames: Frames,
     /// How many they are.
@@ -351,13 +366,11 @@ impl Profile {
         self.goroutines.iter().map(|group| group.count).sum()
     }
 
-    /// Whether the processes have both kinds of heap.
-    pub fn has_both_heaps(&self) -> bool {
-        let has = |heap| {
-            self.stacks.iter().any(|stack| stack.heap == heap)
-                || self.targets.iter().flat_map(|target| &target.heaps).any(|seen| seen.heap == heap)
-        };
-        has(Heap::Go) && has(Heap::Native)
+    /// Whether the processes have heaps of several kinds, or of several libraries.
+    pub fn has_several_heaps(&self) -> bool {
+        let seen = self.targets.iter().flat_map(|target| &target.heaps).map(|seen| &seen.heap);
+        let mut heaps = seen.chain(self.stacks.iter().map(|stack| &stack.heap));
+        heaps.next().is_some_and(|first| heaps.any(|heap| heap != first))
     }
 
     /// How many goroutines there were at the first look; `None` when they were looked at only once.

@@ -1,6 +1,6 @@
 //! `Quality`: every way in which a profile can be incomplete, as typed facts that travel with it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tracer_ebpf::end;
 
@@ -76,6 +76,29 @@ pub struct Sampling {
     pub relative_error: f64,
 }
 
+/// The garbage collections of one Go heap, counted since its process began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collections {
+    /// The process.
+    pub pid: u32,
+    /// The library whose Go runtime it is; `None` for that of the executable. Hostile text.
+    pub library: Option<Arc<str>>,
+    /// Those that had come to their end when tracing began.
+    pub at_begin: u64,
+    /// And at the end.
+    pub at_end: u64,
+    /// Whether the numbers are those of the runtime's own profile, which is as of a collection, and not of the end.
+    pub own_profile: bool,
+}
+
+impl Collections {
+    /// How many came in the time.
+    pub fn while_traced(&self) -> u64 {
+        // The runtime's count goes round.
+        self.at_end.wrapping_sub(self.at_begin) & (u64::MAX >> 33)
+    }
+}
+
 /// How far a profile can be trusted. All counts are 0 in a perfect trace, `unmatched_frees` and the bases excepted.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Quality {
@@ -108,6 +131,10 @@ pub struct Quality {
     pub missed_cycles: u64,
     /// Cycles of Go garbage collectors altogether.
     pub cycles: u64,
+    /// The same of each Go heap.
+    pub collections: Vec<Collections>,
+    /// Go heaps of which what is shown may be garbage: no collection has come that would tell.
+    pub uncollected_heaps: u64,
     /// Sampled objects of which it is not known whether they are still alive. They are shown.
     pub undecided_samples: u64,
     /// Sampled objects whose address did not come to be known. They are not shown.
@@ -161,6 +188,8 @@ pub enum Missing {
     Ends,
     /// Cycles of Go garbage collectors.
     Cycles,
+    /// Any cycle of the garbage collector of a Go heap.
+    AllCycles,
 }
 
 impl Missing {
@@ -182,6 +211,7 @@ impl Missing {
             Self::Samples => "unresolved_samples",
             Self::Ends => "undecided_samples",
             Self::Cycles => "missed_cycles",
+            Self::AllCycles => "uncollected_heaps",
         }
     }
 
@@ -202,7 +232,8 @@ impl Missing {
             | Self::Stacks
             | Self::Roots
             | Self::Ends
-            | Self::Cycles => false,
+            | Self::Cycles
+            | Self::AllCycles => false,
         }
     }
 }
@@ -257,6 +288,7 @@ impl Quality {
             (Missing::Certainty, q.uncertain_bytes, q.outstanding_bytes, share),
             (Missing::Samples, q.unresolved_samples, samples + q.unresolved_samples, of_samples),
             (Missing::Ends, q.undecided_samples, samples, of_samples),
+            (Missing::AllCycles, q.uncollected_heaps, 0, Some(0.0)),
             (Missing::Cycles, cycles, q.cycles, Some(INCOMPLETE_CYCLES)),
             (Missing::Roots, q.truncated_stacks(), 0, None),
             (Missing::UnseenFrees, q.missed_frees, q.recorded_events, share),

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use hashbrown::HashMap;
+use tracer_ebpf::golang::RUNTIMES;
 
 use crate::{
     attach::{Attached, Returns},
@@ -20,7 +21,8 @@ use crate::{
     coverage::Coverage,
     event::Pid,
     exit::Exit,
-    go_heap::{GoHeap, GoProcess},
+    go_heap::{GoHeap, GoProcess, Way, Wish},
+    go_process::Libraries,
     go_watch::GoWatches,
     golang::Runtime,
     memory::Memory,
@@ -119,6 +121,7 @@ pub fn run(config: Config) -> Result<Exit> {
         go: Vec::new(),
         notes: Vec::new(),
         goroutines: GoWatches::default(),
+        libraries: Vec::new(),
         requests,
         input,
         inputs,
@@ -150,6 +153,8 @@ struct Session {
     coverage: Coverage,
     /// When processes ended, since recording began.
     ended: HashMap<Pid, Duration>,
+    /// Where Go runtimes of libraries are looked for.
+    libraries: Vec<Libraries>,
     requests: mpsc::Sender<Request>,
     input: mpsc::Receiver<Input>,
     inputs: mpsc::Sender<Input>,
@@ -231,26 +236,88 @@ impl Session {
         Returns::new(self.config.returns, among_others)
     }
 
-    /// Begins to follow the Go heap of a process. Whether it has one. `begins`: its first instruction is yet to come.
+    /// Begins to follow the Go heaps of a process. Whether it has one. `begins`: its first instruction is yet to come.
     fn attach_go(&mut self, pid: Pid, begins: bool) -> Result<bool> {
-        if self.config.go_heap == GoHeapChoice::Off {
-            return Ok(false);
+        let off = self.config.go_heap == GoHeapChoice::Off;
+        let own = if off { Ok(None) } else { GoProcess::open(pid) };
+        let own = own.and_then(|process| process.map(|process| self.follow_go(pid, process, begins)).transpose());
+        let own = own.with_context(|| format!("the Go heap of process {pid} cannot be followed"));
+        self.libraries.retain(|libraries| libraries.pid() != pid);
+        self.libraries.push(Libraries::new(pid));
+        let in_libraries = self.attach_go_libraries(pid);
+        match own {
+            Err(problem) if in_libraries => {
+                self.notes.push(format!("{problem:#}"));
+                Ok(true)
+            }
+            own => Ok(own?.is_some() || in_libraries),
         }
-        let Config { go_heap, sample, .. } = self.config;
-        let opened = GoProcess::open(pid).and_then(|process| {
-            let follow =
-                |process: GoProcess| process.follow(&mut self.programs, &mut self.go_maps, go_heap, sample, begins);
-            process.map(follow).transpose()
-        });
-        let Some(heap) = opened.with_context(|| format!("the Go heap of process {pid} cannot be followed"))? else {
-            return Ok(false);
-        };
-        let exe = status::check(pid).map(|status| status.exe).unwrap_or_default();
-        self.presenter.know_go(pid, heap.runtime(), &exe);
+    }
+
+    /// Begins to follow the heap of a Go runtime.
+    fn follow_go(&mut self, pid: Pid, process: GoProcess, begins: bool) -> Result<()> {
+        let Config { go_heap: choice, sample: mean, min_age, .. } = self.config;
+        let number = self.go.iter().filter(|go| go.pid() == pid).count();
+        let number = u8::try_from(number).ok().filter(|number| u32::from(*number) < RUNTIMES);
+        let number = number.with_context(|| format!("the process has more than {RUNTIMES} Go runtimes"))?;
+        let wish = Wish { choice, mean, ages: min_age > Duration::ZERO, begins };
+        let heap = process.follow(&mut self.programs, &mut self.go_maps, wish, number)?;
+        self.know_go(pid, heap.runtime());
         self.notes.push(heap.note());
-        self.send(Request::FollowGo { pid, samples: heap.samples() })?;
+        self.send(Request::FollowGo { pid, number, samples: heap.samples() })?;
         self.go.push(heap);
-        Ok(true)
+        Ok(())
+    }
+
+    /// Names Go code of a process.
+    fn know_go(&mut self, pid: Pid, runtime: Arc<Runtime>) {
+        let exe = status::check(pid).map(|status| status.exe).unwrap_or_default();
+        self.presenter.know_go(pid, runtime, &exe);
+    }
+
+    /// Begins to follow the Go runtimes of libraries that a process has loaded since the last look. Whether there is one whose
+    /// heap is followed.
+    fn attach_go_libraries(&mut self, pid: Pid) -> bool {
+        let own = self.libraries.iter_mut().find(|libraries| libraries.pid() == pid);
+        let Some(found) = own.map(Libraries::look) else { return false };
+        let mut follows = false;
+        for runtime in found.runtimes {
+            self.goroutines.add_library(pid, Arc::clone(&runtime));
+            if self.config.go_heap == GoHeapChoice::Off {
+                continue;
+            }
+            let library = runtime.library().cloned().unwrap_or_default();
+            match self.follow_go(pid, GoProcess::of(pid, runtime), false) {
+                Ok(()) => follows = true,
+                Err(problem) => {
+                    self.notes.push(format!("the Go heap of {library} in process {pid} is not seen: {problem:#}"));
+                }
+            }
+        }
+        let sampled =
+            self.go.iter().any(|go| go.pid() == pid && go.runtime().library().is_none() && go.way() == Way::Sampled);
+        for plugin in found.plugins {
+            if sampled {
+                // It has a copy of the functions that allocate.
+                self.notes.push(format!(
+                    "what the plugin {} allocates is not sampled: --go-heap=buckets sees it",
+                    plugin.library().map_or("", |path| path)
+                ));
+            }
+            self.know_go(pid, Arc::clone(&plugin));
+            self.goroutines.add_plugin(pid, plugin);
+        }
+        self.notes.extend(found.problems);
+        follows
+    }
+
+    /// Looks at the libraries of a process that has loaded some, and again at those whose Go runtime was not ready.
+    fn look_at_libraries(&mut self) {
+        let waiting: Vec<Pid> =
+            self.libraries.iter().filter(|libraries| libraries.is_waiting()).map(Libraries::pid).collect();
+        for pid in waiting {
+            self.attach_go_libraries(pid);
+        }
     }
 
     fn enable(&mut self, attached: Attached) -> Result<()> {
@@ -411,6 +478,7 @@ impl Session {
         self.goroutines.tick(Instant::now());
         let go = &self.go;
         self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
+        self.look_at_libraries();
         let Self { attached, programs, requests, .. } = self;
         for attached in attached {
             if let Some((text, space)) = attached.follow(programs) {
@@ -423,7 +491,7 @@ impl Session {
     }
 
     fn heed(&mut self, notice: Notice) -> Result<()> {
-        let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid)) = notice else {
+        let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid) | Notice::Mapped(pid)) = notice else {
             // Of which process it was is not said: few use this way.
             self.attached.iter_mut().for_each(|attached| attached.leave_returns_alone(&mut self.programs));
             return Ok(());
@@ -442,8 +510,13 @@ impl Session {
         {
             return self.follow_launched(launched);
         }
+        if let Notice::Mapped(_) = notice {
+            self.attach_go_libraries(pid);
+            return Ok(());
+        }
         let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) else { return Ok(()) };
         match notice {
+            Notice::Mapped(_) => {}
             Notice::Exec(_) => attached.has_execed(),
             Notice::FirstThreadEnded(_) => {
                 if attached.move_to_another_thread(&mut self.programs) {
@@ -458,11 +531,15 @@ impl Session {
 
     /// The Go runtime of a process whose heap is followed.
     fn runtime_of(&self, pid: Pid) -> Option<Arc<Runtime>> {
-        self.go.iter().find(|go| go.pid() == pid).map(GoHeap::runtime)
+        let own = |go: &&GoHeap| go.pid() == pid && go.runtime().library().is_none();
+        self.go.iter().find(own).map(GoHeap::runtime)
     }
 
     /// A process has become another program: its Go heap is gone.
     fn forget_go(&mut self, pid: Pid) {
+        self.goroutines.forget(pid);
+        self.libraries.retain(|libraries| libraries.pid() != pid);
+        self.libraries.push(Libraries::new(pid));
         while let Some(index) = self.go.iter().position(|go| go.pid() == pid) {
             self.notes.push(format!("process {pid} became another program; its Go heap until then is not shown"));
             self.go.remove(index).detach(&mut self.programs);
@@ -472,7 +549,12 @@ impl Session {
     /// What the heaps of Go processes hold now.
     fn go_traces(&self, last: bool) -> Vec<GoTrace> {
         let Config { min_age, sizes, .. } = self.config;
-        let trace = |go: &GoHeap| GoTrace { pid: go.pid(), way: go.way(), heap: go.snapshot(min_age, sizes, last) };
+        let trace = |go: &GoHeap| GoTrace {
+            pid: go.pid(),
+            library: go.runtime().library().cloned(),
+            way: go.way(),
+            heap: go.snapshot(min_age, sizes, last),
+        };
         self.go.iter().map(trace).collect()
     }
 

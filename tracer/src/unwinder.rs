@@ -196,7 +196,7 @@ impl Unwinder {
 
 /// The address that the start of an executable mapping was linked for, which maps the file from `offset` on. Mappings begin
 /// at pages, segments anywhere: the page may hold the end of another segment too.
-fn linked_address(segments: &[Segment], offset: u64) -> Option<u64> {
+pub fn linked_address(segments: &[Segment], offset: u64) -> Option<u64> {
     let segment = segments.iter().find(|segment| {
         segment.executable
             && (segment.offset & !(PAGE - 1)..segment.offset.saturating_add(segment.size)).contains(&offset)

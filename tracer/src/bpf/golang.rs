@@ -15,17 +15,17 @@ unsafe impl Pod for RuntimeValue {}
 
 /// The maps of runtimes and of distances between samples.
 pub struct GoMaps {
-    pub(super) runtimes: HashMap<MapData, u32, RuntimeValue>,
+    pub(super) runtimes: HashMap<MapData, u64, RuntimeValue>,
     pub(super) spacing: Array<MapData, u64>,
 }
 
 impl GoMaps {
-    /// Says how the runtime of a process is laid out. To be done before its allocations are probed.
+    /// Says how a runtime of a process is laid out. To be done before its allocations are probed.
     ///
     /// # Errors
-    /// When the map is full: more than 4096 processes.
+    /// When the map is full: more than 4096 runtimes.
     pub fn set_runtime(&mut self, pid: u32, runtime: Runtime) -> Result<(), MapError> {
-        self.runtimes.insert(pid, RuntimeValue(runtime), 0)
+        self.runtimes.insert(u64::from(pid) << 32 | u64::from(runtime.number), RuntimeValue(runtime), 0)
     }
 
     /// Has objects sampled every `mean` bytes: distances are exponentially distributed. To be done before anything is probed.

@@ -84,6 +84,15 @@ pub struct HeapUsage {
     pub growth: Option<f64>,
 }
 
+/// The garbage collections of a Go heap, counted since its process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Collections {
+    /// Those at the first look and at the last one. `None` when that could not be read.
+    pub seen: Option<(u64, u64)>,
+    /// Whether the numbers are of a state that a collection has left; else some of it may be garbage.
+    pub collected: bool,
+}
+
 /// What the heap of a Go process holds.
 #[derive(Clone, Debug, Default)]
 pub struct HeapSnapshot {
@@ -91,6 +100,8 @@ pub struct HeapSnapshot {
     pub stacks: Vec<HeapUsage>,
     /// How good that is.
     pub sampling: Option<Sampling>,
+    /// Its garbage collections.
+    pub collections: Collections,
     /// Why it has not been followed to the end, if so.
     pub problem: Option<String>,
 }
@@ -107,6 +118,8 @@ pub(super) struct Follower {
     pid: Pid,
     followed: Followed,
     growth: Growth,
+    /// Garbage collections at the first look and at the last one.
+    collections: Option<(u64, u64)>,
     problem: Option<String>,
 }
 
@@ -117,7 +130,8 @@ impl Follower {
             Way::Sampled => Followed::Objects(Box::new(Objects::new(mean))),
             Way::Buckets(rate) => Followed::Buckets { buckets: Buckets::default(), rate },
         };
-        let mut follower = Self { runtime, pid, followed, growth: Growth::new(monotonic()), problem: None };
+        let mut follower =
+            Self { runtime, pid, followed, growth: Growth::new(monotonic()), collections: None, problem: None };
         if let Followed::Buckets { .. } = follower.followed {
             // What it holds already is where growth begins.
             follower.look();
@@ -174,6 +188,10 @@ impl Follower {
             return;
         }
         let memory = reader(self.pid);
+        // Before the look: what is said of the state that the numbers are of is no later than that.
+        if let Ok(now) = heap::collections(&self.runtime, &memory) {
+            self.collections = Some((self.collections.map_or(now, |(first, _)| first), now));
+        }
         let looked = match &mut self.followed {
             Followed::Objects(objects) => objects.look(&self.runtime, &memory).map(drop),
             Followed::Buckets { buckets, .. } => buckets.refresh(&self.runtime, &memory),
@@ -211,6 +229,7 @@ impl Follower {
     fn snapshot(&self, min_age: Duration, sizes: (u64, u64)) -> HeapSnapshot {
         let now = monotonic();
         let problem = self.problem.clone();
+        let seen = self.collections;
         match &self.followed {
             Followed::Objects(objects) => {
                 let until = now.saturating_sub(u64::try_from(min_age.as_nanos()).unwrap_or(u64::MAX));
@@ -220,9 +239,13 @@ impl Follower {
                     oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
                     growth: self.growth.rate(usage.stack as usize, usage.values.outstanding_bytes, now),
                 });
-                HeapSnapshot { stacks: stacks.collect(), sampling: Some(objects.sampling(until, sizes)), problem }
+                let sampling = objects.sampling(until, sizes);
+                let collections = Collections { seen, collected: sampling.cycles > 0 || objects.is_empty() };
+                HeapSnapshot { stacks: stacks.collect(), sampling: Some(sampling), collections, problem }
             }
             Followed::Buckets { buckets, rate } => {
+                // What has come since is not in it before the next collection.
+                let moves = seen.is_none_or(|(first, last)| first != last);
                 let mut stacks: BTreeMap<Arc<[u64]>, HeapUsage> = BTreeMap::new();
                 let wanted = buckets.iter().enumerate().filter(|(_, b)| (sizes.0..=sizes.1).contains(&b.size));
                 for (index, bucket) in wanted {
@@ -234,7 +257,7 @@ impl Follower {
                         allocated_blocks,
                         freed_blocks: allocated_blocks.saturating_sub(blocks),
                     };
-                    let growth = self.growth.rate(index, bytes, now);
+                    let growth = self.growth.rate(index, bytes, now).filter(|_| moves);
                     let usage = stacks.entry(Arc::clone(&bucket.calls)).or_insert_with(|| HeapUsage {
                         stack: HeapStack::Calls(bucket.calls),
                         values: Values::default(),
@@ -245,7 +268,8 @@ impl Follower {
                     usage.growth = usage.growth.map(|sum| sum + growth.unwrap_or(0.0));
                 }
                 let sampling = Some(heap::sampling_of(buckets.iter(), *rate));
-                HeapSnapshot { stacks: stacks.into_values().collect(), sampling, problem }
+                let collections = Collections { seen, collected: buckets.is_published() || stacks.is_empty() };
+                HeapSnapshot { stacks: stacks.into_values().collect(), sampling, collections, problem }
             }
         }
     }

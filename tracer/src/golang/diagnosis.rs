@@ -23,6 +23,11 @@ impl Finding {
         Self { is_problem: false, text: text.into() }
     }
 
+    /// The same of one file of several.
+    pub(crate) fn of(self, file: &str) -> Self {
+        Self { text: format!("{file}: {}", self.text), ..self }
+    }
+
     /// Something is not.
     pub(crate) fn problem(text: impl Into<String>) -> Self {
         Self { is_problem: true, text: text.into() }
@@ -100,7 +105,7 @@ fn goroutines(runtime: &Runtime, memory: &ReadMemory<'_>) -> Finding {
 }
 
 fn sites(runtime: &Runtime) -> Finding {
-    match heap::probe_sites(runtime).and_then(|sites| heap::runtime_value(runtime, &sites).map(|_| sites)) {
+    match heap::probe_sites(runtime).and_then(|sites| heap::runtime_value(runtime, &sites, 0).map(|_| sites)) {
         Ok(sites) => {
             let others = sites.new_span.len() + sites.refilled.len() + sites.after_assist.len();
             Finding::good(format!(

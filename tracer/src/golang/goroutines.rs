@@ -4,6 +4,8 @@
 //! while they are read: a descriptor is read again after the stack, and what has moved in between is tried again. One that
 //! runs all the time has no stack that could be read; it is told as running.
 
+use std::sync::Arc;
+
 use hashbrown::HashMap;
 
 use super::{
@@ -110,10 +112,25 @@ pub struct Goroutines {
 /// # Errors
 /// Memory cannot be read, or is not what it should be.
 pub fn read(runtime: &Runtime, memory: &ReadMemory<'_>, pause: &dyn Fn()) -> Result<Goroutines, Unreadable> {
+    read_with(runtime, &[], memory, pause)
+}
+
+/// The same of a runtime that has loaded plugins, whose code its goroutines run.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with(
+    runtime: &Runtime,
+    plugins: &[Arc<Runtime>],
+    memory: &ReadMemory<'_>,
+    pause: &dyn Fn(),
+) -> Result<Goroutines, Unreadable> {
+    let modules: Vec<&Runtime> = std::iter::once(runtime).chain(plugins.iter().map(|plugin| &**plugin)).collect();
     let mut reader = Reader {
         runtime,
         memory,
-        walker: Walker::new(runtime),
+        walker: Walker::new(modules.clone()),
+        modules,
         starts: HashMap::new(),
         found: HashMap::new(),
         objects: Vec::new(),
@@ -264,6 +281,8 @@ fn owner(start: &str) -> Owner {
 
 struct Reader<'a> {
     runtime: &'a Runtime,
+    /// That, and its plugins.
+    modules: Vec<&'a Runtime>,
     memory: &'a ReadMemory<'a>,
     walker: Walker<'a>,
     /// By the address of a goroutine's first function.
@@ -430,13 +449,13 @@ impl Reader<'_> {
     }
 
     fn owner(&mut self, start: u64) -> Owner {
-        let runtime = self.runtime;
-        *self.starts.entry(start).or_insert_with(|| owner(&function(runtime, start).unwrap_or_default()))
+        let modules = &self.modules;
+        *self.starts.entry(start).or_insert_with(|| owner(&function(modules, start).unwrap_or_default()))
     }
 
     /// Whether code of the program is on a stack.
     fn has_called(&self, calls: &[u64]) -> bool {
-        let own = |call: &&u64| function(self.runtime, **call).is_some_and(|name| !name.starts_with("runtime."));
+        let own = |call: &&u64| function(&self.modules, **call).is_some_and(|name| !name.starts_with("runtime."));
         calls.iter().find(own).is_some()
     }
 
@@ -454,9 +473,11 @@ fn is_torn(end: Option<Truncation>) -> bool {
     matches!(end, Some(Truncation::NoMapping | Truncation::BadMemory))
 }
 
-fn function(runtime: &Runtime, pc: u64) -> Option<String> {
-    let tables = &runtime.executable.tables;
-    Some(tables.name(tables.function(runtime.text_offset(pc)?)?)?.into_owned())
+fn function(modules: &[&Runtime], pc: u64) -> Option<String> {
+    modules.iter().find_map(|module| {
+        let tables = &module.executable.tables;
+        Some(tables.name(tables.function(module.text_offset(pc)?)?)?.into_owned())
+    })
 }
 
 /// The part of a stack that is read at first; nothing when there is none.

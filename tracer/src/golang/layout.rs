@@ -194,7 +194,8 @@ pub struct Bucket {
     pub frames: usize,
     /// Bytes of a bucket itself.
     pub len: usize,
-    /// `memRecord.active` and `memRecord.future`, of which there are [`FUTURES`](super::heap::FUTURES).
+    /// `memRecord.active`, which is published, and `memRecord.future`, which is held back: [`FUTURES`](super::heap::FUTURES)
+    /// of it.
     pub cycles: (usize, usize),
     /// Bytes of a `memRecord`.
     pub record_len: usize,

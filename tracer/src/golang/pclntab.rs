@@ -72,6 +72,8 @@ pub struct Function {
 pub struct LogicalFrame {
     /// Name, as the runtime prints it. Hostile text.
     pub function: String,
+    /// The whole name, where that is another one: with the type arguments of a generic function. Hostile text.
+    pub symbol: Option<Box<str>>,
     /// Source file: hostile text. `None` when it is not known.
     pub file: Option<String>,
     /// Line in it.
@@ -223,7 +225,9 @@ impl Pclntab {
 
     fn frame(&self, function: Function, at: u64, name: Option<Cow<'_, str>>, id: u8, inlined: bool) -> LogicalFrame {
         let (file, line) = self.line(function, at).unzip();
-        LogicalFrame { function: name.map_or_else(|| "?".to_owned(), |name| printed(&name)), file, line, id, inlined }
+        let function = name.as_deref().map_or_else(|| "?".to_owned(), printed);
+        let symbol = name.filter(|name| *name != function).map(|name| name.into_owned().into_boxed_str());
+        LogicalFrame { function, symbol, file, line, id, inlined }
     }
 
     fn line(&self, function: Function, offset: u64) -> Option<(String, u32)> {

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    sync::Arc,
 };
 
 use super::{
@@ -18,8 +19,21 @@ use crate::process::memory::Span;
 const CHUNK: u64 = 1 << 20;
 const MAX_SEARCHED: u64 = 512 << 20;
 
-/// The runtime of a process. Addresses are those in the process.
+/// What the file of a Go runtime is to its process; paths as the process sees them: hostile text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// Its executable.
+    Executable,
+    /// A library with a runtime of its own (`-buildmode=c-shared`).
+    Library(Arc<str>),
+    /// Code for the executable's runtime (`-buildmode=plugin`): the runtime in this file is dead.
+    Plugin(Arc<str>),
+}
+
+/// A runtime of a process. Addresses are those in the process.
 pub struct Runtime {
+    /// What its file is.
+    pub home: Home,
     /// Its executable.
     pub executable: Executable,
     /// What is added to addresses as linked.
@@ -39,12 +53,25 @@ impl Runtime {
     /// Something that is needed cannot be found, or memory cannot be read.
     pub fn attach(executable: Executable, entry: u64, memory: &ReadMemory<'_>) -> Result<Self, Unreadable> {
         let bias = entry.wrapping_sub(executable.entry);
+        Self::attach_at(executable, bias, Home::Executable, memory)
+    }
+
+    /// The same for a file that is loaded `bias` bytes behind where it was linked for.
+    ///
+    /// # Errors
+    /// Something that is needed cannot be found, or memory cannot be read.
+    pub fn attach_at(
+        executable: Executable,
+        bias: u64,
+        home: Home,
+        memory: &ReadMemory<'_>,
+    ) -> Result<Self, Unreadable> {
         let moduledata = find_moduledata(&executable, bias, memory)?.ok_or(Unreadable::NoModuledata)?;
         let layout = executable.layout.moduledata;
         let word = |at| u64_at(&moduledata, at).ok_or(Unreadable::NoModuledata);
         let text = (word(layout.text)?, word(layout.text_end)?);
         let gofunc = word(layout.gofunc)?;
-        let mut runtime = Self { executable, bias, text, gofunc, variables: BTreeMap::new() };
+        let mut runtime = Self { home, executable, bias, text, gofunc, variables: BTreeMap::new() };
         let mut variables = runtime.executable.variables.clone();
         if variables.len() < VARIABLES.len() {
             variables.extend(runtime.voted_variables());
@@ -59,7 +86,15 @@ impl Runtime {
         let names = VARIABLES.into_iter().map(str::to_owned);
         let variables = names.zip((0..).map(|index| variables.wrapping_add(8 * index))).collect();
         let executable = Executable::made_up(layout, tables)?;
-        Ok(Self { executable, bias: 0, text: (0, u64::from(u32::MAX)), gofunc: 0, variables })
+        Ok(Self { home: Home::Executable, executable, bias: 0, text: (0, u64::from(u32::MAX)), gofunc: 0, variables })
+    }
+
+    /// Path of the library that it is in; `None` for the executable.
+    pub fn library(&self) -> Option<&Arc<str>> {
+        match &self.home {
+            Home::Executable => None,
+            Home::Library(path) | Home::Plugin(path) => Some(path),
+        }
     }
 
     /// Where a variable of the runtime is, one of [`VARIABLES`](super::executable::VARIABLES).

@@ -62,13 +62,14 @@ struct Step {
 
 /// Walks stacks, and remembers what it has looked up for them.
 pub(super) struct Walker<'a> {
-    runtime: &'a Runtime,
+    /// The runtime, and the plugins that run in it.
+    modules: Vec<&'a Runtime>,
     known: HashMap<u64, Option<Step>>,
 }
 
 impl<'a> Walker<'a> {
-    pub(super) fn new(runtime: &'a Runtime) -> Self {
-        Self { runtime, known: HashMap::new() }
+    pub(super) fn new(modules: Vec<&'a Runtime>) -> Self {
+        Self { modules, known: HashMap::new() }
     }
 
     /// Appends the addresses of the calls on a stack to `calls`, the leaf first; why it ends before the root, if it does.
@@ -100,7 +101,7 @@ impl<'a> Walker<'a> {
         if let Some(known) = self.known.get(&pc) {
             return *known;
         }
-        let step = look_up(self.runtime, pc);
+        let step = self.modules.iter().find_map(|module| look_up(module, pc));
         if self.known.len() < MAX_KNOWN {
             self.known.insert(pc, step);
         }

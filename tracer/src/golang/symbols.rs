@@ -15,6 +15,8 @@ use crate::{
 const GOEXIT: &str = "runtime.goexit";
 /// A wrapper that calls one of these is where the panic came from, and stays.
 const PANICS: [&str; 3] = ["runtime.gopanic", "runtime.sigpanic", "runtime.panicwrap"];
+/// First version of Go that writes whole names of generic functions to its own profiles.
+const SYMBOLS: u32 = 21;
 /// Most text of all names together, bytes. What comes later keeps its address only.
 const MAX_TEXT: usize = 256 << 20;
 /// What a frame without a name says of itself.
@@ -22,9 +24,8 @@ const UNNAMED: &str = "?";
 
 /// Names addresses, each once.
 pub struct Symbols<R> {
-    runtime: R,
-    /// Path of the executable.
-    module: String,
+    /// Runtimes of the process, each with the path of its file; the first is the one that C code beside Go is named by.
+    modules: Vec<(R, String)>,
     /// By address, and whether wrappers stay at its leaf.
     known: HashMap<(u64, bool), Named>,
     /// Bytes of names, so far.
@@ -39,7 +40,14 @@ type Named = (Arc<[Frame]>, bool);
 impl<R: Deref<Target = Runtime>> Symbols<R> {
     /// For a process whose executable is known to it as `module`.
     pub fn new(runtime: R, module: &str) -> Self {
-        Self { runtime, module: module.to_owned(), known: HashMap::new(), text: 0, shift: 0 }
+        Self { modules: vec![(runtime, module.to_owned())], known: HashMap::new(), text: 0, shift: 0 }
+    }
+
+    /// Names addresses of another runtime or plugin of the process, too.
+    pub fn add(&mut self, runtime: R, module: &str) {
+        self.modules.push((runtime, module.to_owned()));
+        // Some of them may have had no name.
+        self.known.clear();
     }
 
     /// The same for stacks of return addresses: the offsets of frames are behind the calls that they are looked up by.
@@ -47,10 +55,12 @@ impl<R: Deref<Target = Runtime>> Symbols<R> {
         Self { shift: 1, ..Self::new(runtime, module) }
     }
 
-    /// The executable, as reports describe it.
-    pub fn described(&self) -> Module {
-        let executable = &self.runtime.executable;
-        Module { path: self.module.clone(), build_id: executable.build_id.clone(), code: code(&executable.segments) }
+    /// The executable, or the files of several runtimes, as reports describe them.
+    pub fn described(&self) -> impl Iterator<Item = Module> {
+        self.modules.iter().map(|(runtime, path)| {
+            let executable = &runtime.executable;
+            Module { path: path.clone(), build_id: executable.build_id.clone(), code: code(&executable.segments) }
+        })
     }
 
     /// The frames of a stack. `calls` are addresses of calls, the leaf first.
@@ -86,7 +96,17 @@ impl<R: Deref<Target = Runtime>> Symbols<R> {
 
     /// Whether there is Go code at an address.
     pub fn is_go(&self, address: u64) -> bool {
-        self.runtime.text_offset(address).is_some()
+        self.modules.iter().any(|(runtime, _)| runtime.text_offset(address).is_some())
+    }
+
+    /// The runtime whose file an address lies in, and the path of that; the first where it is none.
+    fn module_of(&self, address: u64) -> (&Runtime, &str) {
+        let in_go = |(runtime, _): &&(R, String)| runtime.text_offset(address).is_some();
+        let in_file =
+            |(runtime, _): &&(R, String)| runtime.executable.file_offset(address.wrapping_sub(runtime.bias)).is_some();
+        let modules = || self.modules.iter();
+        let (runtime, path) = modules().find(in_go).or_else(|| modules().find(in_file)).unwrap_or(&self.modules[0]);
+        (runtime, path)
     }
 
     /// The innermost frame at an address.
@@ -106,26 +126,27 @@ impl<R: Deref<Target = Runtime>> Symbols<R> {
     }
 
     fn look_up(&self, call: u64, mut keep_wrappers: bool) -> Named {
-        let executable = &self.runtime.executable;
-        let linked = call.wrapping_sub(self.runtime.bias);
+        let (runtime, path) = self.module_of(call);
+        let executable = &runtime.executable;
+        let linked = call.wrapping_sub(runtime.bias);
         let bare = match executable.file_offset(linked) {
-            Some(offset) => {
-                Frame { module: Some(self.module.clone()), offset: offset + self.shift, ..Frame::default() }
-            }
+            Some(offset) => Frame { module: Some(path.to_owned()), offset: offset + self.shift, ..Frame::default() },
             None => Frame { offset: call.wrapping_add(self.shift), ..Frame::default() },
         };
         let mut frames = Vec::new();
-        let logical = if self.text < MAX_TEXT { self.logical(call) } else { Vec::new() };
+        let in_full = executable.version.minor.is_none_or(|minor| minor >= SYMBOLS);
+        let logical = if self.text < MAX_TEXT { logical(runtime, call) } else { Vec::new() };
         for logical in logical {
             let elided = logical.id == executable.layout.wrapper && !keep_wrappers;
             keep_wrappers = PANICS.contains(&&*logical.function);
             if !elided {
-                let LogicalFrame { function, file, line, inlined, .. } = logical;
+                let LogicalFrame { function, symbol, file, line, inlined, .. } = logical;
+                let symbol = symbol.filter(|_| in_full);
                 let function = Some(function).filter(|function| function != UNNAMED);
-                frames.push(Frame { function, file, line, inlined, ..bare.clone() });
+                frames.push(Frame { function, symbol, file, line, inlined, ..bare.clone() });
             }
         }
-        if frames.is_empty() && (self.text >= MAX_TEXT || self.runtime.text_offset(call).is_none()) {
+        if frames.is_empty() && (self.text >= MAX_TEXT || runtime.text_offset(call).is_none()) {
             frames.push(bare);
         }
         frames.reverse();
@@ -135,15 +156,15 @@ impl<R: Deref<Target = Runtime>> Symbols<R> {
         }
         (frames.into(), keep_wrappers)
     }
+}
 
-    /// Innermost first.
-    fn logical(&self, call: u64) -> Vec<LogicalFrame> {
-        let executable = &self.runtime.executable;
-        let tables = &executable.tables;
-        let found = self.runtime.text_offset(call).and_then(|offset| Some((tables.function(offset)?, offset)));
-        let Some((function, offset)) = found else { return Vec::new() };
-        tables.frames(function, offset, &executable.layout.inlined_call, |offset, buffer| {
-            self.runtime.read_function_data(offset, buffer)
-        })
-    }
+/// The functions at an address, innermost first.
+fn logical(runtime: &Runtime, call: u64) -> Vec<LogicalFrame> {
+    let executable = &runtime.executable;
+    let tables = &executable.tables;
+    let found = runtime.text_offset(call).and_then(|offset| Some((tables.function(offset)?, offset)));
+    let Some((function, offset)) = found else { return Vec::new() };
+    tables.frames(function, offset, &executable.layout.inlined_call, |offset, buffer| {
+        runtime.read_function_data(offset, buffer)
+    })
 }

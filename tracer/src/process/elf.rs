@@ -198,6 +198,16 @@ impl<'data> Elf<'data> {
         self.symbols_in(SHT_DYNSYM, [name])[0].or_else(|| self.symbols([name])[0])
     }
 
+    /// Whether other files may use a symbol of this name.
+    pub fn exports(&self, name: &str) -> bool {
+        self.symbols_in(SHT_DYNSYM, [name])[0].is_some()
+    }
+
+    /// Whether it has no sections.
+    pub fn is_bare(&self) -> bool {
+        self.sections.is_empty()
+    }
+
     fn symbols_in<const N: usize>(&self, kind: SectionType, names: [&str; N]) -> [Option<(u64, u64)>; N] {
         let mut found = [None; N];
         let table = self.sections.symbols(self.endian, self.data, kind).unwrap_or_default();

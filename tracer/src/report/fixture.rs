@@ -14,7 +14,7 @@ use crate::{
         Frame, Frames, GoroutineGroup, GoroutineGrowth, Heap, Kind, Language, Mode, Module, Profile, SeenHeap,
         StackEntry, Target, UnwindTable, Values, WaitsOn,
     },
-    quality::{Quality, Truncation},
+    quality::{Collections, Quality, Truncation},
 };
 
 /// What most tests ask for.
@@ -84,7 +84,9 @@ pub(super) fn hostile() -> Profile {
     let mut profile = profile();
     profile.targets = vec![target(4711, HOSTILE, HOSTILE), target(4712, "# sh", "")];
     let text = || Some(HOSTILE.to_owned());
-    let named = Frame { function: text(), file: text(), line: Some(1), module: text(), offset: 16, inlined: true };
+    let symbol = Some(HOSTILE.into());
+    let named =
+        Frame { function: text(), symbol, file: text(), line: Some(1), module: text(), offset: 16, inlined: true };
     let unnamed = Frame { function: None, file: None, ..named.clone() };
     let long = frame(&"Ns<".repeat(5_000), "/usr/bin/leaky", None);
     let frames = [&named, &unnamed, &long, &named];
@@ -109,6 +111,7 @@ pub(super) fn goroutines() -> Profile {
     let (main, serve) = (frame("main.main", "gateway/main.go", 19), frame("main.serve", "gateway/main.go", 77));
     let group = |count, state, frames: &[&Frame]| GoroutineGroup {
         pid: 4711,
+        library: None,
         frames: frames.iter().map(|&frame| Arc::from([frame.clone()])).collect(),
         count,
         state,
@@ -197,6 +200,8 @@ pub(super) fn everything_missing() -> Quality {
         sampling: None,
         missed_cycles: 9,
         cycles: 90,
+        collections: vec![Collections { pid: 4711, library: None, at_begin: 5, at_end: 17, own_profile: false }],
+        uncollected_heaps: 1,
         undecided_samples: 10,
         unresolved_samples: 11,
         unexplained_bytes: 50 << 20,

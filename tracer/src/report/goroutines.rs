@@ -124,6 +124,9 @@ fn write_group(profile: &Profile, group: &GoroutineGroup, out: &mut impl Write) 
         let comm = shorten(name::process(profile, group.pid), text::LONGEST_NAME);
         writeln!(out, "    process {comm} (pid {})", group.pid)?;
     }
+    if let Some(library) = group.library.as_deref() {
+        writeln!(out, "    of {}", words::file_name(library))?;
+    }
     let reason = group.wait_reason.as_deref().map_or(Cow::Borrowed(group.state), visible);
     let mut reason = shorten(reason, text::LONGEST_NAME).into_owned();
     if group.state == "leaked" && group.wait_reason.is_some() {

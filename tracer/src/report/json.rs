@@ -18,7 +18,7 @@ use crate::{
         Frame, Frames, GoroutineGroup, Kind, Memory, Module, Profile, Reason, SeenHeap, StackEntry, Target,
         UnwindTable, Values, WaitsOn,
     },
-    quality::{Gap, Quality, Sampling},
+    quality::{Collections, Gap, Quality, Sampling},
 };
 
 /// Version of the format. Readers ignore fields that they do not know, so only a change of meaning raises it.
@@ -148,6 +148,9 @@ impl Serialize for Saved<'_, SeenHeap> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut object = serializer.serialize_map(None)?;
         object.serialize_entry("kind", self.0.heap.name())?;
+        if let Some(library) = self.0.heap.library() {
+            object.serialize_entry("library", library)?;
+        }
         object.serialize_entry("mode", words::mode(self.0.mode))?;
         object.serialize_entry("sampling", &self.0.sampling.as_ref().map(Saved))?;
         object.end()
@@ -183,6 +186,9 @@ impl Serialize for Saved<'_, StackEntry> {
         let mut object = serializer.serialize_map(None)?;
         object.serialize_entry("pid", &self.0.pid)?;
         object.serialize_entry("heap", self.0.heap.name())?;
+        if let Some(library) = self.0.heap.library() {
+            object.serialize_entry("library", library)?;
+        }
         object.serialize_entry("frames", &Saved(&self.0.frames))?;
         object.serialize_entry("outstanding_bytes", &self.0.values.outstanding_bytes)?;
         object.serialize_entry("outstanding_blocks", &self.0.values.outstanding_blocks)?;
@@ -203,6 +209,9 @@ impl Serialize for Saved<'_, GoroutineGroup> {
         let group = self.0;
         let mut object = serializer.serialize_map(None)?;
         object.serialize_entry("pid", &group.pid)?;
+        if let Some(library) = group.library.as_deref() {
+            object.serialize_entry("library", library)?;
+        }
         object.serialize_entry("frames", &Saved(&group.frames))?;
         object.serialize_entry("goroutines", &group.count)?;
         object.serialize_entry("state", group.state)?;
@@ -292,10 +301,27 @@ impl Serialize for Saved<'_, Quality> {
         object.serialize_entry("truncated_by_reason", &reasons)?;
         object.serialize_entry("uncertain_bytes", &quality.uncertain_bytes)?;
         object.serialize_entry("sampling", &quality.sampling.as_ref().map(Saved))?;
+        object.serialize_entry("cycles", &quality.cycles)?;
         object.serialize_entry("missed_cycles", &quality.missed_cycles)?;
+        let collections: Vec<_> = quality.collections.iter().map(Saved).collect();
+        object.serialize_entry("collections", &collections)?;
+        object.serialize_entry("uncollected_heaps", &quality.uncollected_heaps)?;
         object.serialize_entry("undecided_samples", &quality.undecided_samples)?;
         object.serialize_entry("unresolved_samples", &quality.unresolved_samples)?;
         object.serialize_entry("notes", &quality.notes)?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Collections> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("pid", &self.0.pid)?;
+        if let Some(library) = self.0.library.as_deref() {
+            object.serialize_entry("library", library)?;
+        }
+        object.serialize_entry("at_begin", &self.0.at_begin)?;
+        object.serialize_entry("at_end", &self.0.at_end)?;
         object.end()
     }
 }
@@ -366,7 +392,7 @@ mod tests {
                 "quality": {
                     "complete": true, "gaps": [], "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
                     "truncated_stacks": 0, "truncated_by_reason": {}, "uncertain_bytes": 0, "sampling": null,
-                    "missed_cycles": 0, "undecided_samples": 0, "unresolved_samples": 0,
+                    "cycles": 0, "missed_cycles": 0, "collections": [], "uncollected_heaps": 0, "undecided_samples": 0, "unresolved_samples": 0,
                     "notes": [],
                 },
                 "unwind_tables": [{
@@ -495,7 +521,8 @@ mod tests {
             json!({
                 "complete": false, "gaps": null, "lost_allocs": 1, "lost_frees": 2, "unmatched_frees": 6,
                 "truncated_stacks": 5, "truncated_by_reason": {"depth": 2, "no_rule": 3}, "uncertain_bytes": 4_096,
-                "sampling": null, "missed_cycles": 9, "undecided_samples": 10, "unresolved_samples": 11,
+                "sampling": null, "cycles": 90, "missed_cycles": 9,
+                "collections": [{"pid": 4711, "at_begin": 5, "at_end": 17}], "uncollected_heaps": 1, "undecided_samples": 10, "unresolved_samples": 11,
                 "notes": ["the first note"],
             })
         );

@@ -30,7 +30,7 @@ impl<'a> Merged<'a> {
         let mut names = Names { longest, ..Names::default() };
         let (mut elements, mut stacks) = (Vec::new(), Vec::new());
         // Side by side where there are both.
-        let heaps = profile.has_both_heaps();
+        let heaps = profile.has_several_heaps();
         for (pid, heap, frames, amount) in amounts(profile, value) {
             if amount > 0 {
                 let start = elements.len();
@@ -99,8 +99,9 @@ impl<'a> Names<'a> {
         index
     }
 
-    fn of_heap(&mut self, heap: Heap) -> usize {
-        self.of_text(format!("[{} heap]", words::heap(heap)), None)
+    fn of_heap(&mut self, heap: &Heap) -> usize {
+        let text = self.element(format!("[{}]", words::heap(heap)).into());
+        self.of_text(text, None)
     }
 
     fn of_frame(&mut self, frame: &'a Frame) -> usize {

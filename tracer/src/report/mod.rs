@@ -166,12 +166,12 @@ fn unit(profile: &Profile, value: Value) -> &'static str {
 }
 
 /// Process, frames and amount of everything that folded stacks and flame graphs show.
-fn amounts(profile: &Profile, value: Value) -> Vec<(u32, Option<Heap>, &Frames, u64)> {
+fn amounts(profile: &Profile, value: Value) -> Vec<(u32, Option<&Heap>, &Frames, u64)> {
     match profile.kind {
         Kind::Heap => profile
             .stacks
             .iter()
-            .map(|entry| (entry.pid, Some(entry.heap), &entry.frames, value.of(&entry.values)))
+            .map(|entry| (entry.pid, Some(&entry.heap), &entry.frames, value.of(&entry.values)))
             .collect(),
         Kind::Goroutines => {
             profile.goroutines.iter().map(|group| (group.pid, None, &group.frames, group.count)).collect()

@@ -16,6 +16,11 @@ pub(super) fn frame(frame: &Frame) -> Cow<'_, str> {
     }
 }
 
+/// The whole name of a frame, as other tools look it up.
+pub(super) fn symbol(frame: &Frame) -> Cow<'_, str> {
+    frame.symbol.as_deref().map_or_else(|| self::frame(frame), visible)
+}
+
 /// The name of its function as it is, when that says something.
 pub(super) fn function(frame: &Frame) -> Option<&str> {
     frame.function.as_deref().filter(|function| !function.trim().is_empty())

@@ -66,13 +66,21 @@ fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut imp
     if let Some(sampling) = &profile.quality.sampling {
         let Sampling { mean_bytes, samples, relative_error } = *sampling;
         let error = 100.0 * relative_error;
-        let bytes = if profile.has_both_heaps() { "the Go heap's" } else { "all" };
+        let bytes = if profile.has_several_heaps() { "the Go heap's" } else { "all" };
         writeln!(
             out,
             "  sampling     {} held, one every {} on average; standard error of {bytes} bytes {error:.1}%",
             words::count(samples, "sample"),
             words::size(mean_bytes)
         )?;
+    }
+    for collections in &profile.quality.collections {
+        let several = profile.quality.collections.len() > 1;
+        let process = Some(format!("process {}", collections.pid)).filter(|_| several && profile.targets.len() > 1);
+        let library = collections.library.as_deref().map(words::file_name);
+        let of: Vec<String> = process.into_iter().chain(library).collect();
+        let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
+        writeln!(out, "  collections  {}{of}", words::collections(collections))?;
     }
     let ended = if profile.has_ended() { ", not freed by its end" } else { "" };
     writeln!(out, "  outstanding  {}, {}{ended}", held(totals), words::count(stacks as u64, "stack"))?;
@@ -153,8 +161,8 @@ fn write_stack(profile: &Profile, entry: &StackEntry, out: &mut impl Write) -> i
         let comm = shorten(name::process(profile, entry.pid), LONGEST_NAME);
         writeln!(out, "    process {comm} (pid {})", entry.pid)?;
     }
-    if profile.has_both_heaps() {
-        writeln!(out, "    {} heap", words::heap(entry.heap))?;
+    if profile.has_several_heaps() {
+        writeln!(out, "    {}", words::heap(&entry.heap))?;
     }
     let oldest = entry.oldest.map_or_else(|| "unknown".to_owned(), words::duration);
     let ended = profile.target(entry.pid).is_some_and(|target| target.ended.is_some());

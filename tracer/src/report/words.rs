@@ -2,11 +2,17 @@
 
 use std::time::Duration;
 
-use super::{escape::visible, name};
+use super::{
+    escape::{shorten, visible},
+    name,
+};
 use crate::{
     profile::{Area, Heap, Kind, Memory, Mode, Profile, Reason, Runtime, WaitsOn},
-    quality::{Gap, Missing, Quality},
+    quality::{Collections, Gap, Missing, Quality},
 };
+
+/// Most characters of the name of a library.
+const LONGEST_FILE: usize = 60;
 
 /// Bytes with three digits and a binary unit: `1.50 MiB`.
 pub(super) fn size(bytes: u64) -> String {
@@ -130,10 +136,11 @@ fn mode_in_words(mode: Mode, every: bool) -> (&'static str, &'static str) {
 }
 
 /// Where memory comes from.
-pub(super) fn heap(heap: Heap) -> &'static str {
+pub(super) fn heap(heap: &Heap) -> String {
     match heap {
-        Heap::Native => "C",
-        Heap::Go => "Go",
+        Heap::Native => "C heap".to_owned(),
+        Heap::Go => "Go heap".to_owned(),
+        Heap::GoLibrary(path) => format!("Go heap of {}", file_name(path)),
     }
 }
 
@@ -196,6 +203,11 @@ pub(super) fn reason(reason: &Reason) -> String {
     }
 }
 
+/// The last part of a path, short and without what could do harm.
+pub(super) fn file_name(path: &str) -> String {
+    shorten(visible(path.rsplit('/').next().unwrap_or(path)), LONGEST_FILE).into_owned()
+}
+
 /// The processes, in one line: `leaky (pid 4711) and 2 more`.
 pub(super) fn targets(profile: &Profile) -> String {
     match profile.targets.as_slice() {
@@ -210,11 +222,25 @@ pub(super) fn mode(mode: Mode) -> &'static str {
     mode_in_words(mode, true).0
 }
 
+/// How often a garbage collector of Go has come.
+pub(super) fn collections(collections: &Collections) -> String {
+    let while_traced = format!("{} while traced", number(collections.while_traced()));
+    match collections.at_end {
+        0 if collections.own_profile => "none since the program began".to_owned(),
+        last if collections.own_profile => format!(
+            "{while_traced}; the numbers are as of number {} of {}, or of the last if the program asked for that",
+            number(last - 1),
+            number(last)
+        ),
+        _ => while_traced,
+    }
+}
+
 /// How the numbers of each heap came about, a line for each way.
 pub(super) fn modes(profile: &Profile) -> Vec<String> {
     let every = profile.quality.has_every_allocation();
-    let mut ways: Vec<(Heap, Mode)> =
-        profile.targets.iter().flat_map(|target| &target.heaps).map(|seen| (seen.heap, seen.mode)).collect();
+    let mut ways: Vec<(&Heap, Mode)> =
+        profile.targets.iter().flat_map(|target| &target.heaps).map(|seen| (&seen.heap, seen.mode)).collect();
     ways.sort_unstable();
     ways.dedup();
     let words = |mode| {
@@ -224,7 +250,7 @@ pub(super) fn modes(profile: &Profile) -> Vec<String> {
     match ways.as_slice() {
         [] => vec![words(profile.mode)],
         [(_, only)] => vec![words(*only)],
-        several => several.iter().map(|(heap, mode)| format!("{} heap {}", self::heap(*heap), words(*mode))).collect(),
+        several => several.iter().map(|(heap, mode)| format!("{} {}", self::heap(heap), words(*mode))).collect(),
     }
 }
 
@@ -253,6 +279,11 @@ pub(super) fn gap(gap: &Gap) -> String {
         Missing::Ends => format!("{} that may have ended", count("sampled object")),
         Missing::Cycles => {
             format!("{} of {} not looked at in full", count("garbage collection"), number(gap.of))
+        }
+        Missing::AllCycles => {
+            "no garbage collection has come: what is told of the Go heap was allocated, and some of it may \
+                               be garbage"
+                .to_owned()
         }
         Missing::Roots => format!("{} cut before the root of the thread", count("stack")),
         Missing::UnseenFrees => format!("{} missed (the address was handed out again)", count("free")),
@@ -399,6 +430,7 @@ mod tests {
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",
                 "11 sampled objects whose address is not known",
                 "10 sampled objects that may have ended",
+                "no garbage collection has come: what is told of the Go heap was allocated, and some of it may be garbage",
                 "5 stacks cut before the root of the thread",
                 "3 frees missed (the address was handed out again)",
                 "77 bytes held by stacks that are not known",

@@ -1,7 +1,8 @@
 // Allocation sites of all kinds that know what they hold.
 //
 // Arguments: names of cases, or `all`. Lines on the standard input: `begin` runs the cases, collects garbage and tells the
-// truth; `collect` collects garbage; `profile FILE` writes the runtime's own heap profile (built with the tag `profiled`).
+// truth; `collect` collects garbage; `profile FILE` writes the runtime's own heap profile (built with the tag `profiled`);
+// `litter` allocates 64 MiB of garbage, and `litter FILE` writes that profile then, without a collection.
 // With the case `checked`, `begin` only starts it, and `rest` ends it and tells what it found. It says `ready` when it has
 // done so.
 //
@@ -54,6 +55,16 @@ func collect() {
 	runtime.GC()
 }
 
+var dropped []byte
+
+//go:noinline
+func litter() {
+	for i := 0; i < 1024; i++ {
+		dropped = make([]byte, 64<<10)
+	}
+	dropped = nil
+}
+
 func heapBytes() uint64 {
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
@@ -102,6 +113,14 @@ func main() {
 			if err := profile(words[1]); err != nil {
 				fmt.Println(err)
 				return
+			}
+		case "litter":
+			litter()
+			if len(words) > 1 {
+				if err := profile(words[1]); err != nil {
+					fmt.Println(err)
+					return
+				}
 			}
 		case "rest":
 			endChecked()

@@ -2,8 +2,10 @@
 //! stack and a size of objects, with counts of sampled allocations and frees (mprof.go in the runtime).
 //!
 //! Buckets are never moved, changed in their stack, or freed, and new ones come to the head of the list; so each is read
-//! once, and after that only its counts are. The runtime holds counts back for up to three cycles of the garbage
-//! collector, to show a consistent state; here they are added up, for what is newest.
+//! once, and after that only its counts are. The runtime holds counts back until the garbage collector has been through: the
+//! allocations of a cycle and the frees that belong to them are published together (`mProf_Flush`). Only what is published
+//! counts here, as in the runtime's own profiles: what is held back has allocations of objects that are garbage already, whose
+//! frees are yet to come. As long as nothing has ever been published, all counts, there as here.
 
 use std::sync::Arc;
 
@@ -29,6 +31,8 @@ const MAX_FRAMES: u64 = 1024;
 const FIRST_READ: usize = 512;
 /// Buckets whose counts are read together.
 const BATCH: usize = 4096;
+/// Times that the counts are read until they are the same twice: the runtime may be publishing while they are read.
+const ROUNDS: usize = 4;
 
 /// What is held of one size by one stack, as sampled by the runtime.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +78,26 @@ pub fn profile_rate(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<u64, U
     }
 }
 
+/// Functions of the runtime without which the linker has it turn its profile off when it starts: the first up to Go 1.22, the
+/// second from then on.
+const PROFILE: [&str; 2] = ["runtime.MemProfile", "runtime.memProfileInternal"];
+/// What functions begin with of programs that load plugins: those may need the profile, so it stays on.
+const PLUGINS: &str = "plugin.";
+/// Mean of bytes between samples in programs that say nothing of it.
+const USUAL_RATE: u64 = 512 << 10;
+
+/// Whether the program cannot have a profile of its own: its runtime has set the mean to 0 when it started.
+pub fn is_turned_off(runtime: &Runtime) -> bool {
+    let tables = &runtime.executable.tables;
+    PROFILE.iter().all(|name| tables.function_named(name).is_none())
+        && !tables.functions().any(|(name, ..)| name.starts_with(PLUGINS))
+}
+
+/// Whether a mean was set from outside, as `--go-heap=enable` does, and never set back.
+pub fn is_left_behind(runtime: &Runtime, rate: u64) -> bool {
+    rate != 0 && rate != USUAL_RATE && is_turned_off(runtime)
+}
+
 /// Where that number is in the memory of the process.
 ///
 /// # Errors
@@ -95,6 +119,13 @@ struct Known {
     addr: u64,
     calls: Arc<[u64]>,
     size: u64,
+    published: Counts,
+    held_back: Counts,
+}
+
+/// Sampled objects.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Counts {
     allocs: u64,
     frees: u64,
 }
@@ -142,29 +173,48 @@ impl Buckets {
             }
             let stack = calls(memory, at, bucket.len, frames as usize, &bytes)?.ok_or_else(nonsense)?;
             addresses += stack.len();
-            new.push(Known { addr: at, calls: stack.into(), size: field(bucket.size)?, allocs: 0, frees: 0 });
+            new.push(Known {
+                addr: at,
+                calls: stack.into(),
+                size: field(bucket.size)?,
+                published: Counts::default(),
+                held_back: Counts::default(),
+            });
             at = field(bucket.next)?;
         }
         new.reverse();
         self.known.append(&mut new);
         self.addresses = addresses;
-        for batch in self.known.chunks_mut(BATCH) {
-            count(batch, bucket, memory)?;
+        for _ in 0..ROUNDS {
+            let mut settled = true;
+            for batch in self.known.chunks_mut(BATCH) {
+                settled &= count(batch, bucket, memory)?;
+            }
+            if settled {
+                break;
+            }
         }
         Ok(())
     }
 
     /// All of them, oldest first; the counts are those of the last [`refresh`](Self::refresh).
     pub fn iter(&self) -> impl Iterator<Item = Bucket> {
-        self.known.iter().map(|known| {
-            let Known { calls, size, allocs, frees, .. } = known;
-            Bucket { calls: Arc::clone(calls), size: *size, allocs: *allocs, frees: *frees }
+        let is_published = self.is_published();
+        self.known.iter().map(move |known| {
+            let Known { calls, size, published, held_back, .. } = known;
+            let Counts { allocs, frees } = if is_published { *published } else { *held_back };
+            Bucket { calls: Arc::clone(calls), size: *size, allocs, frees }
         })
+    }
+
+    /// Whether the counts are those of a garbage collection. Before the second one of a program nothing is, and all counts.
+    pub fn is_published(&self) -> bool {
+        self.known.iter().any(|known| known.published != Counts::default())
     }
 }
 
-/// Reads the counts of some buckets.
-fn count(known: &mut [Known], bucket: &layout::Bucket, memory: &ReadMemory<'_>) -> Result<(), Unreadable> {
+/// Reads the counts of some buckets. Whether those that are published are as they were.
+fn count(known: &mut [Known], bucket: &layout::Bucket, memory: &ReadMemory<'_>) -> Result<bool, Unreadable> {
     let records = known.iter().map(|known| Span {
         addr: known.addr.wrapping_add((bucket.len + 8 * known.calls.len()) as u64),
         len: bucket.record_len,
@@ -173,19 +223,25 @@ fn count(known: &mut [Known], bucket: &layout::Bucket, memory: &ReadMemory<'_>) 
     let mut bytes = vec![0; bucket.record_len * spans.len()];
     let readable = memory(&spans, &mut bytes)?;
     let (active, future) = bucket.cycles;
-    let cycles: Vec<usize> =
-        std::iter::once(active).chain((0..FUTURES).map(|nth| future + nth * bucket.cycle_len)).collect();
+    let mut same = true;
     for ((known, record), readable) in known.iter_mut().zip(bytes.chunks_exact(bucket.record_len)).zip(readable) {
         if !readable {
             return Err(Unreadable::Nonsense("its heap profile"));
         }
-        let sum = |field: usize| {
-            let counts = cycles.iter().map(|cycle| u64_at(record, cycle + field).unwrap_or(0));
-            counts.fold(0, u64::wrapping_add)
+        let counts = |cycle: usize| {
+            let field = |field: usize| u64_at(record, cycle + field).unwrap_or(0);
+            Counts { allocs: field(bucket.counts.0), frees: field(bucket.counts.1) }
         };
-        (known.allocs, known.frees) = (sum(bucket.counts.0), sum(bucket.counts.1));
+        let published = counts(active);
+        let held_back = (0..FUTURES).map(|nth| counts(future + nth * bucket.cycle_len));
+        known.held_back = held_back.fold(Counts::default(), |sum, counts| Counts {
+            allocs: sum.allocs.wrapping_add(counts.allocs),
+            frees: sum.frees.wrapping_add(counts.frees),
+        });
+        same &= published == known.published;
+        known.published = published;
     }
-    Ok(())
+    Ok(same)
 }
 
 /// The first bytes of a bucket, at least `len`, more when they are there.

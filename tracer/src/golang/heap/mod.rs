@@ -8,20 +8,34 @@ mod liveness;
 mod objects;
 mod sites;
 
-pub use buckets::{Bucket, Buckets, profile_rate, profile_rate_address, sampling_of};
+pub use buckets::{Bucket, Buckets, is_left_behind, is_turned_off, profile_rate, profile_rate_address, sampling_of};
 pub use objects::{Objects, Sample, SampledUsage, Sampling};
 pub use sites::{ProbeSites, probe_sites};
 
 use tracer_ebpf::golang::{PARTS, Runtime as RuntimeValue};
 
 use super::{
-    Runtime, Unreadable,
+    ReadMemory, Runtime, Unreadable,
     executable::{ASSIST, HEAP},
     layout,
 };
+use crate::process::memory::Span;
 
 /// Cycles of the garbage collector whose events a `memRecord` holds back.
 pub(super) const FUTURES: usize = 3;
+
+/// How many garbage collections have come to their end in a process since it began: up to 2^31, then anew from 0.
+///
+/// # Errors
+/// Not found, or not readable.
+pub fn collections(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<u64, Unreadable> {
+    let at = runtime.variable(HEAP)?.wrapping_add(layout(runtime)?.mheap.0 as u64);
+    let mut sweepgen = [0; 4];
+    if memory(&[Span { addr: at, len: 4 }], &mut sweepgen)? != [true] {
+        return Err(Unreadable::Nonsense("the state of its garbage collector"));
+    }
+    Ok(u64::from(u32::from_le_bytes(sweepgen) / 2))
+}
 
 /// The layout of the heap.
 fn layout(runtime: &Runtime) -> Result<&layout::Heap, Unreadable> {
@@ -31,11 +45,11 @@ fn layout(runtime: &Runtime) -> Result<&layout::Heap, Unreadable> {
     })
 }
 
-/// What the BPF programs must know of the runtime of a process that is probed at `sites`.
+/// What the BPF programs must know of a runtime, the one of this number in its process, that is probed at `sites`.
 ///
 /// # Errors
 /// Something of it is not known.
-pub fn runtime_value(runtime: &Runtime, sites: &ProbeSites) -> Result<RuntimeValue, Unreadable> {
+pub fn runtime_value(runtime: &Runtime, sites: &ProbeSites, number: u32) -> Result<RuntimeValue, Unreadable> {
     let heap = layout(runtime)?;
     let mheap = runtime.variable(HEAP)?;
     let headers = runtime.executable.version.minor.is_none_or(|minor| minor >= 22);
@@ -61,6 +75,7 @@ pub fn runtime_value(runtime: &Runtime, sites: &ProbeSites) -> Result<RuntimeVal
         span_class: heap.span.class as u32,
         wide: heap.span.wide.into(),
         header: if headers { 8 } else { 0 },
+        number,
         assist: if sites.after_assist.is_empty() { 0 } else { runtime.variable(ASSIST)? },
         g_assist: heap.assist as u32,
         at_check: sites.at_check.into(),

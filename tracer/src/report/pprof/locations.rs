@@ -83,7 +83,7 @@ impl<'a> Locations<'a> {
 
     fn line(&mut self, frame: &Frame, strings: &mut Strings) -> Line {
         let file = frame.file.as_deref().map_or_else(Default::default, visible);
-        let function_id = self.function(&name::frame(frame), &file, strings);
+        let function_id = self.function(&name::symbol(frame), &file, strings);
         Line { function_id, line: frame.line.map_or(0, i64::from) }
     }
 
