@@ -131,3 +131,22 @@ fn what_the_only_process_did_not_free_by_its_end_is_shown() {
     let text = &outcome.stdout;
     assert!(text.contains(", not freed by its end\n") && !text.contains("growing"), "{text}");
 }
+
+/// What a process's children do is not seen; that it has some is said.
+#[test]
+fn a_process_that_leaves_the_work_to_its_children_says_so() {
+    require_root();
+    let mut shell = std::process::Command::new("sh").args(["-c", "sleep 60 & wait"]).spawn().unwrap();
+    let tracer = Run::pid(shell.id()).start();
+    let outcome = tracer.stop();
+    let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", shell.id())).unwrap();
+    for child in children.split_whitespace() {
+        let child = nix::unistd::Pid::from_raw(child.parse().unwrap());
+        nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGKILL).unwrap();
+    }
+    shell.wait().unwrap();
+    let report = outcome.report(3);
+    let memory = memory(&report);
+    assert_eq!(memory["reasons"][0]["kind"], "children", "{memory}");
+    assert!(outcome.stdout.contains("what its child allocated is not seen"), "{}", outcome.stdout);
+}

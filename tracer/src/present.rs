@@ -139,7 +139,7 @@ impl Presenter {
         // Sizes that nobody asks for are no silence, as long as there are frees.
         let silent = |target: &&Target| is_silent(target.pid, &stacks) && !(filtered && quality.recorded_events > 0);
         let memories = targets.iter().filter_map(|target| target.memory.as_ref());
-        for memory in memories.filter(|memory| !memory.is_explained() && !filtered) {
+        for memory in memories.filter(|memory| !memory.is_explained()) {
             quality.unexplained_bytes = quality.unexplained_bytes.saturating_add(memory.unexplained);
             quality.fresh_bytes = quality.fresh_bytes.saturating_add(memory.fresh);
         }

@@ -577,8 +577,13 @@ impl Session {
                     .to_owned(),
             );
         }
-        if self.config.sizes != (0, u64::MAX) {
-            notes.push("a size filter is on: frees of blocks outside it count as unmatched".to_owned());
+        let filtered = self.config.sizes != (0, u64::MAX);
+        if filtered {
+            notes.push(
+                "a size filter is on: frees of blocks outside it count as unmatched, and whether growth of memory is \
+                 explained is not known"
+                    .to_owned(),
+            );
         }
         for attached in &self.attached {
             notes.extend(attached.notes());
@@ -588,15 +593,13 @@ impl Session {
         for (target, attached) in targets.iter_mut().zip(&self.attached) {
             let go = go.iter().filter(|go| go.pid == target.pid).map(GoTrace::held).fold(0, u64::saturating_add);
             target.memory = self.coverage.memory(target.pid, go, attached.probed());
+            if let Some(memory) = target.memory.as_mut().filter(|_| filtered) {
+                // What is filtered out cannot be told from what is not seen.
+                (memory.unexplained, memory.reasons) = (0, Vec::new());
+            }
             target.ended = self.ended.get(&target.pid).copied();
         }
-        let trace = Trace {
-            started: self.started,
-            duration: self.clock.elapsed(),
-            targets,
-            filtered: self.config.sizes != (0, u64::MAX),
-            notes,
-        };
+        let trace = Trace { started: self.started, duration: self.clock.elapsed(), targets, filtered, notes };
         Profile { goroutines: self.goroutines.groups(), ..self.presenter.profile(trace, snapshot, go) }
     }
 

@@ -64,6 +64,8 @@ struct Reading {
     usage: Usage,
     recorded: u64,
     account: Account,
+    /// Processes that are its children: what they allocate is not recorded.
+    children: u64,
 }
 
 /// A search for reasons, on a thread of its own.
@@ -94,7 +96,7 @@ impl Coverage {
             tracing::debug!("cannot read the mappings of process {pid}: {error}");
         });
         let begin = Begin { usage, regions: regions.ok() };
-        let last = Reading { at: now, usage, recorded: 0, account: Account::default() };
+        let last = Reading { at: now, usage, recorded: 0, account: Account::default(), children: 0 };
         let (ended, next_look, search) = (false, now, None);
         self.processes.push(Process { pid, directory, begin, last, ended, next_look, search });
     }
@@ -138,7 +140,8 @@ impl Process {
         let grew = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
         let recorded = held(requests, self.pid);
         if grew < recorded.saturating_add(WORTH_A_LOOK) {
-            self.last = Reading { at, usage, recorded, account: Account { fresh: grew, ..Account::default() } };
+            let account = Account { fresh: grew, ..Account::default() };
+            self.last = Reading { at, usage, recorded, account, children: self.last.children };
         } else if at >= self.next_look {
             self.look(requests, go);
             self.next_look = Instant::now() + at.elapsed() * REST;
@@ -172,7 +175,7 @@ impl Process {
         };
         // After the records up to now have been taken in, which the question for what is covered sees to.
         let recorded = held(requests, self.pid);
-        self.last = Reading { at, usage, recorded, account };
+        self.last = Reading { at, usage, recorded, account, children: reasons::children(self.pid) };
         if self.search.is_none() && !self.figures(0).is_explained() {
             self.search();
         }
@@ -216,6 +219,10 @@ impl Process {
                 let unseen = |reason: &&Reason| !matches!(reason, Reason::Allocator(_, path) if is_probed(path));
                 memory.reasons.extend(reasons.iter().filter(unseen).cloned());
             }
+        }
+        let children = self.last.children;
+        if children > 0 && (memory.recorded == 0 || !memory.is_explained()) {
+            memory.reasons.push(Reason::Children(children));
         }
         memory
     }

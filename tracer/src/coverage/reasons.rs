@@ -1,5 +1,5 @@
 //! What may have taken memory that was not recorded: other allocators in the mapped files, runtimes that manage memory
-//! themselves, children. Looked for only where there is something to explain, within bounds of bytes and of time.
+//! themselves, children. Files are looked at only where there is something to explain, within bounds of bytes and of time.
 
 use std::{
     os::unix::fs::FileExt as _,
@@ -65,10 +65,8 @@ pub(super) fn look(pid: u32) -> Vec<Reason> {
             runtimes.push(runtime);
         }
     }
-    let children = children(pid);
     let mut reasons = allocators(&files);
     reasons.extend(runtimes.into_iter().map(Reason::Runtime));
-    reasons.extend((children > 0).then_some(Reason::Children(children)));
     reasons
 }
 
@@ -123,8 +121,8 @@ fn python_uses_malloc(pid: u32) -> bool {
     environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(PYTHON_BY_MALLOC))
 }
 
-/// How many children of a process there are.
-fn children(pid: u32) -> u64 {
+/// How many children of a process there are now.
+pub(super) fn children(pid: u32) -> u64 {
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
     let of_thread = |thread: std::fs::DirEntry| {
         let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();

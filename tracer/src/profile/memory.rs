@@ -22,7 +22,7 @@ pub struct Memory {
     pub fresh: u64,
     /// The part of `fresh` in which no recorded block has ever been.
     pub unexplained: u64,
-    /// What the unexplained part may be, likeliest first. Empty where there is nothing to explain.
+    /// What the unexplained part may be, likeliest first; children also where nothing was recorded.
     pub reasons: Vec<Reason>,
     /// When the process was looked at last, if it was gone at the end: time since tracing began.
     pub as_of: Option<Duration>,
