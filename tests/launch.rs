@@ -68,6 +68,31 @@ fn a_shell_that_becomes_the_program() {
     check_functions("exec by a shell", &outcome.report(5), &truth, Some(&program));
 }
 
+/// The command is held at its exec, so nothing is missed.
+#[test]
+fn a_thread_that_becomes_the_program() {
+    require_root();
+    let program = compiled("exec_thread");
+    for options in [&[][..], &["--perf-events"]] {
+        let outcome = Run::launch(options, [program.to_str().unwrap(), "at once"]).finish();
+        check_functions("exec by a thread", &outcome.report(0), &told(&outcome.stdout), Some(&program));
+    }
+}
+
+/// Told as soon as it happens; the command runs on.
+#[test]
+fn a_command_that_becomes_what_cannot_be_traced() {
+    require_root();
+    for (program, words) in [("32 bits", "32-bit"), ("no allocator", "without a malloc")] {
+        let script = format!("exec {}", compiled(program).display());
+        let mut running = Run::launch(&[], ["sh", "-c", &script]).start();
+        running.wait_for_line(" WARN process");
+        let report = running.stop().report(128 + Signal::SIGINT as i32);
+        report.assert_gap("unseen_spans", 1);
+        assert!(report.json["quality"]["notes"].to_string().contains(words), "{}", report.json["quality"]);
+    }
+}
+
 /// A preloaded allocator is mapped after the C library, and searched before it.
 #[test]
 fn a_preloaded_allocator_is_found() {

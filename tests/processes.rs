@@ -1,8 +1,8 @@
 //! Processes that change under the tracer: exec, fork, a first thread that ends, and several at once.
 
-use std::{thread, time::Duration};
+use std::{fs, path::Path, thread, time::Duration};
 
-use crate::harness::{Run, Target, Truth, check_functions, check_holders, compiled, require_root, slowness};
+use crate::harness::{Held, Run, Target, Truth, check_functions, check_holders, compiled, require_root, slowness};
 
 /// The new image starts with nothing, and is traced from its start.
 #[test]
@@ -15,6 +15,108 @@ fn exec_begins_anew() {
     let report = tracer.stop().report(0);
     check_functions("exec", &report, &truth, Some(&program));
     report.assert_nothing_lost("exec");
+    let quality = &report.json["quality"];
+    assert!(!quality["gaps"].to_string().contains("missed_frees"), "calls inside of calls were counted: {quality}");
+}
+
+/// Probes go with the thread that they were attached to. What is missed until others are there is told.
+#[test]
+fn exec_by_another_thread() {
+    for options in [&[][..], &["--perf-events"]] {
+        require_root();
+        let program = compiled("exec_thread");
+        let mut target = Target::start(&program);
+        let tracer = Run::pid(target.pid()).args(options).start();
+        target.say("begin");
+        target.until("waiting");
+        // For as long as it takes to attach again nothing is allocated here.
+        thread::sleep(Duration::from_secs(2) * slowness());
+        let truth = target.ask("go on");
+        let report = tracer.stop().report(3);
+        check_functions("exec by another thread", &report, &truth, Some(&program));
+        report.assert_gap("unseen_spans", 1);
+        assert!(report.json["quality"]["notes"].to_string().contains("ms of that were not recorded"));
+    }
+}
+
+/// Told as soon as it happens.
+#[test]
+fn exec_of_what_cannot_be_traced() {
+    require_root();
+    for (program, words) in [("32 bits", "32-bit"), ("no allocator", "without a malloc")] {
+        let mut target = Target::start_with(&compiled("become"), &[compiled(program).to_str().unwrap()], &[]);
+        let mut tracer = Run::pid(target.pid()).start();
+        target.say("begin");
+        target.until("waiting");
+        tracer.wait_for_line(" WARN process");
+        let report = tracer.stop().report(3);
+        report.assert_gap("unseen_spans", 1);
+        assert_eq!(report.outstanding(), Held::default(), "what was held is gone with the first program");
+        assert!(report.json["quality"]["notes"].to_string().contains(words), "{}", report.json["quality"]);
+    }
+}
+
+/// A process that is given the id of one that has ended is another one.
+#[test]
+fn an_id_that_is_used_again() {
+    require_root();
+    let program = compiled("exec_thread");
+    let (ends, mut stays) = (Target::start(&program), Target::start(&compiled("fork")));
+    let pid = ends.pid();
+    let tracer = Run::pid(pid).args(["--pid", &stays.pid().to_string()]).start();
+    drop(ends);
+    let mut stranger = with_id(pid, &program, &["later"]);
+    // For a tracer that would attach to it.
+    thread::sleep(Duration::from_secs(1) * slowness());
+    stranger.ask("go on");
+    let truth = stays.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("the one that stays", &report, &truth, None);
+}
+
+/// Starts a program again and again until it has this process id: `ns_last_pid` says where the kernel goes on.
+fn with_id(pid: u32, program: &Path, arguments: &[&str]) -> Target {
+    for _ in 0..2_000 {
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).unwrap();
+        let target = Target::start_with(program, arguments, &[]);
+        if target.pid() == pid {
+            return target;
+        }
+    }
+    panic!("no process was given the id {pid}");
+}
+
+/// What the C library's caches give back then was freed before.
+#[test]
+fn threads_that_end_free_nothing_from_before() {
+    require_root();
+    let program = compiled("brief_threads");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("threads", &report, &truth, Some(&program));
+    assert_eq!(report.quality("unmatched_frees"), 0);
+}
+
+/// The probes go with the pages that they were written to. They are put there again, and what was missed is told.
+#[test]
+fn code_that_is_dropped() {
+    require_root();
+    for options in [&[][..], &["--perf-events"]] {
+        let program = compiled("drops_text");
+        let mut target = Target::start(&program);
+        let mut tracer = Run::pid(target.pid()).args(options).start();
+        target.say("begin");
+        target.until("dropped");
+        tracer.wait_for_line(" WARN");
+        let truth = target.ask("go on");
+        let report = tracer.stop().report(3);
+        check_functions("dropped", &report, &truth, Some(&program));
+        report.assert_gap("unseen_spans", 1);
+        // Some of them may have been freed while nobody looked.
+        assert_eq!((report.uncertain_bytes("before"), report.uncertain_bytes("after")), (100_000, 0));
+    }
 }
 
 /// Children free what they inherited and allocate: the parent's numbers do not change.

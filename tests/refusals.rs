@@ -3,7 +3,6 @@
 use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::Path,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -108,14 +107,7 @@ fn a_thread_instead_of_its_process() {
 #[test]
 fn a_32_bit_process() {
     require_root();
-    let source = "thirty_two_bits.s";
-    let folder = scratch();
-    let (object, program) = (folder.path().join("object.o"), folder.path().join("thirty_two_bits"));
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/programs").join(source);
-    assert!(Command::new("as").arg("--32").arg("-o").arg(&object).arg(file).status().unwrap().success());
-    let linked = Command::new("ld").args(["-m", "elf_i386", "-o"]).arg(&program).arg(&object).status();
-    assert!(linked.unwrap().success());
-    let target = Target::start(&program);
+    let target = Target::start(&compiled("32 bits"));
     check(&Run::pid(target.pid()).finish(), FAILED, &["32-bit", "x86-64"]);
 }
 
@@ -123,13 +115,7 @@ fn a_32_bit_process() {
 #[test]
 fn a_process_without_an_allocator() {
     require_root();
-    let folder = scratch();
-    let program = folder.path().join("nothing");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/programs/no_allocator.c");
-    let mut compile = Command::new("gcc");
-    compile.args(["-O2", "-w", "-nostdlib", "-static", "-ffreestanding", "-o"]).arg(&program).arg(source);
-    assert!(compile.status().unwrap().success());
-    let target = Target::start(&program);
+    let target = Target::start(&compiled("no allocator"));
     check(&Run::pid(target.pid()).finish(), FAILED, &["no malloc", "statically linked"]);
 }
 

@@ -15,7 +15,10 @@ const WITHOUT_FRAME_POINTERS: &[&str] = &["-fomit-frame-pointer"];
 const EXPORTED_ALLOCATOR: &[&str] = &["-fno-builtin", "-rdynamic", "-fno-omit-frame-pointer"];
 
 const PROGRAMS: &[Source] = &[
+    Source { name: "32 bits", compiler: C, files: &["thirty_two_bits.s"], flags: &["-m32", "-nostdlib", "-static"] },
+    Source { name: "become", compiler: C, files: &["become.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "brief", compiler: C, files: &["brief.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "brief_threads", compiler: C, files: &["brief_threads.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "busy, C++", compiler: CXX, files: &["busy.cpp"], flags: WITHOUT_FRAME_POINTERS },
     Source {
         name: "busy, Rust",
@@ -39,6 +42,7 @@ const PROGRAMS: &[Source] = &[
         files: &["dies.c", "own_allocator.c"],
         flags: EXPORTED_ALLOCATOR,
     },
+    Source { name: "drops_text", compiler: C, files: &["drops_text.c"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "every_call",
         compiler: C,
@@ -46,6 +50,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-builtin", "-fPIC", "-pie", "-nostartfiles"],
     },
     Source { name: "exec", compiler: C, files: &["exec.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "exec_thread", compiler: C, files: &["exec_thread.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "execs", compiler: C, files: &["execs.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "family", compiler: C, files: &["family.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "family, frame pointers", compiler: C, files: &["family.c"], flags: WITH_FRAME_POINTERS },
@@ -69,6 +74,12 @@ const PROGRAMS: &[Source] = &[
     Source { name: "main_exits", compiler: C, files: &["main_exits.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "memory", compiler: C, files: &["memory.c"], flags: &["-pthread"] },
     Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "no allocator",
+        compiler: C,
+        files: &["no_allocator.c"],
+        flags: &["-nostdlib", "-static", "-ffreestanding"],
+    },
     Source { name: "no_rules", compiler: C, files: &["no_rules.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "no rules", compiler: C, files: &["no_rules.s"], flags: &["-shared", "-nostdlib"] },
     Source { name: "signals", compiler: C, files: &["signals.c"], flags: WITH_FRAME_POINTERS },

@@ -134,6 +134,18 @@ impl Report {
         );
     }
 
+    /// That the report is not complete, and how much of what is missing.
+    #[track_caller]
+    pub(crate) fn assert_gap(&self, what: &str, amount: u64) {
+        let quality = &self.json["quality"];
+        let gaps = quality["gaps"].as_array().unwrap();
+        assert!(
+            gaps.iter().any(|gap| gap["what"] == what && gap["amount"] == amount),
+            "no {what} of {amount}: {quality}"
+        );
+        assert_eq!(quality["complete"], false);
+    }
+
     /// That nothing was lost and all is certain. Stacks may end early: unwinding has tests of its own.
     #[track_caller]
     pub(crate) fn assert_nothing_lost(&self, what: &str) {

@@ -61,6 +61,12 @@ pub(crate) fn loss() -> Option<*mut Loss> {
 /// Sends `size` bytes at `data`; false when the ring buffer is full.
 #[inline(always)]
 pub(crate) fn send_bytes(data: *const c_void, size: u64) -> bool {
+    output(data, size, wakeup(size))
+}
+
+/// Whether the reader is to be woken by a record of `size` bytes.
+#[inline(always)]
+fn wakeup(size: u64) -> u32 {
     // SAFETY: a read of a global that user space wrote before loading.
     let threshold = unsafe { core::ptr::read_volatile(&raw const WAKEUP_BYTES) };
     let ring = (&raw const EVENTS).cast_mut().cast::<c_void>();
@@ -73,7 +79,13 @@ pub(crate) fn send_bytes(data: *const c_void, size: u64) -> bool {
             flags = BPF_RB_FORCE_WAKEUP;
         }
     }
-    // SAFETY: the caller gives `size` readable bytes.
+    flags
+}
+
+#[inline(always)]
+fn output(data: *const c_void, size: u64, flags: u32) -> bool {
+    let ring = (&raw const EVENTS).cast_mut().cast::<c_void>();
+    // SAFETY: the callers give `size` readable bytes.
     unsafe { bpf_ringbuf_output(ring, data.cast_mut(), size, u64::from(flags)) == 0 }
 }
 
@@ -150,10 +162,19 @@ pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
     }
 }
 
-/// An exec or the end of a thread; whether it could be sent.
+/// The end of a thread.
 #[inline(always)]
-pub(crate) fn moment(header: Header) -> bool {
-    let sent = send(&Moment { header, time: now() });
+pub(crate) fn moment(header: Header) {
+    if !send(&Moment { header, time: now() }) {
+        count_loss!(moments, 1);
+    }
+}
+
+/// An exec; whether it could be sent. The reader is woken: until it has looked at the new program, that may go unseen.
+#[inline(always)]
+pub(crate) fn exec(header: Header) -> bool {
+    let moment = Moment { header, time: now() };
+    let sent = output((&raw const moment).cast(), size_of::<Moment>() as u64, BPF_RB_FORCE_WAKEUP);
     if !sent {
         count_loss!(moments, 1);
     }

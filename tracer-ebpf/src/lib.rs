@@ -77,7 +77,8 @@ pub mod kind {
     pub const REALLOC_FREED: u8 = 6;
     /// [`StackHead`](super::StackHead) and its addresses: what a stack id stands for.
     pub const STACK: u8 = 7;
-    /// [`Moment`](super::Moment): the process started a new program; the generation in the header is the new one.
+    /// [`Moment`](super::Moment): the process started a new program; the generation in the header is the new one, and the call
+    /// slot is 1 when another thread than the first one did it.
     pub const EXEC: u8 = 8;
     /// [`Moment`](super::Moment): a thread ended.
     pub const THREAD_EXIT: u8 = 9;
@@ -245,7 +246,9 @@ pub struct Target {
     /// Count of execs since the process was first seen.
     pub generation: u32,
     /// Whether the process is to be stopped (SIGSTOP) when it has become another program: 0 or 1.
-    pub stop_at_exec: u32,
+    pub stop_at_exec: u16,
+    /// Whether its last thread has ended: 0 or 1. Whatever has its id then is another process.
+    pub ended: u16,
     /// Address that the kernel puts into hijacked return slots of this process (`[uprobes]`), 0 when not yet known.
     pub trampoline: u64,
     /// Executable range of the allocator's own file: a call that comes from here while another call is in flight
@@ -280,6 +283,17 @@ pub struct ReturnInstances {
     pub original: u32,
     /// In `return_instance`: the pointer to the next one.
     pub next: u32,
+}
+
+/// Where the kernel counts the threads of a process that live: offsets in its structures, bytes. All 0 when they are not
+/// known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LiveThreads {
+    /// In `task_struct`: the pointer to its `signal_struct`.
+    pub signal: u32,
+    /// In `signal_struct`: the count.
+    pub live: u32,
 }
 
 /// Key of the set of frees that could not be sent.
@@ -332,6 +346,7 @@ const _: () = {
     assert!(size_of::<Target>() == 32);
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
+    assert!(size_of::<LiveThreads>() == 8);
     assert!(size_of::<LostFree>() == 16);
     assert!(size_of::<Loss>() == 88);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header

@@ -4,13 +4,16 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, pt_regs},
-    helpers::{bpf_get_current_pid_tgid, bpf_send_signal},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_send_signal,
+        generated::{bpf_find_vma, bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel},
+    },
     macros::map,
     maps::{Array, HashMap},
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{ExecStops, Header, TARGETS_CHANGE, Target, kind};
+use tracer_ebpf::{ExecStops, Header, LiveThreads, TARGETS_CHANGE, Target, kind};
 
 use crate::{
     emit,
@@ -34,6 +37,10 @@ static TARGETS_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 static EXEC_STOPS: Array<ExecStops> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
+/// Set by user space before loading.
+#[unsafe(no_mangle)]
+static LIVE_THREADS: LiveThreads = LiveThreads { signal: 0, live: 0 };
+
 /// The present value of a count of changes. What it is a count of is to be read after it.
 #[inline(always)]
 pub(crate) fn epoch(counter: &Array<u64>) -> u64 {
@@ -45,10 +52,8 @@ pub(crate) fn epoch(counter: &Array<u64>) -> u64 {
 #[inline(always)]
 pub(crate) fn target(pid_tgid: u64) -> Option<Target> {
     let tgid = (pid_tgid >> 32) as u32;
-    TARGETS.get_ptr(tgid).map(|target| {
-        // SAFETY: the pointer comes from a map lookup.
-        unsafe { *target }
-    })
+    // SAFETY: the pointer comes from a map lookup.
+    TARGETS.get_ptr(tgid).map(|target| unsafe { *target }).filter(|target| target.ended == 0)
 }
 
 /// Whether `thread` belongs to a process that is still traced; what is known of that process is brought up to date.
@@ -169,6 +174,10 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     let Some(target) = TARGETS.get_ptr_mut(tgid) else { return };
+    // SAFETY: the pointer comes from a map lookup.
+    if unsafe { (*target).ended } != 0 {
+        return;
+    }
     thread::forget(pid_tgid);
     // The thread that called exec has taken the id of the first one.
     let old_tid: i32 = ctx.arg(1);
@@ -183,7 +192,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
         (*target).generation
     };
     debug!(ctx, "process {} became another program", tgid);
-    let sent = emit::moment(Header::new(kind::EXEC, generation, 0, pid_tgid));
+    let sent = emit::exec(Header::new(kind::EXEC, generation, u32::from(old_tid as u32 != tgid), pid_tgid));
     // SAFETY: as above.
     let stop = unsafe { (*target).stop_at_exec != 0 };
     // Nobody would continue one whose exec nobody has heard of.
@@ -207,11 +216,69 @@ fn stop_current() {
     }
 }
 
-/// The current thread ends.
+/// The current thread ends; the process with its last one. Its id may be another process's before user space hears of it.
 #[inline(always)]
 pub(crate) fn thread_exit() {
     let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = target(pid_tgid) else { return };
+    let tgid = (pid_tgid >> 32) as u32;
+    // One that has ended has threads that are on their way out.
+    let Some(target) = TARGETS.get_ptr_mut(tgid) else { return };
     thread::forget(pid_tgid);
-    emit::moment(Header::new(kind::THREAD_EXIT, target.generation, 0, pid_tgid));
+    // SAFETY: the pointer comes from a map lookup.
+    let generation = unsafe { (*target).generation };
+    emit::moment(Header::new(kind::THREAD_EXIT, generation, 0, pid_tgid));
+    if is_last_thread() {
+        // SAFETY: as above.
+        unsafe { (*target).ended = 1 };
+        walk::forget(tgid);
+    }
+}
+
+/// Whether no thread of the current process lives on. False as well when the kernel's BTF does not tell.
+#[inline(always)]
+fn is_last_thread() -> bool {
+    // SAFETY: a read of a global that user space wrote before loading.
+    let at = unsafe { core::ptr::read_volatile(&raw const LIVE_THREADS) };
+    if at.signal == 0 || at.live == 0 {
+        return false;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let signal = kernel_word(task + u64::from(at.signal));
+    signal != 0 && kernel_word(signal + u64::from(at.live)) as u32 == 0
+}
+
+/// The word at an address of the kernel's; 0 when it cannot be read.
+#[inline(always)]
+pub(crate) fn kernel_word(addr: u64) -> u64 {
+    let mut value = 0u64;
+    // SAFETY: the helper checks the address; on failure it zeroes the value.
+    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), 8, addr as *const c_void) };
+    value
+}
+
+/// Finds the executable mapping that `pc` lies in, where user space has not told yet where the allocator's file is: a program
+/// that has just begun. Then what its functions call of one another is a part of the call from its first allocation on.
+#[inline(always)]
+pub(crate) fn know_text(thread: &mut Thread, pc: u64) {
+    if thread.target.text_end != 0 {
+        return;
+    }
+    let mut context: *mut Thread = thread;
+    let argument = (&raw mut context).cast::<c_void>();
+    // SAFETY: the callback is given a pointer that outlives the call. Where the kernel cannot look just now, the next call asks
+    // again.
+    unsafe { bpf_find_vma(bpf_get_current_task_btf(), pc, note_text as *mut c_void, argument, 0) };
+}
+
+/// Notes where a mapping begins and ends: the first two words of a `vm_area_struct` (include/linux/mm_types.h) of every
+/// kernel so far.
+extern "C" fn note_text(_task: *mut c_void, mapping: *const c_void, context: *mut *mut Thread) -> i64 {
+    // SAFETY: the helper passes on what it was given, and only the current thread uses its state; the two words of `target`
+    // lie one behind the other.
+    unsafe {
+        let range = (&raw mut (**context).target.text_start).cast::<c_void>();
+        bpf_probe_read_kernel(range, 16, mapping);
+    }
+    0
 }

@@ -6,10 +6,10 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_loop, bpf_probe_read_kernel};
+use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_loop};
 use tracer_ebpf::ReturnInstances;
 
-use crate::thread::Thread;
+use crate::{process::kernel_word, thread::Thread};
 
 /// Set by user space before loading.
 #[unsafe(no_mangle)]
@@ -96,13 +96,4 @@ extern "C" fn next_instance(_index: u64, search: *mut Search) -> i64 {
 fn offsets() -> ReturnInstances {
     // SAFETY: a read of a global that user space wrote before loading.
     unsafe { core::ptr::read_volatile(&raw const RETURN_INSTANCES) }
-}
-
-/// The word at an address of the kernel's; 0 when it cannot be read.
-#[inline(always)]
-fn kernel_word(addr: u64) -> u64 {
-    let mut value = 0u64;
-    // SAFETY: the helper checks the address; on failure it zeroes the value.
-    unsafe { bpf_probe_read_kernel((&raw mut value).cast(), 8, addr as *const c_void) };
-    value
 }

@@ -19,9 +19,17 @@ use crate::{
         resolve::{self, Binding, Function},
         risks::{self, Risk},
     },
-    process::{address_space::AddressSpace, link_map, maps, module::Module, status, status::Status},
+    probed_code::ProbedCode,
+    process::{
+        address_space::AddressSpace,
+        link_map, maps,
+        module::Module,
+        status,
+        status::{NotTraceable, Status},
+    },
     profile::{Heap, Mode, SeenHeap, Target},
     report::visible,
+    search::{Missed, Search},
     symbolize,
 };
 
@@ -42,6 +50,11 @@ pub fn allocator(pid: Pid) -> Result<Option<Allocator>> {
     find(pid, Phase::Running)
 }
 
+/// How often the probes are looked for in the code of the process.
+const CHECKING: Duration = Duration::from_millis(200);
+/// How long after a look that has not found them to look again.
+pub const SUSPENSE: Duration = Duration::from_millis(50);
+
 /// A process with probes on its allocator.
 pub struct Attached {
     pid: Pid,
@@ -50,9 +63,22 @@ pub struct Attached {
     allocator: Option<Allocator>,
     links: Links,
     returns: Returns,
-    /// Since when the process has been another program whose allocator is yet to be found.
-    searching: Option<Instant>,
+    /// The search for the allocator of the program that the process has become.
+    search: Option<Search>,
+    /// What is probed, as it was last looked at; `None` where that is not known, or not worth another look.
+    probed: Option<ProbedCode>,
+    /// When all probes were seen in force last.
+    seen: Instant,
+    /// When they are to be looked for again.
+    next_check: Instant,
+    /// Whether they were gone at the last look. It may have been at an exec of which nothing has been heard yet.
+    suspect: bool,
+    /// Whether its last thread has ended: its id may be another process's.
+    ended: bool,
+    /// Whether the probes are away for good.
+    gave_up: bool,
     notes: Vec<String>,
+    unseen_spans: u64,
 }
 
 /// How the outcomes of a process's calls are to be seen.
@@ -72,9 +98,6 @@ impl Returns {
         Self { asked, among_others, declined: false }
     }
 }
-
-/// How long a new program may take to load its allocator.
-const LOADING: Duration = Duration::from_secs(10);
 
 impl Attached {
     /// Attaches to a running process. Recording begins when the collector is told. `go`: it has another heap than that of an
@@ -102,16 +125,7 @@ impl Attached {
 
     /// Of a process with no allocator but that of its Go runtime.
     pub fn without_allocator(pid: Pid, status: &Status) -> Self {
-        let target = describe(pid, status);
-        Self {
-            pid,
-            target,
-            allocator: None,
-            links: Links::default(),
-            returns: Returns::default(),
-            searching: None,
-            notes: Vec::new(),
-        }
+        Self::new(pid, describe(pid, status), None, Links::default(), Returns::default())
     }
 
     /// The same for a program that is being loaded: `None` when its allocator is not there yet.
@@ -126,7 +140,27 @@ impl Attached {
     fn with(programs: &mut Programs, pid: Pid, status: Status, allocator: Allocator, returns: Returns) -> Result<Self> {
         let links = probe(programs, &allocator, pid, pid, returns).map_err(|error| explain(pid, &status, error))?;
         let target = describe(pid, &status);
-        Ok(Self { pid, target, allocator: Some(allocator), links, returns, searching: None, notes: Vec::new() })
+        Ok(Self::new(pid, target, Some(allocator), links, returns))
+    }
+
+    fn new(pid: Pid, target: Target, allocator: Option<Allocator>, links: Links, returns: Returns) -> Self {
+        let now = Instant::now();
+        Self {
+            pid,
+            target,
+            allocator,
+            links,
+            returns,
+            search: None,
+            probed: None,
+            seen: now,
+            next_check: now,
+            suspect: false,
+            ended: false,
+            gave_up: false,
+            notes: Vec::new(),
+            unseen_spans: 0,
+        }
     }
 
     /// The process.
@@ -147,7 +181,8 @@ impl Attached {
 
     /// What the reader of a report should know of it.
     pub fn notes(&self) -> Vec<String> {
-        self.notes.clone()
+        let missed = self.search.as_ref().and_then(Search::missed);
+        self.notes.iter().cloned().chain(missed.map(|missed| self.tell(missed))).collect()
     }
 
     /// Executable range of the allocator's file, and all mappings of the process as they are now.
@@ -164,37 +199,92 @@ impl Attached {
         Ok((text, space))
     }
 
-    /// The process has become another program: its allocator must be looked for anew.
-    pub fn has_execed(&mut self) {
-        self.searching = Some(Instant::now());
+    /// How often it ran without its probes, or as a program that cannot be probed; notes tell of that.
+    pub fn unseen_spans(&self) -> u64 {
+        self.unseen_spans + u64::from(self.search.as_ref().is_some_and(|search| search.missed().is_some()))
+    }
+
+    /// The process has become another program at `time`, nanoseconds of CLOCK_MONOTONIC: its allocator must be looked for
+    /// anew. `probes_lost`: the thread that they were attached to is no more.
+    pub fn has_execed(&mut self, time: u64, probes_lost: bool) {
+        let lost_before = self.search.take().is_some_and(|search| self.end_search(&search));
+        (self.probed, self.gave_up, self.suspect) = (None, false, false);
+        self.search = Some(Search::begin(self.pid, time, probes_lost || lost_before));
+    }
+
+    /// Whether the program that the process has become can be traced at all; what is against it is told.
+    pub fn can_be_followed(&mut self) -> bool {
+        match status::check(self.pid) {
+            Err(NotTraceable::Not64Bit(_, comm)) => {
+                self.cannot_follow(&format!("a 32-bit program ({})", visible(&comm)));
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// The process has ended.
+    pub fn has_ended(&mut self) {
+        self.ended = true;
+        if let Some(search) = self.search.take() {
+            self.end_search(&search);
+        }
+    }
+
+    /// When the next look at the process is due, if it is soon.
+    pub fn next_look(&self) -> Option<Instant> {
+        self.search.as_ref().map(Search::next).or(self.is_suspect().then_some(self.next_check))
     }
 
     /// Follows a process that has become another program. The probes of a file that the new program maps too are in
-    /// force from its first instruction; another allocator's are attached as soon as it is there. `Some` when the
-    /// collector must be told of the new address space.
+    /// force from its first instruction, unless another thread than the first one called exec; others are attached as soon as
+    /// there is something to attach to. `Some` when the collector must be told of the new address space.
     pub fn follow(&mut self, programs: &mut Programs) -> Option<((u64, u64), AddressSpace)> {
-        let since = self.searching?;
-        let status = status::check(self.pid).ok()?;
-        match find(self.pid, Phase::Running) {
-            Ok(Some(allocator)) => {
-                self.searching = None;
-                self.target = describe(self.pid, &status);
-                if !self.is_on(&allocator) {
-                    self.notes.push(format!(
-                        "process {} became another program with another allocator; what it allocated before the \
-                         probes were moved is missing",
-                        self.pid
-                    ));
-                    self.reattach(programs, allocator, self.pid);
-                }
-                self.address_space().ok()
-            }
-            _ if since.elapsed() > LOADING => {
-                self.has_no_allocator();
-                None
-            }
-            _ => None,
+        if !self.search.as_mut()?.is_due() {
+            return None;
         }
+        if !self.can_be_followed() {
+            return None;
+        }
+        // Its end is told elsewhere.
+        let status = status::check(self.pid).ok()?;
+        let mut search = self.search.take()?;
+        let mut told = None;
+        if let Ok(Some(allocator)) = find(self.pid, Phase::Running) {
+            let moves = search.probes_lost || !self.is_on(&allocator);
+            if moves && self.reattach(programs, allocator, self.pid) {
+                search.attached();
+            }
+            if moves || !search.found {
+                search.found = true;
+                self.target = describe(self.pid, &status);
+                told = self.address_space().ok();
+            }
+        }
+        match (search.is_over(), search.found) {
+            (true, true) => drop(self.end_search(&search)),
+            (true, false) => self.has_no_allocator(),
+            (false, _) => self.search = Some(search),
+        }
+        told
+    }
+
+    /// Notes what was missed until an allocator was found. Whether the probes are lost.
+    fn end_search(&mut self, search: &Search) -> bool {
+        let missed = search.missed();
+        self.notes.extend(missed.map(|missed| self.tell(missed)));
+        self.unseen_spans += u64::from(missed.is_some());
+        search.probes_lost
+    }
+
+    fn tell(&self, Missed { span, at_most }: Missed) -> String {
+        let most = at_most
+            .map_or_else(String::new, |bytes| format!("; it had {} KiB of memory of its own by then", bytes >> 10));
+        let pid = self.pid;
+        format!(
+            "process {pid} became another program; the first {} ms of that were not recorded{most}",
+            span.as_millis()
+        )
     }
 
     /// Looks for the allocator of a program that is being loaded in place of the one before, and moves the probes to it.
@@ -204,24 +294,34 @@ impl Attached {
     /// The process has ended, or its files cannot be read.
     pub fn load(&mut self, programs: &mut Programs) -> Result<bool> {
         let Some(allocator) = find(self.pid, Phase::Loading)? else { return Ok(false) };
-        if !self.is_on(&allocator) {
+        let probes_lost = self.search.as_ref().is_some_and(|search| search.probes_lost);
+        if probes_lost || !self.is_on(&allocator) {
             self.reattach(programs, allocator, self.pid);
         }
-        self.searching = None;
+        self.search = None;
         self.target = describe(self.pid, &status::check(self.pid)?);
         Ok(true)
     }
 
     /// The program that the process has become has no malloc.
     pub fn has_no_allocator(&mut self) {
-        self.searching = None;
-        self.notes.push(format!("process {} became a program without a malloc that can be probed", self.pid));
+        self.cannot_follow("a program without a malloc that can be probed (statically linked and stripped?)");
+    }
+
+    /// The program that the process has become cannot be probed.
+    fn cannot_follow(&mut self, what: &str) {
+        self.search = None;
+        self.gave_up = true;
+        self.unseen_spans += 1;
+        let note = format!("process {} became {what}: nothing of that is recorded", self.pid);
+        tracing::warn!("{note}");
+        self.notes.push(note);
     }
 
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
     /// life of one thread. Whether there was another.
     pub fn move_to_another_thread(&mut self, programs: &mut Programs) -> bool {
-        if !self.links.end_with_thread() {
+        if self.ended || !self.links.end_with_thread() {
             return false;
         }
         let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
@@ -247,8 +347,8 @@ impl Attached {
     fn reattach(&mut self, programs: &mut Programs, allocator: Allocator, task: u32) -> bool {
         match probe(programs, &allocator, self.pid, task, self.returns) {
             Ok(links) => {
-                self.allocator = Some(allocator);
-                std::mem::replace(&mut self.links, links).detach(programs);
+                (self.allocator, self.probed, self.gave_up) = (Some(allocator), None, false);
+                std::mem::replace(&mut self.links, links).detach_aside(programs);
                 true
             }
             Err(error) => {
@@ -256,6 +356,71 @@ impl Attached {
                 false
             }
         }
+    }
+
+    /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
+    /// are not. Whether they were away.
+    pub fn keep_probes(&mut self, programs: &mut Programs) -> bool {
+        let now = Instant::now();
+        if self.ended || self.gave_up || self.search.is_some() || self.allocator.is_none() || now < self.next_check {
+            return false;
+        }
+        self.next_check = now + CHECKING;
+        let seen = |missing: Option<usize>| missing.filter(|missing| *missing == 0);
+        let known = seen(self.probed.as_ref().map(ProbedCode::missing));
+        // Not looked at yet, or mapped elsewhere.
+        let Some(missing) = known.or_else(|| self.look_for_probes()) else { return false };
+        if missing == 0 {
+            (self.seen, self.suspect) = (now, false);
+            return false;
+        }
+        if !std::mem::replace(&mut self.suspect, true) {
+            self.next_check = now + SUSPENSE;
+            return false;
+        }
+        let Some(allocator) = self.allocator.clone() else { return false };
+        let again = self.reattach(programs, allocator, self.pid) && self.look_for_probes() == Some(0);
+        let away = self.seen.elapsed();
+        (self.gave_up, self.suspect, self.seen) = (!again, false, Instant::now());
+        self.unseen_spans += 1;
+        self.notes.push(self.probes_were_away(missing, away, again));
+        true
+    }
+
+    /// Has the probes looked for the next time that somebody asks.
+    pub fn look_now(&mut self) {
+        self.next_check = Instant::now();
+    }
+
+    /// Whether probes seem to be gone.
+    pub fn is_suspect(&self) -> bool {
+        self.suspect && !self.ended && !self.gave_up && self.search.is_none()
+    }
+
+    /// How many probes are not in the code of the process, as it is mapped now. `None` when it has ended.
+    fn look_for_probes(&mut self) -> Option<usize> {
+        let Allocator { module, .. } = self.allocator.as_ref()?;
+        let mut probed = ProbedCode::new(self.pid, module, self.links.offsets());
+        let mut space = AddressSpace::new(self.pid);
+        space.refresh().ok()?;
+        probed.locate(module, &space);
+        Some(self.probed.insert(probed).missing())
+    }
+
+    fn probes_were_away(&self, missing: usize, away: Duration, again: bool) -> String {
+        let what = format!(
+            "{missing} of {} probes went from the code of process {}, which has dropped, moved or replaced it",
+            self.probed.as_ref().map_or(missing, ProbedCode::instructions),
+            self.pid
+        );
+        let away = away.as_millis();
+        let note = if again {
+            format!("{what}; they are there again, and at most {away} ms were not recorded")
+        } else {
+            format!("{what}; what it did since then, or up to {away} ms before, is not recorded")
+        };
+        tracing::warn!("{note}");
+        note
     }
 
     /// Takes the probes off.

@@ -55,8 +55,6 @@ pub enum Request {
         /// Where they go.
         samples: mpsc::Sender<go_heap::Input>,
     },
-    /// The probes of this process were away until now: what was freed meanwhile is not known.
-    Interrupted,
     /// How many bytes a process holds now.
     Held {
         /// The process.
@@ -73,6 +71,10 @@ pub enum Request {
         /// Where the answer goes, in the same order.
         reply: mpsc::Sender<Vec<u64>>,
     },
+    /// The probes of a process were away until this time, nanoseconds of CLOCK_MONOTONIC: what was freed meanwhile is not known.
+    Interrupted(u64),
+    /// This process has ended: whatever has its id from now on is another one.
+    Ended(Pid),
     /// What is held now, by blocks of at least this age.
     Snapshot {
         /// Least age of a block.
@@ -93,7 +95,14 @@ pub enum Request {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
     /// The process has become another program.
-    Exec(Pid),
+    Exec {
+        /// The process.
+        pid: Pid,
+        /// Whether another thread than the first one did it, and has taken its place.
+        by_other_thread: bool,
+        /// Nanoseconds of CLOCK_MONOTONIC.
+        time: u64,
+    },
     /// The first thread of a process has ended.
     FirstThreadEnded(Pid),
     /// A return address of some process had to be left alone, and the outcome of a call was not seen for that.
@@ -286,9 +295,13 @@ impl Collector {
             Request::FollowGo { pid, number, samples } => {
                 self.go.insert((pid, number), GoHeap { samples, batch: Vec::new(), stacks: HashSet::new() });
             }
-            Request::Interrupted => {
+            Request::Interrupted(until) => self.heap.frees_lost_without_trace(until),
+            Request::Ended(pid) => {
                 self.take_in_all();
-                self.heap.frees_lost_without_trace(monotonic());
+                if let Err(error) = self.events.disable(pid) {
+                    tracing::warn!("cannot stop recording process {pid}: {error}");
+                }
+                self.processes.remove(&pid);
             }
             // Nobody may wait any more for what follows: nothing to do then.
             Request::Held { pid, reply } => drop(reply.send(self.heap.held(pid))),
@@ -351,6 +364,7 @@ impl Collector {
     /// Takes in up to `limit` records; returns how many.
     fn take_in(&mut self, limit: usize) -> usize {
         let Self { events, heap, processes, unwinder, trails, unknown_records, go, notify, .. } = self;
+        let mut notices = Vec::new();
         let taken = events.drain(limit, |record| match event::parse(record) {
             Ok((origin, event)) => {
                 heap.apply(origin, event);
@@ -368,7 +382,7 @@ impl Collector {
                             process.batch.push(Sample { addr, size, charge, time, sweepgen, class, stack });
                         }
                     }
-                    Event::Exec => {
+                    Event::Exec { by_other_thread, time } => {
                         go.retain(|(pid, _), _| *pid != origin.pid);
                         if let Some(process) = processes.get_mut(&origin.pid) {
                             process.space = AddressSpace::new(origin.pid);
@@ -376,14 +390,19 @@ impl Collector {
                             process.unplaced.clear();
                             process.refresh(origin.pid, heap, unwinder, trails);
                         }
-                        notify(Notice::Exec(origin.pid));
+                        // The first thread has ended for this.
+                        notices.retain(|notice| *notice != Notice::FirstThreadEnded(origin.pid));
+                        notices.push(Notice::Exec { pid: origin.pid, by_other_thread, time });
                     }
-                    Event::ThreadExit if origin.tid == origin.pid => notify(Notice::FirstThreadEnded(origin.pid)),
+                    Event::ThreadExit if origin.tid == origin.pid => {
+                        notices.push(Notice::FirstThreadEnded(origin.pid));
+                    }
                     _ => {}
                 }
             }
             Err(event::Unintelligible) => *unknown_records += 1,
         });
+        notices.into_iter().for_each(notify);
         go.values_mut().for_each(GoHeap::pass_on);
         taken
     }
@@ -472,7 +491,7 @@ impl Collector {
             let (Some(address), Some(target)) = (process.space.trampoline(), self.events.target(*pid)) else {
                 continue;
             };
-            process.trampoline = self.events.enable(*pid, Target { trampoline: address, ..target }).is_ok();
+            process.trampoline = self.events.change(*pid, Target { trampoline: address, ..target }).is_ok();
         }
     }
 

@@ -77,7 +77,12 @@ pub enum Event<'a> {
     /// An object of a Go program was sampled.
     GoSample(GoSample),
     /// The process became another program.
-    Exec,
+    Exec {
+        /// Whether another thread than the first one did it, and has taken its place.
+        by_other_thread: bool,
+        /// Nanoseconds of CLOCK_MONOTONIC.
+        time: u64,
+    },
     /// The thread ended.
     ThreadExit,
 }
@@ -118,7 +123,7 @@ pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::REALLOC_FREED => Event::ReallocFreed(addr),
         kind::STACK => stack(record)?,
         kind::GO_SAMPLE => go_sample(record)?,
-        kind::EXEC => Event::Exec,
+        kind::EXEC => Event::Exec { by_other_thread: header.slot() != 0, time: addr },
         kind::THREAD_EXIT => Event::ThreadExit,
         _ => return Err(Unintelligible),
     };
@@ -189,7 +194,7 @@ mod tests {
                 vec![header(kind::GO_SAMPLE), 1, 2, 3, 4, 5, 7 << 32 | 6],
                 Event::GoSample(GoSample { addr: 1, size: 2, charge: 3, stack: 4, time: 5, sweepgen: 6, class: 7 }),
             ),
-            (vec![header(kind::EXEC), 9], Event::Exec),
+            (vec![header(kind::EXEC), 9], Event::Exec { by_other_thread: true, time: 9 }),
             (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
         ] {
             assert_eq!(parse(&bytes(&record)), Ok((ORIGIN, event)));

@@ -22,6 +22,8 @@ pub mod memory;
 pub mod outputs;
 pub mod preflight;
 pub mod present;
+pub mod probed_code;
+pub mod search;
 pub mod trails;
 pub mod unwinder;
 pub mod watch;

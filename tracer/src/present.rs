@@ -31,6 +31,8 @@ pub struct Trace {
     pub targets: Vec<Target>,
     /// Whether only allocations of some sizes are recorded.
     pub filtered: bool,
+    /// Times that a process ran unseen; notes tell of each.
+    pub unseen_spans: u64,
     /// What the reader should know.
     pub notes: Vec<String>,
 }
@@ -123,7 +125,7 @@ impl Presenter {
         let mut quality = quality(&trace, &snapshot, &go);
         quality.notes.extend(folded(snapshot.folded));
         quality.notes.extend_from_slice(self.symbolizer.notes());
-        let Trace { started, duration, mut targets, filtered, notes: _ } = trace;
+        let Trace { started, duration, mut targets, filtered, unseen_spans: _, notes: _ } = trace;
         for target in &mut targets {
             target.heaps.extend(go.iter().filter(|go| go.pid == target.pid).map(GoTrace::seen));
         }
@@ -418,6 +420,7 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         unknown_records: snapshot.unknown_records + sum(|sampling| sampling.senseless),
         unexplained_bytes: 0,
         fresh_bytes: 0,
+        unseen_spans: trace.unseen_spans,
         silent_targets: 0,
         targets: 0,
         recorded_events: snapshot.counters.events,

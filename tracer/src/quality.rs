@@ -143,6 +143,8 @@ pub struct Quality {
     pub unexplained_bytes: u64,
     /// New memory of those processes: the base of the former.
     pub fresh_bytes: u64,
+    /// Times that a process ran without its probes, or as a program that cannot be probed. Notes tell of each.
+    pub unseen_spans: u64,
     /// Processes of which no allocation was seen.
     pub silent_targets: u64,
     /// Processes altogether: the base of the former.
@@ -162,6 +164,8 @@ pub enum Missing {
     AllAllocations,
     /// What new memory is for.
     Memory,
+    /// All that a process did for some time.
+    Spans,
     /// Allocations.
     Allocations,
     /// Memory for more blocks.
@@ -198,6 +202,7 @@ impl Missing {
         match self {
             Self::AllAllocations => "silent_targets",
             Self::Memory => "unexplained_bytes",
+            Self::Spans => "unseen_spans",
             Self::Allocations => "lost_allocs",
             Self::Room => "refused_allocs",
             Self::Frees => "lost_frees",
@@ -220,6 +225,7 @@ impl Missing {
         match self {
             Self::AllAllocations
             | Self::Memory
+            | Self::Spans
             | Self::Allocations
             | Self::Room
             | Self::Calls
@@ -282,6 +288,7 @@ impl Quality {
             (Missing::AllAllocations, q.silent_targets, q.targets, Some(SILENT_TARGETS)),
             // What need not be explained is none of it.
             (Missing::Memory, q.unexplained_bytes, q.fresh_bytes, Some(0.0)),
+            (Missing::Spans, q.unseen_spans, 0, Some(0.0)),
             (Missing::Allocations, q.lost_allocs, events, share),
             (Missing::Room, q.refused_allocs, q.recorded_events, share),
             (Missing::Frees, q.lost_frees, events, share),
@@ -375,6 +382,12 @@ mod tests {
                 None => assert!(!with(u64::MAX).is_beyond_threshold(), "{what:?}"),
             }
         }
+    }
+
+    #[test]
+    fn nobody_knows_what_a_process_did_unseen() {
+        let unseen = Quality { unseen_spans: 1, ..base() };
+        assert!(!unseen.complete() && unseen.is_beyond_threshold() && !unseen.has_every_allocation());
     }
 
     #[test]

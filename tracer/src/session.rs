@@ -14,8 +14,9 @@ use hashbrown::HashMap;
 use tracer_ebpf::golang::RUNTIMES;
 
 use crate::{
-    attach::{Attached, Returns},
+    attach::{Attached, Returns, SUSPENSE},
     bpf::{self, GoMaps, Programs},
+    clock::monotonic,
     collector::{Collector, Notice, Request, Snapshot},
     config::{Config, GoHeapChoice, Subject, Verbosity},
     coverage::Coverage,
@@ -191,6 +192,7 @@ impl Session {
             launched.release();
         }
         let signal = self.run_loop(&mut outputs)?;
+        self.keep_probes_to_the_end()?;
         self.signals.enter(Stage::Ending);
         self.goroutines.finish();
         let go = &self.go;
@@ -401,10 +403,12 @@ impl Session {
     /// A launched command has become another program, and was stopped for us to follow it.
     fn follow_launched(&mut self, mut launched: Launched) -> Result<()> {
         let pid = launched.pid();
+        let attached = self.attached.iter_mut().find(|attached| attached.pid() == pid);
+        let follows = attached.is_none_or(Attached::can_be_followed);
         let loaded = match launched.hold_again() {
-            Ok(true) => self.load(&mut launched),
-            // An exec that was followed already, while the command was held.
-            Ok(false) => Ok(true),
+            Ok(true) if follows => self.load(&mut launched),
+            // Nothing is to be loaded, or it is an exec that was followed already, while the command was held.
+            Ok(_) => Ok(true),
             Err(error) => Err(error.into()),
         };
         launched.release();
@@ -412,10 +416,8 @@ impl Session {
             match loaded {
                 Ok(true) => {}
                 Ok(false) => attached.has_no_allocator(),
-                Err(error) => {
-                    tracing::debug!("cannot hold the command at its exec: {error:#}");
-                    attached.has_execed();
-                }
+                // It is searched as it runs.
+                Err(error) => tracing::debug!("cannot hold the command at its exec: {error:#}"),
             }
         }
         self.launched = Some(launched);
@@ -449,13 +451,18 @@ impl Session {
                 report = Some((at + interval).max(Instant::now() + HEARTBEAT / 2));
             }
             self.heartbeat();
-            let wake =
-                [end, report].into_iter().flatten().min().map_or(HEARTBEAT, |at| at.saturating_duration_since(now));
+            self.keep_probes()?;
+            let look = self.attached.iter().filter_map(Attached::next_look).min();
+            let wake = [end, report, look]
+                .into_iter()
+                .flatten()
+                .min()
+                .map_or(HEARTBEAT, |at| at.saturating_duration_since(now));
             match self.input.recv_timeout(wake.min(HEARTBEAT)) {
                 Ok(Input::Signal(signal)) => return Ok(Some(signal)),
                 Ok(Input::Exited(pid)) => {
-                    self.ended.insert(pid, self.clock.elapsed());
                     alive.retain(|other| *other != pid);
+                    self.has_ended(pid)?;
                 }
                 Ok(Input::Notice(notice)) => self.heed(notice)?,
                 Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -472,6 +479,34 @@ impl Session {
         }
     }
 
+    /// Looks whether the probes are still where they were put.
+    fn keep_probes(&mut self) -> Result<()> {
+        for index in 0..self.attached.len() {
+            if self.attached[index].keep_probes(&mut self.programs) {
+                self.send(Request::Interrupted(monotonic()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for the last time: what seems to be gone may be so because of an exec, which is heard of in a moment.
+    fn keep_probes_to_the_end(&mut self) -> Result<()> {
+        self.attached.iter_mut().for_each(Attached::look_now);
+        self.keep_probes()?;
+        if self.attached.iter().any(Attached::is_suspect) {
+            thread::sleep(2 * SUSPENSE);
+            while let Ok(input) = self.input.try_recv() {
+                match input {
+                    Input::Signal(_) => {}
+                    Input::Exited(pid) => self.has_ended(pid)?,
+                    Input::Notice(notice) => self.heed(notice)?,
+                }
+            }
+            self.keep_probes()?;
+        }
+        Ok(())
+    }
+
     /// What comes round regularly.
     fn heartbeat(&mut self) {
         self.programs.pass_diagnostics();
@@ -479,11 +514,11 @@ impl Session {
         let go = &self.go;
         self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
         self.look_at_libraries();
+        let stop_at_exec = matches!(self.config.subject, Subject::Command(_));
         let Self { attached, programs, requests, .. } = self;
         for attached in attached {
             if let Some((text, space)) = attached.follow(programs) {
-                let request =
-                    Request::Enable { pid: attached.pid(), text, space: Box::new(space), stop_at_exec: false };
+                let request = Request::Enable { pid: attached.pid(), text, space: Box::new(space), stop_at_exec };
                 // The collector's end shows elsewhere.
                 let _ = requests.send(request);
             }
@@ -491,42 +526,49 @@ impl Session {
     }
 
     fn heed(&mut self, notice: Notice) -> Result<()> {
-        let (Notice::Exec(pid) | Notice::FirstThreadEnded(pid) | Notice::Mapped(pid)) = notice else {
-            // Of which process it was is not said: few use this way.
-            self.attached.iter_mut().for_each(|attached| attached.leave_returns_alone(&mut self.programs));
-            return Ok(());
-        };
-        if let Notice::Exec(_) = notice {
-            self.forget_go(pid);
-        }
-        if let Notice::Exec(_) = notice
-            && self.attached.iter().any(|attached| attached.pid() == pid)
-        {
-            self.goroutines.watch(pid, self.runtime_of(pid));
-            self.coverage.begin(pid);
-        }
-        if let Notice::Exec(_) = notice
-            && let Some(launched) = self.launched.take_if(|launched| launched.pid() == pid)
-        {
-            return self.follow_launched(launched);
-        }
-        if let Notice::Mapped(_) = notice {
-            self.attach_go_libraries(pid);
-            return Ok(());
-        }
-        let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) else { return Ok(()) };
         match notice {
-            Notice::Mapped(_) => {}
-            Notice::Exec(_) => attached.has_execed(),
-            Notice::FirstThreadEnded(_) => {
-                if attached.move_to_another_thread(&mut self.programs) {
-                    self.interruptions += 1;
-                    self.send(Request::Interrupted)?;
-                }
+            Notice::Exec { pid, by_other_thread, time } => self.has_execed(pid, time, by_other_thread),
+            Notice::Mapped(pid) => {
+                self.attach_go_libraries(pid);
+                Ok(())
             }
-            Notice::ReturnDeclined => {}
+            Notice::FirstThreadEnded(pid) => {
+                if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid)
+                    && attached.move_to_another_thread(&mut self.programs)
+                {
+                    self.interruptions += 1;
+                    self.send(Request::Interrupted(monotonic()))?;
+                }
+                Ok(())
+            }
+            // Of which process it was is not said: few use this way.
+            Notice::ReturnDeclined => {
+                self.attached.iter_mut().for_each(|attached| attached.leave_returns_alone(&mut self.programs));
+                Ok(())
+            }
         }
-        Ok(())
+    }
+
+    /// A process has become another program.
+    fn has_execed(&mut self, pid: Pid, time: u64, by_other_thread: bool) -> Result<()> {
+        self.forget_go(pid);
+        let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) else { return Ok(()) };
+        attached.has_execed(time, by_other_thread);
+        self.goroutines.watch(pid, self.runtime_of(pid));
+        self.coverage.begin(pid);
+        match self.launched.take_if(|launched| launched.pid() == pid) {
+            Some(launched) => self.follow_launched(launched),
+            None => Ok(()),
+        }
+    }
+
+    /// A process has ended: nothing is done by its id any more, which may become another's.
+    fn has_ended(&mut self, pid: Pid) -> Result<()> {
+        self.ended.insert(pid, self.clock.elapsed());
+        if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
+            attached.has_ended();
+        }
+        self.send(Request::Ended(pid))
     }
 
     /// The Go runtime of a process whose heap is followed.
@@ -599,7 +641,14 @@ impl Session {
             }
             target.ended = self.ended.get(&target.pid).copied();
         }
-        let trace = Trace { started: self.started, duration: self.clock.elapsed(), targets, filtered, notes };
+        let trace = Trace {
+            started: self.started,
+            duration: self.clock.elapsed(),
+            targets,
+            filtered: self.config.sizes != (0, u64::MAX),
+            unseen_spans: self.attached.iter().map(Attached::unseen_spans).sum(),
+            notes,
+        };
         Profile { goroutines: self.goroutines.groups(), ..self.presenter.profile(trace, snapshot, go) }
     }
 

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use tracer_ebpf::ReturnInstances;
+use tracer_ebpf::{LiveThreads, ReturnInstances};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -32,6 +32,21 @@ pub(super) fn return_instances() -> ReturnInstances {
     });
     if found.is_none() {
         tracing::debug!("{VMLINUX} does not tell where return addresses are that probes have taken away");
+    }
+    found.unwrap_or_default()
+}
+
+/// Where the kernel counts the threads of a process that live; all 0 when it does not say.
+pub(super) fn live_threads() -> LiveThreads {
+    let text = fs::read(VMLINUX).unwrap_or_default();
+    let found = Types::parse(&text).and_then(|types| {
+        Some(LiveThreads {
+            signal: types.offset(types.structure("task_struct")?, "signal")?,
+            live: types.offset(types.structure("signal_struct")?, "live")?,
+        })
+    });
+    if found.is_none() {
+        tracing::debug!("{VMLINUX} does not tell where live threads are counted");
     }
     found.unwrap_or_default()
 }

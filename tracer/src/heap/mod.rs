@@ -97,7 +97,7 @@ impl Heap {
         let Self { stacks, usage, room, counters, .. } = self;
         let mut books = Books { stacks, usage, room, counters };
         match event {
-            Event::Alloc(block) => process.alloc(block, &mut books),
+            Event::Alloc(block) => process.alloc(origin.tid, block, &mut books),
             Event::Free(addr) => process.free(origin.tid, addr, &mut books),
             Event::ReallocTake(addr) => process.take(origin.tid, origin.slot, addr, &mut books),
             Event::ReallocDone(block) => process.realloc_done(origin.tid, origin.slot, block, &mut books),
@@ -105,7 +105,7 @@ impl Heap {
             Event::ReallocFreed(_) => process.realloc_freed(origin.tid, origin.slot, &mut books),
             Event::Stack { id, frames, end } => books.stacks.define(origin.pid, id, frames, end),
             // A generation that was already taken over above: nothing is left to drop. Objects of Go are kept elsewhere.
-            Event::Exec | Event::GoSample(_) => {}
+            Event::Exec { .. } | Event::GoSample(_) => {}
             Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
         }
     }

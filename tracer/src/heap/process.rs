@@ -32,9 +32,23 @@ pub(super) struct ProcessHeap {
     suspended: HashMap<(u32, u8), Block>,
     /// Blocks that were allocated within [`RESOLUTION`] of a lost free of their address: nobody knows which came first.
     ambiguous: HashSet<u64>,
-    /// Thread id and address of the last free of each thread.
-    last_frees: Box<[(u32, u64); LAST_FREES]>,
+    /// The last frees of each thread.
+    last_frees: Box<[LastFrees; LAST_FREES]>,
 }
+
+/// How a thread has freed last.
+#[derive(Clone, Copy, Default)]
+struct LastFrees {
+    tid: u32,
+    /// Address of the last one.
+    addr: u64,
+    /// How many were of unknown blocks, one behind the other and with nothing else of this thread in between.
+    unknown: u32,
+}
+
+/// Most blocks that a thread's cache holds, and the cache itself: of glibc's up to 2.41 with its default of 7 for each of 64
+/// sizes, and those of later ones.
+const MOST_CACHED: u32 = 76 * 16 + 1;
 
 impl ProcessHeap {
     pub(super) fn new(pid: Pid, generation: u8) -> Self {
@@ -46,7 +60,7 @@ impl ProcessHeap {
             footprint: Footprint::default(),
             suspended: HashMap::new(),
             ambiguous: HashSet::new(),
-            last_frees: Box::new([(0, 0); LAST_FREES]),
+            last_frees: Box::new([LastFrees::default(); LAST_FREES]),
         }
     }
 
@@ -66,7 +80,8 @@ impl ProcessHeap {
     }
 
     #[inline]
-    pub(super) fn alloc(&mut self, new: Allocation, books: &mut Books<'_>) {
+    pub(super) fn alloc(&mut self, tid: u32, new: Allocation, books: &mut Books<'_>) {
+        self.does_something_else(tid);
         if !books.has_room() {
             books.counters.refused_blocks += 1;
             return self.forget(new.addr, books);
@@ -102,7 +117,10 @@ impl ProcessHeap {
             self.unmark(addr);
         } else if !self.free_suspended(addr, books) && !repeated {
             books.counters.unmatched_frees += 1;
+            self.last_frees[tid as usize % LAST_FREES].unknown += 1;
+            return;
         }
+        self.does_something_else(tid);
     }
 
     /// realloc was entered: the old block waits for the outcome.
@@ -110,6 +128,7 @@ impl ProcessHeap {
         // A realloc that never returned (longjmp) did not end its block either.
         self.put_back_from(tid, slot, books);
         let repeated = self.is_repeated(tid, addr);
+        self.does_something_else(tid);
         if let Some(block) = self.blocks.remove(addr) {
             self.unmark(addr);
             self.suspended.insert((tid, slot), block);
@@ -120,7 +139,7 @@ impl ProcessHeap {
 
     pub(super) fn realloc_done(&mut self, tid: u32, slot: u8, new: Allocation, books: &mut Books<'_>) {
         self.realloc_freed(tid, slot, books);
-        self.alloc(new, books);
+        self.alloc(tid, new, books);
     }
 
     pub(super) fn realloc_freed(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {
@@ -140,8 +159,14 @@ impl ProcessHeap {
         }
     }
 
+    /// A thread has ended. The last thing that glibc does for one is to free what is in its cache, by the function that everybody
+    /// frees by: blocks that were freed before, and the cache, which nobody saw it allocate.
     pub(super) fn thread_exit(&mut self, tid: u32, books: &mut Books<'_>) {
         self.put_back_from(tid, 0, books);
+        let last = std::mem::take(&mut self.last_frees[tid as usize % LAST_FREES]);
+        if last.tid == tid {
+            books.counters.unmatched_frees -= u64::from(last.unknown.min(MOST_CACHED));
+        }
     }
 
     /// A free that did not come through the ring buffer. Blocks that are younger than it are others, at the same address.
@@ -200,11 +225,22 @@ impl ProcessHeap {
         }
     }
 
+    /// A thread does something else than to free an unknown block.
+    #[inline]
+    fn does_something_else(&mut self, tid: u32) {
+        let last = &mut self.last_frees[tid as usize % LAST_FREES];
+        if last.tid == tid {
+            last.unknown = 0;
+        }
+    }
+
     /// Whether this thread's previous free was of the same address: `operator delete` that jumps to `free`, both probed.
     #[inline]
     fn is_repeated(&mut self, tid: u32, addr: u64) -> bool {
         let last = &mut self.last_frees[tid as usize % LAST_FREES];
-        std::mem::replace(last, (tid, addr)) == (tid, addr)
+        let unknown = if last.tid == tid { last.unknown } else { 0 };
+        let before = std::mem::replace(last, LastFrees { tid, addr, unknown });
+        (before.tid, before.addr) == (tid, addr)
     }
 
     /// Ends a block that a realloc holds: the allocator's realloc calls its free, or it never returned (longjmp) and the

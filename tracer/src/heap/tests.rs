@@ -102,6 +102,29 @@ fn the_end_of_a_thread_gives_back_what_its_realloc_held() {
     assert_eq!((held(&heap, 7), held(&heap, 8)), ((100, 1), (0, 0)));
 }
 
+/// What the C library frees at the end of a thread are blocks that were freed before, and one that nobody saw it allocate.
+#[test]
+fn the_end_of_a_thread_empties_its_cache() {
+    let before = |tid, addr| (origin(tid), Event::Free(addr));
+    let heap = heap(&[
+        before(1, 0x10),
+        before(1, 0x20),
+        (origin(1), Event::Alloc(block(0x30, 100, 7, MS))),
+        before(1, 0x30),
+        before(2, 0x40),
+        // Its cache, and then itself.
+        before(1, 0x50),
+        before(1, 0x30),
+        before(1, 0x60),
+        (origin(1), Event::ThreadExit),
+        (origin(1), Event::ThreadExit),
+        // The thread id is another thread's now.
+        before(1, 0x70),
+        (origin(257), Event::ThreadExit),
+    ]);
+    assert_eq!(heap.counters().unmatched_frees, 4);
+}
+
 #[test]
 fn a_free_ends_a_block_whose_realloc_never_returned() {
     for tid in [1, 2] {
@@ -174,7 +197,7 @@ fn address_that_is_handed_out_again_ends_the_old_block() {
 
 #[test]
 fn exec_drops_everything_even_when_its_record_was_lost() {
-    for event in [Event::Exec, Event::Alloc(block(0x20, 5, 8, 2 * MS))] {
+    for event in [Event::Exec { by_other_thread: false, time: 2 * MS }, Event::Alloc(block(0x20, 5, 8, 2 * MS))] {
         let heap = heap(&[
             (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
             (origin(1), Event::Alloc(block(0x18, 100, 7, MS))),
@@ -322,7 +345,7 @@ fn blocks_are_bounded() {
     }
     assert_eq!((heap.blocks(), heap.counters().refused_blocks), (2, 3));
     // Another program: all is gone, and there is room again.
-    heap.apply(Origin { generation: 1, ..origin(1) }, Event::Exec);
+    heap.apply(Origin { generation: 1, ..origin(1) }, Event::Exec { by_other_thread: false, time: 0 });
     assert_eq!(heap.blocks(), 0);
 }
 

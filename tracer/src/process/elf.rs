@@ -8,8 +8,8 @@ use std::{borrow::Cow, cell::Cell, fs::File, ops::Range, os::unix::fs::FileExt, 
 use object::{
     CompressedData, CompressionFormat, Endianness, ReadCache, ReadRef,
     elf::{
-        CompressionHeader64, ELFCOMPRESS_ZLIB, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_LOAD, PT_NOTE,
-        SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_NOTE, SHT_STRTAB, SHT_SYMTAB, SectionType,
+        CompressionHeader64, ELFCOMPRESS_ZLIB, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_INTERP, PT_LOAD,
+        PT_NOTE, SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_NOTE, SHT_STRTAB, SHT_SYMTAB, SectionType,
     },
     read::{
         ReadCacheOps,
@@ -172,6 +172,12 @@ impl<'data> Elf<'data> {
                 Segment { offset, size, address: segment.p_vaddr(self.endian), executable }
             })
             .collect()
+    }
+
+    /// Whether a dynamic loader begins the program.
+    pub fn has_interpreter(&self) -> bool {
+        let headers = self.header.program_headers(self.endian, self.data).unwrap_or_default();
+        headers.iter().any(|header| header.p_type(self.endian) == PT_INTERP)
     }
 
     /// Whether its code is for x86-64.

@@ -510,7 +510,7 @@ mod tests {
         let words: Vec<&str> = gaps.as_array().unwrap().iter().map(|gap| gap["words"].as_str().unwrap()).collect();
         assert_eq!(words, words::missing(&profile.quality));
         assert_eq!(
-            gaps[2],
+            gaps[3],
             json!({
                 "what": "lost_allocs", "amount": 1, "of": 1_016, "beyond_threshold": false,
                 "words": "1 allocation lost (the ring buffer was full)",

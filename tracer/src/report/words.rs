@@ -270,6 +270,7 @@ pub(super) fn gap(gap: &Gap) -> String {
         Missing::Memory => {
             format!("{} of {} of new memory not explained (see memory)", exact_size(gap.amount), size(gap.of))
         }
+        Missing::Spans => format!("{} in which nothing was recorded (the notes tell why)", count("time span")),
         Missing::Allocations => format!("{} lost (the ring buffer was full)", count("allocation")),
         Missing::Room => format!("{} not recorded (more blocks than --max-memory holds)", count("allocation")),
         Missing::Frees => format!("{} lost (the ring buffer was full)", count("free")),
@@ -425,6 +426,7 @@ mod tests {
             [
                 "no allocation of 1 process was seen",
                 "50.0 MiB (52,428,800 bytes) of 60.0 MiB of new memory not explained (see memory)",
+                "12 time spans in which nothing was recorded (the notes tell why)",
                 "1 allocation lost (the ring buffer was full)",
                 "2 frees lost (the ring buffer was full)",
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",

@@ -1,0 +1,73 @@
+//! Whether the probes are in the code that a process runs.
+//!
+//! The kernel puts breakpoints into the process's own copies of the pages. A process that drops those pages (MADV_DONTNEED)
+//! or maps others in their place is without them, and nobody says so: it runs on unseen.
+
+use std::os::unix::fs::FileExt as _;
+
+use crate::{
+    event::Pid,
+    process::{
+        address_space::AddressSpace,
+        memory::{Span, read_spans},
+        module::Module,
+    },
+};
+
+/// Probed instructions of one file in one process.
+pub struct ProbedCode {
+    pid: Pid,
+    /// Offset in the file, and the byte there without a probe.
+    instructions: Vec<(u64, u8)>,
+    /// Where they are in the process, each with that byte.
+    places: Vec<(u64, u8)>,
+    /// How many of them are nowhere.
+    unmapped: usize,
+}
+
+impl ProbedCode {
+    /// The instructions at `offsets` in the file `module`, which was probed for process `pid`.
+    pub fn new(pid: Pid, module: &Module, offsets: &[u64]) -> Self {
+        let original = |offset: &u64| {
+            let mut byte = [0];
+            module.file()?.read_exact_at(&mut byte, *offset).ok()?;
+            Some((*offset, byte[0]))
+        };
+        let mut instructions: Vec<(u64, u8)> = offsets.iter().filter_map(original).collect();
+        instructions.sort_unstable();
+        instructions.dedup();
+        Self { pid, instructions, places: Vec::new(), unmapped: 0 }
+    }
+
+    /// Looks up where the instructions are now.
+    pub fn locate(&mut self, module: &Module, space: &AddressSpace) {
+        self.places.clear();
+        self.unmapped = 0;
+        for (offset, original) in &self.instructions {
+            let before = self.places.len();
+            let mappings =
+                space.code().filter(|(_, file)| file.is_some_and(|file| file.identity() == module.identity()));
+            for (mapping, _) in mappings {
+                let inside = offset.checked_sub(mapping.offset).filter(|inside| *inside < mapping.end - mapping.start);
+                self.places.extend(inside.map(|inside| (mapping.start + inside, *original)));
+            }
+            self.unmapped += usize::from(self.places.len() == before);
+        }
+    }
+
+    /// How many instructions are without their probe, as far as the process's memory can be read.
+    pub fn missing(&self) -> usize {
+        let spans: Vec<Span> = self.places.iter().map(|(addr, _)| Span { addr: *addr, len: 1 }).collect();
+        let mut bytes = vec![0; spans.len()];
+        let Ok(readable) = read_spans(self.pid, &spans, &mut bytes) else { return self.unmapped };
+        let places = self.places.iter().zip(bytes).zip(readable);
+        // What is not there any more has to be looked up again.
+        let gone = places.filter(|(((_, original), byte), readable)| !readable || byte == original).count();
+        gone + self.unmapped
+    }
+
+    /// How many instructions are probed.
+    pub fn instructions(&self) -> usize {
+        self.instructions.len()
+    }
+}
