@@ -6,6 +6,10 @@ use crate::{process::memory_map::Region, profile::Area};
 
 /// Where Go's runtime puts its heap on x86-64 (`arenaHints` in runtime/malloc.go, the first of them).
 const GO_ARENAS: Range<u64> = 0xc0_0000_0000..0x100_0000_0000;
+/// Size of what the runtime reserves at a time, which is also aligned to it (`heapArenaBytes` there); from Go 1.26 on it begins
+/// anywhere below where the kernel puts libraries and the C library its own of that size.
+const GO_ARENA: u64 = 64 << 20;
+const LIBRARIES: u64 = 0x7e00_0000_0000;
 /// What Go's runtime may have mapped for its own books: so many bytes, and 1 of so many of those mapped for the heap.
 const GO_BOOKS: (u64, u64) = (16 << 20, 8);
 /// Largest guard of a thread's stack, and largest stack, bytes.
@@ -87,13 +91,13 @@ pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[u64], go: boo
         account.fresh = account.fresh.saturating_add(fresh);
         let from_before = parts.iter().all(|part| part.before.is_some());
         let area = area(end, index, from_before);
-        if fresh > explained && !(go && area == Area::Go) {
+        if fresh > explained && !(go && is_heap_of_go(end, index)) {
             *account.unexplained.entry(area).or_default() += fresh - explained;
         }
     }
     if go {
-        let heap = end.iter().filter(|region| region.usable && GO_ARENAS.contains(&region.range.start));
-        let heap: u64 = heap.map(|region| region.range.end - region.range.start).sum();
+        let heap = (0..end.len()).filter(|index| end[*index].usable && is_heap_of_go(end, *index));
+        let heap: u64 = heap.map(|index| end[index].range.end - end[index].range.start).sum();
         let unexplained = &mut account.unexplained;
         let own = [Area::Mapped, Area::FromBefore];
         let mapped: u64 = own.iter().filter_map(|area| unexplained.get(area)).sum();
@@ -102,6 +106,26 @@ pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[u64], go: boo
         }
     }
     account
+}
+
+/// Whether a mapping is memory of Go's heap, in a process that has one: it lies in what the runtime reserves for that, a range
+/// that begins and ends as it does and has no hole.
+fn is_heap_of_go(regions: &[Region], index: usize) -> bool {
+    let range = &regions[index].range;
+    let arena = range.start - range.start % GO_ARENA;
+    if !regions[index].name.is_empty() || range.start >= LIBRARIES {
+        return false;
+    }
+    let first = regions.partition_point(|region| region.range.end <= arena);
+    let mut reached = arena;
+    for region in regions[first..].iter().take_while(|region| region.name.is_empty()) {
+        // What adjoins from below may be one mapping with it.
+        if region.range.start > reached || reached >= arena + GO_ARENA {
+            break;
+        }
+        reached = region.range.end;
+    }
+    GO_ARENAS.contains(&range.start) || reached >= arena + GO_ARENA
 }
 
 /// What kind of memory a mapping is. `from_before`: it was mapped at the beginning.
@@ -205,6 +229,22 @@ mod tests {
         let followed = account(&end, &pieces, &vec![0; pieces.len()], true);
         assert!(!followed.unexplained.contains_key(&Area::Go) && followed.fresh == 0x6000, "{followed:?}");
         assert!(!followed.unexplained.contains_key(&Area::Mapped), "what the runtime needs itself: {followed:?}");
+    }
+
+    #[test]
+    fn the_heap_of_go_is_known_by_what_is_reserved_for_it() {
+        let reserved = |range, usable| Region { usable, ..region(range, 0) };
+        let base = 0xee5_6800_0000;
+        let arena = |end| [region(base..base + 0x140_0000, 0x100_0000), reserved(base + 0x140_0000..end, false)];
+        let whole = arena(base + GO_ARENA);
+        assert!(is_heap_of_go(&whole, 0));
+        assert!(!is_heap_of_go(&arena(base + GO_ARENA - 0x1000), 0), "it ends elsewhere");
+        let [heap, rest] = whole;
+        assert!(!is_heap_of_go(&[heap.clone()], 0), "nothing is reserved");
+        let later = reserved(rest.range.start + 0x1000..rest.range.end, false);
+        assert!(!is_heap_of_go(&[heap, later], 0), "there is a hole");
+        let library = LIBRARIES..LIBRARIES + GO_ARENA;
+        assert!(!is_heap_of_go(&[region(library, 0x1000)], 0), "the C library's");
     }
 
     #[test]
