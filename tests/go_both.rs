@@ -164,7 +164,8 @@ fn a_profile_is_turned_on_only_when_asked_for_and_turned_off_at_the_end() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let (rates, outcome) = rates(&mut target, &["--go-heap", "enable", "--sample", MEAN], signal);
         assert_eq!(rates, (1024, 0), "{signal}");
-        assert!(held_by_go(&outcome) > 10 << 20, "{signal}: {}", outcome.stdout);
+        // As of a collection: what came after the last one is not in it yet.
+        assert!(held_by_go(&outcome) > 1 << 20, "{signal}: {}", outcome.stdout);
         assert!(says_none(&target), "{signal}");
     }
     for way in ["auto", "sample"] {

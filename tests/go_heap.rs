@@ -186,7 +186,12 @@ fn samples_begin_with_the_tracer() {
     target.ask("begin");
     let tracer = run(target.pid(), "sample").start();
     target.ask("collect");
-    let report = go_report("after the fact", &tracer.stop(), "sampled");
+    let outcome = tracer.stop();
+    // If it has allocated too little for a sample, that is told.
+    let report = outcome.report(outcome.code().unwrap());
+    assert_eq!(report.json["mode"], "sampled");
+    assert_eq!(report.is_complete(), outcome.code() == Some(0), "{:?}", report.gaps());
+    assert!(report.gaps().iter().all(|gap| gap == "silent_targets"), "{:?}", report.gaps());
     assert!(report.outstanding().bytes < 1 << 20, "{}", report.json["totals"]);
 }
 
@@ -358,7 +363,10 @@ fn enabling_the_profile_is_undone() {
     let (held, site) = (report.below("main.(*ring).put"), truth.sites["main.(*ring).put"].held.bytes);
     // Samples of the runtime's own, every 512 KiB at worst.
     assert!(held.bytes * 2 > site && held.bytes < site * 2, "{held} reported, {site} in truth");
-    go_report("afterwards", &run(target.pid(), "auto").start().stop(), "sampled");
+    let afterwards = run(target.pid(), "auto").start().stop();
+    // The program rests.
+    let report = afterwards.report(3);
+    assert_eq!((&report.json["mode"], report.gaps()), (&"sampled".into(), vec!["silent_targets".to_owned()]));
 }
 
 #[test]

@@ -57,9 +57,15 @@ fn trace(mut targets: Vec<Target>, semaphores: bool) -> Outcome {
     }
     let truths: Vec<_> = targets.iter_mut().map(|target| target.ask("stop")).collect();
     let outcome = running.stop();
-    assert_eq!(outcome.code(), Some(0), "{}", outcome.stderr);
+    // Their heaps may be too small for a sample, which is told.
+    assert!(matches!(outcome.code(), Some(0 | 3)), "{}", outcome.stderr);
     let json: Value = serde_json::from_str(&outcome.file("out.json")).unwrap();
     assert_eq!(json["kind"], "heap");
+    let gaps = json["quality"]["gaps"].as_array().unwrap();
+    assert!(
+        gaps.iter().all(|gap| ["silent_targets", "uncollected_heaps"].contains(&gap["what"].as_str().unwrap())),
+        "{gaps:?}"
+    );
     for (pid, truth) in pids.iter().zip(truths) {
         let total: u64 = groups(&json, *pid).into_iter().map(count).sum();
         assert_eq!(total, truth.fact("goroutines"), "all goroutines of {pid}");

@@ -110,6 +110,8 @@ fn code_that_is_dropped() {
         target.say("begin");
         target.until("dropped");
         tracer.wait_for_line(" WARN");
+        // What is allocated in the moment in which the probes come back is as uncertain as what was there before.
+        thread::sleep(Duration::from_millis(200));
         let truth = target.ask("go on");
         let report = tracer.stop().report(3);
         check_functions("dropped", &report, &truth, Some(&program));

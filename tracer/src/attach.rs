@@ -296,6 +296,8 @@ impl Attached {
         let Some(allocator) = find(self.pid, Phase::Loading)? else { return Ok(false) };
         let probes_lost = self.search.as_ref().is_some_and(|search| search.probes_lost);
         if probes_lost || !self.is_on(&allocator) {
+            // It is held: nothing is missed in between, and no call is seen by old and new ones.
+            self.links.close_multi();
             self.reattach(programs, allocator, self.pid);
         }
         self.search = None;

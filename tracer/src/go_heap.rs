@@ -56,7 +56,7 @@ pub fn diagnose(pid: Pid) -> Vec<Finding> {
 
 /// What is told where the profile is on that the program cannot have turned on.
 const LEFT_BEHIND: &str = "MemProfileRate was set from outside, most likely by a tracer with --go-heap=enable that was \
-                           killed: run one with --go-heap=enable once more to its end, which sets it back";
+                           killed: run one with --go-heap=enable once more, with the same --sample, to its end, which sets it back";
 
 /// How a heap is to be followed.
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +120,8 @@ impl GoProcess {
         };
         let left_behind = rate.as_ref().is_ok_and(|rate| heap::is_left_behind(&runtime, *rate));
         let (way, why, enabled) = match (choice, rate) {
-            (GoHeapChoice::Enable, Ok(rate)) if left_behind => {
+            // A program may set the number itself: only what this very command would have set is taken for a tracer's.
+            (GoHeapChoice::Enable, Ok(rate)) if left_behind && rate == mean => {
                 let enabled = Enabled::taken_over(&runtime, pid)?;
                 (
                     Way::Buckets(rate),

@@ -85,6 +85,12 @@ impl Links {
         !self.perf_events.is_empty()
     }
 
+    /// Takes off the probes that are uprobe-multi links. When the thread that they were attached to has become another program,
+    /// they take nothing up there, but are asked at every instruction that others have probed.
+    pub fn close_multi(&mut self) {
+        self.multi.clear();
+    }
+
     /// Takes the probes off again.
     pub fn detach(self, programs: &mut Programs) {
         for (name, link) in self.perf_events {
