@@ -240,7 +240,7 @@ mod tests {
         assert!(is_heap_of_go(&whole, 0));
         assert!(!is_heap_of_go(&arena(base + GO_ARENA - 0x1000), 0), "it ends elsewhere");
         let [heap, rest] = whole;
-        assert!(!is_heap_of_go(&[heap.clone()], 0), "nothing is reserved");
+        assert!(!is_heap_of_go(std::slice::from_ref(&heap), 0), "nothing is reserved");
         let later = reserved(rest.range.start + 0x1000..rest.range.end, false);
         assert!(!is_heap_of_go(&[heap, later], 0), "there is a hole");
         let library = LIBRARIES..LIBRARIES + GO_ARENA;
