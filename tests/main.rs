@@ -3,7 +3,7 @@
 //! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
 //! exact numbers ([`exactness`], [`allocators`], [`languages`], [`processes`]), harm that is not done ([`returns`]), launched commands, loss, real servers,
 //! refusals and hostile targets, formats, what kernels take; the heap of Go programs, also next to that of C, their
-//! goroutines, and leaks of these.
+//! goroutines, and leaks of these; what grows, and what does not ([`growth`]).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
@@ -16,6 +16,7 @@ mod go_heap;
 mod go_leaks;
 mod go_libraries;
 mod goroutines;
+mod growth;
 mod harness;
 mod hostile;
 mod kernels;

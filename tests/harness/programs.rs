@@ -68,6 +68,7 @@ const PROGRAMS: &[Source] = &[
     },
     Source { name: "fork", compiler: C, files: &["fork.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "generated code", compiler: C, files: &["generated.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "grows", compiler: C, files: &["grows.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "hostile", compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "launched", compiler: CXX, files: &["launched.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "loader", compiler: C, files: &["loader.c"], flags: &["-ldl"] },

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tracer::{
-    profile::{Frame, Frames, Kind, Language, Mode, Profile, StackEntry, Target, Values},
+    profile::{Frame, Frames, Growth, Kind, Language, Mode, Profile, Rate, StackEntry, Target, Trend, Values},
     quality::Quality,
     report::{Format, Options, Value, write},
 };
@@ -64,7 +64,7 @@ fn profile() -> Profile {
             uncertain_bytes: 0,
             oldest: Some(Duration::from_secs(n % 60)),
             at_end: None,
-            growth: Some(n as f64),
+            growth: Some(Growth { trend: Trend::Growing, rate: Some(Rate { per_second: n as f64, error: 1.0 }) }),
         }
     });
     Profile {

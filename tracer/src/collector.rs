@@ -16,7 +16,7 @@ use crate::{
     event::{self, Event, GoSample, Pid},
     go_heap,
     golang::heap::Sample,
-    heap::{Counters, Growth, Heap, MAX_STACKS, StackIndex, StackKind},
+    heap::{Counters, Heap, History, MAX_STACKS, Series, StackIndex, StackKind},
     memory::{self, Memory},
     process::address_space::{AddressSpace, Place},
     profile::{UnwindTable, Values},
@@ -153,8 +153,8 @@ pub struct StackSnapshot {
     pub uncertain_bytes: u64,
     /// Age of the oldest block.
     pub oldest: Option<Duration>,
-    /// Bytes per second.
-    pub growth: Option<f64>,
+    /// Bytes that it held in the course of time. `None` when it is not followed.
+    pub held: Option<Series>,
     /// Its addresses.
     pub trail: Trail,
     /// One of [`tracer_ebpf::end`].
@@ -167,7 +167,7 @@ impl StackSnapshot {
         self.values += other.values;
         self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
         self.oldest = self.oldest.max(other.oldest);
-        self.growth = self.growth.map(|growth| growth + other.growth.unwrap_or(0.0));
+        Series::absorb_into(&mut self.held, other.held.as_ref());
     }
 }
 
@@ -199,6 +199,8 @@ const GRACE: Duration = Duration::from_millis(5);
 
 struct Tracked {
     space: AddressSpace,
+    /// Since when it is recorded, nanoseconds of CLOCK_MONOTONIC.
+    since: u64,
     refreshed: Instant,
     trampoline: bool,
     /// Stacks with an address that no mapping had, waiting for the next look at the mappings.
@@ -229,7 +231,11 @@ pub struct Collector {
     events: Events,
     heap: Heap,
     memory: Memory,
-    growth: Growth,
+    history: History,
+    /// Blocks younger than this are not of interest, nanoseconds.
+    min_age: u64,
+    /// Whether blocks of all sizes are recorded.
+    all_sizes: bool,
     processes: HashMap<Pid, Tracked>,
     unwinder: Unwinder,
     trails: Trails,
@@ -242,19 +248,24 @@ pub struct Collector {
 }
 
 impl Collector {
-    /// A collector that reads `events`, obeys `requests` and calls `notify`, within `memory`.
+    /// A collector that reads `events`, obeys `requests` and calls `notify`, within `memory`. The growth that it tells of is that
+    /// of blocks of at least `min_age`. `all_sizes`: no block is left out for its size.
     pub fn new(
         events: Events,
         unwinder: Unwinder,
         memory: Memory,
+        (min_age, all_sizes): (Duration, bool),
         requests: mpsc::Receiver<Request>,
         notify: Box<dyn Fn(Notice) + Send>,
     ) -> Self {
+        let min_age = nanoseconds(min_age);
         Self {
             events,
-            heap: Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks()),
+            heap: Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks()).with_min_age(min_age),
             memory,
-            growth: Growth::new(monotonic()),
+            history: History::new(monotonic()),
+            min_age,
+            all_sizes,
             processes: HashMap::new(),
             unwinder,
             trails: Trails::default(),
@@ -276,8 +287,7 @@ impl Collector {
             self.keep_within_memory();
             self.learn_trampolines();
             self.look_for_new_mappings();
-            let heap = &self.heap;
-            self.growth.tick(monotonic(), || heap.outstanding());
+            self.look_at_what_is_held();
             loop {
                 match self.requests.try_recv() {
                     Ok(Request::Finish { min_age, reply }) => return self.finish(min_age, &reply),
@@ -286,6 +296,16 @@ impl Collector {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
+        }
+    }
+
+    /// A look for the history, when one is due.
+    fn look_at_what_is_held(&mut self) {
+        let now = monotonic();
+        if self.history.is_due(now) {
+            self.heap.look(now, &mut self.history);
+            let end = monotonic();
+            self.history.rest(end, end.saturating_sub(now));
         }
     }
 
@@ -327,14 +347,20 @@ impl Collector {
         target.trampoline = space.trampoline().unwrap_or(0);
         target.stop_at_exec = stop_at_exec.into();
         self.unwinder.follow(pid, &space);
+        let since = monotonic();
         let tracked = Tracked {
             space,
+            since,
             refreshed: Instant::now(),
             trampoline: target.trampoline != 0,
             unplaced: Vec::new(),
             is_changed: false,
         };
         self.processes.insert(pid, tracked);
+        if self.processes.len() == 1 {
+            // Nothing has been recorded before.
+            self.history = History::new(since);
+        }
         if let Err(error) = self.events.enable(pid, target) {
             tracing::error!("cannot record process {pid}: {error}");
         }
@@ -386,6 +412,7 @@ impl Collector {
                         go.retain(|(pid, _), _| *pid != origin.pid);
                         if let Some(process) = processes.get_mut(&origin.pid) {
                             process.space = AddressSpace::new(origin.pid);
+                            process.since = monotonic();
                             process.trampoline = false;
                             process.unplaced.clear();
                             process.refresh(origin.pid, heap, unwinder, trails);
@@ -515,19 +542,22 @@ impl Collector {
             }
         }
         self.keep_within_memory();
-        let usage = self.heap.usage(now, min_age.as_nanos().try_into().unwrap_or(u64::MAX));
+        let usage = self.heap.usage(now, nanoseconds(min_age));
+        let times = self.history.times();
+        let mut unknown_frees: HashMap<Pid, Option<Arc<[f32]>>> = HashMap::new();
         let mut stacks: Vec<StackSnapshot> = Vec::new();
         let mut others: HashMap<Pid, usize> = HashMap::new();
         let mut folded = (0, 0);
         for usage in usage {
-            let index = usage.stack.index();
+            let pid = self.heap.stacks().pid(usage.stack);
+            let unknown = unknown_frees.entry(pid).or_insert_with(|| self.unknown_frees(pid));
             let stack = StackSnapshot {
-                pid: self.heap.stacks().pid(usage.stack),
+                pid,
                 stack: usage.stack,
                 values: usage.values,
                 uncertain_bytes: usage.uncertain_bytes,
                 oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
-                growth: self.growth.rate(index, usage.values.outstanding_bytes, now),
+                held: self.held(pid, usage.stack, &times).map(|held| held.replacing(unknown.clone())),
                 trail: self.trail(usage.stack),
                 end: self.end(usage.stack),
             };
@@ -564,6 +594,17 @@ impl Collector {
 
     fn end(&self, stack: StackIndex) -> u32 {
         self.trails.end(stack, self.heap.stacks().end(stack))
+    }
+
+    /// What a stack held by blocks of the age that is of interest, from when there could be such.
+    fn held(&self, pid: Pid, stack: StackIndex, times: &Arc<[f64]>) -> Option<Series> {
+        let since = self.processes.get(&pid).map_or(0, |process| process.since);
+        self.history.series(stack.index(), times, since.saturating_add(self.min_age))
+    }
+
+    /// Frees of blocks from before: with a filter by size, they are mostly of blocks that were left out.
+    fn unknown_frees(&self, pid: Pid) -> Option<Arc<[f32]>> {
+        self.history.unknown_frees(pid).filter(|_| self.all_sizes)
     }
 
     fn trail(&self, stack: StackIndex) -> Trail {
@@ -619,4 +660,8 @@ fn place(heap: &mut Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails
     } else {
         heap.placed(stack);
     }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    duration.as_nanos().try_into().unwrap_or(u64::MAX)
 }

@@ -20,7 +20,7 @@ use anyhow::{Context as _, Result, anyhow};
 use tracer_ebpf::{golang::cookie, span};
 
 use follower::Follower;
-pub use follower::{Collections, HeapSnapshot, HeapStack, HeapUsage, Input, Way};
+pub use follower::{Collections, HeapSnapshot, HeapStack, HeapUsage, Input, Wanted, Way};
 
 use crate::{
     bpf::{GoMaps, Links, Programs, Site},
@@ -65,8 +65,8 @@ pub struct Wish {
     pub choice: GoHeapChoice,
     /// Mean of bytes between samples.
     pub mean: u64,
-    /// Whether ages of objects are asked for, which the profile that a runtime keeps does not have.
-    pub ages: bool,
+    /// The objects whose growth is told.
+    pub wanted: Wanted,
     /// Whether the first instruction of the program is yet to come.
     pub begins: bool,
 }
@@ -105,7 +105,9 @@ impl GoProcess {
     /// # Errors
     /// Its heap cannot be understood, or the kernel refuses the probes.
     pub fn follow(self, programs: &mut Programs, maps: &mut GoMaps, wish: Wish, number: u8) -> Result<GoHeap> {
-        let Wish { choice, mean, ages, begins } = wish;
+        let Wish { choice, mean, wanted, begins } = wish;
+        // The profile that a runtime keeps does not have ages.
+        let ages = wanted.min_age > 0;
         if tracing::enabled!(tracing::Level::DEBUG) {
             for finding in self.diagnose() {
                 tracing::debug!("Go: {}", visible(&finding.to_string()));
@@ -173,7 +175,7 @@ impl GoProcess {
             return Err(error);
         }
         let (inputs, input) = mpsc::channel();
-        let follower = Follower::new(Arc::clone(&runtime), pid, way, mean);
+        let follower = Follower::new(Arc::clone(&runtime), pid, way, mean, wanted);
         let follower = thread::Builder::new().name("go heap".to_owned()).spawn(move || follower.run(&input))?;
         Ok(GoHeap { pid, number, runtime, way, why, links, inputs, follower, enabled })
     }

@@ -14,8 +14,8 @@ use crate::{
     event::Pid,
     go_heap::{HeapSnapshot, HeapStack, HeapUsage, Way},
     golang::{Runtime, Symbols, heap},
-    heap::StackIndex,
-    profile::{self, Frame, Frames, Kind, Mode, Profile, SeenHeap, StackEntry, Target},
+    heap::{Series, StackIndex},
+    profile::{self, Frame, Frames, Growth, Kind, Mode, Profile, SeenHeap, StackEntry, Target, Values},
     quality::{Collections, Quality, Sampling, Truncation},
     symbolize::{Query, Symbolizer},
     trails::Sites,
@@ -165,7 +165,8 @@ impl Presenter {
         let GoTrace { pid, heap, .. } = go;
         let mut entries: Vec<StackEntry> = Vec::with_capacity(heap.stacks.len());
         let mut places: HashMap<Frames, usize> = HashMap::new();
-        for HeapUsage { stack, values, oldest, growth } in heap.stacks {
+        let mut series: Vec<Option<Series>> = Vec::with_capacity(heap.stacks.len());
+        for HeapUsage { stack, values, oldest, held } in heap.stacks {
             let frames = match stack {
                 HeapStack::Sampled(stack) => self.named.get(&StackIndex::from_raw(stack)).map(without_runtime),
                 HeapStack::Calls(calls) => self.named_calls(pid, calls),
@@ -181,15 +182,19 @@ impl Presenter {
                     values,
                     uncertain_bytes: 0,
                     oldest,
-                    growth,
+                    growth: None,
                     at_end: None,
                 });
+                series.push(held);
                 continue;
             }
             let entry = &mut entries[place];
             entry.values += values;
             entry.oldest = entry.oldest.max(oldest);
-            entry.growth = entry.growth.map(|sum| sum + growth.unwrap_or(0.0));
+            Series::absorb_into(&mut series[place], held.as_ref());
+        }
+        for (entry, held) in entries.iter_mut().zip(&series) {
+            entry.growth = growth(held.as_ref(), &entry.values);
         }
         entries
     }
@@ -257,7 +262,8 @@ impl Presenter {
             Trail::Folded => stand_in("[other stacks]"),
             Trail::Known(_) => named.cloned().unwrap_or_else(|| stand_in("[unknown]")),
         };
-        let StackSnapshot { pid, values, uncertain_bytes, oldest, growth, .. } = stack;
+        let growth = growth(stack.held.as_ref(), &stack.values);
+        let StackSnapshot { pid, values, uncertain_bytes, oldest, .. } = stack;
         StackEntry { pid, heap: profile::Heap::Native, frames, values, uncertain_bytes, oldest, growth, at_end: None }
     }
 }
@@ -343,6 +349,12 @@ impl Hash for Key {
         std::mem::discriminant(self).hash(state);
         self.places().for_each(|place| place.hash(state));
     }
+}
+
+/// How what is held now has grown.
+fn growth(held: Option<&Series>, values: &Values) -> Option<Growth> {
+    let block = values.outstanding_bytes as f64 / values.outstanding_blocks.max(1) as f64;
+    held.map(|held| held.growth(block.max(1.0)))
 }
 
 /// Whether a site of a stack is in Go code.

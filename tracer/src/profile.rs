@@ -200,11 +200,53 @@ pub struct StackEntry {
     pub uncertain_bytes: u64,
     /// Age of the oldest block that is held. `None` when none is.
     pub oldest: Option<Duration>,
-    /// How fast the held bytes have been growing of late, bytes per second. Negative when they shrink; `None`
-    /// when the trace is too short to tell.
-    pub growth: Option<f64>,
+    /// How the held bytes change. `None` when that was not followed.
+    pub growth: Option<Growth>,
     /// Bytes and blocks that it held when its process ended, where others live on: those are not outstanding any more.
     pub at_end: Option<(u64, u64)>,
+}
+
+/// How something that is held changes with time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Growth {
+    /// What can be said for sure.
+    pub trend: Trend,
+    /// How fast, as well as it can be told; `None` when there is too little to tell.
+    pub rate: Option<Rate>,
+}
+
+/// A change that differs from 0 beyond its error, or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trend {
+    /// It becomes more, and still does.
+    Growing,
+    /// It becomes less, and still does.
+    Shrinking,
+    /// It stays, or comes and goes.
+    Steady,
+    /// It may be growing; more time will show.
+    TooEarly,
+}
+
+impl Trend {
+    /// Its name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Growing => "growing",
+            Self::Shrinking => "shrinking",
+            Self::Steady => "steady",
+            Self::TooEarly => "too-early",
+        }
+    }
+}
+
+/// Bytes per second, negative when they become less.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rate {
+    /// The slope.
+    pub per_second: f64,
+    /// Its standard error: the truth is within twice of it in 95 of 100 cases.
+    pub error: f64,
 }
 
 /// Goroutines with the same stack, in the same state, created in the same place.

@@ -22,7 +22,7 @@ use crate::{
     coverage::Coverage,
     event::Pid,
     exit::Exit,
-    go_heap::{GoHeap, GoProcess, Way, Wish},
+    go_heap::{GoHeap, GoProcess, Wanted, Way, Wish},
     go_process::Libraries,
     go_watch::GoWatches,
     golang::Runtime,
@@ -105,6 +105,7 @@ pub fn run(config: Config) -> Result<Exit> {
         events,
         unwinder,
         memory,
+        (config.min_age, config.sizes == (0, u64::MAX)),
         requested,
         // The session may have ended already: nobody needs to know then.
         Box::new(move |notice| drop(notify.send(Input::Notice(notice)))),
@@ -258,11 +259,12 @@ impl Session {
 
     /// Begins to follow the heap of a Go runtime.
     fn follow_go(&mut self, pid: Pid, process: GoProcess, begins: bool) -> Result<()> {
-        let Config { go_heap: choice, sample: mean, min_age, .. } = self.config;
+        let Config { go_heap: choice, sample: mean, min_age, sizes, .. } = self.config;
         let number = self.go.iter().filter(|go| go.pid() == pid).count();
         let number = u8::try_from(number).ok().filter(|number| u32::from(*number) < RUNTIMES);
         let number = number.with_context(|| format!("the process has more than {RUNTIMES} Go runtimes"))?;
-        let wish = Wish { choice, mean, ages: min_age > Duration::ZERO, begins };
+        let wanted = Wanted { min_age: min_age.as_nanos().try_into().unwrap_or(u64::MAX), sizes };
+        let wish = Wish { choice, mean, wanted, begins };
         let heap = process.follow(&mut self.programs, &mut self.go_maps, wish, number)?;
         self.know_go(pid, heap.runtime());
         self.notes.push(heap.note());

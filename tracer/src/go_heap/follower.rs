@@ -2,7 +2,7 @@
 //! the garbage collector at what has become of sampled objects, and says what is held.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use crate::{
         Runtime, Unreadable,
         heap::{self, Buckets, Objects, Sample, Sampling},
     },
-    heap::Growth,
+    heap::{History, Series},
     profile::Values,
 };
 
@@ -80,8 +80,8 @@ pub struct HeapUsage {
     pub values: Values,
     /// Age of the oldest sampled object. `None` when it is not known.
     pub oldest: Option<Duration>,
-    /// Bytes per second.
-    pub growth: Option<f64>,
+    /// Bytes that it held in the course of time, each time after a collection. `None` when it is not followed.
+    pub held: Option<Series>,
 }
 
 /// The garbage collections of a Go heap, counted since its process began.
@@ -112,32 +112,48 @@ enum Followed {
     Buckets { buckets: Buckets, rate: u64 },
 }
 
+/// Which objects are of interest.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Least age, nanoseconds.
+    pub min_age: u64,
+    /// Bytes, inclusive.
+    pub sizes: (u64, u64),
+}
+
 /// Follows the heap of one process. Belongs to its thread.
 pub(super) struct Follower {
     runtime: Arc<Runtime>,
     pid: Pid,
     followed: Followed,
-    growth: Growth,
+    wanted: Wanted,
+    /// What was held after collections.
+    history: History,
+    began: u64,
+    /// The last collection that is in the history.
+    noted: u64,
     /// Garbage collections at the first look and at the last one.
     collections: Option<(u64, u64)>,
     problem: Option<String>,
 }
 
 impl Follower {
-    /// Follows the heap of process `pid` in this way; `mean`: bytes between samples.
-    pub(super) fn new(runtime: Arc<Runtime>, pid: Pid, way: Way, mean: u64) -> Self {
+    /// Follows the heap of process `pid` in this way; `mean`: bytes between samples. Growth is that of what is `wanted`.
+    pub(super) fn new(runtime: Arc<Runtime>, pid: Pid, way: Way, mean: u64, wanted: Wanted) -> Self {
         let followed = match way {
             Way::Sampled => Followed::Objects(Box::new(Objects::new(mean))),
             Way::Buckets(rate) => Followed::Buckets { buckets: Buckets::default(), rate },
         };
+        let began = monotonic();
+        let history = History::new(began);
         let mut follower =
-            Self { runtime, pid, followed, growth: Growth::new(monotonic()), collections: None, problem: None };
+            Self { runtime, pid, followed, wanted, history, began, noted: 0, collections: None, problem: None };
         if let Followed::Buckets { .. } = follower.followed {
-            // What it holds already is where growth begins.
             follower.look();
-            let held = follower.outstanding();
-            follower.growth = Growth::since(monotonic(), held);
+            follower.noted = follower.collections.map_or(0, |(_, last)| last);
         }
+        // What it holds already is where growth begins.
+        follower.note(began);
         follower
     }
 
@@ -154,11 +170,7 @@ impl Follower {
             if now >= next_look {
                 self.look();
                 let taken = now.elapsed();
-                let now = monotonic();
-                if self.growth.is_due(now) {
-                    let held = self.outstanding();
-                    self.growth.tick(now, || held.into_iter());
-                }
+                self.note_collection();
                 let (pause, rest) = match self.followed {
                     Followed::Objects(_) => (OBJECTS_PAUSE, OBJECTS_REST),
                     Followed::Buckets { .. } => (BUCKETS_PAUSE, BUCKETS_REST),
@@ -218,18 +230,42 @@ impl Follower {
         }
     }
 
-    /// Bytes held by stack, in the order that growth knows them by.
-    fn outstanding(&self) -> Vec<u64> {
-        match &self.followed {
-            Followed::Objects(objects) => objects.outstanding(),
-            Followed::Buckets { buckets, rate } => buckets.iter().map(|bucket| bucket.estimate(*rate)[1].1).collect(),
+    /// Takes what a collection has left into the history, if there has been one since the last time.
+    fn note_collection(&mut self) {
+        let now = monotonic();
+        let collections = match &self.followed {
+            Followed::Objects(objects) if objects.is_undecided() => return,
+            Followed::Objects(objects) => objects.cycles(),
+            // What has come since is not in the profile before the next one.
+            Followed::Buckets { .. } => self.collections.map_or(self.noted + 1, |(_, last)| last),
+        };
+        if collections != self.noted && self.history.is_due(now) {
+            self.noted = collections;
+            self.note(now);
+            let end = monotonic();
+            self.history.rest(end, end.saturating_sub(now));
         }
+    }
+
+    fn note(&mut self, now: u64) {
+        let Wanted { min_age, sizes } = self.wanted;
+        let held = match &self.followed {
+            Followed::Objects(objects) => objects.survivors(now.saturating_sub(min_age), sizes),
+            Followed::Buckets { buckets, rate } => buckets.iter().map(|bucket| bucket.estimate(*rate)[1].1).collect(),
+        };
+        self.history.look(now, held.into_iter(), std::iter::empty());
     }
 
     fn snapshot(&self, min_age: Duration, sizes: (u64, u64)) -> HeapSnapshot {
         let now = monotonic();
         let problem = self.problem.clone();
         let seen = self.collections;
+        let times = self.history.times();
+        let since = self.began.saturating_add(self.wanted.min_age);
+        let held = |stack, samples: u64, bytes: u64| {
+            let grain = bytes as f64 / samples.max(1) as f64;
+            self.history.series(stack, &times, since).map(|series| series.sampled(grain))
+        };
         match &self.followed {
             Followed::Objects(objects) => {
                 let until = now.saturating_sub(u64::try_from(min_age.as_nanos()).unwrap_or(u64::MAX));
@@ -237,15 +273,13 @@ impl Follower {
                     stack: HeapStack::Sampled(usage.stack),
                     values: usage.values,
                     oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
-                    growth: self.growth.rate(usage.stack as usize, usage.values.outstanding_bytes, now),
+                    held: held(usage.stack as usize, usage.samples, usage.values.outstanding_bytes),
                 });
                 let sampling = objects.sampling(until, sizes);
                 let collections = Collections { seen, collected: sampling.cycles > 0 || objects.is_empty() };
                 HeapSnapshot { stacks: stacks.collect(), sampling: Some(sampling), collections, problem }
             }
             Followed::Buckets { buckets, rate } => {
-                // What has come since is not in it before the next collection.
-                let moves = seen.is_none_or(|(first, last)| first != last);
                 let mut stacks: BTreeMap<Arc<[u64]>, HeapUsage> = BTreeMap::new();
                 let wanted = buckets.iter().enumerate().filter(|(_, b)| (sizes.0..=sizes.1).contains(&b.size));
                 for (index, bucket) in wanted {
@@ -257,15 +291,18 @@ impl Follower {
                         allocated_blocks,
                         freed_blocks: allocated_blocks.saturating_sub(blocks),
                     };
-                    let growth = self.growth.rate(index, bytes, now).filter(|_| moves);
-                    let usage = stacks.entry(Arc::clone(&bucket.calls)).or_insert_with(|| HeapUsage {
-                        stack: HeapStack::Calls(bucket.calls),
-                        values: Values::default(),
-                        oldest: None,
-                        growth: growth.map(|_| 0.0),
-                    });
-                    usage.values += values;
-                    usage.growth = usage.growth.map(|sum| sum + growth.unwrap_or(0.0));
+                    let held = held(index, bucket.allocs.saturating_sub(bucket.frees), bytes);
+                    match stacks.entry(Arc::clone(&bucket.calls)) {
+                        Entry::Vacant(entry) => {
+                            let stack = HeapStack::Calls(bucket.calls);
+                            entry.insert(HeapUsage { stack, values, oldest: None, held });
+                        }
+                        Entry::Occupied(mut entry) => {
+                            let usage = entry.get_mut();
+                            usage.values += values;
+                            Series::absorb_into(&mut usage.held, held.as_ref());
+                        }
+                    }
                 }
                 let sampling = Some(heap::sampling_of(buckets.iter(), *rate));
                 let collections = Collections { seen, collected: buckets.is_published() || stacks.is_empty() };

@@ -5,17 +5,19 @@
 
 mod blocks;
 mod footprint;
-mod growth;
+mod history;
 mod process;
 mod stacks;
+mod trend;
+mod young;
 
 use std::ops::Range;
 
 use hashbrown::HashMap;
 
-use self::process::ProcessHeap;
+use self::{blocks::Block, process::ProcessHeap, young::Young};
 pub use self::{
-    growth::Growth,
+    history::{History, Series},
     stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
 };
 use crate::{
@@ -29,6 +31,8 @@ pub struct Heap {
     stacks: Stacks,
     usage: Vec<Values>,
     room: Room,
+    /// What is held by blocks that are too young to be of interest, if some are.
+    young: Option<Young>,
     /// Blocks at least this old when frees were lost without a trace may have been freed.
     uncertain_until: Option<u64>,
     counters: Counters,
@@ -74,6 +78,7 @@ impl Heap {
             stacks: Stacks::new(max_stacks),
             usage: Vec::new(),
             room: Room { taken: 0, most: u64::MAX },
+            young: None,
             uncertain_until: None,
             counters: Counters::default(),
         }
@@ -84,18 +89,23 @@ impl Heap {
         Self { room: Room { taken: 0, most: max_blocks }, ..Self::new(max_stacks) }
     }
 
+    /// The same, to be asked what is held by blocks of at least this age (nanoseconds) at any time.
+    pub fn with_min_age(self, min_age: u64) -> Self {
+        Self { young: (min_age > 0).then(|| Young::new(min_age)), ..self }
+    }
+
     /// Takes one event in.
     #[inline]
     pub fn apply(&mut self, origin: Origin, event: Event<'_>) {
         self.counters.events += 1;
         let process =
             self.processes.entry(origin.pid).or_insert_with(|| ProcessHeap::new(origin.pid, origin.generation));
+        let Self { stacks, usage, room, young, counters, .. } = self;
+        let mut books = Books { stacks, usage, room, young, counters };
         if process.generation() != origin.generation {
             // The exec itself may have been lost; its records cannot be mixed up all the same.
-            self.room.taken -= process.reset(origin.generation, &mut self.stacks, &mut self.usage);
+            process.reset(origin.generation, &mut books);
         }
-        let Self { stacks, usage, room, counters, .. } = self;
-        let mut books = Books { stacks, usage, room, counters };
         match event {
             Event::Alloc(block) => process.alloc(origin.tid, block, &mut books),
             Event::Free(addr) => process.free(origin.tid, addr, &mut books),
@@ -115,8 +125,8 @@ impl Heap {
     pub fn apply_lost_free(&mut self, pid: Pid, generation: u8, addr: u64, time: u64) {
         let Some(process) = self.processes.get_mut(&pid) else { return };
         if process.generation() == generation {
-            let Self { stacks, usage, room, counters, .. } = self;
-            let mut books = Books { stacks, usage, room, counters };
+            let Self { stacks, usage, room, young, counters, .. } = self;
+            let mut books = Books { stacks, usage, room, young, counters };
             process.lost_free(addr, time, &mut books);
         }
     }
@@ -159,11 +169,6 @@ impl Heap {
         all
     }
 
-    /// Outstanding bytes of every stack, by [`StackIndex`]: the cheap figure that growth is computed from.
-    pub fn outstanding(&self) -> impl Iterator<Item = u64> {
-        self.usage.iter().map(|values| values.outstanding_bytes)
-    }
-
     /// Bytes of all outstanding blocks of a process.
     pub fn held(&self, pid: Pid) -> u64 {
         self.processes.get(&pid).map_or(0, ProcessHeap::held)
@@ -195,6 +200,19 @@ impl Heap {
         self.usage.get(stack.index()).copied().unwrap_or_default()
     }
 
+    /// Takes a look at what is held at `now`, for growth: by blocks of the age that the heap was made with.
+    pub fn look(&mut self, now: u64, history: &mut History) {
+        let unknown = self.processes.iter().map(|(pid, process)| (*pid, process.unknown_frees()));
+        match &mut self.young {
+            None => history.look(now, self.usage.iter().map(|values| values.outstanding_bytes), unknown),
+            Some(young) => {
+                let mut held: Vec<u64> = self.usage.iter().map(|values| values.outstanding_bytes).collect();
+                young.subtract_from(&mut held, now);
+                history.look(now, held.into_iter(), unknown);
+            }
+        }
+    }
+
     /// Index of the stack with this id, known already or not.
     pub fn intern(&mut self, pid: Pid, id: u64) -> StackIndex {
         self.stacks.intern(pid, id)
@@ -216,6 +234,7 @@ struct Books<'a> {
     stacks: &'a mut Stacks,
     usage: &'a mut Vec<Values>,
     room: &'a mut Room,
+    young: &'a mut Option<Young>,
     counters: &'a mut Counters,
 }
 
@@ -236,23 +255,30 @@ impl Books<'_> {
     }
 
     #[inline]
-    fn begin(&mut self, stack: StackIndex, size: u64) {
+    fn begin(&mut self, block: &Block) {
         self.room.taken += 1;
-        let usage = self.usage(stack);
+        let size = block.size;
+        let usage = self.usage(block.stack);
         // An allocator of the target's own may claim to have given more than there is.
         usage.outstanding_bytes = usage.outstanding_bytes.saturating_add(size);
         usage.outstanding_blocks += 1;
         usage.allocated_bytes = usage.allocated_bytes.saturating_add(size);
         usage.allocated_blocks += 1;
+        if let Some(young) = self.young {
+            young.begin(block);
+        }
     }
 
     #[inline]
-    fn end(&mut self, stack: StackIndex, size: u64) {
+    fn end(&mut self, block: &Block) {
         self.room.taken -= 1;
-        let usage = self.usage(stack);
-        usage.outstanding_bytes = usage.outstanding_bytes.saturating_sub(size);
+        let usage = self.usage(block.stack);
+        usage.outstanding_bytes = usage.outstanding_bytes.saturating_sub(block.size);
         usage.outstanding_blocks -= 1;
         usage.freed_blocks += 1;
+        if let Some(young) = self.young {
+            young.end(block);
+        }
     }
 }
 

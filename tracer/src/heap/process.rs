@@ -5,7 +5,7 @@ use std::ops::Range;
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    Books, Stacks,
+    Books, StackIndex,
     blocks::{Block, Blocks, TICK},
     footprint::Footprint,
 };
@@ -34,6 +34,8 @@ pub(super) struct ProcessHeap {
     ambiguous: HashSet<u64>,
     /// The last frees of each thread.
     last_frees: Box<[LastFrees; LAST_FREES]>,
+    /// Frees of blocks that were not known.
+    unknown_frees: u64,
 }
 
 /// How a thread has freed last.
@@ -61,6 +63,7 @@ impl ProcessHeap {
             suspended: HashMap::new(),
             ambiguous: HashSet::new(),
             last_frees: Box::new([LastFrees::default(); LAST_FREES]),
+            unknown_frees: 0,
         }
     }
 
@@ -68,15 +71,24 @@ impl ProcessHeap {
         self.generation
     }
 
-    /// Drops everything: the process has become another program. Returns how many blocks that were.
-    pub(super) fn reset(&mut self, generation: u8, stacks: &mut Stacks, usage: &mut [Values]) -> u64 {
+    /// How many frees of blocks there were that were not known.
+    pub(super) fn unknown_frees(&self) -> u64 {
+        self.unknown_frees
+    }
+
+    /// Drops everything: the process has become another program.
+    pub(super) fn reset(&mut self, generation: u8, books: &mut Books<'_>) {
         let old = std::mem::replace(self, Self::new(self.pid, generation));
-        for (index, values) in usage.iter_mut().enumerate() {
-            if stacks.pid(super::StackIndex::new(index)) == self.pid {
+        books.room.taken -= (old.blocks.len() + old.suspended.len()) as u64;
+        let is_own = |stack| books.stacks.pid(stack) == self.pid;
+        for (index, values) in books.usage.iter_mut().enumerate() {
+            if is_own(StackIndex::new(index)) {
                 *values = Values::default();
             }
         }
-        (old.blocks.len() + old.suspended.len()) as u64
+        if let Some(young) = books.young {
+            young.drop_stacks(is_own);
+        }
     }
 
     #[inline]
@@ -87,13 +99,14 @@ impl ProcessHeap {
             return self.forget(new.addr, books);
         }
         let stack = books.stacks.intern(self.pid, new.stack);
-        books.begin(stack, new.size);
+        let block = Block { addr: new.addr, size: new.size, stack, time: new.time };
+        books.begin(&block);
         self.held = self.held.saturating_add(new.size);
         self.footprint.add(new.addr, new.size);
         self.unmark(new.addr);
-        if let Some(old) = self.blocks.insert(Block { addr: new.addr, size: new.size, stack, time: new.time }) {
+        if let Some(old) = self.blocks.insert(block) {
             // Its memory is the new block's.
-            books.end(old.stack, old.size);
+            books.end(&old);
             self.held = self.held.saturating_sub(old.size);
             books.counters.missed_frees += 1;
         }
@@ -103,7 +116,7 @@ impl ProcessHeap {
     fn forget(&mut self, addr: u64, books: &mut Books<'_>) {
         self.unmark(addr);
         if let Some(old) = self.blocks.remove(addr) {
-            books.end(old.stack, old.size);
+            books.end(&old);
             self.held = self.held.saturating_sub(old.size);
             books.counters.missed_frees += 1;
         }
@@ -116,7 +129,7 @@ impl ProcessHeap {
             self.end(block, books);
             self.unmark(addr);
         } else if !self.free_suspended(addr, books) && !repeated {
-            books.counters.unmatched_frees += 1;
+            self.count_unknown(books);
             self.last_frees[tid as usize % LAST_FREES].unknown += 1;
             return;
         }
@@ -133,7 +146,7 @@ impl ProcessHeap {
             self.unmark(addr);
             self.suspended.insert((tid, slot), block);
         } else if !repeated {
-            books.counters.unmatched_frees += 1;
+            self.count_unknown(books);
         }
     }
 
@@ -153,7 +166,7 @@ impl ProcessHeap {
         if let Some(old) = self.suspended.remove(&(tid, slot))
             && let Some(other) = self.blocks.insert(old)
         {
-            books.end(other.stack, other.size);
+            books.end(&other);
             self.held = self.held.saturating_sub(other.size);
             books.counters.missed_frees += 1;
         }
@@ -165,7 +178,9 @@ impl ProcessHeap {
         self.put_back_from(tid, 0, books);
         let last = std::mem::take(&mut self.last_frees[tid as usize % LAST_FREES]);
         if last.tid == tid {
-            books.counters.unmatched_frees -= u64::from(last.unknown.min(MOST_CACHED));
+            let cached = u64::from(last.unknown.min(MOST_CACHED));
+            self.unknown_frees -= cached;
+            books.counters.unmatched_frees -= cached;
         }
     }
 
@@ -209,7 +224,7 @@ impl ProcessHeap {
 
     #[inline]
     fn end(&mut self, block: Block, books: &mut Books<'_>) {
-        books.end(block.stack, block.size);
+        books.end(&block);
         self.held = self.held.saturating_sub(block.size);
         self.footprint.free(block.addr, block.size);
     }
@@ -251,6 +266,11 @@ impl ProcessHeap {
         };
         self.realloc_freed(key.0, key.1, books);
         true
+    }
+
+    fn count_unknown(&mut self, books: &mut Books<'_>) {
+        self.unknown_frees += 1;
+        books.counters.unmatched_frees += 1;
     }
 
     #[inline]

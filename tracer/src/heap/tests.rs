@@ -4,7 +4,7 @@ use std::collections::HashMap as NaiveMap;
 
 use proptest::prelude::*;
 
-use super::{Heap, MAX_STACKS, StackKind};
+use super::{Heap, History, MAX_STACKS, StackKind};
 use crate::{
     event::{Allocation, Event, Origin, parse},
     profile::Values,
@@ -439,9 +439,52 @@ proptest! {
             prop_assert_eq!((values.allocated_bytes, values.allocated_blocks), (bytes, blocks));
             prop_assert_eq!(values.allocated_blocks, values.outstanding_blocks + values.freed_blocks);
         }
-        let cheap: Vec<u64> = heap.outstanding().collect();
         for usage in usage {
-            prop_assert_eq!(cheap[usage.stack.index()], usage.values.outstanding_bytes, "both ways to count agree");
+            prop_assert_eq!(heap.values(usage.stack), usage.values, "both ways to count agree");
+        }
+    }
+}
+
+proptest! {
+    /// What is held by old blocks, as it is known at any time, against a look at all blocks.
+    #[test]
+    fn blocks_of_an_age_are_known_without_looking_at_all(
+        steps in proptest::collection::vec((step(), 1..4_u64), 1..300), age in 1..40_u64,
+    ) {
+        let age = age * 16 * MS;
+        let mut heap = Heap::new(MAX_STACKS).with_min_age(age);
+        let mut now = 0;
+        for (step, pause) in &steps {
+            now += pause * MS;
+            match *step {
+                Step::Alloc { tid, addr, size, stack } => {
+                    heap.apply(origin(tid), Event::Alloc(block(addr, size, stack, now)));
+                }
+                Step::Free { tid, addr } => heap.apply(origin(tid), Event::Free(addr)),
+                Step::Realloc { tid, old, new, size, stack, outcome } => {
+                    heap.apply(origin(tid), Event::ReallocTake(old));
+                    heap.apply(origin(tid), match outcome {
+                        0 => Event::ReallocDone(block(new, size, stack, now)),
+                        1 => Event::ReallocFailed(old),
+                        _ => Event::ReallocFreed(old),
+                    });
+                }
+            }
+        }
+        // At the end of an interval, when no part of one counts.
+        let now = now.next_multiple_of(age / 16) + age / 16 - 1;
+        for generation in [0, 1] {
+            let mut history = History::new(0);
+            heap.look(now, &mut history);
+            let times = history.times();
+            for usage in heap.usage(now, age) {
+                let series = history.series(usage.stack.index(), &times, 0);
+                let held = series.map(|series| series.values().to_vec()).unwrap_or_default();
+                let expected = usage.values.outstanding_bytes as f32;
+                prop_assert!((held[0] - expected).abs() <= expected / 1e6, "{held:?}, not {expected}");
+            }
+            // The process becomes another program, with nothing.
+            heap.apply(Origin { generation: generation + 1, ..origin(1) }, Event::Exec { by_other_thread: false, time: now });
         }
     }
 }

@@ -11,8 +11,8 @@ use std::{
 use super::{Format, Options, Value, write};
 use crate::{
     profile::{
-        Frame, Frames, GoroutineGroup, GoroutineGrowth, Heap, Kind, Language, Mode, Module, Profile, SeenHeap,
-        StackEntry, Target, UnwindTable, Values, WaitsOn,
+        Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Mode, Module, Profile, Rate,
+        SeenHeap, StackEntry, Target, Trend, UnwindTable, Values, WaitsOn,
     },
     quality::{Collections, Quality, Truncation},
 };
@@ -44,8 +44,8 @@ pub(super) fn profile() -> Profile {
         mode: Mode::Exact,
         targets: vec![target(4711, "leaky", "/usr/bin/leaky")],
         stacks: vec![
-            StackEntry { growth: Some(17_920.0), ..sessions },
-            StackEntry { growth: Some(0.0), ..nodes },
+            StackEntry { growth: growth(Trend::Growing, 17_920.0, 256.0), ..sessions },
+            StackEntry { growth: growth(Trend::Steady, 12.5, 40.0), ..nodes },
             zero_sized,
             freed,
         ],
@@ -99,6 +99,10 @@ pub(super) fn hostile() -> Profile {
     profile.unwind_tables[0].path = HOSTILE.to_owned();
     profile.unwind_tables[0].problem = text();
     profile
+}
+
+fn growth(trend: Trend, per_second: f64, error: f64) -> Option<Growth> {
+    Some(Growth { trend, rate: Some(Rate { per_second, error }) })
 }
 
 /// Goroutines that wait, one that runs, and one without a stack.

@@ -196,6 +196,10 @@ impl Serialize for Saved<'_, StackEntry> {
         object.serialize_entry("allocated_blocks", &self.0.values.allocated_blocks)?;
         object.serialize_entry("uncertain_bytes", &self.0.uncertain_bytes)?;
         object.serialize_entry("oldest_seconds", &self.0.oldest.map(|oldest| oldest.as_secs_f64()))?;
+        let rate = self.0.growth.and_then(|growth| growth.rate);
+        object.serialize_entry("trend", &self.0.growth.map(|growth| growth.trend.name()))?;
+        object.serialize_entry("growth_bytes_per_second", &rate.map(|rate| rate.per_second))?;
+        object.serialize_entry("growth_error", &rate.map(|rate| rate.error))?;
         if let Some((bytes, blocks)) = self.0.at_end {
             object.serialize_entry("at_end_bytes", &bytes)?;
             object.serialize_entry("at_end_blocks", &blocks)?;
@@ -387,6 +391,7 @@ mod tests {
                     "outstanding_bytes": 1_048_576, "outstanding_blocks": 1_024,
                     "allocated_bytes": 4_194_304, "allocated_blocks": 4_096,
                     "uncertain_bytes": 512, "oldest_seconds": 55.24,
+                    "trend": "growing", "growth_bytes_per_second": 17_920.0, "growth_error": 256.0,
                 }],
                 "goroutines": [],
                 "quality": {

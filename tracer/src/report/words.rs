@@ -7,7 +7,7 @@ use super::{
     name,
 };
 use crate::{
-    profile::{Area, Heap, Kind, Memory, Mode, Profile, Reason, Runtime, WaitsOn},
+    profile::{Area, Growth, Heap, Kind, Memory, Mode, Profile, Rate, Reason, Runtime, Trend, WaitsOn},
     quality::{Collections, Gap, Missing, Quality},
 };
 
@@ -75,14 +75,35 @@ pub(super) fn duration(span: Duration) -> String {
     humantime::format_duration(Duration::from_secs(seconds.round() as u64)).to_string()
 }
 
-/// How fast held bytes grow; `bytes_per_second` as in [`StackEntry`](crate::profile::StackEntry).
-pub(super) fn growth(bytes_per_second: Option<f64>) -> String {
-    match bytes_per_second {
-        Some(rate) if rate >= 0.5 => format!("growing {}/s", size(rate.round() as u64)),
-        Some(rate) if rate <= -0.5 => format!("shrinking {}/s", size(-rate.round() as u64)),
-        Some(rate) if rate.is_finite() => "steady".to_owned(),
-        _ => "growth unknown".to_owned(),
+/// How held bytes change.
+pub(super) fn growth(growth: Option<Growth>) -> String {
+    let Some(Growth { trend, rate }) = growth else { return "growth unknown".to_owned() };
+    let rate = rate.filter(|rate| rate.per_second.is_finite() && rate.error.is_finite());
+    match (trend, rate) {
+        (Trend::Growing, Some(rate)) => format!("growing {}", with_error(rate)),
+        (Trend::Shrinking, Some(rate)) => format!("shrinking {}", with_error(rate)),
+        (Trend::TooEarly, Some(rate)) if rate.per_second > 0.0 => {
+            format!("too early to tell ({} so far)", with_error(rate))
+        }
+        (Trend::Steady, _) => "steady".to_owned(),
+        _ => "too early to tell".to_owned(),
     }
+}
+
+/// Bytes per second without their sign, with as many digits as it takes to show their error: `977 ± 12 KiB/s`.
+fn with_error(Rate { per_second, error }: Rate) -> String {
+    let (mut rate, mut error, mut unit) = (per_second.abs(), error, "bytes");
+    for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
+        if rate < 1023.5 {
+            break;
+        }
+        (rate, error, unit) = (rate / 1024.0, error / 1024.0, larger);
+    }
+    let decimals = [9.5, 0.95, 0.095].iter().filter(|least| error < **least).count();
+    // Rounded up: not said to be better than it is.
+    let step = 10_f64.powi(decimals as i32);
+    let error = (error * step - 1e-6).ceil().abs() / step;
+    format!("{rate:.decimals$} ± {error:.decimals$} {unit}/s")
 }
 
 /// How fast goroutines become more; `per_second` as in [`GoroutineGrowth`](crate::profile::GoroutineGrowth).
@@ -336,15 +357,29 @@ mod tests {
         {
             assert_eq!(duration(Duration::from_secs_f64(seconds)), text);
         }
-        for (rate, text) in [
-            (Some(17_920.0), "growing 17.5 KiB/s"),
-            (Some(-2_048.4), "shrinking 2.00 KiB/s"),
-            (Some(0.4), "steady"),
-            (Some(f64::NAN), "growth unknown"),
-            (None, "growth unknown"),
+    }
+
+    #[test]
+    fn growth_has_an_error_and_as_many_digits_as_that() {
+        let of = |trend, per_second, error| growth(Some(Growth { trend, rate: Some(Rate { per_second, error }) }));
+        for (per_second, error, text) in [
+            (1_000_000.0, 11_800.0, "growing 977 ± 12 KiB/s"),
+            (1_000_000.0, 1_000.0, "growing 976.6 ± 1.0 KiB/s"),
+            (2.6 * 1_048_576.0, 10_000.0, "growing 2.600 ± 0.010 MiB/s"),
+            (17_920.0, 0.0, "growing 17.500 ± 0.000 KiB/s"),
+            (17_920.0, 0.001, "growing 17.500 ± 0.001 KiB/s"),
+            (1_020.0, 990.0, "growing 1020 ± 990 bytes/s"),
+            (0.5, 0.05, "growing 0.500 ± 0.050 bytes/s"),
         ] {
-            assert_eq!(growth(rate), text);
+            assert_eq!(of(Trend::Growing, per_second, error), text);
         }
+        assert_eq!(of(Trend::Shrinking, -2_048.0, 204.8), "shrinking 2.00 ± 0.20 KiB/s");
+        assert_eq!(of(Trend::Steady, 2_048.0, 2_048.0), "steady");
+        assert_eq!(of(Trend::TooEarly, 2_048.0, 1_024.0), "too early to tell (2.0 ± 1.0 KiB/s so far)");
+        assert_eq!(of(Trend::TooEarly, -2_048.0, 1_024.0), "too early to tell");
+        assert_eq!(of(Trend::TooEarly, f64::NAN, f64::INFINITY), "too early to tell");
+        assert_eq!(growth(Some(Growth { trend: Trend::TooEarly, rate: None })), "too early to tell");
+        assert_eq!(growth(None), "growth unknown");
     }
 
     #[test]

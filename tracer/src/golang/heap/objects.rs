@@ -327,11 +327,19 @@ impl Objects {
             .collect()
     }
 
-    /// Estimated bytes that each stack holds, by its index.
-    pub fn outstanding(&self) -> Vec<u64> {
+    /// Cycles of the garbage collector since the first look.
+    pub fn cycles(&self) -> u64 {
+        self.cycles
+    }
+
+    /// Estimated bytes that each stack holds, by its index, in objects that the last cycle has left; of sizes within `sizes`
+    /// and allocated at `until` or before. What is younger than that cycle is not in it, so that the numbers of different
+    /// cycles can be compared.
+    pub fn survivors(&self, until: u64, sizes: (u64, u64)) -> Vec<u64> {
         let mut held = vec![0.0; self.allocated.len()];
-        for tracked in self.alive.values() {
-            held[tracked.sample.stack as usize] += self.weight_alive(tracked) * tracked.sample.size as f64;
+        let is_younger = |sample: &Sample| self.sweepgen.is_some_and(|last| is_since(sample.sweepgen, last));
+        for tracked in self.chosen(until, sizes).filter(|tracked| !is_younger(&tracked.sample)) {
+            held[tracked.sample.stack as usize] += self.weight(&tracked.sample) * tracked.sample.size as f64;
         }
         held.into_iter().map(|bytes| bytes as u64).collect()
     }

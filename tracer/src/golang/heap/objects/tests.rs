@@ -330,7 +330,6 @@ fn a_place_that_is_given_to_another_object_held_one_that_has_ended() {
     assert_eq!(of(&objects), [(0, 0, 48, 1), (2, 48, 48, 0)]);
     look(&mut objects, &fake);
     assert_eq!(of(&objects), [(0, 0, 48, 1), (2, 48, 48, 0)], "the bit is that of the old one");
-    assert_eq!(objects.outstanding(), [0, 0, 48]);
 }
 
 #[test]
@@ -354,9 +353,14 @@ fn young_objects_count_by_what_survives_of_their_stack() {
     put(&fake, &span);
     let mut objects = Objects::new(1);
     let of = |index: u64, sweepgen| Sample { stack: u32::from(index % 8 >= 4), sweepgen, ..span.sample(index) };
-    let held = |objects: &Objects| objects.outstanding();
+    let held = |objects: &Objects| -> Vec<u64> {
+        let usage = objects.usage(u64::MAX, (0, u64::MAX));
+        usage.iter().map(|usage| usage.values.outstanding_bytes).collect()
+    };
+    let survivors = |objects: &Objects| objects.survivors(u64::MAX, (0, u64::MAX));
     (0..32).for_each(|index| objects.add(of(index, BEFORE)));
     assert_eq!(held(&objects), [16 * 48, 16 * 48], "nothing is known yet");
+    assert_eq!(survivors(&objects), [16 * 48, 16 * 48], "no cycle has been seen");
     look(&mut objects, &fake);
     assert_eq!(held(&objects), [0, 16 * 48]);
     (32..64).for_each(|index| objects.add(of(index, NOW)));
@@ -364,10 +368,12 @@ fn young_objects_count_by_what_survives_of_their_stack() {
     assert_eq!(held(&objects), [16 * 48 / 17, 32 * 48]);
     look(&mut objects, &fake);
     assert_eq!(held(&objects), [16 * 48 / 17, 32 * 48], "no cycle has come by");
+    assert_eq!(survivors(&objects), [0, 16 * 48], "of what is older than the last cycle");
     set_sweepgen(&fake, NOW + 2);
     fake.write(span.at(layout().span.sweepgen), &(NOW + 2).to_le_bytes());
     look(&mut objects, &fake);
     assert_eq!(held(&objects), [0, 32 * 48]);
+    assert_eq!(survivors(&objects), [0, 32 * 48]);
 }
 
 #[test]

@@ -1,0 +1,272 @@
+//! What each stack held in the course of the trace, in a bounded number of slots of time.
+//!
+//! All slots are equally long, and each keeps the mean of what was held at the looks that fell into it: means forget what
+//! comes and goes faster. When the slots are used up, each two become one of twice the length, so that they always span the
+//! whole time. Looks are at irregular times: at regular ones, what comes and goes at nearly the same pace would seem to move
+//! slowly.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::trend::trend;
+use crate::{
+    event::Pid,
+    profile::{Growth, Trend},
+};
+
+/// Slots, and nanoseconds of one at first.
+const SLOTS: usize = 32;
+const FIRST_WIDTH: u64 = 1 << 24;
+/// Looks in a slot, on average, when time allows; and least nanoseconds between two.
+const LOOKS: u64 = 8;
+const LEAST_PAUSE: u64 = 8_000_000;
+/// How many times as long as it has taken the next look waits at least.
+const REST: u64 = 200;
+/// Most stacks that are followed at a time: 128 bytes each.
+const MAX_ROWS: usize = 1 << 20;
+/// Most processes whose unknown frees are.
+const MAX_PROCESSES: usize = 1 << 12;
+/// Stands for no row.
+const NONE: u32 = u32::MAX;
+/// Frees of unknown blocks for each block that a stack grows by, from which on it may only replace what was there before.
+const REPLACED: f64 = 0.75;
+
+type Row = [f32; SLOTS];
+
+/// What was held, by stack and slot of time. Times are nanoseconds.
+pub struct History {
+    began: u64,
+    width: u64,
+    slots: Vec<Slot>,
+    rows: Vec<Row>,
+    /// Rows that are not used.
+    free: Vec<u32>,
+    /// Row of each stack, by its index.
+    by_stack: Vec<u32>,
+    /// Frees of unknown blocks up to then.
+    unknown_frees: HashMap<Pid, Row>,
+    next_look: u64,
+    random: u64,
+}
+
+/// The looks in one slot.
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    looks: u32,
+    /// Mean of their times since the beginning.
+    time: f64,
+}
+
+impl Slot {
+    fn with(self, other: Self) -> Self {
+        let looks = self.looks.saturating_add(other.looks);
+        Self { looks, time: self.time + (other.time - self.time) * share(other.looks, looks) }
+    }
+}
+
+impl History {
+    /// Begins at `now`.
+    pub fn new(now: u64) -> Self {
+        Self {
+            began: now,
+            width: FIRST_WIDTH,
+            slots: Vec::with_capacity(SLOTS),
+            rows: Vec::new(),
+            free: Vec::new(),
+            by_stack: Vec::new(),
+            unknown_frees: HashMap::new(),
+            next_look: now,
+            random: 0x9e37_79b9_7f4a_7c15,
+        }
+    }
+
+    /// Whether it is time for a look.
+    pub fn is_due(&self, now: u64) -> bool {
+        now >= self.next_look
+    }
+
+    /// Takes a look at `now`: what each stack holds, by its index, and how many frees of unknown blocks each process has
+    /// made so far.
+    pub fn look(&mut self, now: u64, held: impl Iterator<Item = u64>, unknown_frees: impl Iterator<Item = (Pid, u64)>) {
+        let passed = now.saturating_sub(self.began);
+        while passed / self.width >= SLOTS as u64 {
+            self.make_room();
+        }
+        let at = (passed / self.width) as usize;
+        if at >= self.slots.len() {
+            self.slots.resize(at + 1, Slot::default());
+        }
+        let slot = &mut self.slots[at];
+        *slot = slot.with(Slot { looks: 1, time: passed as f64 });
+        let looks = slot.looks as f32;
+        for (stack, held) in held.enumerate() {
+            let row = match self.by_stack.get(stack) {
+                Some(row) if *row != NONE => *row,
+                _ if held == 0 => continue,
+                _ => self.new_row(stack),
+            };
+            if let Some(row) = self.rows.get_mut(row as usize) {
+                row[at] += (held as f32 - row[at]) / looks;
+            }
+        }
+        for (pid, frees) in unknown_frees {
+            if self.unknown_frees.len() < MAX_PROCESSES || self.unknown_frees.contains_key(&pid) {
+                let row = self.unknown_frees.entry(pid).or_default();
+                row[at] += (frees as f32 - row[at]) / looks;
+            }
+        }
+    }
+
+    /// Says when the next look is due; the last one ended at `now` and has taken `took` nanoseconds.
+    pub fn rest(&mut self, now: u64, took: u64) {
+        // Xorshift, by Marsaglia.
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        let pause = (self.width / LOOKS).max(LEAST_PAUSE);
+        // Between half of it and one and a half.
+        let pause = pause / 2 + self.random % pause;
+        self.next_look = now.saturating_add(pause.max(took.saturating_mul(REST)));
+    }
+
+    /// When the looks were, for [`series`](Self::series).
+    pub fn times(&self) -> Arc<[f64]> {
+        self.seen().map(|(_, slot)| slot.time / 1e9).collect()
+    }
+
+    /// How many frees of unknown blocks a process had made at these times, for [`Series::replacing`].
+    pub fn unknown_frees(&self, pid: Pid) -> Option<Arc<[f32]>> {
+        let row = self.unknown_frees.get(&pid)?;
+        Some(self.seen().map(|(at, _)| row[at]).collect())
+    }
+
+    /// What the stack with this index held at these times, from `since` on. `None` when it is not followed.
+    pub fn series(&self, stack: usize, times: &Arc<[f64]>, since: u64) -> Option<Series> {
+        let row = self.by_stack.get(stack).and_then(|row| self.rows.get(*row as usize));
+        // What was never seen to hold anything has no row, and neither has what came when there was no room.
+        if row.is_none() && self.rows.len() - self.free.len() >= MAX_ROWS {
+            return None;
+        }
+        let values = self.seen().map(|(at, _)| row.map_or(0.0, |row| row[at])).collect();
+        let since = since.saturating_sub(self.began) as f64 / 1e9;
+        Some(Series { times: Arc::clone(times), since, grain: 0.0, unknown_frees: None, values })
+    }
+
+    /// Slots with looks in them.
+    fn seen(&self) -> impl Iterator<Item = (usize, &Slot)> {
+        self.slots.iter().enumerate().filter(|(_, slot)| slot.looks > 0)
+    }
+
+    fn new_row(&mut self, stack: usize) -> u32 {
+        let row = match self.free.pop() {
+            Some(row) => row,
+            None if self.rows.len() < MAX_ROWS => {
+                self.rows.push(Row::default());
+                self.rows.len() as u32 - 1
+            }
+            None => return NONE,
+        };
+        if stack >= self.by_stack.len() {
+            self.by_stack.resize(stack + 1, NONE);
+        }
+        self.by_stack[stack] = row;
+        row
+    }
+
+    /// Makes one of each two slots.
+    fn make_room(&mut self) {
+        self.slots.resize(SLOTS, Slot::default());
+        let pairs: Vec<(Slot, Slot)> = self.slots.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect();
+        for row in self.rows.iter_mut().chain(self.unknown_frees.values_mut()) {
+            for (nth, (first, second)) in pairs.iter().enumerate() {
+                let share = share(second.looks, first.looks.saturating_add(second.looks)) as f32;
+                row[nth] = row[2 * nth] + (row[2 * nth + 1] - row[2 * nth]) * share;
+            }
+            row[SLOTS / 2..].fill(0.0);
+        }
+        self.slots = pairs.into_iter().map(|(first, second)| first.with(second)).collect();
+        self.width *= 2;
+        for row in self.by_stack.iter_mut().filter(|row| **row != NONE) {
+            if self.rows[*row as usize].iter().all(|held| *held == 0.0) {
+                self.free.push(std::mem::replace(row, NONE));
+            }
+        }
+    }
+}
+
+fn share(part: u32, whole: u32) -> f64 {
+    f64::from(part) / f64::from(whole.max(1))
+}
+
+/// What something held in the course of time.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Series {
+    /// Seconds, rising.
+    times: Arc<[f64]>,
+    /// Looks before this say nothing of it, seconds.
+    since: f64,
+    /// What one sample stands for, 0 where everything is recorded.
+    grain: f64,
+    unknown_frees: Option<Arc<[f32]>>,
+    values: Box<[f32]>,
+}
+
+impl Series {
+    /// The same of samples each of which stands for `grain` bytes.
+    pub fn sampled(self, grain: f64) -> Self {
+        Self { grain, ..self }
+    }
+
+    /// The same in a process that has freed so many blocks that were not known: what grows may only take their place.
+    pub fn replacing(self, unknown_frees: Option<Arc<[f32]>>) -> Self {
+        Self { unknown_frees, ..self }
+    }
+
+    /// Adds what another one held at the same times; what is not followed makes the sum unknown.
+    pub fn absorb_into(sum: &mut Option<Self>, other: Option<&Self>) {
+        match (sum.as_mut(), other) {
+            (Some(held), Some(other)) => held.absorb(other),
+            _ => *sum = None,
+        }
+    }
+
+    /// The bytes.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    fn absorb(&mut self, other: &Self) {
+        self.grain = self.grain.max(other.grain);
+        for (value, other) in self.values.iter_mut().zip(&other.values) {
+            *value += other;
+        }
+    }
+
+    /// How it grows, if its blocks are of `block` bytes on average.
+    pub fn growth(&self, block: f64) -> Growth {
+        let first = self.times.partition_point(|time| *time < self.since);
+        let times = &self.times[first..];
+        let values: Vec<f64> = self.values.iter().skip(first).map(|value| f64::from(*value)).collect();
+        let mut growth = trend(times, &values, self.grain);
+        if growth.trend == Trend::Growing
+            && let (Some(frees), Some(rate)) = (&self.unknown_frees, growth.rate)
+            && let Some(frees) = per_second(times, &frees[first..])
+            && frees >= REPLACED * rate.per_second / block
+        {
+            growth.trend = Trend::TooEarly;
+        }
+        growth
+    }
+}
+
+/// How fast a count has risen over the second half of the time.
+fn per_second(times: &[f64], counts: &[f32]) -> Option<f64> {
+    let from = times.len() / 2;
+    let passed = times.last()? - times.get(from)?;
+    let counted = counts.last()? - counts.get(from)?;
+    (passed > 0.0).then(|| f64::from(counted) / passed)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,145 @@
+//! Whether something grows, how fast, and how sure that is: a few points in time in, a [`Growth`] out.
+//!
+//! What is held is mostly not a line with noise on it: blocks come and go, and each of them moves all that follows. So the
+//! error of the slope comes from how far the series strays from it over several points, as of a random walk, and not from
+//! how far single points lie off it, which would be too small by far. What fills and empties over and over strays as far as
+//! it grows, and so does not grow; what was filled once and then stays does not grow any more, which its last points say.
+
+use crate::profile::{Growth, Rate, Trend};
+
+/// Fewest points, and shortest time in seconds, that say anything.
+const LEAST_POINTS: usize = 8;
+const LEAST_SECONDS: f64 = 0.5;
+/// How many errors a slope must differ from 0 by to be called growth, and to be no reason to wait.
+const CERTAIN: f64 = 3.0;
+const DOUBTFUL: f64 = 2.0;
+/// How many times as far as it has ever fallen back what grows must have risen, where it has fallen to less than half, too:
+/// what empties itself may do so again.
+const FALLS: f64 = 3.0;
+const EMPTYINGS: f64 = 8.0;
+/// Which part of the points, at the begin, may fall as they like.
+const WARM_UP: usize = 8;
+/// Steps that are expected in the part at the end that must have some of the growth, and how much of it.
+const LAST_STEPS: f64 = 3.0;
+const LAST_SHARE: f64 = 0.25;
+/// A shorter part is taken where its error is so much smaller: the whole is not of one piece.
+const OF_ONE_PIECE: f64 = 3.0;
+/// The moment of a look is not known better than this, seconds.
+const MOMENT: f64 = 0.01;
+/// What an error that is estimated from few points is multiplied by, so that twice of it holds in 95 of 100 cases.
+const FEW: f64 = 1.3;
+
+/// How what is held changes. `times` are seconds, rising, and `values` what was held then; `grain` is what one sample
+/// stands for where it is estimated by samples, else 0.
+pub(super) fn trend(times: &[f64], values: &[f64], grain: f64) -> Growth {
+    let points = times.len().min(values.len());
+    let (times, values) = (&times[..points], &values[..points]);
+    let seconds = |times: &[f64]| times.last().zip(times.first()).map_or(0.0, |(last, first)| last - first);
+    if points < LEAST_POINTS || seconds(times) < LEAST_SECONDS {
+        return Growth { trend: Trend::TooEarly, rate: None };
+    }
+    let mut fit = Fit::new(times, values, grain);
+    let mut from = 0;
+    for shorter in [points / 4, points / 2] {
+        let (times, values) = (&times[shorter..], &values[shorter..]);
+        if times.len() >= LEAST_POINTS && seconds(times) >= LEAST_SECONDS {
+            let other = Fit::new(times, values, grain);
+            if other.error * OF_ONE_PIECE < fit.error {
+                (fit, from) = (other, shorter);
+            }
+        }
+    }
+    let rate = Rate { per_second: fit.slope, error: fit.error };
+    let change = fit.slope * seconds(&times[from..]);
+    let (back, direction) = if change > 0.0 {
+        (largest_fall(&values[points / WARM_UP..]), Trend::Growing)
+    } else {
+        (largest_rise(&values[from..]), Trend::Shrinking)
+    };
+    let goes_on = change != 0.0 && goes_on(&times[from..], &values[from..], fit.slope);
+    let errors = if fit.error > 0.0 { fit.slope.abs() / fit.error } else { f64::INFINITY };
+    let trend = match errors {
+        _ if !goes_on => Trend::Steady,
+        CERTAIN.. if change.abs() > back => direction,
+        DOUBTFUL.. if change.abs() > back / FALLS => Trend::TooEarly,
+        _ => Trend::Steady,
+    };
+    Growth { trend, rate: Some(rate) }
+}
+
+/// A line through points by least squares.
+struct Fit {
+    slope: f64,
+    error: f64,
+}
+
+impl Fit {
+    fn new(times: &[f64], values: &[f64], grain: f64) -> Self {
+        let points = times.len();
+        let mean = |of: &[f64]| of.iter().sum::<f64>() / points as f64;
+        let (time, value) = (mean(times), mean(values));
+        let spread: f64 = times.iter().map(|at| (at - time).powi(2)).sum();
+        let common: f64 = times.iter().zip(values).map(|(at, held)| (at - time) * (held - value)).sum();
+        let slope = common / spread;
+        let seconds = times[points - 1] - times[0];
+        // Variance per second, by how far the series strays within a part of it.
+        let strays = |lag: usize| {
+            let (mut sum, mut time) = (0.0, 0.0);
+            for (from, to) in (0..).zip(lag..points) {
+                let passed = times[to] - times[from];
+                sum += (values[to] - values[from] - slope * passed).powi(2);
+                time += passed;
+            }
+            // The slope is fitted to the same points.
+            sum / time * points as f64 / (points - lag) as f64
+        };
+        let lags = [points / 8, points / 4].map(|lag| strays(lag.max(1)));
+        let variance = lags[0].max(lags[1]);
+        let moves =
+            if grain > 0.0 { values.windows(2).map(|pair| (pair[1] - pair[0]).abs()).sum::<f64>() } else { 0.0 };
+        let walk = FEW * FEW * 1.2 * variance / seconds;
+        let sampled = grain * moves / seconds.powi(2);
+        let moment = (slope * MOMENT / seconds).powi(2);
+        Self { slope, error: (walk.max(sampled) + moment).sqrt() }
+    }
+}
+
+/// Whether there is some of the change in the last part, in which some of its steps are to be expected.
+fn goes_on(times: &[f64], values: &[f64], slope: f64) -> bool {
+    let steps = || values.windows(2).map(|pair| pair[1] - pair[0]);
+    let (sum, squares) = (steps().sum::<f64>(), steps().map(|step| step * step).sum::<f64>());
+    // As many of equal size stray as far.
+    let number = sum * sum / squares;
+    let last = times.len() - 1;
+    let part = (LAST_STEPS * last as f64 / number).ceil();
+    if part.is_nan() || part > last as f64 {
+        return false;
+    }
+    let from = last - part as usize;
+    let expected = slope * (times[last] - times[from]);
+    (values[last] - values[from]) / expected >= LAST_SHARE
+}
+
+/// How far something must have risen in all, for the furthest that it has fallen back.
+fn largest_fall(values: &[f64]) -> f64 {
+    let (mut most, mut needed) = (f64::NEG_INFINITY, 0.0_f64);
+    for value in values {
+        most = most.max(*value);
+        let fall = most - value;
+        needed = needed.max(fall * if fall > most / 2.0 { EMPTYINGS } else { FALLS });
+    }
+    needed
+}
+
+/// How far something must have fallen in all, for the furthest that it has risen.
+fn largest_rise(values: &[f64]) -> f64 {
+    let mut least = f64::INFINITY;
+    let rises = values.iter().map(|value| {
+        least = least.min(*value);
+        value - least
+    });
+    FALLS * rises.fold(0.0, f64::max)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,52 @@
+//! Lines, steps and what is left of them.
+
+use super::*;
+
+/// Of a value each second.
+fn trend_of(values: impl IntoIterator<Item = f64>) -> Growth {
+    let values: Vec<f64> = values.into_iter().collect();
+    let times: Vec<f64> = (0..values.len()).map(|second| second as f64).collect();
+    trend(&times, &values, 0.0)
+}
+
+#[test]
+fn a_line_has_no_error_but_that_of_its_moments() {
+    let growth = trend_of((0..20).map(|second| 50.0 + 3.0 * f64::from(second)));
+    let rate = growth.rate.unwrap();
+    assert_eq!(growth.trend, Trend::Growing);
+    assert!((rate.per_second - 3.0).abs() < 1e-9);
+    assert!((rate.error - 3.0 * MOMENT / 19.0).abs() < 1e-6, "{}", rate.error);
+}
+
+#[test]
+fn what_stays_is_steady() {
+    assert_eq!(trend_of([1e9; 20]), Growth { trend: Trend::Steady, rate: Some(Rate { per_second: 0.0, error: 0.0 }) });
+    assert_eq!(trend_of([0.0; 20]).trend, Trend::Steady);
+}
+
+#[test]
+fn steps_grow_once_there_are_enough_of_them() {
+    let steps = |every: usize, points: usize| trend_of((0..points).map(|second| (second / every) as f64)).trend;
+    assert_eq!(steps(16, 32), Trend::Steady, "one step");
+    assert_eq!(steps(2, 32), Trend::Growing);
+    assert_eq!(steps(1, 32), Trend::Growing);
+}
+
+#[test]
+fn what_was_emptied_may_be_emptied_again() {
+    // Emptied after 8 of 32 seconds; and the same with a fall that leaves most.
+    let emptied = trend_of((0..32).map(|second| f64::from(if second < 8 { second } else { second - 8 })));
+    assert_eq!(emptied.trend, Trend::TooEarly);
+    let fallen = trend_of((0..32).map(|second| 100.0 + f64::from(if second < 8 { second } else { second - 4 })));
+    assert_eq!(fallen.trend, Trend::Growing);
+}
+
+#[test]
+fn numbers_that_cannot_be_do_no_harm() {
+    for odd in [f64::NAN, f64::INFINITY, -f64::INFINITY, f64::MAX] {
+        let growth = trend_of((0..20).map(|second| if second == 5 { odd } else { f64::from(second) }));
+        assert_ne!(growth.trend, Trend::Growing, "{odd}");
+    }
+    assert_eq!(trend(&[0.0; 20], &[1.0; 20], 0.0).trend, Trend::TooEarly);
+    assert_eq!(trend(&[], &[1.0], 0.0).trend, Trend::TooEarly);
+}
