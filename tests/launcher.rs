@@ -3,7 +3,10 @@
 use std::{
     fs::{self, OpenOptions},
     io::{BufRead as _, BufReader, Write as _},
-    os::unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
+    os::{
+        fd::OwnedFd,
+        unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
+    },
     process::{Command, Stdio},
     thread,
     time::Duration,
@@ -13,6 +16,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
 use crate::harness::{Run, Running, Target, compiled, require_root, scratch, slowness, wait_until};
 
@@ -34,12 +38,21 @@ fn signal(pid: u32, signal: Signal) {
     let _ = kill(Pid::from_raw(pid as i32), signal);
 }
 
-/// Kills what a killed tracer leaves.
-struct Left(u32);
+/// A command, killed when a killed tracer leaves it.
+struct Left(u32, OwnedFd);
+
+impl Left {
+    /// That of a tracer.
+    fn by(tracer: &Running) -> Self {
+        let pid = rustix::process::Pid::from_raw(tracer.traced() as i32).unwrap();
+        Self(tracer.traced(), pidfd_open(pid, PidfdFlags::empty()).unwrap())
+    }
+}
 
 impl Drop for Left {
     fn drop(&mut self) {
-        signal(self.0, Signal::SIGKILL);
+        // It may have ended, and its id be another's.
+        let _ = pidfd_send_signal(&self.1, rustix::process::Signal::KILL);
     }
 }
 
@@ -47,7 +60,7 @@ impl Drop for Left {
 fn stopped_at_its_exec() -> (Running, Left) {
     require_root();
     let running = Run::launch(&[], ["sh", "-c", "sleep 1; exec sleep 60"]).start();
-    let command = Left(running.traced());
+    let command = Left::by(&running);
     wait_until("let run", || state(command.0) == 'S');
     running.signal(Signal::SIGSTOP);
     wait_until("stopped at its exec", || state(command.0) == 'T');
@@ -67,7 +80,7 @@ fn a_tracer_that_is_killed_leaves_its_command_running() {
 fn a_tracer_that_is_killed_leaves_a_stop_that_is_not_its_own() {
     require_root();
     let running = Run::launch(&[], ["sleep", "60"]).start();
-    let command = Left(running.traced());
+    let command = Left::by(&running);
     wait_until("let run", || state(command.0) == 'S');
     signal(command.0, Signal::SIGSTOP);
     wait_until("stopped", || state(command.0) == 'T');
@@ -81,14 +94,19 @@ fn a_tracer_that_is_killed_leaves_a_stop_that_is_not_its_own() {
     assert_eq!(state(command.0), 'T');
 }
 
-/// The records of its execs do not fit into the buffer: nobody would come to continue it.
+/// The records of its execs do not fit into the buffer, which nobody empties: nobody would come to continue it.
 #[test]
 fn a_command_whose_execs_are_lost_is_not_stopped() {
     require_root();
     let program = compiled("execs");
     let options = ["--buffer-size", "4KiB"];
-    let outcome = Run::launch(&options, [program.to_str().unwrap(), "20"]).finish();
-    let report = outcome.report(7);
+    let running = Run::launch(&options, [program.to_str().unwrap(), "20"]).start();
+    let command = Left::by(&running);
+    wait_until("let run", || state(command.0) == 'S');
+    running.signal(Signal::SIGSTOP);
+    wait_until("at its end", || state(command.0) == 'Z');
+    running.signal(Signal::SIGCONT);
+    let report = running.outcome().report(7);
     assert!(report.gaps().iter().any(|gap| gap == "lost_moments"), "{}", report.json["quality"]);
     assert_eq!(report.json["quality"]["complete"], false);
 }
@@ -156,8 +174,9 @@ fn ctrl_c_is_one_signal() {
         (name == "tracer\n" && line.contains(folder.path().to_str()?)).then_some(pid)
     });
     signal(tracer.unwrap(), Signal::SIGTERM);
-    let got: Vec<String> = lines.filter_map(|line| Some(line[line.find("got ")?..].trim_end().to_owned())).collect();
-    assert_eq!(got, ["got 02", "got 03", "got 15"]);
+    let lines: Vec<String> = lines.collect();
+    let got: Vec<&str> = lines.iter().filter_map(|line| Some(line[line.find("got ")?..].trim_end())).collect();
+    assert_eq!(got, ["got 02", "got 03", "got 15"], "{lines:#?}\ntracer: {tracer:?}");
     assert_eq!(script.wait().unwrap().code(), Some(9));
 }
 
@@ -234,7 +253,7 @@ fn a_second_signal_ends_a_tracer_whose_report_hangs() {
 fn a_second_signal_leaves_a_command_that_does_not_end() {
     require_root();
     let running = Run::launch(&[], ["sh", "-c", "trap '' TERM; exec sleep 60 >/dev/null 2>&1"]).start();
-    let command = Left(running.traced());
+    let command = Left::by(&running);
     for _ in 0..2 {
         thread::sleep(Duration::from_millis(500) * slowness());
         running.signal(Signal::SIGTERM);

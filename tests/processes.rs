@@ -26,11 +26,11 @@ fn exec_by_another_thread() {
         require_root();
         let program = compiled("exec_thread");
         let mut target = Target::start(&program);
-        let tracer = Run::pid(target.pid()).args(options).start();
+        let mut tracer = Run::pid(target.pid()).args(options).start();
         target.say("begin");
         target.until("waiting");
         // For as long as it takes to attach again nothing is allocated here.
-        thread::sleep(Duration::from_secs(2) * slowness());
+        tracer.wait_for_line(" WARN process");
         let truth = target.ask("go on");
         let report = tracer.stop().report(3);
         check_functions("exec by another thread", &report, &truth, Some(&program));

@@ -249,6 +249,8 @@ impl Attached {
         // Its end is told elsewhere.
         let status = status::check(self.pid).ok()?;
         let mut search = self.search.take()?;
+        // Asked for first: what the loader does after the look is not for the look to have seen.
+        let is_last = search.is_last_look();
         let mut told = None;
         if let Ok(Some(allocator)) = find(self.pid, Phase::Running) {
             let moves = search.probes_lost || !self.is_on(&allocator);
@@ -261,19 +263,24 @@ impl Attached {
                 told = self.address_space().ok();
             }
         }
-        match (search.is_over(), search.found) {
-            (true, true) => drop(self.end_search(&search)),
-            (true, false) => self.has_no_allocator(),
-            (false, _) => self.search = Some(search),
+        if search.is_settled() {
+            self.end_search(&search);
+        } else if is_last && !search.found {
+            self.has_no_allocator();
+        } else {
+            self.search = Some(search);
         }
         told
     }
 
     /// Notes what was missed until an allocator was found. Whether the probes are lost.
     fn end_search(&mut self, search: &Search) -> bool {
-        let missed = search.missed();
-        self.notes.extend(missed.map(|missed| self.tell(missed)));
-        self.unseen_spans += u64::from(missed.is_some());
+        if let Some(missed) = search.missed() {
+            let note = self.tell(missed);
+            tracing::warn!("{note}");
+            self.notes.push(note);
+            self.unseen_spans += 1;
+        }
         search.probes_lost
     }
 

@@ -81,13 +81,15 @@ impl Search {
         self.missed
     }
 
-    /// Whether there is nothing to look for any more: the loader has done its work.
-    pub fn is_over(&self) -> bool {
+    /// Whether no allocator will come any more that a look from now on does not find.
+    pub fn is_last_look(&self) -> bool {
         let elapsed = self.begun.elapsed();
-        if self.found {
-            return elapsed >= SETTLING;
-        }
         elapsed >= LOADING || is_static(self.pid) || elapsed >= SETTLING && has_loader_list(self.pid)
+    }
+
+    /// Whether the allocator that was found has been there for so long that the loader must be done.
+    pub fn is_settled(&self) -> bool {
+        self.found && self.begun.elapsed() >= SETTLING
     }
 }
 
