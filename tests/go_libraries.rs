@@ -135,6 +135,11 @@ fn code_of_plugins_is_named() {
     // Nothing of the runtimes, neither that of the executable nor the dead one in the plugin.
     let groups = json["goroutines"].as_array().unwrap().iter().filter(|group| group["goroutines"] != 0).count();
     assert_eq!(groups, 2, "{}", json["goroutines"]);
+    assert_eq!(report.gap("unseen_heaps"), 0);
+
+    // Samples are taken in the functions of the executable, of which the plugin has copies.
+    let report = finished(Run::pid(target.pid()).args(["--go-heap", "sample"]).start().stop());
+    assert_eq!((report.gap("unseen_heaps"), &report.json["quality"]["complete"]), (1, &false.into()));
 }
 
 /// What a tracer that was killed has left is told, and a later one takes it away.

@@ -1,6 +1,11 @@
 //! Processes that change under the tracer: exec, fork, a first thread that ends, and several at once.
 
-use std::{fs, path::Path, thread, time::Duration};
+use std::{fs, os::unix::process::ExitStatusExt as _, path::Path, thread, time::Duration};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 
 use crate::harness::{Held, Run, Target, Truth, check_functions, check_holders, compiled, require_root, slowness};
 
@@ -119,6 +124,25 @@ fn code_that_is_dropped() {
         report.assert_gap("unseen_spans", 1);
         // Some of them may have been freed while nobody looked.
         assert_eq!((report.uncertain_bytes("before"), report.uncertain_bytes("after")), (100_000, 0));
+    }
+}
+
+/// A breakpoint that was copied ends the process that runs it, which is no end like another.
+#[test]
+fn the_signal_that_ends_a_process_is_told() {
+    require_root();
+    for (signal, status) in [(Signal::SIGTERM, 0), (Signal::SIGTRAP, 3)] {
+        let mut target = Target::start(&compiled("memory"));
+        let tracer = Run::pid(target.pid()).start();
+        let held = target.ask("leak").held["leaks"];
+        kill(Pid::from_raw(target.pid() as i32), signal).unwrap();
+        assert_eq!(target.finish().signal(), Some(signal as i32));
+        let outcome = tracer.outcome();
+        let report = outcome.report(status);
+        assert_eq!(report.outstanding(), held);
+        assert_eq!(report.json["targets"][0]["ended_by_signal"], signal as i32, "{}", report.json["targets"]);
+        assert!(outcome.stdout.contains(&format!(", by {signal}\n")), "{}", outcome.stdout);
+        assert_eq!(report.gap("unseen_spans"), u64::from(signal == Signal::SIGTRAP));
     }
 }
 

@@ -80,7 +80,8 @@ pub mod kind {
     /// [`Moment`](super::Moment): the process started a new program; the generation in the header is the new one, and the call
     /// slot is 1 when another thread than the first one did it.
     pub const EXEC: u8 = 8;
-    /// [`Moment`](super::Moment): a thread ended.
+    /// [`Moment`](super::Moment): a thread ended. The call slot is the signal that ended its process, if this was the last
+    /// one and the signal's number is below 16.
     pub const THREAD_EXIT: u8 = 9;
     /// [`golang::Sample`](super::golang::Sample): an object of a Go program.
     pub const GO_SAMPLE: u8 = 10;
@@ -285,15 +286,16 @@ pub struct ReturnInstances {
     pub next: u32,
 }
 
-/// Where the kernel counts the threads of a process that live: offsets in its structures, bytes. All 0 when they are not
-/// known.
+/// What the kernel says of the end of a process: offsets in its structures, bytes. All 0 when they are not known.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LiveThreads {
+pub struct ProcessEnd {
     /// In `task_struct`: the pointer to its `signal_struct`.
     pub signal: u32,
-    /// In `signal_struct`: the count.
+    /// In `signal_struct`: the count of the threads that live.
     pub live: u32,
+    /// In `task_struct`: how the thread has ended, as wait(2) tells it.
+    pub exit_code: u32,
 }
 
 /// Key of the set of frees that could not be sent.
@@ -346,7 +348,7 @@ const _: () = {
     assert!(size_of::<Target>() == 32);
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
-    assert!(size_of::<LiveThreads>() == 8);
+    assert!(size_of::<ProcessEnd>() == 12);
     assert!(size_of::<LostFree>() == 16);
     assert!(size_of::<Loss>() == 88);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header

@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{ExecStops, Header, LiveThreads, TARGETS_CHANGE, Target, kind};
+use tracer_ebpf::{ExecStops, Header, ProcessEnd, TARGETS_CHANGE, Target, kind};
 
 use crate::{
     emit,
@@ -39,7 +39,7 @@ static EXEC_STOPS: Array<ExecStops> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 
 /// Set by user space before loading.
 #[unsafe(no_mangle)]
-static LIVE_THREADS: LiveThreads = LiveThreads { signal: 0, live: 0 };
+static PROCESS_END: ProcessEnd = ProcessEnd { signal: 0, live: 0, exit_code: 0 };
 
 /// The present value of a count of changes. What it is a count of is to be read after it.
 #[inline(always)]
@@ -226,26 +226,34 @@ pub(crate) fn thread_exit() {
     thread::forget(pid_tgid);
     // SAFETY: the pointer comes from a map lookup.
     let generation = unsafe { (*target).generation };
-    emit::moment(Header::new(kind::THREAD_EXIT, generation, 0, pid_tgid));
-    if is_last_thread() {
+    let (is_last, signal) = last_thread();
+    emit::moment(Header::new(kind::THREAD_EXIT, generation, signal, pid_tgid));
+    if is_last {
         // SAFETY: as above.
         unsafe { (*target).ended = 1 };
         walk::forget(tgid);
     }
 }
 
-/// Whether no thread of the current process lives on. False as well when the kernel's BTF does not tell.
+/// Whether no thread of the current process lives on, and if so the signal that has ended it; 0 when none did, or one that a
+/// header has no room for. False as well when the kernel's BTF does not tell.
 #[inline(always)]
-fn is_last_thread() -> bool {
+fn last_thread() -> (bool, u32) {
+    /// In an exit code (wait(2)): the signal. The bit above says whether memory was dumped.
+    const SIGNAL: u32 = 0x7f;
     // SAFETY: a read of a global that user space wrote before loading.
-    let at = unsafe { core::ptr::read_volatile(&raw const LIVE_THREADS) };
+    let at = unsafe { core::ptr::read_volatile(&raw const PROCESS_END) };
     if at.signal == 0 || at.live == 0 {
-        return false;
+        return (false, 0);
     }
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
     let signal = kernel_word(task + u64::from(at.signal));
-    signal != 0 && kernel_word(signal + u64::from(at.live)) as u32 == 0
+    if signal == 0 || kernel_word(signal + u64::from(at.live)) as u32 != 0 {
+        return (false, 0);
+    }
+    let by = kernel_word(task + u64::from(at.exit_code)) as u32 & SIGNAL;
+    (true, if by < 16 { by } else { 0 })
 }
 
 /// The word at an address of the kernel's; 0 when it cannot be read.

@@ -77,6 +77,8 @@ pub struct Attached {
     ended: bool,
     /// Whether the probes are away for good.
     gave_up: bool,
+    /// The signal that ended it.
+    killed_by: Option<u8>,
     notes: Vec<String>,
     unseen_spans: u64,
 }
@@ -158,6 +160,7 @@ impl Attached {
             suspect: false,
             ended: false,
             gave_up: false,
+            killed_by: None,
             notes: Vec::new(),
             unseen_spans: 0,
         }
@@ -229,6 +232,27 @@ impl Attached {
         if let Some(search) = self.search.take() {
             self.end_search(&search);
         }
+    }
+
+    /// A signal has ended the process.
+    pub fn was_killed(&mut self, signal: u8) {
+        self.killed_by = Some(signal);
+        if i32::from(signal) == libc::SIGTRAP && self.allocator.is_some() {
+            // That of a breakpoint that belongs to nobody where it was met.
+            self.unseen_spans += 1;
+            let note = format!(
+                "process {} was ended by SIGTRAP: it may have run a copy that it had made of its own code, with the probes in \
+                 it (see the limits in README)",
+                self.pid
+            );
+            tracing::warn!("{note}");
+            self.notes.push(note);
+        }
+    }
+
+    /// The signal that ended the process, if one did.
+    pub fn killed_by(&self) -> Option<u8> {
+        self.killed_by
     }
 
     /// When the next look at the process is due, if it is soon.

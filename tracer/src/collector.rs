@@ -105,6 +105,13 @@ pub enum Notice {
     },
     /// The first thread of a process has ended.
     FirstThreadEnded(Pid),
+    /// A process was ended by a signal.
+    Killed {
+        /// The process.
+        pid: Pid,
+        /// The signal's number.
+        signal: u8,
+    },
     /// A return address of some process had to be left alone, and the outcome of a call was not seen for that.
     ReturnDeclined,
     /// Libraries of a process have come or gone.
@@ -421,7 +428,10 @@ impl Collector {
                         notices.retain(|notice| *notice != Notice::FirstThreadEnded(origin.pid));
                         notices.push(Notice::Exec { pid: origin.pid, by_other_thread, time });
                     }
-                    Event::ThreadExit if origin.tid == origin.pid => {
+                    Event::ThreadExit { signal: Some(signal) } => {
+                        notices.push(Notice::Killed { pid: origin.pid, signal });
+                    }
+                    Event::ThreadExit { signal: None } if origin.tid == origin.pid => {
                         notices.push(Notice::FirstThreadEnded(origin.pid));
                     }
                     _ => {}

@@ -84,7 +84,10 @@ pub enum Event<'a> {
         time: u64,
     },
     /// The thread ended.
-    ThreadExit,
+    ThreadExit {
+        /// The signal that ended its process, if this was its last thread.
+        signal: Option<u8>,
+    },
 }
 
 /// Addresses of a stack record, leaf first.
@@ -124,7 +127,7 @@ pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::STACK => stack(record)?,
         kind::GO_SAMPLE => go_sample(record)?,
         kind::EXEC => Event::Exec { by_other_thread: header.slot() != 0, time: addr },
-        kind::THREAD_EXIT => Event::ThreadExit,
+        kind::THREAD_EXIT => Event::ThreadExit { signal: Some(header.slot()).filter(|signal| *signal > 0) },
         _ => return Err(Unintelligible),
     };
     Ok((origin, event))
@@ -195,7 +198,7 @@ mod tests {
                 Event::GoSample(GoSample { addr: 1, size: 2, charge: 3, stack: 4, time: 5, sweepgen: 6, class: 7 }),
             ),
             (vec![header(kind::EXEC), 9], Event::Exec { by_other_thread: true, time: 9 }),
-            (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
+            (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit { signal: Some(2) }),
         ] {
             assert_eq!(parse(&bytes(&record)), Ok((ORIGIN, event)));
         }

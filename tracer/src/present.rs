@@ -33,6 +33,8 @@ pub struct Trace {
     pub filtered: bool,
     /// Times that a process ran unseen; notes tell of each.
     pub unseen_spans: u64,
+    /// Go heaps that are not seen, or not in full; notes tell of each.
+    pub unseen_heaps: u64,
     /// What the reader should know.
     pub notes: Vec<String>,
 }
@@ -125,7 +127,7 @@ impl Presenter {
         let mut quality = quality(&trace, &snapshot, &go);
         quality.notes.extend(folded(snapshot.folded));
         quality.notes.extend_from_slice(self.symbolizer.notes());
-        let Trace { started, duration, mut targets, filtered, unseen_spans: _, notes: _ } = trace;
+        let Trace { started, duration, mut targets, filtered, unseen_spans: _, unseen_heaps: _, notes: _ } = trace;
         for target in &mut targets {
             target.heaps.extend(go.iter().filter(|go| go.pid == target.pid).map(GoTrace::seen));
         }
@@ -433,6 +435,7 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         unexplained_bytes: 0,
         fresh_bytes: 0,
         unseen_spans: trace.unseen_spans,
+        unseen_heaps: trace.unseen_heaps,
         silent_targets: 0,
         targets: 0,
         recorded_events: snapshot.counters.events,

@@ -29,8 +29,17 @@ pub struct Target {
     pub heaps: Vec<SeenHeap>,
     /// What the kernel says of its memory; `None` when that could not be read.
     pub memory: Option<Memory>,
-    /// When it ended, since tracing began; `None` when it was alive at the end.
-    pub ended: Option<Duration>,
+    /// How it ended; `None` when it was alive at the end.
+    pub ended: Option<End>,
+}
+
+/// The end of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct End {
+    /// When it was, since tracing began.
+    pub after: Duration,
+    /// Number of the signal that ended it, if one did that is known.
+    pub signal: Option<u8>,
 }
 
 /// How one heap of a process was seen.

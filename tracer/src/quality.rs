@@ -145,6 +145,8 @@ pub struct Quality {
     pub fresh_bytes: u64,
     /// Times that a process ran without its probes, or as a program that cannot be probed. Notes tell of each.
     pub unseen_spans: u64,
+    /// Go heaps that are not seen, or not in full. Notes tell of each.
+    pub unseen_heaps: u64,
     /// Processes of which no allocation was seen.
     pub silent_targets: u64,
     /// Processes altogether: the base of the former.
@@ -166,6 +168,8 @@ pub enum Missing {
     Memory,
     /// All that a process did for some time.
     Spans,
+    /// Go heaps, or parts of them.
+    Heaps,
     /// Allocations.
     Allocations,
     /// Memory for more blocks.
@@ -203,6 +207,7 @@ impl Missing {
             Self::AllAllocations => "silent_targets",
             Self::Memory => "unexplained_bytes",
             Self::Spans => "unseen_spans",
+            Self::Heaps => "unseen_heaps",
             Self::Allocations => "lost_allocs",
             Self::Room => "refused_allocs",
             Self::Frees => "lost_frees",
@@ -226,6 +231,7 @@ impl Missing {
             Self::AllAllocations
             | Self::Memory
             | Self::Spans
+            | Self::Heaps
             | Self::Allocations
             | Self::Room
             | Self::Calls
@@ -289,6 +295,7 @@ impl Quality {
             // What need not be explained is none of it.
             (Missing::Memory, q.unexplained_bytes, q.fresh_bytes, Some(0.0)),
             (Missing::Spans, q.unseen_spans, 0, Some(0.0)),
+            (Missing::Heaps, q.unseen_heaps, 0, Some(0.0)),
             (Missing::Allocations, q.lost_allocs, events, share),
             (Missing::Room, q.refused_allocs, q.recorded_events, share),
             (Missing::Frees, q.lost_frees, events, share),
@@ -386,8 +393,9 @@ mod tests {
 
     #[test]
     fn nobody_knows_what_a_process_did_unseen() {
-        let unseen = Quality { unseen_spans: 1, ..base() };
-        assert!(!unseen.complete() && unseen.is_beyond_threshold() && !unseen.has_every_allocation());
+        for unseen in [Quality { unseen_spans: 1, ..base() }, Quality { unseen_heaps: 1, ..base() }] {
+            assert!(!unseen.complete() && unseen.is_beyond_threshold() && !unseen.has_every_allocation());
+        }
     }
 
     #[test]

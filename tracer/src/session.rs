@@ -34,7 +34,7 @@ use crate::{
         launch::{self, Launched, Launcher, Step},
         status::{self, NotTraceable},
     },
-    profile::{Profile, Target},
+    profile::{End, Profile, Target},
     report::Options,
     signals::{Signals, Stage},
     unwinder::Unwinder,
@@ -115,6 +115,7 @@ pub fn run(config: Config) -> Result<Exit> {
     let mut session = Session {
         coverage: Coverage::new(requests.clone()),
         ended: HashMap::new(),
+        unseen_heaps: Vec::new(),
         presenter: Presenter::within(memory.for_names()),
         config,
         programs,
@@ -155,6 +156,8 @@ struct Session {
     coverage: Coverage,
     /// When processes ended, since recording began.
     ended: HashMap<Pid, Duration>,
+    /// Go heaps that are not seen, or not in full: each in words.
+    unseen_heaps: Vec<String>,
     /// Where Go runtimes of libraries are looked for.
     libraries: Vec<Libraries>,
     requests: mpsc::Sender<Request>,
@@ -223,7 +226,8 @@ impl Session {
         let returns = self.returns();
         let attached = match (Attached::attach(&mut self.programs, pid, status, found, returns), go) {
             (Ok(attached), Err(problem)) if self.config.go_heap == GoHeapChoice::Auto => {
-                self.notes.push(format!("the Go heap of process {pid} is not seen, only what is in C: {problem:#}"));
+                let unseen = format!("the Go heap of process {pid} is not seen, only what is in C: {problem:#}");
+                self.unseen_heaps.push(unseen);
                 attached
             }
             // Nothing else is there, or it was asked for by name.
@@ -250,7 +254,7 @@ impl Session {
         let in_libraries = self.attach_go_libraries(pid);
         match own {
             Err(problem) if in_libraries => {
-                self.notes.push(format!("{problem:#}"));
+                self.unseen_heaps.push(format!("{problem:#}"));
                 Ok(true)
             }
             own => Ok(own?.is_some() || in_libraries),
@@ -294,7 +298,8 @@ impl Session {
             match self.follow_go(pid, GoProcess::of(pid, runtime), false) {
                 Ok(()) => follows = true,
                 Err(problem) => {
-                    self.notes.push(format!("the Go heap of {library} in process {pid} is not seen: {problem:#}"));
+                    let unseen = format!("the Go heap of {library} in process {pid} is not seen: {problem:#}");
+                    self.unseen_heaps.push(unseen);
                 }
             }
         }
@@ -303,7 +308,7 @@ impl Session {
         for plugin in found.plugins {
             if sampled {
                 // It has a copy of the functions that allocate.
-                self.notes.push(format!(
+                self.unseen_heaps.push(format!(
                     "what the plugin {} allocates is not sampled: --go-heap=buckets sees it",
                     plugin.library().map_or("", |path| path)
                 ));
@@ -534,6 +539,12 @@ impl Session {
                 self.attach_go_libraries(pid);
                 Ok(())
             }
+            Notice::Killed { pid, signal } => {
+                if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
+                    attached.was_killed(signal);
+                }
+                Ok(())
+            }
             Notice::FirstThreadEnded(pid) => {
                 if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid)
                     && attached.move_to_another_thread(&mut self.programs)
@@ -632,6 +643,7 @@ impl Session {
         for attached in &self.attached {
             notes.extend(attached.notes());
         }
+        notes.extend(self.unseen_heaps.iter().cloned());
         notes.extend(self.goroutines.notes());
         let mut targets: Vec<Target> = self.attached.iter().map(Attached::target).collect();
         for (target, attached) in targets.iter_mut().zip(&self.attached) {
@@ -641,7 +653,7 @@ impl Session {
                 // What is filtered out cannot be told from what is not seen.
                 (memory.unexplained, memory.reasons) = (0, Vec::new());
             }
-            target.ended = self.ended.get(&target.pid).copied();
+            target.ended = self.ended.get(&target.pid).map(|after| End { after: *after, signal: attached.killed_by() });
         }
         let trace = Trace {
             started: self.started,
@@ -649,6 +661,7 @@ impl Session {
             targets,
             filtered: self.config.sizes != (0, u64::MAX),
             unseen_spans: self.attached.iter().map(Attached::unseen_spans).sum(),
+            unseen_heaps: self.unseen_heaps.len() as u64,
             notes,
         };
         Profile { goroutines: self.goroutines.groups(), ..self.presenter.profile(trace, snapshot, go) }

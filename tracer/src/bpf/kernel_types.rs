@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use tracer_ebpf::{LiveThreads, ReturnInstances};
+use tracer_ebpf::{ProcessEnd, ReturnInstances};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -36,17 +36,19 @@ pub(super) fn return_instances() -> ReturnInstances {
     found.unwrap_or_default()
 }
 
-/// Where the kernel counts the threads of a process that live; all 0 when it does not say.
-pub(super) fn live_threads() -> LiveThreads {
+/// Where the kernel keeps how a process ends; all 0 when it does not say.
+pub(super) fn process_end() -> ProcessEnd {
     let text = fs::read(VMLINUX).unwrap_or_default();
     let found = Types::parse(&text).and_then(|types| {
-        Some(LiveThreads {
-            signal: types.offset(types.structure("task_struct")?, "signal")?,
+        let task = types.structure("task_struct")?;
+        Some(ProcessEnd {
+            signal: types.offset(task, "signal")?,
             live: types.offset(types.structure("signal_struct")?, "live")?,
+            exit_code: types.offset(task, "exit_code")?,
         })
     });
     if found.is_none() {
-        tracing::debug!("{VMLINUX} does not tell where live threads are counted");
+        tracing::debug!("{VMLINUX} does not tell where it keeps how processes end");
     }
     found.unwrap_or_default()
 }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::{Ebpf, EbpfLoader, Pod, maps::Map, programs::ProgramError};
 use aya_log::EbpfLogger;
-use tracer_ebpf::{LiveThreads, ReturnInstances};
+use tracer_ebpf::{ProcessEnd, ReturnInstances};
 
 use super::{
     copies::StackCopies,
@@ -54,10 +54,10 @@ unsafe impl Pod for ReturnInstancesValue {}
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct LiveThreadsValue(LiveThreads);
+struct ProcessEndValue(ProcessEnd);
 
 // SAFETY: as above.
-unsafe impl Pod for LiveThreadsValue {}
+unsafe impl Pod for ProcessEndValue {}
 
 impl Config {
     /// For programs whose records nobody reads.
@@ -147,13 +147,13 @@ impl Programs {
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
         let return_instances = ReturnInstancesValue(kernel_types::return_instances());
-        let live_threads = LiveThreadsValue(kernel_types::live_threads());
+        let process_end = ProcessEndValue(kernel_types::process_end());
         let mut ebpf = EbpfLoader::new()
             .override_global("WAKEUP_BYTES", &wakeup, true)
             .override_global("MIN_SIZE", &min, true)
             .override_global("MAX_SIZE", &max, true)
             .override_global("RETURN_INSTANCES", &return_instances, true)
-            .override_global("LIVE_THREADS", &live_threads, true)
+            .override_global("PROCESS_END", &process_end, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
             .map_max_entries("STACK_COPIES", if config.stack_copies { StackCopies::BUFFER } else { PAGE })

@@ -116,7 +116,7 @@ impl Heap {
             Event::Stack { id, frames, end } => books.stacks.define(origin.pid, id, frames, end),
             // A generation that was already taken over above: nothing is left to drop. Objects of Go are kept elsewhere.
             Event::Exec { .. } | Event::GoSample(_) => {}
-            Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
+            Event::ThreadExit { .. } => process.thread_exit(origin.tid, &mut books),
         }
     }
 

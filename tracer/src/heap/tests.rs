@@ -76,7 +76,7 @@ fn block_in_a_running_realloc_is_still_held() {
 
 #[test]
 fn realloc_that_never_returns_does_not_end_its_block() {
-    for end in [Event::ThreadExit, Event::ReallocTake(0x20)] {
+    for end in [Event::ThreadExit { signal: None }, Event::ReallocTake(0x20)] {
         let heap = heap(&[
             (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
             (origin(1), Event::ReallocTake(0x10)),
@@ -94,7 +94,7 @@ fn the_end_of_a_thread_gives_back_what_its_realloc_held() {
         (origin(2), Event::Alloc(block(0x20, 50, 8, MS))),
         (origin(1), Event::ReallocTake(0x10)),
         (origin(2), Event::ReallocTake(0x20)),
-        (origin(1), Event::ThreadExit),
+        (origin(1), Event::ThreadExit { signal: None }),
         // The thread id is another thread's now.
         (origin(1), Event::ReallocFreed(0x10)),
         (origin(2), Event::ReallocFreed(0x20)),
@@ -116,11 +116,11 @@ fn the_end_of_a_thread_empties_its_cache() {
         before(1, 0x50),
         before(1, 0x30),
         before(1, 0x60),
-        (origin(1), Event::ThreadExit),
-        (origin(1), Event::ThreadExit),
+        (origin(1), Event::ThreadExit { signal: None }),
+        (origin(1), Event::ThreadExit { signal: None }),
         // The thread id is another thread's now.
         before(1, 0x70),
-        (origin(257), Event::ThreadExit),
+        (origin(257), Event::ThreadExit { signal: None }),
     ]);
     assert_eq!(heap.counters().unmatched_frees, 4);
 }

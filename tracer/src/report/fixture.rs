@@ -211,6 +211,7 @@ pub(super) fn everything_missing() -> Quality {
         unexplained_bytes: 50 << 20,
         fresh_bytes: 60 << 20,
         unseen_spans: 12,
+        unseen_heaps: 13,
         silent_targets: 1,
         targets: 2,
         recorded_events: 1_000,

@@ -93,7 +93,8 @@ impl Serialize for Saved<'_, Target> {
         object.serialize_entry("language", self.0.language.name())?;
         object.serialize_entry("heaps", &Saved(&*self.0.heaps))?;
         object.serialize_entry("memory", &self.0.memory.as_ref().map(Saved))?;
-        object.serialize_entry("ended_after_seconds", &self.0.ended.map(|ended| ended.as_secs_f64()))?;
+        object.serialize_entry("ended_after_seconds", &self.0.ended.map(|end| end.after.as_secs_f64()))?;
+        object.serialize_entry("ended_by_signal", &self.0.ended.and_then(|end| end.signal))?;
         object.end()
     }
 }
@@ -377,7 +378,7 @@ mod tests {
                 "started": "2026-01-02T03:04:05.25Z", "duration_seconds": 60.5,
                 "targets": [{"pid": 4711, "comm": "leaky", "exe": "/usr/bin/leaky", "language": "C++",
                     "heaps": [{"kind": "native", "mode": "exact", "sampling": null}],
-                    "memory": null, "ended_after_seconds": null}],
+                    "memory": null, "ended_after_seconds": null, "ended_by_signal": null}],
                 "totals": {
                     "outstanding_bytes": 1_048_576, "outstanding_blocks": 1_024,
                     "allocated_bytes": 4_194_304, "allocated_blocks": 4_096, "freed_blocks": 3_072,
@@ -515,7 +516,7 @@ mod tests {
         let words: Vec<&str> = gaps.as_array().unwrap().iter().map(|gap| gap["words"].as_str().unwrap()).collect();
         assert_eq!(words, words::missing(&profile.quality));
         assert_eq!(
-            gaps[3],
+            gaps[4],
             json!({
                 "what": "lost_allocs", "amount": 1, "of": 1_016, "beyond_threshold": false,
                 "words": "1 allocation lost (the ring buffer was full)",

@@ -102,7 +102,7 @@ pub(super) fn write_targets(profile: &Profile, out: &mut impl Write) -> io::Resu
         let comm = shorten(name::comm(&target.comm), LONGEST_NAME);
         let exe = shorten(visible(&target.exe), LONGEST_NAME);
         let process = format!("{comm} (pid {}) {exe}", target.pid);
-        let ended = target.ended.map(|ended| format!(", ended after {}", words::duration(ended))).unwrap_or_default();
+        let ended = target.ended.map(words::end).unwrap_or_default();
         writeln!(out, "  process      {}{ended}", process.trim_end())?;
     }
     Ok(())
@@ -233,7 +233,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::report::{Format, Value, fixture};
+    use crate::{
+        profile::End,
+        report::{Format, Value, fixture},
+    };
 
     fn text(profile: &Profile, top: usize, value: Value) -> String {
         fixture::rendered(Format::Text, profile, &Options { top, value })
@@ -298,9 +301,9 @@ mod tests {
     #[test]
     fn what_ended_processes_held_is_not_outstanding_and_does_not_grow() {
         let mut profile = fixture::profile();
-        profile.targets[0].ended = Some(Duration::from_secs(2));
+        profile.targets[0].ended = Some(End { after: Duration::from_secs(2), signal: Some(11) });
         let ended = text(&profile, 10, Value::Bytes);
-        assert!(ended.contains("(pid 4711) /usr/bin/leaky, ended after 2.0s\n"), "{ended}");
+        assert!(ended.contains("(pid 4711) /usr/bin/leaky, ended after 2.0s, by SIGSEGV\n"), "{ended}");
         assert!(ended.contains("3 stacks, not freed by its end\n") && !ended.contains("growing"), "{ended}");
         profile.targets.push(profile.targets[0].clone());
         profile.targets[1].ended = None;

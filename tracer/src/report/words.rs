@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use super::{
     escape::{shorten, visible},
     name,
 };
 use crate::{
-    profile::{Area, Growth, Heap, Kind, Memory, Mode, Profile, Rate, Reason, Runtime, Trend, WaitsOn},
+    profile::{Area, End, Growth, Heap, Kind, Memory, Mode, Profile, Rate, Reason, Runtime, Trend, WaitsOn},
     quality::{Collections, Gap, Missing, Quality},
 };
 
@@ -73,6 +75,15 @@ pub(super) fn duration(span: Duration) -> String {
         return format!("{seconds:.1}s");
     }
     humantime::format_duration(Duration::from_secs(seconds.round() as u64)).to_string()
+}
+
+/// How a process ended, to follow its name.
+pub(super) fn end(end: End) -> String {
+    let killed = end.signal.map(|number| match Signal::try_from(i32::from(number)) {
+        Ok(signal) => format!(", by {signal}"),
+        Err(_) => format!(", by signal {number}"),
+    });
+    format!(", ended after {}{}", duration(end.after), killed.unwrap_or_default())
 }
 
 /// How held bytes change.
@@ -292,6 +303,7 @@ pub(super) fn gap(gap: &Gap) -> String {
             format!("{} of {} of new memory not explained (see memory)", exact_size(gap.amount), size(gap.of))
         }
         Missing::Spans => format!("{} in which nothing was recorded (the notes tell why)", count("time span")),
+        Missing::Heaps => format!("{} not seen, or not in full (the notes tell why)", count("Go heap")),
         Missing::Allocations => format!("{} lost (the ring buffer was full)", count("allocation")),
         Missing::Room => format!("{} not recorded (more blocks than --max-memory holds)", count("allocation")),
         Missing::Frees => format!("{} lost (the ring buffer was full)", count("free")),
@@ -462,6 +474,7 @@ mod tests {
                 "no allocation of 1 process was seen",
                 "50.0 MiB (52,428,800 bytes) of 60.0 MiB of new memory not explained (see memory)",
                 "12 time spans in which nothing was recorded (the notes tell why)",
+                "13 Go heaps not seen, or not in full (the notes tell why)",
                 "1 allocation lost (the ring buffer was full)",
                 "2 frees lost (the ring buffer was full)",
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",
