@@ -35,8 +35,8 @@ const ALLOCATORS: [(&[u8], &str); 16] = [
     (b"dlmalloc\0", "dlmalloc"),
     (b"nedmalloc", "nedmalloc"),
 ];
-/// Length of the longest of those texts, less one: what two parts of a file share.
-const OVERLAP: u64 = 15;
+/// Length of the longest of those texts: two parts of a file share so much, so that one that begins a part is in the part before.
+const OVERLAP: u64 = 16;
 
 /// Bytes of files that are looked at, and time for it.
 const MAX_BYTES: u64 = 1 << 30;
@@ -82,6 +82,14 @@ fn allocators(files: &[Arc<Module>]) -> Vec<Reason> {
         while budget > 0 && begin.elapsed() < MAX_TIME {
             let Ok(read @ 1..) = file.read_at(&mut part, at) else { break };
             for text in texts.find_iter(&part[..read]) {
+                let begins_word = match text.start().checked_sub(1) {
+                    Some(before) => !part[before].is_ascii_lowercase(),
+                    None => at == 0,
+                };
+                // Python's allocator is in obmalloc.c.
+                if !begins_word {
+                    continue;
+                }
                 let reason = Reason::Allocator(ALLOCATORS[text.pattern().as_usize()].1, module.path().to_owned());
                 if !found.contains(&reason) {
                     found.push(reason);
@@ -153,8 +161,20 @@ mod tests {
             let both = ["mimalloc", "jemalloc"].map(|name| Reason::Allocator(name, "/lib/x.so".to_owned()));
             assert_eq!(found, both, "at {at}");
         }
-        assert_eq!(allocators(&[module(b"malloc calloc free jemalloc")]), []);
-        assert!(ALLOCATORS.iter().all(|(text, _)| text.len() as u64 <= OVERLAP + 1));
+        assert!(ALLOCATORS.iter().all(|(text, _)| text.len() as u64 <= OVERLAP));
+    }
+
+    #[test]
+    fn parts_of_other_words_are_no_allocators() {
+        assert_eq!(allocators(&[module(b"malloc calloc free jemalloc ../Objects/obmalloc.c")]), []);
+        for at in 0..20 {
+            let mut content = vec![b'.'; PART - 4 - at];
+            content.extend(b"Objects/obmalloc.c");
+            assert_eq!(allocators(&[module(&content)]), [], "{at} bytes before the end of a part");
+            let mut content = vec![b'.'; PART - 4 - at];
+            content.extend(b"_ZN7bmalloc3api");
+            assert_eq!(allocators(&[module(&content)]), [Reason::Allocator("bmalloc", "/lib/x.so".to_owned())], "{at}");
+        }
     }
 
     #[test]
