@@ -234,3 +234,14 @@ fn probes_by_perf_events_without_the_right() {
         by_events.stderr
     );
 }
+
+/// The limit of `ulimit -f`: the kernel's way to tell of it would end tracer.
+#[test]
+fn files_that_may_not_be_as_large() {
+    require_root();
+    let target = Target::start(&compiled("fork"));
+    let run = Run::through("sh", &["-c", "ulimit -f 0; exec \"$@\"", "sh"], Run::tracer());
+    let outcome = run.with_json().args(["--duration", "300ms", "--pid", &target.pid().to_string()]).finish();
+    assert_eq!(outcome.code(), Some(1), "{} {}", outcome.status, outcome.stderr);
+    assert!(outcome.stderr.contains("File too large"), "{}", outcome.stderr);
+}

@@ -87,7 +87,10 @@ impl Signals {
         let wanted = DEMANDS.iter().chain(if launching { COMMANDS } else { &[] });
         // What is ignored stays so, as under nohup. SIGINT of a background job is ignored for the sake of its terminal.
         wanted.filter(|signal| **signal == Signal::SIGINT || !is_ignored(**signal as i32)).for_each(|s| set.add(*s));
-        set.thread_block()?;
+        // A file may not become larger: the write fails, and that is told. Nobody reads the signal.
+        let mut blocked = set;
+        blocked.add(Signal::SIGXFSZ);
+        blocked.thread_block()?;
         let signals = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
         let state = Arc::new(Mutex::new(State { stage: Stage::Starting, command: None }));
         let reader = Reader {
