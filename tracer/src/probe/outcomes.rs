@@ -135,6 +135,7 @@ fn choose(function: &Function, means: &Means<'_>) -> Choice {
     }
     let why = match &function.exits {
         Some(Exits::Unproven(why)) => why.to_string(),
+        _ if proven => "it ends at instructions that the kernel steps over".to_owned(),
         _ => "no instruction that the kernel emulates knows the result".to_owned(),
     };
     let choice = |way, and: &str| Choice { way, because: format!("{why}; {and}") };
