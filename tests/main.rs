@@ -25,6 +25,7 @@ mod launch;
 mod launcher;
 mod live_stacks;
 mod loss;
+mod outputs;
 mod processes;
 mod refusals;
 mod returns;

@@ -9,7 +9,12 @@ use std::{
 
 type Deed = Box<dyn FnOnce() + Send>;
 
-static DEEDS: Mutex<Vec<(u64, Deed)>> = Mutex::new(Vec::new());
+static WILL: Mutex<Will> = Mutex::new(Will { deeds: Vec::new(), executed: false });
+
+struct Will {
+    deeds: Vec<(u64, Deed)>,
+    executed: bool,
+}
 
 /// Longest time that all of it may take.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -18,18 +23,25 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Clause(u64);
 
 impl Clause {
-    /// Has `deed` done if tracer has to end at once.
+    /// Has `deed` done if tracer has to end at once. If it ends already, nothing that would have to be undone is begun: this
+    /// does not return then.
     pub(crate) fn new(deed: impl FnOnce() + Send + 'static) -> Self {
-        let mut deeds = DEEDS.lock().unwrap_or_else(PoisonError::into_inner);
-        let id = deeds.last().map_or(0, |(id, _)| id + 1);
-        deeds.push((id, Box::new(deed)));
-        Self(id)
+        loop {
+            let mut will = WILL.lock().unwrap_or_else(PoisonError::into_inner);
+            if !will.executed {
+                let id = will.deeds.last().map_or(0, |(id, _)| id + 1);
+                will.deeds.push((id, Box::new(deed)));
+                return Self(id);
+            }
+            drop(will);
+            thread::park();
+        }
     }
 }
 
 impl Drop for Clause {
     fn drop(&mut self) {
-        DEEDS.lock().unwrap_or_else(PoisonError::into_inner).retain(|(id, _)| *id != self.0);
+        WILL.lock().unwrap_or_else(PoisonError::into_inner).deeds.retain(|(id, _)| *id != self.0);
     }
 }
 
@@ -37,7 +49,10 @@ impl Drop for Clause {
 pub(crate) fn execute() {
     let (done, waits) = mpsc::channel();
     let execution = move || {
-        let deeds = std::mem::take(&mut *DEEDS.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut will = WILL.lock().unwrap_or_else(PoisonError::into_inner);
+        will.executed = true;
+        let deeds = std::mem::take(&mut will.deeds);
+        drop(will);
         deeds.into_iter().for_each(|(_, deed)| deed());
         // Nobody may wait any more.
         let _ = done.send(());

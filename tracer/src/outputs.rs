@@ -2,20 +2,20 @@
 //! written.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Seek as _, Write},
+    fmt::Display,
+    io::{self, Write as _},
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Error, Result, anyhow};
 use rustix::fs::{FileType, fstat};
 
 use crate::{
     attach::Attached,
     config::{Config, OutputSpec, Verbosity},
-    last_will::Clause,
     profile::Profile,
+    replacement::Replacement,
     report::{self, Format, Options, visible},
 };
 
@@ -25,15 +25,15 @@ pub struct Outputs {
     /// Format for the standard output, if a report goes there.
     standard: Option<Format>,
     verbosity: Verbosity,
+    /// Why a short report could not be printed.
+    interval_failure: Option<Error>,
 }
 
 struct OutputFile {
-    path: PathBuf,
-    file: File,
+    /// Path as it may be printed.
+    name: String,
+    file: Replacement,
     format: Format,
-    /// Made by this run, and still without a report.
-    fresh: bool,
-    _removed_in_haste: Option<Clause>,
 }
 
 /// Stacks in a report that is printed every interval.
@@ -43,22 +43,26 @@ impl Outputs {
     /// Opens everything that is named. Existing files keep their contents until there is a report.
     ///
     /// # Errors
-    /// A file that cannot be written.
+    /// Files that cannot be written.
     pub fn open(outputs: &[OutputSpec], verbosity: Verbosity) -> Result<Self> {
-        let mut files = Vec::new();
+        let (mut files, mut failures) = (Vec::new(), Failures::default());
         let mut standard = None;
         for OutputSpec { path, format } in outputs {
             match path {
                 None => standard = Some(*format),
-                Some(path) => files.push(OutputFile::open(path, *format).with_context(|| {
-                    format!("cannot write {}: choose another -o FILE", visible(&path.display().to_string()))
-                })?),
+                Some(path) => match OutputFile::open(path, *format) {
+                    Ok(file) => files.push(file),
+                    Err(error) => {
+                        let name = visible(&path.display().to_string()).into_owned();
+                        failures.push(error, format!("cannot write {name}: choose another -o FILE"));
+                    }
+                },
             }
         }
         if standard.is_none() && (files.is_empty() || verbosity > Verbosity::Quiet) {
             standard = Some(Format::Text);
         }
-        Ok(Self { files, standard, verbosity })
+        failures.result().map(|()| Self { files, standard, verbosity, interval_failure: None })
     }
 
     /// Says that the probes are live: one line, which scripts wait for.
@@ -74,84 +78,81 @@ impl Outputs {
         }
     }
 
-    /// Prints a short report while tracing goes on. Whether anybody still reads: not when the standard output was closed.
-    ///
-    /// # Errors
-    /// When the standard output cannot be written.
-    pub fn write_interval(&mut self, profile: &Profile, config: &Config) -> Result<bool> {
+    /// Prints a short report while tracing goes on. Whether anybody still reads: not when the standard output was closed. Other
+    /// failures are told, and do not keep the trace from going on.
+    pub fn write_interval(&mut self, profile: &Profile, config: &Config) -> bool {
         let options = Options { top: config.top.min(INTERVAL_STACKS), value: config.value };
-        let result = match self.standard {
-            // A machine reads the standard output.
+        let (result, ends) = match self.standard {
+            // A machine reads the standard output. What else is written does not go there.
             Some(Format::Folded | Format::Svg | Format::Pprof | Format::Json) | None => {
-                let result = report::write_interval(profile, &options, &mut io::stderr().lock());
-                // What else is written does not go there.
-                return unless_closed(result).map(|_| true).context("cannot print the report");
+                (report::write_interval(profile, &options, &mut io::stderr().lock()), false)
             }
-            Some(Format::Text) => report::write_interval(profile, &options, &mut io::stdout().lock()),
+            Some(Format::Text) => (report::write_interval(profile, &options, &mut io::stdout().lock()), true),
         };
-        let reads = unless_closed(result).context("cannot print the report")?;
-        if !reads {
+        let reads = unless_closed(result).unwrap_or_else(|error| {
+            if self.interval_failure.is_none() {
+                tracing::warn!("cannot print a short report: {error}; the trace goes on");
+            }
+            self.interval_failure = Some(Error::new(error).context("cannot print a short report"));
+            true
+        });
+        if ends && !reads {
             self.standard = None;
         }
-        Ok(reads)
+        reads || !ends
     }
 
     /// Writes the final report everywhere; a failure in one place does not keep it from the others.
     ///
     /// # Errors
-    /// The first failure.
+    /// All failures, those of short reports too.
     pub fn write_final(&mut self, profile: &Profile, options: &Options) -> Result<()> {
-        let mut failure = None;
-        for output in &mut self.files {
-            let path = visible(&output.path.display().to_string()).into_owned();
-            match output.write(profile, options) {
+        let mut failures = Failures::default();
+        for OutputFile { name, file, format } in &mut self.files {
+            match file.write(|out| report::write(*format, profile, options, out)) {
                 Ok(()) if self.verbosity > Verbosity::Quiet => {
-                    let _ = writeln!(io::stderr(), "wrote {path}");
+                    let _ = writeln!(io::stderr(), "wrote {name}");
                 }
                 Ok(()) => {}
-                Err(error) => drop(failure.get_or_insert(anyhow!(error).context(format!("cannot write {path}")))),
+                Err(error) => failures.push(error, format!("cannot write {name}")),
             }
         }
         if let Some(format) = self.standard {
             let result = report::write(format, profile, options, &mut io::stdout().lock());
             if let Err(error) = unless_closed(result) {
-                failure.get_or_insert(anyhow!(error).context("cannot write to the standard output"));
+                failures.push(error, "cannot write to the standard output");
             }
         }
-        failure.map_or(Ok(()), Err)
+        failures.0.extend(self.interval_failure.take());
+        failures.result()
     }
 }
 
 impl OutputFile {
     fn open(path: &Path, format: Format) -> io::Result<Self> {
-        let fresh = !path.exists();
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        let name = path.to_owned();
-        let remove = move || {
-            if fs::metadata(&name).is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0) {
-                // Best effort.
-                let _ = fs::remove_file(&name);
-            }
-        };
-        let removed = fresh.then(|| Clause::new(remove));
-        Ok(Self { path: path.to_owned(), file, format, fresh, _removed_in_haste: removed })
-    }
-
-    fn write(&mut self, profile: &Profile, options: &Options) -> io::Result<()> {
-        self.fresh = false;
-        if self.file.metadata()?.is_file() {
-            self.file.set_len(0)?;
-            self.file.rewind()?;
-        }
-        report::write(self.format, profile, options, &mut self.file)
+        Ok(Self { name: visible(&path.display().to_string()).into_owned(), file: Replacement::open(path)?, format })
     }
 }
 
-impl Drop for OutputFile {
-    fn drop(&mut self) {
-        if self.fresh {
-            // An empty file would look like an empty report. Best effort.
-            let _ = fs::remove_file(&self.path);
+/// What could not be written.
+#[derive(Default)]
+struct Failures(Vec<Error>);
+
+impl Failures {
+    fn push(&mut self, error: io::Error, what: impl Display + Send + Sync + 'static) {
+        self.0.push(Error::new(error).context(what));
+    }
+
+    /// One error that names all of them.
+    fn result(self) -> Result<()> {
+        let mut failures = self.0.into_iter();
+        match (failures.next(), failures.len()) {
+            (None, _) => Ok(()),
+            (Some(only), 0) => Err(only),
+            (Some(first), _) => {
+                let all: Vec<String> = [first].into_iter().chain(failures).map(|error| format!("{error:#}")).collect();
+                Err(anyhow!("{}", all.join("; ")))
+            }
         }
     }
 }

@@ -208,9 +208,18 @@ impl Session {
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
         let profile = self.profile(snapshot, go);
-        outputs.write_final(&profile, &Options { top: self.config.top, value: self.config.value })?;
+        let written = outputs.write_final(&profile, &Options { top: self.config.top, value: self.config.value });
+        drop(outputs);
         self.detach();
-        let traced = self.verdict(&profile);
+        let traced = match written {
+            Ok(()) => self.verdict(&profile),
+            Err(error) if self.launched.is_none() => return Err(error),
+            // The command is waited for all the same.
+            Err(error) => {
+                tracing::error!("{error:#}");
+                Exit::Failed
+            }
+        };
         Ok(self.exit_status(traced, signal))
     }
 
@@ -450,7 +459,7 @@ impl Session {
                 let go = self.go_traces(false);
                 let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
                 let profile = self.profile(snapshot, go);
-                if !outputs.write_interval(&profile, &self.config)? {
+                if !outputs.write_interval(&profile, &self.config) {
                     // The files get the last report.
                     break;
                 }

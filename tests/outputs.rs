@@ -1,0 +1,99 @@
+//! Reports that cannot be written: each is named, and none is left that is not whole.
+
+use std::{fs, path::Path};
+
+use crate::harness::{Outcome, Run, Target, compiled, require_root, scratch};
+
+const FAILED: i32 = 1;
+
+/// Traces a program of thousands of stacks. `script` is what a shell does as root of a mount namespace of its own, for which
+/// `$DISK` is a file system of 256 KiB, and `trace` traces with what follows as options.
+fn traced(script: &str) -> (Outcome, tempfile::TempDir) {
+    require_root();
+    let folder = scratch();
+    let disk = folder.path().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let mut target = Target::start(&compiled("deep"));
+    let prologue = format!(
+        "mount -t tmpfs -o size=256k none {disk} || exit; DISK={disk}; KEPT={kept}; tracer=$0; pid=$1; \
+         trace() {{ \"$tracer\" --pid $pid --duration 2s \"$@\"; }}",
+        disk = disk.display(),
+        kept = folder.path().display(),
+    );
+    let script = format!("{prologue}; {script}");
+    let run = Run::through("unshare", &["-m", "sh", "-c", &script], Run::tracer()).args([target.pid().to_string()]);
+    let running = run.start();
+    target.ask("begin");
+    (running.outcome(), folder)
+}
+
+fn files(listing: &Path) -> Vec<String> {
+    fs::read_to_string(listing).unwrap().lines().map(str::to_owned).collect()
+}
+
+/// Some fit, some do not.
+#[test]
+fn a_full_disk() {
+    let (outcome, folder) = traced(
+        "echo old >$DISK/old.json; chmod 640 $DISK/old.json; echo old >$DISK/old.txt; ln -s old.txt $DISK/link.txt; \
+         trace -o $DISK/new.json -o $DISK/old.json -o $DISK/new.txt -o $DISK/new.svg -o $DISK/link.txt; status=$?; \
+         ls -A $DISK >$KEPT/files; stat -c %a $DISK/old.json >$KEPT/mode; cp $DISK/*.txt $DISK/old.json $KEPT; exit $status",
+    );
+    assert_eq!(outcome.code(), Some(FAILED), "{}", outcome.stderr);
+    for (name, whole) in
+        [("new.json", false), ("old.json", false), ("new.svg", false), ("new.txt", true), ("link.txt", true)]
+    {
+        let told =
+            if whole { format!("wrote {}/disk/{name}", folder.path().display()) } else { format!("/disk/{name}: ") };
+        assert!(outcome.stderr.contains(&told), "{name}: {}", outcome.stderr);
+    }
+    assert!(outcome.stderr.matches("No space left on device").count() == 3, "{}", outcome.stderr);
+    assert_eq!(files(&folder.path().join("files")), ["link.txt", "new.txt", "old.json", "old.txt"]);
+    assert_eq!(fs::read_to_string(folder.path().join("old.json")).unwrap(), "old\n");
+    assert_eq!(fs::read_to_string(folder.path().join("mode")).unwrap(), "640\n");
+    // The link was followed.
+    assert!(fs::read_to_string(folder.path().join("old.txt")).unwrap().starts_with("heap profile"));
+}
+
+/// What another file system is mounted on, or belongs to a folder that takes no files, is changed in its place: only if it fits.
+#[test]
+fn a_full_disk_without_room_beside() {
+    let (outcome, folder) = traced(
+        "echo old >$DISK/old; cd $DISK/..; touch mounted.json mounted.txt; mount --bind $DISK/old mounted.json; \
+         head -c 10000 /dev/zero >$DISK/text; mount --bind $DISK/text mounted.txt; \
+         trace -o mounted.json -o mounted.txt; status=$?; \
+         ls -A . >$KEPT/files; cp mounted.json $KEPT/json; cp mounted.txt $KEPT/text; exit $status",
+    );
+    assert_eq!(outcome.code(), Some(FAILED), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("cannot write mounted.json: No space left"), "{}", outcome.stderr);
+    assert_eq!(files(&folder.path().join("files")), ["disk", "files", "mounted.json", "mounted.txt"]);
+    assert_eq!(fs::read_to_string(folder.path().join("json")).unwrap(), "old\n");
+    let text = fs::read_to_string(folder.path().join("text")).unwrap();
+    assert!(text.starts_with("heap profile") && !text.contains('\0') && text.ends_with('\n'), "{text:?}");
+}
+
+/// The trace goes on, and the file is written.
+#[test]
+fn short_reports_that_cannot_be_printed() {
+    let (outcome, folder) = traced("trace --interval 200ms -o $KEPT/out.json -v >/dev/full");
+    assert_eq!(outcome.code(), Some(FAILED), "{}", outcome.stderr);
+    for words in [
+        "cannot print a short report: No space left on device (os error 28); the trace goes on",
+        "cannot write to the standard output: No space left",
+        "; cannot print a short report: No space left",
+    ] {
+        assert!(outcome.stderr.contains(words), "no {words:?} in {}", outcome.stderr);
+    }
+    let report = fs::read_to_string(folder.path().join("out.json")).unwrap();
+    assert!(report.trim_end().ends_with('}'), "{report:.300}");
+}
+
+/// The status of a command that fails says more than that a report could not be written.
+#[test]
+fn the_command_decides_the_status_where_a_report_fails() {
+    require_root();
+    let run = Run::bare().args(["-q", "-o", "/dev/full", "--format", "json", "--", "sh", "-c", "exit 7"]);
+    let outcome = run.finish();
+    assert_eq!(outcome.code(), Some(7), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("cannot write /dev/full: No space left"), "{}", outcome.stderr);
+}

@@ -1,0 +1,309 @@
+//! A file that gets new contents as a whole: until they are there, what was in it stays.
+//!
+//! They are written beside it and renamed. Where that cannot be (a folder that cannot be written to, a file with several names or
+//! with a mount on it), they are written in its place once the file system has set the space for them apart.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Seek as _, Write},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FallocateFlags, PROC_SUPER_MAGIC, fallocate, statfs};
+use tempfile::NamedTempFile;
+
+use crate::last_will::Clause;
+
+/// Links to links that are followed at most (MAXSYMLINKS of Linux).
+const MAX_LINKS: usize = 40;
+
+/// A file that was found to be writable, and is to get new contents.
+pub(crate) struct Replacement {
+    file: File,
+    /// Its name in its folder, where another file can take it over.
+    name: Option<PathBuf>,
+    /// Made by this run, and still without contents.
+    made: Option<(Made, Clause)>,
+}
+
+impl Replacement {
+    /// Opens the file at `path`, or makes it. Existing contents stay.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let fresh = !path.exists();
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        let metadata = file.metadata()?;
+        let own = identity(&metadata);
+        let name = followed(path).filter(|name| fs::symlink_metadata(name).is_ok_and(|found| identity(&found) == own));
+        let made = fresh.then(|| Made { path: name.as_deref().unwrap_or(path).to_owned(), identity: own });
+        let made = made.map(|made| (made.clone(), Clause::new(move || made.remove())));
+        let replaceable = metadata.is_file() && metadata.nlink() == 1;
+        Ok(Self { file, name: name.filter(|_| replaceable), made })
+    }
+
+    /// Gives it the contents that `write` writes each time it is called. Where that fails, what was there stays; what this run
+    /// made is removed when this is dropped.
+    ///
+    /// # Errors
+    /// Those of `write`, and of the file.
+    pub(crate) fn write(&mut self, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+        if self.file.metadata()?.is_file() {
+            match self.replace(&write) {
+                Ok(true) => {}
+                Ok(false) => self.overwrite(&write, true)?,
+                // Both do not fit at a time.
+                Err(error) if is_full(&error) && self.made.is_none() => {
+                    self.overwrite(&write, false).map_err(|_| error)?;
+                }
+                Err(error) => return Err(error),
+            }
+        } else {
+            write(&mut self.file)?;
+        }
+        self.made = None;
+        Ok(())
+    }
+
+    /// Puts a new file in its place. Whether that can be.
+    fn replace(&self, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<bool> {
+        let Some((name, (mut new, _removed))) = self.name.as_ref().and_then(|name| Some((name, self.beside(name)?)))
+        else {
+            return Ok(false);
+        };
+        write(new.as_file_mut())?;
+        // Some file systems tell only then that it does not fit.
+        new.as_file().sync_data()?;
+        Ok(new.persist(name).is_ok())
+    }
+
+    /// A new file in the same folder, with the same owner and rights. `None` where that cannot be.
+    fn beside(&self, name: &Path) -> Option<(NamedTempFile, Clause)> {
+        let old = self.file.metadata().ok()?;
+        let mut removed = None;
+        let make = |path: &Path| {
+            let name = path.to_owned();
+            // Best effort.
+            removed = Some(Clause::new(move || drop(fs::remove_file(name))));
+            OpenOptions::new().write(true).create_new(true).open(path)
+        };
+        let new = tempfile::Builder::new().prefix(".tracer-").make_in(folder(name), make).ok()?;
+        let own = new.as_file().metadata().ok()?;
+        if (own.uid(), own.gid()) != (old.uid(), old.gid()) {
+            fchown(new.as_file(), Some(old.uid()), Some(old.gid())).ok()?;
+        }
+        new.as_file().set_permissions(Permissions::from_mode(old.mode() & 0o7777)).ok()?;
+        Some((new, removed?))
+    }
+
+    /// Changes the file itself, if there is space for that; `even_unknown`: also where nothing tells whether there is.
+    fn overwrite(&mut self, write: impl Fn(&mut dyn Write) -> io::Result<()>, even_unknown: bool) -> io::Result<()> {
+        let mut size = Size(0);
+        write(&mut size)?;
+        let length = self.file.metadata()?.len();
+        if let Err(error) = fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, size.0.max(1)) {
+            // Gives back what was set apart.
+            self.file.set_len(length)?;
+            let unknown = matches!(error, rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS);
+            if !(unknown && even_unknown) {
+                return Err(error.into());
+            }
+        }
+        self.file.rewind()?;
+        write(&mut self.file)?;
+        let written = self.file.stream_position()?;
+        self.file.set_len(written)?;
+        self.file.sync_data()
+    }
+}
+
+impl Drop for Replacement {
+    fn drop(&mut self) {
+        if let Some((made, _)) = &self.made {
+            made.remove();
+        }
+    }
+}
+
+/// A file that this run has made. Without contents it would look like an empty report.
+#[derive(Clone)]
+struct Made {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl Made {
+    fn remove(&self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
+            // Best effort.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// How much is written.
+struct Size(u64);
+
+impl Write for Size {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Device and inode.
+fn identity(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Folder that `path` is in.
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
+}
+
+/// Path whose last component is no link, of what `path` leads to. `None` where it leads through /proc: such links (`/dev/stdout`)
+/// stand for a file that is open already, which others write to as well.
+fn followed(path: &Path) -> Option<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        if statfs(folder(&path)).ok()?.f_type == PROC_SUPER_MAGIC {
+            return None;
+        }
+        match fs::read_link(&path) {
+            Ok(link) => path = folder(&path).join(link),
+            Err(_) => return Some(path),
+        }
+    }
+    None
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn full(out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(b"half of")?;
+        Err(io::ErrorKind::StorageFull.into())
+    }
+
+    fn write(path: &Path, contents: &str) {
+        Replacement::open(path).unwrap().write(|out| out.write_all(contents.as_bytes())).unwrap();
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn what_fails_leaves_what_was_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report");
+        let mut fresh = Replacement::open(&path).unwrap();
+        assert!(fresh.write(full).is_err());
+        drop(fresh);
+        assert_eq!(names(folder.path()), [""; 0]);
+
+        fs::write(&path, "old").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        assert!(Replacement::open(&path).unwrap().write(full).is_err());
+        assert_eq!((names(folder.path()), &*fs::read(&path).unwrap()), (vec!["report".to_owned()], &b"old"[..]));
+        write(&path, "new");
+        assert_eq!((names(folder.path()), &*fs::read(&path).unwrap()), (vec!["report".to_owned()], &b"new"[..]));
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+    }
+
+    #[test]
+    fn a_file_that_somebody_else_has_put_there_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report");
+        let fresh = Replacement::open(&path).unwrap();
+        fs::write(folder.path().join("other"), "other").unwrap();
+        fs::rename(folder.path().join("other"), &path).unwrap();
+        drop(fresh);
+        assert_eq!(fs::read(&path).unwrap(), b"other");
+    }
+
+    #[test]
+    fn links_stay_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let [file, link, missing, second] = ["file", "link", "missing", "second"].map(|name| folder.path().join(name));
+        fs::write(&file, "a longer old report").unwrap();
+        symlink("file", &link).unwrap();
+        write(&link, "new");
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&file).unwrap(), b"new");
+        fs::hard_link(&file, &second).unwrap();
+        write(&second, "x");
+        assert_eq!(fs::read(&file).unwrap(), b"x");
+        symlink("not there", &missing).unwrap();
+        drop(Replacement::open(&missing).unwrap());
+        assert!(fs::symlink_metadata(&missing).unwrap().is_symlink());
+        assert!(!folder.path().join("not there").exists());
+    }
+
+    #[test]
+    fn one_file_under_two_names_gets_the_last() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        symlink("file", &link).unwrap();
+        let mut both = [&file, &link].map(|path| Replacement::open(path).unwrap());
+        for (replacement, contents) in both.iter_mut().zip(["first", "second"]) {
+            replacement.write(|out| out.write_all(contents.as_bytes())).unwrap();
+        }
+        drop(both);
+        assert_eq!(fs::read(&file).unwrap(), b"second");
+    }
+
+    /// What others have open stays the file that is written to.
+    #[test]
+    fn an_open_file_is_written_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "a longer old report").unwrap();
+        let open = File::open(&path).unwrap();
+        let by_descriptor = crate::process::root::reopen_path(&open);
+        write(&by_descriptor, "new");
+        assert_eq!(io::read_to_string(&open).unwrap(), "new");
+    }
+
+    /// Ends at once in the middle of a report, in a process that the next test starts.
+    #[test]
+    fn ends_in_the_middle() {
+        let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
+        let _fresh = Replacement::open(&folder.join("fresh")).unwrap();
+        let mut old = Replacement::open(&folder.join("old")).unwrap();
+        let ended = old.write(|out| {
+            out.write_all(b"half of")?;
+            assert_eq!(names(&folder).len(), 3, "one is beside them");
+            crate::last_will::execute();
+            // Nothing is dropped.
+            std::process::exit(0)
+        });
+        panic!("{ended:?}");
+    }
+
+    const FOLDER: &str = "TRACER_TEST_REPLACEMENT";
+
+    #[test]
+    fn a_tracer_that_ends_at_once_leaves_nothing_that_is_not_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("old"), "old").unwrap();
+        let mut tests = std::process::Command::new(std::env::current_exe().unwrap());
+        tests.args(["--exact", "replacement::tests::ends_in_the_middle"]).env(FOLDER, folder.path());
+        assert!(tests.status().unwrap().success());
+        assert_eq!(names(folder.path()), ["old"]);
+        assert_eq!(fs::read(folder.path().join("old")).unwrap(), b"old");
+    }
+}
