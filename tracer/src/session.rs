@@ -202,6 +202,7 @@ impl Session {
         let go = &self.go;
         self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
+        self.learn_of_ends();
         if let Some(launched) = &self.launched {
             launched.follow_no_more();
         }
@@ -549,9 +550,7 @@ impl Session {
                 Ok(())
             }
             Notice::Killed { pid, signal } => {
-                if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
-                    attached.was_killed(signal);
-                }
+                self.was_killed(pid, signal);
                 Ok(())
             }
             Notice::FirstThreadEnded(pid) => {
@@ -568,6 +567,21 @@ impl Session {
                 self.attached.iter_mut().for_each(|attached| attached.leave_returns_alone(&mut self.programs));
                 Ok(())
             }
+        }
+    }
+
+    /// How processes have ended is in the last records. There is nothing to do about the rest of them any more.
+    fn learn_of_ends(&mut self) {
+        while let Ok(input) = self.input.try_recv() {
+            if let Input::Notice(Notice::Killed { pid, signal }) = input {
+                self.was_killed(pid, signal);
+            }
+        }
+    }
+
+    fn was_killed(&mut self, pid: Pid, signal: u8) {
+        if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
+            attached.was_killed(signal);
         }
     }
 
