@@ -6,6 +6,8 @@ use serde_json::Value;
 
 use crate::harness::{Report, Run, Target, compiled, require_root};
 
+mod varied;
+
 /// Bytes per second that `leak` leaks.
 const LEAK: f64 = 1_000_000.0;
 

@@ -17,6 +17,7 @@ use crate::{
     heap::{Series, StackIndex},
     profile::{self, Frame, Frames, Growth, Kind, Mode, Profile, SeenHeap, StackEntry, Target, Values},
     quality::{Collections, Quality, Sampling, Truncation},
+    renewal::doubt_what_replaces_others,
     symbolize::{Query, Symbolizer},
     trails::Sites,
 };
@@ -136,6 +137,7 @@ impl Presenter {
         for go in go {
             stacks.extend(self.go_entries(go));
         }
+        doubt_what_replaces_others(&mut stacks);
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         end_stacks(&targets, &mut stacks);
         quality.outstanding_bytes = stacks.iter().fold(0, |sum, s| s.values.outstanding_bytes.saturating_add(sum));

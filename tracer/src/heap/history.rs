@@ -29,8 +29,8 @@ const MAX_ROWS: usize = 1 << 20;
 const MAX_PROCESSES: usize = 1 << 12;
 /// Stands for no row.
 const NONE: u32 = u32::MAX;
-/// Frees of unknown blocks for each block that a stack grows by, from which on it may only replace what was there before.
-const REPLACED: f64 = 0.75;
+/// How much ends elsewhere for what a stack grows by, from which on it may only replace that.
+pub const REPLACED: f64 = 0.75;
 
 type Row = [f32; SLOTS];
 

@@ -17,7 +17,7 @@ use hashbrown::HashMap;
 
 use self::{blocks::Block, process::ProcessHeap, young::Young};
 pub use self::{
-    history::{History, Series},
+    history::{History, REPLACED, Series},
     stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
 };
 use crate::{

@@ -471,7 +471,7 @@ proptest! {
                 }
             }
         }
-        // At the end of an interval, when no part of one counts.
+        // At the end of an interval, when hardly a part of one counts: a nanosecond of a millisecond.
         let now = now.next_multiple_of(age / 16) + age / 16 - 1;
         for generation in [0, 1] {
             let mut history = History::new(0);
@@ -481,7 +481,7 @@ proptest! {
                 let series = history.series(usage.stack.index(), &times, 0);
                 let held = series.map(|series| series.values().to_vec()).unwrap_or_default();
                 let expected = usage.values.outstanding_bytes as f32;
-                prop_assert!((held[0] - expected).abs() <= expected / 1e6, "{held:?}, not {expected}");
+                prop_assert!((held[0] - expected).abs() <= expected / 4e5, "{held:?}, not {expected}");
             }
             // The process becomes another program, with nothing.
             heap.apply(Origin { generation: generation + 1, ..origin(1) }, Event::Exec { by_other_thread: false, time: now });

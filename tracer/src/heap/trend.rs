@@ -3,7 +3,8 @@
 //! What is held is mostly not a line with noise on it: blocks come and go, and each of them moves all that follows. So the
 //! error of the slope comes from how far the series strays from it over several points, as of a random walk, and not from
 //! how far single points lie off it, which would be too small by far. What fills and empties over and over strays as far as
-//! it grows, and so does not grow; what was filled once and then stays does not grow any more, which its last points say.
+//! it grows, and so does not grow; what was filled once and then stays does not grow any more, which its last points say; and
+//! what grows more and more slowly may come to an end, as a cache does that is filled with what is not in it yet.
 
 use crate::profile::{Growth, Rate, Trend};
 
@@ -16,12 +17,14 @@ const DOUBTFUL: f64 = 2.0;
 /// How many times as far as it has ever fallen back what grows must have risen, where it has fallen to less than half, too:
 /// what empties itself may do so again.
 const FALLS: f64 = 3.0;
-const EMPTYINGS: f64 = 8.0;
-/// Which part of the points, at the begin, may fall as they like.
-const WARM_UP: usize = 8;
+const EMPTYINGS: f64 = 15.0;
 /// Steps that are expected in the part at the end that must have some of the growth, and how much of it.
 const LAST_STEPS: f64 = 3.0;
 const LAST_SHARE: f64 = 0.25;
+/// What slows down in its second half to less than this part of its first one, by so many errors, may come to an end.
+const SLOWS: Slowing = Slowing { to: 0.6, errors: 2.5 };
+/// The same of what has gone another way before: that was faster, most likely.
+const SLOWS_ON: Slowing = Slowing { to: 0.75, errors: 2.0 };
 /// A shorter part is taken where its error is so much smaller: the whole is not of one piece.
 const OF_ONE_PIECE: f64 = 3.0;
 /// The moment of a look is not known better than this, seconds.
@@ -52,19 +55,28 @@ pub(super) fn trend(times: &[f64], values: &[f64], grain: f64) -> Growth {
     let rate = Rate { per_second: fit.slope, error: fit.error };
     let change = fit.slope * seconds(&times[from..]);
     let (back, direction) = if change > 0.0 {
-        (largest_fall(&values[points / WARM_UP..]), Trend::Growing)
+        (largest_fall(values), Trend::Growing)
     } else {
         (largest_rise(&values[from..]), Trend::Shrinking)
     };
     let goes_on = change != 0.0 && goes_on(&times[from..], &values[from..], fit.slope);
+    let slowing = if from > 0 { SLOWS_ON } else { SLOWS };
+    let slows_down = fit.slows_down(&times[from..], &values[from..], slowing);
     let errors = if fit.error > 0.0 { fit.slope.abs() / fit.error } else { f64::INFINITY };
     let trend = match errors {
         _ if !goes_on => Trend::Steady,
-        CERTAIN.. if change.abs() > back => direction,
-        DOUBTFUL.. if change.abs() > back / FALLS => Trend::TooEarly,
+        CERTAIN.. if change.abs() > back.outweighed_by && !slows_down => direction,
+        DOUBTFUL.. if change.abs() > back.furthest => Trend::TooEarly,
         _ => Trend::Steady,
     };
     Growth { trend, rate: Some(rate) }
+}
+
+/// How much slower the second half of a change is than the first.
+#[derive(Clone, Copy)]
+struct Slowing {
+    to: f64,
+    errors: f64,
 }
 
 /// A line through points by least squares.
@@ -76,11 +88,7 @@ struct Fit {
 impl Fit {
     fn new(times: &[f64], values: &[f64], grain: f64) -> Self {
         let points = times.len();
-        let mean = |of: &[f64]| of.iter().sum::<f64>() / points as f64;
-        let (time, value) = (mean(times), mean(values));
-        let spread: f64 = times.iter().map(|at| (at - time).powi(2)).sum();
-        let common: f64 = times.iter().zip(values).map(|(at, held)| (at - time) * (held - value)).sum();
-        let slope = common / spread;
+        let slope = slope(times, values);
         let seconds = times[points - 1] - times[0];
         // Variance per second, by how far the series strays within a part of it.
         let strays = |lag: usize| {
@@ -102,6 +110,22 @@ impl Fit {
         let moment = (slope * MOMENT / seconds).powi(2);
         Self { slope, error: (walk.max(sampled) + moment).sqrt() }
     }
+
+    /// Whether the same points say that it comes to an end.
+    fn slows_down(&self, times: &[f64], values: &[f64], slowing: Slowing) -> bool {
+        let middle = times.len() / 2;
+        let first = slope(&times[..middle], &values[..middle]) * self.slope.signum();
+        let second = slope(&times[middle..], &values[middle..]) * self.slope.signum();
+        second < slowing.to * first && first - second > slowing.errors * self.error
+    }
+}
+
+fn slope(times: &[f64], values: &[f64]) -> f64 {
+    let mean = |of: &[f64]| of.iter().sum::<f64>() / of.len() as f64;
+    let (time, value) = (mean(times), mean(values));
+    let spread: f64 = times.iter().map(|at| (at - time).powi(2)).sum();
+    let common: f64 = times.iter().zip(values).map(|(at, held)| (at - time) * (held - value)).sum();
+    common / spread
 }
 
 /// Whether there is some of the change in the last part, in which some of its steps are to be expected.
@@ -120,25 +144,33 @@ fn goes_on(times: &[f64], values: &[f64], slope: f64) -> bool {
     (values[last] - values[from]) / expected >= LAST_SHARE
 }
 
-/// How far something must have risen in all, for the furthest that it has fallen back.
-fn largest_fall(values: &[f64]) -> f64 {
-    let (mut most, mut needed) = (f64::NEG_INFINITY, 0.0_f64);
+/// How far something has gone back on its way.
+struct Back {
+    furthest: f64,
+    /// How far it must have come in all to say that it goes on.
+    outweighed_by: f64,
+}
+
+fn largest_fall(values: &[f64]) -> Back {
+    let mut most = f64::NEG_INFINITY;
+    let mut back = Back { furthest: 0.0, outweighed_by: 0.0 };
     for value in values {
         most = most.max(*value);
         let fall = most - value;
-        needed = needed.max(fall * if fall > most / 2.0 { EMPTYINGS } else { FALLS });
+        back.furthest = back.furthest.max(fall);
+        back.outweighed_by = back.outweighed_by.max(fall * if fall > most / 2.0 { EMPTYINGS } else { FALLS });
     }
-    needed
+    back
 }
 
-/// How far something must have fallen in all, for the furthest that it has risen.
-fn largest_rise(values: &[f64]) -> f64 {
+fn largest_rise(values: &[f64]) -> Back {
     let mut least = f64::INFINITY;
     let rises = values.iter().map(|value| {
         least = least.min(*value);
         value - least
     });
-    FALLS * rises.fold(0.0, f64::max)
+    let furthest = rises.fold(0.0, f64::max);
+    Back { furthest, outweighed_by: FALLS * furthest }
 }
 
 #[cfg(test)]

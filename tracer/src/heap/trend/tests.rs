@@ -41,6 +41,18 @@ fn what_was_emptied_may_be_emptied_again() {
     assert_eq!(fallen.trend, Trend::Growing);
 }
 
+/// As a cache that is filled at random with what is not in it yet: in the end nothing comes.
+#[test]
+fn what_slows_down_may_come_to_an_end() {
+    let filled = |lives: f64| trend_of((0..32).map(|second| 1.0 - (-f64::from(second) / lives).exp())).trend;
+    assert_eq!(filled(16.0), Trend::TooEarly);
+    assert_eq!(filled(10.0), Trend::TooEarly, "also where the first part is left out");
+    assert_eq!(filled(1000.0), Trend::Growing);
+    // Not what was only at the beginning.
+    let at_once = trend_of((0..32).map(|second| f64::from(if second < 2 { second * 100 } else { 200 + second })));
+    assert_eq!(at_once.trend, Trend::Growing);
+}
+
 #[test]
 fn numbers_that_cannot_be_do_no_harm() {
     for odd in [f64::NAN, f64::INFINITY, -f64::INFINITY, f64::MAX] {

@@ -1,0 +1,3 @@
+module varied
+
+go 1.19

@@ -1,0 +1,112 @@
+//! Growth that may be none of the whole: blocks that one stack holds take the place of those of another, as when a cache that
+//! was filled at the start is renewed by requests.
+
+use std::collections::HashMap;
+
+use crate::{
+    event::Pid,
+    heap::REPLACED,
+    profile::{Heap, StackEntry, Trend},
+};
+
+/// What takes the place of a block is at most so many times as large, or as small.
+const ALIKE: f64 = 2.0;
+
+/// What shrinks in one heap: average size of its blocks, rising, and bytes per second of all up to it.
+#[derive(Default)]
+struct Shrinking(Vec<(f64, f64)>);
+
+impl Shrinking {
+    /// Bytes per second by which stacks shrink whose blocks are of about this size.
+    fn of_about(&self, block: f64) -> f64 {
+        let up_to = |size: f64| match self.0.partition_point(|(block, _)| *block <= size) {
+            0 => 0.0,
+            number => self.0[number - 1].1,
+        };
+        up_to(block * ALIKE) - up_to(block / ALIKE)
+    }
+}
+
+/// Says that it is too early to tell of stacks that grow hardly faster than others shrink.
+pub(crate) fn doubt_what_replaces_others(stacks: &mut [StackEntry]) {
+    let mut heaps: HashMap<(Pid, Heap), Shrinking> = HashMap::new();
+    for stack in &*stacks {
+        if let Some(growth) = stack.growth
+            && growth.trend == Trend::Shrinking
+            && let Some(rate) = growth.rate
+        {
+            let heap = heaps.entry((stack.pid, stack.heap.clone())).or_default();
+            heap.0.push((block(stack), rate.per_second.abs()));
+        }
+    }
+    for Shrinking(heap) in heaps.values_mut() {
+        heap.sort_by(|a, b| a.0.total_cmp(&b.0));
+        heap.iter_mut().fold(0.0, |sum, (_, rate)| {
+            *rate += sum;
+            *rate
+        });
+    }
+    for stack in stacks {
+        let block = block(stack);
+        if let Some(growth) = &mut stack.growth
+            && growth.trend == Trend::Growing
+            && let Some(rate) = growth.rate
+            && let Some(shrinking) = heaps.get(&(stack.pid, stack.heap.clone()))
+            && shrinking.of_about(block) >= REPLACED * rate.per_second
+        {
+            growth.trend = Trend::TooEarly;
+        }
+    }
+}
+
+/// Average size of the blocks of a stack, bytes; of those that it had, if it has none.
+fn block(stack: &StackEntry) -> f64 {
+    let values = &stack.values;
+    let (bytes, blocks) = match values.outstanding_blocks {
+        0 => (values.allocated_bytes, values.allocated_blocks),
+        blocks => (values.outstanding_bytes, blocks),
+    };
+    bytes as f64 / blocks.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::profile::{Growth, Rate, Values};
+
+    fn stack(pid: u32, block: u64, per_second: f64) -> StackEntry {
+        let trend = if per_second > 0.0 { Trend::Growing } else { Trend::Shrinking };
+        let values = Values { outstanding_bytes: 10 * block, outstanding_blocks: 10, ..Values::default() };
+        StackEntry {
+            pid,
+            heap: Heap::Native,
+            frames: [].into_iter().collect(),
+            values,
+            uncertain_bytes: 0,
+            oldest: None,
+            growth: Some(Growth { trend, rate: Some(Rate { per_second, error: 1.0 }) }),
+            at_end: None,
+        }
+    }
+
+    /// Whether the first one is said to grow beside the others.
+    fn grows(stacks: &[StackEntry]) -> bool {
+        let mut stacks = stacks.to_vec();
+        doubt_what_replaces_others(&mut stacks);
+        stacks[0].growth.unwrap().trend == Trend::Growing
+    }
+
+    #[test]
+    fn what_takes_the_place_of_other_blocks_is_not_said_to_grow() {
+        let grown = || stack(1, 100, 1000.0);
+        assert!(grows(&[grown()]));
+        assert!(!grows(&[grown(), stack(1, 100, -1000.0)]));
+        assert!(!grows(&[grown(), stack(1, 150, -400.0), stack(1, 60, -400.0)]));
+        assert!(grows(&[grown(), stack(1, 100, -700.0)]), "faster than the other shrinks");
+        assert!(grows(&[grown(), stack(2, 100, -1000.0)]), "in another process");
+        assert!(grows(&[grown(), stack(1, 300, -9000.0), stack(1, 30, -9000.0)]), "blocks of other sizes");
+        let other_heap = StackEntry { heap: Heap::Go, ..stack(1, 100, -1000.0) };
+        assert!(grows(&[grown(), other_heap]), "in another heap");
+        assert!(grows(&[grown(), stack(1, 100, 1000.0)]), "both grow");
+    }
+}
