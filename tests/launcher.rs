@@ -176,8 +176,9 @@ fn ctrl_c_is_one_signal() {
     signal(tracer.unwrap(), Signal::SIGTERM);
     let lines: Vec<String> = lines.collect();
     let got: Vec<&str> = lines.iter().filter_map(|line| Some(line[line.find("got ")?..].trim_end())).collect();
-    assert_eq!(got, ["got 02", "got 03", "got 15"], "{lines:#?}\ntracer: {tracer:?}");
-    assert_eq!(script.wait().unwrap().code(), Some(9));
+    let status = script.wait().unwrap();
+    assert_eq!(got, ["got 02", "got 03", "got 15"], "{lines:#?}\ntracer: {tracer:?}, {status}");
+    assert_eq!(status.code(), Some(9));
 }
 
 /// Tracer stops with its command, and goes on with it.
