@@ -30,4 +30,5 @@ mod processes;
 mod refusals;
 mod returns;
 mod services;
+mod silence;
 mod stacks;

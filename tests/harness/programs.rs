@@ -83,6 +83,7 @@ const PROGRAMS: &[Source] = &[
     },
     Source { name: "no_rules", compiler: C, files: &["no_rules.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "no rules", compiler: C, files: &["no_rules.s"], flags: &["-shared", "-nostdlib"] },
+    Source { name: "silent files", compiler: C, files: &["silent_files.c"], flags: &[] },
     Source { name: "signals", compiler: C, files: &["signals.c"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "own backtrace",

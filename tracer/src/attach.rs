@@ -24,7 +24,7 @@ use crate::{
         address_space::AddressSpace,
         link_map, maps,
         module::Module,
-        status,
+        opener, root, status,
         status::{NotTraceable, Status},
     },
     profile::{Heap, Mode, SeenHeap, Target},
@@ -113,8 +113,20 @@ impl Attached {
             return Ok(Self::without_allocator(pid, &status));
         }
         let allocator = found.ok_or_else(|| {
-            if let Err(gone) = status::check(pid) {
-                return anyhow!(gone).context(format!("process {pid} ended while it was being attached to"));
+            match status::check(pid) {
+                Ok(_) => {}
+                Err(NotTraceable::Exhausted(exhausted)) => return anyhow!(exhausted),
+                Err(gone) => {
+                    return anyhow!(gone).context(format!("process {pid} ended while it was being attached to"));
+                }
+            }
+            let unread = opener::notes();
+            if !unread.is_empty() {
+                return anyhow!(
+                    "process {pid} ({}) has no malloc in what can be read of its executable and its libraries: {}",
+                    status.comm,
+                    unread.join("; ")
+                );
             }
             anyhow!(
                 "process {pid} ({}) has no malloc in its executable or its libraries: there is nothing to probe \
@@ -507,7 +519,7 @@ fn candidates(pid: Pid, space: &AddressSpace, phase: Phase) -> Vec<Arc<Module>> 
             modules.push(module);
         }
     }
-    let executable = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+    let executable = root::executable(pid).ok();
     let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
     let listed = if phase == Phase::Running { search_ranks(pid) } else { None };
     modules.sort_by_key(|module| {
@@ -546,7 +558,7 @@ fn is_libc(path: &str) -> bool {
 /// Attaches every function's programs for the process `pid`, of which `task` is a thread; nothing stays attached when one
 /// fails.
 fn probe(programs: &mut Programs, allocator: &Allocator, pid: Pid, task: u32, returns: Returns) -> Result<Links> {
-    let file = allocator.module.open_path().context("the allocator's file is not open")?;
+    let file = allocator.module.probe_path().context("the allocator's file is not open")?;
     let task = NonZeroU32::new(task).context("process id 0")?;
     let found = OnceCell::new();
     let risk = || found.get_or_init(|| risk(pid, allocator, returns)).clone();
@@ -585,7 +597,7 @@ fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
     }
     let mut space = AddressSpace::new(pid);
     space.refresh().ok()?;
-    let executable = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+    let executable = root::executable(pid).ok();
     let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
     if is_executable(&allocator.module) {
         return Some(Risk::OwnAllocator);
@@ -601,7 +613,7 @@ fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
 
 fn describe(pid: Pid, status: &Status) -> Target {
     let mut space = AddressSpace::new(pid);
-    let executable = std::fs::metadata(format!("/proc/{pid}/exe")).ok();
+    let executable = root::executable(pid).ok();
     let module = space.refresh().ok().and_then(|_| {
         let executable = executable?;
         space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
@@ -622,6 +634,7 @@ fn describe(pid: Pid, status: &Status) -> Target {
 fn explain(pid: Pid, status: &Status, error: anyhow::Error) -> anyhow::Error {
     match status::check(pid) {
         Ok(now) if now.start_time == status.start_time => error,
+        Err(NotTraceable::Exhausted(exhausted)) => anyhow!(exhausted),
         _ => anyhow!("process {pid} ended while it was being attached to: trace the process that replaces it"),
     }
 }

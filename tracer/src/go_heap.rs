@@ -9,8 +9,6 @@ mod follower;
 
 use std::{
     num::NonZeroU32,
-    os::fd::AsRawFd as _,
-    path::PathBuf,
     sync::{Arc, mpsc},
     thread,
     time::Duration,
@@ -27,9 +25,9 @@ use crate::{
     config::GoHeapChoice,
     event::Pid,
     go_process::{self, Libraries, reader},
-    golang::{self, Finding, Runtime, heap},
+    golang::{self, Executable, Finding, Runtime, heap},
     last_will::Clause,
-    process::memory,
+    process::{memory, root::reopen_path},
     report::visible,
 };
 
@@ -312,7 +310,8 @@ fn probe(
     let sites = heap::probe_sites(runtime)?;
     maps.set_runtime(pid, heap::runtime_value(runtime, &sites, number)?)?;
     // The very file, whatever its path leads to by now.
-    let file = PathBuf::from(format!("/proc/self/fd/{}", runtime.executable.file().as_raw_fd()));
+    let Executable { original, .. } = &runtime.executable;
+    let file = original.as_ref().map_or_else(|| reopen_path(runtime.executable.file()), reopen_path);
     let task = NonZeroU32::new(pid).context("process id 0")?;
     for (program, offsets, told) in [
         ("go_new_span", &sites.new_span, span::RESULT),

@@ -4,7 +4,7 @@
 //! may be several in one process, and one in a process whose executable is no Go program. A plugin brings code for the
 //! runtime of the executable.
 
-use std::{fs::File, io, sync::Arc};
+use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 
 use anyhow::{Result, anyhow};
 use hashbrown::HashMap;
@@ -18,7 +18,7 @@ use crate::{
         link_map::Auxv,
         memory::{self, Span},
         module::{Identity, Module},
-        root::ProcessDirectory,
+        root::{ProcessDirectory, executable},
         status::NotTraceable,
     },
     unwinder::linked_address,
@@ -36,8 +36,9 @@ const ATTEMPTS: u32 = 10;
 /// [`Unreadable`] or [`NotTraceable`], when there is none, or it cannot be read.
 pub fn open(pid: Pid) -> Result<Arc<Runtime>> {
     let directory = ProcessDirectory::open(pid).map_err(|_| NotTraceable::NoSuchProcess(pid))?;
-    let file = directory.target("exe").map_err(|error| forbidden(pid, "its executable", error))?;
-    let executable = Executable::open(file).map_err(|error| explained(pid, error))?;
+    let opened = directory.executable(pid).map_err(|error| forbidden(pid, "its executable", error))?;
+    let mut executable = Executable::open(opened.file).map_err(|error| explained(pid, error))?;
+    executable.original = opened.original;
     let auxv = Auxv::read(pid).map_err(|error| forbidden(pid, "its auxiliary vector", error))?;
     let entry = auxv.entry().ok_or(NotTraceable::NoSuchProcess(pid))?;
     let runtime = Runtime::attach(executable, entry, &reader(pid)).map_err(|error| explained(pid, error))?;
@@ -81,7 +82,7 @@ impl Libraries {
         if self.space.refresh().is_err() {
             return found;
         }
-        let executable = std::fs::metadata(format!("/proc/{}/exe", self.pid)).ok();
+        let executable = executable(self.pid).ok();
         for (module, mappings) in loaded(&self.space) {
             let attempts = self.seen.entry(module.identity().clone()).or_default();
             if *attempts >= ATTEMPTS || executable.as_ref().is_some_and(|file| module.is_file(file)) {
@@ -157,10 +158,11 @@ fn library(pid: Pid, module: &Module, mappings: &[(u64, u64)]) -> Result<Option<
     };
     let path: Arc<str> = module.path().into();
     let home = if is_plugin { Home::Plugin(path) } else { Home::Library(path) };
-    let executable = match Executable::open(file.try_clone()?) {
+    let mut executable = match Executable::open(file.try_clone()?) {
         Err(Unreadable::NotGo) => return Ok(None),
         opened => opened.map_err(|error| explained(pid, error))?,
     };
+    executable.original = module.original().map(OwnedFd::try_clone).transpose()?;
     Ok(Some(Runtime::attach_at(executable, bias, home, &reader(pid)).map_err(|error| explained(pid, error))?))
 }
 

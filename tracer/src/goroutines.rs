@@ -17,8 +17,12 @@ use crate::{
     exit::Exit,
     go_process::{self, Libraries, explained, reader},
     golang::{self, Goroutines, Group, Home, Runtime, State, Symbols, Trend, suspected_leak},
+    memory::{Memory, default_bound},
     outputs::Outputs,
-    process::status::{self, Status},
+    process::{
+        opener,
+        status::{self, Status},
+    },
     profile::{GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Profile, Target},
     quality::{Quality, Truncation},
     report::{Options, Value, visible},
@@ -33,6 +37,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// When they cannot be read, or a report cannot be written, with what to do about it.
 pub fn run(config: &GoroutinesConfig) -> Result<Exit> {
     let mut outputs = Outputs::open(&config.outputs, config.verbosity)?;
+    opener::start(Memory::within(default_bound(), 0).for_copies());
     let status = status::check(config.pid)?;
     let profile = profile(config.pid, &status)?;
     outputs.write_final(&profile, &Options { top: config.top, value: Value::Count })?;

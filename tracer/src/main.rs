@@ -1,6 +1,7 @@
 //! The `tracer` command: reads the command line, runs the session, turns the outcome into an exit status.
 
 use std::{
+    env,
     io::{self, IsTerminal as _, Write as _},
     process::ExitCode,
 };
@@ -9,10 +10,15 @@ use tracer::{
     cli::{self, Request},
     config::Verbosity,
     exit::Exit,
-    goroutines, limits, report, session,
+    goroutines, limits,
+    process::opener,
+    report, session,
 };
 
 fn main() -> ExitCode {
+    if env::args_os().next().is_some_and(|name| name == opener::NAME) {
+        return if opener::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let exit = match cli::parse() {
         Request::Trace(config) => run(config.verbosity, || session::run(*config)),
         Request::Goroutines(config) => run(config.verbosity, || goroutines::run(&config)),
@@ -37,7 +43,7 @@ fn run(verbosity: Verbosity, job: impl FnOnce() -> anyhow::Result<Exit>) -> Exit
         Verbosity::Verbose => "debug,aya=warn,aya_obj=warn,blazesym=warn",
         Verbosity::Debug => "trace",
     };
-    let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let colour = io::stderr().is_terminal() && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     tracing_subscriber::fmt()
         .with_env_filter(levels)
         .with_writer(io::stderr)

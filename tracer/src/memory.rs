@@ -36,6 +36,11 @@ impl Memory {
         self.rest / 4
     }
 
+    /// For copies of files that lie where they may not be readable in a moment, bytes.
+    pub fn for_copies(self) -> u64 {
+        self.rest / 4
+    }
+
     /// For blocks and stacks together, reports of them included, bytes.
     pub fn for_books(self) -> u64 {
         self.rest / 2
@@ -100,7 +105,7 @@ mod tests {
     fn the_shares_are_less_than_the_whole() {
         for bound in [LEAST, 1 << 30, 1 << 40, u64::MAX] {
             let memory = Memory::within(bound, 0);
-            assert!(memory.for_names() + memory.for_books() + PROGRAM <= bound);
+            assert!(memory.for_names() + memory.for_copies() + memory.for_books() + PROGRAM <= bound);
             assert!(Memory::within(bound, 1 << 26).rest <= memory.rest);
             assert!(memory.blocks() * BLOCK < memory.for_books());
             assert!(memory.stacks(usize::MAX) as u64 * STACK <= memory.for_books());

@@ -12,7 +12,7 @@ use std::{
 use crate::{
     clock::monotonic,
     event::Pid,
-    process::{elf::Bytes, elf::Elf, link_map},
+    process::{elf::Bytes, elf::Elf, link_map, root::ProcessDirectory},
 };
 
 /// How long to look again after an allocator was found.
@@ -95,8 +95,8 @@ impl Search {
 
 /// Whether the process's program is loaded by the kernel alone.
 fn is_static(pid: Pid) -> bool {
-    let Ok(file) = fs::File::open(format!("/proc/{pid}/exe")) else { return false };
-    Elf::parse(&Bytes::new(&file)).is_ok_and(|elf| !elf.has_interpreter())
+    let Ok(executable) = ProcessDirectory::open(pid).and_then(|process| process.executable(pid)) else { return false };
+    Elf::parse(&Bytes::new(&executable.file)).is_ok_and(|elf| !elf.has_interpreter())
 }
 
 fn has_loader_list(pid: Pid) -> bool {

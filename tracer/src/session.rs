@@ -32,6 +32,7 @@ use crate::{
     present::{GoTrace, Presenter, Trace},
     process::{
         launch::{self, Launched, Launcher, Step},
+        opener,
         status::{self, NotTraceable},
     },
     profile::{End, Profile, Target},
@@ -72,6 +73,8 @@ pub fn run(config: Config) -> Result<Exit> {
     let signals = Signals::start(launcher.is_some(), move |signal| drop(told.send(Input::Signal(signal))))
         .context("cannot watch for signals")?;
     let outputs = Outputs::open(&config.outputs, config.verbosity)?;
+    let memory = Memory::within(config.max_memory, config.buffer_size);
+    opener::start(memory.for_copies());
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
     if let Subject::Pids(pids) = &config.subject {
         for pid in pids {
@@ -98,7 +101,6 @@ pub fn run(config: Config) -> Result<Exit> {
     }
     bpf::attach_lifecycle(&mut programs)?;
 
-    let memory = Memory::within(config.max_memory, config.buffer_size);
     let (requests, requested) = mpsc::channel();
     let notify = inputs.clone();
     let collector = Collector::new(
@@ -668,6 +670,7 @@ impl Session {
         }
         notes.extend(self.unseen_heaps.iter().cloned());
         notes.extend(self.goroutines.notes());
+        notes.extend(opener::notes());
         let mut targets: Vec<Target> = self.attached.iter().map(Attached::target).collect();
         for (target, attached) in targets.iter_mut().zip(&self.attached) {
             let go = go.iter().filter(|go| go.pid == target.pid).map(GoTrace::held).fold(0, u64::saturating_add);

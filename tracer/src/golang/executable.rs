@@ -1,6 +1,11 @@
 //! The executable of a Go program: version, tables and layout of its runtime, from the file alone.
 
-use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+};
 
 use super::{
     Unreadable,
@@ -48,6 +53,8 @@ pub enum LayoutSource {
 /// An opened Go executable.
 pub struct Executable {
     file: File,
+    /// The file itself, by which it can be probed, where what is read is a copy of it.
+    pub original: Option<OwnedFd>,
     /// Version that it was built with.
     pub version: Version,
     /// What tells this build from others, if anything does: hostile text.
@@ -99,6 +106,7 @@ impl Executable {
         let (build_id, entry) = (elf.build_id_text(), elf.entry());
         Ok(Self {
             file,
+            original: None,
             version,
             build_id,
             segments,
@@ -116,6 +124,7 @@ impl Executable {
     pub(super) fn made_up(layout: Layout, tables: Pclntab) -> io::Result<Self> {
         Ok(Self {
             file: File::open("/dev/null")?,
+            original: None,
             version: Version { text: "made up".to_owned(), minor: None },
             build_id: None,
             segments: Vec::new(),

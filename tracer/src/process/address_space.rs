@@ -273,7 +273,7 @@ mod tests {
         let space = own();
         let here = own as fn() -> AddressSpace as usize as u64 + 1;
         let location = file(space.locate(here));
-        assert!(location.module.is_file(&std::fs::metadata("/proc/self/exe").unwrap()));
+        assert!(location.module.is_file(&super::super::root::executable(std::process::id()).unwrap()));
         let (start, end) = space.text_range(&location.module).unwrap();
         assert!((start..end).contains(&here));
         let (_, first) =

@@ -4,11 +4,13 @@ pub mod status;
 
 pub mod address_space;
 pub mod elf;
+mod file_system;
 pub mod link_map;
 pub mod maps;
 pub mod memory;
 pub mod memory_map;
 pub mod module;
+pub mod opener;
 pub mod perf_map;
 pub mod root;
 

@@ -5,9 +5,12 @@
 //! process's root, and believed only when device and inode are those of the mapping.
 
 use std::{
-    fs::{File, Metadata},
+    fs::File,
     io,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -15,6 +18,7 @@ use std::{
 use super::{
     elf::{Bytes, Elf},
     maps::Mapping,
+    opener::{Facts, Opened},
     root::{ProcessDirectory, Root, reopen_path},
 };
 use crate::limits;
@@ -39,6 +43,10 @@ pub struct Module {
     path: String,
     identity: Identity,
     file: Option<File>,
+    /// The file itself, where `file` is a copy of it.
+    original: Option<OwnedFd>,
+    /// Whether it belongs to root, and others cannot write to it.
+    safe: bool,
     root: Option<Arc<Root>>,
     build_id: OnceLock<Option<Vec<u8>>>,
     /// Why it could not be opened, where there were no descriptors left.
@@ -53,7 +61,11 @@ impl Module {
             exhausted = limits::exhausted(error);
             tracing::debug!(path = mapping.path.escape_debug().to_string(), "cannot open a mapped file: {error}");
         });
-        let module = file.and_then(|file| Self::of_file(&mapping.path, file));
+        let module = file.map(|Opened { file, facts, original }| Self {
+            original,
+            safe: is_administrators(&facts),
+            ..Self::of(&mapping.path, file, facts.device, facts.inode)
+        });
         Self { root: root.cloned(), exhausted, ..module.unwrap_or_else(|_| Self::special(&mapping.path)) }
     }
 
@@ -63,8 +75,11 @@ impl Module {
     /// It cannot be told from other files.
     pub fn of_file(path: &str, file: File) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        let identity = Identity::File { device: metadata.dev(), inode: metadata.ino() };
-        Ok(Self { identity, file: Some(file), ..Self::special(path) })
+        Ok(Self::of(path, file, metadata.dev(), metadata.ino()))
+    }
+
+    fn of(path: &str, file: File, device: u64, inode: u64) -> Self {
+        Self { identity: Identity::File { device, inode }, file: Some(file), ..Self::special(path) }
     }
 
     /// Code that the kernel put there and that is in no file.
@@ -73,6 +88,8 @@ impl Module {
             path: name.to_owned(),
             identity: Identity::Name(name.to_owned()),
             file: None,
+            original: None,
+            safe: false,
             root: None,
             build_id: OnceLock::new(),
             exhausted: None,
@@ -94,19 +111,29 @@ impl Module {
         self.file.as_ref()
     }
 
+    /// The file itself, by which it can be probed, where [`file`](Self::file) is a copy of it.
+    pub fn original(&self) -> Option<&OwnedFd> {
+        self.original.as_ref()
+    }
+
     /// What tells it from other files.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Whether `metadata` is that of this file.
-    pub fn is_file(&self, metadata: &Metadata) -> bool {
-        self.identity == Identity::File { device: metadata.dev(), inode: metadata.ino() }
+    /// Whether `facts` are those of this file.
+    pub fn is_file(&self, facts: &Facts) -> bool {
+        self.identity == Identity::File { device: facts.device, inode: facts.inode }
     }
 
     /// Path by which this process can open the file again, as long as the module lives.
     pub fn open_path(&self) -> Option<PathBuf> {
         self.file.as_ref().map(reopen_path)
+    }
+
+    /// Path by which the kernel finds the file itself, to put probes into it, as long as the module lives.
+    pub fn probe_path(&self) -> Option<PathBuf> {
+        self.original.as_ref().map(reopen_path).or_else(|| self.open_path())
     }
 
     /// Root directory of the process that the file was opened in.
@@ -117,7 +144,7 @@ impl Module {
     /// Whether only the administrator of this machine can have written the file. What is in a container is not.
     pub fn is_administrators(&self) -> bool {
         let here = self.root.as_ref().is_some_and(|root| Root::own().is_ok_and(|own| own.is(root)));
-        here && self.file.as_ref().and_then(|file| file.metadata().ok()).is_some_and(|file| is_administrators(&file))
+        here && self.safe
     }
 
     /// The linker's identification of this build, if the file has one and can be read.
@@ -134,20 +161,22 @@ impl Module {
 }
 
 /// Whether a file of this machine belongs to root and cannot be written by others.
-pub fn is_administrators(file: &Metadata) -> bool {
-    file.uid() == 0 && file.mode() & 0o022 == 0
+pub fn is_administrators(file: &Facts) -> bool {
+    file.owner == 0 && file.mode & 0o022 == 0
 }
 
-fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping) -> io::Result<File> {
-    let error = match process.target(&format!("map_files/{:x}-{:x}", mapping.start, mapping.end)) {
+fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping) -> io::Result<Opened> {
+    let range = format!("{:x}-{:x}", mapping.start, mapping.end);
+    let error = match process.mapped(&range, &mapping.path, mapping.device) {
         Ok(file) => return Ok(file),
         Err(error) => error,
     };
-    let Some(root) = root.filter(|_| !mapping.deleted) else { return Err(error) };
+    let Some(root) = root.filter(|_| !mapping.deleted && error.kind() != io::ErrorKind::TimedOut) else {
+        return Err(error);
+    };
     let file = root.open(Path::new(&mapping.path)).map_err(|_| error)?;
-    let metadata = file.metadata()?;
-    let device = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
-    if (device, metadata.ino()) != (mapping.device, mapping.inode) {
+    let device = (rustix::fs::major(file.facts.device), rustix::fs::minor(file.facts.device));
+    if (device, file.facts.inode) != (mapping.device, mapping.inode) {
         return Err(io::Error::other("another file has its path now"));
     }
     Ok(file)
@@ -172,7 +201,7 @@ mod tests {
         let (process, root, mapping) = own_executable();
         // No mapping is there, so only the path is left.
         let elsewhere = Mapping { start: 0x1000, end: 0x2000, ..mapping };
-        let metadata = std::fs::metadata("/proc/self/exe").unwrap();
+        let metadata = crate::process::root::executable(std::process::id()).unwrap();
         assert!(Module::open(&process, Some(&root), &elsewhere).is_file(&metadata));
         for other in [
             Mapping { inode: elsewhere.inode + 1, ..elsewhere.clone() },
@@ -190,7 +219,7 @@ mod tests {
     fn what_a_module_knows() {
         let (process, root, mapping) = own_executable();
         let module = Module::open(&process, Some(&root), &mapping);
-        assert!(module.is_file(&std::fs::metadata("/proc/self/exe").unwrap()));
+        assert!(module.is_file(&crate::process::root::executable(std::process::id()).unwrap()));
         assert!(module.is_elf());
         assert_eq!(std::fs::read(module.open_path().unwrap()).unwrap()[..4], *b"\x7fELF");
         assert!(module.build_id().is_none_or(|id| id.len() >= 8));

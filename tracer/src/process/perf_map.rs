@@ -7,7 +7,7 @@
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read},
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::FileExt,
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
@@ -68,12 +68,11 @@ fn open(process: &ProcessDirectory) -> io::Result<File> {
     let refused = |what| io::Error::new(io::ErrorKind::InvalidData, what);
     let (pid, uid) = own_pid_and_user(&status).ok_or_else(|| refused("unreadable status"))?;
     let file = process.root()?.open_no_follow(&PathBuf::from(format!("tmp/perf-{pid}.map")))?;
-    let metadata = file.metadata()?;
     // A second name can be made by anybody who may write to the directory.
-    if !(metadata.uid() == uid || metadata.uid() == 0) || metadata.nlink() > 1 {
+    if !(file.facts.owner == uid || file.facts.owner == 0) || file.facts.links > 1 {
         return Err(refused("belongs to somebody else"));
     }
-    Ok(file)
+    Ok(file.file)
 }
 
 /// The id that a process knows itself by (the last of `NSpid`) and its effective user, from `/proc/PID/status`.

@@ -6,11 +6,13 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
+
+use super::opener::{self, Facts, Opened, Wanted};
 
 /// A process, as its directory in /proc: what is opened through it never belongs to another process that was given
 /// the same id.
@@ -34,12 +36,26 @@ impl ProcessDirectory {
         Ok(rustix::fs::openat(&self.0, name, OFlags::CLOEXEC, Mode::empty())?.into())
     }
 
-    /// Opens a link in it that stands for an open or mapped file of the process, like `map_files/START-END`.
+    /// Opens the file that is mapped at `range` (`START-END`), which the reader of a report knows as `name` and that is on
+    /// `device`.
     ///
     /// # Errors
-    /// The process or the link is gone, no right to follow it, or not a regular file.
-    pub fn target(&self, link: &str) -> io::Result<File> {
-        regular(rustix::fs::openat(&self.0, link, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+    /// The process or the mapping is gone, no right to follow it, or not a regular file.
+    pub fn mapped(&self, range: &str, name: &str, device: (u32, u32)) -> io::Result<Opened> {
+        opener::open(self.link(&format!("map_files/{range}"), name, &format!("device {}:{}", device.0, device.1)))
+    }
+
+    /// Opens its executable; `pid`: its id.
+    ///
+    /// # Errors
+    /// The process is gone, no right to follow it, or not a regular file.
+    pub fn executable(&self, pid: u32) -> io::Result<Opened> {
+        opener::open(self.link("exe", &format!("the executable of process {pid}"), &format!("exe of {pid}")))
+    }
+
+    pub(super) fn link<'a>(&'a self, path: &'a str, name: &'a str, group: &'a str) -> Wanted<'a> {
+        let (flags, resolve) = (OFlags::empty(), ResolveFlags::empty());
+        Wanted { at: self.0.as_fd(), path: Path::new(path), flags, resolve, name, group }
     }
 
     /// The process's root directory.
@@ -47,7 +63,7 @@ impl ProcessDirectory {
     /// # Errors
     /// The process is gone, or no right to look at it.
     pub fn root(&self) -> io::Result<Root> {
-        Root::at(&self.0, "root")
+        Root::at(self.0.as_fd(), "root")
     }
 }
 
@@ -64,7 +80,7 @@ impl Root {
         Self::at(CWD, "/")
     }
 
-    fn at(directory: impl AsFd, path: &str) -> io::Result<Self> {
+    fn at(directory: BorrowedFd<'_>, path: &str) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self(rustix::fs::openat(directory, path, flags, Mode::empty())?))
     }
@@ -73,7 +89,7 @@ impl Root {
     ///
     /// # Errors
     /// There is none, or no right to read it.
-    pub fn open(&self, path: &Path) -> io::Result<File> {
+    pub fn open(&self, path: &Path) -> io::Result<Opened> {
         self.open_with(path, OFlags::empty())
     }
 
@@ -81,20 +97,27 @@ impl Root {
     ///
     /// # Errors
     /// As [`Root::open`].
-    pub fn open_no_follow(&self, path: &Path) -> io::Result<File> {
+    pub fn open_no_follow(&self, path: &Path) -> io::Result<Opened> {
         self.open_with(path, OFlags::NOFOLLOW)
     }
 
-    fn open_with(&self, path: &Path, flags: OFlags) -> io::Result<File> {
+    fn open_with(&self, path: &Path, flags: OFlags) -> io::Result<Opened> {
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        regular(rustix::fs::openat2(&self.0, path, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+        let name = path.to_string_lossy();
+        let folder = format!("{:?} of {:?}", path.parent().unwrap_or(path), self.identity());
+        opener::open(Wanted { at: self.0.as_fd(), path, flags, resolve, name: &name, group: &folder })
     }
 
     /// Whether both are the same directory.
     pub fn is(&self, other: &Self) -> bool {
-        let identity =
-            |root: &Self| rustix::fs::statat(&root.0, "", AtFlags::EMPTY_PATH).map(|stat| (stat.st_dev, stat.st_ino));
-        matches!((identity(self), identity(other)), (Ok(one), Ok(another)) if one == another)
+        matches!((self.identity(), other.identity()), (Ok(one), Ok(another)) if one == another)
+    }
+
+    /// Device and inode, without asking anybody whether they still are.
+    fn identity(&self) -> io::Result<((u32, u32), u64)> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&self.0, "", flags, StatxFlags::INO)?;
+        Ok(((stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
     }
 }
 
@@ -103,45 +126,19 @@ pub fn reopen_path(file: &impl AsRawFd) -> PathBuf {
     format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
-/// File systems of the kernel's own (include/uapi/linux/magic.h): what looks like a regular file there may wait for ever when
-/// it is read (`/proc/kmsg`, `trace_pipe`), and reading may have effects.
-const OF_THE_KERNEL: [u32; 18] = [
-    0x9fa0,      // proc
-    0x6265_6572, // sysfs
-    0x6462_6720, // debugfs
-    0x7472_6163, // tracefs
-    0x0027_e0eb, // cgroup
-    0x6367_7270, // cgroup2
-    0x7363_6673, // securityfs
-    0xcafe_4a11, // bpf
-    0x6165_676c, // pstore
-    0xde5e_81e4, // efivarfs
-    0xf97c_ff8c, // selinuxfs
-    0x4341_5d53, // smackfs
-    0x5a3c_69f0, // apparmorfs
-    0x4249_4e4d, // binfmt_misc
-    0x1cd1,      // devpts
-    0x1980_0202, // mqueue
-    0x6265_6570, // configfs
-    0x6573_5546, // fusectl
-];
-
-/// Opens for reading what was opened as a path only, if it is a regular file that keeps what is in it.
-fn regular(path: OwnedFd) -> io::Result<File> {
-    let refused = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    let stat = rustix::fs::fstat(&path)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return refused("not a regular file");
-    }
-    // The magic numbers are 32 bits, the field is wider.
-    if OF_THE_KERNEL.contains(&(rustix::fs::fstatfs(&path)?.f_type as u32)) {
-        return refused("a file that the kernel makes up");
-    }
-    File::open(reopen_path(&path))
+/// The executable of process `pid`, as far as it can be told without reading it.
+///
+/// # Errors
+/// The process is gone, no right to look at it, or its file system does not answer.
+pub fn executable(pid: u32) -> io::Result<Facts> {
+    let process = ProcessDirectory::open(pid)?;
+    opener::facts(process.link("exe", "its executable", &format!("exe of {pid}")))
 }
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::FileType;
+
     use super::*;
 
     #[test]
@@ -154,7 +151,7 @@ mod tests {
         let root = Root::at(CWD, inside.path().to_str().unwrap()).unwrap();
         for path in ["/etc/hostname", "absolute", "relative", "../../etc/hostname"] {
             let file = root.open(Path::new(path)).unwrap();
-            assert_eq!(io::read_to_string(file).unwrap(), "inside", "{path}");
+            assert_eq!(io::read_to_string(file.file).unwrap(), "inside", "{path}");
         }
         assert!(root.open_no_follow(Path::new("/etc/hostname")).is_ok());
         assert!(root.open_no_follow(Path::new("absolute")).is_err());

@@ -6,8 +6,7 @@
 
 use std::{
     ffi::OsStr,
-    fs::{File, Metadata},
-    io,
+    fs::File,
     os::unix::ffi::OsStrExt,
     path::{Component, Path, PathBuf},
 };
@@ -16,6 +15,7 @@ use super::work::Work;
 use crate::process::{
     elf::{Bytes, Elf},
     module::{Module, is_administrators},
+    opener::Opened,
     root::Root,
 };
 
@@ -39,22 +39,16 @@ pub(super) fn find(module: &Module, elf: &Elf<'_>, directories: &[PathBuf], work
     paths.extend(wanted.link.iter().flat_map(|(name, _)| beside(Path::new(module.path()), name, directories)));
     for root in std::iter::once(&host).chain(theirs.map(AsRef::as_ref)) {
         for path in &paths {
-            let Ok((file, metadata)) = open(root, path) else { continue };
-            if module.is_file(&metadata) || !wanted.is(&file, &metadata, work) {
+            let Ok(Opened { file, facts, .. }) = root.open(path) else { continue };
+            if module.is_file(&facts) || !wanted.is(&file, work) {
                 continue;
             }
             tracing::debug!(path = path.display().to_string().escape_debug().to_string(), "debug file");
             let ours = root.is(&host) && directories.iter().any(|directory| path.starts_with(directory));
-            return Some(DebugFile { file, trusted: ours && is_administrators(&metadata) });
+            return Some(DebugFile { file, trusted: ours && is_administrators(&facts) });
         }
     }
     None
-}
-
-fn open(root: &Root, path: &Path) -> io::Result<(File, Metadata)> {
-    let file = root.open(path)?;
-    let metadata = file.metadata()?;
-    Ok((file, metadata))
 }
 
 /// What says that a debug file belongs to a module.
@@ -64,12 +58,14 @@ struct Wanted<'data> {
 }
 
 impl Wanted<'_> {
-    fn is(&self, file: &File, metadata: &Metadata, work: &mut Work) -> bool {
+    fn is(&self, file: &File, work: &mut Work) -> bool {
         let bytes = Bytes::new(file);
         let Ok(elf) = Elf::parse(&bytes) else { return false };
         match (self.build_id, elf.build_id(), self.link) {
             (Some(wanted), Some(found), _) => wanted == found,
-            (_, _, Some((_, wanted))) => work.checksum(file, metadata) == Some(wanted),
+            (_, _, Some((_, wanted))) => {
+                file.metadata().is_ok_and(|metadata| work.checksum(file, &metadata) == Some(wanted))
+            }
             _ => false,
         }
     }
