@@ -268,7 +268,7 @@ impl Collector {
         let min_age = nanoseconds(min_age);
         Self {
             events,
-            heap: Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks()).with_min_age(min_age),
+            heap: Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks(block(min_age))).with_min_age(min_age),
             memory,
             history: History::new(monotonic()),
             min_age,
@@ -484,7 +484,7 @@ impl Collector {
     /// Forgets the addresses of stacks when they take too much memory: of those that hold nothing first, then of those that hold
     /// the least.
     fn keep_within_memory(&mut self) {
-        let blocks = self.heap.blocks() * memory::BLOCK;
+        let blocks = self.heap.blocks() * block(self.min_age);
         let room = self.memory.for_books().saturating_sub(blocks);
         let stacks = self.heap.stacks().len() as u64 * memory::STACK;
         let (frames, places) = self.trails.size();
@@ -561,13 +561,15 @@ impl Collector {
         for usage in usage {
             let pid = self.heap.stacks().pid(usage.stack);
             let unknown = unknown_frees.entry(pid).or_insert_with(|| self.unknown_frees(pid));
+            let young = self.heap.values(usage.stack).outstanding_bytes.saturating_sub(usage.values.outstanding_bytes);
+            let held = self.held(pid, usage.stack, &times);
             let stack = StackSnapshot {
                 pid,
                 stack: usage.stack,
                 values: usage.values,
                 uncertain_bytes: usage.uncertain_bytes,
                 oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
-                held: self.held(pid, usage.stack, &times).map(|held| held.replacing(unknown.clone())),
+                held: held.map(|held| held.replacing(unknown.clone()).aged(young, self.min_age)),
                 trail: self.trail(usage.stack),
                 end: self.end(usage.stack),
             };
@@ -629,6 +631,11 @@ impl Collector {
             (StackKind::Unknown | StackKind::Placed, _) => Trail::Lost,
         }
     }
+}
+
+/// What a block takes at most, bytes, where growth is that of blocks of such an age.
+fn block(min_age: u64) -> u64 {
+    memory::BLOCK + if min_age > 0 { memory::YOUNG } else { 0 }
 }
 
 impl Tracked {

@@ -11,8 +11,11 @@ const SHARE: u64 = 8;
 
 /// Most that one live block takes while its table grows, bytes.
 pub const BLOCK: u64 = 72;
-/// What a stack takes besides its frames, bytes: its amounts, their history, its identity, and its line of a report.
-pub const STACK: u64 = 400;
+/// What one takes besides while it is younger than the age that is asked for: its part of what its stack holds in such.
+pub const YOUNG: u64 = 40;
+/// What a stack takes besides its frames, bytes: its amounts, their history (128 bytes, twice that while their table grows), its
+/// identity, and its line of a report.
+pub const STACK: u64 = 600;
 /// What each of its frames takes, bytes: a place, a name, and their part of a report.
 pub const FRAME: u64 = 40;
 /// What each different place takes with its names, bytes.
@@ -46,9 +49,9 @@ impl Memory {
         self.rest / 2
     }
 
-    /// Most blocks: they cannot be folded, so a part is left for stacks.
-    pub fn blocks(self) -> u64 {
-        self.for_books() / 4 * 3 / BLOCK
+    /// Most blocks, if each takes so many bytes: they cannot be folded, so a part is left for stacks.
+    pub fn blocks(self, block: u64) -> u64 {
+        self.for_books() / 4 * 3 / block
     }
 
     /// Most stacks that are told apart.
@@ -107,7 +110,7 @@ mod tests {
             let memory = Memory::within(bound, 0);
             assert!(memory.for_names() + memory.for_copies() + memory.for_books() + PROGRAM <= bound);
             assert!(Memory::within(bound, 1 << 26).rest <= memory.rest);
-            assert!(memory.blocks() * BLOCK < memory.for_books());
+            assert!(memory.blocks(BLOCK) * BLOCK < memory.for_books());
             assert!(memory.stacks(usize::MAX) as u64 * STACK <= memory.for_books());
         }
         assert_eq!(Memory::within(1 << 40, 0).stacks(5), 5);

@@ -2,7 +2,7 @@
 //! the garbage collector at what has become of sampled objects, and says what is held.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
@@ -33,7 +33,7 @@ pub enum Way {
 
 /// Least time between two looks at sampled objects, and at the runtime's own profile.
 const OBJECTS_PAUSE: Duration = Duration::from_millis(2);
-const BUCKETS_PAUSE: Duration = Duration::from_secs(1);
+const BUCKETS_PAUSE: Duration = Duration::from_millis(250);
 /// How many times as long as a look has taken the next one waits: what following may cost of a processor.
 const OBJECTS_REST: u32 = 3;
 const BUCKETS_REST: u32 = 50;
@@ -268,12 +268,20 @@ impl Follower {
         };
         match &self.followed {
             Followed::Objects(objects) => {
-                let until = now.saturating_sub(u64::try_from(min_age.as_nanos()).unwrap_or(u64::MAX));
-                let stacks = objects.usage(until, sizes).into_iter().map(|usage| HeapUsage {
-                    stack: HeapStack::Sampled(usage.stack),
-                    values: usage.values,
-                    oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
-                    held: held(usage.stack as usize, usage.samples, usage.values.outstanding_bytes),
+                let age = u64::try_from(min_age.as_nanos()).unwrap_or(u64::MAX);
+                let until = now.saturating_sub(age);
+                let of_all_ages = if age > 0 { objects.usage(now, sizes) } else { Vec::new() };
+                let of_all_ages: HashMap<u32, u64> =
+                    of_all_ages.into_iter().map(|usage| (usage.stack, usage.values.outstanding_bytes)).collect();
+                let stacks = objects.usage(until, sizes).into_iter().map(|usage| {
+                    let bytes = usage.values.outstanding_bytes;
+                    let young = of_all_ages.get(&usage.stack).map_or(0, |all| all.saturating_sub(bytes));
+                    HeapUsage {
+                        stack: HeapStack::Sampled(usage.stack),
+                        values: usage.values,
+                        oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
+                        held: held(usage.stack as usize, usage.samples, bytes).map(|held| held.aged(young, age)),
+                    }
                 });
                 let sampling = objects.sampling(until, sizes);
                 let collections = Collections { seen, collected: sampling.cycles > 0 || objects.is_empty() };

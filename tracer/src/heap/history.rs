@@ -31,6 +31,9 @@ const MAX_PROCESSES: usize = 1 << 12;
 const NONE: u32 = u32::MAX;
 /// How much ends elsewhere for what a stack grows by, from which on it may only replace that.
 pub const REPLACED: f64 = 0.75;
+/// Blocks that are expected to be young of what grows by blocks of an age, to say anything, and the share that must be there.
+const YOUNG_BLOCKS: f64 = 3.0;
+const YOUNG_SHARE: f64 = 0.25;
 
 type Row = [f32; SLOTS];
 
@@ -150,7 +153,7 @@ impl History {
         }
         let values = self.seen().map(|(at, _)| row.map_or(0.0, |row| row[at])).collect();
         let since = since.saturating_sub(self.began) as f64 / 1e9;
-        Some(Series { times: Arc::clone(times), since, grain: 0.0, unknown_frees: None, values })
+        Some(Series { times: Arc::clone(times), since, grain: 0.0, unknown_frees: None, young: None, values })
     }
 
     /// Slots with looks in them.
@@ -209,6 +212,8 @@ pub struct Series {
     /// What one sample stands for, 0 where everything is recorded.
     grain: f64,
     unknown_frees: Option<Arc<[f32]>>,
+    /// What is held by blocks that are too young to be among the values, if some may be: bytes, and the age in seconds.
+    young: Option<(f64, f64)>,
     values: Box<[f32]>,
 }
 
@@ -221,6 +226,11 @@ impl Series {
     /// The same in a process that has freed so many blocks that were not known: what grows may only take their place.
     pub fn replacing(self, unknown_frees: Option<Arc<[f32]>>) -> Self {
         Self { unknown_frees, ..self }
+    }
+
+    /// The same of blocks of at least `age` nanoseconds; so many bytes are held by younger ones, which will come of age.
+    pub fn aged(self, young: u64, age: u64) -> Self {
+        Self { young: (age > 0).then_some((young as f64, age as f64 / 1e9)), ..self }
     }
 
     /// Adds what another one held at the same times; what is not followed makes the sum unknown.
@@ -238,6 +248,9 @@ impl Series {
 
     fn absorb(&mut self, other: &Self) {
         self.grain = self.grain.max(other.grain);
+        if let (Some((young, _)), Some((other, _))) = (&mut self.young, other.young) {
+            *young += other;
+        }
         for (value, other) in self.values.iter_mut().zip(&other.values) {
             *value += other;
         }
@@ -249,6 +262,14 @@ impl Series {
         let times = &self.times[first..];
         let values: Vec<f64> = self.values.iter().skip(first).map(|value| f64::from(*value)).collect();
         let mut growth = trend(times, &values, self.grain);
+        if growth.trend == Trend::Growing
+            && let (Some((young, age)), Some(rate)) = (self.young, growth.rate)
+            && rate.per_second * age >= YOUNG_BLOCKS * block
+            && young < YOUNG_SHARE * rate.per_second * age
+        {
+            // Nothing has come for a while: what grows is only yet to be of that age.
+            growth.trend = Trend::Steady;
+        }
         if growth.trend == Trend::Growing
             && let (Some(frees), Some(rate)) = (&self.unknown_frees, growth.rate)
             && let Some(frees) = per_second(times, &frees[first..])
