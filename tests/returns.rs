@@ -98,6 +98,25 @@ fn programs_that_walk_their_own_stacks() {
     }
 }
 
+/// A thread enters the allocator and another one leaves it: no return probe survives that. The allocator is in a library that
+/// nobody knows.
+#[test]
+fn fibers_that_go_on_in_another_thread() {
+    require_root();
+    let _turn = only_one();
+    let allocator = compiled("pausing allocator");
+    for way in ["auto", "exits", "ret"] {
+        let preloaded = [("LD_PRELOAD", allocator.to_str().unwrap())];
+        let (truth, report) = traced("migrants", &preloaded, "begin", way);
+        let held = report.stacks.iter().fold(Held::default(), |sum, stack| sum + stack.held);
+        let (blocks, told) = (truth.total().blocks, held.blocks + unseen(&report));
+        // Of the last calls of each thread it has not come out yet that they were not seen.
+        let rest = blocks.saturating_sub(told);
+        assert!(rest <= 2 * 16, "by {way}: {held:?} of {:?}, {} not seen", truth.total(), unseen(&report));
+        assert!(held.blocks == blocks || !report.is_complete(), "by {way}: {held:?}");
+    }
+}
+
 /// Two at once, by what tracer does by itself: neither changes the stacks of the other.
 #[test]
 fn two_processes_with_fibers() {

@@ -74,6 +74,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "loader", compiler: C, files: &["loader.c"], flags: &["-ldl"] },
     Source { name: "main_exits", compiler: C, files: &["main_exits.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "memory", compiler: C, files: &["memory.c"], flags: &["-pthread"] },
+    Source { name: "migrants", compiler: C, files: &["migrants.c"], flags: &["-fno-builtin", "-rdynamic", "-pthread"] },
     Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "no allocator",
@@ -102,6 +103,12 @@ const PROGRAMS: &[Source] = &[
         name: "own allocator",
         compiler: C,
         files: &["own_allocator.c"],
+        flags: &["-fno-builtin", "-shared", "-fPIC"],
+    },
+    Source {
+        name: "pausing allocator",
+        compiler: C,
+        files: &["pausing_malloc.c"],
         flags: &["-fno-builtin", "-shared", "-fPIC"],
     },
     Source {

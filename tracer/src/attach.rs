@@ -602,13 +602,17 @@ fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
     if is_executable(&allocator.module) {
         return Some(Risk::OwnAllocator);
     }
+    if let Some(risk) = risks::of_allocator(file_name(allocator.module.path())) {
+        return Some(risk);
+    }
     let mut files: Vec<Arc<Module>> = Vec::new();
     for (module, _) in space.executable_files() {
         if !files.iter().any(|known| known.identity() == module.identity()) {
             files.push(module);
         }
     }
-    files.iter().find_map(|module| risks::of_file(module.file()?, is_libc(module.path())))
+    let defines = |module: &Module| is_libc(module.path()) || module.identity() == allocator.module.identity();
+    files.iter().find_map(|module| risks::of_file(module.file()?, defines(module)))
 }
 
 fn describe(pid: Pid, status: &Status) -> Target {

@@ -19,8 +19,10 @@ pub enum Risk {
     Fibers(&'static str),
     /// The allocator's own profiler, turned on by this variable, walks stacks.
     Profiler(&'static str),
-    /// The allocator is the program's own.
+    /// The allocator is none that is known: it may call the program, which may go on on another stack, or in another thread.
     OwnAllocator,
+    /// The program has code called inside of the allocator, by the function or variable of this name.
+    Hook(&'static str),
     /// Threads were seen to change stacks inside of the allocator.
     Seen,
     /// Other processes are traced. A return probe of one takes the return addresses of all that are traced in the same file:
@@ -34,7 +36,8 @@ impl fmt::Display for Risk {
             Self::Sanitizer => f.write_str("a sanitizer walks stacks in the process"),
             Self::Fibers(name) => write!(f, "the process may change stacks ({name})"),
             Self::Profiler(name) => write!(f, "the allocator's own profiler walks stacks ({name})"),
-            Self::OwnAllocator => f.write_str("the allocator is the program's own"),
+            Self::OwnAllocator => f.write_str("the allocator is none that is known, and may be the program's own"),
+            Self::Hook(name) => write!(f, "the process has code of its own called inside of the allocator ({name})"),
             Self::Seen => f.write_str("threads change stacks inside of the allocator"),
             Self::Others => f.write_str("return probes of one process would reach the others"),
         }
@@ -62,6 +65,13 @@ const FIBERS: [&str; 14] = [
     "uv_fiber_*",
 ];
 
+/// What has a program's code called inside of an allocator.
+const HOOKS: [&str; 5] =
+    ["__malloc_hook", "__realloc_hook", "__memalign_hook", "mi_register_deferred_free", "MallocHook_AddNewHook"];
+
+/// Beginnings of the names of files that are known allocators: those call no code of the program's but by hooks.
+const KNOWN: [&str; 7] = ["libc.so", "libc-", "ld-musl", "libc.musl", "libjemalloc.", "libtcmalloc", "libmimalloc"];
+
 /// Variables that turn an allocator's profiler on, and what they contain then.
 const PROFILERS: [(&str, &str); 7] = [
     ("MALLOC_CONF", "prof"),
@@ -76,21 +86,29 @@ const PROFILERS: [(&str, &str); 7] = [
 /// Symbols that are looked at in one file, at most.
 const MAX_SYMBOLS: usize = 1 << 20;
 
-/// The risk that the names in a file tell. The C library defines what changes stacks; only who asks for it counts. Files that
-/// cannot be read tell nothing.
-pub fn of_file(file: &File, is_libc: bool) -> Option<Risk> {
+/// The risk that the allocator itself is, by the name of its file.
+pub fn of_allocator(file_name: &str) -> Option<Risk> {
+    (!KNOWN.iter().any(|start| file_name.starts_with(start))).then_some(Risk::OwnAllocator)
+}
+
+/// The risk that the names in a file tell. Libraries define what changes stacks, and allocators their hooks; only who asks for
+/// it counts: `defines` is for files of which what they define does not. Files that cannot be read tell nothing.
+pub fn of_file(file: &File, defines: bool) -> Option<Risk> {
     let bytes = Bytes::new(file);
     let elf: ElfFile<'_, FileHeader64<Endianness>, Bounded<'_>> = ElfFile::parse(bytes.bounded()).ok()?;
     let symbols = elf.dynamic_symbols().chain(elf.symbols());
     symbols
         .take(MAX_SYMBOLS)
-        .filter(|symbol| !(is_libc && symbol.is_definition()))
+        .filter(|symbol| !(defines && symbol.is_definition()))
         .find_map(|symbol| of_name(symbol.name().ok()?))
 }
 
 fn of_name(name: &str) -> Option<Risk> {
     if SANITIZERS.iter().any(|start| name.starts_with(start)) {
         return Some(Risk::Sanitizer);
+    }
+    if let Some(hook) = HOOKS.iter().find(|hook| name == **hook) {
+        return Some(Risk::Hook(hook));
     }
     let is = |known: &&&str| known.strip_suffix('*').map_or(name == **known, |start| name.starts_with(start));
     FIBERS.iter().find(is).map(|known| Risk::Fibers(known))
@@ -117,6 +135,19 @@ mod tests {
         assert_eq!(of_name("bthread_start_urgent"), Some(Risk::Fibers("bthread_*")));
         assert_eq!(of_name("swapcontexts"), None);
         assert_eq!(of_name("malloc"), None);
+        assert_eq!(of_name("__malloc_hook"), Some(Risk::Hook("__malloc_hook")));
+    }
+
+    #[test]
+    fn allocators_that_are_not_known_are_a_risk() {
+        for known in
+            ["libc.so.6", "libc-2.31.so", "ld-musl-x86_64.so.1", "libjemalloc.so.2", "libtcmalloc_minimal.so.4"]
+        {
+            assert_eq!(of_allocator(known), None, "{known}");
+        }
+        for other in ["server", "libmiga.so", "libhoard.so", "libc", ""] {
+            assert_eq!(of_allocator(other), Some(Risk::OwnAllocator), "{other}");
+        }
     }
 
     #[test]
