@@ -17,40 +17,50 @@ const UNION: u32 = 5;
 /// Structures without a name inside of one another, at most.
 const NESTING: usize = 4;
 
-/// Where the kernel keeps what its return probes have taken out of return slots; all 0 when it does not say.
-pub(super) fn return_instances() -> ReturnInstances {
-    let text = fs::read(VMLINUX).unwrap_or_default();
-    let found = Types::parse(&text).and_then(|types| {
-        let instance = types.structure("return_instance")?;
-        Some(ReturnInstances {
-            utask: types.offset(types.structure("task_struct")?, "utask")?,
-            first: types.offset(types.structure("uprobe_task")?, "return_instances")?,
-            slot: types.offset(instance, "stack")?,
-            original: types.offset(instance, "orig_ret_vaddr")?,
-            next: types.offset(instance, "next")?,
-        })
-    });
-    if found.is_none() {
-        tracing::debug!("{VMLINUX} does not tell where return addresses are that probes have taken away");
-    }
-    found.unwrap_or_default()
+/// Where the running kernel keeps things.
+#[derive(Default)]
+pub(super) struct Layouts {
+    /// What its return probes have taken out of return slots; all 0 when it does not say.
+    pub(super) return_instances: ReturnInstances,
+    /// How a process ends; all 0 when it does not say.
+    pub(super) process_end: ProcessEnd,
 }
 
-/// Where the kernel keeps how a process ends; all 0 when it does not say.
-pub(super) fn process_end() -> ProcessEnd {
-    let text = fs::read(VMLINUX).unwrap_or_default();
-    let found = Types::parse(&text).and_then(|types| {
-        let task = types.structure("task_struct")?;
-        Some(ProcessEnd {
-            signal: types.offset(task, "signal")?,
-            live: types.offset(types.structure("signal_struct")?, "live")?,
-            exit_code: types.offset(task, "exit_code")?,
-        })
-    });
-    if found.is_none() {
-        tracing::debug!("{VMLINUX} does not tell where it keeps how processes end");
+impl Layouts {
+    /// Those of the running kernel. Its types are read once: they are megabytes.
+    pub(super) fn read() -> Self {
+        let text = fs::read(VMLINUX).unwrap_or_default();
+        let types = Types::parse(&text);
+        let return_instances = types.as_ref().and_then(return_instances);
+        if return_instances.is_none() {
+            tracing::debug!("{VMLINUX} does not tell where return addresses are that probes have taken away");
+        }
+        let process_end = types.as_ref().and_then(process_end);
+        if process_end.is_none() {
+            tracing::debug!("{VMLINUX} does not tell where it keeps how processes end");
+        }
+        Self { return_instances: return_instances.unwrap_or_default(), process_end: process_end.unwrap_or_default() }
     }
-    found.unwrap_or_default()
+}
+
+fn return_instances(types: &Types<'_>) -> Option<ReturnInstances> {
+    let instance = types.structure("return_instance")?;
+    Some(ReturnInstances {
+        utask: types.offset(types.structure("task_struct")?, "utask")?,
+        first: types.offset(types.structure("uprobe_task")?, "return_instances")?,
+        slot: types.offset(instance, "stack")?,
+        original: types.offset(instance, "orig_ret_vaddr")?,
+        next: types.offset(instance, "next")?,
+    })
+}
+
+fn process_end(types: &Types<'_>) -> Option<ProcessEnd> {
+    let task = types.structure("task_struct")?;
+    Some(ProcessEnd {
+        signal: types.offset(task, "signal")?,
+        live: types.offset(types.structure("signal_struct")?, "live")?,
+        exit_code: types.offset(task, "exit_code")?,
+    })
 }
 
 /// The types of a kernel.
@@ -206,7 +216,7 @@ mod tests {
         if !fs::exists(VMLINUX).unwrap() {
             return;
         }
-        let at = return_instances();
+        let at = Layouts::read().return_instances;
         let all = [at.utask, at.first, at.slot, at.original, at.next];
         assert!(all.iter().all(|offset| *offset > 0 && offset % 8 == 0), "{at:?}");
         assert_eq!(at.original, at.slot + 8, "stack and orig_ret_vaddr are neighbours from 5.17 to 6.18: {at:?}");

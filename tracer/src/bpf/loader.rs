@@ -10,7 +10,7 @@ use super::{
     copies::StackCopies,
     events::Events,
     golang::GoMaps,
-    kernel_types,
+    kernel_types::Layouts,
     multi::{self, Multi},
     refusal,
     tables::Tables,
@@ -146,8 +146,8 @@ impl Programs {
         let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
-        let return_instances = ReturnInstancesValue(kernel_types::return_instances());
-        let process_end = ProcessEndValue(kernel_types::process_end());
+        let Layouts { return_instances, process_end } = Layouts::read();
+        let (return_instances, process_end) = (ReturnInstancesValue(return_instances), ProcessEndValue(process_end));
         let mut ebpf = EbpfLoader::new()
             .override_global("WAKEUP_BYTES", &wakeup, true)
             .override_global("MIN_SIZE", &min, true)

@@ -47,13 +47,18 @@ const PIECE: u64 = 64 << 10;
 const MORE: u64 = 16;
 
 fn known(name: &str) -> Option<Known> {
-    if NO_RETURN.contains(&name) {
+    if never_returns(name) {
         Some(Known::NoReturn)
     } else if RETURNS_FIRST.contains(&name) {
         Some(Known::ReturnsFirst)
     } else {
         None
     }
+}
+
+/// Whether the library function `name` never returns.
+pub(super) fn never_returns(name: &str) -> bool {
+    NO_RETURN.contains(&name)
 }
 
 /// Calls `f` with an analysis of the file. `family` and `entries` as in [`Image`].

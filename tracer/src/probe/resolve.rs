@@ -14,25 +14,11 @@ use object::{
 use super::{
     allocators::{CATALOGUE, Shape},
     exits::{Exits, exits},
-    image::{Elf, with_analysis},
+    image::{self, Elf, with_analysis},
     returns::{self, Bound, Returns},
     site::{self, WINDOW},
 };
 use crate::process::elf::{Bounded, Bytes};
-
-/// Functions that allocators call when nothing else is left, and that never return.
-const NO_RETURN: [&str; 10] = [
-    "_ZSt17__throw_bad_allocv",
-    "_ZSt9terminatev",
-    "__cxa_throw",
-    "__cxa_rethrow",
-    "_Unwind_Resume",
-    "__cxa_throw_bad_array_new_length",
-    "abort",
-    "__assert_fail",
-    "__stack_chk_fail",
-    "_exit",
-];
 
 /// A function of the allocator and where to probe it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -206,7 +192,7 @@ fn pointers_to_code(elf: &Elf<'_>) -> HashMap<u64, Bound> {
         let RelocationTarget::Symbol(index) = relocation.target() else { return None };
         let symbol = symbols.symbol_by_index(index).ok()?;
         let bound = match symbol.name() {
-            Ok(name) if NO_RETURN.contains(&name) => Bound::NoReturn,
+            Ok(name) if image::never_returns(name) => Bound::NoReturn,
             _ if symbol.is_definition() => Bound::Here(symbol.address()),
             _ => Bound::Elsewhere,
         };

@@ -493,7 +493,7 @@ mod tests {
             let error = opener.find(own.link("exe", "a file", "a group")).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         }
-        assert!(opener.helper.is_none() && opener.told.len() == 1, "{:?}", opener.told);
+        assert!(matches!(&*opener.told, [told] if told.contains("did not answer before")), "{:?}", opener.told);
         opener = Opener { silent: vec!["a group".to_owned()], ..Opener::default() };
         assert!(opener.find(own.link("exe", "a file", "a group")).is_err());
     }
