@@ -262,8 +262,13 @@ impl Follower {
         let seen = self.collections;
         let times = self.history.times();
         let since = self.began.saturating_add(self.wanted.min_age);
+        let mean = match &self.followed {
+            Followed::Objects(objects) => objects.mean(),
+            Followed::Buckets { rate, .. } => *rate,
+        };
         let held = |stack, samples: u64, bytes: u64| {
-            let grain = bytes as f64 / samples.max(1) as f64;
+            // No sample stands for less.
+            let grain = (bytes as f64 / samples.max(1) as f64).max(mean as f64);
             self.history.series(stack, &times, since).map(|series| series.sampled(grain))
         };
         match &self.followed {

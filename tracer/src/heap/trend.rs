@@ -8,9 +8,11 @@
 
 use crate::profile::{Growth, Rate, Trend};
 
-/// Fewest points, and shortest time in seconds, that say anything.
-const LEAST_POINTS: usize = 8;
+/// Fewest points, and shortest time in seconds, that say anything: a Go heap that grows is collected ever more rarely.
+const LEAST_POINTS: usize = 5;
 const LEAST_SECONDS: f64 = 0.5;
+/// With fewer points than these there are no parts, and the error is as much larger as they are fewer.
+const ENOUGH_POINTS: usize = 8;
 /// How many errors a slope must differ from 0 by to be called growth, and to be no reason to wait.
 const CERTAIN: f64 = 3.0;
 const DOUBTFUL: f64 = 2.0;
@@ -45,7 +47,7 @@ pub(super) fn trend(times: &[f64], values: &[f64], grain: f64) -> Growth {
     let mut from = 0;
     for shorter in [points / 4, points / 2] {
         let (times, values) = (&times[shorter..], &values[shorter..]);
-        if times.len() >= LEAST_POINTS && seconds(times) >= LEAST_SECONDS {
+        if times.len() >= ENOUGH_POINTS && seconds(times) >= LEAST_SECONDS {
             let other = Fit::new(times, values, grain);
             if other.error * OF_ONE_PIECE < fit.error {
                 (fit, from) = (other, shorter);
@@ -105,8 +107,10 @@ impl Fit {
         let variance = lags[0].max(lags[1]);
         let moves =
             if grain > 0.0 { values.windows(2).map(|pair| (pair[1] - pair[0]).abs()).sum::<f64>() } else { 0.0 };
-        let walk = FEW * FEW * 1.2 * variance / seconds;
-        let sampled = grain * moves / seconds.powi(2);
+        let few = FEW * ENOUGH_POINTS as f64 / points.min(ENOUGH_POINTS) as f64;
+        let walk = few * few * 1.2 * variance / seconds;
+        // Nothing seen is not nothing: one may have been missed.
+        let sampled = grain * moves.max(grain) / seconds.powi(2);
         let moment = (slope * MOMENT / seconds).powi(2);
         Self { slope, error: (walk.max(sampled) + moment).sqrt() }
     }

@@ -278,6 +278,11 @@ impl Objects {
         }
     }
 
+    /// Bytes between samples, on average.
+    pub fn mean(&self) -> u64 {
+        self.mean as u64
+    }
+
     /// An object has been through a cycle of the garbage collector.
     fn meet(&mut self, sample: &Sample, survived: bool) {
         let Some(tracked) = self.alive.get_mut(&sample.addr).filter(|tracked| !tracked.proven) else { return };
@@ -354,7 +359,7 @@ impl Objects {
             samples += 1;
         }
         Sampling {
-            mean_bytes: self.mean as u64,
+            mean_bytes: self.mean(),
             samples,
             relative_error: if sum > 0.0 { variance.sqrt() / sum } else { 0.0 },
             cycles: self.cycles,
