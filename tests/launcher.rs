@@ -18,7 +18,9 @@ use nix::{
 };
 use rustix::process::{PidfdFlags, pidfd_open, pidfd_send_signal};
 
-use crate::harness::{Run, Running, Target, compiled, require_root, scratch, slowness, wait_until};
+use crate::harness::{
+    Run, Running, Target, compiled, require_root, scratch, slowness, wait_until, with_default_signals,
+};
 
 /// State of a process as ps(1) shows it, `-` when it is gone.
 fn state(pid: u32) -> char {
@@ -159,7 +161,7 @@ fn ctrl_c_is_one_signal() {
     );
     let mut script = Command::new("script");
     script.args(["-qec", &command, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut script = script.spawn().unwrap();
+    let mut script = with_default_signals(&mut script).spawn().unwrap();
     let mut lines = BufReader::new(script.stdout.take().unwrap()).lines().map(|line| line.unwrap());
     assert!(lines.any(|line| line.trim_end() == "ready"), "the command did not begin");
     let mut keyboard = script.stdin.take().unwrap();
@@ -185,7 +187,7 @@ fn ctrl_c_is_one_signal() {
 #[test]
 fn a_stopped_job_is_stopped_as_a_whole() {
     require_root();
-    let running = Run::launch(&[], ["sleep", "60"]).start();
+    let running = Run::launch(&[], ["sleep", "60"]).as_a_job().start();
     let (tracer, command) = (running.pid(), running.traced());
     running.signal(Signal::SIGTSTP);
     wait_until("both stopped", || state(command) == 'T' && state(tracer) == 'T');
@@ -205,7 +207,9 @@ fn a_command_inherits_what_tracer_was_started_with() {
     let tell = "grep -E '^(Sig(Blk|Ign)|Umask|NoNewPrivs)' /proc/$$/status | \
                 sed -E 's/^(Sig...:.).{8}/\\1/'; ulimit -a; ls -l /proc/$$/fd | sed -E 's/.* ([0-9]+ -> )/\\1/; s/pipe:.*/pipe/'; \
                 [ $(ps -o pgid= $$) = $(ps -o pgid= $PPID) ] && echo one group";
-    let bare = Command::new("sh").args(["-c", wrapper, "sh", "sh", "-c", tell]).stdin(Stdio::null()).output().unwrap();
+    let mut bare = Command::new("sh");
+    bare.args(["-c", wrapper, "sh", "sh", "-c", tell]).stdin(Stdio::null());
+    let bare = with_default_signals(&mut bare).output().unwrap();
     let bare = String::from_utf8(bare.stdout).unwrap();
     assert!(bare.contains("one group") && bare.contains("3 -> /etc/passwd"), "{bare}");
     let run = Run::through("sh", &["-c", wrapper, "sh"], Run::tracer());

@@ -30,5 +30,5 @@ pub(crate) use report::{Held, Report, Stack};
 pub(crate) use sites::{callers_of, check_sites, deviation};
 pub(crate) use stepper::check as check_calls;
 pub(crate) use target::Target;
-pub(crate) use tracer::{Outcome, Run, Running};
+pub(crate) use tracer::{Outcome, Run, Running, with_default_signals};
 pub(crate) use truth::{Truth, check_functions, check_holders};

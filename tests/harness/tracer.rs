@@ -4,6 +4,7 @@ use std::{
     ffi::OsStr,
     fs,
     io::{BufRead as _, BufReader, Read as _},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -12,7 +13,7 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::signal::{SigHandler, Signal, kill, signal},
     unistd::Pid,
 };
 use tempfile::TempDir;
@@ -93,6 +94,12 @@ impl Run {
         self
     }
 
+    /// Puts it into a process group of its own, as shells do that can stop it.
+    pub(crate) fn as_a_job(mut self) -> Self {
+        self.command.process_group(0);
+        self
+    }
+
     /// Starts it and returns as soon as its probes are live.
     pub(crate) fn start(self) -> Running {
         let mut running = self.spawn();
@@ -108,6 +115,7 @@ impl Run {
     /// Starts it and does not wait for anything.
     pub(crate) fn spawn(mut self) -> Running {
         self.command.stdin(self.input).stdout(Stdio::piped()).stderr(Stdio::piped());
+        with_default_signals(&mut self.command);
         let mut child = self.command.spawn().unwrap_or_else(|error| panic!("{:?}: {error}", self.command));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (send, lines) = mpsc::channel();
@@ -122,6 +130,19 @@ impl Run {
         });
         Running { child, lines, seen: Vec::new(), printed: Some(printed), folder: Some(self.folder) }
     }
+}
+
+/// Starts a program as a terminal does, also where the tests run in the background or under nohup: with no signal ignored.
+pub(crate) fn with_default_signals(command: &mut Command) -> &mut Command {
+    let reset = || {
+        for kind in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGTSTP] {
+            // SAFETY: no handler is set.
+            unsafe { signal(kind, SigHandler::SigDfl)? };
+        }
+        Ok(())
+    };
+    // SAFETY: bare system calls.
+    unsafe { command.pre_exec(reset) }
 }
 
 fn lossy(text: &[u8]) -> String {
