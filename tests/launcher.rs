@@ -187,7 +187,7 @@ fn ctrl_c_is_one_signal() {
 #[test]
 fn a_stopped_job_is_stopped_as_a_whole() {
     require_root();
-    let running = Run::launch(&[], ["sleep", "60"]).as_a_job().start();
+    let running = Run::launch(&[], ["sleep", "60"]).job().start();
     let (tracer, command) = (running.pid(), running.traced());
     running.signal(Signal::SIGTSTP);
     wait_until("both stopped", || state(command) == 'T' && state(tracer) == 'T');

@@ -95,7 +95,7 @@ impl Run {
     }
 
     /// Puts it into a process group of its own, as shells do that can stop it.
-    pub(crate) fn as_a_job(mut self) -> Self {
+    pub(crate) fn job(mut self) -> Self {
         self.command.process_group(0);
         self
     }
