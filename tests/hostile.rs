@@ -85,7 +85,9 @@ fn ages_are_right_in_a_time_namespace() {
 /// A program that generates code, in a mount namespace of its own that `mounts` (commands for a shell; PERF_MAP is where the map
 /// is looked for) has made.
 fn with_mounts(mounts: &str) -> Target {
-    let script = format!("mount -t tmpfs none /tmp; PERF_MAP=/tmp/perf-$$.map; {mounts} && exec \"$0\"");
+    // The program itself may lie below /tmp.
+    let script =
+        format!("exec 9<\"$0\"; mount -t tmpfs none /tmp; PERF_MAP=/tmp/perf-$$.map; {mounts} && exec /proc/self/fd/9");
     let program = compiled("generated code");
     Target::start_with(Path::new("unshare"), &["-m", "sh", "-c", &script, program.to_str().unwrap()], &[])
 }
