@@ -57,7 +57,7 @@ impl Launcher {
     /// # Errors
     /// The guardian is gone, or cannot map it.
     pub fn allow_stops(&self, stops: BorrowedFd<'_>) -> io::Result<()> {
-        self.guardian.ask_with(Request::Guard, &[stops]).map(drop)
+        self.guardian.ask_with(Request::Guard, Some(stops)).map(drop)
     }
 
     /// Starts `command` (name, arguments) and holds it at its exec.

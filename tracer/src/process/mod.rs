@@ -3,6 +3,7 @@
 pub mod status;
 
 pub mod address_space;
+mod channel;
 pub mod elf;
 mod file_system;
 pub mod link_map;

@@ -10,7 +10,6 @@
 use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut},
-    mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::FileExt as _, process::CommandExt as _},
@@ -24,13 +23,12 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags},
-    net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-    },
 };
 
-use super::file_system;
+use super::{
+    channel::{pair, receive, send},
+    file_system,
+};
 
 /// What the helper is called by: its first argument.
 pub const NAME: &str = "tracer: files";
@@ -264,7 +262,7 @@ struct Helper {
 
 impl Helper {
     fn start() -> io::Result<Self> {
-        let (channel, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (channel, its) = pair()?;
         let mut command = Command::new("/proc/self/exe");
         // It keeps nothing that others wait for, and gets no Ctrl-C.
         command.arg0(NAME).current_dir("/").process_group(0);
@@ -280,7 +278,8 @@ impl Helper {
         end: Instant,
     ) -> io::Result<(Words, Option<OwnedFd>)> {
         let head = [request.what, request.arguments[0], request.arguments[1]].map(u64::to_ne_bytes);
-        send(self.channel.as_fd(), &[head.as_flattened(), request.path], Some(descriptor))?;
+        let parts = [head.as_flattened(), request.path].map(IoSlice::new);
+        send(self.channel.as_fd(), &parts, Some(descriptor))?;
         loop {
             let left = silence.min(end.saturating_duration_since(Instant::now()));
             let left = left.try_into().map_err(io::Error::other)?;
@@ -291,7 +290,8 @@ impl Helper {
                 Err(error) => return Err(error.into()),
             }
             let mut answer = [[0; 8]; WORDS];
-            let (length, descriptor) = receive(self.channel.as_fd(), &mut [answer.as_flattened_mut()])?;
+            let (length, descriptor) =
+                receive(self.channel.as_fd(), &mut [IoSliceMut::new(answer.as_flattened_mut())])?;
             if length == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -348,7 +348,8 @@ pub fn serve() -> io::Result<()> {
     let channel = stdin.as_fd();
     loop {
         let (mut head, mut path) = ([[0; 8]; 3], [0; MAX_PATH]);
-        let (length, descriptor) = receive(channel, &mut [head.as_flattened_mut(), &mut path])?;
+        let mut parts = [head.as_flattened_mut(), &mut path].map(IoSliceMut::new);
+        let (length, descriptor) = receive(channel, &mut parts)?;
         let Some(length) = length.checked_sub(size_of_val(&head)) else { return Ok(()) };
         let Some(descriptor) = descriptor else { return Err(io::ErrorKind::InvalidData.into()) };
         let [what, first, second] = head.map(u64::from_ne_bytes);
@@ -375,7 +376,7 @@ pub fn serve() -> io::Result<()> {
 }
 
 fn answer(channel: BorrowedFd<'_>, words: &Words, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    send(channel, &[words.map(u64::to_ne_bytes).as_flattened()], descriptor)
+    send(channel, &[IoSlice::new(words.map(u64::to_ne_bytes).as_flattened())], descriptor)
 }
 
 /// Opens what is wanted as a path only: nothing of it is read, and opening has no effect.
@@ -419,35 +420,6 @@ fn copy(path: &OwnedFd, length: u64, channel: BorrowedFd<'_>) -> io::Result<Owne
     Ok(copy.into())
 }
 
-fn send(channel: BorrowedFd<'_>, parts: &[&[u8]], descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut attached = SendAncillaryBuffer::new(&mut space);
-    let descriptors = descriptor.map(|descriptor| [descriptor]);
-    if let Some(descriptors) = &descriptors
-        && !attached.push(SendAncillaryMessage::ScmRights(descriptors))
-    {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let parts: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-    rustix::io::retry_on_intr(|| sendmsg(channel, &parts, &mut attached, SendFlags::NOSIGNAL))?;
-    Ok(())
-}
-
-/// Length of a message and the descriptor that came with it. No bytes: the other side is gone.
-fn receive(channel: BorrowedFd<'_>, parts: &mut [&mut [u8]]) -> io::Result<(usize, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut attached = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        let mut parts: Vec<IoSliceMut<'_>> = parts.iter_mut().map(|part| IoSliceMut::new(part)).collect();
-        recvmsg(channel, &mut parts, &mut attached, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    let descriptor = attached.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok((received.bytes, descriptor))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -467,7 +439,7 @@ mod tests {
     #[test]
     fn a_copy_cannot_change_and_signs_of_life_come_with_it() {
         let (path, facts) = own_executable();
-        let (near, far) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let (near, far) = pair().unwrap();
         let length = facts.length.min(5 * CHUNK as u64 / 2);
         let copy = File::from(copy(&path, length, far.as_fd()).unwrap());
         drop(far);
@@ -478,7 +450,7 @@ mod tests {
         assert!(both[0] == both[1]);
         assert!(copy.write_at(b"x", 0).is_err() && copy.set_len(0).is_err());
         let mut signs = 0;
-        while receive(near.as_fd(), &mut [&mut [0; 8]]).unwrap().0 > 0 {
+        while receive(near.as_fd(), &mut [IoSliceMut::new(&mut [0; 8])]).unwrap().0 > 0 {
             signs += 1;
         }
         assert_eq!(signs, length.div_ceil(CHUNK as u64));

@@ -12,15 +12,12 @@ use std::{
     time::Duration,
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    net::{
-        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-    },
-};
+use rustix::event::{PollFd, PollFlags, poll};
 
-use super::held::{Command, Step};
+use super::{
+    super::channel,
+    held::{Command, Step},
+};
 use tracer_ebpf::ExecStops;
 
 /// What the guardian is asked for. Each request is answered.
@@ -126,7 +123,7 @@ impl Guardian {
     /// # Errors
     /// No process or descriptor is left.
     pub(super) fn start() -> io::Result<Self> {
-        let (channel, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (channel, its) = channel::pair()?;
         // SAFETY: no thread has been started yet; and what the child does allocates nothing and takes no lock.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
@@ -152,12 +149,12 @@ impl Guardian {
     /// # Errors
     /// The guardian is gone; or what it says failed.
     pub(super) fn ask(&self, request: Request) -> io::Result<Reply> {
-        self.ask_with(request, &[])
+        self.ask_with(request, None)
     }
 
-    /// The same, with descriptors.
-    pub(super) fn ask_with(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> io::Result<Reply> {
-        send(self.channel.as_fd(), request.message(), descriptors)?;
+    /// The same, with a descriptor.
+    pub(super) fn ask_with(&self, request: Request, descriptor: Option<BorrowedFd<'_>>) -> io::Result<Reply> {
+        send(self.channel.as_fd(), request.message(), descriptor)?;
         let (message, _) = receive(self.channel.as_fd())?.ok_or_else(gone)?;
         match Reply::parse(message) {
             Some(Reply::Failed(errno)) => Err(io::Error::from_raw_os_error(errno)),
@@ -184,7 +181,7 @@ fn guard(channel: &OwnedFd) -> ! {
     while let Some((message, map)) = guard.next_message() {
         let Some(request) = Request::parse(message) else { break };
         let Some(reply) = guard.obey(request, map) else { break };
-        if send(channel.as_fd(), reply.message(), &[]).is_err() {
+        if send(channel.as_fd(), reply.message(), None).is_err() {
             break;
         }
     }
@@ -368,31 +365,15 @@ impl Stops {
     }
 }
 
-fn send(channel: BorrowedFd<'_>, message: Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let [what, argument] = message.map(u64::to_ne_bytes);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut attached = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !attached.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let parts = [IoSlice::new(&what), IoSlice::new(&argument)];
-    rustix::io::retry_on_intr(|| sendmsg(channel, &parts, &mut attached, SendFlags::NOSIGNAL))?;
-    Ok(())
+fn send(channel: BorrowedFd<'_>, message: Message, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let words = message.map(u64::to_ne_bytes);
+    channel::send(channel, &[IoSlice::new(words.as_flattened())], descriptor)
 }
 
 /// A message, with the descriptor that came with it. `None` when the other side is gone.
 fn receive(channel: BorrowedFd<'_>) -> io::Result<Option<(Message, Option<OwnedFd>)>> {
-    let (mut what, mut argument) = ([0; 8], [0; 8]);
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut attached = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::io::retry_on_intr(|| {
-        let mut parts = [IoSliceMut::new(&mut what), IoSliceMut::new(&mut argument)];
-        recvmsg(channel, &mut parts, &mut attached, RecvFlags::CMSG_CLOEXEC)
-    })?;
-    let descriptor = attached.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    let whole = received.bytes == size_of::<Message>();
-    Ok(whole.then(|| ([what, argument].map(u64::from_ne_bytes), descriptor)))
+    let mut words = [[0; 8]; 2];
+    let (length, descriptor) = channel::receive(channel, &mut [IoSliceMut::new(words.as_flattened_mut())])?;
+    let whole = length == size_of::<Message>();
+    Ok(whole.then(|| (words.map(u64::from_ne_bytes), descriptor)))
 }
