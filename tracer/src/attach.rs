@@ -246,19 +246,23 @@ impl Attached {
         }
     }
 
+    /// Some of what the process did was not recorded; `note` tells why.
+    fn was_unseen(&mut self, note: String) {
+        tracing::warn!("{note}");
+        self.notes.push(note);
+        self.unseen_spans += 1;
+    }
+
     /// A signal has ended the process.
     pub fn was_killed(&mut self, signal: u8) {
         self.killed_by = Some(signal);
         if i32::from(signal) == libc::SIGTRAP && self.allocator.is_some() {
             // That of a breakpoint that belongs to nobody where it was met.
-            self.unseen_spans += 1;
-            let note = format!(
+            self.was_unseen(format!(
                 "process {} was ended by SIGTRAP: it may have run a copy that it had made of its own code, with the probes in \
                  it (see the limits in README)",
                 self.pid
-            );
-            tracing::warn!("{note}");
-            self.notes.push(note);
+            ));
         }
     }
 
@@ -312,10 +316,7 @@ impl Attached {
     /// Notes what was missed until an allocator was found. Whether the probes are lost.
     fn end_search(&mut self, search: &Search) -> bool {
         if let Some(missed) = search.missed() {
-            let note = self.tell(missed);
-            tracing::warn!("{note}");
-            self.notes.push(note);
-            self.unseen_spans += 1;
+            self.was_unseen(self.tell(missed));
         }
         search.probes_lost
     }
@@ -357,10 +358,7 @@ impl Attached {
     fn cannot_follow(&mut self, what: &str) {
         self.search = None;
         self.gave_up = true;
-        self.unseen_spans += 1;
-        let note = format!("process {} became {what}: nothing of that is recorded", self.pid);
-        tracing::warn!("{note}");
-        self.notes.push(note);
+        self.was_unseen(format!("process {} became {what}: nothing of that is recorded", self.pid));
     }
 
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
@@ -427,8 +425,7 @@ impl Attached {
         let again = self.reattach(programs, allocator, self.pid) && self.look_for_probes() == Some(0);
         let away = self.seen.elapsed();
         (self.gave_up, self.suspect, self.seen) = (!again, false, Instant::now());
-        self.unseen_spans += 1;
-        self.notes.push(self.probes_were_away(missing, away, again));
+        self.was_unseen(self.probes_were_away(missing, away, again));
         true
     }
 
@@ -459,13 +456,11 @@ impl Attached {
             self.pid
         );
         let away = away.as_millis();
-        let note = if again {
+        if again {
             format!("{what}; they are there again, and at most {away} ms were not recorded")
         } else {
             format!("{what}; what it did since then, or up to {away} ms before, is not recorded")
-        };
-        tracing::warn!("{note}");
-        note
+        }
     }
 
     /// Takes the probes off.

@@ -31,7 +31,7 @@ pub enum Way {
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Exits => "at instructions that the kernel emulates",
+            Self::Exits => "at instructions that every call passes",
             Self::Returns => "at its return instructions",
             Self::Session => "by return probes that its entry decides about",
             Self::Link => "by return probes",
