@@ -63,7 +63,7 @@ const PROGRAMS: &[Source] = &[
     Source {
         name: "fibers",
         compiler: C,
-        files: &["fibers.c"],
+        files: &["fibers.c", "pausing_malloc.c"],
         flags: &["-fno-builtin", "-rdynamic", "-fno-omit-frame-pointer"],
     },
     Source { name: "fork", compiler: C, files: &["fork.c"], flags: WITH_FRAME_POINTERS },

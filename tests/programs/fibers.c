@@ -15,37 +15,8 @@
 
 enum { MOST = 512, STACK = 64 << 10, BLOCKS = 200 };
 
-static char pool[256 << 20];
-static size_t top;
-
-// Called inside of malloc, before the block is taken.
-static void (*volatile pause_inside)(void);
-
-__attribute__((noipa)) void *malloc(size_t size)
-{
-    if (pause_inside)
-        pause_inside();
-    char *block = pool + __atomic_fetch_add(&top, (size + 31) & ~15ul, __ATOMIC_RELAXED) + 16;
-    ((size_t *)block)[-1] = size;
-    return block;
-}
-
-__attribute__((noipa)) void free(void *block)
-{
-}
-
-void *calloc(size_t count, size_t size)
-{
-    return malloc(count * size);
-}
-
-void *realloc(void *block, size_t size)
-{
-    void *moved = malloc(size);
-    if (block)
-        memcpy(moved, block, ((size_t *)block)[-1] < size ? ((size_t *)block)[-1] : size);
-    return moved;
-}
+// Called inside of malloc (pausing_malloc.c), before the block is taken.
+extern void (*volatile pause_inside)(void);
 
 LEAK(in_fiber)
 LEAK(in_handler)

@@ -356,14 +356,19 @@ fn what_may_replace_what_was_there_before_is_not_said_to_grow() {
     assert_eq!(seen(1000), Trend::TooEarly);
 }
 
-/// 10,000 bytes a second, in blocks that are two seconds old.
-#[test]
-fn what_has_no_young_blocks_does_not_grow_any_more() {
+/// Ten seconds of 10,000 bytes a second.
+fn steady() -> Series {
     let mut history = History::new(0);
     for look in 0..100 {
         history.look(look * 100_000_000, [look * 1000].into_iter(), std::iter::empty());
     }
-    let series = history.series(0, &history.times(), 0).unwrap();
+    history.series(0, &history.times(), 0).unwrap()
+}
+
+/// Of blocks that are two seconds old.
+#[test]
+fn what_has_no_young_blocks_does_not_grow_any_more() {
+    let series = steady();
     let trend = |young: u64, block: f64| series.clone().aged(young, 2_000_000_000).growth(block).trend;
     assert_eq!(trend(20_000, 100.0), Trend::Growing);
     assert_eq!(trend(6_000, 100.0), Trend::Growing);
@@ -373,11 +378,7 @@ fn what_has_no_young_blocks_does_not_grow_any_more() {
 
 #[test]
 fn samples_that_are_few_have_the_error_of_samples() {
-    let mut history = History::new(0);
-    for look in 0..100 {
-        history.look(look * 100_000_000, [look * 1000].into_iter(), std::iter::empty());
-    }
-    let series = history.series(0, &history.times(), 0).unwrap();
+    let series = steady();
     let error = |grain: f64| series.clone().sampled(grain).growth(1.0).rate.unwrap().error;
     assert!(error(0.0) < 100.0, "{}", error(0.0));
     // 100 of them: a tenth.
