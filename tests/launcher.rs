@@ -153,8 +153,9 @@ fn signals_reach_the_command() {
 fn ctrl_c_is_one_signal() {
     require_root();
     let folder = scratch();
+    // In the place of the shell that script(1) runs it with: Ctrl-\ ends that one, if it waits, and with it the terminal.
     let command = format!(
-        "{} -q -o {}/report.txt -- {}",
+        "exec {} -q -o {}/report.txt -- {}",
         Run::tracer().display(),
         folder.path().display(),
         compiled("signals").display()
