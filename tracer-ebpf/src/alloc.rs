@@ -63,7 +63,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, arguments: [u64; 3], decide
     } else if pointer != 0 {
         op = Op::Realloc;
         let target = &entered.thread.target;
-        let header = Header::new(kind::REALLOC_TAKE, target.generation, entered.slot, entered.pid_tgid);
+        let header = Header::new(kind::REALLOC_TAKE, target.image, entered.slot, entered.pid_tgid);
         if !emit::end_of_block(header, target, pointer) {
             flags |= CALL_TAKE_LOST;
         }
@@ -113,12 +113,12 @@ pub(crate) fn free(addr: u64) {
         // SAFETY: the pointer comes from a map lookup, and only this thread uses its slot.
         let thread = unsafe { &mut *thread };
         if process::refresh(thread, pid_tgid) {
-            emit::end_of_block(Header::new(kind::FREE, thread.target.generation, 0, pid_tgid), &thread.target, addr);
+            emit::end_of_block(Header::new(kind::FREE, thread.target.image, 0, pid_tgid), &thread.target, addr);
         }
         return;
     }
     let Some(target) = process::target(pid_tgid) else { return };
-    emit::end_of_block(Header::new(kind::FREE, target.generation, 0, pid_tgid), &target, addr);
+    emit::end_of_block(Header::new(kind::FREE, target.image, 0, pid_tgid), &target, addr);
 }
 
 /// Return of a function that allocates, through the kernel's trampoline.
@@ -164,8 +164,8 @@ pub(crate) fn leave_at_exit(ctx: &ProbeContext, cookie: u64) {
 /// The outcome of a call.
 #[inline(always)]
 fn finish(thread: &mut Thread, call: Call, slot: u32, result: u64, pid_tgid: u64) {
-    let generation = thread.target.generation;
-    let header = |kind| Header::new(kind, generation, slot, pid_tgid);
+    let image = thread.target.image;
+    let header = |kind| Header::new(kind, image, slot, pid_tgid);
     let unwanted = call.flags & CALL_UNWANTED != 0;
     if call.op == Op::Stored as u32 {
         // An int: the upper half of the register means nothing.
@@ -195,7 +195,7 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
     let take_lost = call.flags & CALL_TAKE_LOST != 0;
     if result == 0 && call.size > 0 {
         if take_lost {
-            emit::not_lost(header(kind::FREE), target, call.pointer);
+            emit::not_lost(target, call.pointer);
         } else {
             emit::survivor(header(kind::REALLOC_FAILED), target, call.pointer);
         }
@@ -210,7 +210,7 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
     let sent = emit::block(header(kind::REALLOC_DONE), result, call.size, call.stack, time);
     if !sent && !take_lost {
         // User space still holds the old block in suspense: it must learn that it is gone.
-        emit::lost_free(header(kind::FREE), target, call.pointer);
+        emit::lost_free(target, call.pointer);
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) fn copy(ctx: &ProbeContext) {
     // SAFETY: the entry has room for a copy, all of which is written or not looked at; the helpers check addresses.
     unsafe {
         let head = &raw mut (*copy).head;
-        (*head).header = Header::new(kind::STACK, thread.target.generation, 0, pid_tgid);
+        (*head).header = Header::new(kind::STACK, thread.target.image, 0, pid_tgid);
         ((*head).id, (*head).frames, (*head).end) = (found.id, found.count as u32, found.end);
         process::registers(ctx.as_ptr(), &mut (*copy).registers);
         let addresses: *mut c_void = (&raw mut (*copy).addresses).cast();

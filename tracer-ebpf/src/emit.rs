@@ -8,13 +8,13 @@ use core::ffi::c_void;
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
-        bpf_ktime_get_ns,
+        bpf_get_current_comm, bpf_ktime_get_ns,
         generated::{bpf_ringbuf_output, bpf_ringbuf_query},
     },
     macros::map,
     maps::{Array, HashMap, RingBuf},
 };
-use tracer_ebpf::{Address, Block, Header, Loss, LostFree, Moment, Target, golang::Sample};
+use tracer_ebpf::{Address, Began, Block, Header, Loss, LostFree, Moment, Target, golang::Sample};
 
 /// The one channel to user space. Its size is set by user space before loading.
 #[map]
@@ -125,17 +125,17 @@ pub(crate) fn sample(sample: &Sample) {
 pub(crate) fn end_of_block(header: Header, target: &Target, addr: u64) -> bool {
     let sent = send(&Address { header, addr });
     if !sent {
-        lost_free(header, target, addr);
+        lost_free(target, addr);
     }
     sent
 }
 
 /// Keeps the address of a free that could not be sent.
 #[inline(always)]
-pub(crate) fn lost_free(header: Header, target: &Target, addr: u64) {
+pub(crate) fn lost_free(target: &Target, addr: u64) {
     count_loss!(frees, 1);
     let time = now();
-    let key = LostFree { addr, tgid: header.tgid(), generation: target.generation };
+    let key = LostFree { addr, image: target.image, reserved: 0 };
     if LOST_FREES.insert(key, time, u64::from(BPF_ANY)).is_err() {
         count_loss!(frees_unrecorded, 1);
         if let Some(loss) = loss() {
@@ -148,8 +148,8 @@ pub(crate) fn lost_free(header: Header, target: &Target, addr: u64) {
 
 /// An old block whose lost realloc did not end it after all.
 #[inline(always)]
-pub(crate) fn not_lost(header: Header, target: &Target, addr: u64) {
-    let key = LostFree { addr, tgid: header.tgid(), generation: target.generation };
+pub(crate) fn not_lost(target: &Target, addr: u64) {
+    let key = LostFree { addr, image: target.image, reserved: 0 };
     let _ = LOST_FREES.remove(key);
 }
 
@@ -158,11 +158,11 @@ pub(crate) fn not_lost(header: Header, target: &Target, addr: u64) {
 pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
     if !send(&Address { header, addr }) {
         count_loss!(allocs, 1);
-        lost_free(header, target, addr);
+        lost_free(target, addr);
     }
 }
 
-/// The end of a thread.
+/// The end of a thread or a process.
 #[inline(always)]
 pub(crate) fn moment(header: Header) {
     if !send(&Moment { header, time: now() }) {
@@ -170,11 +170,12 @@ pub(crate) fn moment(header: Header) {
     }
 }
 
-/// An exec; whether it could be sent. The reader is woken: until it has looked at the new program, that may go unseen.
+/// The beginning of the image of process `pid`, which came from `parent`; whether it could be sent. The reader is woken: until it
+/// has looked at a new program, that may go unseen.
 #[inline(always)]
-pub(crate) fn exec(header: Header) -> bool {
-    let moment = Moment { header, time: now() };
-    let sent = output((&raw const moment).cast(), size_of::<Moment>() as u64, BPF_RB_FORCE_WAKEUP);
+pub(crate) fn began(header: Header, pid: u32, parent: u32) -> bool {
+    let began = Began { header, time: now(), pid, parent, comm: bpf_get_current_comm().unwrap_or([0; 16]) };
+    let sent = output((&raw const began).cast(), size_of::<Began>() as u64, BPF_RB_FORCE_WAKEUP);
     if !sent {
         count_loss!(moments, 1);
     }

@@ -60,8 +60,8 @@ struct Pending {
     class: u32,
     /// What it waits for.
     until: u32,
-    /// Generation of the target. What has been waited for is another sample's if this or what follows has changed meanwhile.
-    generation: u32,
+    /// Image of the process. What has been waited for is another sample's if this or what follows has changed meanwhile.
+    image: u32,
     /// While it waits for a span: the thread, and what is left of its distance.
     thread: u32,
     left: u64,
@@ -178,8 +178,8 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
         return;
     }
     let depth = word(registers.g + STACK_END).wrapping_sub(sp);
-    let generation = thread.target.generation;
-    let pending = Pending { size, charge, stack, time, class, until: ASSISTED, generation, thread: 0, left: 0, depth };
+    let image = thread.target.image;
+    let pending = Pending { size, charge, stack, time, class, until: ASSISTED, image, thread: 0, left: 0, depth };
     if must_assist && class >> 1 != 0 {
         wait(pid_tgid, registers.g, &pending);
     } else {
@@ -211,7 +211,7 @@ fn waited<'a>(ctx: &ProbeContext, pid_tgid: u64, until: u32) -> Option<(&'a mut 
         return None;
     }
     let thread = alloc::current(ctx, pid_tgid)?;
-    if pending.generation != thread.target.generation {
+    if pending.image != thread.target.image {
         let _ = WAITING.remove(key);
         return None;
     }
@@ -334,7 +334,7 @@ fn send(thread: &mut Thread, pid_tgid: u64, span: u64, runtime: &Runtime, addr: 
     let size = word(span + u64::from(runtime.span_element_size));
     // Not that of the sample: who has helped the garbage collector may get the object after its cycle.
     let sweepgen = word(runtime.sweepgen) as u32;
-    let header = Header::new(kind::GO_SAMPLE, thread.target.generation, runtime.number, pid_tgid);
+    let header = Header::new(kind::GO_SAMPLE, thread.target.image, runtime.number, pid_tgid);
     emit::sample(&Sample { header, addr, size, charge, stack, time, sweepgen, class });
 }
 

@@ -77,33 +77,47 @@ pub mod kind {
     pub const REALLOC_FREED: u8 = 6;
     /// [`StackHead`](super::StackHead) and its addresses: what a stack id stands for.
     pub const STACK: u8 = 7;
-    /// [`Moment`](super::Moment): the process started a new program; the generation in the header is the new one, and the call
-    /// slot is 1 when another thread than the first one did it.
-    pub const EXEC: u8 = 8;
-    /// [`Moment`](super::Moment): a thread ended. The call slot is the signal that ended its process, if this was the last
-    /// one and the signal's number is below 16.
+    /// [`Began`](super::Began): an image began, that of the header. The call slot is one of [`origin`](super::origin).
+    pub const BEGAN: u8 = 8;
+    /// [`Moment`](super::Moment): a thread ended.
     pub const THREAD_EXIT: u8 = 9;
     /// [`golang::Sample`](super::golang::Sample): an object of a Go program.
     pub const GO_SAMPLE: u8 = 10;
+    /// [`Moment`](super::Moment): a process ended, and its image with it. The call slot is the signal that ended it, if one did
+    /// whose number is below 16.
+    pub const ENDED: u8 = 11;
+    /// [`Moment`](super::Moment): a process that works on the image of the header, its parent's (vfork, CLONE_VM), has ended
+    /// without becoming a program of its own.
+    pub const SHARER_ENDED: u8 = 12;
 }
 
-/// First word of every record: kind, call slot, process and thread, packed into 64 bits.
+/// How an image has come about.
+pub mod origin {
+    /// The process has become another program.
+    pub const EXEC: u32 = 0;
+    /// The same, by another thread than its first one, which that has taken the place of.
+    pub const EXEC_BY_OTHER_THREAD: u32 = 1;
+    /// A process has forked.
+    pub const FORK: u32 = 2;
+    /// A process that worked on its parent's image (vfork, CLONE_VM) has become a program of its own.
+    pub const SPAWN: u32 = 3;
+}
+
+/// First word of every record: kind, call slot, image and thread, packed into 64 bits.
 ///
-/// Bits 0-7 kind, 8-15 generation of the process (its count of execs, modulo 256), 16-19 call slot, 20-41 tgid,
-/// 42-63 tid. Linux keeps both ids below 2^22 (`PID_MAX_LIMIT`).
+/// Bits 0-7 kind, 8-11 call slot, 12-41 image, 42-63 tid. Linux keeps thread ids below 2^22 (`PID_MAX_LIMIT`).
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header(pub u64);
 
 impl Header {
-    const ID_MASK: u64 = (1 << 22) - 1;
+    const TID_MASK: u64 = (1 << 22) - 1;
 
-    /// Packs a header; `pid_tgid` as bpf_get_current_pid_tgid gives it (tgid in the upper half).
+    /// Packs a header; `pid_tgid` as bpf_get_current_pid_tgid gives it (tid in the lower half).
     #[inline(always)]
-    pub const fn new(kind: u8, generation: u32, slot: u32, pid_tgid: u64) -> Self {
-        let tgid = (pid_tgid >> 32) & Self::ID_MASK;
-        let tid = pid_tgid & Self::ID_MASK;
-        Self(kind as u64 | ((generation & 0xff) as u64) << 8 | ((slot & 0xf) as u64) << 16 | tgid << 20 | tid << 42)
+    pub const fn new(kind: u8, image: u32, slot: u32, pid_tgid: u64) -> Self {
+        let tid = pid_tgid & Self::TID_MASK;
+        Self(kind as u64 | ((slot & 0xf) as u64) << 8 | ((image & IMAGE_MASK) as u64) << 12 | tid << 42)
     }
 
     /// What the record says, one of [`kind`].
@@ -112,30 +126,31 @@ impl Header {
         self.0 as u8
     }
 
-    /// Count of execs of the process, modulo 256.
-    #[inline(always)]
-    pub const fn generation(self) -> u8 {
-        (self.0 >> 8) as u8
-    }
-
     /// Which of the thread's calls in flight this belongs to.
     #[inline(always)]
     pub const fn slot(self) -> u8 {
-        (self.0 >> 16) as u8 & 0xf
+        (self.0 >> 8) as u8 & 0xf
     }
 
-    /// Process id (thread group id).
+    /// Which address space it is about.
     #[inline(always)]
-    pub const fn tgid(self) -> u32 {
-        (self.0 >> 20 & Self::ID_MASK) as u32
+    pub const fn image(self) -> u32 {
+        (self.0 >> 12) as u32 & IMAGE_MASK
     }
 
     /// Thread id.
     #[inline(always)]
     pub const fn tid(self) -> u32 {
-        (self.0 >> 42 & Self::ID_MASK) as u32
+        (self.0 >> 42 & Self::TID_MASK) as u32
     }
 }
+
+/// Bits of the number of an image: the address space of one program, from its exec, from the fork that made it, or from when
+/// recording began, to its end. Handed out once each, from 1 on by the BPF side, from [`FIRST_GIVEN_IMAGE`] on by user space.
+pub const IMAGE_MASK: u32 = (1 << 30) - 1;
+
+/// First number of an image that user space hands out.
+pub const FIRST_GIVEN_IMAGE: u32 = 1 << 29;
 
 /// A record about an address and nothing else.
 #[repr(C)]
@@ -173,13 +188,29 @@ pub struct Moment {
     pub time: u64,
 }
 
+/// A record about the beginning of an image.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Began {
+    /// Kind, image and thread; the call slot is one of [`origin`].
+    pub header: Header,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+    /// Process id.
+    pub pid: u32,
+    /// The image that it came from: the same process's, or that of the process that forked.
+    pub parent: u32,
+    /// Name of the process (`/proc/PID/comm`).
+    pub comm: [u8; 16],
+}
+
 /// Start of a stack record; `frames` addresses of 8 bytes follow, leaf (direct caller of the allocator) first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackHead {
     /// Kind and thread.
     pub header: Header,
-    /// 64-bit hash of the addresses, the process and its generation.
+    /// 64-bit hash of the addresses and the image.
     pub id: u64,
     /// Number of addresses that follow, at most [`MAX_FRAMES`].
     pub frames: u32,
@@ -244,12 +275,10 @@ pub struct StackCopy {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Target {
-    /// Count of execs since the process was first seen.
-    pub generation: u32,
-    /// Whether the process is to be stopped (SIGSTOP) when it has become another program: 0 or 1.
-    pub stop_at_exec: u16,
-    /// Whether its last thread has ended: 0 or 1. Whatever has its id then is another process.
-    pub ended: u16,
+    /// Number of its image.
+    pub image: u32,
+    /// [`target`] bits.
+    pub flags: u32,
     /// Address that the kernel puts into hijacked return slots of this process (`[uprobes]`), 0 when not yet known.
     pub trampoline: u64,
     /// Executable range of the allocator's own file: a call that comes from here while another call is in flight
@@ -257,6 +286,18 @@ pub struct Target {
     pub text_start: u64,
     /// End of that range (exclusive).
     pub text_end: u64,
+}
+
+/// Bits of [`Target::flags`].
+pub mod target {
+    /// The process is to be stopped (SIGSTOP) when it has become another program.
+    pub const STOP_AT_EXEC: u32 = 1;
+    /// Its last thread has ended. Whatever has its id then is another process.
+    pub const ENDED: u32 = 2;
+    /// The processes that it starts are to be recorded as well.
+    pub const FOLLOW: u32 = 4;
+    /// It works on its parent's image (vfork, CLONE_VM).
+    pub const SHARED: u32 = 8;
 }
 
 /// Stops (SIGSTOP) of processes that have become another program; the one value of the map EXEC_STOPS, which user space maps.
@@ -286,16 +327,20 @@ pub struct ReturnInstances {
     pub next: u32,
 }
 
-/// What the kernel says of the end of a process: offsets in its structures, bytes. All 0 when they are not known.
+/// What the kernel says of processes and their ends: offsets in its structures, bytes. All 0 when they are not known.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ProcessEnd {
+pub struct TaskFields {
     /// In `task_struct`: the pointer to its `signal_struct`.
     pub signal: u32,
     /// In `signal_struct`: the count of the threads that live.
     pub live: u32,
     /// In `task_struct`: how the thread has ended, as wait(2) tells it.
     pub exit_code: u32,
+    /// In `task_struct`: the pointer to its address space.
+    pub mm: u32,
+    /// In `task_struct`: the process's id.
+    pub tgid: u32,
 }
 
 /// Key of the set of frees that could not be sent.
@@ -304,10 +349,10 @@ pub struct ProcessEnd {
 pub struct LostFree {
     /// Start of the block.
     pub addr: u64,
-    /// Process.
-    pub tgid: u32,
-    /// Count of execs of the process.
-    pub generation: u32,
+    /// Image.
+    pub image: u32,
+    /// Nothing: 0.
+    pub reserved: u32,
 }
 
 /// Counters of what could not be recorded; value of the one entry of the map LOSS.
@@ -332,8 +377,10 @@ pub struct Loss {
     pub outcomes_unseen: u64,
     /// Calls among those whose return address was left alone, because taking it out could have harmed the process.
     pub returns_declined: u64,
-    /// Exec and thread-exit records that found the ring buffer full.
+    /// Records of beginnings and ends of processes and threads that found the ring buffer full.
     pub moments: u64,
+    /// Processes that were not followed because the table of processes was full.
+    pub processes_full: u64,
     /// Sampled objects of Go programs whose address did not come to be known.
     pub unresolved: u64,
 }
@@ -342,15 +389,16 @@ const _: () = {
     assert!(size_of::<Address>() == 16); // 24 bytes with the ring buffer's own header
     assert!(size_of::<Block>() == 40); // 48 bytes with the ring buffer's own header
     assert!(size_of::<Moment>() == 16);
+    assert!(size_of::<Began>() == 40);
     assert!(size_of::<StackHead>() == 24);
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
     assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);
     assert!(size_of::<Target>() == 32);
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
-    assert!(size_of::<ProcessEnd>() == 12);
+    assert!(size_of::<TaskFields>() == 20);
     assert!(size_of::<LostFree>() == 16);
-    assert!(size_of::<Loss>() == 88);
+    assert!(size_of::<Loss>() == 96);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header
 };
 
@@ -361,14 +409,13 @@ mod tests {
     #[test]
     fn header_keeps_every_field_at_its_limits() {
         let id_max = (1u64 << 22) - 1;
-        for (kind, generation, slot, tgid, tid) in
-            [(1u8, 0u32, 0u32, 1u64, 1u64), (255, 255, 15, id_max, id_max), (7, 300, 3, 4_194_303, 2)]
+        for (kind, image, slot, tid) in
+            [(1u8, 0u32, 0u32, 1u64), (255, IMAGE_MASK, 15, id_max), (7, FIRST_GIVEN_IMAGE, 3, 2)]
         {
-            let header = Header::new(kind, generation, slot, tgid << 32 | tid);
+            let header = Header::new(kind, image, slot, 77 << 32 | tid);
             assert_eq!(header.kind(), kind);
-            assert_eq!(u32::from(header.generation()), generation & 0xff);
+            assert_eq!(header.image(), image);
             assert_eq!(u32::from(header.slot()), slot);
-            assert_eq!(u64::from(header.tgid()), tgid);
             assert_eq!(u64::from(header.tid()), tid);
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! One program at the entries of functions that allocate, which is told their shape (which arguments carry the size and the
 //! old block), one for those that free, one at instructions that tell the outcome, one at returns and one for both entries and
-//! returns where those instructions are not known, two for the life of threads and processes, three for Go. User space attaches
+//! returns where those instructions are not known, three for the life of threads and processes, three for Go. User space attaches
 //! each to as many sites as there are.
 //! Every program gives up silently when the process is not in TARGETS: probes of a file may fire for other processes.
 #![no_std]
@@ -149,6 +149,12 @@ static COMPARED_STACKS: StackTrace = StackTrace::with_max_entries(64, 0);
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     process::exec(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+    process::fork(&ctx);
     0
 }
 

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, pt_regs},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, pt_regs},
     helpers::{
         bpf_get_current_pid_tgid, bpf_send_signal,
         generated::{bpf_find_vma, bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel},
@@ -13,10 +13,10 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{ExecStops, Header, ProcessEnd, TARGETS_CHANGE, Target, kind};
+use tracer_ebpf::{ExecStops, Header, TARGETS_CHANGE, Target, TaskFields, kind, origin, target};
 
 use crate::{
-    emit,
+    emit::{self, count_loss},
     thread::{self, Thread},
     walk,
 };
@@ -26,7 +26,11 @@ pub(crate) const SIGSTOP: u32 = 19;
 
 /// Traced processes by tgid.
 #[map]
-static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(4096, 0);
+static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1 << 15, 0);
+
+/// How many images the BPF side has handed out numbers for.
+#[map]
+static IMAGES: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Counts what user space changes in TARGETS: as long as it stands still there is nothing to look up, unless it is
 /// [`TARGETS_CHANGE`].
@@ -39,7 +43,7 @@ static EXEC_STOPS: Array<ExecStops> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 
 /// Set by user space before loading.
 #[unsafe(no_mangle)]
-static PROCESS_END: ProcessEnd = ProcessEnd { signal: 0, live: 0, exit_code: 0 };
+static TASK_FIELDS: TaskFields = TaskFields { signal: 0, live: 0, exit_code: 0, mm: 0, tgid: 0 };
 
 /// The present value of a count of changes. What it is a count of is to be read after it.
 #[inline(always)]
@@ -53,7 +57,7 @@ pub(crate) fn epoch(counter: &Array<u64>) -> u64 {
 pub(crate) fn target(pid_tgid: u64) -> Option<Target> {
     let tgid = (pid_tgid >> 32) as u32;
     // SAFETY: the pointer comes from a map lookup.
-    TARGETS.get_ptr(tgid).map(|target| unsafe { *target }).filter(|target| target.ended == 0)
+    TARGETS.get_ptr(tgid).map(|target| unsafe { *target })
 }
 
 /// Whether `thread` belongs to a process that is still traced; what is known of that process is brought up to date.
@@ -168,36 +172,97 @@ pub(crate) fn registers(ctx: *mut c_void, to: &mut [u64; 17]) {
     let _ = (ctx, to);
 }
 
+/// A number that no image has had.
+#[inline(always)]
+fn next_image() -> Option<u32> {
+    let counter = IMAGES.get_ptr_mut(0)?;
+    let mut number = 1u64;
+    // core's atomics need compare-and-swap, which the BPF target does not claim to have.
+    // SAFETY: the pointer comes from a map lookup; the instruction touches nothing else.
+    unsafe {
+        core::arch::asm!("{0} = atomic_fetch_add((u64 *)({1} + 0), {0})", inout(reg) number, in(reg) counter, options(nostack))
+    };
+    Some(number as u32 + 1)
+}
+
 /// The current process has become another program: its blocks, threads and addresses are gone.
 #[inline(always)]
 pub(crate) fn exec(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(target) = TARGETS.get_ptr_mut(tgid) else { return };
-    // SAFETY: the pointer comes from a map lookup.
-    if unsafe { (*target).ended } != 0 {
-        return;
-    }
+    let Some(entry) = TARGETS.get_ptr_mut(tgid) else { return };
     thread::forget(pid_tgid);
     // The thread that called exec has taken the id of the first one.
     let old_tid: i32 = ctx.arg(1);
     thread::forget(u64::from(tgid) << 32 | u64::from(old_tid as u32));
     walk::forget(tgid);
     // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
-    let generation = unsafe {
-        (*target).generation += 1;
-        (*target).trampoline = 0;
-        (*target).text_start = 0;
-        (*target).text_end = 0;
-        (*target).generation
+    let before = unsafe { *entry };
+    let shared = before.flags & target::SHARED != 0;
+    let image = if shared && before.flags & target::FOLLOW == 0 { None } else { next_image() };
+    let Some(image) = image else {
+        let _ = TARGETS.remove(tgid);
+        return;
     };
-    debug!(ctx, "process {} became another program", tgid);
-    let sent = emit::exec(Header::new(kind::EXEC, generation, u32::from(old_tid as u32 != tgid), pid_tgid));
+    let flags = before.flags & !target::SHARED;
     // SAFETY: as above.
-    let stop = unsafe { (*target).stop_at_exec != 0 };
-    // Nobody would continue one whose exec nobody has heard of.
-    if sent && stop {
+    unsafe { *entry = Target { image, flags, trampoline: 0, text_start: 0, text_end: 0 } };
+    debug!(ctx, "process {} became another program", tgid);
+    let how = if shared {
+        origin::SPAWN
+    } else if old_tid as u32 != tgid {
+        origin::EXEC_BY_OTHER_THREAD
+    } else {
+        origin::EXEC
+    };
+    let sent = emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image);
+    if !sent {
+        // Nobody knows of it, and nobody would continue it.
+        let _ = TARGETS.remove(tgid);
+    } else if flags & target::STOP_AT_EXEC != 0 {
         stop_current();
+    }
+}
+
+/// The current process starts another one, or a thread.
+#[inline(always)]
+pub(crate) fn fork(ctx: &RawTracePointContext) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let tgid = (pid_tgid >> 32) as u32;
+    let Some(parent) = target(pid_tgid) else { return };
+    // SAFETY: a read of a global that user space wrote before loading.
+    let at = unsafe { core::ptr::read_volatile(&raw const TASK_FIELDS) };
+    if at.mm == 0 {
+        return;
+    }
+    let (task, child): (u64, u64) = (ctx.arg(0), ctx.arg(1));
+    let child_tgid = kernel_word(child + u64::from(at.tgid)) as u32;
+    if child_tgid == tgid {
+        return;
+    }
+    let shared = kernel_word(task + u64::from(at.mm)) == kernel_word(child + u64::from(at.mm));
+    // The kernel's list of return addresses that were taken away, and its mapping, are not inherited.
+    let mut new = Target { flags: parent.flags & target::FOLLOW, trampoline: 0, ..parent };
+    if shared {
+        new.flags |= target::SHARED;
+        new.trampoline = parent.trampoline;
+    } else if parent.flags & target::FOLLOW == 0 {
+        return;
+    } else {
+        let Some(image) = next_image() else { return };
+        new.image = image;
+    }
+    walk::inherit(tgid, child_tgid);
+    if TARGETS.insert(child_tgid, new, u64::from(BPF_ANY)).is_err() {
+        count_loss!(processes_full, 1);
+        return;
+    }
+    if shared {
+        return;
+    }
+    let id = u64::from(child_tgid) << 32 | u64::from(child_tgid);
+    if !emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image) {
+        let _ = TARGETS.remove(child_tgid);
     }
 }
 
@@ -221,17 +286,15 @@ fn stop_current() {
 pub(crate) fn thread_exit() {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    // One that has ended has threads that are on their way out.
-    let Some(target) = TARGETS.get_ptr_mut(tgid) else { return };
+    let Some(target) = target(pid_tgid) else { return };
     thread::forget(pid_tgid);
-    // SAFETY: the pointer comes from a map lookup.
-    let generation = unsafe { (*target).generation };
+    emit::moment(Header::new(kind::THREAD_EXIT, target.image, 0, pid_tgid));
     let (is_last, signal) = last_thread();
-    emit::moment(Header::new(kind::THREAD_EXIT, generation, signal, pid_tgid));
     if is_last {
-        // SAFETY: as above.
-        unsafe { (*target).ended = 1 };
+        let _ = TARGETS.remove(tgid);
         walk::forget(tgid);
+        let kind = if target.flags & target::SHARED != 0 { kind::SHARER_ENDED } else { kind::ENDED };
+        emit::moment(Header::new(kind, target.image, signal, pid_tgid));
     }
 }
 
@@ -242,7 +305,7 @@ fn last_thread() -> (bool, u32) {
     /// In an exit code (wait(2)): the signal. The bit above says whether memory was dumped.
     const SIGNAL: u32 = 0x7f;
     // SAFETY: a read of a global that user space wrote before loading.
-    let at = unsafe { core::ptr::read_volatile(&raw const PROCESS_END) };
+    let at = unsafe { core::ptr::read_volatile(&raw const TASK_FIELDS) };
     if at.signal == 0 || at.live == 0 {
         return (false, 0);
     }

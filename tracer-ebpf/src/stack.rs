@@ -24,8 +24,8 @@ pub(crate) fn find(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, calle
     let tgid = (pid_tgid >> 32) as u32;
     let sp = process::stack_pointer(ctx.as_ptr()).wrapping_add(8);
     let fp = process::frame_pointer(ctx.as_ptr());
-    let (generation, trampoline) = (thread.target.generation, thread.target.trampoline);
-    let seed = u64::from(generation) << 32 ^ u64::from(tgid);
+    let (image, trampoline) = (thread.target.image, thread.target.trampoline);
+    let seed = u64::from(image);
     let end = walk::walk(thread, tgid, trampoline, caller, sp, fp, seed);
     let (count, hash) = walk::result(thread);
     // A stack that ended elsewhere is another stack; one that ended early, with mappings of which nothing was known, is
@@ -47,7 +47,7 @@ pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, ca
     }
     walk::write_addresses(thread);
     let head = &mut thread.stack.head;
-    head.header = Header::new(kind::STACK, thread.target.generation, 0, pid_tgid);
+    head.header = Header::new(kind::STACK, thread.target.image, 0, pid_tgid);
     head.id = id;
     head.frames = count as u32;
     head.end = end;

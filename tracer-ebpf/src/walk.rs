@@ -8,6 +8,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
+    bindings::BPF_ANY,
     helpers::generated::bpf_probe_read_user,
     macros::map,
     maps::{Array, HashMap},
@@ -25,7 +26,7 @@ use crate::{
 };
 
 #[map]
-static MAPPINGS: HashMap<u32, Mappings> = HashMap::with_max_entries(4096, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
+static MAPPINGS: HashMap<u32, Mappings> = HashMap::with_max_entries(1 << 15, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
 /// Counts the changes of MAPPINGS: as long as it stands still there is nothing to look up.
 #[map]
 static MAPPINGS_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
@@ -235,6 +236,15 @@ extern "C" fn approach_frame(_index: u64, context: *mut Context) -> i64 {
 #[inline(always)]
 pub(crate) fn forget(tgid: u32) {
     let _ = MAPPINGS.remove(tgid);
+}
+
+/// Gives a child the mappings of the process that it was forked from.
+#[inline(always)]
+pub(crate) fn inherit(parent: u32, child: u32) {
+    let Some(mappings) = MAPPINGS.get_ptr(parent) else { return };
+    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
+    let mappings: &Mappings = unsafe { &*mappings };
+    let _ = MAPPINGS.insert(child, mappings, u64::from(BPF_ANY));
 }
 
 /// A walk that knows nothing but the direct caller.

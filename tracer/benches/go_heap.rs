@@ -105,7 +105,7 @@ fn empty_at_sites(program: &Path, pid: u32) -> Result<(Programs, Links)> {
     let sites = probe_sites(&*go_process::open(pid)?)?;
     let all = [sites.allocate, sites.new_span, sites.refilled, sites.after_assist];
     let mut links = Links::default();
-    links.attach(&mut programs, "empty_entry", program, all.concat(), pid.try_into()?)?;
+    links.attach(&mut programs, "empty_entry", program, all.concat(), std::num::NonZeroU32::try_from(pid)?)?;
     Ok((programs, links))
 }
 

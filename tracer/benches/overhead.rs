@@ -162,7 +162,7 @@ fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
     let mut programs = Programs::load(Config::smallest())?;
     let functions = resolve::allocator(std::fs::File::open(libc)?, Binding::Dynamic)?.context("libc without malloc")?;
     let mut links = Links::default();
-    let task = pid.try_into()?;
+    let task = std::num::NonZeroU32::try_from(pid)?;
     for function in functions.iter().filter(|function| ["malloc", "free"].contains(&function.name)) {
         if function.shape != Shape::Free {
             links.attach(&mut programs, "empty_return", libc, [function.file_offset], task)?;

@@ -79,6 +79,7 @@ fn profile() -> Profile {
             language: Language::Cpp,
             heaps: Vec::new(),
             memory: None,
+            parent: None,
             ended: None,
         }],
         stacks: stacks.collect(),

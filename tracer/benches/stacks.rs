@@ -121,7 +121,7 @@ fn at_entries(pid: u32, name: &'static str) -> Result<f64> {
     offsets.dedup();
     let file = allocator.module.open_path().context("the allocator's file is gone")?;
     let mut links = Links::default();
-    links.attach(&mut programs, name, &file, offsets, pid.try_into()?)?;
+    links.attach(&mut programs, name, &file, offsets, std::num::NonZeroU32::try_from(pid)?)?;
     let statistics = Statistics::start()?;
     let run = per_run(&statistics, std::process::id(), |program| program == name);
     links.detach(&mut programs);

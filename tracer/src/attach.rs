@@ -1,9 +1,7 @@
 //! A traced process: finding its allocator, probing it, and following it through execs.
 
 use std::{
-    cell::OnceCell,
     io,
-    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,15 +9,15 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
-    bpf::{Links, Programs, Site},
-    event::Pid,
+    bpf::Links,
+    event::{Image, Pid},
     limits,
     probe::{
-        outcomes::{self, Means, Way},
+        outcomes::Way,
         resolve::{self, Binding, Function},
-        risks::{self, Risk},
     },
     probed_code::ProbedCode,
+    probes::{Probes, Scope},
     process::{
         address_space::AddressSpace,
         link_map, maps,
@@ -27,7 +25,7 @@ use crate::{
         opener, root, status,
         status::{NotTraceable, Status},
     },
-    profile::{Heap, Mode, SeenHeap, Target},
+    profile::{Heap, Language, Mode, SeenHeap, Target},
     report::visible,
     search::{Missed, Search},
     symbolize,
@@ -58,6 +56,7 @@ pub const SUSPENSE: Duration = Duration::from_millis(50);
 /// A process with probes on its allocator.
 pub struct Attached {
     pid: Pid,
+    image: Image,
     target: Target,
     /// None where only the heap of its Go runtime is followed.
     allocator: Option<Allocator>,
@@ -87,11 +86,11 @@ pub struct Attached {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Returns {
     /// The way that was asked for by name.
-    asked: Option<Way>,
+    pub asked: Option<Way>,
     /// Whether other processes are traced as well.
-    among_others: bool,
+    pub among_others: bool,
     /// Whether a return address had to be left alone: its threads change stacks inside of the allocator.
-    declined: bool,
+    pub declined: bool,
 }
 
 impl Returns {
@@ -107,10 +106,17 @@ impl Attached {
     ///
     /// # Errors
     /// No allocator, no right, or the process has ended.
-    pub fn attach(programs: &mut Programs, pid: Pid, status: Status, go: bool, returns: Returns) -> Result<Self> {
+    pub fn attach(
+        probes: &mut Probes,
+        pid: Pid,
+        image: Image,
+        status: Status,
+        go: bool,
+        returns: Returns,
+    ) -> Result<Self> {
         let found = find(pid, Phase::Running).map_err(|error| explain(pid, &status, error))?;
         if found.is_none() && go {
-            return Ok(Self::without_allocator(pid, &status));
+            return Ok(Self::without_allocator(pid, image, &status));
         }
         let allocator = found.ok_or_else(|| {
             match status::check(pid) {
@@ -134,33 +140,54 @@ impl Attached {
                 status.comm
             )
         })?;
-        Self::with(programs, pid, status, allocator, returns)
+        Self::with(probes, pid, image, status, allocator, returns)
     }
 
     /// Of a process with no allocator but that of its Go runtime.
-    pub fn without_allocator(pid: Pid, status: &Status) -> Self {
-        Self::new(pid, describe(pid, status), None, Links::default(), Returns::default())
+    pub fn without_allocator(pid: Pid, image: Image, status: &Status) -> Self {
+        Self::new(pid, image, describe(pid, status), None, Links::default(), Returns::default())
     }
 
     /// The same for a program that is being loaded: `None` when its allocator is not there yet.
     ///
     /// # Errors
     /// As [`Attached::attach`].
-    pub fn attach_loading(programs: &mut Programs, pid: Pid, status: Status, returns: Returns) -> Result<Option<Self>> {
+    pub fn attach_loading(
+        probes: &mut Probes,
+        pid: Pid,
+        image: Image,
+        status: Status,
+        returns: Returns,
+    ) -> Result<Option<Self>> {
         let found = find(pid, Phase::Loading).map_err(|error| explain(pid, &status, error))?;
-        found.map(|allocator| Self::with(programs, pid, status, allocator, returns)).transpose()
+        found.map(|allocator| Self::with(probes, pid, image, status, allocator, returns)).transpose()
     }
 
-    fn with(programs: &mut Programs, pid: Pid, status: Status, allocator: Allocator, returns: Returns) -> Result<Self> {
-        let links = probe(programs, &allocator, pid, pid, returns).map_err(|error| explain(pid, &status, error))?;
+    fn with(
+        probes: &mut Probes,
+        pid: Pid,
+        image: Image,
+        status: Status,
+        allocator: Allocator,
+        returns: Returns,
+    ) -> Result<Self> {
+        let links = probes.attach(&allocator, pid, pid, returns).map_err(|error| explain(pid, &status, error))?;
         let target = describe(pid, &status);
-        Ok(Self::new(pid, target, Some(allocator), links, returns))
+        Ok(Self::new(pid, image, target, Some(allocator), links, returns))
     }
 
-    fn new(pid: Pid, target: Target, allocator: Option<Allocator>, links: Links, returns: Returns) -> Self {
+    fn new(
+        pid: Pid,
+        image: Image,
+        target: Target,
+        allocator: Option<Allocator>,
+        links: Links,
+        returns: Returns,
+    ) -> Self {
         let now = Instant::now();
         Self {
             pid,
+            image,
             target,
             allocator,
             links,
@@ -178,9 +205,44 @@ impl Attached {
         }
     }
 
+    /// A process that this one has forked: it has the same program and the same probes, in file scope.
+    pub fn forked(&self, pid: Pid, image: Image) -> Self {
+        let target = Target { pid, heaps: Vec::new(), parent: Some(self.pid), ..self.target.clone() };
+        let forked = Self::new(pid, image, target, self.allocator.clone(), Links::default(), self.returns);
+        Self { gave_up: self.gave_up, ..forked }
+    }
+
+    /// A process that this one has started (posix_spawn, vfork and exec), whose program is `comm`: hostile text.
+    pub fn spawned(&self, pid: Pid, image: Image, comm: String, time: u64) -> Self {
+        let mut spawned = self.forked(pid, image);
+        spawned.target.comm = comm;
+        spawned.has_execed(image, time, false);
+        spawned
+    }
+
     /// The process.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// Its image.
+    pub fn image(&self) -> Image {
+        self.image
+    }
+
+    /// Whether another process that is traced has started it.
+    pub fn is_child(&self) -> bool {
+        self.target.parent.is_some()
+    }
+
+    /// Whether its program is written in Go.
+    pub fn is_of_go(&self) -> bool {
+        self.target.language == Language::Go
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        self.ended
     }
 
     /// As reports describe it.
@@ -219,9 +281,10 @@ impl Attached {
         self.unseen_spans + u64::from(self.search.as_ref().is_some_and(|search| search.missed().is_some()))
     }
 
-    /// The process has become another program at `time`, nanoseconds of CLOCK_MONOTONIC: its allocator must be looked for
-    /// anew. `probes_lost`: the thread that they were attached to is no more.
-    pub fn has_execed(&mut self, time: u64, probes_lost: bool) {
+    /// The process has become another program at `time`, nanoseconds of CLOCK_MONOTONIC, and has another image: its allocator
+    /// must be looked for anew. `probes_lost`: the thread that they were attached to is no more.
+    pub fn has_execed(&mut self, image: Image, time: u64, probes_lost: bool) {
+        self.image = image;
         let lost_before = self.search.take().is_some_and(|search| self.end_search(&search));
         (self.probed, self.gave_up, self.suspect) = (None, false, false);
         self.search = Some(Search::begin(self.pid, time, probes_lost || lost_before));
@@ -266,6 +329,15 @@ impl Attached {
         }
     }
 
+    /// A process that worked on this one's memory (vfork, CLONE_VM) has ended, and was not recorded.
+    pub fn was_shared(&mut self) {
+        self.was_unseen(format!(
+            "a process that worked on the memory of process {} has ended: what it allocated and freed there is not recorded \
+             (a command that tracer launches is followed with all that it starts)",
+            self.pid
+        ));
+    }
+
     /// The signal that ended the process, if one did.
     pub fn killed_by(&self) -> Option<u8> {
         self.killed_by
@@ -279,7 +351,7 @@ impl Attached {
     /// Follows a process that has become another program. The probes of a file that the new program maps too are in
     /// force from its first instruction, unless another thread than the first one called exec; others are attached as soon as
     /// there is something to attach to. `Some` when the collector must be told of the new address space.
-    pub fn follow(&mut self, programs: &mut Programs) -> Option<((u64, u64), AddressSpace)> {
+    pub fn follow(&mut self, probes: &mut Probes) -> Option<((u64, u64), AddressSpace)> {
         if !self.search.as_mut()?.is_due() {
             return None;
         }
@@ -293,13 +365,14 @@ impl Attached {
         let is_last = search.is_last_look();
         let mut told = None;
         if let Ok(Some(allocator)) = find(self.pid, Phase::Running) {
+            let covered = probes.covers(&allocator.module);
             let moves = search.probes_lost || !self.is_on(&allocator);
-            if moves && self.reattach(programs, allocator, self.pid) {
+            if moves && self.reattach(probes, allocator, self.pid) && !covered {
                 search.attached();
             }
             if moves || !search.found {
                 search.found = true;
-                self.target = describe(self.pid, &status);
+                self.target = Target { parent: self.target.parent, ..describe(self.pid, &status) };
                 told = self.address_space().ok();
             }
         }
@@ -336,16 +409,16 @@ impl Attached {
     ///
     /// # Errors
     /// The process has ended, or its files cannot be read.
-    pub fn load(&mut self, programs: &mut Programs) -> Result<bool> {
+    pub fn load(&mut self, probes: &mut Probes) -> Result<bool> {
         let Some(allocator) = find(self.pid, Phase::Loading)? else { return Ok(false) };
         let probes_lost = self.search.as_ref().is_some_and(|search| search.probes_lost);
         if probes_lost || !self.is_on(&allocator) {
             // It is held: nothing is missed in between, and no call is seen by old and new ones.
             self.links.close_multi();
-            self.reattach(programs, allocator, self.pid);
+            self.reattach(probes, allocator, self.pid);
         }
         self.search = None;
-        self.target = describe(self.pid, &status::check(self.pid)?);
+        self.target = Target { parent: self.target.parent, ..describe(self.pid, &status::check(self.pid)?) };
         Ok(true)
     }
 
@@ -363,22 +436,27 @@ impl Attached {
 
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
     /// life of one thread. Whether there was another.
-    pub fn move_to_another_thread(&mut self, programs: &mut Programs) -> bool {
+    pub fn move_to_another_thread(&mut self, probes: &mut Probes) -> bool {
         if self.ended || !self.links.end_with_thread() {
             return false;
         }
         let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
         let Some(allocator) = self.allocator.clone() else { return false };
-        self.reattach(programs, allocator, thread)
+        self.reattach(probes, allocator, thread)
     }
 
     /// Sees outcomes at instructions from now on, where that can be: a return address had to be left alone.
-    pub fn leave_returns_alone(&mut self, programs: &mut Programs) {
-        if self.returns.asked.is_some() || std::mem::replace(&mut self.returns.declined, true) {
+    pub fn leave_returns_alone(&mut self, probes: &mut Probes) {
+        // In file scope they are.
+        if self.ended
+            || probes.scope() == Scope::File
+            || self.returns.asked.is_some()
+            || std::mem::replace(&mut self.returns.declined, true)
+        {
             return;
         }
         if let Some(allocator) = self.allocator.clone() {
-            self.reattach(programs, allocator, self.pid);
+            self.reattach(probes, allocator, self.pid);
         }
     }
 
@@ -387,11 +465,11 @@ impl Attached {
         self.allocator.as_ref().is_some_and(|own| own.module.identity() == allocator.module.identity())
     }
 
-    fn reattach(&mut self, programs: &mut Programs, allocator: Allocator, task: u32) -> bool {
-        match probe(programs, &allocator, self.pid, task, self.returns) {
+    fn reattach(&mut self, probes: &mut Probes, allocator: Allocator, task: u32) -> bool {
+        match probes.attach(&allocator, self.pid, task, self.returns) {
             Ok(links) => {
                 (self.allocator, self.probed, self.gave_up) = (Some(allocator), None, false);
-                std::mem::replace(&mut self.links, links).detach_aside(programs);
+                std::mem::replace(&mut self.links, links).detach_aside(&mut probes.programs);
                 true
             }
             Err(error) => {
@@ -403,16 +481,17 @@ impl Attached {
 
     /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
     /// are not. Whether they were away.
-    pub fn keep_probes(&mut self, programs: &mut Programs) -> bool {
+    pub fn keep_probes(&mut self, probes: &mut Probes) -> bool {
         let now = Instant::now();
-        if self.ended || self.gave_up || self.search.is_some() || self.allocator.is_none() || now < self.next_check {
+        let nothing = self.ended || self.gave_up || self.is_child() || self.allocator.is_none();
+        if nothing || self.search.is_some() || now < self.next_check {
             return false;
         }
         self.next_check = now + CHECKING;
         let seen = |missing: Option<usize>| missing.filter(|missing| *missing == 0);
         let known = seen(self.probed.as_ref().map(ProbedCode::missing));
         // Not looked at yet, or mapped elsewhere.
-        let Some(missing) = known.or_else(|| self.look_for_probes()) else { return false };
+        let Some(missing) = known.or_else(|| self.look_for_probes(probes)) else { return false };
         if missing == 0 {
             (self.seen, self.suspect) = (now, false);
             return false;
@@ -422,7 +501,8 @@ impl Attached {
             return false;
         }
         let Some(allocator) = self.allocator.clone() else { return false };
-        let again = self.reattach(programs, allocator, self.pid) && self.look_for_probes() == Some(0);
+        probes.forget(&allocator.module);
+        let again = self.reattach(probes, allocator, self.pid) && self.look_for_probes(probes) == Some(0);
         let away = self.seen.elapsed();
         (self.gave_up, self.suspect, self.seen) = (!again, false, Instant::now());
         self.was_unseen(self.probes_were_away(missing, away, again));
@@ -440,9 +520,9 @@ impl Attached {
     }
 
     /// How many probes are not in the code of the process, as it is mapped now. `None` when it has ended.
-    fn look_for_probes(&mut self) -> Option<usize> {
+    fn look_for_probes(&mut self, probes: &Probes) -> Option<usize> {
         let Allocator { module, .. } = self.allocator.as_ref()?;
-        let mut probed = ProbedCode::new(self.pid, module, self.links.offsets());
+        let mut probed = ProbedCode::new(self.pid, module, probes.offsets(module, &self.links));
         let mut space = AddressSpace::new(self.pid);
         space.refresh().ok()?;
         probed.locate(module, &space);
@@ -464,8 +544,8 @@ impl Attached {
     }
 
     /// Takes the probes off.
-    pub fn detach(self, programs: &mut Programs) {
-        self.links.detach(programs);
+    pub fn detach(self, probes: &mut Probes) {
+        self.links.detach(&mut probes.programs);
     }
 }
 
@@ -541,73 +621,13 @@ fn search_ranks(pid: Pid) -> Option<Vec<(String, u64)>> {
     Some(order.into_iter().filter_map(path).collect())
 }
 
-fn file_name(path: &str) -> &str {
+pub(crate) fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn is_libc(path: &str) -> bool {
+pub(crate) fn is_libc(path: &str) -> bool {
     let name = file_name(path);
     ["libc.so", "libc-", "ld-musl", "libc.musl"].iter().any(|start| name.starts_with(start))
-}
-
-/// Attaches every function's programs for the process `pid`, of which `task` is a thread; nothing stays attached when one
-/// fails.
-fn probe(programs: &mut Programs, allocator: &Allocator, pid: Pid, task: u32, returns: Returns) -> Result<Links> {
-    let file = allocator.module.probe_path().context("the allocator's file is not open")?;
-    let task = NonZeroU32::new(task).context("process id 0")?;
-    let found = OnceCell::new();
-    let risk = || found.get_or_init(|| risk(pid, allocator, returns)).clone();
-    let means = Means { asked: returns.asked, sessions: programs.has_sessions(), risk: &risk };
-    let plan = outcomes::plan(&allocator.functions, &means);
-    let mut links = Links::default();
-    // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
-    for (program, places) in plan.programs {
-        let sites = places.into_iter().map(|(offset, cookie)| Site { offset, cookie });
-        if let Err(error) = links.attach(programs, program, &file, sites, task) {
-            links.detach(programs);
-            return Err(error).with_context(|| format!("cannot probe {}", visible(allocator.module.path())));
-        }
-    }
-    for (name, choice) in plan.choices {
-        let because = if choice.because.is_empty() { String::new() } else { format!(", because {}", choice.because) };
-        tracing::debug!("outcomes of {name} are seen {}{because}", choice.way);
-    }
-    let dear: Vec<&str> = allocator.functions.iter().filter(|f| !f.emulated).map(|f| f.name).collect();
-    tracing::debug!(instructions = links.len(), ?dear, "probes attached");
-    Ok(links)
-}
-
-/// What in a process return probes could harm.
-fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
-    if returns.declined {
-        return Some(Risk::Seen);
-    }
-    if returns.among_others {
-        return Some(Risk::Others);
-    }
-    // Without the right to look, or when it has ended: nothing is known.
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    if let Some(risk) = risks::of_environment(&environment) {
-        return Some(risk);
-    }
-    let mut space = AddressSpace::new(pid);
-    space.refresh().ok()?;
-    let executable = root::executable(pid).ok();
-    let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
-    if is_executable(&allocator.module) {
-        return Some(Risk::OwnAllocator);
-    }
-    if let Some(risk) = risks::of_allocator(file_name(allocator.module.path())) {
-        return Some(risk);
-    }
-    let mut files: Vec<Arc<Module>> = Vec::new();
-    for (module, _) in space.executable_files() {
-        if !files.iter().any(|known| known.identity() == module.identity()) {
-            files.push(module);
-        }
-    }
-    let defines = |module: &Module| is_libc(module.path()) || module.identity() == allocator.module.identity();
-    files.iter().find_map(|module| risks::of_file(module.file()?, defines(module)))
 }
 
 fn describe(pid: Pid, status: &Status) -> Target {
@@ -617,7 +637,7 @@ fn describe(pid: Pid, status: &Status) -> Target {
         let executable = executable?;
         space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
     });
-    let language = module.map_or(crate::profile::Language::C, |module| symbolize::language(&module));
+    let language = module.map_or(Language::C, |module| symbolize::language(&module));
     Target {
         pid,
         comm: status.comm.clone(),
@@ -625,6 +645,7 @@ fn describe(pid: Pid, status: &Status) -> Target {
         language,
         heaps: Vec::new(),
         memory: None,
+        parent: None,
         ended: None,
     }
 }

@@ -101,6 +101,15 @@ struct Cli {
     #[arg(long, value_enum, value_name = "WAY", default_value_t = CliReturns::Auto)]
     returns: CliReturns,
 
+    /// Trace what the processes start, too, each from its first instruction; the default for a command. The probes are on files
+    /// then: other processes that map them pay about a microsecond for each call into their allocator
+    #[arg(long, overrides_with = "no_children")]
+    children: bool,
+
+    /// Trace the process alone; the default with --pid
+    #[arg(long, overrides_with = "children")]
+    no_children: bool,
+
     /// Attach by perf events, as on kernels before 6.13, even where the kernel has uprobe-multi links
     #[arg(long, hide = true)]
     perf_events: bool,
@@ -255,6 +264,12 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
              objects; take --go-heap=sample, or leave --go-heap away, which samples then"
         ));
     }
+    if let (true, CliReturns::Link) = (cli.children, cli.returns) {
+        return conflict(
+            "--returns=link cannot be used with --children: it would take the return addresses of processes that are not traced",
+        );
+    }
+    let follows = matches!(subject, Subject::Command(_)) && !matches!(cli.returns, CliReturns::Link);
     let verbosity = cli.output.verbosity();
     let outputs = cli.output.outputs()?;
     Ok(Config {
@@ -287,6 +302,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
             CliReturns::Ret => Some(Way::Returns),
             CliReturns::Link => Some(Way::Link),
         },
+        children: cli.children || follows && !cli.no_children,
         perf_events: cli.perf_events,
         verbosity,
     })

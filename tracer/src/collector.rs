@@ -8,12 +8,12 @@ use std::{
 };
 
 use hashbrown::{HashMap, HashSet};
-use tracer_ebpf::{Loss, LostFree, Target, end};
+use tracer_ebpf::{Loss, LostFree, Target, end as ending};
 
 use crate::{
     bpf::Events,
     clock::monotonic,
-    event::{self, Event, GoSample, Pid},
+    event::{self, Beginning, Event, GoSample, How, Image, Origin, Pid},
     go_heap,
     golang::heap::Sample,
     heap::{Counters, Heap, History, MAX_STACKS, Series, StackIndex, StackKind},
@@ -39,33 +39,35 @@ pub enum Request {
     Enable {
         /// The process.
         pid: Pid,
+        /// Its image.
+        image: Image,
         /// Executable range of the file that holds its allocator.
         text: (u64, u64),
         /// Its mappings.
         space: Box<AddressSpace>,
-        /// Whether to stop it (SIGSTOP) when it has become another program.
-        stop_at_exec: bool,
+        /// [`tracer_ebpf::target`] bits.
+        flags: u32,
     },
     /// Pass on the sampled objects of a Go runtime.
     FollowGo {
-        /// The process.
-        pid: Pid,
+        /// The image.
+        image: Image,
         /// Which of the process's runtimes it is.
         number: u8,
         /// Where they go.
         samples: mpsc::Sender<go_heap::Input>,
     },
-    /// How many bytes a process holds now.
+    /// How many bytes an image holds now.
     Held {
-        /// The process.
-        pid: Pid,
+        /// The image.
+        image: Image,
         /// Where the answer goes.
         reply: mpsc::Sender<u64>,
     },
-    /// How much of each of these parts of a process's memory recorded blocks have been in.
+    /// How much of each of these parts of an image's memory recorded blocks have been in.
     Covered {
-        /// The process.
-        pid: Pid,
+        /// The image.
+        image: Image,
         /// The parts.
         ranges: Vec<Range<u64>>,
         /// Where the answer goes, in the same order.
@@ -73,8 +75,8 @@ pub enum Request {
     },
     /// The probes of a process were away until this time, nanoseconds of CLOCK_MONOTONIC: what was freed meanwhile is not known.
     Interrupted(u64),
-    /// This process has ended: whatever has its id from now on is another one.
-    Ended(Pid),
+    /// The process of this image has ended: a notice tells it when all that it has done is taken in.
+    Ended(Image),
     /// What is held now, by blocks of at least this age.
     Snapshot {
         /// Least age of a block.
@@ -94,28 +96,23 @@ pub enum Request {
 /// What the collector tells of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {
-    /// The process has become another program.
-    Exec {
-        /// The process.
-        pid: Pid,
-        /// Whether another thread than the first one did it, and has taken its place.
-        by_other_thread: bool,
-        /// Nanoseconds of CLOCK_MONOTONIC.
-        time: u64,
+    /// An image began.
+    Began(Image, Beginning),
+    /// The first thread of a process has ended, and others go on.
+    FirstThreadEnded(Image),
+    /// A process has ended.
+    Ended {
+        /// Its image.
+        image: Image,
+        /// The number of the signal that ended it, if one did that is known.
+        signal: Option<u8>,
     },
-    /// The first thread of a process has ended.
-    FirstThreadEnded(Pid),
-    /// A process was ended by a signal.
-    Killed {
-        /// The process.
-        pid: Pid,
-        /// The signal's number.
-        signal: u8,
-    },
+    /// A process that worked on the memory of this image has ended without becoming a program of its own.
+    SharerEnded(Image),
     /// A return address of some process had to be left alone, and the outcome of a call was not seen for that.
     ReturnDeclined,
     /// Libraries of a process have come or gone.
-    Mapped(Pid),
+    Mapped(Image),
 }
 
 /// What all stacks hold at one moment.
@@ -152,6 +149,8 @@ pub struct GoStack {
 pub struct StackSnapshot {
     /// The process.
     pub pid: Pid,
+    /// Its image.
+    pub image: Image,
     /// Identifies the stack within this trace.
     pub stack: StackIndex,
     /// Amounts.
@@ -205,6 +204,9 @@ const REFRESH_PERIOD: Duration = Duration::from_millis(250);
 const GRACE: Duration = Duration::from_millis(5);
 
 struct Tracked {
+    pid: Pid,
+    /// Whether its process was started by another one that is traced.
+    is_child: bool,
     space: AddressSpace,
     /// Since when it is recorded, nanoseconds of CLOCK_MONOTONIC.
     since: u64,
@@ -243,13 +245,15 @@ pub struct Collector {
     min_age: u64,
     /// Whether blocks of all sizes are recorded.
     all_sizes: bool,
-    processes: HashMap<Pid, Tracked>,
+    images: HashMap<Image, Tracked>,
+    /// Images that have ended: of which process, and since when they were recorded.
+    ended: HashMap<Image, (Pid, u64)>,
     unwinder: Unwinder,
     trails: Trails,
     loss: Loss,
     unknown_records: u64,
-    /// By process, and the number of the runtime in it.
-    go: HashMap<(Pid, u8), GoHeap>,
+    /// By image, and the number of the runtime in it.
+    go: HashMap<(Image, u8), GoHeap>,
     requests: mpsc::Receiver<Request>,
     notify: Box<dyn Fn(Notice) + Send>,
 }
@@ -273,7 +277,8 @@ impl Collector {
             history: History::new(monotonic()),
             min_age,
             all_sizes,
-            processes: HashMap::new(),
+            images: HashMap::new(),
+            ended: HashMap::new(),
             unwinder,
             trails: Trails::default(),
             loss: Loss::default(),
@@ -318,28 +323,32 @@ impl Collector {
 
     fn obey(&mut self, request: Request) {
         match request {
-            Request::Enable { pid, text, space, stop_at_exec } => self.enable(pid, text, *space, stop_at_exec),
-            Request::FollowGo { pid, number, samples } => {
-                self.go.insert((pid, number), GoHeap { samples, batch: Vec::new(), stacks: HashSet::new() });
+            Request::Enable { pid, image, text, space, flags } => self.enable(pid, image, text, *space, flags),
+            Request::FollowGo { image, number, samples } => {
+                self.go.insert((image, number), GoHeap { samples, batch: Vec::new(), stacks: HashSet::new() });
             }
             Request::Interrupted(until) => self.heap.frees_lost_without_trace(until),
-            Request::Ended(pid) => {
+            Request::Ended(image) => {
                 self.take_in_all();
-                if let Err(error) = self.events.disable(pid) {
-                    tracing::warn!("cannot stop recording process {pid}: {error}");
+                // Unless its own record has told.
+                if let Some(tracked) = self.images.get(&image) {
+                    if let Err(error) = self.events.disable(tracked.pid, image) {
+                        tracing::warn!("cannot stop recording process {}: {error}", tracked.pid);
+                    }
+                    self.has_ended(image);
+                    (self.notify)(Notice::Ended { image, signal: None });
                 }
-                self.processes.remove(&pid);
             }
             // Nobody may wait any more for what follows: nothing to do then.
-            Request::Held { pid, reply } => drop(reply.send(self.heap.held(pid))),
-            Request::Covered { pid, ranges, reply } => {
+            Request::Held { image, reply } => drop(reply.send(self.heap.held(image))),
+            Request::Covered { image, ranges, reply } => {
                 // What there is now, not all that will come meanwhile.
                 for _ in 0..BACKLOG {
                     if self.take_in(BATCH) < BATCH {
                         break;
                     }
                 }
-                let _ = reply.send(self.heap.covered(pid, &ranges));
+                let _ = reply.send(self.heap.covered(image, &ranges));
             }
             Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
                 // Nobody waits any more: nothing to do.
@@ -348,34 +357,39 @@ impl Collector {
         }
     }
 
-    fn enable(&mut self, pid: Pid, text: (u64, u64), space: AddressSpace, stop_at_exec: bool) {
-        let mut target = self.events.target(pid).unwrap_or_default();
-        (target.text_start, target.text_end) = text;
-        target.trampoline = space.trampoline().unwrap_or(0);
-        target.stop_at_exec = stop_at_exec.into();
+    fn enable(&mut self, pid: Pid, image: Image, text: (u64, u64), space: AddressSpace, flags: u32) {
+        let is_new = !self.images.contains_key(&image);
+        if is_new && self.ended.contains_key(&image) {
+            return;
+        }
+        let (text_start, text_end) = text;
+        let trampoline = space.trampoline().unwrap_or(0);
+        let target = Target { image: image.0, flags, trampoline, text_start, text_end };
         self.unwinder.follow(pid, &space);
         let since = monotonic();
-        let tracked = Tracked {
-            space,
-            since,
-            refreshed: Instant::now(),
-            trampoline: target.trampoline != 0,
-            unplaced: Vec::new(),
-            is_changed: false,
-        };
-        self.processes.insert(pid, tracked);
-        if self.processes.len() == 1 {
+        let is_child = self.images.get(&image).is_some_and(|tracked| tracked.is_child);
+        let tracked = Tracked { trampoline: trampoline != 0, ..Tracked::new(pid, space, is_child) };
+        self.images.insert(image, tracked);
+        if self.images.len() == 1 && self.ended.is_empty() {
             // Nothing has been recorded before.
             self.history = History::new(since);
         }
-        if let Err(error) = self.events.enable(pid, target) {
+        let enabled = if is_new {
+            self.events.enable(pid, target)
+        } else if self.events.target(pid, image).is_some() {
+            self.events.change(pid, target)
+        } else {
+            // It has ended, or become yet another program, which is heard of in a moment.
+            Ok(())
+        };
+        if let Err(error) = enabled {
             tracing::error!("cannot record process {pid}: {error}");
         }
     }
 
     fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<Snapshot>) {
-        for pid in self.processes.keys() {
-            if let Err(error) = self.events.disable(*pid) {
+        for (image, Tracked { pid, .. }) in &self.images {
+            if let Err(error) = self.events.disable(*pid, *image) {
                 tracing::warn!("cannot stop recording process {pid}: {error}");
             }
         }
@@ -396,44 +410,54 @@ impl Collector {
 
     /// Takes in up to `limit` records; returns how many.
     fn take_in(&mut self, limit: usize) -> usize {
-        let Self { events, heap, processes, unwinder, trails, unknown_records, go, notify, .. } = self;
-        let mut notices = Vec::new();
+        let Self { events, heap, images, ended, min_age, unwinder, trails, unknown_records, go, notify, .. } = self;
+        let mut notices: Vec<Notice> = Vec::new();
+        let mut last = None;
         let taken = events.drain(limit, |record| match event::parse(record) {
-            Ok((origin, event)) => {
-                heap.apply(origin, event);
+            Ok((Origin { image, tid, slot }, event)) => {
+                // Records come in runs of one image.
+                let known = last == Some(image) || images.contains_key(&image);
+                if let Event::Began(beginning) = event {
+                    last = None;
+                    begin(image, beginning, images, ended, heap, unwinder, trails);
+                    if matches!(beginning.how, How::Exec | How::ExecByOtherThread) {
+                        go.retain(|(of, _), _| *of != beginning.parent);
+                        // The first thread has ended for this.
+                        notices.retain(|notice| *notice != Notice::FirstThreadEnded(beginning.parent));
+                    }
+                    notices.push(Notice::Began(image, beginning));
+                    return;
+                }
+                if !known {
+                    // A process may outlive the owner of the memory that it shares.
+                    return;
+                }
+                last = Some(image);
+                heap.apply(Origin { image, tid, slot }, event);
                 match event {
                     Event::Stack { id, .. } => {
-                        if let (Some(stack), Some(process)) = (heap.stacks().find(id), processes.get_mut(&origin.pid)) {
-                            place(heap, process, unwinder, trails, stack);
+                        if let (Some(stack), Some(tracked)) = (heap.stacks().find(id), images.get_mut(&image)) {
+                            place(heap, tracked, unwinder, trails, stack);
                         }
                     }
                     Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }) => {
-                        let stack = heap.intern(origin.pid, stack);
-                        if let Some(process) = go.get_mut(&(origin.pid, origin.slot)) {
+                        let stack = heap.intern(image, stack);
+                        if let Some(process) = go.get_mut(&(image, slot)) {
                             process.stacks.insert(stack);
                             let stack = stack.raw();
                             process.batch.push(Sample { addr, size, charge, time, sweepgen, class, stack });
                         }
                     }
-                    Event::Exec { by_other_thread, time } => {
-                        go.retain(|(pid, _), _| *pid != origin.pid);
-                        if let Some(process) = processes.get_mut(&origin.pid) {
-                            process.space = AddressSpace::new(origin.pid);
-                            process.since = monotonic();
-                            process.trampoline = false;
-                            process.unplaced.clear();
-                            process.refresh(origin.pid, heap, unwinder, trails);
-                        }
-                        // The first thread has ended for this.
-                        notices.retain(|notice| *notice != Notice::FirstThreadEnded(origin.pid));
-                        notices.push(Notice::Exec { pid: origin.pid, by_other_thread, time });
+                    Event::Ended { signal } => {
+                        last = None;
+                        end(image, images, ended, heap, trails, *min_age);
+                        notices.retain(|notice| *notice != Notice::FirstThreadEnded(image));
+                        notices.push(Notice::Ended { image, signal });
                     }
-                    Event::ThreadExit { signal: Some(signal) } => {
-                        notices.push(Notice::Killed { pid: origin.pid, signal });
+                    Event::ThreadExit if images.get(&image).is_some_and(|tracked| tracked.pid == tid) => {
+                        notices.push(Notice::FirstThreadEnded(image));
                     }
-                    Event::ThreadExit { signal: None } if origin.tid == origin.pid => {
-                        notices.push(Notice::FirstThreadEnded(origin.pid));
-                    }
+                    Event::SharerEnded => notices.push(Notice::SharerEnded(image)),
                     _ => {}
                 }
             }
@@ -442,6 +466,12 @@ impl Collector {
         notices.into_iter().for_each(notify);
         go.values_mut().for_each(GoHeap::pass_on);
         taken
+    }
+
+    /// Takes an image for ended.
+    fn has_ended(&mut self, image: Image) {
+        let Self { heap, images, ended, min_age, trails, .. } = self;
+        end(image, images, ended, heap, trails, *min_age);
     }
 
     /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
@@ -477,7 +507,7 @@ impl Collector {
         self.take_in_all();
         frees.sort_unstable_by_key(|(_, time)| *time);
         for (free, time) in frees {
-            self.heap.apply_lost_free(free.tgid, free.generation as u8, free.addr, time);
+            self.heap.apply_lost_free(Image(free.image), free.addr, time);
         }
     }
 
@@ -521,50 +551,49 @@ impl Collector {
     /// Tells the BPF side where the kernel's return trampoline is, once it is there: it appears with the first probe that needs
     /// it, if any does.
     fn learn_trampolines(&mut self) {
-        for (pid, process) in &mut self.processes {
-            if process.trampoline {
+        for (image, Tracked { pid, space, trampoline, .. }) in &mut self.images {
+            if *trampoline {
                 continue;
             }
-            let (Some(address), Some(target)) = (process.space.trampoline(), self.events.target(*pid)) else {
-                continue;
-            };
-            process.trampoline = self.events.change(*pid, Target { trampoline: address, ..target }).is_ok();
+            let Some(address) = space.trampoline() else { continue };
+            let Some(target) = self.events.target(*pid, *image) else { continue };
+            *trampoline = self.events.change(*pid, Target { trampoline: address, ..target }).is_ok();
         }
     }
 
     /// Looks at the mappings now and then: libraries come and go without a stack that tells.
     fn look_for_new_mappings(&mut self) {
-        for (pid, process) in &mut self.processes {
-            if process.refreshed.elapsed() >= REFRESH_PERIOD {
-                process.refresh(*pid, &mut self.heap, &mut self.unwinder, &mut self.trails);
+        for (image, tracked) in &mut self.images {
+            if tracked.refreshed.elapsed() >= REFRESH_PERIOD {
+                tracked.refresh(&mut self.heap, &mut self.unwinder, &mut self.trails);
             }
-            if std::mem::take(&mut process.is_changed) {
-                (self.notify)(Notice::Mapped(*pid));
+            if std::mem::take(&mut tracked.is_changed) {
+                (self.notify)(Notice::Mapped(*image));
             }
         }
     }
 
     fn snapshot(&mut self, min_age: Duration) -> Snapshot {
         let now = monotonic();
-        for (pid, process) in &mut self.processes {
-            if !process.unplaced.is_empty() {
-                process.refresh(*pid, &mut self.heap, &mut self.unwinder, &mut self.trails);
-            }
+        for tracked in self.images.values_mut().filter(|tracked| !tracked.unplaced.is_empty()) {
+            tracked.refresh(&mut self.heap, &mut self.unwinder, &mut self.trails);
         }
         self.keep_within_memory();
         let usage = self.heap.usage(now, nanoseconds(min_age));
         let times = self.history.times();
-        let mut unknown_frees: HashMap<Pid, Option<Arc<[f32]>>> = HashMap::new();
+        let mut unknown_frees: HashMap<Image, Option<Arc<[f32]>>> = HashMap::new();
         let mut stacks: Vec<StackSnapshot> = Vec::new();
-        let mut others: HashMap<Pid, usize> = HashMap::new();
+        let mut others: HashMap<Image, usize> = HashMap::new();
         let mut folded = (0, 0);
         for usage in usage {
-            let pid = self.heap.stacks().pid(usage.stack);
-            let unknown = unknown_frees.entry(pid).or_insert_with(|| self.unknown_frees(pid));
+            let image = self.heap.stacks().image(usage.stack);
+            let (pid, since) = self.of_image(image);
+            let unknown = unknown_frees.entry(image).or_insert_with(|| self.unknown_frees(image));
             let young = self.heap.values(usage.stack).outstanding_bytes.saturating_sub(usage.values.outstanding_bytes);
-            let held = self.held(pid, usage.stack, &times);
+            let held = self.held(since, usage.stack, &times);
             let stack = StackSnapshot {
                 pid,
+                image,
                 stack: usage.stack,
                 values: usage.values,
                 uncertain_bytes: usage.uncertain_bytes,
@@ -579,18 +608,20 @@ impl Collector {
             }
             let count = if stack.values.outstanding_blocks == 0 { &mut folded.0 } else { &mut folded.1 };
             *count += 1;
-            match others.get(&stack.pid) {
+            match others.get(&stack.image) {
                 Some(one) => stacks[*one].absorb(&stack),
                 None => {
-                    others.insert(stack.pid, stacks.len());
+                    others.insert(stack.image, stacks.len());
                     stacks.push(stack);
                 }
             }
         }
-        let go_stacks = self.go.iter().flat_map(|((pid, _), process)| {
-            process.stacks.iter().map(|stack| {
-                let (trail, end) = (self.trail(*stack), self.end(*stack));
-                GoStack { pid: *pid, stack: *stack, trail, end }
+        let this = &*self;
+        let go_stacks = this.go.iter().flat_map(|((image, _), process)| {
+            let (pid, _) = this.of_image(*image);
+            process.stacks.iter().map(move |stack| {
+                let (trail, end) = (this.trail(*stack), this.end(*stack));
+                GoStack { pid, stack: *stack, trail, end }
             })
         });
         Snapshot {
@@ -608,15 +639,21 @@ impl Collector {
         self.trails.end(stack, self.heap.stacks().end(stack))
     }
 
-    /// What a stack held by blocks of the age that is of interest, from when there could be such.
-    fn held(&self, pid: Pid, stack: StackIndex, times: &Arc<[f64]>) -> Option<Series> {
-        let since = self.processes.get(&pid).map_or(0, |process| process.since);
+    /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
+    fn of_image(&self, image: Image) -> (Pid, u64) {
+        let live = self.images.get(&image).map(|tracked| (tracked.pid, tracked.since));
+        live.or_else(|| self.ended.get(&image).copied()).unwrap_or_default()
+    }
+
+    /// What a stack held by blocks of the age that is of interest, from when there could be such: `since` is when its image began
+    /// to be recorded.
+    fn held(&self, since: u64, stack: StackIndex, times: &Arc<[f64]>) -> Option<Series> {
         self.history.series(stack.index(), times, since.saturating_add(self.min_age))
     }
 
     /// Frees of blocks from before: with a filter by size, they are mostly of blocks that were left out.
-    fn unknown_frees(&self, pid: Pid) -> Option<Arc<[f32]>> {
-        self.history.unknown_frees(pid).filter(|_| self.all_sizes)
+    fn unknown_frees(&self, image: Image) -> Option<Arc<[f32]>> {
+        self.history.unknown_frees(image).filter(|_| self.all_sizes)
     }
 
     fn trail(&self, stack: StackIndex) -> Trail {
@@ -638,14 +675,69 @@ fn block(min_age: u64) -> u64 {
     memory::BLOCK + if min_age > 0 { memory::YOUNG } else { 0 }
 }
 
+/// Begins to follow an image that the BPF side has begun to record.
+fn begin(
+    image: Image,
+    Beginning { pid, parent, how, .. }: Beginning,
+    images: &mut HashMap<Image, Tracked>,
+    ended: &mut HashMap<Image, (Pid, u64)>,
+    heap: &mut Heap,
+    unwinder: &mut Unwinder,
+    trails: &mut Trails,
+) {
+    let tracked = match how {
+        How::Exec | How::ExecByOtherThread => {
+            heap.forget(parent);
+            let Some(before) = images.remove(&parent) else { return };
+            ended.insert(parent, (pid, before.since));
+            let mut tracked = Tracked::new(pid, AddressSpace::new(pid), before.is_child);
+            tracked.refresh(heap, unwinder, trails);
+            tracked
+        }
+        How::Spawn => {
+            let mut tracked = Tracked::new(pid, AddressSpace::new(pid), true);
+            tracked.refresh(heap, unwinder, trails);
+            tracked
+        }
+        How::Fork => {
+            let Some(parent) = images.get(&parent) else { return };
+            Tracked::new(pid, parent.space.forked(pid), true)
+        }
+    };
+    images.insert(image, tracked);
+}
+
+/// The process of an image has ended.
+fn end(
+    image: Image,
+    images: &mut HashMap<Image, Tracked>,
+    ended: &mut HashMap<Image, (Pid, u64)>,
+    heap: &mut Heap,
+    trails: &mut Trails,
+    min_age: u64,
+) {
+    let Some(mut tracked) = images.remove(&image) else { return };
+    tracked.place_the_rest(heap, trails);
+    ended.insert(image, (tracked.pid, tracked.since));
+    if tracked.is_child {
+        heap.end(image, monotonic(), min_age);
+    }
+}
+
 impl Tracked {
+    /// Of a process that is recorded from now on.
+    fn new(pid: Pid, space: AddressSpace, is_child: bool) -> Self {
+        let (since, refreshed) = (monotonic(), Instant::now());
+        Self { pid, is_child, space, since, refreshed, trampoline: false, unplaced: Vec::new(), is_changed: false }
+    }
+
     /// Looks at the mappings again and places the addresses that had none.
-    fn refresh(&mut self, pid: Pid, heap: &mut Heap, unwinder: &mut Unwinder, trails: &mut Trails) {
+    fn refresh(&mut self, heap: &mut Heap, unwinder: &mut Unwinder, trails: &mut Trails) {
         self.refreshed = Instant::now();
         match self.space.refresh() {
             Ok(true) => {
                 self.is_changed = true;
-                unwinder.follow(pid, &self.space);
+                unwinder.follow(self.pid, &self.space);
             }
             Ok(false) => {}
             Err(error) => {
@@ -654,7 +746,11 @@ impl Tracked {
                 return;
             }
         }
-        // What has no place now never will: the frame-pointer walk also yields words that are no addresses.
+        self.place_the_rest(heap, trails);
+    }
+
+    /// What has no place now never will: the frame-pointer walk also yields words that are no addresses.
+    fn place_the_rest(&mut self, heap: &mut Heap, trails: &mut Trails) {
         for stack in std::mem::take(&mut self.unplaced) {
             trails.locate(heap, &self.space, stack);
             heap.placed(stack);
@@ -668,11 +764,11 @@ fn place(heap: &mut Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails
         return;
     }
     // Where nothing is mapped any more, as far as is known, something else may be by now.
-    let outdated = heap.stacks().end(stack) == end::NO_MAPPING;
+    let outdated = heap.stacks().end(stack) == ending::NO_MAPPING;
     if !trails.locate(heap, &process.space, stack) || outdated {
         process.unplaced.push(stack);
         if process.refreshed.elapsed() >= REFRESH_PAUSE {
-            process.refresh(heap.stacks().pid(stack), heap, unwinder, trails);
+            process.refresh(heap, unwinder, trails);
         }
     } else {
         heap.placed(stack);

@@ -38,6 +38,8 @@ pub struct Config {
     pub strict: bool,
     /// How the outcomes of calls are seen, where it was asked for by name.
     pub returns: Option<Way>,
+    /// Whether what the traced processes start is traced as well.
+    pub children: bool,
     /// Whether to attach by perf events even where the kernel has uprobe-multi links.
     pub perf_events: bool,
     /// How much to say on the standard error.

@@ -1,17 +1,20 @@
 //! Bytes of the ring buffer to [`Event`]s. A record that makes no sense is a counted error, never a panic.
 
-use tracer_ebpf::{Header, MAX_FRAMES, kind};
+use tracer_ebpf::{Header, MAX_FRAMES, kind, origin};
 
 /// Process id (thread group id) of a traced process.
 pub type Pid = u32;
 
+/// Number of an image: the address space of one program, from its exec, from the fork that made it, or from when recording
+/// began, to its end. No two have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Image(pub u32);
+
 /// Where a record comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin {
-    /// Process.
-    pub pid: Pid,
-    /// Count of execs of that process, modulo 256.
-    pub generation: u8,
+    /// The address space.
+    pub image: Image,
     /// Thread.
     pub tid: u32,
     /// Which of the thread's calls in flight.
@@ -76,18 +79,45 @@ pub enum Event<'a> {
     },
     /// An object of a Go program was sampled.
     GoSample(GoSample),
-    /// The process became another program.
-    Exec {
-        /// Whether another thread than the first one did it, and has taken its place.
-        by_other_thread: bool,
-        /// Nanoseconds of CLOCK_MONOTONIC.
-        time: u64,
-    },
+    /// The image began.
+    Began(Beginning),
     /// The thread ended.
-    ThreadExit {
-        /// The signal that ended its process, if this was its last thread.
+    ThreadExit,
+    /// The process ended.
+    Ended {
+        /// The signal that ended it, if one did that is known.
         signal: Option<u8>,
     },
+    /// A process that worked on the memory of the image ended without becoming a program of its own.
+    SharerEnded,
+}
+
+/// The beginning of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beginning {
+    /// The process.
+    pub pid: Pid,
+    /// The image that it came from.
+    pub parent: Image,
+    /// How.
+    pub how: How,
+    /// Name of the process: hostile text, filled up with zeros.
+    pub comm: [u8; 16],
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+}
+
+/// How an image has come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// The process has become another program.
+    Exec,
+    /// The same, by another thread than its first one, which that has taken the place of.
+    ExecByOtherThread,
+    /// A process has forked.
+    Fork,
+    /// A process that worked on its parent's memory (vfork, CLONE_VM) has become a program of its own.
+    Spawn,
 }
 
 /// Addresses of a stack record, leaf first.
@@ -115,7 +145,7 @@ pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         return Err(Unintelligible);
     }
     let header = Header(word(record, 0));
-    let origin = Origin { pid: header.tgid(), generation: header.generation(), tid: header.tid(), slot: header.slot() };
+    let origin = Origin { image: Image(header.image()), tid: header.tid(), slot: header.slot() };
     let addr = word(record, 1);
     let event = match header.kind() {
         kind::ALLOC => Event::Alloc(allocation(record)?),
@@ -126,8 +156,10 @@ pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::REALLOC_FREED => Event::ReallocFreed(addr),
         kind::STACK => stack(record)?,
         kind::GO_SAMPLE => go_sample(record)?,
-        kind::EXEC => Event::Exec { by_other_thread: header.slot() != 0, time: addr },
-        kind::THREAD_EXIT => Event::ThreadExit { signal: Some(header.slot()).filter(|signal| *signal > 0) },
+        kind::BEGAN => began(record, header.slot())?,
+        kind::THREAD_EXIT => Event::ThreadExit,
+        kind::ENDED => Event::Ended { signal: Some(header.slot()).filter(|signal| *signal > 0) },
+        kind::SHARER_ENDED => Event::SharerEnded,
         _ => return Err(Unintelligible),
     };
     Ok((origin, event))
@@ -139,6 +171,19 @@ fn allocation(record: &[u8]) -> Result<Allocation, Unintelligible> {
         return Err(Unintelligible);
     }
     Ok(Allocation { addr: word(record, 1), size: word(record, 2), stack: word(record, 3), time: word(record, 4) })
+}
+
+fn began(record: &[u8], how: u8) -> Result<Event<'_>, Unintelligible> {
+    let comm: Option<&[u8; 16]> = record.get(24..).and_then(<[u8]>::first_chunk);
+    let how = match u32::from(how) {
+        origin::EXEC => How::Exec,
+        origin::EXEC_BY_OTHER_THREAD => How::ExecByOtherThread,
+        origin::FORK => How::Fork,
+        origin::SPAWN => How::Spawn,
+        _ => return Err(Unintelligible),
+    };
+    let (pid, parent) = (word(record, 2) as u32, Image((word(record, 2) >> 32) as u32));
+    Ok(Event::Began(Beginning { pid, parent, how, comm: *comm.ok_or(Unintelligible)?, time: word(record, 1) }))
 }
 
 fn go_sample(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
@@ -178,10 +223,10 @@ mod tests {
     }
 
     fn header(kind: u8) -> u64 {
-        Header::new(kind, 3, 2, 77 << 32 | 78).0
+        Header::new(kind, 77, 2, 5 << 32 | 78).0
     }
 
-    const ORIGIN: Origin = Origin { pid: 77, generation: 3, tid: 78, slot: 2 };
+    const ORIGIN: Origin = Origin { image: Image(77), tid: 78, slot: 2 };
 
     #[test]
     fn every_kind_is_read_back() {
@@ -197,8 +242,19 @@ mod tests {
                 vec![header(kind::GO_SAMPLE), 1, 2, 3, 4, 5, 7 << 32 | 6],
                 Event::GoSample(GoSample { addr: 1, size: 2, charge: 3, stack: 4, time: 5, sweepgen: 6, class: 7 }),
             ),
-            (vec![header(kind::EXEC), 9], Event::Exec { by_other_thread: true, time: 9 }),
-            (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit { signal: Some(2) }),
+            (
+                vec![header(kind::BEGAN), 9, 6 << 32 | 8, u64::from_ne_bytes(*b"program\0"), 0],
+                Event::Began(Beginning {
+                    pid: 8,
+                    parent: Image(6),
+                    how: How::Fork,
+                    comm: *b"program\0\0\0\0\0\0\0\0\0",
+                    time: 9,
+                }),
+            ),
+            (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
+            (vec![header(kind::ENDED), 9], Event::Ended { signal: Some(2) }),
+            (vec![header(kind::SHARER_ENDED), 9], Event::SharerEnded),
         ] {
             assert_eq!(parse(&bytes(&record)), Ok((ORIGIN, event)));
         }
@@ -220,6 +276,8 @@ mod tests {
             vec![header(200), 1],
             vec![header(kind::ALLOC), 1, 2, 3],
             vec![header(kind::GO_SAMPLE), 1, 2, 3, 4, 5],
+            vec![header(kind::BEGAN), 1, 2, 3],
+            vec![header(kind::BEGAN) | 0xf00, 1, 2, 3, 4],
             vec![header(kind::STACK), 1],
             vec![header(kind::STACK), 1, 2, 0xa],
             vec![header(kind::STACK), 1, u64::MAX],

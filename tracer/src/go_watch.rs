@@ -75,8 +75,16 @@ impl GoWatch {
         let gone: Vec<Group> =
             gone.map(|group| Group { count: 0, waiting_since: None, waits_on: None, ..group.clone() }).collect();
         let Status { comm, exe, .. } = self.status.clone();
-        let target =
-            Target { pid: self.pid, comm, exe, language: Language::Go, heaps: Vec::new(), memory: None, ended: None };
+        let target = Target {
+            pid: self.pid,
+            comm,
+            exe,
+            language: Language::Go,
+            heaps: Vec::new(),
+            memory: None,
+            parent: None,
+            ended: None,
+        };
         let trend = |group: &Group| self.growth.trend(&group.key());
         goroutines::named(&self.runtime, &self.plugins, &target, self.last.iter().chain(&gone), trend)
     }

@@ -62,6 +62,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         language: Language::Go,
         heaps: Vec::new(),
         memory: None,
+        parent: None,
         ended: None,
     };
     let mut quality = Quality { notes: libraries.problems, ..Quality::default() };

@@ -23,6 +23,7 @@ pub mod outputs;
 pub mod preflight;
 pub mod present;
 pub mod probed_code;
+pub mod probes;
 mod renewal;
 mod replacement;
 pub mod search;

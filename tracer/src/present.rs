@@ -11,7 +11,7 @@ use hashbrown::{HashMap, HashSet};
 
 use crate::{
     collector::{Site, Snapshot, StackSnapshot, Trail},
-    event::Pid,
+    event::{Image, Pid},
     go_heap::{HeapSnapshot, HeapStack, HeapUsage, Way},
     golang::{Runtime, Symbols, heap},
     heap::{Series, StackIndex},
@@ -30,6 +30,8 @@ pub struct Trace {
     pub duration: Duration,
     /// The processes, with their heaps other than Go's.
     pub targets: Vec<Target>,
+    /// The image of each.
+    pub images: Vec<Image>,
     /// Whether only allocations of some sizes are recorded.
     pub filtered: bool,
     /// Times that a process ran unseen; notes tell of each.
@@ -128,28 +130,46 @@ impl Presenter {
         let mut quality = quality(&trace, &snapshot, &go);
         quality.notes.extend(folded(snapshot.folded));
         quality.notes.extend_from_slice(self.symbolizer.notes());
-        let Trace { started, duration, mut targets, filtered, unseen_spans: _, unseen_heaps: _, notes: _ } = trace;
+        let Trace { started, duration, mut targets, images, filtered, .. } = trace;
         for target in &mut targets {
             target.heaps.extend(go.iter().filter(|go| go.pid == target.pid).map(GoTrace::seen));
         }
         let mode = go.first().map_or(Mode::Exact, |go| go.seen().mode);
-        let mut stacks: Vec<StackEntry> = merged(snapshot.stacks).into_iter().map(|stack| self.entry(stack)).collect();
+        let snapshots = merged(snapshot.stacks);
+        let heard: HashSet<Image> = snapshots.iter().map(|stack| stack.image).collect();
+        let ended = targets.iter().zip(&images).filter(|(target, _)| target.ended.is_some()).map(|(_, image)| *image);
+        let ended: HashSet<Image> = ended.collect();
+        let others_live = ended.len() < targets.len();
+        let entry = |stack: StackSnapshot| {
+            let is_over = ended.contains(&stack.image);
+            let mut entry = self.entry(stack);
+            if is_over {
+                end_stack(&mut entry, others_live);
+            }
+            entry
+        };
+        let mut stacks: Vec<StackEntry> = snapshots.into_iter().map(entry).collect();
         for go in go {
             stacks.extend(self.go_entries(go));
         }
         doubt_what_replaces_others(&mut stacks);
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
-        end_stacks(&targets, &mut stacks);
         quality.outstanding_bytes = stacks.iter().fold(0, |sum, s| s.values.outstanding_bytes.saturating_add(sum));
         quality.targets = targets.len() as u64;
         // Sizes that nobody asks for are no silence, as long as there are frees.
-        let silent = |target: &&Target| is_silent(target.pid, &stacks) && !(filtered && quality.recorded_events > 0);
+        let is_silent = |target: &Target, image: &Image| {
+            !heard.contains(image) && stacks.iter().all(|stack| stack.pid != target.pid || !is_of_go(&stack.heap))
+        };
+        // A process that was forked may have nothing to allocate.
+        let silent = |(target, image): &(&Target, &Image)| {
+            target.parent.is_none() && is_silent(target, image) && !(filtered && quality.recorded_events > 0)
+        };
         let memories = targets.iter().filter_map(|target| target.memory.as_ref());
         for memory in memories.filter(|memory| !memory.is_explained()) {
             quality.unexplained_bytes = quality.unexplained_bytes.saturating_add(memory.unexplained);
             quality.fresh_bytes = quality.fresh_bytes.saturating_add(memory.fresh);
         }
-        quality.silent_targets = targets.iter().filter(silent).count() as u64;
+        quality.silent_targets = targets.iter().zip(&images).filter(silent).count() as u64;
         let unwind_tables = snapshot.unwind_tables;
         let mut modules = self.symbolizer.modules();
         for module in self.go.values().flat_map(Symbols::described) {
@@ -272,31 +292,26 @@ impl Presenter {
     }
 }
 
-/// Takes what ended processes held out of what is outstanding and growing. Where none is left, what they did not free is what is
+/// Takes what an ended process held out of what is outstanding and growing. Where none is left, what they did not free is what is
 /// asked for, and stays.
-fn end_stacks(targets: &[Target], stacks: &mut [StackEntry]) {
-    let ended: Vec<Pid> = targets.iter().filter(|target| target.ended.is_some()).map(|target| target.pid).collect();
-    let others_live = ended.len() < targets.len();
-    for stack in stacks.iter_mut().filter(|stack| ended.contains(&stack.pid)) {
-        stack.growth = None;
-        let values = &mut stack.values;
-        if others_live && values.outstanding_blocks > 0 {
-            stack.at_end = Some((values.outstanding_bytes, values.outstanding_blocks));
-            (values.outstanding_bytes, values.outstanding_blocks) = (0, 0);
-            (stack.uncertain_bytes, stack.oldest) = (0, None);
-        }
+fn end_stack(stack: &mut StackEntry, others_live: bool) {
+    stack.growth = None;
+    let values = &mut stack.values;
+    if others_live && values.outstanding_blocks > 0 {
+        stack.at_end = Some((values.outstanding_bytes, values.outstanding_blocks));
+        (values.outstanding_bytes, values.outstanding_blocks) = (0, 0);
+        (stack.uncertain_bytes, stack.oldest) = (0, None);
     }
 }
 
-/// Whether no allocation of a process was seen.
-fn is_silent(pid: Pid, stacks: &[StackEntry]) -> bool {
-    stacks.iter().all(|stack| stack.pid != pid || stack.values.allocated_blocks == 0)
+fn is_of_go(heap: &profile::Heap) -> bool {
+    !matches!(heap, profile::Heap::Native)
 }
 
 /// Stacks with those made one that differ only in what was cut off.
 fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
     // Equal places are one: their addresses tell stacks apart.
-    let mut places: HashMap<(u32, Key), usize> = HashMap::new();
+    let mut places: HashMap<(Image, Key), usize> = HashMap::new();
     let mut all: Vec<StackSnapshot> = Vec::with_capacity(stacks.len());
     for stack in stacks {
         let key = match &stack.trail {
@@ -306,7 +321,7 @@ fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
             Trail::Folded => Key::Folded,
         };
         let next = all.len();
-        match *places.entry((stack.pid, key)).or_insert(next) {
+        match *places.entry((stack.image, key)).or_insert(next) {
             place if place == next => all.push(stack),
             place => all[place].absorb(&stack),
         }

@@ -29,6 +29,8 @@ pub struct Target {
     pub heaps: Vec<SeenHeap>,
     /// What the kernel says of its memory; `None` when that could not be read.
     pub memory: Option<Memory>,
+    /// Process id of the one that started it, where that was traced, too.
+    pub parent: Option<u32>,
     /// How it ended; `None` when it was alive at the end.
     pub ended: Option<End>,
 }

@@ -37,7 +37,8 @@ pub struct Unwinder {
     tables: Tables,
     packed: Packed,
     placed: HashMap<Identity, Option<(Placed, Vec<Segment>)>>,
-    generations: HashMap<Pid, u32>,
+    /// Of mappings, of all processes.
+    generation: u32,
     files: Vec<UnwindTable>,
 }
 
@@ -54,13 +55,7 @@ struct Compiled {
 impl Unwinder {
     /// One that has no tables yet.
     pub fn new(tables: Tables) -> Self {
-        Self {
-            tables,
-            packed: Packed::default(),
-            placed: HashMap::new(),
-            generations: HashMap::new(),
-            files: Vec::new(),
-        }
+        Self { tables, packed: Packed::default(), placed: HashMap::new(), generation: 0, files: Vec::new() }
     }
 
     /// What the tables are like, in the order in which they came.
@@ -74,7 +69,7 @@ impl Unwinder {
         if let Err(error) = self.write_changes() {
             tracing::warn!("cannot write unwinding tables: {error}");
         }
-        let mappings = self.mappings(pid, space);
+        let mappings = self.mappings(space);
         if let Err(error) = self.tables.set_mappings(pid, &mappings) {
             tracing::warn!("cannot write the mappings of process {pid}: {error}");
         }
@@ -165,12 +160,12 @@ impl Unwinder {
         Ok(())
     }
 
-    fn mappings(&mut self, pid: Pid, space: &AddressSpace) -> Box<Mappings> {
-        let generation = self.generations.entry(pid).or_default();
-        *generation += 1;
+    fn mappings(&mut self, space: &AddressSpace) -> Box<Mappings> {
+        // One of its own for each process: children begin with their parent's.
+        self.generation = self.generation.wrapping_add(1);
         let mut mappings = Box::new(Mappings {
             count: 0,
-            generation: *generation,
+            generation: self.generation,
             reuses: space.reuses(),
             mappings: [Mapping::default(); MAX_MAPPINGS],
         });

@@ -37,7 +37,7 @@ pub struct Links {
 }
 
 impl Links {
-    /// Attaches the program `name` at `sites` in `file`, for the process `pid` only.
+    /// Attaches the program `name` at `sites` in `file`, for the process `pid` only, or for all that map the file.
     ///
     /// # Errors
     /// [`LoadError::Program`] when the kernel refuses: no permission, no such process, no instruction there.
@@ -47,17 +47,18 @@ impl Links {
         name: &'static str,
         file: &Path,
         sites: impl IntoIterator<Item = impl Into<Site>>,
-        pid: NonZeroU32,
+        pid: impl Into<Option<NonZeroU32>>,
     ) -> Result<(), LoadError> {
+        let pid = pid.into();
         let sites: Vec<Site> = sites.into_iter().map(Into::into).collect();
         if let Some(multi) = &mut programs.multi {
-            self.multi.push(multi.attach(name, file, &sites, pid.get())?);
+            self.multi.push(multi.attach(name, file, &sites, pid.map_or(0, NonZeroU32::get))?);
         } else {
             let program = uprobe(programs, name)?;
             for Site { offset, cookie } in &sites {
                 let location = UProbeAttachLocation::AbsoluteOffset(*offset);
                 let point = UProbeAttachPoint { location, cookie: Some(*cookie) };
-                let link = program.attach(point, file, UProbeScope::OneProcess(pid));
+                let link = program.attach(point, file, pid.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess));
                 self.perf_events.push((name, link.map_err(|error| LoadError::refused(name, &error))?));
             }
         }
@@ -149,12 +150,16 @@ impl Programs {
     }
 }
 
-/// Attaches the programs that follow execs and the ends of threads. Raw tracepoints: they need no tracefs.
+/// Attaches the programs that follow forks, execs and the ends of threads. Raw tracepoints: they need no tracefs.
 ///
 /// # Errors
 /// [`LoadError::Program`] when the kernel refuses.
 pub fn attach_lifecycle(programs: &mut Programs) -> Result<(), LoadError> {
-    for (name, tracepoint) in [("process_exec", "sched_process_exec"), ("thread_exit", "sched_process_exit")] {
+    for (name, tracepoint) in [
+        ("process_fork", "sched_process_fork"),
+        ("process_exec", "sched_process_exec"),
+        ("thread_exit", "sched_process_exit"),
+    ] {
         let program =
             programs.ebpf.program_mut(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
         let program: &mut RawTracePoint = program

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tracer_ebpf::{Loss, LostFree, TARGETS_CHANGE, Target};
 
 use super::sys;
+use crate::event::Image;
 
 /// Of bpf(2): only an entry that is there is written.
 const BPF_EXIST: u64 = 2;
@@ -94,10 +95,10 @@ impl Events {
         sys::take_all(self.lost_frees.fd().as_fd(), frees)
     }
 
-    /// Turns recording on for a process, or changes what is known of it.
+    /// Turns recording on for a process.
     ///
     /// # Errors
-    /// When the map is full: more than 4096 processes.
+    /// When the map is full: more than 32768 processes.
     pub fn enable(&mut self, pid: u32, target: Target) -> Result<(), MapError> {
         self.targets.insert(pid, TargetValue(target), 0)?;
         self.announce_change()
@@ -112,16 +113,19 @@ impl Events {
         self.announce_change()
     }
 
-    /// What the BPF side knows of a process, if it is being recorded.
-    pub fn target(&self, pid: u32) -> Option<Target> {
-        self.targets.get(&pid, 0).ok().map(|value| value.0)
+    /// What the BPF side knows of a process, if this image of it is being recorded.
+    pub fn target(&self, pid: u32, image: Image) -> Option<Target> {
+        self.targets.get(&pid, 0).ok().map(|value| value.0).filter(|target| target.image == image.0)
     }
 
-    /// Turns recording off for a process.
+    /// Turns recording off for an image.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn disable(&mut self, pid: u32) -> Result<(), MapError> {
+    pub fn disable(&mut self, pid: u32, image: Image) -> Result<(), MapError> {
+        if self.target(pid, image).is_none() {
+            return Ok(());
+        }
         self.targets_epoch.set(0, TARGETS_CHANGE, 0)?;
         // Not there: it never was on.
         let _ = self.targets.remove(&pid);

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use tracer_ebpf::{ProcessEnd, ReturnInstances};
+use tracer_ebpf::{ReturnInstances, TaskFields};
 
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -22,8 +22,8 @@ const NESTING: usize = 4;
 pub(super) struct Layouts {
     /// What its return probes have taken out of return slots; all 0 when it does not say.
     pub(super) return_instances: ReturnInstances,
-    /// How a process ends; all 0 when it does not say.
-    pub(super) process_end: ProcessEnd,
+    /// Where it keeps what it knows of processes; all 0 when it does not say.
+    pub(super) task_fields: TaskFields,
 }
 
 impl Layouts {
@@ -35,11 +35,11 @@ impl Layouts {
         if return_instances.is_none() {
             tracing::debug!("{VMLINUX} does not tell where return addresses are that probes have taken away");
         }
-        let process_end = types.as_ref().and_then(process_end);
-        if process_end.is_none() {
-            tracing::debug!("{VMLINUX} does not tell where it keeps how processes end");
+        let task_fields = types.as_ref().and_then(task_fields);
+        if task_fields.is_none() {
+            tracing::debug!("{VMLINUX} does not tell where it keeps what it knows of processes");
         }
-        Self { return_instances: return_instances.unwrap_or_default(), process_end: process_end.unwrap_or_default() }
+        Self { return_instances: return_instances.unwrap_or_default(), task_fields: task_fields.unwrap_or_default() }
     }
 }
 
@@ -54,12 +54,14 @@ fn return_instances(types: &Types<'_>) -> Option<ReturnInstances> {
     })
 }
 
-fn process_end(types: &Types<'_>) -> Option<ProcessEnd> {
+fn task_fields(types: &Types<'_>) -> Option<TaskFields> {
     let task = types.structure("task_struct")?;
-    Some(ProcessEnd {
+    Some(TaskFields {
         signal: types.offset(task, "signal")?,
         live: types.offset(types.structure("signal_struct")?, "live")?,
         exit_code: types.offset(task, "exit_code")?,
+        mm: types.offset(task, "mm")?,
+        tgid: types.offset(task, "tgid")?,
     })
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::{Ebpf, EbpfLoader, Pod, maps::Map, programs::ProgramError};
 use aya_log::EbpfLogger;
-use tracer_ebpf::{ProcessEnd, ReturnInstances};
+use tracer_ebpf::{ReturnInstances, TaskFields};
 
 use super::{
     copies::StackCopies,
@@ -54,10 +54,10 @@ unsafe impl Pod for ReturnInstancesValue {}
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
-struct ProcessEndValue(ProcessEnd);
+struct TaskFieldsValue(TaskFields);
 
 // SAFETY: as above.
-unsafe impl Pod for ProcessEndValue {}
+unsafe impl Pod for TaskFieldsValue {}
 
 impl Config {
     /// For programs whose records nobody reads.
@@ -146,14 +146,14 @@ impl Programs {
         let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
-        let Layouts { return_instances, process_end } = Layouts::read();
-        let (return_instances, process_end) = (ReturnInstancesValue(return_instances), ProcessEndValue(process_end));
+        let Layouts { return_instances, task_fields } = Layouts::read();
+        let (return_instances, task_fields) = (ReturnInstancesValue(return_instances), TaskFieldsValue(task_fields));
         let mut ebpf = EbpfLoader::new()
             .override_global("WAKEUP_BYTES", &wakeup, true)
             .override_global("MIN_SIZE", &min, true)
             .override_global("MAX_SIZE", &max, true)
             .override_global("RETURN_INSTANCES", &return_instances, true)
-            .override_global("PROCESS_END", &process_end, true)
+            .override_global("TASK_FIELDS", &task_fields, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
             .map_max_entries("STACK_COPIES", if config.stack_copies { StackCopies::BUFFER } else { PAGE })

@@ -97,7 +97,7 @@ impl Multi {
         }
     }
 
-    /// Attaches the program `name` at `sites` in `file`, for the process `pid` only.
+    /// Attaches the program `name` at `sites` in `file`, for the process `pid` only, or for all if it is 0.
     pub(super) fn attach(&mut self, name: &str, file: &Path, sites: &[Site], pid: u32) -> Result<OwnedFd, LoadError> {
         let program = self.program(name)?;
         let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);

@@ -158,10 +158,10 @@ pub(super) fn update<V: MapValue + ?Sized>(
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Moves all entries of the set of lost frees to `frees`: address, process and time (ns of CLOCK_MONOTONIC) of each.
+/// Moves all entries of the set of lost frees to `frees`: address, image and time (ns of CLOCK_MONOTONIC) of each.
 /// Look-up and removal are one step: a free that is lost in between would be removed unread otherwise.
 pub(super) fn take_all(map: BorrowedFd<'_>, frees: &mut Vec<(LostFree, u64)>) -> io::Result<()> {
-    let mut keys = vec![LostFree { addr: 0, tgid: 0, generation: 0 }; BATCH];
+    let mut keys = vec![LostFree { addr: 0, image: 0, reserved: 0 }; BATCH];
     let mut times = vec![0u64; BATCH];
     let mut position = 0u64;
     let mut next = 0u64;

@@ -16,7 +16,7 @@ use std::{
 use self::account::Account;
 use crate::{
     collector::Request,
-    event::Pid,
+    event::{Image, Pid},
     process::{
         memory_map::{self, Region, Usage},
         root::ProcessDirectory,
@@ -37,11 +37,14 @@ const WORTH_A_WORD: u64 = 20;
 pub struct Coverage {
     requests: mpsc::Sender<Request>,
     processes: Vec<Process>,
+    /// Whether what processes start is recorded as well.
+    follows_children: bool,
     started: Instant,
 }
 
 struct Process {
     pid: Pid,
+    image: Image,
     directory: ProcessDirectory,
     begin: Begin,
     last: Reading,
@@ -76,14 +79,18 @@ enum Search {
 
 impl Coverage {
     /// Of no process yet. The collector that takes `requests` knows what is recorded.
-    pub fn new(requests: mpsc::Sender<Request>) -> Self {
-        Self { requests, processes: Vec::new(), started: Instant::now() }
+    pub fn new(requests: mpsc::Sender<Request>, follows_children: bool) -> Self {
+        Self { requests, processes: Vec::new(), follows_children, started: Instant::now() }
     }
 
-    /// Recording of a process begins, or begins anew because it has become another program.
-    pub fn begin(&mut self, pid: Pid) {
+    /// What became another program is of no interest any more.
+    pub fn forget(&mut self, image: Image) {
+        self.processes.retain(|process| process.image != image);
+    }
+
+    /// Recording of an image begins.
+    pub fn begin(&mut self, pid: Pid, image: Image) {
         let now = Instant::now();
-        self.processes.retain(|process| process.pid != pid);
         if self.processes.is_empty() {
             self.started = now;
         }
@@ -98,7 +105,7 @@ impl Coverage {
         let begin = Begin { usage, regions: regions.ok() };
         let last = Reading { at: now, usage, recorded: 0, account: Account::default(), children: 0 };
         let (ended, next_look, search) = (false, now, None);
-        self.processes.push(Process { pid, directory, begin, last, ended, next_look, search });
+        self.processes.push(Process { pid, image, directory, begin, last, ended, next_look, search });
     }
 
     /// Looks at the counters, and further where they cannot be explained: what is known when a process ends before it is
@@ -123,9 +130,12 @@ impl Coverage {
 
     /// What is known of a process, which holds `elsewhere` bytes in other heaps than that of an allocator, and whose allocator
     /// in the file `probed` is recorded.
-    pub fn memory(&mut self, pid: Pid, elsewhere: u64, probed: Option<&str>) -> Option<Memory> {
+    pub fn memory(&mut self, image: Image, elsewhere: u64, probed: Option<&str>) -> Option<Memory> {
         let started = self.started;
-        let process = self.processes.iter_mut().find(|process| process.pid == pid)?;
+        let process = self.processes.iter_mut().find(|process| process.image == image)?;
+        if self.follows_children {
+            process.last.children = 0;
+        }
         Some(process.memory(elsewhere, probed, started))
     }
 }
@@ -138,7 +148,7 @@ impl Process {
             return;
         };
         let grew = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
-        let recorded = held(requests, self.pid);
+        let recorded = held(requests, self.image);
         if grew < recorded.saturating_add(WORTH_A_LOOK) {
             let account = Account { fresh: grew, ..Account::default() };
             self.last = Reading { at, usage, recorded, account, children: self.last.children };
@@ -163,18 +173,18 @@ impl Process {
             (Some(begin), Ok(end)) => {
                 let pieces = account::pieces(begin, &end);
                 let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
-                let covered = ask(requests, |reply| Request::Covered { pid: self.pid, ranges, reply });
+                let covered = ask(requests, |reply| Request::Covered { image: self.image, ranges, reply });
                 account::account(&end, &pieces, &covered.unwrap_or_default(), go)
             }
             // Without knowing where it is, what is not held now is not known to have ever been.
             _ => {
                 let fresh = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
-                let unexplained = fresh.saturating_sub(held(requests, self.pid));
+                let unexplained = fresh.saturating_sub(held(requests, self.image));
                 Account { fresh, unexplained: [(Area::Mapped, unexplained)].into() }
             }
         };
         // After the records up to now have been taken in, which the question for what is covered sees to.
-        let recorded = held(requests, self.pid);
+        let recorded = held(requests, self.image);
         self.last = Reading { at, usage, recorded, account, children: reasons::children(self.pid) };
         if self.search.is_none() && !self.figures(0).is_explained() {
             self.search();
@@ -243,8 +253,8 @@ impl Process {
     }
 }
 
-fn held(requests: &mpsc::Sender<Request>, pid: Pid) -> u64 {
-    ask(requests, |reply| Request::Held { pid, reply }).unwrap_or(0)
+fn held(requests: &mpsc::Sender<Request>, image: Image) -> u64 {
+    ask(requests, |reply| Request::Held { image, reply }).unwrap_or(0)
 }
 
 /// Asks the collector; `None` when it has ended.

@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 
 use super::trend::trend;
 use crate::{
-    event::Pid,
+    event::Image,
     profile::{Growth, Trend},
 };
 
@@ -48,7 +48,7 @@ pub struct History {
     /// Row of each stack, by its index.
     by_stack: Vec<u32>,
     /// Frees of unknown blocks up to then.
-    unknown_frees: HashMap<Pid, Row>,
+    unknown_frees: HashMap<Image, Row>,
     next_look: u64,
     random: u64,
 }
@@ -91,7 +91,12 @@ impl History {
 
     /// Takes a look at `now`: what each stack holds, by its index, and how many frees of unknown blocks each process has
     /// made so far.
-    pub fn look(&mut self, now: u64, held: impl Iterator<Item = u64>, unknown_frees: impl Iterator<Item = (Pid, u64)>) {
+    pub fn look(
+        &mut self,
+        now: u64,
+        held: impl Iterator<Item = u64>,
+        unknown_frees: impl Iterator<Item = (Image, u64)>,
+    ) {
         let passed = now.saturating_sub(self.began);
         while passed / self.width >= SLOTS as u64 {
             self.make_room();
@@ -113,9 +118,9 @@ impl History {
                 row[at] += (held as f32 - row[at]) / looks;
             }
         }
-        for (pid, frees) in unknown_frees {
-            if self.unknown_frees.len() < MAX_PROCESSES || self.unknown_frees.contains_key(&pid) {
-                let row = self.unknown_frees.entry(pid).or_default();
+        for (image, frees) in unknown_frees {
+            if self.unknown_frees.len() < MAX_PROCESSES || self.unknown_frees.contains_key(&image) {
+                let row = self.unknown_frees.entry(image).or_default();
                 row[at] += (frees as f32 - row[at]) / looks;
             }
         }
@@ -139,8 +144,8 @@ impl History {
     }
 
     /// How many frees of unknown blocks a process had made at these times, for [`Series::replacing`].
-    pub fn unknown_frees(&self, pid: Pid) -> Option<Arc<[f32]>> {
-        let row = self.unknown_frees.get(&pid)?;
+    pub fn unknown_frees(&self, image: Image) -> Option<Arc<[f32]>> {
+        let row = self.unknown_frees.get(&image)?;
         Some(self.seen().map(|(at, _)| row[at]).collect())
     }
 

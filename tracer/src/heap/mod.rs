@@ -1,4 +1,4 @@
-//! The heap of each traced process, from events: which blocks are outstanding, and what each stack holds.
+//! The heap of each image of a traced process, from events: which blocks are outstanding, and what each stack holds.
 //!
 //! Plain values: no I/O, no clock (times come with the events), no thread. The rules of truth that concern one process
 //! live here and in the BPF programs; CONTRIBUTING.md lists the test of each.
@@ -21,13 +21,15 @@ pub use self::{
     stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
 };
 use crate::{
-    event::{Event, Origin, Pid},
+    event::{Event, Image, Origin},
     profile::Values,
 };
 
 /// All heaps of one trace.
 pub struct Heap {
-    processes: HashMap<Pid, ProcessHeap>,
+    processes: HashMap<Image, ProcessHeap>,
+    /// What images that have ended held.
+    left: HashMap<StackIndex, Left>,
     stacks: Stacks,
     usage: Vec<Values>,
     room: Room,
@@ -57,6 +59,39 @@ struct Room {
     most: u64,
 }
 
+/// What a stack holds, as its blocks are counted.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    bytes: u64,
+    blocks: u64,
+    uncertain_bytes: u64,
+    oldest: u64,
+}
+
+impl Default for Left {
+    fn default() -> Self {
+        Self { bytes: 0, blocks: 0, uncertain_bytes: 0, oldest: u64::MAX }
+    }
+}
+
+impl Left {
+    #[inline]
+    fn add(&mut self, block: &Block, ambiguous: bool, uncertain_until: Option<u64>) {
+        self.bytes = self.bytes.saturating_add(block.size);
+        self.blocks += 1;
+        self.oldest = self.oldest.min(block.time);
+        if ambiguous || uncertain_until.is_some_and(|until| block.time <= until) {
+            self.uncertain_bytes = self.uncertain_bytes.saturating_add(block.size);
+        }
+    }
+}
+
+/// Whether a block is at least `min_age` nanoseconds old at `now`.
+#[inline]
+fn is_of_age(block: &Block, now: u64, min_age: u64) -> bool {
+    min_age == 0 || block.time <= now.saturating_sub(min_age)
+}
+
 /// What one stack holds at one moment.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StackUsage {
@@ -75,6 +110,7 @@ impl Heap {
     pub fn new(max_stacks: usize) -> Self {
         Self {
             processes: HashMap::new(),
+            left: HashMap::new(),
             stacks: Stacks::new(max_stacks),
             usage: Vec::new(),
             room: Room { taken: 0, most: u64::MAX },
@@ -98,14 +134,9 @@ impl Heap {
     #[inline]
     pub fn apply(&mut self, origin: Origin, event: Event<'_>) {
         self.counters.events += 1;
-        let process =
-            self.processes.entry(origin.pid).or_insert_with(|| ProcessHeap::new(origin.pid, origin.generation));
+        let process = self.processes.entry(origin.image).or_insert_with(|| ProcessHeap::new(origin.image));
         let Self { stacks, usage, room, young, counters, .. } = self;
         let mut books = Books { stacks, usage, room, young, counters };
-        if process.generation() != origin.generation {
-            // The exec itself may have been lost; its records cannot be mixed up all the same.
-            process.reset(origin.generation, &mut books);
-        }
         match event {
             Event::Alloc(block) => process.alloc(origin.tid, block, &mut books),
             Event::Free(addr) => process.free(origin.tid, addr, &mut books),
@@ -113,22 +144,41 @@ impl Heap {
             Event::ReallocDone(block) => process.realloc_done(origin.tid, origin.slot, block, &mut books),
             Event::ReallocFailed(_) => process.put_back(origin.tid, origin.slot, &mut books),
             Event::ReallocFreed(_) => process.realloc_freed(origin.tid, origin.slot, &mut books),
-            Event::Stack { id, frames, end } => books.stacks.define(origin.pid, id, frames, end),
-            // A generation that was already taken over above: nothing is left to drop. Objects of Go are kept elsewhere.
-            Event::Exec { .. } | Event::GoSample(_) => {}
-            Event::ThreadExit { .. } => process.thread_exit(origin.tid, &mut books),
+            Event::Stack { id, frames, end } => books.stacks.define(origin.image, id, frames, end),
+            // Objects of Go are kept elsewhere.
+            Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) => {}
+            Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
         }
     }
 
     /// A free that was lost at `time`, found in the set of lost frees. All events from before that time must have been
     /// applied.
-    pub fn apply_lost_free(&mut self, pid: Pid, generation: u8, addr: u64, time: u64) {
-        let Some(process) = self.processes.get_mut(&pid) else { return };
-        if process.generation() == generation {
-            let Self { stacks, usage, room, young, counters, .. } = self;
-            let mut books = Books { stacks, usage, room, young, counters };
-            process.lost_free(addr, time, &mut books);
-        }
+    pub fn apply_lost_free(&mut self, image: Image, addr: u64, time: u64) {
+        let Self { processes, stacks, usage, room, young, counters, .. } = self;
+        let Some(process) = processes.get_mut(&image) else { return };
+        process.lost_free(addr, time, &mut Books { stacks, usage, room, young, counters });
+    }
+
+    /// Drops an image as if it had never been: its process has become another program.
+    pub fn forget(&mut self, image: Image) {
+        let Self { processes, stacks, usage, room, young, counters, .. } = self;
+        let Some(process) = processes.remove(&image) else { return };
+        process.forget_all(&mut Books { stacks, usage, room, young, counters });
+    }
+
+    /// An image has ended at `now`: what its stacks held by blocks of at least `min_age` is kept, its blocks are not.
+    pub fn end(&mut self, image: Image, now: u64, min_age: u64) {
+        let Some(process) = self.processes.remove(&image) else { return };
+        let Self { left, room, young, uncertain_until, .. } = self;
+        process.for_each_block(|block, ambiguous| {
+            room.taken -= 1;
+            if let Some(young) = young {
+                young.end(&block);
+            }
+            if is_of_age(&block, now, min_age) {
+                left.entry(block.stack).or_default().add(&block, ambiguous, *uncertain_until);
+            }
+        });
     }
 
     /// Frees were lost, up to `time`, and not even their addresses are known: all blocks from before are uncertain.
@@ -139,44 +189,37 @@ impl Heap {
     /// What every stack holds, in no order. Blocks younger than `min_age` nanoseconds at `now` are left out of the
     /// outstanding amounts.
     pub fn usage(&self, now: u64, min_age: u64) -> Vec<StackUsage> {
-        let mut all: Vec<StackUsage> = self
-            .usage
-            .iter()
-            .enumerate()
-            .map(|(index, values)| StackUsage {
-                stack: StackIndex::new(index),
-                values: Values { outstanding_bytes: 0, outstanding_blocks: 0, ..*values },
-                uncertain_bytes: 0,
-                oldest: None,
-            })
-            .collect();
-        let youngest = now.saturating_sub(min_age);
+        let mut held = vec![Left::default(); self.usage.len()];
+        for (stack, left) in &self.left {
+            held[stack.index()] = *left;
+        }
         for process in self.processes.values() {
             process.for_each_block(|block, ambiguous| {
-                if min_age > 0 && block.time > youngest {
-                    return;
-                }
-                let Some(usage) = all.get_mut(block.stack.index()) else { return };
-                usage.values.outstanding_bytes = usage.values.outstanding_bytes.saturating_add(block.size);
-                usage.values.outstanding_blocks += 1;
-                usage.oldest = Some(usage.oldest.map_or(block.time, |oldest| oldest.min(block.time)));
-                if ambiguous || self.uncertain_until.is_some_and(|until| block.time <= until) {
-                    usage.uncertain_bytes = usage.uncertain_bytes.saturating_add(block.size);
+                if is_of_age(&block, now, min_age)
+                    && let Some(held) = held.get_mut(block.stack.index())
+                {
+                    held.add(&block, ambiguous, self.uncertain_until);
                 }
             });
         }
-        all.retain(|usage| usage.values.allocated_blocks > 0);
-        all
+        let usage = self.usage.iter().zip(held).enumerate().filter(|(_, (values, _))| values.allocated_blocks > 0);
+        let usage = usage.map(|(index, (values, Left { bytes, blocks, uncertain_bytes, oldest }))| StackUsage {
+            stack: StackIndex::new(index),
+            values: Values { outstanding_bytes: bytes, outstanding_blocks: blocks, ..*values },
+            uncertain_bytes,
+            oldest: (blocks > 0).then_some(oldest),
+        });
+        usage.collect()
     }
 
-    /// Bytes of all outstanding blocks of a process.
-    pub fn held(&self, pid: Pid) -> u64 {
-        self.processes.get(&pid).map_or(0, ProcessHeap::held)
+    /// Bytes of all outstanding blocks of an image.
+    pub fn held(&self, image: Image) -> u64 {
+        self.processes.get(&image).map_or(0, ProcessHeap::held)
     }
 
-    /// How many bytes of each of these parts of a process's memory its blocks have been in, outstanding or not, to 64 KiB.
-    pub fn covered(&self, pid: Pid, ranges: &[Range<u64>]) -> Vec<u64> {
-        let process = self.processes.get(&pid);
+    /// How many bytes of each of these parts of an image's memory its blocks have been in, outstanding or not, to 64 KiB.
+    pub fn covered(&self, image: Image, ranges: &[Range<u64>]) -> Vec<u64> {
+        let process = self.processes.get(&image);
         ranges.iter().map(|range| process.map_or(0, |process| process.covered(range))).collect()
     }
 
@@ -202,7 +245,7 @@ impl Heap {
 
     /// Takes a look at what is held at `now`, for growth: by blocks of the age that the heap was made with.
     pub fn look(&mut self, now: u64, history: &mut History) {
-        let unknown = self.processes.iter().map(|(pid, process)| (*pid, process.unknown_frees()));
+        let unknown = self.processes.iter().map(|(image, process)| (*image, process.unknown_frees()));
         match &mut self.young {
             None => history.look(now, self.usage.iter().map(|values| values.outstanding_bytes), unknown),
             Some(young) => {
@@ -214,8 +257,8 @@ impl Heap {
     }
 
     /// Index of the stack with this id, known already or not.
-    pub fn intern(&mut self, pid: Pid, id: u64) -> StackIndex {
-        self.stacks.intern(pid, id)
+    pub fn intern(&mut self, image: Image, id: u64) -> StackIndex {
+        self.stacks.intern(image, id)
     }
 
     /// The stacks.

@@ -1,4 +1,4 @@
-//! The heap of one process: the rules by which its events begin and end blocks.
+//! The heap of one image: the rules by which its events begin and end blocks.
 
 use std::ops::Range;
 
@@ -10,7 +10,7 @@ use super::{
     footprint::Footprint,
 };
 use crate::{
-    event::{Allocation, Pid},
+    event::{Allocation, Image},
     profile::Values,
 };
 
@@ -22,8 +22,7 @@ const RESOLUTION: u64 = 10_000_000 + 2 * TICK;
 const LAST_FREES: usize = 256;
 
 pub(super) struct ProcessHeap {
-    pid: Pid,
-    generation: u8,
+    image: Image,
     blocks: Blocks,
     /// Bytes of all outstanding blocks.
     held: u64,
@@ -53,10 +52,9 @@ struct LastFrees {
 const MOST_CACHED: u32 = 76 * 16 + 1;
 
 impl ProcessHeap {
-    pub(super) fn new(pid: Pid, generation: u8) -> Self {
+    pub(super) fn new(image: Image) -> Self {
         Self {
-            pid,
-            generation,
+            image,
             blocks: Blocks::default(),
             held: 0,
             footprint: Footprint::default(),
@@ -67,20 +65,15 @@ impl ProcessHeap {
         }
     }
 
-    pub(super) fn generation(&self) -> u8 {
-        self.generation
-    }
-
     /// How many frees of blocks there were that were not known.
     pub(super) fn unknown_frees(&self) -> u64 {
         self.unknown_frees
     }
 
-    /// Drops everything: the process has become another program.
-    pub(super) fn reset(&mut self, generation: u8, books: &mut Books<'_>) {
-        let old = std::mem::replace(self, Self::new(self.pid, generation));
-        books.room.taken -= (old.blocks.len() + old.suspended.len()) as u64;
-        let is_own = |stack| books.stacks.pid(stack) == self.pid;
+    /// Drops everything, with what the books have of it: the process has become another program.
+    pub(super) fn forget_all(self, books: &mut Books<'_>) {
+        books.room.taken -= (self.blocks.len() + self.suspended.len()) as u64;
+        let is_own = |stack| books.stacks.image(stack) == self.image;
         for (index, values) in books.usage.iter_mut().enumerate() {
             if is_own(StackIndex::new(index)) {
                 *values = Values::default();
@@ -98,7 +91,7 @@ impl ProcessHeap {
             books.counters.refused_blocks += 1;
             return self.forget(new.addr, books);
         }
-        let stack = books.stacks.intern(self.pid, new.stack);
+        let stack = books.stacks.intern(self.image, new.stack);
         let block = Block { addr: new.addr, size: new.size, stack, time: new.time };
         books.begin(&block);
         self.held = self.held.saturating_add(new.size);

@@ -2,7 +2,7 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use crate::event::{Frames, Pid};
+use crate::event::{Frames, Image};
 
 /// Most distinct stacks that a trace keeps. At 30 frames each they take about a gigabyte.
 pub const MAX_STACKS: usize = 1 << 22;
@@ -49,7 +49,7 @@ pub enum StackKind {
 }
 
 struct Stack {
-    pid: Pid,
+    image: Image,
     kind: StackKind,
     end: u32,
 }
@@ -57,8 +57,8 @@ struct Stack {
 /// All stacks of a trace.
 pub struct Stacks {
     by_id: HashMap<u64, StackIndex, foldhash::fast::FixedState>,
-    /// The stand-in for stacks that did not fit, per process.
-    full: HashMap<Pid, StackIndex>,
+    /// The stand-in for stacks that did not fit, per image.
+    full: HashMap<Image, StackIndex>,
     stacks: Vec<Stack>,
     max: usize,
 }
@@ -68,29 +68,29 @@ impl Stacks {
         Self { by_id: HashMap::default(), full: HashMap::new(), stacks: Vec::new(), max }
     }
 
-    /// Index of a stack id, which the BPF side made distinct for each process.
+    /// Index of a stack id, which the BPF side made distinct for each image.
     #[inline]
-    pub(super) fn intern(&mut self, pid: Pid, id: u64) -> StackIndex {
+    pub(super) fn intern(&mut self, image: Image, id: u64) -> StackIndex {
         if let Some(index) = self.by_id.get(&id) {
             return *index;
         }
         if self.by_id.len() >= self.max {
             let next = StackIndex::new(self.stacks.len());
-            let index = *self.full.entry(pid).or_insert(next);
+            let index = *self.full.entry(image).or_insert(next);
             if index == next {
-                self.stacks.push(Stack { pid, kind: StackKind::TableFull, end: 0 });
+                self.stacks.push(Stack { image, kind: StackKind::TableFull, end: 0 });
             }
             return index;
         }
         let index = StackIndex::new(self.stacks.len());
-        self.stacks.push(Stack { pid, kind: StackKind::Unknown, end: 0 });
+        self.stacks.push(Stack { image, kind: StackKind::Unknown, end: 0 });
         self.by_id.insert(id, index);
         index
     }
 
     /// Learns what an id stands for. Never overwrites: an id that is sent again says the same.
-    pub(super) fn define(&mut self, pid: Pid, id: u64, frames: Frames<'_>, end: u32) {
-        let index = self.intern(pid, id);
+    pub(super) fn define(&mut self, image: Image, id: u64, frames: Frames<'_>, end: u32) {
+        let index = self.intern(image, id);
         let stack = &mut self.stacks[index.index()];
         if matches!(stack.kind, StackKind::Unknown | StackKind::Folded) {
             stack.kind = StackKind::Addresses(frames.iter().collect());
@@ -124,9 +124,9 @@ impl Stacks {
         self.by_id.iter().filter(|(_, stack)| stacks.contains(*stack)).map(|(id, _)| *id).collect()
     }
 
-    /// Process that a stack belongs to.
-    pub fn pid(&self, stack: StackIndex) -> Pid {
-        self.stacks[stack.index()].pid
+    /// Image that a stack belongs to.
+    pub fn image(&self, stack: StackIndex) -> Image {
+        self.stacks[stack.index()].image
     }
 
     /// What is known of a stack.

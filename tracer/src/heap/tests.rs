@@ -6,15 +6,15 @@ use proptest::prelude::*;
 
 use super::{Heap, History, MAX_STACKS, StackKind};
 use crate::{
-    event::{Allocation, Event, Origin, parse},
+    event::{Allocation, Event, Image, Origin, parse},
     profile::Values,
 };
 
-const PID: u32 = 100;
+const IMAGE: Image = Image(100);
 const MS: u64 = 1_048_576;
 
 fn origin(tid: u32) -> Origin {
-    Origin { pid: PID, generation: 0, tid, slot: 0 }
+    Origin { image: IMAGE, tid, slot: 0 }
 }
 
 fn block(addr: u64, size: u64, stack: u64, time: u64) -> Allocation {
@@ -76,7 +76,7 @@ fn block_in_a_running_realloc_is_still_held() {
 
 #[test]
 fn realloc_that_never_returns_does_not_end_its_block() {
-    for end in [Event::ThreadExit { signal: None }, Event::ReallocTake(0x20)] {
+    for end in [Event::ThreadExit, Event::ReallocTake(0x20)] {
         let heap = heap(&[
             (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
             (origin(1), Event::ReallocTake(0x10)),
@@ -94,7 +94,7 @@ fn the_end_of_a_thread_gives_back_what_its_realloc_held() {
         (origin(2), Event::Alloc(block(0x20, 50, 8, MS))),
         (origin(1), Event::ReallocTake(0x10)),
         (origin(2), Event::ReallocTake(0x20)),
-        (origin(1), Event::ThreadExit { signal: None }),
+        (origin(1), Event::ThreadExit),
         // The thread id is another thread's now.
         (origin(1), Event::ReallocFreed(0x10)),
         (origin(2), Event::ReallocFreed(0x20)),
@@ -116,11 +116,11 @@ fn the_end_of_a_thread_empties_its_cache() {
         before(1, 0x50),
         before(1, 0x30),
         before(1, 0x60),
-        (origin(1), Event::ThreadExit { signal: None }),
-        (origin(1), Event::ThreadExit { signal: None }),
+        (origin(1), Event::ThreadExit),
+        (origin(1), Event::ThreadExit),
         // The thread id is another thread's now.
         before(1, 0x70),
-        (origin(257), Event::ThreadExit { signal: None }),
+        (origin(257), Event::ThreadExit),
     ]);
     assert_eq!(heap.counters().unmatched_frees, 4);
 }
@@ -196,26 +196,42 @@ fn address_that_is_handed_out_again_ends_the_old_block() {
 }
 
 #[test]
-fn exec_drops_everything_even_when_its_record_was_lost() {
-    for event in [Event::Exec { by_other_thread: false, time: 2 * MS }, Event::Alloc(block(0x20, 5, 8, 2 * MS))] {
-        let heap = heap(&[
-            (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
-            (origin(1), Event::Alloc(block(0x18, 100, 7, MS))),
-            (origin(1), Event::ReallocTake(0x10)),
-            (Origin { generation: 1, ..origin(1) }, event),
-            // What was there before is unknown to the new program.
-            (Origin { generation: 1, ..origin(1) }, Event::Free(0x18)),
-            (Origin { generation: 1, ..origin(1) }, Event::ReallocFreed(0x10)),
-        ]);
-        assert_eq!(heap.counters().unmatched_frees, 1, "{event:?}");
-        assert_eq!(held(&heap, 7), (0, 0), "{event:?}");
-        assert!(heap.usage(u64::MAX, 0).iter().all(|usage| usage.values.allocated_bytes <= 5), "{event:?}");
-    }
+fn exec_drops_everything() {
+    let mut heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+        (origin(1), Event::Alloc(block(0x18, 100, 7, MS))),
+        (origin(1), Event::ReallocTake(0x10)),
+    ]);
+    heap.forget(IMAGE);
+    let new = Origin { image: Image(101), ..origin(1) };
+    // What was there before is unknown to the new program.
+    heap.apply(new, Event::Free(0x18));
+    heap.apply(new, Event::ReallocFreed(0x10));
+    assert_eq!(heap.counters().unmatched_frees, 1);
+    assert_eq!((held(&heap, 7), heap.blocks()), ((0, 0), 0));
+    assert!(heap.usage(u64::MAX, 0).is_empty());
+}
+
+#[test]
+fn what_an_ended_image_held_is_kept_without_its_blocks() {
+    let mut heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
+        (origin(1), Event::Alloc(block(0x20, 10, 7, 5 * MS))),
+        (origin(1), Event::Alloc(block(0x30, 1, 7, 9 * MS))),
+        (origin(1), Event::Free(0x20)),
+        // Another image has the same addresses.
+        (Origin { image: Image(101), ..origin(2) }, Event::Alloc(block(0x10, 1000, 8, MS))),
+    ]);
+    heap.end(IMAGE, 10 * MS, 2 * MS);
+    assert_eq!((held(&heap, 7), held(&heap, 8)), ((100, 1), (1000, 1)));
+    let usage = heap.usage(u64::MAX, 0);
+    assert_eq!((usage[0].oldest, usage[0].values.allocated_bytes), (Some(MS), 111));
+    assert_eq!((heap.blocks(), heap.held(IMAGE)), (1, 0));
 }
 
 #[test]
 fn processes_do_not_share_addresses() {
-    let other = Origin { pid: 200, ..origin(1) };
+    let other = Origin { image: Image(200), ..origin(1) };
     let heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
         (other, Event::Alloc(block(0x10, 50, 8, MS))),
@@ -233,10 +249,10 @@ fn lost_free_ends_older_blocks_only() {
         (origin(1), Event::Alloc(block(0x30, 4, 7, 18 * MS))),
     ]);
     for addr in [0x10, 0x20, 0x30, 0x40] {
-        heap.apply_lost_free(PID, 0, addr, 25 * MS + 17);
+        heap.apply_lost_free(IMAGE, addr, 25 * MS + 17);
     }
-    heap.apply_lost_free(PID, 3, 0x20, u64::MAX);
-    heap.apply_lost_free(999, 0, 0x20, u64::MAX);
+    heap.apply_lost_free(Image(7), 0x20, u64::MAX);
+    heap.apply_lost_free(Image(999), 0x20, u64::MAX);
     // The one of the same timer tick stays, but not with certainty.
     assert_eq!(held(&heap, 7), (6, 2));
     assert_eq!(heap.usage(u64::MAX, 0)[0].uncertain_bytes, 4);
@@ -248,7 +264,7 @@ fn lost_free_ends_older_blocks_only() {
 #[test]
 fn lost_free_of_a_realloc_in_suspense_ends_it() {
     let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::ReallocTake(0x10))]);
-    heap.apply_lost_free(PID, 0, 0x10, 5 * MS);
+    heap.apply_lost_free(IMAGE, 0x10, 5 * MS);
     assert_eq!(held(&heap, 7), (0, 0));
 }
 
@@ -288,18 +304,17 @@ fn stack_that_was_lost_is_known_once_it_is_sent_again() {
     let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS)))]);
     let index = heap.stacks().find(7).unwrap();
     assert_eq!(heap.stacks().kind(index), &StackKind::Unknown);
-    let record: Vec<u8> =
-        [tracer_ebpf::Header::new(tracer_ebpf::kind::STACK, 0, 0, u64::from(PID) << 32 | 1).0, 7, 2, 0xa, 0xb]
-            .iter()
-            .flat_map(|word| word.to_ne_bytes())
-            .collect();
+    let record: Vec<u8> = [tracer_ebpf::Header::new(tracer_ebpf::kind::STACK, IMAGE.0, 0, 1).0, 7, 2, 0xa, 0xb]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
     let (origin, event) = parse(&record).unwrap();
     heap.apply(origin, event);
     assert_eq!(heap.stacks().kind(index), &StackKind::Addresses([0xa, 0xb].into()));
 }
 
 fn stack_record(id: u64) -> Vec<u8> {
-    [tracer_ebpf::Header::new(tracer_ebpf::kind::STACK, 0, 0, u64::from(PID) << 32 | 1).0, id, 2, 0xa, 0xb]
+    [tracer_ebpf::Header::new(tracer_ebpf::kind::STACK, IMAGE.0, 0, 1).0, id, 2, 0xa, 0xb]
         .iter()
         .flat_map(|word| word.to_ne_bytes())
         .collect()
@@ -345,7 +360,7 @@ fn blocks_are_bounded() {
     }
     assert_eq!((heap.blocks(), heap.counters().refused_blocks), (2, 3));
     // Another program: all is gone, and there is room again.
-    heap.apply(Origin { generation: 1, ..origin(1) }, Event::Exec { by_other_thread: false, time: 0 });
+    heap.forget(IMAGE);
     assert_eq!(heap.blocks(), 0);
 }
 
@@ -473,7 +488,7 @@ proptest! {
         }
         // At the end of an interval, when hardly a part of one counts: a nanosecond of a millisecond.
         let now = now.next_multiple_of(age / 16) + age / 16 - 1;
-        for generation in [0, 1] {
+        for _ in [0, 1] {
             let mut history = History::new(0);
             heap.look(now, &mut history);
             let times = history.times();
@@ -484,7 +499,7 @@ proptest! {
                 prop_assert!((held[0] - expected).abs() <= expected / 4e5, "{held:?}, not {expected}");
             }
             // The process becomes another program, with nothing.
-            heap.apply(Origin { generation: generation + 1, ..origin(1) }, Event::Exec { by_other_thread: false, time: now });
+            heap.forget(IMAGE);
         }
     }
 }

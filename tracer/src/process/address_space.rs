@@ -53,6 +53,7 @@ impl Place {
 }
 
 /// One executable mapping.
+#[derive(Clone)]
 struct Code {
     mapping: Mapping,
     /// `None` for generated code.
@@ -100,6 +101,12 @@ impl AddressSpace {
     /// That of process `pid`. Nothing is known before the first refresh.
     pub fn new(pid: u32) -> Self {
         Self { pid, opened: None, code: Vec::new(), retired: VecDeque::new(), reuses: 0, modules: HashMap::new() }
+    }
+
+    /// That of process `pid`, which was just forked from the one that this is of.
+    pub fn forked(&self, pid: u32) -> Self {
+        let modules = self.modules.clone();
+        Self { pid, opened: None, code: self.code.clone(), retired: self.retired.clone(), reuses: self.reuses, modules }
     }
 
     /// Looks at the mappings again. True when executable ones have come, gone or changed.

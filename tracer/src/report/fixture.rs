@@ -246,6 +246,7 @@ fn target(pid: u32, comm: &str, exe: &str) -> Target {
         language: Language::Cpp,
         heaps: vec![native],
         memory: None,
+        parent: None,
         ended: None,
     }
 }

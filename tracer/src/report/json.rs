@@ -93,6 +93,7 @@ impl Serialize for Saved<'_, Target> {
         object.serialize_entry("language", self.0.language.name())?;
         object.serialize_entry("heaps", &Saved(&*self.0.heaps))?;
         object.serialize_entry("memory", &self.0.memory.as_ref().map(Saved))?;
+        object.serialize_entry("parent_pid", &self.0.parent)?;
         object.serialize_entry("ended_after_seconds", &self.0.ended.map(|end| end.after.as_secs_f64()))?;
         object.serialize_entry("ended_by_signal", &self.0.ended.and_then(|end| end.signal))?;
         object.end()
@@ -378,7 +379,7 @@ mod tests {
                 "started": "2026-01-02T03:04:05.25Z", "duration_seconds": 60.5,
                 "targets": [{"pid": 4711, "comm": "leaky", "exe": "/usr/bin/leaky", "language": "C++",
                     "heaps": [{"kind": "native", "mode": "exact", "sampling": null}],
-                    "memory": null, "ended_after_seconds": null, "ended_by_signal": null}],
+                    "memory": null, "parent_pid": null, "ended_after_seconds": null, "ended_by_signal": null}],
                 "totals": {
                     "outstanding_bytes": 1_048_576, "outstanding_blocks": 1_024,
                     "allocated_bytes": 4_194_304, "allocated_blocks": 4_096, "freed_blocks": 3_072,

@@ -345,11 +345,15 @@ fn what_may_replace_what_was_there_before_is_not_said_to_grow() {
         let mut history = History::new(0);
         for look in 0..100 {
             let now = look * 100_000_000;
-            history.look(now, [10_000 * look].into_iter(), [(5, frees * look / 10), (6, 1000 * look)].into_iter());
+            history.look(
+                now,
+                [10_000 * look].into_iter(),
+                [(Image(5), frees * look / 10), (Image(6), 1000 * look)].into_iter(),
+            );
         }
         let times = history.times();
         let series = history.series(0, &times, 0).unwrap();
-        series.replacing(history.unknown_frees(5)).growth(100.0).trend
+        series.replacing(history.unknown_frees(Image(5))).growth(100.0).trend
     };
     assert_eq!(seen(0), Trend::Growing);
     assert_eq!(seen(500), Trend::Growing);

@@ -423,6 +423,7 @@ fn hostile_text_is_made_safe_and_breaks_nothing() {
         language: Language::C,
         heaps: Vec::new(),
         memory: None,
+        parent: None,
         ended: None,
     };
     profile.targets.insert(0, target);

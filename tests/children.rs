@@ -1,0 +1,92 @@
+//! What a traced process starts: every process exact, from its first instruction.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use crate::harness::{Held, Outcome, Report, Run, Stack, compiled, require_root};
+
+/// What `hold()` has left in each process, as they say: `held PID BYTES BLOCKS`.
+fn told(output: &str) -> BTreeMap<u32, Held> {
+    let process = |line: &str| {
+        let mut words = line.strip_prefix("held ")?.split_whitespace().map(|word| word.parse::<u64>().unwrap());
+        let pid = words.next()?.try_into().unwrap();
+        Some((pid, Held { bytes: words.next()?, blocks: words.next()? }))
+    };
+    output.lines().filter_map(process).collect()
+}
+
+/// The same of a report.
+fn reported(report: &Report) -> BTreeMap<u32, Held> {
+    let mut all: BTreeMap<u32, Held> = BTreeMap::new();
+    // One that is gone before its mappings were looked at has no names.
+    let is_own = |stack: &&Stack| stack.caller() == "hold" || stack.caller().starts_with("0x");
+    for stack in report.stacks.iter().filter(is_own) {
+        let held = all.entry(stack.pid).or_default();
+        *held = *held + stack.held;
+    }
+    all
+}
+
+fn trace(options: &[&str], way: &str) -> Outcome {
+    require_root();
+    Run::launch(options, [compiled("tree").to_str().unwrap(), way]).finish()
+}
+
+/// By fork, fork of a fork, double fork and setsid, posix_spawn, exec, workers that are replaced, threads that fork; and memory that
+/// a child shares with its parent, which frees what the parent has allocated.
+#[test]
+fn every_process_is_exact() {
+    for (way, processes) in [
+        ("fork", 5),
+        ("daemon", 3),
+        ("vfork", 1),
+        ("clone", 1),
+        ("spawn", 4),
+        ("exec", 4),
+        ("workers", 17),
+        ("threads", 5),
+        ("hundreds", 301),
+    ] {
+        let outcome = trace(&[], way);
+        let truth = told(&outcome.stdout);
+        assert_eq!(truth.len(), processes, "{way}: {}", outcome.stdout);
+        let report = outcome.report(5);
+        report.assert_nothing_lost(way);
+        let mut truth = truth;
+        truth.retain(|_, held| held.blocks > 0);
+        assert_eq!(reported(&report), truth, "{way}");
+        let targets = report.json["targets"].as_array().unwrap();
+        assert!(targets.iter().skip(1).all(|target| target["parent_pid"].is_u64()), "{way}: {targets:?}");
+        assert!(targets.iter().all(|target| target["ended_after_seconds"].is_f64()), "{way}: {targets:?}");
+        // That of a process which was forked and became another program before anybody looked is there, too.
+        assert!(targets.len() >= processes, "{way}: {targets:?}");
+    }
+}
+
+/// A process that shares the memory of the one that is traced is not recorded with it alone: that is told.
+#[test]
+fn without_children() {
+    let outcome = trace(&["--no-children"], "fork");
+    let report = outcome.report(5);
+    assert_eq!(reported(&report).values().copied().collect::<Vec<_>>(), [Held { bytes: 1000, blocks: 1 }]);
+    report.assert_complete("only the process itself");
+    let outcome = trace(&["--no-children"], "vfork");
+    outcome.report(5).assert_gap("unseen_spans", 3);
+}
+
+/// A process that runs already, with what it starts from then on.
+#[test]
+fn of_a_running_process() {
+    require_root();
+    let mut command = Command::new(compiled("tree"));
+    let mut parent = command.args(["fork", "wait"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let running = Run::pid(parent.id()).args(["--children"]).start();
+    parent.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let output = parent.wait_with_output().unwrap();
+    let report = running.outcome().report(0);
+    let truth = told(std::str::from_utf8(&output.stdout).unwrap());
+    assert_eq!((reported(&report), truth.len()), (truth, 5));
+}

@@ -1,0 +1,157 @@
+//! Putting probes on allocators: for one process, or on a file for all processes that map it.
+
+use std::{cell::OnceCell, num::NonZeroU32, sync::Arc};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    attach::{Allocator, Returns, file_name, is_libc},
+    bpf::{Links, Programs, Site},
+    event::Pid,
+    probe::{
+        outcomes::{self, Means},
+        risks::{self, Risk},
+    },
+    process::{address_space::AddressSpace, module::Module, root},
+    report::visible,
+};
+
+/// For whom probes are there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// For one process each. Nobody else pays; what it starts has none until they are attached.
+    Process,
+    /// For all that map the file. Others pay for being asked whether they are traced; what is started has them from its first
+    /// instruction on.
+    File,
+}
+
+/// The programs, and what they are attached to in file scope.
+pub struct Probes {
+    /// The programs.
+    pub programs: Programs,
+    scope: Scope,
+    /// Files that are probed for everybody. Held, so that no other gets its identity.
+    files: Vec<(Arc<Module>, Links)>,
+}
+
+impl Probes {
+    /// None yet.
+    pub fn new(programs: Programs, scope: Scope) -> Self {
+        Self { programs, scope, files: Vec::new() }
+    }
+
+    /// For whom they are.
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// Whether a file is probed for everybody.
+    pub fn covers(&self, module: &Module) -> bool {
+        self.files.iter().any(|(file, _)| file.identity() == module.identity())
+    }
+
+    /// Offsets of the probed instructions in an allocator's file, bytes; `own`: the probes of the process alone.
+    pub fn offsets<'a>(&'a self, module: &Module, own: &'a Links) -> &'a [u64] {
+        let shared = self.files.iter().find(|(file, _)| file.identity() == module.identity());
+        shared.map_or(own, |(_, links)| links).offsets()
+    }
+
+    /// Probes an allocator of the process `pid`, of which `task` is a thread. What it gives back is for that process alone: nothing
+    /// in file scope.
+    ///
+    /// # Errors
+    /// The kernel refuses; nothing stays attached then.
+    pub fn attach(&mut self, allocator: &Allocator, pid: Pid, task: u32, returns: Returns) -> Result<Links> {
+        match self.scope {
+            Scope::Process => {
+                let task = NonZeroU32::new(task).context("process id 0")?;
+                probe(&mut self.programs, allocator, pid, Some(task), returns)
+            }
+            Scope::File if self.covers(&allocator.module) => Ok(Links::default()),
+            Scope::File => {
+                let links = probe(&mut self.programs, allocator, pid, None, returns)?;
+                self.files.push((Arc::clone(&allocator.module), links));
+                Ok(Links::default())
+            }
+        }
+    }
+
+    /// Takes the probes off a file that were there for everybody.
+    pub fn forget(&mut self, module: &Module) {
+        if let Some(at) = self.files.iter().position(|(file, _)| file.identity() == module.identity()) {
+            self.files.swap_remove(at).1.detach_aside(&mut self.programs);
+        }
+    }
+
+    /// Takes all off that are there for everybody.
+    pub fn detach(&mut self) {
+        for (_, links) in self.files.drain(..) {
+            links.detach(&mut self.programs);
+        }
+    }
+}
+
+/// Attaches every function's programs, for `task` of the process `pid` or for everybody; nothing stays attached when one fails.
+fn probe(
+    programs: &mut Programs,
+    allocator: &Allocator,
+    pid: Pid,
+    task: Option<NonZeroU32>,
+    returns: Returns,
+) -> Result<Links> {
+    let file = allocator.module.probe_path().context("the allocator's file is not open")?;
+    let found = OnceCell::new();
+    let risk = || found.get_or_init(|| risk(pid, allocator, returns)).clone();
+    let means = Means { asked: returns.asked, sessions: programs.has_sessions(), risk: &risk };
+    let plan = outcomes::plan(&allocator.functions, &means);
+    let mut links = Links::default();
+    // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
+    for (program, places) in plan.programs {
+        let sites = places.into_iter().map(|(offset, cookie)| Site { offset, cookie });
+        if let Err(error) = links.attach(programs, program, &file, sites, task) {
+            links.detach(programs);
+            return Err(error).with_context(|| format!("cannot probe {}", visible(allocator.module.path())));
+        }
+    }
+    for (name, choice) in plan.choices {
+        let because = if choice.because.is_empty() { String::new() } else { format!(", because {}", choice.because) };
+        tracing::debug!("outcomes of {name} are seen {}{because}", choice.way);
+    }
+    let dear: Vec<&str> = allocator.functions.iter().filter(|f| !f.emulated).map(|f| f.name).collect();
+    tracing::debug!(instructions = links.len(), ?dear, "probes attached");
+    Ok(links)
+}
+
+/// What in a process return probes could harm.
+fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
+    if returns.declined {
+        return Some(Risk::Seen);
+    }
+    if returns.among_others {
+        return Some(Risk::Others);
+    }
+    // Without the right to look, or when it has ended: nothing is known.
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    if let Some(risk) = risks::of_environment(&environment) {
+        return Some(risk);
+    }
+    let mut space = AddressSpace::new(pid);
+    space.refresh().ok()?;
+    let executable = root::executable(pid).ok();
+    let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
+    if is_executable(&allocator.module) {
+        return Some(Risk::OwnAllocator);
+    }
+    if let Some(risk) = risks::of_allocator(file_name(allocator.module.path())) {
+        return Some(risk);
+    }
+    let mut files: Vec<Arc<Module>> = Vec::new();
+    for (module, _) in space.executable_files() {
+        if !files.iter().any(|known| known.identity() == module.identity()) {
+            files.push(module);
+        }
+    }
+    let defines = |module: &Module| is_libc(module.path()) || module.identity() == allocator.module.identity();
+    files.iter().find_map(|module| risks::of_file(module.file()?, defines(module)))
+}

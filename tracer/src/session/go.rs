@@ -1,0 +1,151 @@
+//! The Go runtimes of traced processes: their heaps, and the names of their code.
+
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tracer_ebpf::golang::RUNTIMES;
+
+use super::Session;
+use crate::{
+    collector::Request,
+    config::{Config, GoHeapChoice},
+    event::{Image, Pid},
+    go_heap::{GoHeap, GoProcess, Wanted, Way, Wish},
+    go_process::Libraries,
+    golang::Runtime,
+    present::GoTrace,
+    process::status,
+};
+
+impl Session {
+    /// Begins to follow the Go heaps of a process. Whether it has one. `begins`: its first instruction is yet to come.
+    pub(super) fn attach_go(&mut self, pid: Pid, image: Image, begins: bool) -> Result<bool> {
+        let off = self.config.go_heap == GoHeapChoice::Off;
+        let own = if off { Ok(None) } else { GoProcess::open(pid) };
+        let own =
+            own.and_then(|process| process.map(|process| self.follow_go(pid, image, process, begins)).transpose());
+        let own = own.with_context(|| format!("the Go heap of process {pid} cannot be followed"));
+        self.libraries.retain(|libraries| libraries.pid() != pid);
+        self.libraries.push(Libraries::new(pid));
+        let in_libraries = self.attach_go_libraries(pid, image);
+        match own {
+            Err(problem) if in_libraries => {
+                self.unseen_heaps.push(format!("{problem:#}"));
+                Ok(true)
+            }
+            own => Ok(own?.is_some() || in_libraries),
+        }
+    }
+
+    /// The same of a process that was started by another one, and runs already.
+    pub(super) fn attach_go_of_child(&mut self, pid: Pid, image: Image) {
+        let off = self.config.go_heap == GoHeapChoice::Off;
+        match self.attach_go(pid, image, false) {
+            Ok(true) => self.unseen_heaps.push(format!(
+                "the Go heap of process {pid} is seen from when it was found only: it was started by another process"
+            )),
+            Ok(false) if off => {}
+            Ok(false) => self.unseen_heaps.push(format!("the Go heap of process {pid} is not seen")),
+            Err(problem) => self.unseen_heaps.push(format!("{problem:#}")),
+        }
+    }
+
+    /// Begins to follow the heap of a Go runtime.
+    pub(super) fn follow_go(&mut self, pid: Pid, image: Image, process: GoProcess, begins: bool) -> Result<()> {
+        let Config { go_heap: choice, sample: mean, min_age, sizes, .. } = self.config;
+        let number = self.go.iter().filter(|go| go.pid() == pid).count();
+        let number = u8::try_from(number).ok().filter(|number| u32::from(*number) < RUNTIMES);
+        let number = number.with_context(|| format!("the process has more than {RUNTIMES} Go runtimes"))?;
+        let wanted = Wanted { min_age: min_age.as_nanos().try_into().unwrap_or(u64::MAX), sizes };
+        let wish = Wish { choice, mean, wanted, begins };
+        let heap = process.follow(&mut self.probes.programs, &mut self.go_maps, wish, number)?;
+        self.know_go(pid, heap.runtime());
+        self.notes.push(heap.note());
+        self.send(Request::FollowGo { image, number, samples: heap.samples() })?;
+        self.go.push(heap);
+        Ok(())
+    }
+
+    /// Names Go code of a process.
+    pub(super) fn know_go(&mut self, pid: Pid, runtime: Arc<Runtime>) {
+        let exe = status::check(pid).map(|status| status.exe).unwrap_or_default();
+        self.presenter.know_go(pid, runtime, &exe);
+    }
+
+    /// Begins to follow the Go runtimes of libraries that a process has loaded since the last look. Whether there is one whose
+    /// heap is followed.
+    pub(super) fn attach_go_libraries(&mut self, pid: Pid, image: Image) -> bool {
+        let own = self.libraries.iter_mut().find(|libraries| libraries.pid() == pid);
+        let Some(found) = own.map(Libraries::look) else { return false };
+        let mut follows = false;
+        for runtime in found.runtimes {
+            self.goroutines.add_library(pid, Arc::clone(&runtime));
+            if self.config.go_heap == GoHeapChoice::Off {
+                continue;
+            }
+            let library = runtime.library().cloned().unwrap_or_default();
+            match self.follow_go(pid, image, GoProcess::of(pid, runtime), false) {
+                Ok(()) => follows = true,
+                Err(problem) => {
+                    let unseen = format!("the Go heap of {library} in process {pid} is not seen: {problem:#}");
+                    self.unseen_heaps.push(unseen);
+                }
+            }
+        }
+        let sampled =
+            self.go.iter().any(|go| go.pid() == pid && go.runtime().library().is_none() && go.way() == Way::Sampled);
+        for plugin in found.plugins {
+            if sampled {
+                // It has a copy of the functions that allocate.
+                self.unseen_heaps.push(format!(
+                    "what the plugin {} allocates is not sampled: --go-heap=buckets sees it",
+                    plugin.library().map_or("", |path| path)
+                ));
+            }
+            self.know_go(pid, Arc::clone(&plugin));
+            self.goroutines.add_plugin(pid, plugin);
+        }
+        self.notes.extend(found.problems);
+        follows
+    }
+
+    /// Looks at the libraries of a process that has loaded some, and again at those whose Go runtime was not ready.
+    pub(super) fn look_at_libraries(&mut self) {
+        let waiting: Vec<Pid> =
+            self.libraries.iter().filter(|libraries| libraries.is_waiting()).map(Libraries::pid).collect();
+        for pid in waiting {
+            if let Some(image) = self.image_of(pid) {
+                self.attach_go_libraries(pid, image);
+            }
+        }
+    }
+
+    /// The Go runtime of a process whose heap is followed.
+    pub(super) fn runtime_of(&self, pid: Pid) -> Option<Arc<Runtime>> {
+        let own = |go: &&GoHeap| go.pid() == pid && go.runtime().library().is_none();
+        self.go.iter().find(own).map(GoHeap::runtime)
+    }
+
+    /// A process has become another program: its Go heap is gone.
+    pub(super) fn forget_go(&mut self, pid: Pid) {
+        self.goroutines.forget(pid);
+        self.libraries.retain(|libraries| libraries.pid() != pid);
+        self.libraries.push(Libraries::new(pid));
+        while let Some(index) = self.go.iter().position(|go| go.pid() == pid) {
+            self.notes.push(format!("process {pid} became another program; its Go heap until then is not shown"));
+            self.go.remove(index).detach(&mut self.probes.programs);
+        }
+    }
+
+    /// What the heaps of Go processes hold now.
+    pub(super) fn go_traces(&self, last: bool) -> Vec<GoTrace> {
+        let Config { min_age, sizes, .. } = self.config;
+        let trace = |go: &GoHeap| GoTrace {
+            pid: go.pid(),
+            library: go.runtime().library().cloned(),
+            way: go.way(),
+            heap: go.snapshot(min_age, sizes, last),
+        };
+        self.go.iter().map(trace).collect()
+    }
+}

@@ -1,0 +1,124 @@
+//! The lives of processes: what they start, what they become, and their ends.
+
+use anyhow::Result;
+use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
+
+use super::{Input, Session};
+use crate::{
+    attach::Attached,
+    collector::{Notice, Request},
+    config::Subject,
+    event::{Beginning, How, Image, Pid},
+    probes::Scope,
+};
+
+impl Session {
+    /// How processes have ended is in the last records, and what they have started. There is nothing to do about the rest of them
+    /// any more.
+    pub(super) fn learn_of_ends(&mut self) {
+        while let Ok(input) = self.input.try_recv() {
+            match input {
+                Input::Notice(Notice::Ended { image, signal }) => self.has_ended(image, signal),
+                Input::Notice(Notice::Began(image, beginning)) if beginning.how == How::Fork => {
+                    self.has_forked(image, &beginning);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// An image began: a process has become another program, or was started by one that is traced.
+    pub(super) fn has_begun(&mut self, image: Image, beginning: &Beginning) -> Result<()> {
+        let Beginning { pid, parent, how, comm, time } = *beginning;
+        match how {
+            How::Exec => self.has_execed(image, parent, time, false),
+            How::ExecByOtherThread => self.has_execed(image, parent, time, true),
+            How::Fork => {
+                self.has_forked(image, beginning);
+                Ok(())
+            }
+            How::Spawn => {
+                let comm = comm.split(|byte| *byte == 0).next().unwrap_or_default();
+                let comm = String::from_utf8_lossy(comm).into_owned();
+                if let Some(parent) = self.attached.iter().find(|attached| attached.image() == parent) {
+                    self.attached.push(parent.spawned(pid, image, comm, time));
+                    self.coverage.begin(pid, image);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// A process has forked.
+    pub(super) fn has_forked(&mut self, image: Image, Beginning { pid, parent, .. }: &Beginning) {
+        if let Some(parent) = self.attached.iter().find(|attached| attached.image() == *parent) {
+            self.attached.push(parent.forked(*pid, image));
+            self.coverage.begin(*pid, image);
+        }
+    }
+
+    /// A process has become another program.
+    pub(super) fn has_execed(&mut self, image: Image, before: Image, time: u64, by_other_thread: bool) -> Result<()> {
+        let probes_lost = by_other_thread && self.probes.scope() == Scope::Process;
+        let Some(attached) = self.find(before) else { return Ok(()) };
+        attached.has_execed(image, time, probes_lost);
+        let pid = attached.pid();
+        self.forget_go(pid);
+        self.goroutines.watch(pid, self.runtime_of(pid));
+        self.coverage.forget(before);
+        self.coverage.begin(pid, image);
+        match self.launched.take_if(|launched| launched.pid() == pid) {
+            Some(launched) => self.follow_launched(launched),
+            None => Ok(()),
+        }
+    }
+
+    /// A process is no more. It has ended for us when all that it did is taken in.
+    pub(super) fn has_exited(&mut self, pid: Pid) -> Result<()> {
+        match self.image_of(pid) {
+            Some(image) => self.send(Request::Ended(image)),
+            None => Ok(()),
+        }
+    }
+
+    /// A process has ended: nothing is done by its id any more, which may become another's.
+    pub(super) fn has_ended(&mut self, image: Image, signal: Option<u8>) {
+        self.ended.entry(image).or_insert_with(|| self.clock.elapsed());
+        let Some(attached) = self.find(image) else { return };
+        if let Some(signal) = signal {
+            attached.was_killed(signal);
+        }
+        attached.has_ended();
+        let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
+        let left = self.attached.iter().filter(|attached| !attached.is_over()).count();
+        if is_command && left > 0 && !std::mem::replace(&mut self.outlived, true) {
+            tracing::warn!(
+                "the command has ended; {left} of the processes that it started go on, and the trace with them (Ctrl-C ends it)"
+            );
+        }
+    }
+
+    /// The process of this image.
+    pub(super) fn find(&mut self, image: Image) -> Option<&mut Attached> {
+        self.attached.iter_mut().find(|attached| attached.image() == image)
+    }
+
+    /// The image of a process that has not ended.
+    pub(super) fn image_of(&self, pid: Pid) -> Option<Image> {
+        self.attached.iter().find(|attached| attached.pid() == pid && !attached.is_over()).map(Attached::image)
+    }
+
+    /// A number for an image that recording is turned on for.
+    pub(super) fn next_image(&mut self) -> Image {
+        self.images += 1;
+        Image(FIRST_GIVEN_IMAGE + self.images)
+    }
+
+    /// What the BPF side is told of a process, as [`target`] has it.
+    pub(super) fn flags(&self, attached: &Attached) -> u32 {
+        let launched = matches!(self.config.subject, Subject::Command(_)) && !attached.is_child();
+        let stop = if launched { target::STOP_AT_EXEC } else { 0 };
+        let follow = if self.config.children { target::FOLLOW } else { 0 };
+        stop | follow
+    }
+}
