@@ -177,7 +177,7 @@ pub(crate) fn began(header: Header, pid: u32, parent: u32) -> bool {
     let began = Began { header, time: now(), pid, parent, comm: bpf_get_current_comm().unwrap_or([0; 16]) };
     let sent = output((&raw const began).cast(), size_of::<Began>() as u64, BPF_RB_FORCE_WAKEUP);
     if !sent {
-        count_loss!(moments, 1);
+        count_loss!(processes, 1);
     }
     sent
 }

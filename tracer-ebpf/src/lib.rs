@@ -379,8 +379,8 @@ pub struct Loss {
     pub returns_declined: u64,
     /// Records of beginnings and ends of processes and threads that found the ring buffer full.
     pub moments: u64,
-    /// Processes that were not followed because the table of processes was full.
-    pub processes_full: u64,
+    /// Processes that were not followed: the table of processes was full, or the record of their beginning found the ring buffer full.
+    pub processes: u64,
     /// Sampled objects of Go programs whose address did not come to be known.
     pub unresolved: u64,
 }

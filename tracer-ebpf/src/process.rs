@@ -254,7 +254,7 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
     }
     walk::inherit(tgid, child_tgid);
     if TARGETS.insert(child_tgid, new, u64::from(BPF_ANY)).is_err() {
-        count_loss!(processes_full, 1);
+        count_loss!(processes, 1);
         return;
     }
     if shared {

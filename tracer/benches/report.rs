@@ -10,14 +10,14 @@ use std::{
 use tracer::{
     profile::{Frame, Frames, Growth, Kind, Language, Mode, Profile, Rate, StackEntry, Target, Trend, Values},
     quality::Quality,
-    report::{Format, Options, Value, write},
+    report::{By, Format, Options, Value, write},
 };
 
 const STACKS: u64 = 100_000;
 
 fn main() -> io::Result<()> {
     let profile = profile();
-    let options = Options { top: 10, value: Value::Bytes };
+    let options = Options { top: 10, value: Value::Bytes, by: By::Program };
     for format in [Format::Text, Format::Folded, Format::Svg, Format::Pprof, Format::Json] {
         let start = Instant::now();
         write(format, &profile, &options, &mut io::sink())?;

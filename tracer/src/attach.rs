@@ -215,8 +215,7 @@ impl Attached {
     /// A process that this one has started (posix_spawn, vfork and exec), whose program is `comm`: hostile text.
     pub fn spawned(&self, pid: Pid, image: Image, comm: String, time: u64) -> Self {
         let mut spawned = self.forked(pid, image);
-        spawned.target.comm = comm;
-        spawned.has_execed(image, time, false);
+        spawned.has_execed(image, comm, time, false);
         spawned
     }
 
@@ -281,10 +280,13 @@ impl Attached {
         self.unseen_spans + u64::from(self.search.as_ref().is_some_and(|search| search.missed().is_some()))
     }
 
-    /// The process has become another program at `time`, nanoseconds of CLOCK_MONOTONIC, and has another image: its allocator
-    /// must be looked for anew. `probes_lost`: the thread that they were attached to is no more.
-    pub fn has_execed(&mut self, image: Image, time: u64, probes_lost: bool) {
+    /// The process has become another program, `comm` (hostile text), at `time`, nanoseconds of CLOCK_MONOTONIC, and has another
+    /// image: its allocator must be looked for anew. `probes_lost`: the thread that they were attached to is no more.
+    pub fn has_execed(&mut self, image: Image, comm: String, time: u64, probes_lost: bool) {
         self.image = image;
+        // It may be gone before anybody can look.
+        let exe = std::fs::read_link(format!("/proc/{}/exe", self.pid)).unwrap_or_default();
+        (self.target.comm, self.target.exe) = (comm, exe.to_string_lossy().into_owned());
         let lost_before = self.search.take().is_some_and(|search| self.end_search(&search));
         (self.probed, self.gave_up, self.suspect) = (None, false, false);
         self.search = Some(Search::begin(self.pid, time, probes_lost || lost_before));

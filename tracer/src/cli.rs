@@ -9,7 +9,7 @@ use crate::{
     config::{Config, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, Verbosity},
     exit, memory,
     probe::outcomes::Way,
-    report::{Format, Value},
+    report::{By, Format, Value},
 };
 
 const ABOUT: &str = "Finds memory leaks in a running, unmodified service";
@@ -78,6 +78,10 @@ struct Cli {
     /// What stacks are ordered by and flame graphs show: bytes, or the count of blocks
     #[arg(long, value_enum, default_value_t = CliValue::Bytes)]
     value: CliValue,
+
+    /// Whether equal stacks of all processes of a program are shown as one (text), or those of each process apart
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = CliBy::Program)]
+    by: CliBy,
 
     #[command(flatten)]
     output: OutputCli,
@@ -166,6 +170,12 @@ struct OutputCli {
 enum CliValue {
     Bytes,
     Count,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CliBy {
+    Program,
+    Process,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -290,6 +300,10 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         value: match cli.value {
             CliValue::Bytes => Value::Bytes,
             CliValue::Count => Value::Count,
+        },
+        by: match cli.by {
+            CliBy::Program => By::Program,
+            CliBy::Process => By::Process,
         },
         outputs,
         buffer_size: buffer_size(cli.buffer_size)?,

@@ -701,6 +701,7 @@ fn begin(
         }
         How::Fork => {
             let Some(parent) = images.get(&parent) else { return };
+            heap.inherit(image);
             Tracked::new(pid, parent.space.forked(pid), true)
         }
     };

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use crate::{
     probe::outcomes::Way,
-    report::{Format, Value},
+    report::{By, Format, Value},
 };
 
 /// A run of the tracer.
@@ -28,6 +28,8 @@ pub struct Config {
     pub top: usize,
     /// What stacks are ordered by, and what flame graphs show.
     pub value: Value,
+    /// What the text report tells stacks apart by.
+    pub by: By,
     /// Where reports go; none: text to the standard output.
     pub outputs: Vec<OutputSpec>,
     /// Size of the ring buffer, bytes, a power of two.

@@ -107,6 +107,14 @@ pub struct Beginning {
     pub time: u64,
 }
 
+impl Beginning {
+    /// Name of the process: hostile text.
+    pub fn comm(&self) -> String {
+        let comm = self.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        String::from_utf8_lossy(comm).into_owned()
+    }
+}
+
 /// How an image has come about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {

@@ -25,7 +25,7 @@ use crate::{
     },
     profile::{GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Profile, Target},
     quality::{Quality, Truncation},
-    report::{Options, Value, visible},
+    report::{By, Options, Value, visible},
 };
 
 /// Time that goroutines are left to themselves which moved while they were read.
@@ -40,7 +40,7 @@ pub fn run(config: &GoroutinesConfig) -> Result<Exit> {
     opener::start(Memory::within(default_bound(), 0).for_copies());
     let status = status::check(config.pid)?;
     let profile = profile(config.pid, &status)?;
-    outputs.write_final(&profile, &Options { top: config.top, value: Value::Count })?;
+    outputs.write_final(&profile, &Options { top: config.top, value: Value::Count, by: By::Process })?;
     Ok(Exit::Complete)
 }
 

@@ -81,7 +81,7 @@ impl Outputs {
     /// Prints a short report while tracing goes on. Whether anybody still reads: not when the standard output was closed. Other
     /// failures are told, and do not keep the trace from going on.
     pub fn write_interval(&mut self, profile: &Profile, config: &Config) -> bool {
-        let options = Options { top: config.top.min(INTERVAL_STACKS), value: config.value };
+        let options = Options { top: config.top.min(INTERVAL_STACKS), value: config.value, by: config.by };
         let (result, ends) = match self.standard {
             // A machine reads the standard output. What else is written does not go there.
             Some(Format::Folded | Format::Svg | Format::Pprof | Format::Json) | None => {

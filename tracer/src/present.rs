@@ -442,6 +442,8 @@ fn quality(trace: &Trace, snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         refused_allocs: snapshot.counters.refused_blocks,
         lost_frees: loss.frees,
         lost_moments: loss.moments,
+        unfollowed_processes: loss.processes,
+        inherited_frees: snapshot.counters.inherited_frees,
         unmatched_frees: snapshot.counters.unmatched_frees,
         missed_frees: snapshot.counters.missed_frees,
         truncated,

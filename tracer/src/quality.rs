@@ -108,10 +108,14 @@ pub struct Quality {
     pub refused_allocs: u64,
     /// Frees that could not be recorded. Their addresses were kept apart, so most of them still end their block.
     pub lost_frees: u64,
-    /// Execs and ends of threads that could not be recorded.
+    /// Ends of threads and processes that could not be recorded.
     pub lost_moments: u64,
+    /// Processes that were started by traced ones and could not be followed. Nothing of them is shown.
+    pub unfollowed_processes: u64,
     /// Frees of blocks that are not known: from before the attach, or outside the size filter. Not an error.
     pub unmatched_frees: u64,
+    /// The same in processes that were forked while they were traced: mostly of blocks that they have from their parents.
+    pub inherited_frees: u64,
     /// Blocks whose address was handed out again although no free of it was seen.
     pub missed_frees: u64,
     /// Stacks that end before the thread's root, by the reason. No entry is 0.
@@ -170,13 +174,15 @@ pub enum Missing {
     Spans,
     /// Go heaps, or parts of them.
     Heaps,
+    /// Processes that traced ones have started.
+    Processes,
     /// Allocations.
     Allocations,
     /// Memory for more blocks.
     Room,
     /// Frees.
     Frees,
-    /// Execs and ends of threads.
+    /// Ends of threads and processes.
     Moments,
     /// Calls of the allocator that could not be followed.
     Calls,
@@ -208,6 +214,7 @@ impl Missing {
             Self::Memory => "unexplained_bytes",
             Self::Spans => "unseen_spans",
             Self::Heaps => "unseen_heaps",
+            Self::Processes => "unfollowed_processes",
             Self::Allocations => "lost_allocs",
             Self::Room => "refused_allocs",
             Self::Frees => "lost_frees",
@@ -232,6 +239,7 @@ impl Missing {
             | Self::Memory
             | Self::Spans
             | Self::Heaps
+            | Self::Processes
             | Self::Allocations
             | Self::Room
             | Self::Calls
@@ -296,6 +304,7 @@ impl Quality {
             (Missing::Memory, q.unexplained_bytes, q.fresh_bytes, Some(0.0)),
             (Missing::Spans, q.unseen_spans, 0, Some(0.0)),
             (Missing::Heaps, q.unseen_heaps, 0, Some(0.0)),
+            (Missing::Processes, q.unfollowed_processes, 0, Some(0.0)),
             (Missing::Allocations, q.lost_allocs, events, share),
             (Missing::Room, q.refused_allocs, q.recorded_events, share),
             (Missing::Frees, q.lost_frees, events, share),

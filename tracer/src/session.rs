@@ -221,7 +221,8 @@ impl Session {
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
         let profile = self.profile(snapshot, go);
-        let written = outputs.write_final(&profile, &Options { top: self.config.top, value: self.config.value });
+        let Config { top, value, by, .. } = self.config;
+        let written = outputs.write_final(&profile, &Options { top, value, by });
         drop(outputs);
         self.detach();
         let traced = match written {

@@ -47,6 +47,8 @@ pub struct Counters {
     pub events: u64,
     /// Frees of blocks that were not known.
     pub unmatched_frees: u64,
+    /// The same in processes that were forked: of blocks that they have from their parents, or that are not known.
+    pub inherited_frees: u64,
     /// Blocks whose address was handed out again without a free.
     pub missed_frees: u64,
     /// Blocks that there was no room for.
@@ -157,6 +159,11 @@ impl Heap {
         let Self { processes, stacks, usage, room, young, counters, .. } = self;
         let Some(process) = processes.get_mut(&image) else { return };
         process.lost_free(addr, time, &mut Books { stacks, usage, room, young, counters });
+    }
+
+    /// An image begins as a copy of another one: its process was forked.
+    pub fn inherit(&mut self, image: Image) {
+        self.processes.insert(image, ProcessHeap::inheriting(image));
     }
 
     /// Drops an image as if it had never been: its process has become another program.

@@ -35,6 +35,8 @@ pub(super) struct ProcessHeap {
     last_frees: Box<[LastFrees; LAST_FREES]>,
     /// Frees of blocks that were not known.
     unknown_frees: u64,
+    /// Whether it began as a copy of another one, whose blocks it has, too, but not here.
+    inherits: bool,
 }
 
 /// How a thread has freed last.
@@ -62,7 +64,13 @@ impl ProcessHeap {
             ambiguous: HashSet::new(),
             last_frees: Box::new([LastFrees::default(); LAST_FREES]),
             unknown_frees: 0,
+            inherits: false,
         }
+    }
+
+    /// One that begins as a copy of another one.
+    pub(super) fn inheriting(image: Image) -> Self {
+        Self { inherits: true, ..Self::new(image) }
     }
 
     /// How many frees of blocks there were that were not known.
@@ -173,7 +181,7 @@ impl ProcessHeap {
         if last.tid == tid {
             let cached = u64::from(last.unknown.min(MOST_CACHED));
             self.unknown_frees -= cached;
-            books.counters.unmatched_frees -= cached;
+            *self.unknown(books) -= cached;
         }
     }
 
@@ -263,7 +271,12 @@ impl ProcessHeap {
 
     fn count_unknown(&mut self, books: &mut Books<'_>) {
         self.unknown_frees += 1;
-        books.counters.unmatched_frees += 1;
+        *self.unknown(books) += 1;
+    }
+
+    /// Where frees of blocks that are not known are counted.
+    fn unknown<'a>(&self, books: &'a mut Books<'_>) -> &'a mut u64 {
+        if self.inherits { &mut books.counters.inherited_frees } else { &mut books.counters.unmatched_frees }
     }
 
     #[inline]

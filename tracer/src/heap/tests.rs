@@ -213,6 +213,18 @@ fn exec_drops_everything() {
 }
 
 #[test]
+fn what_a_forked_process_frees_of_its_parents_is_counted_apart() {
+    let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 100, 7, MS)))]);
+    let child = Origin { image: Image(101), ..origin(2) };
+    heap.inherit(child.image);
+    heap.apply(child, Event::Free(0x10));
+    heap.apply(origin(1), Event::Free(0x99));
+    assert_eq!(held(&heap, 7), (100, 1));
+    let counters = heap.counters();
+    assert_eq!((counters.inherited_frees, counters.unmatched_frees), (1, 1));
+}
+
+#[test]
 fn what_an_ended_image_held_is_kept_without_its_blocks() {
     let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),

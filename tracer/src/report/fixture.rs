@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use super::{Format, Options, Value, write};
+use super::{By, Format, Options, Value, write};
 use crate::{
     profile::{
         Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Mode, Module, Profile, Rate,
@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// What most tests ask for.
-pub(super) const OPTIONS: Options = Options { top: 10, value: Value::Bytes };
+pub(super) const OPTIONS: Options = Options { top: 10, value: Value::Bytes, by: By::Program };
 
 /// Characters that do something where they are shown, and text that means something in one of the formats.
 pub(super) const HOSTILE: &str =
@@ -194,6 +194,8 @@ pub(super) fn everything_missing() -> Quality {
         refused_allocs: 0,
         lost_frees: 2,
         lost_moments: 4,
+        unfollowed_processes: 3,
+        inherited_frees: 0,
         unmatched_frees: 6,
         missed_frees: 3,
         truncated: [(Truncation::Depth, 2), (Truncation::NoRule, 3)].into(),

@@ -187,7 +187,7 @@ mod tests {
     };
 
     fn svg(profile: &Profile, value: Value) -> String {
-        fixture::rendered(Format::Svg, profile, &Options { top: 1, value })
+        fixture::rendered(Format::Svg, profile, &Options { value, ..fixture::OPTIONS })
     }
 
     /// Parses the whole document as XML and returns the text of every element of one kind.

@@ -22,7 +22,7 @@ mod tests {
     use crate::report::{Format, Value, fixture};
 
     fn folded(profile: &Profile, value: Value) -> String {
-        fixture::rendered(Format::Folded, profile, &Options { top: 1, value })
+        fixture::rendered(Format::Folded, profile, &Options { value, ..fixture::OPTIONS })
     }
 
     #[test]

@@ -302,6 +302,7 @@ impl Serialize for Saved<'_, Quality> {
         object.serialize_entry("lost_allocs", &quality.lost_allocs)?;
         object.serialize_entry("lost_frees", &quality.lost_frees)?;
         object.serialize_entry("unmatched_frees", &quality.unmatched_frees)?;
+        object.serialize_entry("inherited_frees", &quality.inherited_frees)?;
         object.serialize_entry("truncated_stacks", &quality.truncated_stacks())?;
         let reasons: BTreeMap<&str, u64> = quality.truncated.iter().map(|(reason, n)| (reason.name(), *n)).collect();
         object.serialize_entry("truncated_by_reason", &reasons)?;
@@ -398,6 +399,7 @@ mod tests {
                 "goroutines": [],
                 "quality": {
                     "complete": true, "gaps": [], "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
+                    "inherited_frees": 0,
                     "truncated_stacks": 0, "truncated_by_reason": {}, "uncertain_bytes": 0, "sampling": null,
                     "cycles": 0, "missed_cycles": 0, "collections": [], "uncollected_heaps": 0, "undecided_samples": 0, "unresolved_samples": 0,
                     "notes": [],
@@ -517,7 +519,7 @@ mod tests {
         let words: Vec<&str> = gaps.as_array().unwrap().iter().map(|gap| gap["words"].as_str().unwrap()).collect();
         assert_eq!(words, words::missing(&profile.quality));
         assert_eq!(
-            gaps[4],
+            gaps[5],
             json!({
                 "what": "lost_allocs", "amount": 1, "of": 1_016, "beyond_threshold": false,
                 "words": "1 allocation lost (the ring buffer was full)",
@@ -527,6 +529,7 @@ mod tests {
             saved,
             json!({
                 "complete": false, "gaps": null, "lost_allocs": 1, "lost_frees": 2, "unmatched_frees": 6,
+                "inherited_frees": 0,
                 "truncated_stacks": 5, "truncated_by_reason": {"depth": 2, "no_rule": 3}, "uncertain_bytes": 4_096,
                 "sampling": null, "cycles": 90, "missed_cycles": 9,
                 "collections": [{"pid": 4711, "at_begin": 5, "at_end": 17}], "uncollected_heaps": 1, "undecided_samples": 10, "unresolved_samples": 11,

@@ -7,6 +7,7 @@ mod escape;
 mod flamegraph;
 mod folded;
 mod goroutines;
+mod groups;
 mod json;
 mod merge;
 mod name;
@@ -18,6 +19,7 @@ mod words;
 mod fixture;
 
 pub use escape::visible;
+pub use groups::By;
 
 use std::{
     io::{self, BufWriter, Write},
@@ -195,6 +197,8 @@ pub struct Options {
     pub top: usize,
     /// The amount that stacks are ranked by (text) or drawn by (folded, SVG). Goroutines are always counted.
     pub value: Value,
+    /// What the text report tells stacks apart by.
+    pub by: By,
 }
 
 /// A name that stands for no [`Format`] or no [`Value`].

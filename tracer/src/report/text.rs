@@ -11,15 +11,20 @@ use jiff::Timestamp;
 use super::{
     Options,
     escape::{shorten, visible},
-    goroutines, name, words,
+    goroutines,
+    groups::{self, Merged, Program},
+    name, words,
 };
 use crate::{
-    profile::{Frame, Profile, StackEntry, Values},
+    profile::{Frame, Profile, Target, Values},
     quality::{Quality, Sampling},
 };
 
 /// Most characters of one name or path.
 pub(super) const LONGEST_NAME: usize = 400;
+
+/// Processes that are listed one by one. More are summed up by program.
+const LISTED: usize = 8;
 
 /// Columns that a line with a frame and its place may take before the place moves to a line of its own.
 const COLUMNS: usize = 100;
@@ -40,19 +45,22 @@ pub(super) fn write_interval(profile: &Profile, options: &Options, out: &mut imp
         return write_nothing(&totals, out);
     }
     let (shown, rest) = ranked.split_at(options.top.min(ranked.len()));
-    for (index, entry) in shown.iter().enumerate() {
+    for (index, merged) in shown.iter().enumerate() {
         let total = options.value.of(&totals);
-        let share = words::share(options.value.of(&entry.values), total);
-        writeln!(out, "\n#{}  {}, {share} of all {}", index + 1, held(&entry.values), options.value.unit())?;
-        write_stack(profile, entry, out)?;
+        let values = &merged.entry.values;
+        let share = words::share(options.value.of(values), total);
+        writeln!(out, "\n#{}  {}, {share} of all {}", index + 1, held(values), options.value.unit())?;
+        write_stack(profile, merged, out)?;
     }
     write_rest(rest, !shown.is_empty(), out)
 }
 
 /// The stacks that hold blocks, most of the chosen value first.
-fn ranked<'a>(profile: &'a Profile, options: &Options) -> Vec<&'a StackEntry> {
-    let mut ranked: Vec<_> = profile.stacks.iter().filter(|entry| entry.values.outstanding_blocks > 0).collect();
-    ranked.sort_by_key(|entry| Reverse((options.value.of(&entry.values), entry.values.outstanding_bytes)));
+fn ranked(profile: &Profile, options: &Options) -> Vec<Merged> {
+    let mut ranked = groups::stacks(profile, options.by);
+    ranked.retain(|merged| merged.entry.values.outstanding_blocks > 0);
+    ranked
+        .sort_by_key(|Merged { entry, .. }| Reverse((options.value.of(&entry.values), entry.values.outstanding_bytes)));
     ranked
 }
 
@@ -98,6 +106,9 @@ fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut imp
 }
 
 pub(super) fn write_targets(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+    if profile.targets.len() > LISTED {
+        return write_programs(profile, out);
+    }
     for target in &profile.targets {
         let comm = shorten(name::comm(&target.comm), LONGEST_NAME);
         let exe = shorten(visible(&target.exe), LONGEST_NAME);
@@ -108,9 +119,41 @@ pub(super) fn write_targets(profile: &Profile, out: &mut impl Write) -> io::Resu
     Ok(())
 }
 
-/// How the memory of each process grew, and what that may be which is not explained.
+/// The processes, by program.
+fn write_programs(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+    let programs = groups::programs(profile);
+    let ended = profile.targets.iter().filter(|target| target.ended.is_some()).count();
+    writeln!(
+        out,
+        "  processes    {} of {}, {ended} of them ended",
+        profile.targets.len(),
+        words::count(programs.len() as u64, "program")
+    )?;
+    for Program { first, processes, ended, held: (bytes, blocks) } in programs.iter().take(LISTED) {
+        let comm = shorten(name::comm(&first.comm), LONGEST_NAME);
+        let exe = shorten(visible(&first.exe), LONGEST_NAME);
+        let many = match processes {
+            1 => format!("pid {}", first.pid),
+            _ => format!("{processes} processes, {ended} ended"),
+        };
+        let held = format!("{} in {}", words::size(*bytes), words::count(*blocks, "block"));
+        writeln!(out, "               - {comm} ({many}) {exe}: {held}")?;
+    }
+    if programs.len() > LISTED {
+        writeln!(out, "               - and {} more", words::count((programs.len() - LISTED) as u64, "program"))?;
+    }
+    Ok(())
+}
+
+/// How the memory of each process grew, and what that may be which is not explained. Of many, those are told that have grown most.
 pub(super) fn write_memory(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
-    for target in &profile.targets {
+    let mut told: Vec<&Target> = profile.targets.iter().collect();
+    if told.len() > LISTED {
+        told.sort_by_key(|target| Reverse(target.memory.as_ref().map(|memory| (memory.unexplained, memory.fresh))));
+        told.truncate(LISTED);
+        told.retain(|target| target.memory.as_ref().is_some_and(|memory| memory.fresh > 0));
+    }
+    for target in told {
         let Some(memory) = &target.memory else { continue };
         let of = if profile.targets.len() == 1 { String::new() } else { format!("of {}: ", target.pid) };
         writeln!(out, "  memory       {of}{}", words::memory(memory))?;
@@ -143,6 +186,10 @@ pub(super) fn write_quality(quality: &Quality, out: &mut impl Write) -> io::Resu
         let frees = words::count(quality.unmatched_frees, "free");
         writeln!(out, "  note         {frees} of blocks that are not known: from before, or outside the size filter")?;
     }
+    if quality.inherited_frees > 0 {
+        let frees = words::count(quality.inherited_frees, "free");
+        writeln!(out, "  note         {frees} in forked processes of blocks that they had from their parents")?;
+    }
     for note in &quality.notes {
         writeln!(out, "  note         {}", shorten(visible(note), LONGEST_NAME))?;
     }
@@ -156,17 +203,21 @@ fn write_nothing(totals: &Values, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
-fn write_stack(profile: &Profile, entry: &StackEntry, out: &mut impl Write) -> io::Result<()> {
+fn write_stack(profile: &Profile, Merged { entry, processes }: &Merged, out: &mut impl Write) -> io::Result<()> {
     if profile.targets.len() != 1 {
         let comm = shorten(name::process(profile, entry.pid), LONGEST_NAME);
-        writeln!(out, "    process {comm} (pid {})", entry.pid)?;
+        match processes.len() {
+            0 | 1 => writeln!(out, "    process {comm} (pid {})", entry.pid)?,
+            many => writeln!(out, "    {many} processes of {comm}")?,
+        }
     }
     if profile.has_several_heaps() {
         writeln!(out, "    {}", words::heap(&entry.heap))?;
     }
     let oldest = entry.oldest.map_or_else(|| "unknown".to_owned(), words::duration);
-    let ended = profile.target(entry.pid).is_some_and(|target| target.ended.is_some());
-    let growth = if ended { "not freed by its end".to_owned() } else { words::growth(entry.growth) };
+    let is_over = |pid: &u32| profile.target(*pid).is_some_and(|target| target.ended.is_some());
+    let growth =
+        if processes.iter().all(is_over) { "not freed by its end".to_owned() } else { words::growth(entry.growth) };
     writeln!(out, "    oldest {oldest}, {growth}")?;
     writeln!(out, "    allocated {} in total", allocated(&entry.values))?;
     if entry.uncertain_bytes > 0 {
@@ -205,13 +256,13 @@ pub(super) fn place(frame: &Frame) -> Option<String> {
     }
 }
 
-fn write_rest(rest: &[&StackEntry], after_others: bool, out: &mut impl Write) -> io::Result<()> {
+fn write_rest(rest: &[Merged], after_others: bool, out: &mut impl Write) -> io::Result<()> {
     if rest.is_empty() {
         return Ok(());
     }
     let mut values = Values::default();
-    for entry in rest {
-        values += entry.values;
+    for merged in rest {
+        values += merged.entry.values;
     }
     let more = if after_others { "more " } else { "" };
     let stacks = words::count(rest.len() as u64, &format!("{more}stack"));
@@ -239,7 +290,7 @@ mod tests {
     };
 
     fn text(profile: &Profile, top: usize, value: Value) -> String {
-        fixture::rendered(Format::Text, profile, &Options { top, value })
+        fixture::rendered(Format::Text, profile, &Options { top, value, ..fixture::OPTIONS })
     }
 
     #[test]

@@ -304,10 +304,18 @@ pub(super) fn gap(gap: &Gap) -> String {
         }
         Missing::Spans => format!("{} in which nothing was recorded (the notes tell why)", count("time span")),
         Missing::Heaps => format!("{} not seen, or not in full (the notes tell why)", count("Go heap")),
+        Missing::Processes => {
+            format!(
+                "{} not followed that traced ones started (too many at a time, or the ring buffer was full)",
+                count("process")
+            )
+        }
         Missing::Allocations => format!("{} lost (the ring buffer was full)", count("allocation")),
         Missing::Room => format!("{} not recorded (more blocks than --max-memory holds)", count("allocation")),
         Missing::Frees => format!("{} lost (the ring buffer was full)", count("free")),
-        Missing::Moments => format!("{} of execs and ends of threads lost (the ring buffer was full)", count("record")),
+        Missing::Moments => {
+            format!("{} of ends of threads and processes lost (the ring buffer was full)", count("record"))
+        }
         Missing::Certainty => format!("{} uncertain (a lost free may have ended them)", exact_size(gap.amount)),
         Missing::Samples => format!("{} whose address is not known", count("sampled object")),
         Missing::Ends => format!("{} that may have ended", count("sampled object")),
@@ -475,6 +483,7 @@ mod tests {
                 "50.0 MiB (52,428,800 bytes) of 60.0 MiB of new memory not explained (see memory)",
                 "12 time spans in which nothing was recorded (the notes tell why)",
                 "13 Go heaps not seen, or not in full (the notes tell why)",
+                "3 processes not followed that traced ones started (too many at a time, or the ring buffer was full)",
                 "1 allocation lost (the ring buffer was full)",
                 "2 frees lost (the ring buffer was full)",
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",
@@ -485,7 +494,7 @@ mod tests {
                 "3 frees missed (the address was handed out again)",
                 "77 bytes held by stacks that are not known",
                 "8 calls into the allocator not followed",
-                "4 records of execs and ends of threads lost (the ring buffer was full)",
+                "4 records of ends of threads and processes lost (the ring buffer was full)",
                 "1 record not understood (a bug in tracer)",
             ]
         );

@@ -29,19 +29,16 @@ impl Session {
 
     /// An image began: a process has become another program, or was started by one that is traced.
     pub(super) fn has_begun(&mut self, image: Image, beginning: &Beginning) -> Result<()> {
-        let Beginning { pid, parent, how, comm, time } = *beginning;
+        let Beginning { pid, parent, how, time, .. } = *beginning;
         match how {
-            How::Exec => self.has_execed(image, parent, time, false),
-            How::ExecByOtherThread => self.has_execed(image, parent, time, true),
+            How::Exec | How::ExecByOtherThread => self.has_execed(image, beginning),
             How::Fork => {
                 self.has_forked(image, beginning);
                 Ok(())
             }
             How::Spawn => {
-                let comm = comm.split(|byte| *byte == 0).next().unwrap_or_default();
-                let comm = String::from_utf8_lossy(comm).into_owned();
                 if let Some(parent) = self.attached.iter().find(|attached| attached.image() == parent) {
-                    self.attached.push(parent.spawned(pid, image, comm, time));
+                    self.attached.push(parent.spawned(pid, image, beginning.comm(), time));
                     self.coverage.begin(pid, image);
                 }
                 Ok(())
@@ -58,10 +55,11 @@ impl Session {
     }
 
     /// A process has become another program.
-    pub(super) fn has_execed(&mut self, image: Image, before: Image, time: u64, by_other_thread: bool) -> Result<()> {
-        let probes_lost = by_other_thread && self.probes.scope() == Scope::Process;
+    pub(super) fn has_execed(&mut self, image: Image, beginning: &Beginning) -> Result<()> {
+        let Beginning { parent: before, how, time, .. } = *beginning;
+        let probes_lost = how == How::ExecByOtherThread && self.probes.scope() == Scope::Process;
         let Some(attached) = self.find(before) else { return Ok(()) };
-        attached.has_execed(image, time, probes_lost);
+        attached.has_execed(image, beginning.comm(), time, probes_lost);
         let pid = attached.pid();
         self.forget_go(pid);
         self.goroutines.watch(pid, self.runtime_of(pid));
