@@ -33,3 +33,4 @@ mod returns;
 mod services;
 mod silence;
 mod stacks;
+mod top;

@@ -131,6 +131,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "shapes -O2", compiler: CXX, files: &["shapes.cpp"], flags: &["-O2", "-fomit-frame-pointer"] },
     Source { name: "shapes -O3", compiler: CXX, files: &["shapes.cpp"], flags: &["-O3", "-fomit-frame-pointer"] },
     Source { name: "shapes -Os", compiler: CXX, files: &["shapes.cpp"], flags: &["-Os", "-fomit-frame-pointer"] },
+    Source { name: "swells", compiler: C, files: &["swells.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "tree", compiler: C, files: &["tree.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "varied", compiler: C, files: &["varied.c"], flags: &["-O0", "-lm"] },
 ];

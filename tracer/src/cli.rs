@@ -6,10 +6,11 @@ use std::{ffi::OsString, io, path::PathBuf, time::Duration};
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
-    config::{Config, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, Verbosity},
+    config::{Config, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, TopConfig, Verbosity},
     exit, memory,
     probe::outcomes::Way,
     report::{By, Format, Value},
+    top::ranking::Sort,
 };
 
 const ABOUT: &str = "Finds memory leaks in a running, unmodified service";
@@ -23,7 +24,8 @@ which call stacks hold memory that nobody has freed.
   sudo tracer --pid 4711                       until Ctrl-C, then a report
   sudo tracer --pid 4711 --duration 60s -o leak.svg
   sudo tracer -- ./service --port 8080         launch and trace from the first instruction
-  sudo tracer goroutines --pid 4711            what the goroutines of a Go process wait for";
+  sudo tracer goroutines --pid 4711            what the goroutines of a Go process wait for
+  sudo tracer top                              which process grows?";
 
 /// The command line of tracer.
 #[derive(Parser, Debug)]
@@ -128,6 +130,8 @@ struct Cli {
 enum Job {
     /// Show what the goroutines of a running Go process do, by stack; reads its memory, without probes
     Goroutines(GoroutinesCli),
+    /// Show which processes grow, with their limits and whether they can be traced; reads /proc only, without probes
+    Top(TopCli),
 }
 
 #[derive(Args, Debug)]
@@ -143,6 +147,30 @@ struct GoroutinesCli {
 
     #[command(flatten)]
     output: OutputCli,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = exit::TOP_HELP)]
+struct TopCli {
+    /// How often processes are looked at
+    #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, default_value = "2s", value_parser = interval)]
+    interval: Duration,
+
+    /// Print one table after one interval and end; so it is where the standard output is no terminal, too
+    #[arg(long)]
+    once: bool,
+
+    /// Print one JSON object a line at each interval (with --once: one)
+    #[arg(long)]
+    json: bool,
+
+    /// What comes first: growth of anonymous memory, or resident memory (rss)
+    #[arg(long, value_enum, default_value_t = CliSort::Growth)]
+    sort: CliSort,
+
+    /// How many processes are shown; on a terminal, as many of them as it has lines for
+    #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, default_value_t = 20)]
+    top: usize,
 }
 
 /// Where reports go, and how much is said besides.
@@ -176,6 +204,12 @@ enum CliValue {
 enum CliBy {
     Program,
     Process,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CliSort {
+    Growth,
+    Rss,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -219,6 +253,8 @@ pub enum Request {
     Trace(Box<Config>),
     /// To look at goroutines.
     Goroutines(GoroutinesConfig),
+    /// To show which processes grow.
+    Top(TopConfig),
     /// To print a text that the command line itself gave: help, version, man page, completion.
     Print(Vec<u8>),
     /// Nothing that makes sense: this is what to say.
@@ -234,6 +270,7 @@ fn request(parsed: Result<Cli, clap::Error>) -> Request {
     let checked = parsed.and_then(|cli| match (cli.generate, cli.job) {
         (Some(what), _) => generate(what).map(Request::Print).map_err(|error| usage(ErrorKind::Io, &error.to_string())),
         (None, Some(Job::Goroutines(cli))) => goroutines(cli).map(Request::Goroutines),
+        (None, Some(Job::Top(cli))) => Ok(Request::Top(top(&cli))),
         (None, None) => config(Cli { job: None, ..cli }).map(|config| Request::Trace(Box::new(config))),
     });
     match checked {
@@ -257,7 +294,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         (true, true) => {
             return Err(usage(
                 ErrorKind::MissingRequiredArgument,
-                "say what to trace: --pid PID, or `-- CMD` to launch one",
+                "say what to trace: --pid PID, or `-- CMD` to launch one; `tracer top` shows which process grows",
             ));
         }
         (false, true) => Subject::Pids(distinct(cli.pid)),
@@ -325,6 +362,14 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
 fn goroutines(cli: GoroutinesCli) -> Result<GoroutinesConfig, clap::Error> {
     let verbosity = cli.output.verbosity();
     Ok(GoroutinesConfig { pid: cli.pid, top: cli.top, outputs: cli.output.outputs()?, verbosity })
+}
+
+fn top(cli: &TopCli) -> TopConfig {
+    let sort = match cli.sort {
+        CliSort::Growth => Sort::Growth,
+        CliSort::Rss => Sort::Resident,
+    };
+    TopConfig { interval: cli.interval, once: cli.once, json: cli.json, sort, top: cli.top }
 }
 
 impl OutputCli {
@@ -475,7 +520,7 @@ mod tests {
     fn config(line: &str) -> Config {
         match parse(line) {
             Request::Trace(config) => *config,
-            Request::Goroutines(_) | Request::Print(_) => panic!("{line}: does not trace"),
+            Request::Goroutines(_) | Request::Top(_) | Request::Print(_) => panic!("{line}: does not trace"),
             Request::Refuse(error) => panic!("{line}: {error}"),
         }
     }
@@ -528,6 +573,13 @@ mod tests {
     }
 
     #[test]
+    fn top_is_a_command_of_its_own() {
+        let Request::Top(config) = parse("top --json --once -i 500ms --sort rss -n 3") else { panic!() };
+        assert_eq!((config.interval, config.top, config.sort), (Duration::from_millis(500), 3, Sort::Resident));
+        assert!(config.json && config.once);
+    }
+
+    #[test]
     fn a_suffix_tells_the_format_or_else_the_flag() {
         let formats = |line: &str| -> Vec<Format> { config(line).outputs.iter().map(|output| output.format).collect() };
         assert_eq!(formats("-p 7 -o a.pb.gz -o a.txt -o -"), [Format::Pprof, Format::Text, Format::Text]);
@@ -545,6 +597,10 @@ mod tests {
     fn what_makes_no_sense_says_what_to_do() {
         for (line, hint) in [
             ("", "--pid PID"),
+            ("", "tracer top"),
+            ("top --pid 5", "--pid"),
+            ("top --interval 0s", "longer"),
+            ("top --sort pid", "growth"),
             ("--pid 0", "--pid"),
             ("--pid 5 -- ls", "give either"),
             ("--pid x", "--pid"),

@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use crate::{
     probe::outcomes::Way,
     report::{By, Format, Value},
+    top::ranking::Sort,
 };
 
 /// A run of the tracer.
@@ -59,6 +60,21 @@ pub struct GoroutinesConfig {
     pub outputs: Vec<OutputSpec>,
     /// How much to say on the standard error.
     pub verbosity: Verbosity,
+}
+
+/// A look at which processes grow.
+#[derive(Clone, Debug)]
+pub struct TopConfig {
+    /// How often processes are looked at.
+    pub interval: Duration,
+    /// Whether to end after one table.
+    pub once: bool,
+    /// Whether to write JSON.
+    pub json: bool,
+    /// What processes are ordered by.
+    pub sort: Sort,
+    /// Most processes that are shown.
+    pub top: usize,
 }
 
 /// How the heap of Go programs is to be seen.

@@ -38,6 +38,13 @@ Exit status:
   1  not a Go process, or one that cannot be read; or a report could not be written
   2  the command line makes no sense";
 
+/// What the help of `top` says.
+pub const TOP_HELP: &str = "\
+Exit status:
+  0  shown
+  1  processes cannot be seen, or nothing can be written
+  2  the command line makes no sense";
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(match exit {

@@ -10,6 +10,7 @@ pub mod goroutines;
 pub mod limits;
 pub mod session;
 pub mod signals;
+pub mod top;
 
 pub mod attach;
 pub mod clock;
@@ -37,6 +38,7 @@ pub mod golang;
 pub mod heap;
 pub mod probe;
 pub mod process;
+pub mod select;
 pub mod symbolize;
 pub mod unwind;
 

@@ -12,7 +12,7 @@ use tracer::{
     exit::Exit,
     goroutines, limits,
     process::opener,
-    report, session,
+    report, session, top,
 };
 
 fn main() -> ExitCode {
@@ -22,6 +22,8 @@ fn main() -> ExitCode {
     let exit = match cli::parse() {
         Request::Trace(config) => run(config.verbosity, || session::run(*config)),
         Request::Goroutines(config) => run(config.verbosity, || goroutines::run(&config)),
+        // What is told beside would be lost under the next screen.
+        Request::Top(config) => run(Verbosity::Quiet, || top::run(&config)),
         Request::Print(text) => match io::stdout().write_all(&text) {
             Ok(()) => Exit::Complete,
             Err(_) => Exit::Failed,

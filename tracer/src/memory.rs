@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use crate::process::cgroups;
+
 /// What the program takes before it has recorded anything, bytes.
 const PROGRAM: u64 = 64 << 20;
 /// Smallest bound, bytes.
@@ -78,24 +80,17 @@ fn total(text: &str) -> Option<u64> {
 /// Files that may hold a limit for this process, from `/proc/self/cgroup`: those of its cgroup, and of all above it.
 fn limit_files(cgroups: &str) -> Vec<String> {
     let mut files = Vec::new();
-    for line in cgroups.lines() {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
-        let (folder, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            _ if controllers.split(',').any(|name| name == "memory") => {
-                ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
-            }
-            _ => continue,
+    for membership in cgroups::parse(cgroups) {
+        let (folder, file) = if membership.is_v2() {
+            ("/sys/fs/cgroup", "memory.max")
+        } else if membership.has("memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            continue;
         };
-        let mut path = path.trim_end_matches('/');
-        loop {
-            files.push(format!("{folder}{path}/{file}"));
-            match path.rfind('/') {
-                Some(slash) => path = &path[..slash],
-                None => break,
-            }
-        }
+        files.extend(
+            cgroups::ancestors(&membership.path).map(|path| format!("{folder}{}/{file}", path.trim_end_matches('/'))),
+        );
     }
     files
 }

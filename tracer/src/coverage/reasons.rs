@@ -3,7 +3,6 @@
 
 use std::{
     os::unix::fs::FileExt as _,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -59,7 +58,7 @@ pub(super) fn look(pid: u32) -> Vec<Reason> {
     let mut files: Vec<Arc<Module>> = space.executable_files().map(|(module, _)| module).collect();
     files.retain(|file| known.insert(file.identity().clone()));
     let mut runtimes: Vec<Runtime> = Vec::new();
-    for runtime in files.iter().filter_map(|file| runtime(file.path())) {
+    for runtime in files.iter().filter_map(|file| Runtime::of_file(file.path())) {
         let by_malloc = runtime == Runtime::Python && python_uses_malloc(pid);
         if !by_malloc && !runtimes.contains(&runtime) {
             runtimes.push(runtime);
@@ -103,25 +102,6 @@ fn allocators(files: &[Arc<Module>]) -> Vec<Reason> {
         }
     }
     found
-}
-
-/// The runtime that a file belongs to, by its name.
-fn runtime(path: &str) -> Option<Runtime> {
-    let name = Path::new(path).file_name()?.to_str()?;
-    let begins = |starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
-    Some(match name {
-        "node" | "nodejs" => Runtime::V8,
-        "beam.smp" => Runtime::Beam,
-        "python" => Runtime::Python,
-        "ruby" => Runtime::Ruby,
-        _ if begins(&["libpython2", "libpython3", "python2", "python3"]) => Runtime::Python,
-        _ if begins(&["libjvm.so"]) => Runtime::Jvm,
-        _ if begins(&["libnode.so"]) => Runtime::V8,
-        _ if begins(&["php", "libphp"]) => Runtime::Php,
-        _ if begins(&["libcoreclr.so"]) => Runtime::DotNet,
-        _ if begins(&["libruby"]) => Runtime::Ruby,
-        _ => return None,
-    })
 }
 
 fn python_uses_malloc(pid: u32) -> bool {
@@ -189,7 +169,7 @@ mod tests {
             ("/usr/bin/nodejs-not", None),
             ("", None),
         ] {
-            assert_eq!(runtime(path), expected, "{path}");
+            assert_eq!(Runtime::of_file(path), expected, "{path}");
         }
     }
 

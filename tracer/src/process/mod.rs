@@ -3,6 +3,7 @@
 pub mod status;
 
 pub mod address_space;
+pub mod cgroups;
 mod channel;
 pub mod elf;
 mod file_system;

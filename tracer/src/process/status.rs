@@ -67,7 +67,7 @@ pub fn check(pid: u32) -> Result<Status, NotTraceable> {
         Ok(None) => return Err(NotTraceable::NoSuchProcess(pid)),
         Err(error) => return Err(unreadable(pid, &format!("/proc/{pid}/stat"), &error)),
     };
-    if stat.flags & PF_KTHREAD != 0 {
+    if stat.is_kernel_thread() {
         return Err(NotTraceable::KernelThread(pid, stat.comm));
     }
     if matches!(stat.state, 'Z' | 'X') {
@@ -105,12 +105,26 @@ pub fn is_stopped(pid: u32) -> bool {
 }
 
 /// The fields of /proc/PID/stat that matter here.
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    comm: String,
-    state: char,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// Name, as the process chose it: hostile text.
+    pub comm: String,
+    /// State of its first thread: `Z` when that has exited.
+    pub state: char,
     flags: u64,
-    start_time: u64,
+    /// Times that a page was not there, of all its threads.
+    pub faults: u64,
+    /// Number of threads.
+    pub threads: u64,
+    /// Clock ticks since boot at its start: tells it from another process with the same id.
+    pub start_time: u64,
+}
+
+impl Stat {
+    /// Whether it belongs to the kernel.
+    pub fn is_kernel_thread(&self) -> bool {
+        self.flags & PF_KTHREAD != 0
+    }
 }
 
 /// What the kernel says of a process; `None` where there is none.
@@ -123,18 +137,21 @@ fn stat(pid: u32) -> io::Result<Option<Stat>> {
 }
 
 /// `PID (COMM) STATE ...`: the name may hold anything, parentheses and newlines included, so it ends at the last one.
-fn parse_stat(bytes: &[u8]) -> Option<Stat> {
+pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let open = bytes.iter().position(|byte| *byte == b'(')?;
     let close = bytes.iter().rposition(|byte| *byte == b')')?;
     let comm = String::from_utf8_lossy(bytes.get(open + 1..close)?).into_owned();
     let rest = String::from_utf8_lossy(bytes.get(close + 1..)?);
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    // The state is field 3 of proc_pid_stat(5), the flags field 9, the start time field 22.
+    // The state is field 3 of proc_pid_stat(5), the flags field 9, minor and major faults 10 and 12, threads 20, the start time 22.
+    let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
     Some(Stat {
         comm,
         state: fields.first()?.chars().next()?,
-        flags: fields.get(6)?.parse().ok()?,
-        start_time: fields.get(19)?.parse().ok()?,
+        flags: number(9)?,
+        faults: number(10)?.wrapping_add(number(12)?),
+        threads: number(20)?,
+        start_time: number(22)?,
     })
 }
 
@@ -175,7 +192,8 @@ mod tests {
     fn stat_with_a_hostile_name() {
         let line = b"77 (a) R 1 (\n) S 1 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9\n";
         let stat = parse_stat(line).unwrap();
-        assert_eq!(stat, Stat { comm: "a) R 1 (\n".to_owned(), state: 'S', flags: 4_194_304, start_time: 4242 });
+        let comm = "a) R 1 (\n".to_owned();
+        assert_eq!(stat, Stat { comm, state: 'S', flags: 4_194_304, faults: 4, threads: 1, start_time: 4242 });
         for garbage in [&b""[..], b"77", b"77 (", b"77 )(", b"77 (x) ", b"77 (x) S 1"] {
             assert_eq!(parse_stat(garbage), None);
         }

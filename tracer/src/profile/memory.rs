@@ -106,6 +106,25 @@ pub enum Runtime {
 }
 
 impl Runtime {
+    /// The runtime that the file at `path` belongs to, by its name.
+    pub fn of_file(path: &str) -> Option<Self> {
+        let name = std::path::Path::new(path).file_name()?.to_str()?;
+        let begins = |starts: &[&str]| starts.iter().any(|start| name.starts_with(start));
+        Some(match name {
+            "node" | "nodejs" => Self::V8,
+            "beam.smp" => Self::Beam,
+            "python" => Self::Python,
+            "ruby" => Self::Ruby,
+            _ if begins(&["libpython2", "libpython3", "python2", "python3"]) => Self::Python,
+            _ if begins(&["libjvm.so"]) => Self::Jvm,
+            _ if begins(&["libnode.so"]) => Self::V8,
+            _ if begins(&["php", "libphp"]) => Self::Php,
+            _ if begins(&["libcoreclr.so"]) => Self::DotNet,
+            _ if begins(&["libruby"]) => Self::Ruby,
+            _ => return None,
+        })
+    }
+
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {

@@ -39,7 +39,7 @@ fn hidden(character: char) -> bool {
 }
 
 /// `text` cut to at most `most` characters: the middle goes, as both ends of a C++ name say something.
-pub(super) fn shorten(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
+pub fn shorten(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
     if text.len() <= most || text.chars().count() <= most {
         return text;
     }

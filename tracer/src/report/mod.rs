@@ -18,8 +18,9 @@ mod words;
 #[cfg(test)]
 mod fixture;
 
-pub use escape::visible;
+pub use escape::{shorten, visible};
 pub use groups::By;
+pub use words::{number, size};
 
 use std::{
     io::{self, BufWriter, Write},

@@ -17,7 +17,7 @@ use crate::{
 const LONGEST_FILE: usize = 60;
 
 /// Bytes with three digits and a binary unit: `1.50 MiB`.
-pub(super) fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     if bytes < 1024 {
         return count(bytes, "byte");
     }
@@ -50,7 +50,7 @@ pub(super) fn count(number: u64, thing: &str) -> String {
 }
 
 /// A number with a comma after every three digits.
-pub(super) fn number(number: u64) -> String {
+pub fn number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {

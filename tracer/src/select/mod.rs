@@ -1,0 +1,3 @@
+//! Who is traced, told from what /proc says of processes. Pure.
+
+pub mod containers;
