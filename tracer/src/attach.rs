@@ -25,7 +25,7 @@ use crate::{
         opener, root, status,
         status::{NotTraceable, Status},
     },
-    profile::{Heap, Language, Mode, SeenHeap, Target},
+    profile::{Heap, Language, Memory, Mode, SeenHeap, Target},
     report::visible,
     search::{Missed, Search},
     symbolize,
@@ -37,7 +37,7 @@ pub struct Allocator {
     /// The file.
     pub module: Arc<Module>,
     /// Its functions that allocate and free.
-    pub functions: Vec<Function>,
+    pub functions: Arc<[Function]>,
 }
 
 /// The allocator of a running process; `None` when it has none that is known.
@@ -76,6 +76,8 @@ pub struct Attached {
     ended: bool,
     /// Whether the probes are away for good.
     gave_up: bool,
+    /// Whether it ended as a program whose allocator had not been looked for yet.
+    unlooked: bool,
     /// The signal that ended it.
     killed_by: Option<u8>,
     notes: Vec<String>,
@@ -199,6 +201,7 @@ impl Attached {
             suspect: false,
             ended: false,
             gave_up: false,
+            unlooked: false,
             killed_by: None,
             notes: Vec::new(),
             unseen_spans: 0,
@@ -239,6 +242,11 @@ impl Attached {
         self.target.language == Language::Go
     }
 
+    /// Whether it ended before its allocator was looked for: what was recorded is that of files that were probed already.
+    pub fn was_not_looked_at(&self) -> bool {
+        self.unlooked
+    }
+
     /// Whether it has ended.
     pub fn is_over(&self) -> bool {
         self.ended
@@ -246,8 +254,11 @@ impl Attached {
 
     /// As reports describe it.
     pub fn target(&self) -> Target {
-        let native = |_| SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None };
-        Target { heaps: self.allocator.iter().map(native).collect(), ..self.target.clone() }
+        let mut target = self.target.clone();
+        if self.allocator.is_some() {
+            target.heaps = vec![SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None }];
+        }
+        target
     }
 
     /// Path of the file whose allocator is probed, as the process sees it: hostile text.
@@ -303,10 +314,17 @@ impl Attached {
         }
     }
 
+    /// Lets go of all that a process takes which has ended and will only be reported. `memory`: what is known of its memory.
+    pub fn let_go(&mut self, memory: Option<Memory>) {
+        self.target = Target { memory, ..self.target() };
+        (self.allocator, self.probed) = (None, None);
+    }
+
     /// The process has ended.
     pub fn has_ended(&mut self) {
         self.ended = true;
         if let Some(search) = self.search.take() {
+            self.unlooked = !search.found;
             self.end_search(&search);
         }
     }
@@ -579,7 +597,7 @@ fn find(pid: Pid, phase: Phase) -> Result<Option<Allocator>> {
         match resolve::allocator(file, binding) {
             Ok(Some(functions)) => {
                 tracing::debug!(file = module.path(), ?functions, "allocator");
-                return Ok(Some(Allocator { module, functions }));
+                return Ok(Some(Allocator { module, functions: functions.into() }));
             }
             Ok(None) => {}
             Err(error) => tracing::warn!("{}: {error}; it is left out", visible(module.path())),

@@ -160,16 +160,18 @@ impl Presenter {
         let is_silent = |target: &Target, image: &Image| {
             !heard.contains(image) && stacks.iter().all(|stack| stack.pid != target.pid || !is_of_go(&stack.heap))
         };
-        // A process that was forked may have nothing to allocate.
-        let silent = |(target, image): &(&Target, &Image)| {
-            target.parent.is_none() && is_silent(target, image) && !(filtered && quality.recorded_events > 0)
+        // A process that was started may have nothing to allocate, and so may one that only starts others.
+        let loud = targets.iter().zip(&images).filter(|(target, image)| !is_silent(target, image));
+        let loud = with_ancestors(loud.map(|(target, _)| target.pid).collect(), &targets);
+        let silent = |target: &&Target| {
+            target.parent.is_none() && !loud.contains(&target.pid) && !(filtered && quality.recorded_events > 0)
         };
         let memories = targets.iter().filter_map(|target| target.memory.as_ref());
         for memory in memories.filter(|memory| !memory.is_explained()) {
             quality.unexplained_bytes = quality.unexplained_bytes.saturating_add(memory.unexplained);
             quality.fresh_bytes = quality.fresh_bytes.saturating_add(memory.fresh);
         }
-        quality.silent_targets = targets.iter().zip(&images).filter(silent).count() as u64;
+        quality.silent_targets = targets.iter().filter(silent).count() as u64;
         let unwind_tables = snapshot.unwind_tables;
         let mut modules = self.symbolizer.modules();
         for module in self.go.values().flat_map(Symbols::described) {
@@ -302,6 +304,19 @@ fn end_stack(stack: &mut StackEntry, others_live: bool) {
         (values.outstanding_bytes, values.outstanding_blocks) = (0, 0);
         (stack.uncertain_bytes, stack.oldest) = (0, None);
     }
+}
+
+/// These processes and those that have started them, and so on.
+fn with_ancestors(pids: Vec<Pid>, targets: &[Target]) -> HashSet<Pid> {
+    let parents: HashMap<Pid, Pid> = targets.iter().filter_map(|target| Some((target.pid, target.parent?))).collect();
+    let mut all = HashSet::new();
+    for pid in pids {
+        let mut next = Some(pid);
+        while let Some(pid) = next.filter(|pid| all.insert(*pid)) {
+            next = parents.get(&pid).copied();
+        }
+    }
+    all
 }
 
 fn is_of_go(heap: &profile::Heap) -> bool {

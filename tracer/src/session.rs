@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::{
     attach::{Attached, Returns, SUSPENSE},
@@ -128,6 +128,7 @@ pub fn run(config: Config) -> Result<Exit> {
         images: 0,
         go_maps,
         attached: Vec::new(),
+        over: Vec::new(),
         go: Vec::new(),
         notes: Vec::new(),
         goroutines: GoWatches::default(),
@@ -158,6 +159,8 @@ struct Session {
     images: u32,
     go_maps: GoMaps,
     attached: Vec<Attached>,
+    /// Processes that were started by traced ones and have ended.
+    over: Vec<Attached>,
     /// Heaps of Go processes.
     go: Vec<GoHeap>,
     /// What the reader of a report should know.
@@ -432,6 +435,11 @@ impl Session {
         answer.recv().context("the collector has ended early")
     }
 
+    /// All processes, those that have ended last.
+    fn processes(&self) -> impl Iterator<Item = &Attached> {
+        self.attached.iter().chain(&self.over)
+    }
+
     fn profile(&mut self, snapshot: Snapshot, go: Vec<GoTrace>) -> Profile {
         let mut notes = self.notes.clone();
         if self.interruptions > 0 {
@@ -449,16 +457,27 @@ impl Session {
                     .to_owned(),
             );
         }
-        for attached in &self.attached {
+        for attached in self.processes() {
             notes.extend(attached.notes());
+        }
+        let heard: HashSet<Image> = snapshot.stacks.iter().map(|stack| stack.image).collect();
+        let unheard = |attached: &&Attached| attached.was_not_looked_at() && !heard.contains(&attached.image());
+        let unheard = self.processes().filter(unheard).count() as u64;
+        if unheard > 0 {
+            notes.push(format!(
+                "{unheard} of the processes that were started ended before they could be looked at, and nothing of them was \
+                 recorded: what they took from an allocator that no other traced process has is not known"
+            ));
         }
         notes.extend(self.unseen_heaps.iter().cloned());
         notes.extend(self.goroutines.notes());
         notes.extend(opener::notes());
-        let mut targets: Vec<Target> = self.attached.iter().map(Attached::target).collect();
-        for (target, attached) in targets.iter_mut().zip(&self.attached) {
+        let mut targets: Vec<Target> = self.processes().map(Attached::target).collect();
+        for (target, attached) in targets.iter_mut().zip(self.attached.iter().chain(&self.over)) {
             let go = go.iter().filter(|go| go.pid == target.pid).map(GoTrace::held).fold(0, u64::saturating_add);
-            target.memory = self.coverage.memory(attached.image(), go, attached.probed());
+            if !(attached.is_child() && attached.is_over()) {
+                target.memory = self.coverage.memory(attached.image(), go, attached.probed());
+            }
             if let Some(memory) = target.memory.as_mut().filter(|_| filtered) {
                 // What is filtered out cannot be told from what is not seen.
                 (memory.unexplained, memory.reasons) = (0, Vec::new());
@@ -469,10 +488,10 @@ impl Session {
         let trace = Trace {
             started: self.started,
             duration: self.clock.elapsed(),
-            images: self.attached.iter().map(Attached::image).collect(),
+            images: self.processes().map(Attached::image).collect(),
             targets,
             filtered: self.config.sizes != (0, u64::MAX),
-            unseen_spans: self.attached.iter().map(Attached::unseen_spans).sum(),
+            unseen_spans: unheard + self.processes().map(Attached::unseen_spans).sum::<u64>(),
             unseen_heaps: self.unseen_heaps.len() as u64,
             notes,
         };

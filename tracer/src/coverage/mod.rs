@@ -83,6 +83,15 @@ impl Coverage {
         Self { requests, processes: Vec::new(), follows_children, started: Instant::now() }
     }
 
+    /// An image has ended: what is known of its memory, as by [`memory`](Self::memory). Nothing is kept.
+    pub fn end(&mut self, image: Image, probed: Option<&str>) -> Option<Memory> {
+        let started = self.started;
+        let at = self.processes.iter().position(|process| process.image == image)?;
+        let mut process = self.processes.swap_remove(at);
+        (process.ended, process.last.children) = (true, 0);
+        Some(process.memory(0, probed, started))
+    }
+
     /// What became another program is of no interest any more.
     pub fn forget(&mut self, image: Image) {
         self.processes.retain(|process| process.image != image);

@@ -37,8 +37,10 @@ impl Session {
                 Ok(())
             }
             How::Spawn => {
-                if let Some(parent) = self.attached.iter().find(|attached| attached.image() == parent) {
-                    self.attached.push(parent.spawned(pid, image, beginning.comm(), time));
+                // It may have outlived its parent.
+                let parent = self.processes().find(|attached| attached.image() == parent);
+                if let Some(spawned) = parent.map(|parent| parent.spawned(pid, image, beginning.comm(), time)) {
+                    self.attached.push(spawned);
                     self.coverage.begin(pid, image);
                 }
                 Ok(())
@@ -87,6 +89,7 @@ impl Session {
             attached.was_killed(signal);
         }
         attached.has_ended();
+        self.let_go(image);
         let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
         let left = self.attached.iter().filter(|attached| !attached.is_over()).count();
         if is_command && left > 0 && !std::mem::replace(&mut self.outlived, true) {
@@ -94,6 +97,16 @@ impl Session {
                 "the command has ended; {left} of the processes that it started go on, and the trace with them (Ctrl-C ends it)"
             );
         }
+    }
+
+    /// Keeps of a process that another one has started and that has ended what will be reported.
+    fn let_go(&mut self, image: Image) {
+        let ended = |attached: &Attached| attached.is_child() && attached.image() == image;
+        let Some(at) = self.attached.iter().position(ended) else { return };
+        let mut attached = self.attached.remove(at);
+        let memory = self.coverage.end(image, attached.probed());
+        attached.let_go(memory);
+        self.over.push(attached);
     }
 
     /// The process of this image.
