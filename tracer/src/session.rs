@@ -142,6 +142,7 @@ pub fn run(config: Config) -> Result<Exit> {
         started: SystemTime::now(),
         clock: Instant::now(),
         interruptions: 0,
+        looked_for_ends: Instant::now(),
         outlived: false,
     };
     let result = session.trace(outputs);
@@ -185,6 +186,8 @@ struct Session {
     clock: Instant,
     /// Times that probes had to be moved while tracing.
     interruptions: u64,
+    /// When processes were looked for whose ends may have been missed.
+    looked_for_ends: Instant,
     /// Whether it was said that the command has ended and others go on.
     outlived: bool,
 }
@@ -314,6 +317,7 @@ impl Session {
                 report = Some((at + interval).max(Instant::now() + HEARTBEAT / 2));
             }
             self.heartbeat();
+            self.look_for_ends()?;
             self.keep_probes()?;
             let look = self.attached.iter().filter_map(Attached::next_look).min();
             let wake = [end, report, look]

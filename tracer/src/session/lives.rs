@@ -1,5 +1,10 @@
 //! The lives of processes: what they start, what they become, and their ends.
 
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
 use anyhow::Result;
 use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 
@@ -11,6 +16,9 @@ use crate::{
     event::{Beginning, How, Image, Pid},
     probes::Scope,
 };
+
+/// How often processes are looked for.
+const LOOK_FOR_ENDS: Duration = Duration::from_secs(1);
 
 impl Session {
     /// How processes have ended is in the last records, and what they have started. There is nothing to do about the rest of them
@@ -71,6 +79,20 @@ impl Session {
             Some(launched) => self.follow_launched(launched),
             None => Ok(()),
         }
+    }
+
+    /// Looks whether processes that others have started are still there: the record of an end may have been lost. At most once a
+    /// second.
+    pub(super) fn look_for_ends(&mut self) -> Result<()> {
+        if self.looked_for_ends.elapsed() < LOOK_FOR_ENDS {
+            return Ok(());
+        }
+        self.looked_for_ends = Instant::now();
+        let gone = |attached: &&Attached| {
+            attached.is_child() && !attached.is_over() && !Path::new(&format!("/proc/{}", attached.pid())).exists()
+        };
+        let gone: Vec<Image> = self.attached.iter().filter(gone).map(Attached::image).collect();
+        gone.into_iter().try_for_each(|image| self.send(Request::Ended(image)))
     }
 
     /// A process is no more. It has ended for us when all that it did is taken in.
