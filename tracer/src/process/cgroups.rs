@@ -18,6 +18,13 @@ impl Membership {
         self.controllers.is_empty()
     }
 
+    /// Folders that its hierarchy, of version 1, may be mounted at beside others: all controllers, and each.
+    pub fn folders(&self) -> Vec<String> {
+        let all = self.controllers.join(",");
+        let each = self.controllers.iter().map(|name| name.strip_prefix("name=").unwrap_or(name).to_owned());
+        std::iter::once(all).chain(each).collect()
+    }
+
     /// Whether the hierarchy has this controller.
     pub fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|own| own == controller)

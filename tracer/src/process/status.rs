@@ -112,6 +112,8 @@ pub struct Stat {
     /// State of its first thread: `Z` when that has exited.
     pub state: char,
     flags: u64,
+    /// Id of its parent.
+    pub parent: u32,
     /// Times that a page was not there, of all its threads.
     pub faults: u64,
     /// Number of threads.
@@ -149,6 +151,7 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
         comm,
         state: fields.first()?.chars().next()?,
         flags: number(9)?,
+        parent: u32::try_from(number(4)?).ok()?,
         faults: number(10)?.wrapping_add(number(12)?),
         threads: number(20)?,
         start_time: number(22)?,
@@ -193,7 +196,10 @@ mod tests {
         let line = b"77 (a) R 1 (\n) S 1 77 77 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9\n";
         let stat = parse_stat(line).unwrap();
         let comm = "a) R 1 (\n".to_owned();
-        assert_eq!(stat, Stat { comm, state: 'S', flags: 4_194_304, faults: 4, threads: 1, start_time: 4242 });
+        assert_eq!(
+            stat,
+            Stat { comm, state: 'S', flags: 4_194_304, parent: 1, faults: 4, threads: 1, start_time: 4242 }
+        );
         for garbage in [&b""[..], b"77", b"77 (", b"77 )(", b"77 (x) ", b"77 (x) S 1"] {
             assert_eq!(parse_stat(garbage), None);
         }

@@ -15,6 +15,8 @@ pub struct Container<'a> {
 
 /// Digits of an id.
 const ID: usize = 64;
+/// Fewest digits that an id is known by.
+const SHORTEST: usize = 6;
 /// Digits of an id that people are shown.
 const SHORT: usize = 12;
 
@@ -33,8 +35,13 @@ const LXC: [&str; 2] = ["lxc.payload.", "lxc.payload/"];
 impl<'a> Container<'a> {
     /// The innermost one that a process is in whose cgroup is `path`.
     pub fn of(path: &'a str) -> Option<Self> {
+        Self::all(path).next()
+    }
+
+    /// All that it is in, the innermost first.
+    pub fn all(path: &'a str) -> impl Iterator<Item = Self> {
         let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
-        (0..parts.len()).rev().find_map(|index| named(&parts[..=index]))
+        (0..parts.len()).rev().filter_map(move |index| named(&parts[..=index]))
     }
 
     /// Its id, as short as people write it.
@@ -67,7 +74,13 @@ fn named<'a>(parts: &[&'a str]) -> Option<Container<'a>> {
     is_id(id).then_some(Container { runtime, id })
 }
 
-fn is_id(text: &str) -> bool {
+/// Whether `text` is the begin of the id of a container, long enough to be meant as one.
+pub(super) fn is_begin_of(text: &str, id: &str) -> bool {
+    text.len() >= SHORTEST && is_id(id) && id.starts_with(text)
+}
+
+/// Whether `text` is a whole id.
+pub(super) fn is_id(text: &str) -> bool {
     text.len() == ID && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 

@@ -1,0 +1,92 @@
+//! The processes that run now, as a selection looks at them.
+
+use std::{fs, io};
+
+use super::{Facts, Selection, names::Names};
+use crate::process::{cgroups, root::ProcessDirectory, status};
+
+/// Longest text that is taken of one file of /proc, bytes.
+const MAX_TEXT: u64 = 1 << 16;
+
+/// Ids of the processes that a selection fits, the lowest first. Never tracer, what it has started, or threads of the kernel.
+///
+/// # Errors
+/// There is no /proc.
+pub fn chosen(selection: &Selection, names: &Names) -> io::Result<Vec<u32>> {
+    let mut chosen = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // What is gone is not there.
+        if facts(pid).is_some_and(|facts| selection.fits(&facts, names)) {
+            chosen.push(pid);
+        }
+    }
+    chosen.sort_unstable();
+    Ok(chosen)
+}
+
+/// What is known of a process; `None` of what is never chosen.
+fn facts(pid: u32) -> Option<Facts> {
+    let directory = ProcessDirectory::open(pid).ok()?;
+    let text = |name: &str| {
+        let mut text = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(directory.file(name).ok()?, MAX_TEXT), &mut text).ok()?;
+        Some(text)
+    };
+    let stat = status::parse_stat(&text("stat")?)?;
+    let own = std::process::id();
+    let gone = stat.state == 'Z' && stat.threads < 2;
+    if stat.is_kernel_thread() || gone || pid == own || stat.parent == own {
+        return None;
+    }
+    let status = String::from_utf8_lossy(&text("status")?).into_owned();
+    Some(Facts {
+        pid,
+        comm: stat.comm,
+        exe: fs::read_link(format!("/proc/{pid}/exe")).ok().map(|exe| path(&exe.to_string_lossy())),
+        cgroups: cgroups::parse(&String::from_utf8_lossy(&text("cgroup").unwrap_or_default())),
+        user: effective_user(&status),
+    })
+}
+
+/// The path in the text of a link to an executable, which the kernel marks when the file has been removed or replaced.
+fn path(link: &str) -> String {
+    link.strip_suffix(" (deleted)").unwrap_or(link).to_owned()
+}
+
+/// The second number of `Uid: REAL EFFECTIVE SAVED FILE_SYSTEM` in the text of `/proc/PID/status`.
+fn effective_user(status: &str) -> Option<u32> {
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn users_in_the_kernel_s_text() {
+        assert_eq!(effective_user("Name:\tx\nUid:\t1000\t0\t0\t0\nGid:\t5\n"), Some(0));
+        for text in ["", "Uid:", "Uid:\t1", "Uid:\t1\t-2"] {
+            assert_eq!(effective_user(text), None);
+        }
+    }
+
+    #[test]
+    fn a_program_that_was_replaced_keeps_its_path() {
+        assert_eq!([path("/usr/bin/x (deleted)"), path("/usr/bin/x")], ["/usr/bin/x", "/usr/bin/x"]);
+    }
+
+    #[test]
+    fn tracer_and_its_children_are_never_chosen() {
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let everything = chosen(&Selection::default(), &Names::default()).unwrap();
+        assert!(!everything.contains(&std::process::id()) && !everything.contains(&child.id()));
+        assert!(everything.is_sorted());
+        assert!(facts(2).is_none(), "a thread of the kernel, or none");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
