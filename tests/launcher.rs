@@ -109,7 +109,7 @@ fn a_command_whose_execs_are_lost_is_not_stopped() {
     wait_until("at its end", || state(command.0) == 'Z');
     running.signal(Signal::SIGCONT);
     let report = running.outcome().report(7);
-    assert!(report.gaps().iter().any(|gap| gap == "lost_moments"), "{}", report.json["quality"]);
+    assert!(report.gaps().iter().any(|gap| gap == "unfollowed_processes"), "{}", report.json["quality"]);
     assert_eq!(report.json["quality"]["complete"], false);
 }
 
