@@ -30,6 +30,7 @@ mod outputs;
 mod processes;
 mod refusals;
 mod returns;
+mod selection;
 mod services;
 mod silence;
 mod stacks;

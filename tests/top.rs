@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -13,7 +13,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::harness::{Run, Target, compiled, with_default_signals};
+use crate::harness::{Cgroup, Run, Target, compiled, with_default_signals};
 
 /// What counters of the kernel may be wrong by, and what a process takes beside, bytes: each processor keeps some to itself.
 const ALLOWANCE: i64 = 4 << 20;
@@ -75,32 +75,6 @@ fn what_is_shown_of_a_process() {
     assert!(rss > anonymous && anonymous > 0, "{row}");
     let static_program = Target::start(&compiled("no allocator"));
     assert_eq!(self::row(&once(&[]), static_program.pid()).unwrap()["tracing"], "no-allocator");
-}
-
-/// A cgroup made for a test, removed with it.
-struct Cgroup(PathBuf);
-
-impl Cgroup {
-    /// One with a limit of so many bytes and this process in it; or why that cannot be.
-    fn with(name: &str, limit: u64, pid: u32) -> Result<Self, String> {
-        let v1 = Path::new("/sys/fs/cgroup/memory");
-        let (folder, file) =
-            if v1.is_dir() { (v1, "memory.limit_in_bytes") } else { (Path::new("/sys/fs/cgroup"), "memory.max") };
-        let cgroup = Self(folder.join(name));
-        let told = |what: &'static str| move |error: std::io::Error| format!("cannot {what}: {error}");
-        fs::create_dir(&cgroup.0).map_err(told("make a cgroup"))?;
-        let write = |file: &str, number: u64| fs::write(cgroup.0.join(file), number.to_string());
-        write(file, limit).map_err(told("set a limit"))?;
-        write("cgroup.procs", u64::from(pid)).map_err(told("move a process"))?;
-        Ok(cgroup)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        // It may not be there.
-        let _ = fs::remove_dir(&self.0);
-    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the tests share: compiled targets, runs of the tracer, the truth and what was reported.
 
 mod build;
+mod cgroup;
 mod copies;
 mod foreign;
 mod go;
@@ -16,6 +17,7 @@ mod target;
 mod tracer;
 mod truth;
 
+pub(crate) use cgroup::Cgroup;
 pub(crate) use copies::Copies;
 pub(crate) use foreign::ForeignProbes;
 pub(crate) use go::{STOCK, go_program, hot_profile};

@@ -10,6 +10,7 @@ use crate::{
     exit, memory,
     probe::outcomes::Way,
     report::{By, Format, Value},
+    select::{Invalid, Selection},
     top::ranking::Sort,
 };
 
@@ -24,6 +25,7 @@ which call stacks hold memory that nobody has freed.
   sudo tracer --pid 4711                       until Ctrl-C, then a report
   sudo tracer --pid 4711 --duration 60s -o leak.svg
   sudo tracer -- ./service --port 8080         launch and trace from the first instruction
+  sudo tracer --comm 'php-fpm*' --user www-data  all that run now and fit
   sudo tracer goroutines --pid 4711            what the goroutines of a Go process wait for
   sudo tracer top                              which process grows?";
 
@@ -35,9 +37,12 @@ struct Cli {
     #[command(subcommand)]
     job: Option<Job>,
 
-    /// Trace the running process PID; may be given several times
-    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
-    pid: Vec<u32>,
+    /// Trace the running process PID; several by commas or spaces (--pid "$(pidof nginx)"), or by giving it several times
+    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = pids)]
+    pid: Vec<Pids>,
+
+    #[command(flatten)]
+    selection: SelectionCli,
 
     /// Launch CMD with its arguments, trace it from its first instruction and exit with its status
     #[arg(last = true, value_name = "CMD")]
@@ -124,6 +129,40 @@ struct Cli {
     #[arg(long, value_enum, value_name = "WHAT", hide = true)]
     generate: Option<Generate>,
 }
+
+/// Which running processes are traced, besides by their ids.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Selection: processes that run as the trace begins, and fit each kind that is given")]
+struct SelectionCli {
+    /// Trace processes with such a name (`redis*`, `php-fpm[78].?`); like the others, may be given several times: one has to fit
+    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    comm: Vec<String>,
+
+    /// Trace processes with such an executable: its path (`/usr/lib/**/postgres`) or, without a slash, its file name
+    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    exe: Vec<String>,
+
+    /// Trace processes in this cgroup, of version 1 or 2, and in all below it (`/system.slice/nginx.service`)
+    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
+    cgroup: Vec<String>,
+
+    /// Trace processes of the container with this id, its begin (6 digits or more), or name, or of this pod: of docker, containerd,
+    /// CRI-O, podman, LXC, Kubernetes
+    #[arg(long, value_name = "ID|NAME", allow_hyphen_values = true)]
+    container: Vec<String>,
+
+    /// Trace processes whose effective user is this one
+    #[arg(long, value_name = "NAME|UID", allow_hyphen_values = true)]
+    user: Vec<String>,
+
+    /// Trace no process with such a name, whatever else fits
+    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    exclude_comm: Vec<String>,
+}
+
+/// Ids of processes that are given as one word.
+#[derive(Clone, Debug)]
+struct Pids(Vec<u32>);
 
 /// What tracer does besides tracing.
 #[derive(Subcommand, Debug)]
@@ -289,16 +328,23 @@ fn conflict<T>(message: &str) -> Result<T, clap::Error> {
 }
 
 fn config(cli: Cli) -> Result<Config, clap::Error> {
-    let subject = match (cli.pid.is_empty(), cli.command.is_empty()) {
-        (false, false) => return conflict("--pid traces running processes and `-- CMD` launches one: give either"),
+    let pids: Vec<u32> = cli.pid.into_iter().flat_map(|Pids(pids)| pids).collect();
+    let selection = selection(distinct(pids.clone()), &cli.selection)?;
+    let selects = selection.is_more_than_pids();
+    let subject = match (pids.is_empty() && !selects, cli.command.is_empty()) {
+        (false, false) => {
+            return conflict("--pid and selections trace running processes and `-- CMD` launches one: give either");
+        }
         (true, true) => {
             return Err(usage(
                 ErrorKind::MissingRequiredArgument,
-                "say what to trace: --pid PID, or `-- CMD` to launch one; `tracer top` shows which process grows",
+                "say what to trace: --pid PID, --comm GLOB or its like, or `-- CMD` to launch one; `tracer top` shows which \
+                 process grows",
             ));
         }
-        (false, true) => Subject::Pids(distinct(cli.pid)),
         (true, false) => Subject::Command(cli.command),
+        (false, true) if selects => Subject::Selected(Box::new(selection)),
+        (false, true) => Subject::Pids(selection.pids),
     };
     let sizes = (cli.min_size.unwrap_or(0), cli.max_size.unwrap_or(u64::MAX));
     if sizes.0 > sizes.1 {
@@ -357,6 +403,49 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         perf_events: cli.perf_events,
         verbosity,
     })
+}
+
+fn selection(pids: Vec<u32>, cli: &SelectionCli) -> Result<Selection, clap::Error> {
+    type Add = fn(&mut Selection, &str) -> Result<(), Invalid>;
+    let mut selection = Selection::default();
+    selection.pids = pids;
+    let kinds: [(&str, &[String], Add); 6] = [
+        ("--comm", &cli.comm, Selection::add_comm),
+        ("--exe", &cli.exe, Selection::add_exe),
+        ("--cgroup", &cli.cgroup, Selection::add_cgroup),
+        ("--container", &cli.container, Selection::add_container),
+        ("--user", &cli.user, |selection, user| user_id(user).map(|user| selection.add_user(user))),
+        ("--exclude-comm", &cli.exclude_comm, Selection::exclude_comm),
+    ];
+    for (option, values, add) in kinds {
+        for value in values {
+            let invalid = |error: Invalid| usage(ErrorKind::InvalidValue, &format!("{option}: {error}"));
+            add(&mut selection, value).map_err(invalid)?;
+        }
+    }
+    if selection.only_excludes() && selection.is_more_than_pids() {
+        return conflict("--exclude-comm only leaves processes out: say which to trace, such as --comm '*'");
+    }
+    Ok(selection)
+}
+
+/// The number of a user that is given by number or name.
+fn user_id(text: &str) -> Result<u32, Invalid> {
+    if let Ok(number) = text.parse() {
+        return Ok(number);
+    }
+    let found = nix::unistd::User::from_name(text).ok().flatten();
+    found.map(|user| user.uid.as_raw()).ok_or_else(|| Invalid::User(text.to_owned()))
+}
+
+/// Ids with commas or spaces between them.
+fn pids(text: &str) -> Result<Pids, String> {
+    let words = text.split(|c: char| c == ',' || c.is_ascii_whitespace()).filter(|word| !word.is_empty());
+    let pid = |word: &str| word.parse().ok().filter(|pid| *pid > 0 && !word.starts_with('+'));
+    let pids: Option<Vec<u32>> = words.map(pid).collect();
+    pids.filter(|pids| !pids.is_empty())
+        .map(Pids)
+        .ok_or_else(|| "write ids of processes, such as 4711 or 4711,4712".to_owned())
 }
 
 fn goroutines(cli: GoroutinesCli) -> Result<GoroutinesConfig, clap::Error> {
@@ -552,6 +641,19 @@ mod tests {
     }
 
     #[test]
+    fn processes_are_selected_by_ids_and_more() {
+        assert!(matches!(config("--pid 5,6 -p 6,7,").subject, Subject::Pids(pids) if pids == [5, 6, 7]));
+        let separated = Cli::try_parse_from(["tracer", "--pid", "8 9\n"]);
+        let Request::Trace(traced) = request(separated) else { panic!() };
+        assert!(matches!(traced.subject, Subject::Pids(pids) if pids == [8, 9]));
+        let Subject::Selected(selection) = config("--comm redis* --user 0 --user root --pid 5").subject else {
+            panic!()
+        };
+        assert_eq!(selection.pids, [5]);
+        assert!(matches!(config("--exclude-comm x --exe /usr/bin/*").subject, Subject::Selected(_)));
+    }
+
+    #[test]
     fn goroutines_are_a_command_of_their_own() {
         let Request::Goroutines(config) = parse("goroutines --pid 7 -n 3 -o a.svg -o - --format json -q") else {
             panic!()
@@ -604,6 +706,16 @@ mod tests {
             ("--pid 0", "--pid"),
             ("--pid 5 -- ls", "give either"),
             ("--pid x", "--pid"),
+            ("--pid 5,x", "4711,4712"),
+            ("--pid 5,0", "4711,4712"),
+            ("--pid ,", "4711,4712"),
+            ("--pid +5", "4711,4712"),
+            ("--comm a[", "--comm"),
+            ("--exe bin/x", "whole path"),
+            ("--cgroup x", "/proc/PID/cgroup"),
+            ("--user nobody-of-this-name", "no user"),
+            ("--exclude-comm x", "--comm '*'"),
+            ("--comm x -- ls", "give either"),
             ("-p 5 -q -v", "cannot be used with"),
             ("-p 5 --min-size 2K --max-size 1K", "larger than --max-size"),
             ("-p 5 -o out.xyz", ".pb.gz or .json"),

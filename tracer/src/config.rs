@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use crate::{
     probe::outcomes::Way,
     report::{By, Format, Value},
+    select::Selection,
     top::ranking::Sort,
 };
 
@@ -97,6 +98,8 @@ pub enum GoHeapChoice {
 pub enum Subject {
     /// Running processes.
     Pids(Vec<u32>),
+    /// Processes that run as the trace begins, and fit.
+    Selected(Box<Selection>),
     /// A command to launch.
     Command(Vec<OsString>),
 }

@@ -3,6 +3,7 @@
 //! One loop over one closed enum of inputs. The collector has a thread of its own; so do the things that only wait
 //! (signals, the ends of processes).
 
+mod choosing;
 mod go;
 mod launching;
 mod lives;
@@ -35,8 +36,7 @@ use crate::{
     probes::{Probes, Scope},
     process::{
         launch::{self, Launched, Launcher},
-        opener,
-        status::{self, NotTraceable},
+        opener, status,
     },
     profile::{End, Profile, Target},
     report::Options,
@@ -65,12 +65,12 @@ const LAST_PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When nothing could be traced or a report could not be written, with what to do about it.
-pub fn run(config: Config) -> Result<Exit> {
+pub fn run(mut config: Config) -> Result<Exit> {
     let (inputs, input) = mpsc::channel();
     // Before there is a thread, and before a signal is blocked.
     let launcher = match config.subject {
         Subject::Command(_) => Some(Launcher::prepare().context("cannot prepare to launch")?),
-        Subject::Pids(_) => None,
+        Subject::Pids(_) | Subject::Selected(_) => None,
     };
     let told = inputs.clone();
     let signals = Signals::start(launcher.is_some(), move |signal| drop(told.send(Input::Signal(signal))))
@@ -79,14 +79,13 @@ pub fn run(config: Config) -> Result<Exit> {
     let memory = Memory::within(config.max_memory, config.buffer_size);
     opener::start(memory.for_copies());
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
+    let mut notes = Vec::new();
+    if let Subject::Selected(selection) = &config.subject {
+        let (pids, told) = choosing::choose(selection, &machine)?;
+        (config.subject, notes) = (Subject::Pids(pids), told);
+    }
     if let Subject::Pids(pids) = &config.subject {
-        for pid in pids {
-            match status::check(*pid) {
-                // The missing right itself says more.
-                Err(NotTraceable::Forbidden { .. }) if machine.is_err() => break,
-                checked => drop(checked?),
-            }
-        }
+        choosing::check(pids, machine.is_ok())?;
     }
     machine?;
     let mut programs = Programs::load(bpf::Config {
@@ -130,7 +129,7 @@ pub fn run(config: Config) -> Result<Exit> {
         attached: Vec::new(),
         over: Vec::new(),
         go: Vec::new(),
-        notes: Vec::new(),
+        notes,
         goroutines: GoWatches::default(),
         libraries: Vec::new(),
         requests,
@@ -195,11 +194,9 @@ struct Session {
 impl Session {
     fn trace(&mut self, mut outputs: Outputs) -> Result<Exit> {
         match self.config.subject.clone() {
-            Subject::Pids(pids) => {
-                for pid in pids {
-                    self.attach(pid)?;
-                }
-            }
+            Subject::Pids(pids) => self.attach_all(&pids)?,
+            // Pids by now.
+            Subject::Selected(_) => {}
             Subject::Command(command) => self.launch(&command)?,
         }
         for attached in &self.attached {

@@ -1,0 +1,120 @@
+//! Selections on real processes: who is traced, and what is told of those that cannot be.
+
+use std::{fs, path::PathBuf};
+
+use tempfile::TempDir;
+
+use crate::harness::{Cgroup, Report, Run, Running, Target, compiled, require_root, scratch};
+
+const STEP: &str = "1000000";
+
+/// A program under a name of its own.
+struct Named {
+    target: Target,
+    path: PathBuf,
+}
+
+fn start(folder: &TempDir, name: &str) -> Named {
+    let path = folder.path().join(name);
+    fs::copy(compiled("swells"), &path).unwrap();
+    Named { target: Target::start(&path), path }
+}
+
+/// Has `all` allocate, ends the trace, and gives the ids that it was of.
+fn traced(tracer: Running, all: &mut [&mut Named]) -> (Vec<u32>, Report) {
+    for named in all {
+        named.target.ask(STEP);
+    }
+    let report = tracer.stop().report(0);
+    let targets = report.json["targets"].as_array().unwrap();
+    let mut pids: Vec<u32> = targets.iter().map(|target| target["pid"].as_u64().unwrap() as u32).collect();
+    pids.sort_unstable();
+    (pids, report)
+}
+
+fn sorted(all: &[&Named]) -> Vec<u32> {
+    let mut pids: Vec<u32> = all.iter().map(|named| named.target.pid()).collect();
+    pids.sort_unstable();
+    pids
+}
+
+#[test]
+fn names_and_executables() {
+    require_root();
+    let folder = scratch();
+    let (mut one, mut two, mut other) =
+        (start(&folder, "sel-one"), start(&folder, "sel-two"), start(&folder, "sel-not"));
+    let by_path = format!("{}/sel-*", folder.path().display());
+    let own_user = rustix::process::geteuid().as_raw().to_string();
+    for options in [
+        &["--exe", &*by_path, "--exclude-comm", "*-not"][..],
+        &["--exe", &by_path, "--comm", "sel-o*", "--comm", "sel-two", "--user", &own_user],
+    ] {
+        let tracer = Run::bare().with_json().args(options).start();
+        let (pids, report) = traced(tracer, &mut [&mut one, &mut two, &mut other]);
+        assert_eq!(pids, sorted(&[&one, &two]), "{options:?}");
+        for pid in pids {
+            let held: u64 = report.of_process(pid).stacks.iter().map(|stack| stack.held.bytes).sum();
+            assert_eq!(held, 1_000_000, "{options:?}");
+        }
+        report.assert_nothing_lost("a selection");
+        assert!(report.json["quality"]["notes"].to_string().contains("started since"), "{}", report.json["quality"]);
+    }
+    assert_eq!(one.path.file_name().unwrap(), "sel-one");
+}
+
+#[test]
+#[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+fn cgroups_and_containers() {
+    require_root();
+    let folder = scratch();
+    let (mut inside, mut outside) = (start(&folder, "in-cgroup"), start(&folder, "out-of-it"));
+    let id = format!("{:064x}", 0xabc_def0_0000_0000_u64 + u64::from(std::process::id()));
+    let name = format!("libpod-5{}.scope", &id[1..]);
+    let cgroup = match Cgroup::with(&name, 1 << 30, inside.target.pid()) {
+        Ok(cgroup) => cgroup,
+        Err(why) => return println!("skipped: {why}"),
+    };
+    let (path, in_file_system) = (format!("/{name}"), cgroup.path().display().to_string());
+    let short = &name[7..47];
+    for options in [["--cgroup", &*path], ["--cgroup", &in_file_system], ["--container", short]] {
+        let tracer = Run::bare().with_json().args(options).start();
+        let (pids, _) = traced(tracer, &mut [&mut inside, &mut outside]);
+        assert_eq!(pids, sorted(&[&inside]), "{options:?}");
+    }
+    // The cgroup must be empty to be removed.
+    inside.target.finish();
+    drop(cgroup);
+}
+
+/// Some are gone or cannot be traced: that is told, and the others are traced.
+#[test]
+fn what_cannot_be_traced_is_told_and_the_others_are_traced() {
+    require_root();
+    let folder = scratch();
+    let mut one = start(&folder, "goes-on");
+    let untraceable = Target::start(&compiled("no allocator"));
+    // Process ids end below 2^22.
+    let pids = format!("4194304,{} {}", untraceable.pid(), one.target.pid());
+    let tracer = Run::bare().with_json().args(["--pid", &pids]).start();
+    let (traced, report) = traced(tracer, &mut [&mut one]);
+    assert_eq!(traced, sorted(&[&one]));
+    assert_eq!(report.outstanding().bytes, 1_000_000);
+    let notes = report.json["quality"]["notes"].to_string();
+    assert!(notes.contains("no process 4194304") && notes.contains("has no malloc"), "{notes}");
+}
+
+#[test]
+fn nothing_that_fits_is_an_error() {
+    require_root();
+    for options in
+        [["--comm", "no-such-name-anywhere"], ["--cgroup", "/no/such/cgroup"], ["--container", "no-such-name"]]
+    {
+        let outcome = Run::bare().args(options).finish();
+        assert_eq!(outcome.code(), Some(1), "{options:?}");
+        assert!(outcome.stderr.contains("no running process fits"), "{}", outcome.stderr);
+    }
+    let outcome = Run::bare().args(["--pid", "4194304,4194303"]).finish();
+    assert_eq!(outcome.code(), Some(1));
+    assert!(outcome.stderr.contains("there is no process 4194304"), "{}", outcome.stderr);
+}
