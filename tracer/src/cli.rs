@@ -130,33 +130,36 @@ struct Cli {
     generate: Option<Generate>,
 }
 
+/// What stands above the options that select processes.
+const SELECTION: &str =
+    "Selection: processes that run as the trace begins (later ones are not followed), and fit each kind that is given";
+
 /// Which running processes are traced, besides by their ids.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Selection: processes that run as the trace begins, and fit each kind that is given")]
 struct SelectionCli {
     /// Trace processes with such a name (`redis*`, `php-fpm[78].?`); like the others, may be given several times: one has to fit
-    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    #[arg(long, help_heading = SELECTION, value_name = "GLOB", allow_hyphen_values = true)]
     comm: Vec<String>,
 
     /// Trace processes with such an executable: its path (`/usr/lib/**/postgres`) or, without a slash, its file name
-    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    #[arg(long, help_heading = SELECTION, value_name = "GLOB", allow_hyphen_values = true)]
     exe: Vec<String>,
 
     /// Trace processes in this cgroup, of version 1 or 2, and in all below it (`/system.slice/nginx.service`)
-    #[arg(long, value_name = "PATH", allow_hyphen_values = true)]
+    #[arg(long, help_heading = SELECTION, value_name = "PATH", allow_hyphen_values = true)]
     cgroup: Vec<String>,
 
     /// Trace processes of the container with this id, its begin (6 digits or more), or name, or of this pod: of docker, containerd,
     /// CRI-O, podman, LXC, Kubernetes
-    #[arg(long, value_name = "ID|NAME", allow_hyphen_values = true)]
+    #[arg(long, help_heading = SELECTION, value_name = "ID|NAME", allow_hyphen_values = true)]
     container: Vec<String>,
 
     /// Trace processes whose effective user is this one
-    #[arg(long, value_name = "NAME|UID", allow_hyphen_values = true)]
+    #[arg(long, help_heading = SELECTION, value_name = "NAME|UID", allow_hyphen_values = true)]
     user: Vec<String>,
 
     /// Trace no process with such a name, whatever else fits
-    #[arg(long, value_name = "GLOB", allow_hyphen_values = true)]
+    #[arg(long, help_heading = SELECTION, value_name = "GLOB", allow_hyphen_values = true)]
     exclude_comm: Vec<String>,
 }
 

@@ -18,8 +18,8 @@ use crate::{
 /// Processes that are named one by one, when they are not traced; there may be thousands.
 const MOST_TOLD: usize = 8;
 /// What reports say of a selection.
-const LATER: &str =
-    "processes were selected as the trace began: those that have started since, and would fit, are not in it";
+const LATER: &str = "processes were selected as the trace began: those that have started since, and would fit, are not in it, but \
+                     for what traced ones have started, with --children";
 
 /// The processes that a selection fits, and notes for reports. `machine`: what is missing to trace at all.
 ///
