@@ -137,6 +137,10 @@ const SELECTION: &str =
 /// Which running processes are traced, besides by their ids.
 #[derive(Args, Debug)]
 struct SelectionCli {
+    /// Trace all processes but tracer, with what they start from then on
+    #[arg(long, help_heading = SELECTION)]
+    all: bool,
+
     /// Trace processes with such a name (`redis*`, `php-fpm[78].?`); like the others, may be given several times: one has to fit
     #[arg(long, help_heading = SELECTION, value_name = "GLOB", allow_hyphen_values = true)]
     comm: Vec<String>,
@@ -333,7 +337,14 @@ fn conflict<T>(message: &str) -> Result<T, clap::Error> {
 fn config(cli: Cli) -> Result<Config, clap::Error> {
     let pids: Vec<u32> = cli.pid.into_iter().flat_map(|Pids(pids)| pids).collect();
     let selection = selection(distinct(pids.clone()), &cli.selection)?;
-    let selects = selection.is_more_than_pids();
+    let all = cli.selection.all;
+    if all && !pids.is_empty() {
+        return conflict("--all traces every process: leave --pid away, or --all");
+    }
+    if all && matches!(cli.returns, CliReturns::Link) {
+        return conflict("--returns=link cannot be used with --all: it can end processes");
+    }
+    let selects = all || selection.is_more_than_pids();
     let subject = match (pids.is_empty() && !selects, cli.command.is_empty()) {
         (false, false) => {
             return conflict("--pid and selections trace running processes and `-- CMD` launches one: give either");
@@ -341,7 +352,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         (true, true) => {
             return Err(usage(
                 ErrorKind::MissingRequiredArgument,
-                "say what to trace: --pid PID, --comm GLOB or its like, or `-- CMD` to launch one; `tracer top` shows which \
+                "say what to trace: --pid PID, --comm GLOB or its like, --all, or `-- CMD` to launch one; `tracer top` shows which \
                  process grows",
             ));
         }
@@ -365,7 +376,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
             "--returns=link cannot be used with --children: it would take the return addresses of processes that are not traced",
         );
     }
-    let follows = matches!(subject, Subject::Command(_)) && !matches!(cli.returns, CliReturns::Link);
+    let follows = (all || matches!(subject, Subject::Command(_))) && !matches!(cli.returns, CliReturns::Link);
     let verbosity = cli.output.verbosity();
     let outputs = cli.output.outputs()?;
     Ok(Config {
@@ -653,6 +664,9 @@ mod tests {
             panic!()
         };
         assert_eq!(selection.pids, [5]);
+        let all = config("--all --exclude-comm x");
+        assert!(matches!(&all.subject, Subject::Selected(_)) && all.children);
+        assert!(!config("--all --no-children").children);
         assert!(matches!(config("--exclude-comm x --exe /usr/bin/*").subject, Subject::Selected(_)));
     }
 
@@ -708,6 +722,9 @@ mod tests {
             ("top --sort pid", "growth"),
             ("--pid 0", "--pid"),
             ("--pid 5 -- ls", "give either"),
+            ("--all --pid 5", "leave --pid away"),
+            ("--all --returns link", "--all"),
+            ("--all -- ls", "give either"),
             ("--pid x", "--pid"),
             ("--pid 5,x", "4711,4712"),
             ("--pid 5,0", "4711,4712"),

@@ -81,7 +81,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
     let mut notes = Vec::new();
     if let Subject::Selected(selection) = &config.subject {
-        let (pids, told) = choosing::choose(selection, &machine)?;
+        let (pids, told) = choosing::choose(selection, config.children, &machine)?;
         (config.subject, notes) = (Subject::Pids(pids), told);
     }
     if let Subject::Pids(pids) = &config.subject {

@@ -21,11 +21,16 @@ const MOST_TOLD: usize = 8;
 const LATER: &str = "processes were selected as the trace began: those that have started since, and would fit, are not in it, but \
                      for what traced ones have started, with --children";
 
-/// The processes that a selection fits, and notes for reports. `machine`: what is missing to trace at all.
+/// The processes that a selection fits, and notes for reports. `follows`: with what they start. `machine`: what is missing to
+/// trace at all.
 ///
 /// # Errors
 /// None fits.
-pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Result<(Vec<Pid>, Vec<String>)> {
+pub(super) fn choose(
+    selection: &Selection,
+    follows: bool,
+    machine: &Result<(), Missing>,
+) -> Result<(Vec<Pid>, Vec<String>)> {
     let names = if selection.containers().is_empty() { Names::default() } else { Names::read(Path::new("/")) };
     let chosen = processes::chosen(selection, &names).context("cannot read /proc")?;
     if chosen.is_empty() {
@@ -38,7 +43,9 @@ pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Re
         );
     }
     tracing::debug!(?chosen, "processes that fit");
-    Ok((chosen, vec![LATER.to_owned()]))
+    // All that starts is started by one of them then.
+    let later = (!follows || selection.is_more_than_pids()).then(|| LATER.to_owned());
+    Ok((chosen, later.into_iter().collect()))
 }
 
 /// Checks that at least one of these processes can be traced, as far as can be told before. `can_trace`: nothing is missing on
