@@ -292,8 +292,6 @@ pub struct Target {
 pub mod target {
     /// The process is to be stopped (SIGSTOP) when it has become another program.
     pub const STOP_AT_EXEC: u32 = 1;
-    /// Its last thread has ended. Whatever has its id then is another process.
-    pub const ENDED: u32 = 2;
     /// The processes that it starts are to be recorded as well.
     pub const FOLLOW: u32 = 4;
     /// It works on its parent's image (vfork, CLONE_VM).

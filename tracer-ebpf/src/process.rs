@@ -233,6 +233,9 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
     // SAFETY: a read of a global that user space wrote before loading.
     let at = unsafe { core::ptr::read_volatile(&raw const TASK_FIELDS) };
     if at.mm == 0 {
+        if parent.flags & target::FOLLOW != 0 {
+            count_loss!(processes, 1);
+        }
         return;
     }
     let (task, child): (u64, u64) = (ctx.arg(0), ctx.arg(1));
@@ -286,8 +289,9 @@ fn stop_current() {
 pub(crate) fn thread_exit() {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(target) = target(pid_tgid) else { return };
+    // First: of a process whose threads end all at once, the others come when the last one has been counted.
     thread::forget(pid_tgid);
+    let Some(target) = target(pid_tgid) else { return };
     emit::moment(Header::new(kind::THREAD_EXIT, target.image, 0, pid_tgid));
     let (is_last, signal) = last_thread();
     if is_last {

@@ -212,7 +212,9 @@ impl Attached {
     pub fn forked(&self, pid: Pid, image: Image) -> Self {
         let target = Target { pid, heaps: Vec::new(), parent: Some(self.pid), ..self.target.clone() };
         let forked = Self::new(pid, image, target, self.allocator.clone(), Links::default(), self.returns);
-        Self { gave_up: self.gave_up, ..forked }
+        // What its parent's program is probed by may not be found yet.
+        let search = self.search.as_ref().map(|search| search.again_for(pid));
+        Self { gave_up: self.gave_up, search, ..forked }
     }
 
     /// A process that this one has started (posix_spawn, vfork and exec), whose program is `comm`: hostile text.

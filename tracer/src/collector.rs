@@ -57,12 +57,12 @@ pub enum Request {
         /// Where they go.
         samples: mpsc::Sender<go_heap::Input>,
     },
-    /// How many bytes an image holds now.
+    /// How many bytes each of these images holds now.
     Held {
-        /// The image.
-        image: Image,
-        /// Where the answer goes.
-        reply: mpsc::Sender<u64>,
+        /// The images.
+        images: Vec<Image>,
+        /// Where the answer goes, in the same order.
+        reply: mpsc::Sender<Vec<u64>>,
     },
     /// How much of each of these parts of an image's memory recorded blocks have been in.
     Covered {
@@ -340,7 +340,9 @@ impl Collector {
                 }
             }
             // Nobody may wait any more for what follows: nothing to do then.
-            Request::Held { image, reply } => drop(reply.send(self.heap.held(image))),
+            Request::Held { images, reply } => {
+                let _ = reply.send(images.into_iter().map(|image| self.heap.held(image)).collect());
+            }
             Request::Covered { image, ranges, reply } => {
                 // What there is now, not all that will come meanwhile.
                 for _ in 0..BACKLOG {

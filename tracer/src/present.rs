@@ -150,7 +150,12 @@ impl Presenter {
         };
         let mut stacks: Vec<StackEntry> = snapshots.into_iter().map(entry).collect();
         for go in go {
-            stacks.extend(self.go_entries(go));
+            let is_over = targets.iter().any(|target| target.pid == go.pid && target.ended.is_some());
+            let mut entries = self.go_entries(go);
+            if is_over {
+                entries.iter_mut().for_each(|entry| end_stack(entry, others_live));
+            }
+            stacks.extend(entries);
         }
         doubt_what_replaces_others(&mut stacks);
         stacks.sort_by_key(|stack| std::cmp::Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));

@@ -53,6 +53,11 @@ impl Search {
         Self { pid, begun, exec, pause: PAUSE.0, next: begun, probes_lost, found: false, missed: None }
     }
 
+    /// The same for a process that runs the same program: the one that this is of has forked it.
+    pub fn again_for(&self, pid: Pid) -> Self {
+        Self { begun: self.begun, ..Self::begin(pid, self.exec, self.probes_lost) }
+    }
+
     /// Whether it is time to look; if so, sets the time of the next look.
     pub fn is_due(&mut self) -> bool {
         let now = Instant::now();

@@ -141,6 +141,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         started: SystemTime::now(),
         clock: Instant::now(),
         interruptions: 0,
+        last_beat: Instant::now(),
         looked_for_ends: Instant::now(),
         outlived: false,
     };
@@ -185,6 +186,8 @@ struct Session {
     clock: Instant,
     /// Times that probes had to be moved while tracing.
     interruptions: u64,
+    /// When that was done last which comes round regularly.
+    last_beat: Instant,
     /// When processes were looked for whose ends may have been missed.
     looked_for_ends: Instant,
     /// Whether it was said that the command has ended and others go on.
@@ -371,10 +374,19 @@ impl Session {
     /// What comes round regularly.
     fn heartbeat(&mut self) {
         self.probes.programs.pass_diagnostics();
+        self.follow_programs();
+        if self.last_beat.elapsed() < HEARTBEAT {
+            return;
+        }
+        self.last_beat = Instant::now();
         self.goroutines.tick(Instant::now());
         let go = &self.go;
         self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
         self.look_at_libraries();
+    }
+
+    /// Follows processes that have become other programs, where a look is due.
+    fn follow_programs(&mut self) {
         for index in 0..self.attached.len() {
             if let Some((text, space)) = self.attached[index].follow(&mut self.probes) {
                 let attached = &self.attached[index];

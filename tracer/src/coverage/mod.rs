@@ -121,8 +121,10 @@ impl Coverage {
     /// looked at again. Call it a few times a second.
     pub fn tick(&mut self, follows_go: impl Fn(Pid) -> bool) {
         let Self { requests, processes, .. } = self;
-        for process in processes.iter_mut().filter(|process| !process.ended) {
-            process.tick(requests, follows_go(process.pid));
+        let images = processes.iter().map(|process| process.image).collect();
+        let all = ask(requests, |reply| Request::Held { images, reply }).unwrap_or_default();
+        for (process, held) in processes.iter_mut().zip(all).filter(|(process, _)| !process.ended) {
+            process.tick(requests, held, follows_go(process.pid));
         }
     }
 
@@ -150,14 +152,14 @@ impl Coverage {
 }
 
 impl Process {
-    fn tick(&mut self, requests: &mpsc::Sender<Request>, go: bool) {
+    /// `recorded`: what it holds of what was recorded, bytes.
+    fn tick(&mut self, requests: &mpsc::Sender<Request>, recorded: u64, go: bool) {
         let at = Instant::now();
         let Ok(usage) = memory_map::counted(&self.directory) else {
             self.ended = true;
             return;
         };
         let grew = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
-        let recorded = held(requests, self.image);
         if grew < recorded.saturating_add(WORTH_A_LOOK) {
             let account = Account { fresh: grew, ..Account::default() };
             self.last = Reading { at, usage, recorded, account, children: self.last.children };
@@ -263,7 +265,8 @@ impl Process {
 }
 
 fn held(requests: &mpsc::Sender<Request>, image: Image) -> u64 {
-    ask(requests, |reply| Request::Held { image, reply }).unwrap_or(0)
+    let held = ask(requests, |reply| Request::Held { images: vec![image], reply });
+    held.and_then(|held| held.first().copied()).unwrap_or(0)
 }
 
 /// Asks the collector; `None` when it has ended.

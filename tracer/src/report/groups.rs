@@ -20,7 +20,7 @@ pub enum By {
 pub(super) struct Merged {
     /// What they hold together; the process is the one whose stack came first.
     pub(super) entry: StackEntry,
-    /// Processes that have it.
+    /// Processes in which it holds something.
     pub(super) processes: BTreeSet<u32>,
 }
 
@@ -50,7 +50,7 @@ pub(super) fn stacks(profile: &Profile, by: By) -> Vec<Merged> {
         let next = all.len();
         let place = *places.entry((key, &stack.heap, &stack.frames)).or_insert(next);
         if place == next {
-            all.push(Merged { entry: stack.clone(), processes: [stack.pid].into() });
+            all.push(Merged { entry: stack.clone(), processes: holders(stack) });
         } else {
             all[place].absorb(stack);
         }
@@ -97,10 +97,18 @@ fn programs_by_pid(profile: &Profile) -> HashMap<u32, &str> {
     profile.targets.iter().map(|target| (target.pid, program(target))).collect()
 }
 
+fn holders(stack: &StackEntry) -> BTreeSet<u32> {
+    (stack.values.outstanding_blocks > 0).then_some(stack.pid).into_iter().collect()
+}
+
 impl Merged {
     fn absorb(&mut self, other: &StackEntry) {
         let entry = &mut self.entry;
-        entry.growth = together(entry.growth, other.growth);
+        entry.growth = match (entry.values.outstanding_blocks, other.values.outstanding_blocks) {
+            (_, 0) => entry.growth,
+            (0, _) => other.growth,
+            _ => together(entry.growth, other.growth),
+        };
         entry.values += other.values;
         entry.uncertain_bytes = entry.uncertain_bytes.saturating_add(other.uncertain_bytes);
         entry.oldest = entry.oldest.max(other.oldest);
@@ -108,18 +116,19 @@ impl Merged {
             (Some(one), Some(two)) => Some((one.0.saturating_add(two.0), one.1.saturating_add(two.1))),
             (one, two) => one.or(two),
         };
-        self.processes.insert(other.pid);
+        self.processes.extend(holders(other));
     }
 }
 
 /// How two things change together: their errors do not depend on each other.
 fn together(one: Option<Growth>, two: Option<Growth>) -> Option<Growth> {
-    let (Some(one), Some(two)) = (one, two) else { return one.or(two) };
+    // A part of it says nothing of all.
+    let (Some(one), Some(two)) = (one, two) else { return None };
     let rate = match (one.rate, two.rate) {
         (Some(one), Some(two)) => {
             Some(Rate { per_second: one.per_second + two.per_second, error: one.error.hypot(two.error) })
         }
-        (one, two) => one.or(two),
+        _ => None,
     };
     let either = |trend| one.trend == trend || two.trend == trend;
     let is_sure = |sign: f64| rate.is_some_and(|rate| sign * rate.per_second > 2.0 * rate.error);
@@ -157,12 +166,13 @@ mod tests {
         let merged = stacks(&profile, By::Program);
         assert_eq!(merged.len(), 2 * one.stacks.len());
         for (merged, stack) in merged.iter().zip(&one.stacks) {
-            assert_eq!(merged.processes, [4711, 5000].into());
+            let holders: &[u32] = if stack.values.outstanding_blocks > 0 { &[4711, 5000] } else { &[] };
+            assert_eq!(merged.processes, holders.iter().copied().collect());
             assert_eq!(merged.entry.values.outstanding_bytes, 2 * stack.values.outstanding_bytes);
             assert_eq!(merged.entry.values.freed_blocks, 2 * stack.values.freed_blocks);
             assert_eq!(merged.entry.oldest, stack.oldest);
         }
-        assert_eq!(merged.last().map(|merged| merged.processes.clone()), Some([5001].into()));
+        assert!(merged[one.stacks.len()..].iter().all(|merged| merged.processes.iter().all(|pid| *pid == 5001)));
         let apart = stacks(&profile, By::Process);
         assert_eq!(apart.len(), profile.stacks.len());
         let mut sum = Values::default();
@@ -193,6 +203,6 @@ mod tests {
         // What one loses the other gains.
         check(grows, growth(Trend::Shrinking, -99.0, 4.0), Trend::Steady, 1.0, 5.0);
         check(growth(Trend::Steady, 0.0, 3.0), growth(Trend::TooEarly, 1.0, 4.0), Trend::TooEarly, 1.0, 5.0);
-        assert_eq!(together(None, grows), grows);
+        assert_eq!(together(None, grows), None);
     }
 }

@@ -1,7 +1,7 @@
 //! The lives of processes: what they start, what they become, and their ends.
 
 use std::{
-    path::Path,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use crate::{
     config::Subject,
     event::{Beginning, How, Image, Pid},
     probes::Scope,
+    process::status,
 };
 
 /// How often processes are looked for.
@@ -27,9 +28,15 @@ impl Session {
         while let Ok(input) = self.input.try_recv() {
             match input {
                 Input::Notice(Notice::Ended { image, signal }) => self.has_ended(image, signal),
-                Input::Notice(Notice::Began(image, beginning)) if beginning.how == How::Fork => {
-                    self.has_forked(image, &beginning);
-                }
+                Input::Notice(Notice::Began(image, beginning)) => match beginning.how {
+                    How::Fork => self.has_forked(image, &beginning),
+                    How::Spawn => self.has_spawned(image, &beginning),
+                    How::Exec | How::ExecByOtherThread => {
+                        if let Some(attached) = self.find(beginning.parent) {
+                            attached.has_execed(image, beginning.comm(), beginning.time, false);
+                        }
+                    }
+                },
                 _ => {}
             }
         }
@@ -37,22 +44,22 @@ impl Session {
 
     /// An image began: a process has become another program, or was started by one that is traced.
     pub(super) fn has_begun(&mut self, image: Image, beginning: &Beginning) -> Result<()> {
-        let Beginning { pid, parent, how, time, .. } = *beginning;
-        match how {
-            How::Exec | How::ExecByOtherThread => self.has_execed(image, beginning),
-            How::Fork => {
-                self.has_forked(image, beginning);
-                Ok(())
-            }
-            How::Spawn => {
-                // It may have outlived its parent.
-                let parent = self.processes().find(|attached| attached.image() == parent);
-                if let Some(spawned) = parent.map(|parent| parent.spawned(pid, image, beginning.comm(), time)) {
-                    self.attached.push(spawned);
-                    self.coverage.begin(pid, image);
-                }
-                Ok(())
-            }
+        match beginning.how {
+            How::Exec | How::ExecByOtherThread => return self.has_execed(image, beginning),
+            How::Fork => self.has_forked(image, beginning),
+            How::Spawn => self.has_spawned(image, beginning),
+        }
+        Ok(())
+    }
+
+    /// A process that worked on its parent's memory has become a program of its own.
+    fn has_spawned(&mut self, image: Image, beginning: &Beginning) {
+        let Beginning { pid, parent, time, .. } = *beginning;
+        // It may have outlived its parent.
+        let parent = self.processes().find(|attached| attached.image() == parent);
+        if let Some(spawned) = parent.map(|parent| parent.spawned(pid, image, beginning.comm(), time)) {
+            self.attached.push(spawned);
+            self.coverage.begin(pid, image);
         }
     }
 
@@ -88,9 +95,11 @@ impl Session {
             return Ok(());
         }
         self.looked_for_ends = Instant::now();
-        let gone = |attached: &&Attached| {
-            attached.is_child() && !attached.is_over() && !Path::new(&format!("/proc/{}", attached.pid())).exists()
+        let lives = |pid: Pid| {
+            let stat = fs::read(format!("/proc/{pid}/stat")).ok().and_then(|stat| status::parse_stat(&stat));
+            stat.is_some_and(|stat| stat.state != 'Z' || stat.threads > 1)
         };
+        let gone = |attached: &&Attached| attached.is_child() && !attached.is_over() && !lives(attached.pid());
         let gone: Vec<Image> = self.attached.iter().filter(gone).map(Attached::image).collect();
         gone.into_iter().try_for_each(|image| self.send(Request::Ended(image)))
     }
@@ -127,6 +136,8 @@ impl Session {
         let Some(at) = self.attached.iter().position(ended) else { return };
         let mut attached = self.attached.remove(at);
         let memory = self.coverage.end(image, attached.probed());
+        self.goroutines.forget(attached.pid());
+        self.libraries.retain(|libraries| libraries.pid() != attached.pid());
         attached.let_go(memory);
         self.over.push(attached);
     }
