@@ -32,6 +32,8 @@ pub struct Trace {
     pub targets: Vec<Target>,
     /// The image of each.
     pub images: Vec<Image>,
+    /// Whether the processes were chosen by what they are: that some of them allocate nothing is no silence.
+    pub selected: bool,
     /// Whether only allocations of some sizes are recorded.
     pub filtered: bool,
     /// Times that a process ran unseen; notes tell of each.
@@ -130,7 +132,7 @@ impl Presenter {
         let mut quality = quality(&trace, &snapshot, &go);
         quality.notes.extend(folded(snapshot.folded));
         quality.notes.extend_from_slice(self.symbolizer.notes());
-        let Trace { started, duration, mut targets, images, filtered, .. } = trace;
+        let Trace { started, duration, mut targets, images, selected, filtered, .. } = trace;
         for target in &mut targets {
             target.heaps.extend(go.iter().filter(|go| go.pid == target.pid).map(GoTrace::seen));
         }
@@ -169,7 +171,8 @@ impl Presenter {
         let loud = targets.iter().zip(&images).filter(|(target, image)| !is_silent(target, image));
         let loud = with_ancestors(loud.map(|(target, _)| target.pid).collect(), &targets);
         let silent = |target: &&Target| {
-            target.parent.is_none() && !loud.contains(&target.pid) && !(filtered && quality.recorded_events > 0)
+            let others_are_heard = selected && !loud.is_empty() || filtered && quality.recorded_events > 0;
+            target.parent.is_none() && !loud.contains(&target.pid) && !others_are_heard
         };
         let memories = targets.iter().filter_map(|target| target.memory.as_ref());
         for memory in memories.filter(|memory| !memory.is_explained()) {

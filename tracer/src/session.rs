@@ -80,6 +80,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     opener::start(memory.for_copies());
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
     let mut notes = Vec::new();
+    let selected = matches!(config.subject, Subject::Selected(_));
     if let Subject::Selected(selection) = &config.subject {
         let (pids, told) = choosing::choose(selection, config.children, &machine)?;
         (config.subject, notes) = (Subject::Pids(pids), told);
@@ -125,6 +126,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         config,
         probes: Probes::new(programs, scope),
         images: 0,
+        selected,
         go_maps,
         attached: Vec::new(),
         over: Vec::new(),
@@ -156,6 +158,8 @@ pub fn run(mut config: Config) -> Result<Exit> {
 struct Session {
     config: Config,
     probes: Probes,
+    /// Whether processes were chosen by what they are, so that some may have nothing to do.
+    selected: bool,
     /// How many images recording was turned on for.
     images: u32,
     go_maps: GoMaps,
@@ -503,6 +507,7 @@ impl Session {
             duration: self.clock.elapsed(),
             images: self.processes().map(Attached::image).collect(),
             targets,
+            selected: self.selected,
             filtered: self.config.sizes != (0, u64::MAX),
             unseen_spans: unheard + self.processes().map(Attached::unseen_spans).sum::<u64>(),
             unseen_heaps: self.unseen_heaps.len() as u64,
