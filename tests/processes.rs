@@ -198,12 +198,57 @@ fn libraries(further: &[&str]) -> Truth {
     let cut = report.quality("truncated_stacks");
     assert_eq!(
         cut,
-        report.json["quality"]["truncated_by_reason"]["no_mapping"].as_u64().unwrap_or(0),
+        report.json["quality"]["truncated_by_reason"]["unknown_file"].as_u64().unwrap_or(0),
         "{:?}",
         report.json["quality"]
     );
     assert!(cut <= 2, "{:?}", report.json["quality"]);
     truth
+}
+
+/// Faster than anybody could look. Whoever takes what was known of an address for what is there now, gives the blocks of the
+/// one to the other. Each file is told of until it is known, and then its stacks are whole.
+#[test]
+fn libraries_that_take_turns_at_one_address() {
+    require_root();
+    let program = compiled("swaps");
+    let (first, second) = (compiled("plugin, first"), compiled("plugin, second"));
+    let mut target = Target::start_with(&program, &[first.to_str().unwrap(), second.to_str().unwrap()], &[]);
+    let tracer = Run::pid(target.pid()).args(["-v"]).start();
+    target.say("begin");
+    target.until("next");
+    target.say("next");
+    target.until("opened");
+    thread::sleep(Duration::from_secs(1) * slowness());
+    let truth = target.ask("later");
+    let outcome = tracer.stop();
+    let report = outcome.report(0);
+    assert!(truth.fact("same_address") > 300, "{}", truth.fact("same_address"));
+    check_holders("swaps", &report, &truth);
+    report.assert_nothing_lost("swaps");
+    for function in ["first_later", "second_later"] {
+        let stacks: Vec<_> = report.stacks.iter().filter(|stack| stack.caller() == function).collect();
+        assert_eq!(stacks.len(), 1, "{function}");
+        assert_eq!(stacks[0].functions[0], "_start", "{:?}", stacks[0].functions);
+    }
+    for library in [first, second] {
+        let name = library.file_name().unwrap().to_str().unwrap().to_owned();
+        let tables = outcome.stderr.lines().filter(|line| line.contains("unwinding table") && line.contains(&name));
+        assert_eq!(tables.count(), 1, "{name} is read once");
+    }
+}
+
+/// The C library's is the last of them.
+#[test]
+fn hundreds_of_mappings() {
+    require_root();
+    let program = compiled("many mappings");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("many mappings", &report, &truth, Some(&program));
+    report.assert_complete("many mappings");
 }
 
 /// Whatever the first thread was for, the process lives on.

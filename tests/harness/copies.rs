@@ -44,7 +44,7 @@ impl Copies {
         let copies = programs.stack_copies().unwrap();
         let mut space = AddressSpace::new(pid);
         space.refresh().unwrap();
-        unwinder.follow(pid, &space);
+        unwinder.follow(&space);
         events.enable(pid, Target::default()).unwrap();
         let allocator = attach::allocator(pid).unwrap().expect("it has an allocator");
         let allocates = allocator.functions.iter().filter(|function| function.shape != Shape::Free);

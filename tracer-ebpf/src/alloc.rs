@@ -219,10 +219,10 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
 fn entered<'a>(ctx: &ProbeContext, flags: u32) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = current(ctx, pid_tgid)?;
-    process::know_text(thread, process::program_counter(ctx.as_ptr()));
     let sp = process::stack_pointer(ctx.as_ptr());
     let frame_pointer = process::frame_pointer(ctx.as_ptr());
-    match inflight::classify(thread, (pid_tgid >> 32) as u32, sp, frame_pointer, flags) {
+    let pc = process::program_counter(ctx.as_ptr());
+    match inflight::classify(thread, (pid_tgid >> 32) as u32, pc, sp, frame_pointer, flags) {
         Entry::Nested => None,
         Entry::Own { slot, caller } => Some(Entered { thread, pid_tgid, sp, slot, caller }),
     }

@@ -14,7 +14,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, RingBuf},
 };
-use tracer_ebpf::{Address, Began, Block, Header, Loss, LostFree, Moment, Target, golang::Sample};
+use tracer_ebpf::{Address, Began, Block, Header, Loss, LostFree, Moment, Target, golang::Sample, unwind::UnknownFile};
 
 /// The one channel to user space. Its size is set by user space before loading.
 #[map]
@@ -51,6 +51,20 @@ pub(crate) unsafe fn atomic_add(counter: *mut u64, n: u64) {
     // core's atomics need compare-and-swap, which the BPF target does not claim to have.
     // SAFETY: the caller gives a valid counter; the instruction touches nothing else.
     unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) counter, in(reg) n, options(nostack)) };
+}
+
+/// Adds 1 atomically, and gives the sum.
+///
+/// # Safety
+/// As [`atomic_add`].
+#[inline(always)]
+pub(crate) unsafe fn atomic_next(counter: *mut u64) -> u64 {
+    let mut n = 1u64;
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) counter, inout(reg) n, options(nostack));
+    }
+    n.wrapping_add(1)
 }
 
 #[inline(always)]
@@ -160,6 +174,12 @@ pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
         count_loss!(allocs, 1);
         lost_free(target, addr);
     }
+}
+
+/// A file of which nothing is known; whether it could be sent. The reader is woken: until it has looked, stacks end there.
+#[inline(always)]
+pub(crate) fn unknown_file(record: &UnknownFile) -> bool {
+    output((&raw const *record).cast(), size_of::<UnknownFile>() as u64, BPF_RB_FORCE_WAKEUP)
 }
 
 /// The end of a thread or a process.

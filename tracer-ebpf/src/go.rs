@@ -145,11 +145,10 @@ fn runtime(ctx: &ProbeContext, pid_tgid: u64) -> Option<&'static Runtime> {
     GO_RUNTIMES.get_ptr(key).map(|runtime| unsafe { &*runtime })
 }
 
-/// Samples the allocation of `charge` bytes, or what became of that.
+/// Samples the allocation of `charge` bytes.
 #[inline(always)]
 fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
     let registers = process::go_registers(ctx.as_ptr());
-    let size = registers.first;
     let Some(runtime) = runtime(ctx, pid_tgid) else { return };
     if runtime.at_check != 0 && registers.flags & BELOW_OR_EQUAL != 0 {
         return;
@@ -164,6 +163,16 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
     }
     // Before anything that the rest depends on: the verifier would go through all of it once for each outcome.
     let stack = stack::capture(ctx, thread, pid_tgid, caller);
+    sampled(ctx, thread, pid_tgid, charge, stack);
+}
+
+/// Follows a sample that comes from `stack`. Out of line: what this needs of the BPF stack, unwinding need not have.
+#[inline(never)]
+extern "C" fn sampled(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64, stack: u64) {
+    let registers = process::go_registers(ctx.as_ptr());
+    let size = registers.first;
+    let sp = process::stack_pointer(ctx.as_ptr());
+    let Some(runtime) = runtime(ctx, pid_tgid) else { return };
     // SAFETY: no arguments.
     let time = unsafe { bpf_ktime_get_ns() };
     let pointers = registers.second != 0 && word(registers.second + 8) != 0;

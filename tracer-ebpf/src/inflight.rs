@@ -9,11 +9,11 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_probe_read_user, generated::bpf_loop};
-use tracer_ebpf::{MAX_IN_FLIGHT, Target};
+use tracer_ebpf::MAX_IN_FLIGHT;
 
 use crate::{
     emit::count_loss,
-    returns,
+    mappings, returns,
     thread::{CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Thread},
     walk,
 };
@@ -66,27 +66,28 @@ pub(crate) struct Search {
     wanted_root: u64,
 }
 
-/// Decides what a call at stack pointer `sp` is, drops calls that can no longer be running, and makes room for it.
+/// Decides what a call at stack pointer `sp`, of which an instruction is at `pc`, is, drops calls that can no longer be running, and makes room for it.
 ///
 /// A call in flight at the same address has left the stack, unless it has jumped to this one at its end (`jmp realloc`):
 /// then this one has its return address, or that of the kernel's trampoline. A call at a higher address may be an outer one.
 /// Within it, what the allocator's own file calls is a part of it; what other files call (a new-handler that logs), and
 /// what a signal handler calls, is a call of its own.
 #[inline(always)]
-pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
+pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
     walk::read_window(thread, sp);
     let in_slot = walk::word(&mut thread.walk, sp);
     if thread.used == 0 {
         return Entry::Own { slot: 0, caller: in_slot };
     }
-    learn_trampoline(thread);
+    if thread.trampoline == 0 {
+        thread.trampoline = mappings::trampoline();
+    }
     let mut caller = in_slot;
     if returns::first() != 0 {
         // A function that jumped here may have had its return address taken out, by us or by another tracer.
         let original = returns::original_at(thread, sp);
         caller = if original != 0 { original } else { in_slot };
     }
-    let Target { trampoline, text_start, text_end, .. } = thread.target;
     let search = &mut thread.search;
     (search.sp, search.in_slot, search.caller, search.flags) = (sp, in_slot, caller, u64::from(flags));
     (search.same, search.outer, search.outer_index) = (APART, NONE, NONE);
@@ -102,7 +103,7 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u
     if same >= REPLACED {
         return Entry::Own { slot: (same - REPLACED) as u32, caller };
     }
-    let inside = outer != NONE && caller >= text_start && caller < text_end;
+    let inside = outer != NONE && mappings::share_a_file(thread, tgid, pc, caller.wrapping_sub(1));
     let full = thread.used & ALL == ALL;
     if inside || full {
         let oldest = thread.last.wrapping_add(1) & (MAX_IN_FLIGHT as u32 - 1);
@@ -112,7 +113,7 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u
             let call = place(thread, index);
             (call.sp, call.root)
         };
-        let way = walk::approach(thread, tgid, trampoline, caller, sp.wrapping_add(8), frame_pointer, slot);
+        let way = walk::approach(thread, tgid, caller, sp.wrapping_add(8), frame_pointer, slot);
         if inside && !way.signal && (way.reached || !way.whole) {
             return Entry::Nested;
         }
@@ -127,24 +128,6 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, sp: u64, frame_pointer: u
     Entry::Own { slot: free_slot(thread), caller }
 }
 
-/// Finds the address of the kernel's trampoline where it is not known yet, in the first moments of a process: it is in the
-/// return slot of the call that came last.
-#[inline(always)]
-fn learn_trampoline(thread: &mut Thread) {
-    if thread.target.trampoline != 0 {
-        return;
-    }
-    let last = *place(thread, thread.last);
-    let slot = read_word(last.sp).unwrap_or(0);
-    if thread.used >> (thread.last & 15) & 1 != 0
-        && last.flags & CALL_PLAIN_RETURN == 0
-        && slot != last.caller
-        && returns::original_at(thread, last.sp) == last.caller
-    {
-        thread.target.trampoline = slot;
-    }
-}
-
 /// Looks at one call in flight; 1 ends the loop.
 extern "C" fn scan(index: u64, thread: *mut *mut Thread) -> i64 {
     // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
@@ -157,7 +140,7 @@ extern "C" fn scan(index: u64, thread: *mut *mut Thread) -> i64 {
     if rest & 1 == 0 {
         return 0;
     }
-    let trampoline = thread.target.trampoline;
+    let trampoline = thread.trampoline;
     let (sp, caller, flags) = {
         let call = &thread.calls[index as usize & (MAX_IN_FLIGHT - 1)];
         (call.sp, call.caller, call.flags)
@@ -360,8 +343,7 @@ pub(crate) fn may_take(thread: &mut Thread, tgid: u32, caller: u64, sp: u64, fra
         let _ = find(thread, wanted, 0);
     }
     let root = thread.search.wanted_root;
-    let trampoline = thread.target.trampoline;
-    let way = walk::approach(thread, tgid, trampoline, caller, sp.wrapping_add(8), frame_pointer, wanted);
+    let way = walk::approach(thread, tgid, caller, sp.wrapping_add(8), frame_pointer, wanted);
     let outer = way.reached & (wanted > sp);
     let over = way.whole & !way.signal & (wanted == ROOT || way.sp == root && root != 0);
     let may = unknown(&mut thread.search.found, u64::from(outer | over));
@@ -377,7 +359,7 @@ extern "C" fn look(_index: u64, thread: *mut *mut Thread) -> i64 {
         return 1;
     }
     let (slot, next) = returns::slot_and_next(thread.search.instance);
-    let trampoline = thread.target.trampoline;
+    let trampoline = thread.trampoline;
     let sp = thread.search.sp;
     // The slot of this call holds its own return address by now.
     let over = slot == sp || trampoline != 0 && read_word(slot).unwrap_or(trampoline) != trampoline;

@@ -89,6 +89,8 @@ pub mod kind {
     /// [`Moment`](super::Moment): a process that works on the image of the header, its parent's (vfork, CLONE_VM), has ended
     /// without becoming a program of its own.
     pub const SHARER_ENDED: u8 = 12;
+    /// [`unwind::UnknownFile`](super::unwind::UnknownFile): code of a file was met of which nothing is known.
+    pub const UNKNOWN_FILE: u8 = 16;
 }
 
 /// How an image has come about.
@@ -204,15 +206,16 @@ pub struct Began {
     pub comm: [u8; 16],
 }
 
-/// Start of a stack record; `frames` addresses of 8 bytes follow, leaf (direct caller of the allocator) first.
+/// Start of a stack record; `frames` places of 8 bytes follow ([`unwind::place`]), leaf (direct caller of the allocator)
+/// first.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StackHead {
     /// Kind and thread.
     pub header: Header,
-    /// 64-bit hash of the addresses and the image.
+    /// 64-bit hash of the places; of the image too, where one of them is an address.
     pub id: u64,
-    /// Number of addresses that follow, at most [`MAX_FRAMES`].
+    /// Number of places that follow, at most [`MAX_FRAMES`].
     pub frames: u32,
     /// One of [`end`]: how the stack ended.
     pub end: u32,
@@ -224,7 +227,7 @@ pub mod end {
     pub const ROOT: u32 = 1;
     /// More than [`MAX_FRAMES`](super::MAX_FRAMES) frames; cut at the root end.
     pub const DEPTH: u32 = 2;
-    /// The address lies in no known executable mapping.
+    /// The address lies in no executable mapping.
     pub const NO_MAPPING: u32 = 3;
     /// The code there has no unwind information.
     pub const NO_RULE: u32 = 4;
@@ -234,6 +237,10 @@ pub mod end {
     pub const UNSUPPORTED_RULE: u32 = 6;
     /// The return address is hidden behind the kernel's trampoline.
     pub const TRAMPOLINE: u32 = 7;
+    /// Nothing is known yet of the file that is mapped there.
+    pub const UNKNOWN_FILE: u32 = 8;
+    /// The mappings were being changed, and could not be looked at.
+    pub const BUSY: u32 = 9;
 }
 
 /// A stack record as the BPF side assembles it.
@@ -242,7 +249,7 @@ pub mod end {
 pub struct Stack {
     /// The fixed part.
     pub head: StackHead,
-    /// Addresses, leaf first; only the first `head.frames` are sent.
+    /// Places, leaf first; only the first `head.frames` are sent.
     pub frames: [u64; MAX_FRAMES],
 }
 
@@ -279,13 +286,6 @@ pub struct Target {
     pub image: u32,
     /// [`target`] bits.
     pub flags: u32,
-    /// Address that the kernel puts into hijacked return slots of this process (`[uprobes]`), 0 when not yet known.
-    pub trampoline: u64,
-    /// Executable range of the allocator's own file: a call that comes from here while another call is in flight
-    /// is a part of that call.
-    pub text_start: u64,
-    /// End of that range (exclusive).
-    pub text_end: u64,
 }
 
 /// Bits of [`Target::flags`].
@@ -391,7 +391,7 @@ const _: () = {
     assert!(size_of::<StackHead>() == 24);
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
     assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);
-    assert!(size_of::<Target>() == 32);
+    assert!(size_of::<Target>() == 8);
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
     assert!(size_of::<TaskFields>() == 20);

@@ -15,6 +15,7 @@ mod copies;
 mod emit;
 mod go;
 mod inflight;
+mod mappings;
 mod process;
 mod returns;
 mod stack;
@@ -27,9 +28,9 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::BPF_F_USER_STACK,
     helpers::generated::{bpf_get_attach_cookie, bpf_get_func_ip},
-    macros::{map, raw_tracepoint, uprobe, uretprobe},
+    macros::{fentry, map, raw_tracepoint, uprobe, uretprobe},
     maps::StackTrace,
-    programs::{ProbeContext, RawTracePointContext, RetProbeContext, tracing::StackIdContext as _},
+    programs::{FEntryContext, ProbeContext, RawTracePointContext, RetProbeContext, tracing::StackIdContext as _},
 };
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
@@ -162,6 +163,31 @@ pub fn process_fork(ctx: RawTracePointContext) -> i32 {
 pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
     process::thread_exit();
     0
+}
+
+/// The kernel has made a mapping (`perf_event_mmap`, which it calls for that).
+#[fentry(function = "perf_event_mmap")]
+pub fn mapped(ctx: FEntryContext) -> i32 {
+    if mappings::is_code(ctx.arg(0)) {
+        mappings::appeared();
+    }
+    0
+}
+
+/// The kernel has found room for a mapping, of whatever: where [`mapped`] is not allowed.
+#[raw_tracepoint(tracepoint = "vm_unmapped_area")]
+pub fn placed(_ctx: RawTracePointContext) -> i32 {
+    mappings::appeared();
+    0
+}
+
+/// Never attached: user space has it run, for what it has mapped itself at the address that is the first argument.
+///
+/// Not by aya's macro: that gives back 0 whatever the function says.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/identify")]
+pub extern "C" fn identify(ctx: *mut c_void) -> u32 {
+    mappings::identify(RawTracePointContext::new(ctx).arg(0))
 }
 
 #[panic_handler]

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_MMAPABLE, pt_regs},
     helpers::{
         bpf_get_current_pid_tgid, bpf_send_signal,
-        generated::{bpf_find_vma, bpf_get_current_task, bpf_get_current_task_btf, bpf_probe_read_kernel},
+        generated::{bpf_get_current_task, bpf_probe_read_kernel},
     },
     macros::map,
     maps::{Array, HashMap},
@@ -18,7 +18,6 @@ use tracer_ebpf::{ExecStops, Header, TARGETS_CHANGE, Target, TaskFields, kind, o
 use crate::{
     emit::{self, count_loss},
     thread::{self, Thread},
-    walk,
 };
 
 /// Number of the signal that stops a process.
@@ -195,7 +194,6 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     // The thread that called exec has taken the id of the first one.
     let old_tid: i32 = ctx.arg(1);
     thread::forget(u64::from(tgid) << 32 | u64::from(old_tid as u32));
-    walk::forget(tgid);
     // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
     let before = unsafe { *entry };
     let shared = before.flags & target::SHARED != 0;
@@ -206,7 +204,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     };
     let flags = before.flags & !target::SHARED;
     // SAFETY: as above.
-    unsafe { *entry = Target { image, flags, trampoline: 0, text_start: 0, text_end: 0 } };
+    unsafe { *entry = Target { image, flags } };
     debug!(ctx, "process {} became another program", tgid);
     let how = if shared {
         origin::SPAWN
@@ -244,18 +242,15 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
         return;
     }
     let shared = kernel_word(task + u64::from(at.mm)) == kernel_word(child + u64::from(at.mm));
-    // The kernel's list of return addresses that were taken away, and its mapping, are not inherited.
-    let mut new = Target { flags: parent.flags & target::FOLLOW, trampoline: 0, ..parent };
+    let mut new = Target { flags: parent.flags & target::FOLLOW, ..parent };
     if shared {
         new.flags |= target::SHARED;
-        new.trampoline = parent.trampoline;
     } else if parent.flags & target::FOLLOW == 0 {
         return;
     } else {
         let Some(image) = next_image() else { return };
         new.image = image;
     }
-    walk::inherit(tgid, child_tgid);
     if TARGETS.insert(child_tgid, new, u64::from(BPF_ANY)).is_err() {
         count_loss!(processes, 1);
         return;
@@ -296,7 +291,6 @@ pub(crate) fn thread_exit() {
     let (is_last, signal) = last_thread();
     if is_last {
         let _ = TARGETS.remove(tgid);
-        walk::forget(tgid);
         let kind = if target.flags & target::SHARED != 0 { kind::SHARER_ENDED } else { kind::ENDED };
         emit::moment(Header::new(kind, target.image, signal, pid_tgid));
     }
@@ -330,30 +324,4 @@ pub(crate) fn kernel_word(addr: u64) -> u64 {
     // SAFETY: the helper checks the address; on failure it zeroes the value.
     unsafe { bpf_probe_read_kernel((&raw mut value).cast(), 8, addr as *const c_void) };
     value
-}
-
-/// Finds the executable mapping that `pc` lies in, where user space has not told yet where the allocator's file is: a program
-/// that has just begun. Then what its functions call of one another is a part of the call from its first allocation on.
-#[inline(always)]
-pub(crate) fn know_text(thread: &mut Thread, pc: u64) {
-    if thread.target.text_end != 0 {
-        return;
-    }
-    let mut context: *mut Thread = thread;
-    let argument = (&raw mut context).cast::<c_void>();
-    // SAFETY: the callback is given a pointer that outlives the call. Where the kernel cannot look just now, the next call asks
-    // again.
-    unsafe { bpf_find_vma(bpf_get_current_task_btf(), pc, note_text as *mut c_void, argument, 0) };
-}
-
-/// Notes where a mapping begins and ends: the first two words of a `vm_area_struct` (include/linux/mm_types.h) of every
-/// kernel so far.
-extern "C" fn note_text(_task: *mut c_void, mapping: *const c_void, context: *mut *mut Thread) -> i64 {
-    // SAFETY: the helper passes on what it was given, and only the current thread uses its state; the two words of `target`
-    // lie one behind the other.
-    unsafe {
-        let range = (&raw mut (**context).target.text_start).cast::<c_void>();
-        bpf_probe_read_kernel(range, 16, mapping);
-    }
-    0
 }

@@ -1,11 +1,11 @@
-//! The stack of the caller, as an id; its addresses are sent once.
+//! The stack of the caller, as an id; its places are sent once.
 
 use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::LruHashMap, programs::ProbeContext};
 use tracer_ebpf::{Header, MAX_FRAMES, end, kind};
 
 use crate::{emit, emit::count_loss, process, thread::Thread, walk};
 
-/// Ids of stacks whose addresses were sent. Only a filter: user space owns the stacks, so an evicted id costs one more
+/// Ids of stacks whose places were sent, of whichever process. Only a filter: user space owns the stacks, so an evicted id costs one more
 /// record, never a stack.
 #[map]
 static SENT_STACKS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 16, 0);
@@ -24,17 +24,14 @@ pub(crate) fn find(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, calle
     let tgid = (pid_tgid >> 32) as u32;
     let sp = process::stack_pointer(ctx.as_ptr()).wrapping_add(8);
     let fp = process::frame_pointer(ctx.as_ptr());
-    let (image, trampoline) = (thread.target.image, thread.target.trampoline);
-    let seed = u64::from(image);
-    let end = walk::walk(thread, tgid, trampoline, caller, sp, fp, seed);
+    let end = walk::walk(thread, tgid, caller, sp, fp);
     let (count, hash) = walk::result(thread);
-    // A stack that ended elsewhere is another stack; one that ended early, with mappings of which nothing was known, is
-    // another one when they are others.
-    let mappings = if end == end::ROOT { 0 } else { u64::from(thread.frames.generation) };
-    Found { id: hash ^ u64::from(end) << 56 ^ mappings << 20, count, end }
+    // One that ended elsewhere is another stack; where nobody could look, something else may have been there each time.
+    let then = if end == end::BUSY { thread.walk.tag } else { 0 };
+    Found { id: hash ^ u64::from(end) << 56 ^ then, count, end }
 }
 
-/// The stack at a probe whose direct caller is `caller`: its id. Its addresses are sent if they were not before.
+/// The stack at a probe whose direct caller is `caller`: its id. Its places are sent if they were not before.
 #[inline(always)]
 pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> u64 {
     let Found { id, count, end } = find(ctx, thread, pid_tgid, caller);
@@ -45,13 +42,13 @@ pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, ca
         thread.frames.sent = id;
         return id;
     }
-    walk::write_addresses(thread);
+    walk::write_places(thread);
     let head = &mut thread.stack.head;
     head.header = Header::new(kind::STACK, thread.target.image, 0, pid_tgid);
     head.id = id;
     head.frames = count as u32;
     head.end = end;
-    // Sent first and marked after, so that an id is never marked whose addresses were lost.
+    // Sent first and marked after, so that an id is never marked whose places were lost.
     let size = (24 + 8 * count).min(24 + 8 * MAX_FRAMES as u64);
     if emit::send_bytes((&raw const thread.stack).cast(), size) {
         let _ = SENT_STACKS.insert(id, 1, u64::from(BPF_ANY));

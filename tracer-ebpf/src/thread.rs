@@ -6,7 +6,10 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
-use tracer_ebpf::{MAX_FRAMES, MAX_IN_FLIGHT, Stack, TARGETS_CHANGE, Target, unwind::Mapping};
+use tracer_ebpf::{
+    MAX_FRAMES, MAX_IN_FLIGHT, Stack, TARGETS_CHANGE, Target,
+    unwind::{Area, Mapping},
+};
 
 use crate::{emit, inflight::Search};
 
@@ -25,9 +28,25 @@ pub(crate) struct Frame {
     pub(crate) fp: u64,
     /// Address of the saved frame pointer; 0 when it stayed in its register; 1 when the frame is not to be replayed.
     pub(crate) fp_slot: u64,
-    /// Fold over the addresses from the root to here. In the cache only.
+    /// File and offset ([`place`](tracer_ebpf::unwind::place)).
+    pub(crate) place: u64,
+    /// Fold over the places from the root to here. In the cache only.
     pub(crate) hash: u64,
 }
+
+/// A mapping that was found before.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Known {
+    /// It holds as long as the process has this tag.
+    pub(crate) tag: u64,
+    pub(crate) mapping: Mapping,
+}
+
+/// How many mappings are kept, each by a page of it.
+pub(crate) const KNOWN: usize = 64;
+/// Words of a node of the kernel's tree of mappings.
+pub(crate) const NODE_WORDS: usize = 32;
 
 /// Progress of a walk. In map memory: on the BPF stack the verifier would tell every iteration from every other.
 #[repr(C)]
@@ -40,6 +59,8 @@ pub(crate) struct Walk {
     pub(crate) back: u64,
     /// Slot of the saved frame pointer of the last step.
     pub(crate) fp_slot: u64,
+    /// Where the frame is: file and offset.
+    pub(crate) place: u64,
     /// Frames so far.
     pub(crate) count: u64,
     /// Of those, how many of the last were replayed from the cache without a gap.
@@ -63,10 +84,18 @@ pub(crate) struct Walk {
     pub(crate) unreadable: u64,
     /// The mapping that was hit last.
     pub(crate) mapping: Mapping,
+    /// What mappings of this process are known by now.
+    pub(crate) tag: u64,
+    /// What is mixed into the places that mean something in this process only.
+    pub(crate) seed: u64,
+    /// Of the search for a mapping: the address, the mapping that was found, and a node of the kernel's tree.
+    pub(crate) wanted: u64,
+    pub(crate) area: Area,
+    pub(crate) node: u64,
+    pub(crate) words: [u64; NODE_WORDS],
     /// Addresses that `window` holds: from, and how many bytes.
     pub(crate) start: u64,
     pub(crate) len: u64,
-    pub(crate) trampoline: u64,
     /// Where the search for return addresses that probes have taken away is; see [`returns`](crate::returns).
     pub(crate) instance: u64,
     /// The one that was found; 0: none.
@@ -78,11 +107,9 @@ pub(crate) struct Walk {
 #[repr(C)]
 pub(crate) struct Frames {
     /// Frames in `cache`; 0 when nothing in it holds.
-    pub(crate) cached: u32,
-    /// Generation of the mappings that `cache` is of.
-    pub(crate) generation: u32,
-    /// Count of changes of the mappings at which that was looked at last.
-    pub(crate) epoch: u64,
+    pub(crate) cached: u64,
+    /// Tag of the process when it was made.
+    pub(crate) tag: u64,
     /// Id of a stack whose addresses were sent; 0: none.
     pub(crate) sent: u64,
     pub(crate) cache: [Frame; MAX_FRAMES],
@@ -162,6 +189,12 @@ pub(crate) struct Thread {
     pub(crate) time: u64,
     /// Bytes that its goroutines may still allocate before an object is sampled; 0: not drawn yet.
     pub(crate) go_left: u64,
+    /// Address of the kernel's code that return probes return to; 0 when it is not known.
+    pub(crate) trampoline: u64,
+    /// Mappings that were found, by the last bits of a page's number.
+    pub(crate) known: [Known; KNOWN],
+    /// Part of the tag: another one for each thread that this was the state of.
+    pub(crate) salt: u64,
     /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
     pub(crate) stack: Stack,
     pub(crate) walk: Walk,
@@ -177,8 +210,9 @@ impl Thread {
         (self.owner, self.epoch, self.tick) = (owner, TARGETS_CHANGE, zero);
         (self.used, self.last) = (zero as u32, zero as u32);
         (self.given_up, self.taken, self.go_left) = (zero, zero, zero);
-        (self.frames.cached, self.frames.generation) = (zero as u32, zero as u32);
-        (self.frames.epoch, self.frames.sent, self.frames.checks) = (zero, zero, zero);
+        (self.frames.cached, self.frames.sent, self.frames.checks) = (zero, zero, zero);
+        (self.frames.tag, self.trampoline) = (zero, zero);
+        self.salt = self.salt.wrapping_add(SALT);
     }
 
     /// The time of the first call of this in the present timer tick, nanoseconds of CLOCK_MONOTONIC. Reading the clock
@@ -194,6 +228,9 @@ impl Thread {
         self.time
     }
 }
+
+/// Step of [`Thread::salt`]: above the counts that are added to it.
+pub(crate) const SALT: u64 = 1 << 48;
 
 /// How many threads need no search.
 const SLOT_COUNT: u32 = 128;

@@ -6,6 +6,8 @@
 //! rule of any address. Both arrays are cut into shards, the values of BPF array maps; a page's rows never cross a shard.
 //! Rules are few and shared by all modules.
 
+use crate::Header;
+
 /// Bits of an address within a page.
 pub const PAGE_BITS: u32 = 10;
 
@@ -18,8 +20,11 @@ pub const ROWS_PER_SHARD: usize = 1 << 16;
 /// Rules of all modules together.
 pub const MAX_RULES: usize = 1 << 15;
 
-/// Executable mappings of one process.
-pub const MAX_MAPPINGS: usize = 256;
+/// Files that are told apart. Each is given a number below this when it is met for the first time.
+pub const MAX_FILES: u32 = 1 << 14;
+
+/// Executable segments of a file that are known.
+pub const MAX_SEGMENTS: usize = 4;
 
 /// A row: bits 0-9 offset in the page, the rest the id of the rule.
 pub const fn row(offset: u32, rule: u32) -> u32 {
@@ -76,7 +81,39 @@ pub const fn rule(kind: u8, fp: u8, fp_offset: i16, cfa_offset: i32) -> u64 {
     kind as u64 | (fp as u64) << 8 | (fp_offset as u16 as u64) << 16 | (cfa_offset as u32 as u64) << 32
 }
 
-/// An executable mapping of a process and the table of its module.
+/// A frame of a stack: where in which file the return address points to. Stacks are of these, so the same stack is the
+/// same in every process, wherever files are mapped, and is another one when another file is mapped at the same address.
+///
+/// Bit 63 set, bits 40-62 number of the file, 0-39 offset in it. Where there is no file, or it has no number: the address
+/// itself, whose bit 63 is clear.
+pub mod place {
+    /// Marks a place in a file.
+    const FILE: u64 = 1 << 63;
+    /// Bits of the offset.
+    const OFFSET: u32 = 40;
+
+    /// The byte at `offset` of the file with this number, which is below [`MAX_FILES`](super::MAX_FILES).
+    #[inline(always)]
+    pub const fn in_file(number: u32, offset: u64) -> u64 {
+        FILE | (number as u64) << OFFSET | offset & ((1 << OFFSET) - 1)
+    }
+
+    /// An address that lies in no known file.
+    #[inline(always)]
+    pub const fn at(address: u64) -> u64 {
+        address & !FILE
+    }
+
+    /// Number of the file and offset in it; `None` for an address.
+    pub const fn file(place: u64) -> Option<(u32, u64)> {
+        if place & FILE == 0 {
+            return None;
+        }
+        Some(((place >> OFFSET) as u32 & 0x7f_ffff, place & ((1 << OFFSET) - 1)))
+    }
+}
+
+/// An executable mapping of a process and the table of its file.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mapping {
@@ -84,33 +121,193 @@ pub struct Mapping {
     pub start: u64,
     /// One past the last address.
     pub end: u64,
-    /// What to take from an address to get its offset into the module's pages.
+    /// What to take from an address to get its offset into the file's pages of rows.
     pub bias: u64,
-    /// Index of the module's first page entry; without a table, [`GENERATED`] where the code belongs to no file.
+    /// What to take from an address to get its offset in the file.
+    pub base: u64,
+    /// Index of the file's first page entry; without a table, [`GENERATED`] where the code belongs to no file.
     pub first_page: u32,
     /// Number of page entries; 0 when there is no table.
     pub pages: u32,
+    /// Number of the file; 0: none.
+    pub file: u32,
+    /// Nothing.
+    pub reserved: u32,
 }
 
 /// [`Mapping::first_page`] of code that is generated at run time: frame pointers are all there is to go by. The code of a
 /// file without a table has no rule.
 pub const GENERATED: u32 = 1;
 
-/// All executable mappings of one process, by address; value of the map MAPPINGS, keyed by tgid.
+/// What the kernel tells files apart by; key of the map FILES, whose values are numbers.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Mappings {
-    /// How many there are.
-    pub count: u32,
-    /// Changes with every change of the mappings: what was learned before does not hold any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileKey {
+    /// Inode.
+    pub inode: u64,
+    /// Device, as the kernel writes it.
+    pub device: u32,
+    /// Which of the files this is that have had the inode.
     pub generation: u32,
-    /// How often an address has come to mean something else: the same addresses are another stack then.
-    pub reuses: u64,
-    /// The mappings; those from `count` on are not used.
-    pub mappings: [Mapping; MAX_MAPPINGS],
+}
+
+/// An executable segment of a file.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileSegment {
+    /// Offset of its first byte in the file, at a page.
+    pub first: u64,
+    /// Offset of the byte behind it.
+    pub last: u64,
+    /// What to add to the [`base`](Mapping::base) of a mapping of it for the [`bias`](Mapping::bias).
+    pub delta: u64,
+}
+
+/// What is known of a file; value of the map TABLES, by number.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileTable {
+    /// How often user space was told of it, or would have been: the first one tells it.
+    pub told: u64,
+    /// One of [`file`].
+    pub state: u32,
+    /// Index of its first page entry.
+    pub first_page: u32,
+    /// Number of its page entries; 0 when it has no table.
+    pub pages: u32,
+    /// Nothing.
+    pub reserved: u32,
+    /// Its executable segments.
+    pub segments: [FileSegment; MAX_SEGMENTS],
+}
+
+/// What is known of a file.
+pub mod file {
+    /// Nothing yet.
+    pub const UNKNOWN: u32 = 0;
+    /// All that there is to know.
+    pub const KNOWN: u32 = 1;
+    /// It is none to speak of: code that was generated at run time is kept in it.
+    pub const GENERATED: u32 = 2;
+}
+
+/// Indexes of the map EPOCHS: counts of changes, by which what was learned before is known to hold still.
+pub mod epoch {
+    /// Those below are of the mappings of processes, by the last bits of their ids.
+    pub const PROCESSES: u32 = 1024;
+    /// Of what is known of files.
+    pub const FILES: u32 = PROCESSES;
+    /// No count: how changes of mappings come to be known, one of [`changes`](super::changes).
+    pub const CHANGES: u32 = PROCESSES + 1;
+    /// How many there are.
+    pub const ALL: u32 = PROCESSES + 2;
+}
+
+/// How changes of the mappings of a process come to be known.
+pub mod changes {
+    /// Not at all: mappings are looked up anew for every stack.
+    pub const UNSEEN: u64 = 0;
+    /// A program runs when one appears, and counts it.
+    pub const COUNTED: u64 = 1;
+    /// The kernel counts them (`mm_lock_seq`), and many others.
+    pub const BY_KERNEL: u64 = 2;
+}
+
+/// A mapping as the kernel has it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Area {
+    /// First address.
+    pub start: u64,
+    /// One past the last address.
+    pub end: u64,
+    /// Its first page in the file.
+    pub page: u64,
+    /// What may be done with it (`vm_flags`).
+    pub flags: u64,
+    /// Whether the kernel knows more of it than that it is memory: not 0 for files, and for code of its own.
+    pub operations: u64,
+    /// Whether it is a file: 0 or not.
+    pub is_file: u64,
+    /// Which one.
+    pub key: FileKey,
+}
+
+/// A record about a file that is mapped and of which nothing is known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownFile {
+    /// Kind and thread.
+    pub header: Header,
+    /// The number that it was given.
+    pub number: u64,
+    /// First address of the mapping.
+    pub start: u64,
+    /// One past its last address.
+    pub end: u64,
+}
+
+/// Where the kernel keeps what it knows of mappings: offsets in its structures, bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelMappings {
+    /// In `task_struct`: the pointer to its `mm_struct`.
+    pub task_mm: u32,
+    /// In `mm_struct`: the pointer to the `xol_area`, where the code is that return probes return to.
+    pub mm_xol_area: u32,
+    /// In `xol_area`: the address of that code in the process.
+    pub xol_address: u32,
+    /// In `vm_area_struct`: the first address.
+    pub area_start: u32,
+    /// In `vm_area_struct`: the one behind the last.
+    pub area_end: u32,
+    /// In `vm_area_struct`: the first page in the file.
+    pub area_page: u32,
+    /// In `vm_area_struct`: what may be done.
+    pub area_flags: u32,
+    /// In `vm_area_struct`: the pointer to what is done.
+    pub area_operations: u32,
+    /// In `vm_area_struct`: the pointer to the `file`.
+    pub area_file: u32,
+    /// In `vm_area_struct`: the pointer to the `mm_struct`.
+    pub area_mm: u32,
+    /// In `file`: the pointer to the `inode`.
+    pub file_inode: u32,
+    /// In `inode`: its number.
+    pub inode_number: u32,
+    /// In `inode`: which file this is of those that have had the number.
+    pub inode_generation: u32,
+    /// In `inode`: the pointer to the `super_block`.
+    pub inode_super: u32,
+    /// In `super_block`: the device.
+    pub super_device: u32,
+    /// In `mm_struct`: the root of the tree of its mappings; 0 when that has another shape than the one known here.
+    pub mm_tree: u32,
+    /// In `mm_struct`: the count of its changes; 0 when there is none.
+    pub mm_changes: u32,
 }
 
 const _: () = {
-    assert!(size_of::<Mapping>() == 32);
-    assert!(size_of::<Mappings>() == 16 + 32 * MAX_MAPPINGS);
+    assert!(size_of::<Mapping>() == 48);
+    assert!(size_of::<FileKey>() == 16);
+    assert!(size_of::<FileTable>() == 24 + 24 * MAX_SEGMENTS);
+    assert!(size_of::<Area>() == 64);
+    assert!(size_of::<UnknownFile>() == 32);
+    assert!(size_of::<KernelMappings>() == 68);
+    assert!(MAX_FILES <= 1 << 23); // as many bits as a place has for it
 };
+
+#[cfg(test)]
+mod tests {
+    use super::place;
+
+    #[test]
+    fn a_place_is_read_back() {
+        for (number, offset) in [(1, 0), (0x7f_ffff, (1 << 40) - 1), (7, 0x1234)] {
+            assert_eq!(place::file(place::in_file(number, offset)), Some((number, offset)));
+        }
+        assert_eq!(place::file(place::in_file(1, 1 << 40 | 5)), Some((1, 5)), "larger files are not mapped as code");
+        assert_eq!(place::file(place::at(0xffff_ffff_ff60_0000)), None, "an address of the kernel's half");
+        assert_eq!(place::at(0x7f00_0000_1234), 0x7f00_0000_1234);
+    }
+}

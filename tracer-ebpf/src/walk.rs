@@ -3,33 +3,22 @@
 //! Stack memory is read once, in bulk: a read costs the same for a word and for pages. A frame whose registers, return
 //! slot and saved-frame-pointer slot are as they were in the last stack has the same caller as it had then, because a
 //! caller is a function of exactly those; so most frames of most stacks need no table at all. Frames found through
-//! other memory (signal frames, dereferenced frame addresses) are never replayed.
+//! other memory (signal frames, dereferenced frame addresses) are never replayed. Where the code of a frame lies is a
+//! question for [`mappings`].
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    bindings::BPF_ANY,
-    helpers::generated::bpf_probe_read_user,
-    macros::map,
-    maps::{Array, HashMap},
-};
+use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::map, maps::Array};
 use tracer_ebpf::{
     MAX_FRAMES, end,
-    unwind::{
-        GENERATED, MAX_MAPPINGS, MAX_RULES, Mapping, Mappings, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind,
-    },
+    unwind::{GENERATED, MAX_RULES, Mapping, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind, place},
 };
 
 use crate::{
-    process, returns,
+    mappings, returns,
     thread::{MAX_CHECKS, Thread, WINDOW, WINDOW_WORDS, Walk},
 };
 
-#[map]
-static MAPPINGS: HashMap<u32, Mappings> = HashMap::with_max_entries(1 << 15, aya_ebpf::bindings::BPF_F_NO_PREALLOC);
-/// Counts the changes of MAPPINGS: as long as it stands still there is nothing to look up.
-#[map]
-static MAPPINGS_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
 // The number of shards is set by user space before loading.
 #[map]
 static PAGES: Array<[u64; PAGES_PER_SHARD]> = Array::with_max_entries(1, 0);
@@ -43,11 +32,10 @@ const FIRST_READ: u64 = 4096;
 /// Slot of a frame that must not be replayed from the cache.
 const NOT_REPLAYABLE: u64 = 1;
 
-/// What a loop works on: the state that outlives it, and the mappings, which are looked up once.
+/// What a loop works on: the state that outlives it.
 #[repr(C)]
 struct Context {
     thread: *mut Thread,
-    mappings: *const Mappings,
 }
 
 /// Statuses that no stack is sent with: the rest of the stack is that of the cache; or may be.
@@ -62,34 +50,27 @@ const CHECKS_AT_ONCE: u64 = 16;
 /// Walks the stack of a thread whose probed function was called from `pc`, with stack and frame pointer as they are in
 /// the caller. Returns how it ended, one of [`end`]; the frames are in the thread's cache afterwards, root first.
 #[inline(always)]
-pub(crate) fn walk(
-    thread: &mut Thread,
-    tgid: u32,
-    trampoline: u64,
-    pc: u64,
-    sp: u64,
-    frame_pointer: u64,
-    seed: u64,
-) -> u32 {
-    // Read before the mappings: a change in between is seen the next time.
-    let epoch = process::epoch(&MAPPINGS_EPOCH);
-    let unchanged = thread.frames.epoch == epoch;
+pub(crate) fn walk(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_pointer: u64) -> u32 {
+    // Before anything is looked up: a change in between is seen the next time.
+    mappings::begin(thread, tgid);
+    let unchanged = thread.frames.tag == thread.walk.tag;
     let cached = thread.frames.cached;
+    let image = thread.target.image;
     let walk = &mut thread.walk;
     // Of unknown value: the compiler would make a call of zeroing them, which goes byte by byte.
     let zero = core::hint::black_box(0u64);
     (walk.pc, walk.sp, walk.fp, walk.back, walk.fp_slot) = (pc, sp, frame_pointer, 1, zero);
     (walk.count, walk.replayed, walk.difference) = (zero, zero, zero);
     (walk.status, walk.tainted) = (zero as u32, zero as u32);
-    walk.candidate = i64::from(cached) - 1;
+    walk.candidate = cached as i64 - 1;
     // A group is compared in the window only.
     walk.whole = u32::from(cached > 0 && thread.frames.cache[0].sp.wrapping_sub(walk.start) <= walk.len);
-    walk.mapping.end = 0;
-    (walk.trampoline, walk.instance) = (trampoline, returns::NOT_ASKED);
-    if unchanged && walk.whole != 0 && is_cached(thread, u64::from(cached) - 1) {
+    walk.seed = u64::from(image);
+    walk.instance = returns::NOT_ASKED;
+    if unchanged && walk.whole != 0 && is_cached(thread, cached - 1) {
         // Most of the time it is the stack of the last call. The second time its slots are listed.
         let checks = thread.frames.checks;
-        let mut context = Context { thread, mappings: core::ptr::null() };
+        let mut context = Context { thread };
         if checks == 0 {
             compare(&mut context);
         } else {
@@ -103,21 +84,17 @@ pub(crate) fn walk(
             }
             // SAFETY: as above.
             let thread = unsafe { &mut *context.thread };
-            thread.walk.count = u64::from(cached);
+            thread.walk.count = cached;
             thread.walk.hash = thread.frames.cache[(cached as usize - 1) & (MAX_FRAMES - 1)].hash;
             return end::ROOT;
         }
         (thread.walk.whole, thread.walk.difference) = (0, 0);
     }
-    let Some(mappings) = MAPPINGS.get_ptr(tgid) else { return caller_only(thread, pc, seed) };
-    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
-    let (generation, reuses) = unsafe { ((*mappings).generation, (*mappings).reuses) };
-    thread.frames.epoch = epoch;
-    if thread.frames.generation != generation {
-        thread.frames.generation = generation;
+    thread.frames.tag = thread.walk.tag;
+    if !unchanged {
         thread.walk.candidate = -1;
     }
-    let mut context = Context { thread, mappings };
+    let mut context = Context { thread };
     let argument = (&raw mut context).cast::<c_void>();
     // SAFETY: the callbacks are given `context`, which outlives the loops. Each frame takes an iteration, and so does each
     // cached frame that is passed over.
@@ -147,7 +124,7 @@ pub(crate) fn walk(
     let count = thread.walk.count;
     thread.walk.fresh = count.wrapping_sub(kept);
     thread.walk.replayed = kept;
-    thread.walk.hash = seed ^ reuses << 40;
+    thread.walk.hash = HASH;
     if kept > 0 {
         thread.walk.hash = thread.frames.cache[(kept as usize - 1) & (MAX_FRAMES - 1)].hash;
     }
@@ -163,7 +140,7 @@ pub(crate) fn walk(
     unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, merge_frame as *mut c_void, argument, 0) };
     // SAFETY: as above.
     let thread = unsafe { &mut *context.thread };
-    thread.frames.cached = if keep { count as u32 } else { 0 };
+    thread.frames.cached = if keep { count } else { 0 };
     thread.frames.checks = 0;
     status
 }
@@ -184,25 +161,14 @@ pub(crate) struct Approach {
 /// Goes up from the function that was called from `pc` until it comes to a frame whose return slot is `slot`, or to the outermost.
 /// A slot that a jump has left behind keeps its content, so content proves nothing.
 #[inline(always)]
-pub(crate) fn approach(
-    thread: &mut Thread,
-    tgid: u32,
-    trampoline: u64,
-    pc: u64,
-    sp: u64,
-    frame_pointer: u64,
-    slot: u64,
-) -> Approach {
-    let Some(mappings) = MAPPINGS.get_ptr(tgid) else {
-        return Approach { reached: false, whole: false, signal: false, sp: 0 };
-    };
+pub(crate) fn approach(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> Approach {
+    mappings::begin(thread, tgid);
     let walk = &mut thread.walk;
     (walk.pc, walk.sp, walk.fp, walk.back) = (pc, sp, frame_pointer, 1);
     (walk.status, walk.tainted, walk.signals) = (0, 0, 0);
-    walk.mapping.end = 0;
-    (walk.trampoline, walk.instance) = (trampoline, returns::NOT_ASKED);
+    walk.instance = returns::NOT_ASKED;
     walk.hash = slot.wrapping_add(8);
-    let mut context = Context { thread, mappings };
+    let mut context = Context { thread };
     let argument = (&raw mut context).cast::<c_void>();
     // SAFETY: the callback is given `context`, which outlives the loop.
     unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, approach_frame as *mut c_void, argument, 0) };
@@ -220,11 +186,11 @@ pub(crate) fn approach(
 /// its own for signal handlers leads anywhere.
 extern "C" fn approach_frame(_index: u64, context: *mut Context) -> i64 {
     // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
-    let (thread, mappings) = unsafe { (&mut *(*context).thread, &*(*context).mappings) };
+    let thread = unsafe { &mut *(*context).thread };
     if thread.walk.sp == thread.walk.hash {
         return 1;
     }
-    let status = step(thread, mappings);
+    let status = step(thread);
     if status == end::NO_MAPPING && uncover(thread) {
         return 0;
     }
@@ -232,69 +198,70 @@ extern "C" fn approach_frame(_index: u64, context: *mut Context) -> i64 {
     i64::from(status != 0)
 }
 
-/// Forgets the mappings of a process that has become another program.
-#[inline(always)]
-pub(crate) fn forget(tgid: u32) {
-    let _ = MAPPINGS.remove(tgid);
-}
+/// What the fold over the places begins with.
+const HASH: u64 = 0x51ed_2701_8c5b_d7a3;
 
-/// Gives a child the mappings of the process that it was forked from.
+/// One step of the 64-bit fold over the places. An address means something in its process only.
 #[inline(always)]
-pub(crate) fn inherit(parent: u32, child: u32) {
-    let Some(mappings) = MAPPINGS.get_ptr(parent) else { return };
-    // SAFETY: the pointer comes from a map lookup; user space replaces the value, it does not change it in place.
-    let mappings: &Mappings = unsafe { &*mappings };
-    let _ = MAPPINGS.insert(child, mappings, u64::from(BPF_ANY));
-}
-
-/// A walk that knows nothing but the direct caller.
-#[inline(always)]
-fn caller_only(thread: &mut Thread, pc: u64, seed: u64) -> u32 {
-    thread.frames.cached = 0;
-    thread.frames.cache[0].pc = pc;
-    thread.walk.count = 1;
-    thread.walk.hash = fold(seed, pc);
-    end::NO_MAPPING
-}
-
-/// One step of the 64-bit fold over the addresses.
-#[inline(always)]
-fn fold(hash: u64, pc: u64) -> u64 {
-    let mixed = (hash ^ pc).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+fn fold(hash: u64, place: u64, seed: u64) -> u64 {
+    let addresses = (place >> 63).wrapping_sub(1);
+    let mixed = (hash ^ place ^ (seed << 20 & addresses)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ mixed >> 29
 }
 
-/// Number of frames of the last walk, and the fold over their addresses.
+/// Number of frames of the last walk, and the fold over their places.
 #[inline(always)]
 pub(crate) fn result(thread: &Thread) -> (u64, u64) {
     (thread.walk.count, thread.walk.hash)
 }
 
-/// Writes the addresses of the last walk, leaf first, into the stack record.
+/// Writes the places of the last walk, leaf first, into the stack record.
+#[inline(always)]
+pub(crate) fn write_places(thread: &mut Thread) {
+    write(thread, write_place as *mut c_void);
+}
+
+/// Writes the addresses instead.
 #[inline(always)]
 pub(crate) fn write_addresses(thread: &mut Thread) {
-    let mut context = Context { thread, mappings: core::ptr::null() };
+    write(thread, write_address as *mut c_void);
+}
+
+#[inline(always)]
+fn write(thread: &mut Thread, one: *mut c_void) {
+    let mut context = Context { thread };
     let argument = (&raw mut context).cast::<c_void>();
     // SAFETY: the callback is given `context`, which outlives the loop.
-    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, write_address as *mut c_void, argument, 0) };
+    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, one, argument, 0) };
+}
+
+extern "C" fn write_place(index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let thread = unsafe { &mut *(*context).thread };
+    let Some(from) = counted(thread, index) else { return 1 };
+    thread.stack.frames[index as usize & (MAX_FRAMES - 1)] = thread.frames.cache[from].place;
+    0
 }
 
 extern "C" fn write_address(index: u64, context: *mut Context) -> i64 {
     // SAFETY: the loop passes on what it was given.
     let thread = unsafe { &mut *(*context).thread };
-    let count = thread.walk.count;
-    if index >= count {
-        return 1;
-    }
-    let from = (count - 1 - index) as usize & (MAX_FRAMES - 1);
+    let Some(from) = counted(thread, index) else { return 1 };
     thread.stack.frames[index as usize & (MAX_FRAMES - 1)] = thread.frames.cache[from].pc;
     0
+}
+
+/// Where the frame is in the cache that is `index` frames above the leaf.
+#[inline(always)]
+fn counted(thread: &Thread, index: u64) -> Option<usize> {
+    let count = thread.walk.count;
+    (index < count).then(|| (count - 1 - index) as usize & (MAX_FRAMES - 1))
 }
 
 /// Takes one frame in, from the cache or by the tables; 1 ends the walk.
 extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
     // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
-    let (thread, mappings) = unsafe { (&mut *(*context).thread, &*(*context).mappings) };
+    let thread = unsafe { &mut *(*context).thread };
     if thread.walk.count >= MAX_FRAMES as u64 {
         return 1;
     }
@@ -315,6 +282,7 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
             return 1;
         }
         if same && candidate == 0 {
+            thread.walk.place = thread.frames.cache[at].place;
             push(thread, fp_slot);
             thread.walk.replayed += 1;
             thread.walk.status = JOINED;
@@ -328,6 +296,7 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
             let holds = word(&mut thread.walk, caller_sp.wrapping_sub(8)) == caller_pc
                 && (fp_slot == 0 || word(&mut thread.walk, fp_slot) == caller_fp);
             if holds {
+                thread.walk.place = thread.frames.cache[at].place;
                 push(thread, fp_slot);
                 thread.walk.replayed += 1;
                 (thread.walk.sp, thread.walk.pc, thread.walk.fp) = (caller_sp, caller_pc, caller_fp);
@@ -338,18 +307,19 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
     }
     let slot = push(thread, 0);
     thread.walk.replayed = 0;
-    let mut status = step(thread, mappings);
+    let mut status = step(thread);
     if status == end::NO_MAPPING {
         if uncover(thread) {
             // The same frame again, as what it is.
             thread.walk.count = slot as u64;
             return 0;
         }
-        if thread.walk.pc == thread.walk.trampoline && thread.walk.pc != 0 {
+        if thread.walk.pc == mappings::trampoline() && thread.walk.pc != 0 {
             status = end::TRAMPOLINE;
         }
     }
-    thread.frames.fresh[slot & (MAX_FRAMES - 1)].fp_slot = thread.walk.fp_slot;
+    let frame = &mut thread.frames.fresh[slot & (MAX_FRAMES - 1)];
+    (frame.fp_slot, frame.place) = (thread.walk.fp_slot, thread.walk.place);
     thread.walk.status = status;
     i64::from(status != 0)
 }
@@ -445,7 +415,7 @@ extern "C" fn list_frame(index: u64, context: *mut Context) -> i64 {
     // SAFETY: the loop passes on what it was given.
     let thread = unsafe { &mut *(*context).thread };
     let count = thread.walk.fresh;
-    let frames = u64::from(thread.frames.cached) - 1;
+    let frames = thread.frames.cached - 1;
     if index >= frames && count % CHECKS_AT_ONCE == 0 {
         thread.frames.checks = count;
         return 1;
@@ -480,6 +450,7 @@ fn push(thread: &mut Thread, fp_slot: u64) -> usize {
     let at = thread.walk.count as usize;
     let frame = &mut thread.frames.fresh[at & (MAX_FRAMES - 1)];
     (frame.sp, frame.pc, frame.fp, frame.fp_slot) = (thread.walk.sp, thread.walk.pc, thread.walk.fp, fp_slot);
+    frame.place = thread.walk.place;
     thread.walk.count = at as u64 + 1;
     at
 }
@@ -493,25 +464,31 @@ extern "C" fn merge_frame(index: u64, context: *mut Context) -> i64 {
     }
     let from = (thread.walk.fresh - 1 - index) as usize & (MAX_FRAMES - 1);
     let to = (thread.walk.replayed + index) as usize & (MAX_FRAMES - 1);
-    let (sp, pc, fp, fp_slot) = {
+    let (sp, pc, fp, fp_slot, place) = {
         let frame = &thread.frames.fresh[from];
-        (frame.sp, frame.pc, frame.fp, frame.fp_slot)
+        (frame.sp, frame.pc, frame.fp, frame.fp_slot, frame.place)
     };
-    let hash = fold(thread.walk.hash, pc);
+    let hash = fold(thread.walk.hash, place, thread.walk.seed);
     thread.walk.hash = hash;
     let frame = &mut thread.frames.cache[to];
-    (frame.sp, frame.pc, frame.fp, frame.fp_slot, frame.hash) = (sp, pc, fp, fp_slot, hash);
+    (frame.sp, frame.pc, frame.fp, frame.fp_slot) = (sp, pc, fp, fp_slot);
+    (frame.place, frame.hash) = (place, hash);
     0
 }
 
 /// One step by the tables: the frame becomes its caller. 0, or how the walk ended.
 #[inline(always)]
-fn step(thread: &mut Thread, mappings: &Mappings) -> u32 {
+fn step(thread: &mut Thread) -> u32 {
     thread.walk.fp_slot = 0;
     thread.walk.unreadable = 0;
     let pc = thread.walk.pc.wrapping_sub(thread.walk.back);
-    if !find_mapping(&mut thread.walk, mappings, pc) {
-        return end::NO_MAPPING;
+    thread.walk.place = place::at(thread.walk.pc);
+    let found = mappings::find(thread, pc);
+    if mappings::is_told(found) {
+        thread.walk.place = mappings::place_of(&thread.walk.mapping, thread.walk.pc);
+    }
+    if found != 0 {
+        return found;
     }
     let rule = rule_at(&thread.walk.mapping, pc);
     let offset = ((rule as i64) >> 32) as u64;
@@ -610,28 +587,6 @@ fn uncover(thread: &mut Thread) -> bool {
     true
 }
 
-/// Makes `walk.mapping` the mapping that `pc` lies in.
-#[inline(always)]
-fn find_mapping(walk: &mut Walk, mappings: &Mappings, pc: u64) -> bool {
-    if pc >= walk.mapping.start && pc < walk.mapping.end {
-        return true;
-    }
-    let mut base = 0u64;
-    let mut size = u64::from(mappings.count);
-    for _ in 0..MAX_MAPPINGS.trailing_zeros() {
-        let half = size >> 1;
-        let middle = (base + half) & (MAX_MAPPINGS as u64 - 1);
-        base += half & !less(pc, mappings.mappings[middle as usize].start);
-        size -= half;
-    }
-    let mapping = &mappings.mappings[(base & (MAX_MAPPINGS as u64 - 1)) as usize];
-    if pc < mapping.start || pc >= mapping.end {
-        return false;
-    }
-    walk.mapping = *mapping;
-    true
-}
-
 /// The rule that holds at `pc`, which lies in `mapping`.
 #[inline(always)]
 fn rule_at(mapping: &Mapping, pc: u64) -> u64 {
@@ -670,13 +625,19 @@ fn rule_at(mapping: &Mapping, pc: u64) -> u64 {
     unsafe { (*rules)[(row >> PAGE_BITS) as usize & (MAX_RULES - 1)] }
 }
 
-/// All ones when a < b, both below 2^63. In assembler, so that the search has no branch: the verifier would follow both
-/// sides of each.
+/// All ones when a < b, both below 2^63.
 #[inline(always)]
 fn less(a: u64, b: u64) -> u64 {
+    is_less(a, b).wrapping_neg()
+}
+
+/// 1 when a < b, both below 2^63. In assembler, so that a search has no branch: the verifier would follow both sides of each.
+/// A logical shift: that of 6.18 follows -1 and 0 apart, which an arithmetic one may give.
+#[inline(always)]
+pub(crate) fn is_less(a: u64, b: u64) -> u64 {
     let mut difference = a.wrapping_sub(b);
-    // SAFETY: an arithmetic shift of a register.
-    unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) difference, options(pure, nomem, nostack)) };
+    // SAFETY: a shift of a register.
+    unsafe { core::arch::asm!("{0} >>= 63", inout(reg) difference, options(pure, nomem, nostack)) };
     difference
 }
 

@@ -274,18 +274,17 @@ impl Attached {
         self.notes.iter().cloned().chain(missed.map(|missed| self.tell(missed))).collect()
     }
 
-    /// Executable range of the allocator's file, and all mappings of the process as they are now.
+    /// All mappings of the process as they are now.
     ///
     /// # Errors
     /// When the process has ended.
-    pub fn address_space(&self) -> Result<((u64, u64), AddressSpace)> {
+    pub fn address_space(&self) -> Result<AddressSpace> {
         let mut space = AddressSpace::new(self.pid);
         space.refresh().map_err(|error| match limits::exhausted(&error) {
             Some(exhausted) => anyhow!(exhausted),
             None => anyhow!(error).context(format!("process {} ended while it was being attached to", self.pid)),
         })?;
-        let text = self.allocator.as_ref().and_then(|allocator| space.text_range(&allocator.module)).unwrap_or((0, 0));
-        Ok((text, space))
+        Ok(space)
     }
 
     /// How often it ran without its probes, or as a program that cannot be probed; notes tell of that.
@@ -373,7 +372,7 @@ impl Attached {
     /// Follows a process that has become another program. The probes of a file that the new program maps too are in
     /// force from its first instruction, unless another thread than the first one called exec; others are attached as soon as
     /// there is something to attach to. `Some` when the collector must be told of the new address space.
-    pub fn follow(&mut self, probes: &mut Probes) -> Option<((u64, u64), AddressSpace)> {
+    pub fn follow(&mut self, probes: &mut Probes) -> Option<AddressSpace> {
         if !self.search.as_mut()?.is_due() {
             return None;
         }

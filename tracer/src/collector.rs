@@ -8,30 +8,21 @@ use std::{
 };
 
 use hashbrown::{HashMap, HashSet};
-use tracer_ebpf::{Loss, LostFree, Target, end as ending};
+use tracer_ebpf::{Loss, LostFree, Target};
 
 use crate::{
     bpf::Events,
     clock::monotonic,
-    event::{self, Beginning, Event, GoSample, How, Image, Origin, Pid},
+    event::{self, Beginning, Event, GoSample, How, Image, Origin, Pid, UnknownFile},
     go_heap,
     golang::heap::Sample,
     heap::{Counters, Heap, History, MAX_STACKS, Series, StackIndex, StackKind},
     memory::{self, Memory},
     process::address_space::{AddressSpace, Place},
     profile::{UnwindTable, Values},
-    trails::{Sites, Trails},
+    trails::{self, Located, Sites, Trails},
     unwinder::Unwinder,
 };
-
-/// One address of a stack, and what was there when it was recorded.
-#[derive(Clone, Debug)]
-pub struct Site {
-    /// Return address.
-    pub addr: u64,
-    /// The file and offset it lay in.
-    pub place: Place,
-}
 
 /// What the session asks of the collector.
 pub enum Request {
@@ -41,8 +32,6 @@ pub enum Request {
         pid: Pid,
         /// Its image.
         image: Image,
-        /// Executable range of the file that holds its allocator.
-        text: (u64, u64),
         /// Its mappings.
         space: Box<AddressSpace>,
         /// [`tracer_ebpf::target`] bits.
@@ -211,8 +200,11 @@ struct Tracked {
     /// Since when it is recorded, nanoseconds of CLOCK_MONOTONIC.
     since: u64,
     refreshed: Instant,
-    trampoline: bool,
-    /// Stacks with an address that no mapping had, waiting for the next look at the mappings.
+    /// Changes of its mappings, as the BPF side counts them, before that look.
+    changes: Option<u64>,
+    /// Files that it has met and nobody knows.
+    unknown: Vec<UnknownFile>,
+    /// Stacks with a place that is not known, waiting for the next look at the mappings.
     unplaced: Vec<StackIndex>,
     /// Whether executable mappings have come or gone of which nobody was told.
     is_changed: bool,
@@ -297,7 +289,6 @@ impl Collector {
             }
             self.account_for_loss();
             self.keep_within_memory();
-            self.learn_trampolines();
             self.look_for_new_mappings();
             self.look_at_what_is_held();
             loop {
@@ -323,7 +314,7 @@ impl Collector {
 
     fn obey(&mut self, request: Request) {
         match request {
-            Request::Enable { pid, image, text, space, flags } => self.enable(pid, image, text, *space, flags),
+            Request::Enable { pid, image, space, flags } => self.enable(pid, image, *space, flags),
             Request::FollowGo { image, number, samples } => {
                 self.go.insert((image, number), GoHeap { samples, batch: Vec::new(), stacks: HashSet::new() });
             }
@@ -359,19 +350,16 @@ impl Collector {
         }
     }
 
-    fn enable(&mut self, pid: Pid, image: Image, text: (u64, u64), space: AddressSpace, flags: u32) {
+    fn enable(&mut self, pid: Pid, image: Image, space: AddressSpace, flags: u32) {
         let is_new = !self.images.contains_key(&image);
         if is_new && self.ended.contains_key(&image) {
             return;
         }
-        let (text_start, text_end) = text;
-        let trampoline = space.trampoline().unwrap_or(0);
-        let target = Target { image: image.0, flags, trampoline, text_start, text_end };
-        self.unwinder.follow(pid, &space);
+        let target = Target { image: image.0, flags };
+        self.unwinder.follow(&space);
         let since = monotonic();
         let is_child = self.images.get(&image).is_some_and(|tracked| tracked.is_child);
-        let tracked = Tracked { trampoline: trampoline != 0, ..Tracked::new(pid, space, is_child) };
-        self.images.insert(image, tracked);
+        self.images.insert(image, Tracked::new(pid, space, is_child));
         if self.images.len() == 1 && self.ended.is_empty() {
             // Nothing has been recorded before.
             self.history = History::new(since);
@@ -431,7 +419,12 @@ impl Collector {
                     return;
                 }
                 if !known {
-                    // A process may outlive the owner of the memory that it shares.
+                    // A process may outlive the owner of the memory that it shares. What others depend on is taken in.
+                    match event {
+                        Event::Stack { id, frames, end } => heap.define(image, id, frames, end),
+                        Event::UnknownFile(unknown) => unwinder.retry(unknown.number),
+                        _ => {}
+                    }
                     return;
                 }
                 last = Some(image);
@@ -450,9 +443,12 @@ impl Collector {
                             process.batch.push(Sample { addr, size, charge, time, sweepgen, class, stack });
                         }
                     }
+                    Event::UnknownFile(unknown) => {
+                        images.entry(image).and_modify(|tracked| tracked.unknown.push(unknown));
+                    }
                     Event::Ended { signal } => {
                         last = None;
-                        end(image, images, ended, heap, trails, *min_age);
+                        end(image, images, ended, heap, unwinder, trails, *min_age);
                         notices.retain(|notice| *notice != Notice::FirstThreadEnded(image));
                         notices.push(Notice::Ended { image, signal });
                     }
@@ -465,6 +461,9 @@ impl Collector {
             }
             Err(event::Unintelligible) => *unknown_records += 1,
         });
+        for tracked in images.values_mut().filter(|tracked| !tracked.unknown.is_empty()) {
+            tracked.refresh(heap, unwinder, trails);
+        }
         notices.into_iter().for_each(notify);
         go.values_mut().for_each(GoHeap::pass_on);
         taken
@@ -472,8 +471,8 @@ impl Collector {
 
     /// Takes an image for ended.
     fn has_ended(&mut self, image: Image) {
-        let Self { heap, images, ended, min_age, trails, .. } = self;
-        end(image, images, ended, heap, trails, *min_age);
+        let Self { heap, images, ended, min_age, unwinder, trails, .. } = self;
+        end(image, images, ended, heap, unwinder, trails, *min_age);
     }
 
     /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
@@ -524,10 +523,18 @@ impl Collector {
         if used <= room {
             return;
         }
-        let of_go = |stack: &StackIndex| self.go.values().any(|process| process.stacks.contains(stack));
-        let mut known: Vec<(StackIndex, usize)> = self.trails.lengths().filter(|(stack, _)| !of_go(stack)).collect();
+        let of_go: HashSet<StackIndex> = self.go.values().flat_map(|process| &process.stacks).copied().collect();
+        let of_go: HashSet<StackIndex> = of_go.into_iter().map(|stack| self.heap.stacks().first(stack)).collect();
+        let mut known: Vec<(StackIndex, usize)> =
+            self.trails.lengths().filter(|(stack, _)| !of_go.contains(stack)).collect();
+        // What all processes hold by them.
+        let mut values: HashMap<StackIndex, Values> = HashMap::new();
+        for (index, first) in self.heap.stacks().firsts().enumerate() {
+            *values.entry(first).or_default() += self.heap.values(StackIndex::from_raw(index as u32));
+        }
         known.sort_by_cached_key(|(stack, _)| {
-            let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, .. } = self.heap.values(*stack);
+            let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, .. } =
+                values.get(stack).copied().unwrap_or_default();
             (outstanding_blocks > 0, outstanding_bytes, allocated_bytes)
         });
         // By a quarter less than there is room for, so that this is not done at once again.
@@ -550,23 +557,13 @@ impl Collector {
         self.events.forget_stacks(self.heap.stacks().ids(&folded.into_iter().collect()));
     }
 
-    /// Tells the BPF side where the kernel's return trampoline is, once it is there: it appears with the first probe that needs
-    /// it, if any does.
-    fn learn_trampolines(&mut self) {
-        for (image, Tracked { pid, space, trampoline, .. }) in &mut self.images {
-            if *trampoline {
-                continue;
-            }
-            let Some(address) = space.trampoline() else { continue };
-            let Some(target) = self.events.target(*pid, *image) else { continue };
-            *trampoline = self.events.change(*pid, Target { trampoline: address, ..target }).is_ok();
-        }
-    }
-
-    /// Looks at the mappings now and then: libraries come and go without a stack that tells.
+    /// Looks at the mappings when they have changed, or now and then where nobody tells: libraries come and go without a stack
+    /// that tells. Unwinding does not depend on it: what has to be probed besides does.
     fn look_for_new_mappings(&mut self) {
         for (image, tracked) in &mut self.images {
-            if tracked.refreshed.elapsed() >= REFRESH_PERIOD {
+            let changes = self.unwinder.changes_of(tracked.pid);
+            let unchanged = changes.is_some() && changes == tracked.changes;
+            if tracked.refreshed.elapsed() >= REFRESH_PERIOD && !unchanged {
                 tracked.refresh(&mut self.heap, &mut self.unwinder, &mut self.trails);
             }
             if std::mem::take(&mut tracked.is_changed) {
@@ -633,12 +630,12 @@ impl Collector {
             folded,
             loss: self.loss,
             unknown_records: self.unknown_records,
-            unwind_tables: self.unwinder.files().to_vec(),
+            unwind_tables: self.unwinder.described().to_vec(),
         }
     }
 
     fn end(&self, stack: StackIndex) -> u32 {
-        self.trails.end(stack, self.heap.stacks().end(stack))
+        self.trails.end(self.heap.stacks().first(stack), self.heap.stacks().end(stack))
     }
 
     /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
@@ -659,12 +656,12 @@ impl Collector {
     }
 
     fn trail(&self, stack: StackIndex) -> Trail {
-        match (self.heap.stacks().kind(stack), self.trails.get(stack)) {
+        match (self.heap.stacks().kind(stack), self.trails.get(self.heap.stacks().first(stack))) {
             (StackKind::TableFull, _) => Trail::TableFull,
-            (StackKind::Addresses(_) | StackKind::Placed, Some(sites)) => Trail::Known(Arc::clone(sites)),
-            (StackKind::Addresses(addresses), None) => {
-                let unknown = |addr: &u64| Arc::new(Site { addr: *addr, place: Place::Unknown });
-                Trail::Known(addresses.iter().map(unknown).collect())
+            (StackKind::Recorded(_) | StackKind::Placed, Some(sites)) => Trail::Known(Arc::clone(sites)),
+            (StackKind::Recorded(places), None) => {
+                let site = |place: &u64| Arc::new(trails::site(*place, self.unwinder.files(), |_| Place::Unknown));
+                Trail::Known(places.iter().map(site).collect())
             }
             (StackKind::Folded, _) => Trail::Folded,
             (StackKind::Unknown | StackKind::Placed, _) => Trail::Lost,
@@ -716,11 +713,12 @@ fn end(
     images: &mut HashMap<Image, Tracked>,
     ended: &mut HashMap<Image, (Pid, u64)>,
     heap: &mut Heap,
+    unwinder: &Unwinder,
     trails: &mut Trails,
     min_age: u64,
 ) {
     let Some(mut tracked) = images.remove(&image) else { return };
-    tracked.place_the_rest(heap, trails);
+    tracked.place_the_rest(heap, unwinder, trails);
     ended.insert(image, (tracked.pid, tracked.since));
     if tracked.is_child {
         heap.end(image, monotonic(), min_age);
@@ -731,16 +729,25 @@ impl Tracked {
     /// Of a process that is recorded from now on.
     fn new(pid: Pid, space: AddressSpace, is_child: bool) -> Self {
         let (since, refreshed) = (monotonic(), Instant::now());
-        Self { pid, is_child, space, since, refreshed, trampoline: false, unplaced: Vec::new(), is_changed: false }
+        let (unknown, unplaced) = (Vec::new(), Vec::new());
+        Self { pid, is_child, space, since, refreshed, changes: None, unknown, unplaced, is_changed: false }
     }
 
-    /// Looks at the mappings again and places the addresses that had none.
+    /// Looks at the mappings again, finds files that were not known, and places what had no place.
     fn refresh(&mut self, heap: &mut Heap, unwinder: &mut Unwinder, trails: &mut Trails) {
         self.refreshed = Instant::now();
-        match self.space.refresh() {
+        self.changes = unwinder.changes_of(self.pid);
+        let refreshed = self.space.refresh();
+        if !self.unknown.is_empty() {
+            self.space.reopen();
+        }
+        for unknown in std::mem::take(&mut self.unknown) {
+            unwinder.resolve(unknown, &self.space);
+        }
+        match refreshed {
             Ok(true) => {
                 self.is_changed = true;
-                unwinder.follow(self.pid, &self.space);
+                unwinder.follow(&self.space);
             }
             Ok(false) => {}
             Err(error) => {
@@ -749,32 +756,37 @@ impl Tracked {
                 return;
             }
         }
-        self.place_the_rest(heap, trails);
+        self.place_the_rest(heap, unwinder, trails);
     }
 
-    /// What has no place now never will: the frame-pointer walk also yields words that are no addresses.
-    fn place_the_rest(&mut self, heap: &mut Heap, trails: &mut Trails) {
-        for stack in std::mem::take(&mut self.unplaced) {
-            trails.locate(heap, &self.space, stack);
-            heap.placed(stack);
-        }
+    /// What has no place now never will: the frame-pointer walk also yields words that are no addresses. What lies in a file that
+    /// nobody knows yet will have.
+    fn place_the_rest(&mut self, heap: &mut Heap, unwinder: &Unwinder, trails: &mut Trails) {
+        self.unplaced.retain(|stack| {
+            let waits = trails.locate(heap, unwinder.files(), &self.space, *stack) == Located::Waiting;
+            if !waits {
+                heap.placed(*stack);
+            }
+            waits
+        });
     }
 }
 
-/// Turns the addresses of a new stack into places.
+/// Turns what the BPF side tells of a new stack into places.
 fn place(heap: &mut Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails: &mut Trails, stack: StackIndex) {
     if trails.get(stack).is_some() {
         return;
     }
-    // Where nothing is mapped any more, as far as is known, something else may be by now.
-    let outdated = heap.stacks().end(stack) == ending::NO_MAPPING;
-    if !trails.locate(heap, &process.space, stack) || outdated {
-        process.unplaced.push(stack);
-        if process.refreshed.elapsed() >= REFRESH_PAUSE {
-            process.refresh(heap, unwinder, trails);
+    match trails.locate(heap, unwinder.files(), &process.space, stack) {
+        Located::All => heap.placed(stack),
+        // The file was told of before, and is looked at when the records are taken in.
+        Located::Waiting => process.unplaced.push(stack),
+        Located::Doubtful => {
+            process.unplaced.push(stack);
+            if process.refreshed.elapsed() >= REFRESH_PAUSE {
+                process.refresh(heap, unwinder, trails);
+            }
         }
-    } else {
-        heap.placed(stack);
     }
 }
 

@@ -53,6 +53,17 @@ pub struct GoSample {
     pub class: u8,
 }
 
+/// A file of which nothing is known; fields as in [`tracer_ebpf::unwind::UnknownFile`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnknownFile {
+    /// The number that it was given.
+    pub number: u32,
+    /// First address of the mapping.
+    pub start: u64,
+    /// One past its last address.
+    pub end: u64,
+}
+
 /// What happened. The order of events is causal: a block's free comes before the next use of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -72,13 +83,15 @@ pub enum Event<'a> {
     Stack {
         /// The id.
         id: u64,
-        /// Addresses, leaf first.
+        /// Places, leaf first.
         frames: Frames<'a>,
         /// One of [`tracer_ebpf::end`].
         end: u32,
     },
     /// An object of a Go program was sampled.
     GoSample(GoSample),
+    /// Code of a file was met of which nothing is known.
+    UnknownFile(UnknownFile),
     /// The image began.
     Began(Beginning),
     /// The thread ended.
@@ -128,12 +141,12 @@ pub enum How {
     Spawn,
 }
 
-/// Addresses of a stack record, leaf first.
+/// Places of a stack record ([`tracer_ebpf::unwind::place`]), leaf first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frames<'a>(&'a [u8]);
 
 impl Frames<'_> {
-    /// The addresses, leaf first.
+    /// The places, leaf first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator {
         self.0.chunks_exact(8).map(|bytes| word(bytes, 0))
     }
@@ -164,6 +177,7 @@ pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::REALLOC_FREED => Event::ReallocFreed(addr),
         kind::STACK => stack(record)?,
         kind::GO_SAMPLE => go_sample(record)?,
+        kind::UNKNOWN_FILE => unknown_file(record)?,
         kind::BEGAN => began(record, header.slot())?,
         kind::THREAD_EXIT => Event::ThreadExit,
         kind::ENDED => Event::Ended { signal: Some(header.slot()).filter(|signal| *signal > 0) },
@@ -202,6 +216,13 @@ fn go_sample(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
         (word(record, 1), word(record, 2), word(record, 3), word(record, 4), word(record, 5));
     let (sweepgen, class) = (word(record, 6) as u32, (word(record, 6) >> 32) as u8);
     Ok(Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }))
+}
+
+fn unknown_file(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
+    if record.len() < size_of::<tracer_ebpf::unwind::UnknownFile>() {
+        return Err(Unintelligible);
+    }
+    Ok(Event::UnknownFile(UnknownFile { number: word(record, 1) as u32, start: word(record, 2), end: word(record, 3) }))
 }
 
 fn stack(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
@@ -251,6 +272,10 @@ mod tests {
                 Event::GoSample(GoSample { addr: 1, size: 2, charge: 3, stack: 4, time: 5, sweepgen: 6, class: 7 }),
             ),
             (
+                vec![header(kind::UNKNOWN_FILE), 5, 0x1000, 0x3000],
+                Event::UnknownFile(UnknownFile { number: 5, start: 0x1000, end: 0x3000 }),
+            ),
+            (
                 vec![header(kind::BEGAN), 9, 6 << 32 | 8, u64::from_ne_bytes(*b"program\0"), 0],
                 Event::Began(Beginning {
                     pid: 8,
@@ -286,6 +311,7 @@ mod tests {
             vec![header(kind::GO_SAMPLE), 1, 2, 3, 4, 5],
             vec![header(kind::BEGAN), 1, 2, 3],
             vec![header(kind::BEGAN) | 0xf00, 1, 2, 3, 4],
+            vec![header(kind::UNKNOWN_FILE), 5, 0x1000],
             vec![header(kind::STACK), 1],
             vec![header(kind::STACK), 1, 2, 0xa],
             vec![header(kind::STACK), 1, u64::MAX],

@@ -16,6 +16,7 @@ pub mod attach;
 pub mod clock;
 pub mod collector;
 pub mod coverage;
+pub mod files;
 pub mod go_heap;
 pub mod go_process;
 mod last_will;

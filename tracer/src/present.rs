@@ -10,16 +10,17 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 
 use crate::{
-    collector::{Site, Snapshot, StackSnapshot, Trail},
+    collector::{Snapshot, StackSnapshot, Trail},
     event::{Image, Pid},
     go_heap::{HeapSnapshot, HeapStack, HeapUsage, Way},
     golang::{Runtime, Symbols, heap},
     heap::{Series, StackIndex},
+    process::address_space::{Location, Place},
     profile::{self, Frame, Frames, Growth, Kind, Mode, Profile, SeenHeap, StackEntry, Target, Values},
     quality::{Collections, Quality, Sampling, Truncation},
     renewal::doubt_what_replaces_others,
     symbolize::{Query, Symbolizer},
-    trails::Sites,
+    trails::{Site, Sites},
 };
 
 /// What is known of a trace besides its snapshot.
@@ -249,7 +250,9 @@ impl Presenter {
         let new: Vec<(StackIndex, Pid, &Sites)> = stacks
             .into_iter()
             .filter_map(|(stack, pid, trail)| match trail {
-                Trail::Known(sites) if !named.contains_key(&stack) => Some((stack, pid, sites)),
+                Trail::Known(sites) if !named.contains_key(&stack) || sites.iter().any(|site| site.is_pending()) => {
+                    Some((stack, pid, sites))
+                }
                 _ => None,
             })
             .collect();
@@ -257,7 +260,7 @@ impl Presenter {
         let mut asked: HashMap<(Pid, *const Site), usize> = HashMap::new();
         let mut queries: Vec<Query<'_>> = Vec::new();
         for (_, pid, sites) in &new {
-            for site in sites.iter().filter(|site| !is_go(go, *pid, site)) {
+            for site in sites.iter().filter(|site| call_in_go(go, *pid, site).is_none()) {
                 let next = queries.len();
                 if *asked.entry((*pid, Arc::as_ptr(site))).or_insert(next) == next {
                     queries.push(Query { pid: *pid, addr: site.addr, place: &site.place });
@@ -268,16 +271,14 @@ impl Presenter {
         for (stack, pid, sites) in new {
             let mut frames: Vec<Arc<[Frame]>> = Vec::with_capacity(sites.len());
             // Go code is named in one go: whether a frame is shown may depend on what it calls.
-            let in_go: Vec<bool> = sites.iter().map(|site| is_go(go, pid, site)).collect();
+            let in_go: Vec<Option<u64>> = sites.iter().map(|site| call_in_go(go, pid, site)).collect();
             let mut begin = 0;
-            for part in in_go.chunk_by(|a, b| a == b) {
-                let (in_go, part) = (part[0], &sites[begin..begin + part.len()]);
-                begin += part.len();
-                match go.get_mut(&pid).filter(|_| in_go) {
-                    Some(symbols) => {
-                        let calls: Vec<u64> = part.iter().map(|site| site.addr.wrapping_sub(1)).collect();
-                        frames.extend(symbols.part(&calls));
-                    }
+            for calls in in_go.chunk_by(|a, b| a.is_some() == b.is_some()) {
+                let part = &sites[begin..begin + calls.len()];
+                begin += calls.len();
+                let calls: Vec<u64> = calls.iter().copied().flatten().collect();
+                match go.get_mut(&pid).filter(|_| !calls.is_empty()) {
+                    Some(symbols) => frames.extend(symbols.part(&calls)),
                     None => {
                         frames.extend(part.iter().map(|site| Arc::clone(&answers[asked[&(pid, Arc::as_ptr(site))]])))
                     }
@@ -333,7 +334,7 @@ fn is_of_go(heap: &profile::Heap) -> bool {
 
 /// Stacks with those made one that differ only in what was cut off.
 fn merged(stacks: Vec<StackSnapshot>) -> Vec<StackSnapshot> {
-    // Equal places are one: their addresses tell stacks apart.
+    // Equal places are one: how they ended tells stacks apart.
     let mut places: HashMap<(Image, Key), usize> = HashMap::new();
     let mut all: Vec<StackSnapshot> = Vec::with_capacity(stacks.len());
     for stack in stacks {
@@ -399,9 +400,13 @@ fn growth(held: Option<&Series>, values: &Values) -> Option<Growth> {
     held.map(|held| held.growth(block.max(1.0)))
 }
 
-/// Whether a site of a stack is in Go code.
-fn is_go(go: &HashMap<Pid, Symbols<Arc<Runtime>>>, pid: Pid, site: &Site) -> bool {
-    go.get(&pid).is_some_and(|symbols| symbols.is_go(site.addr.wrapping_sub(1)))
+/// The address in its process of the call that returns to a site in Go code; `None` for other code.
+fn call_in_go(go: &HashMap<Pid, Symbols<Arc<Runtime>>>, pid: Pid, site: &Site) -> Option<u64> {
+    let symbols = go.get(&pid)?;
+    match &site.place {
+        Place::File(Location { module, offset }) => symbols.address(module.contents()?, offset.checked_sub(1)?),
+        _ => None,
+    }
 }
 
 /// A stack without the functions of the Go runtime at its leaf, which allocate on behalf of the program; a stack of nothing

@@ -19,6 +19,10 @@ pub enum Truncation {
     UnsupportedRule,
     /// A return address is hidden by a probe.
     Trampoline,
+    /// Code of a file that was met for the first time, before its unwind information was read.
+    UnknownFile,
+    /// The mappings were being changed.
+    Busy,
     /// One that this version does not know.
     Unknown,
 }
@@ -34,6 +38,8 @@ impl Truncation {
             end::BAD_MEMORY => Self::BadMemory,
             end::UNSUPPORTED_RULE => Self::UnsupportedRule,
             end::TRAMPOLINE => Self::Trampoline,
+            end::UNKNOWN_FILE => Self::UnknownFile,
+            end::BUSY => Self::Busy,
             _ => Self::Unknown,
         })
     }
@@ -47,6 +53,8 @@ impl Truncation {
             Self::BadMemory => "bad_memory",
             Self::UnsupportedRule => "unsupported_rule",
             Self::Trampoline => "trampoline",
+            Self::UnknownFile => "unknown_file",
+            Self::Busy => "busy",
             Self::Unknown => "unknown",
         }
     }
@@ -60,6 +68,8 @@ impl Truncation {
             Self::BadMemory => "stack memory that could not be read",
             Self::UnsupportedRule => "unwind information of an unsupported kind",
             Self::Trampoline => "a return address hidden by a probe",
+            Self::UnknownFile => "code of a file that was just mapped for the first time",
+            Self::Busy => "mappings that were being changed",
             Self::Unknown => "an unknown reason",
         }
     }

@@ -288,9 +288,9 @@ impl Session {
     fn enable_again(&mut self, pid: Pid) -> Result<()> {
         let live = |attached: &&Attached| attached.pid() == pid && !attached.is_over();
         let Some(attached) = self.attached.iter().find(live) else { return Ok(()) };
-        let (text, space) = attached.address_space()?;
+        let space = attached.address_space()?;
         let (image, flags) = (attached.image(), self.flags(attached));
-        self.send(Request::Enable { pid, image, text, space: Box::new(space), flags })?;
+        self.send(Request::Enable { pid, image, space: Box::new(space), flags })?;
         // The switch is the collector's to turn: ask for something to know that it has.
         self.ask(|reply| Request::Snapshot { min_age: Duration::ZERO, reply }).map(drop)
     }
@@ -392,14 +392,14 @@ impl Session {
     /// Follows processes that have become other programs, where a look is due.
     fn follow_programs(&mut self) {
         for index in 0..self.attached.len() {
-            if let Some((text, space)) = self.attached[index].follow(&mut self.probes) {
+            if let Some(space) = self.attached[index].follow(&mut self.probes) {
                 let attached = &self.attached[index];
                 let (pid, image, flags) = (attached.pid(), attached.image(), self.flags(attached));
                 if attached.is_child() && attached.is_of_go() {
                     self.attach_go_of_child(pid, image);
                 }
                 // The collector's end shows elsewhere.
-                let _ = self.requests.send(Request::Enable { pid, image, text, space: Box::new(space), flags });
+                let _ = self.requests.send(Request::Enable { pid, image, space: Box::new(space), flags });
             }
         }
     }

@@ -1,28 +1,41 @@
 //! Stacks as places in files: looked up while the process lives, and kept.
 
-use std::sync::Arc;
+use std::{io, os::unix::fs::FileExt as _, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
-use tracer_ebpf::end;
+use tracer_ebpf::{end, unwind::place};
 
 use crate::{
-    collector::Site,
+    files::Files,
     heap::{Heap, StackIndex, StackKind},
-    process::{
-        address_space::{AddressSpace, Place},
-        memory::Memory,
-    },
+    process::address_space::{AddressSpace, Location, Place},
     unwind::{LONGEST_CALL, ends_with_call},
 };
+
+/// One frame of a stack: what the return address points to.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// The return address; 0 where it lies in a file, which may be mapped anywhere.
+    pub addr: u64,
+    /// The file and offset it lies in.
+    pub place: Place,
+}
+
+impl Site {
+    /// Whether it lies in a file that is not known, but may be one day.
+    pub fn is_pending(&self) -> bool {
+        self.addr == 0 && matches!(self.place, Place::Unknown)
+    }
+}
 
 /// The places of a stack, leaf first. Stacks share them: a hundred thousand are made of a few thousand.
 pub type Sites = Arc<[Arc<Site>]>;
 
-/// The places of all stacks that have some, by [`StackIndex`].
+/// The places of all stacks that have some, by the [`StackIndex`] of the first stack with its id.
 #[derive(Default)]
 pub struct Trails {
     sites: Vec<Option<Sites>>,
-    /// Every place that a stack has gone through: by address, owner and offset in that.
+    /// Every place that a stack has gone through: by address where it is one, owner and offset in that.
     places: HashMap<(u64, usize, u64), Arc<Site>>,
     /// Places of all stacks together, each as often as it is in one.
     frames: usize,
@@ -62,23 +75,33 @@ impl Trails {
         if self.unproved.contains(&stack) { end::NO_RULE } else { recorded }
     }
 
-    /// Looks a stack's addresses up. Whether every one of them has a place.
-    pub fn locate(&mut self, heap: &Heap, space: &AddressSpace, stack: StackIndex) -> bool {
-        let StackKind::Addresses(addresses) = heap.stacks().kind(stack) else { return true };
-        let mut sites: Vec<Site> =
-            addresses.iter().map(|addr| Site { addr: *addr, place: space.locate(*addr) }).collect();
+    /// Looks up what the places of a stack stand for; where they are addresses, in its process's `space`.
+    pub fn locate(&mut self, heap: &Heap, files: &Files, space: &AddressSpace, stack: StackIndex) -> Located {
+        let StackKind::Recorded(places) = heap.stacks().kind(stack) else { return Located::All };
+        let is_waiting = |place: &u64| place::file(*place).is_some_and(|(number, _)| !files.knows(number));
+        let waits = places.iter().any(is_waiting);
+        let mut sites: Vec<Site> = places.iter().map(|place| site(*place, files, |addr| space.locate(addr))).collect();
+        // What lies in a file is told as that: where an address seems to, the mappings are not those of today.
+        let outdated = sites.iter().any(|site| {
+            let in_file = matches!(&site.place, Place::File(location) if location.module.file().is_some());
+            in_file && site.addr != 0
+        });
         // What is no code is no return address, and what was found by means of it is no stack. The direct caller is certain.
         let code = sites.iter().skip(1).position(|site| matches!(site.place, Place::Unknown)).map(|at| at + 1);
         if let Some(code) = code {
-            tracing::trace!(?addresses, code, "cut at what is no code");
+            tracing::trace!(?places, code, "cut at what is no code");
             sites.truncate(code);
         }
         if let Some(unproved) = unproved(&sites, space) {
-            tracing::trace!(?addresses, unproved, "cut at what no call returns to");
+            tracing::trace!(?places, unproved, "cut at what no call returns to");
             sites.truncate(unproved);
             self.unproved.insert(stack);
         }
         let complete = code.is_none() && !matches!(sites.first(), Some(Site { place: Place::Unknown, .. }));
+        if waits {
+            // Not cut where nothing is known yet.
+            return Located::Waiting;
+        }
         if self.sites.len() <= stack.index() {
             self.sites.resize(stack.index() + 1, None);
         }
@@ -86,7 +109,7 @@ impl Trails {
         self.frames += sites.len();
         let before = self.sites[stack.index()].replace(sites);
         self.frames -= before.map_or(0, |before| before.len());
-        complete
+        if complete && !outdated { Located::All } else { Located::Doubtful }
     }
 
     /// The one that stands for all places like this one.
@@ -97,24 +120,47 @@ impl Trails {
     }
 }
 
+/// What came of looking up the places of a stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Located {
+    /// Each is something.
+    All,
+    /// Not each, or not as far as the mappings tell that are known.
+    Doubtful,
+    /// One is in a file that nobody knows yet.
+    Waiting,
+}
+
+/// What a place stands for; `locate` tells it of an address.
+pub fn site(place: u64, files: &Files, locate: impl Fn(u64) -> Place) -> Site {
+    match place::file(place) {
+        Some((number, offset)) => Site { addr: 0, place: files.place(number, offset).unwrap_or(Place::Unknown) },
+        None => Site { addr: place, place: locate(place) },
+    }
+}
+
 /// The first of `sites` that a frame pointer of generated code led to and that no call returns to: such code may use that
 /// register for anything.
 fn unproved(sites: &[Site], space: &AddressSpace) -> Option<usize> {
     let guessed = |at: usize| matches!(sites[at - 1].place, Place::Jit(_));
     let first = (1..sites.len()).find(|at| guessed(*at))?;
     let memory = space.memory();
-    let follows_call = |site: &Site| match (&memory, site.addr.checked_sub(LONGEST_CALL as u64)) {
-        (Ok(memory), Some(start)) => follows_call(memory, start),
+    let follows_call = |site: &Site| match (&site.place, &memory) {
+        (Place::File(Location { module, offset }), _) if site.addr == 0 => {
+            module.file().is_some_and(|file| ends_a_call(*offset, |at, code| file.read_exact_at(code, at)))
+        }
+        (_, Ok(memory)) => ends_a_call(site.addr, |at, code| memory.read(at, code)),
         _ => false,
     };
     (first..sites.len()).find(|at| guessed(*at) && !follows_call(&sites[*at]))
 }
 
-/// Whether the code that begins at `start` and is as long as the longest call ends with one.
-fn follows_call(memory: &Memory, start: u64) -> bool {
+/// Whether the code before `end`, which `read` reads, ends with a call.
+fn ends_a_call(end: u64, read: impl Fn(u64, &mut [u8]) -> io::Result<()>) -> bool {
+    let Some(start) = end.checked_sub(LONGEST_CALL as u64) else { return false };
     let mut code = [0; LONGEST_CALL];
-    // A mapping may begin with the call.
+    // What can be read may begin with the call.
     (0..LONGEST_CALL - 1)
-        .find(|skipped| memory.read(start + *skipped as u64, &mut code[*skipped..]).is_ok())
+        .find(|skipped| read(start + *skipped as u64, &mut code[*skipped..]).is_ok())
         .is_some_and(|skipped| ends_with_call(&code[skipped..]))
 }

@@ -1,5 +1,5 @@
-//! Unwinding tables for traced processes: reads what the files say, has it compiled, and keeps the BPF side's tables and
-//! mappings up to date.
+//! Unwinding tables of the files that traced processes map: finds the number of each file, reads what it says, has it compiled,
+//! and tells the BPF side.
 
 use std::{
     fs::File,
@@ -10,17 +10,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashbrown::HashMap;
-use tracer_ebpf::unwind::{GENERATED, MAX_MAPPINGS, Mapping, Mappings};
+use hashbrown::{HashMap, HashSet};
+use tracer_ebpf::unwind::{FileSegment, FileTable, file};
 
 use crate::{
     bpf::Tables,
-    event::Pid,
+    event::{Pid, UnknownFile},
+    files::Files,
     golang,
     process::{
         address_space::AddressSpace,
         elf::{Bytes, Elf},
-        module::{Identity, Module},
+        maps::Mapping,
+        module::Module,
     },
     profile::UnwindTable,
     unwind::{self, Packed, Placed, Sections, Table, UnwindError},
@@ -32,20 +34,24 @@ const MAX_SECTION: u64 = 64 << 20;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
-/// The tables of all files that traced processes map.
+/// How often opening a file is tried: it may be gone from where it was mapped each time, or another may be there.
+const ATTEMPTS: u32 = 20;
+
+/// The files that traced processes map, and their tables.
 pub struct Unwinder {
     tables: Tables,
     packed: Packed,
-    placed: HashMap<Identity, Option<(Placed, Vec<Segment>)>>,
-    /// Of mappings, of all processes.
-    generation: u32,
-    files: Vec<UnwindTable>,
+    files: Files,
+    /// How often files were tried to be opened in vain, by number.
+    attempts: HashMap<u32, u32>,
+    described: Vec<UnwindTable>,
 }
 
 type Segment = crate::process::elf::Segment;
 
 /// A file's table, compiled but not yet placed.
 struct Compiled {
+    number: u32,
     module: Arc<Module>,
     segments: Vec<Segment>,
     table: Result<Table, String>,
@@ -55,59 +61,127 @@ struct Compiled {
 impl Unwinder {
     /// One that has no tables yet.
     pub fn new(tables: Tables) -> Self {
-        Self { tables, packed: Packed::default(), placed: HashMap::new(), generation: 0, files: Vec::new() }
+        Self {
+            tables,
+            packed: Packed::default(),
+            files: Files::default(),
+            attempts: HashMap::new(),
+            described: Vec::new(),
+        }
     }
 
     /// What the tables are like, in the order in which they came.
-    pub fn files(&self) -> &[UnwindTable] {
+    pub fn described(&self) -> &[UnwindTable] {
+        &self.described
+    }
+
+    /// The files.
+    pub fn files(&self) -> &Files {
         &self.files
     }
 
-    /// Brings the BPF side up to date with the mappings of a process. Files that are new get their tables first.
-    pub fn follow(&mut self, pid: Pid, space: &AddressSpace) {
-        self.compile_new(space);
-        if let Err(error) = self.write_changes() {
-            tracing::warn!("cannot write unwinding tables: {error}");
+    /// Changes of the mappings of a process, and of others, so far; `None` where nobody counts them.
+    pub fn changes_of(&self, pid: Pid) -> Option<u64> {
+        self.tables.changes_of(pid)
+    }
+
+    /// Makes all files known that a process has mapped by now, so that its stacks are complete from the first on. What lies on a
+    /// file system that may not answer is not mapped here: it becomes known when it is met ([`resolve`](Self::resolve)).
+    pub fn follow(&mut self, space: &AddressSpace) {
+        let mut new: Vec<(u32, Arc<Module>)> = Vec::new();
+        let mut seen = HashSet::new();
+        for module in space.code().filter_map(|(_, module)| module) {
+            if self.files.has(module.identity()) || !seen.insert(module.identity().clone()) {
+                continue;
+            }
+            match self.number_of(module) {
+                Some(number) if self.files.knows(number) => self.files.add(number, Arc::clone(module)),
+                Some(number) => new.push((number, Arc::clone(module))),
+                None => {}
+            }
         }
-        let mappings = self.mappings(space);
-        if let Err(error) = self.tables.set_mappings(pid, &mappings) {
-            tracing::warn!("cannot write the mappings of process {pid}: {error}");
+        self.know(new);
+    }
+
+    /// Makes a file known that was met in a process whose mappings are `space` now. It is told again when it cannot be found.
+    pub fn resolve(&mut self, unknown: UnknownFile, space: &AddressSpace) {
+        let UnknownFile { number, start, end } = unknown;
+        if self.files.knows(number) {
+            return;
+        }
+        let is_there = |(mapping, _): &(&Mapping, _)| mapping.inode != 0 && mapping.start < end && start < mapping.end;
+        match space.code().find(is_there) {
+            Some((_, Some(module))) => {
+                // Another file may be there by now. Where a file cannot be asked for its number, it is taken for the one.
+                let is_it = match self.number_of(module) {
+                    Some(found) => found == number,
+                    None => module.file().is_some() && module.original().is_some(),
+                };
+                let attempts = self.attempts.entry(number).or_default();
+                *attempts += 1;
+                if !is_it && *attempts < ATTEMPTS {
+                    return self.retry(number);
+                }
+                let module = if is_it { Arc::clone(module) } else { Arc::new(Module::special(module.path())) };
+                self.know(vec![(number, module)]);
+            }
+            Some((_, None)) => {
+                self.files.add_generated(number);
+                self.write(number, FileTable { told: 1, state: file::GENERATED, ..FileTable::default() });
+            }
+            None => self.retry(number),
         }
     }
 
-    /// Compiles the tables of files that have none yet, in parallel.
-    fn compile_new(&mut self, space: &AddressSpace) {
-        let mut new: Vec<Arc<Module>> = Vec::new();
-        for (_, module) in space.code() {
-            let Some(module) = module else { continue };
-            let known = self.placed.contains_key(module.identity())
-                || new.iter().any(|other| other.identity() == module.identity());
-            if !known {
-                new.push(Arc::clone(module));
-            }
+    /// Has a file told again when it is met again.
+    pub fn retry(&mut self, number: u32) {
+        if !self.files.knows(number) {
+            self.write(number, FileTable::default());
         }
-        let workers = thread::available_parallelism().map_or(1, usize::from).min(new.len().max(1));
-        let queue = std::sync::Mutex::new(new.into_iter());
+    }
+
+    /// The number of a file that can be asked for it.
+    fn number_of(&self, module: &Module) -> Option<u32> {
+        let file = module.file().filter(|_| module.original().is_none())?;
+        let number = self.tables.number_of(file);
+        number.inspect_err(|error| tracing::debug!("{}: {error}", module.path().escape_debug())).ok()?
+    }
+
+    /// Compiles the tables of files, in parallel, and makes them known.
+    fn know(&mut self, files: Vec<(u32, Arc<Module>)>) {
+        let workers = thread::available_parallelism().map_or(1, usize::from).min(files.len());
+        let queue = std::sync::Mutex::new(files.into_iter());
         let (send, receive) = std::sync::mpsc::channel();
         thread::scope(|scope| {
             for _ in 0..workers {
                 let (queue, send) = (&queue, send.clone());
                 scope.spawn(move || {
-                    while let Some(module) = queue.lock().ok().and_then(|mut queue| queue.next()) {
+                    while let Some((number, module)) = queue.lock().ok().and_then(|mut queue| queue.next()) {
                         // The receiver outlives the scope.
-                        let _ = send.send(compile(module));
+                        let _ = send.send(compile(number, module));
                     }
                 });
             }
         });
         drop(send);
-        for compiled in receive {
-            self.place(compiled);
+        let known: Vec<(u32, FileTable)> = receive.into_iter().map(|compiled| self.place(compiled)).collect();
+        if let Err(error) = self.write_changes() {
+            tracing::warn!("cannot write unwinding tables: {error}");
+        }
+        for (number, table) in known {
+            self.write(number, table);
         }
     }
 
-    fn place(&mut self, compiled: Compiled) {
-        let Compiled { module, segments, table, build_time } = compiled;
+    /// Tells the BPF side what is known of a file.
+    fn write(&mut self, number: u32, table: FileTable) {
+        if let Err(error) = self.tables.set_file(number, table) {
+            tracing::warn!("cannot write what is known of a file: {error}");
+        }
+    }
+
+    fn place(&mut self, compiled: Compiled) -> (u32, FileTable) {
+        let Compiled { number, module, segments, table, build_time } = compiled;
         let code_bytes = code_bytes(&segments);
         let mut file = UnwindTable {
             path: module.path().to_owned(),
@@ -118,7 +192,8 @@ impl Unwinder {
             uncovered_bytes: code_bytes,
             problem: None,
         };
-        let placed = match table {
+        let mut known = FileTable { told: 1, state: file::KNOWN, ..FileTable::default() };
+        match table {
             Ok(table) => {
                 let before = self.packed.size();
                 match self.packed.add(&table) {
@@ -126,22 +201,21 @@ impl Unwinder {
                         file.rows = table.rows().len();
                         file.bytes = self.packed.size() - before;
                         file.uncovered_bytes = uncovered_bytes(&segments, &table);
-                        Some((placed, segments))
+                        (known.first_page, known.pages) = (placed.first_page, placed.pages);
+                        let code = segments.iter().filter(|segment| segment.executable);
+                        for (to, segment) in known.segments.iter_mut().zip(code) {
+                            *to = code_segment(segment, placed);
+                        }
                     }
-                    Err(full) => {
-                        file.problem = Some(full.to_string());
-                        None
-                    }
+                    Err(full) => file.problem = Some(full.to_string()),
                 }
             }
-            Err(problem) => {
-                file.problem = Some(problem);
-                None
-            }
-        };
-        tracing::debug!(?file, "unwinding table");
-        self.placed.insert(module.identity().clone(), placed);
-        self.files.push(file);
+            Err(problem) => file.problem = Some(problem),
+        }
+        tracing::debug!(number, ?file, "unwinding table");
+        self.files.add(number, module);
+        self.described.push(file);
+        (number, known)
     }
 
     fn write_changes(&mut self) -> std::io::Result<()> {
@@ -159,33 +233,14 @@ impl Unwinder {
         }
         Ok(())
     }
+}
 
-    fn mappings(&mut self, space: &AddressSpace) -> Box<Mappings> {
-        // One of its own for each process: children begin with their parent's.
-        self.generation = self.generation.wrapping_add(1);
-        let mut mappings = Box::new(Mappings {
-            count: 0,
-            generation: self.generation,
-            reuses: space.reuses(),
-            mappings: [Mapping::default(); MAX_MAPPINGS],
-        });
-        // [vsyscall] lies in the kernel's half, whose addresses the search on the BPF side cannot order.
-        let user = space.code().filter(|(mapping, _)| mapping.end < 1 << 63);
-        for (mapping, module) in user.take(MAX_MAPPINGS) {
-            let mut entry = Mapping { start: mapping.start, end: mapping.end, ..Mapping::default() };
-            if let Some((placed, segments)) = module.and_then(|module| self.placed.get(module.identity())?.as_ref())
-                && let Some(linked) = linked_address(segments, mapping.offset)
-            {
-                entry.bias = mapping.start.wrapping_sub(linked).wrapping_add(placed.base);
-                (entry.first_page, entry.pages) = (placed.first_page, placed.pages);
-            }
-            if entry.pages == 0 {
-                entry.first_page = if module.is_none() { GENERATED } else { 0 };
-            }
-            mappings.mappings[mappings.count as usize] = entry;
-            mappings.count += 1;
-        }
-        mappings
+/// A segment as the BPF side looks for it. Mappings begin at pages, segments anywhere.
+fn code_segment(segment: &Segment, placed: Placed) -> FileSegment {
+    FileSegment {
+        first: segment.offset & !(PAGE - 1),
+        last: segment.offset.saturating_add(segment.size),
+        delta: placed.base.wrapping_sub(segment.address.wrapping_sub(segment.offset)),
     }
 }
 
@@ -213,13 +268,13 @@ pub fn uncovered_bytes(segments: &[Segment], table: &Table) -> u64 {
 }
 
 /// Reads and compiles the table of one file.
-fn compile(module: Arc<Module>) -> Compiled {
+fn compile(number: u32, module: Arc<Module>) -> Compiled {
     let start = Instant::now();
     let read = read(&module);
     let build_time = start.elapsed();
     match read {
-        Ok((segments, table)) => Compiled { module, segments, table: Ok(table), build_time },
-        Err(problem) => Compiled { module, segments: Vec::new(), table: Err(problem), build_time },
+        Ok((segments, table)) => Compiled { number, module, segments, table: Ok(table), build_time },
+        Err(problem) => Compiled { number, module, segments: Vec::new(), table: Err(problem), build_time },
     }
 }
 

@@ -3,9 +3,9 @@
 
 use std::fs;
 
-use tracer_ebpf::{ReturnInstances, TaskFields};
+use tracer_ebpf::{ReturnInstances, TaskFields, unwind::KernelMappings};
 
-const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
 /// Bytes of a type's head: name, info, size or type.
@@ -24,6 +24,8 @@ pub(super) struct Layouts {
     pub(super) return_instances: ReturnInstances,
     /// Where it keeps what it knows of processes; all 0 when it does not say.
     pub(super) task_fields: TaskFields,
+    /// What it knows of mappings; `None` when it does not say.
+    pub(super) mappings: Option<KernelMappings>,
 }
 
 impl Layouts {
@@ -39,7 +41,17 @@ impl Layouts {
         if task_fields.is_none() {
             tracing::debug!("{VMLINUX} does not tell where it keeps what it knows of processes");
         }
-        Self { return_instances: return_instances.unwrap_or_default(), task_fields: task_fields.unwrap_or_default() }
+        let mappings = types.as_ref().and_then(mappings);
+        if mappings.is_some_and(|mappings| mappings.mm_tree == 0) {
+            tracing::debug!(
+                "mappings are not looked up while they change: the kernel's tree of them has another shape"
+            );
+        }
+        Self {
+            return_instances: return_instances.unwrap_or_default(),
+            task_fields: task_fields.unwrap_or_default(),
+            mappings,
+        }
     }
 }
 
@@ -62,6 +74,47 @@ fn task_fields(types: &Types<'_>) -> Option<TaskFields> {
         exit_code: types.offset(task, "exit_code")?,
         mm: types.offset(task, "mm")?,
         tgid: types.offset(task, "tgid")?,
+    })
+}
+
+fn mappings(types: &Types<'_>) -> Option<KernelMappings> {
+    let at = |structure: &str, member: &str| types.offset(types.structure(structure)?, member);
+    let within = |structure, member, inner: &str, field: &str| at(structure, member)?.checked_add(at(inner, field)?);
+    Some(KernelMappings {
+        task_mm: at("task_struct", "mm")?,
+        mm_xol_area: within("mm_struct", "uprobes_state", "uprobes_state", "xol_area")?,
+        xol_address: at("xol_area", "vaddr")?,
+        area_start: at("vm_area_struct", "vm_start")?,
+        area_end: at("vm_area_struct", "vm_end")?,
+        area_page: at("vm_area_struct", "vm_pgoff")?,
+        area_flags: at("vm_area_struct", "vm_flags")?,
+        area_operations: at("vm_area_struct", "vm_ops")?,
+        area_file: at("vm_area_struct", "vm_file")?,
+        area_mm: at("vm_area_struct", "vm_mm")?,
+        file_inode: at("file", "f_inode")?,
+        inode_number: at("inode", "i_ino")?,
+        inode_generation: at("inode", "i_generation")?,
+        inode_super: at("inode", "i_sb")?,
+        super_device: at("super_block", "s_dev")?,
+        mm_tree: within("mm_struct", "mm_mt", "maple_tree", "ma_root").filter(|_| has_known_nodes(types)).unwrap_or(0),
+        mm_changes: at("mm_struct", "mm_lock_seq").unwrap_or(0),
+    })
+}
+
+/// Whether the nodes of trees of mappings are those that the BPF programs can read (`descend` there).
+fn has_known_nodes(types: &Types<'_>) -> bool {
+    [
+        ("maple_range_64", "pivot", 8),
+        ("maple_range_64", "slot", 128),
+        ("maple_range_64", "meta", 248),
+        ("maple_arange_64", "pivot", 8),
+        ("maple_arange_64", "slot", 80),
+        ("maple_arange_64", "meta", 240),
+        ("maple_metadata", "end", 0),
+    ]
+    .into_iter()
+    .all(|(node, member, expected)| {
+        types.structure(node).and_then(|node| types.offset(node, member)).is_some_and(|offset| offset == expected)
     })
 }
 
@@ -211,6 +264,18 @@ mod tests {
                 let _ = offset(&wrong, "outer", "c");
             }
         }
+    }
+
+    #[test]
+    fn the_running_kernel_says_where_mappings_are() {
+        if !fs::exists(VMLINUX).unwrap() {
+            return;
+        }
+        let at = Layouts::read().mappings.unwrap();
+        assert_eq!(at.area_end, at.area_start + 8, "vm_start and vm_end are neighbours from 5.17 to 6.18: {at:?}");
+        let pointers =
+            [at.task_mm, at.mm_xol_area, at.area_file, at.area_mm, at.file_inode, at.inode_super, at.mm_tree];
+        assert!(pointers.iter().all(|offset| offset % 8 == 0), "{at:?}");
     }
 
     #[test]

@@ -2,15 +2,23 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::{Ebpf, EbpfLoader, Pod, maps::Map, programs::ProgramError};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, Map, MapData},
+    programs::ProgramError,
+};
 use aya_log::EbpfLogger;
-use tracer_ebpf::{ReturnInstances, TaskFields};
+use tracer_ebpf::{
+    ReturnInstances, TaskFields,
+    unwind::{KernelMappings, epoch},
+};
 
 use super::{
+    attach::{attach_changes, load_identify},
     copies::StackCopies,
     events::Events,
     golang::GoMaps,
-    kernel_types::Layouts,
+    kernel_types::{Layouts, VMLINUX},
     multi::{self, Multi},
     refusal,
     tables::Tables,
@@ -59,6 +67,13 @@ struct TaskFieldsValue(TaskFields);
 // SAFETY: as above.
 unsafe impl Pod for TaskFieldsValue {}
 
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct KernelMappingsValue(KernelMappings);
+
+// SAFETY: as above.
+unsafe impl Pod for KernelMappingsValue {}
+
 impl Config {
     /// For programs whose records nobody reads.
     pub fn smallest() -> Self {
@@ -81,6 +96,9 @@ pub enum LoadError {
     /// A map could not be opened.
     #[error("cannot use a BPF map: {}", refusal::explain(.0))]
     Map(aya::maps::MapError),
+    /// The kernel does not say where it keeps what the programs read.
+    #[error("{VMLINUX} does not tell where the kernel keeps the mappings of processes: it needs CONFIG_DEBUG_INFO_BTF")]
+    NoTypes,
     /// A program was refused.
     #[error("the kernel refused the BPF program {0}: {1}")]
     Program(String, String),
@@ -146,7 +164,8 @@ impl Programs {
         let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
-        let Layouts { return_instances, task_fields } = Layouts::read();
+        let Layouts { return_instances, task_fields, mappings } = Layouts::read();
+        let mappings = KernelMappingsValue(mappings.ok_or(LoadError::NoTypes)?);
         let (return_instances, task_fields) = (ReturnInstancesValue(return_instances), TaskFieldsValue(task_fields));
         let mut ebpf = EbpfLoader::new()
             .override_global("WAKEUP_BYTES", &wakeup, true)
@@ -154,6 +173,7 @@ impl Programs {
             .override_global("MAX_SIZE", &max, true)
             .override_global("RETURN_INSTANCES", &return_instances, true)
             .override_global("TASK_FIELDS", &task_fields, true)
+            .override_global("KERNEL_MAPPINGS", &mappings, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
             .map_max_entries("STACK_COPIES", if config.stack_copies { StackCopies::BUFFER } else { PAGE })
@@ -202,23 +222,24 @@ impl Programs {
         ))
     }
 
-    /// Takes the maps of unwinding tables. Once only.
+    /// Takes the maps of unwinding tables, and has changes of mappings counted from now on. Once only.
     ///
     /// # Errors
-    /// [`LoadError::Mismatch`] when a map is not there (any more).
+    /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Program`] when the kernel refuses a program.
     pub fn tables(&mut self) -> Result<Tables, LoadError> {
-        let mut take = |name: &str| match self.ebpf.take_map(name) {
-            Some(Map::Array(map) | Map::HashMap(map)) => Ok(map),
-            _ => Err(LoadError::Mismatch(format!("no map {name}"))),
+        let identify = load_identify(self)?;
+        let changes = attach_changes(self)?;
+        let mut take =
+            |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
+        let mut large = |name: &str| match take(name)? {
+            Map::Array(map) => Ok(map),
+            _ => Err(LoadError::Mismatch(format!("{name} is no array"))),
         };
-        Ok(Tables {
-            pages: take("PAGES")?,
-            rows: take("ROWS")?,
-            rules: take("RULES")?,
-            mappings: take("MAPPINGS")?,
-            epoch: take("MAPPINGS_EPOCH")?,
-            changes: 0,
-        })
+        let (pages, rows, rules) = (large("PAGES")?, large("ROWS")?, large("RULES")?);
+        let mut epochs: Array<MapData, u64> = take("EPOCHS")?.try_into()?;
+        epochs.set(epoch::CHANGES, changes, 0)?;
+        let files = take("TABLES")?.try_into()?;
+        Ok(Tables { pages, rows, rules, files, epochs, identify, changes, files_changed: 0 })
     }
 
     /// Takes the maps that sampling of Go programs needs. Once only.

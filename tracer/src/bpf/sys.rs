@@ -13,6 +13,7 @@ use super::Site;
 /// Of the kernel's `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const UPDATE_ELEM: libc::c_long = 2;
 const PROG_LOAD: libc::c_long = 5;
+const PROG_TEST_RUN: libc::c_long = 10;
 const BTF_LOAD: libc::c_long = 18;
 const LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
 const LINK_CREATE: libc::c_long = 28;
@@ -104,6 +105,28 @@ struct LinkAttr {
     reserved: u32,
 }
 
+/// The member of the kernel's `union bpf_attr` for running a program on the spot.
+#[repr(C)]
+#[derive(Default)]
+struct RunAttr {
+    program: u32,
+    result: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    reserved: u32,
+}
+
 /// When a program of a uprobe-multi link runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
@@ -131,8 +154,6 @@ pub(super) unsafe trait MapValue {}
 unsafe impl MapValue for [u64] {}
 // SAFETY: integers.
 unsafe impl MapValue for [u32] {}
-// SAFETY: integers only; the ABI asserts the sizes.
-unsafe impl MapValue for tracer_ebpf::unwind::Mappings {}
 
 /// Sets the entry `key` of the map, whose values are `size_of_val(value)` bytes long. aya would take the value by copy:
 /// those here are a quarter of a megabyte.
@@ -262,6 +283,20 @@ pub(super) fn link_multi(
     // SAFETY: the attribute has the kernel's layout; `path` ends with a zero, and there are `count` offsets and cookies.
     let result = unsafe { libc::syscall(libc::SYS_bpf, LINK_CREATE, &raw mut attr, size_of::<LinkAttr>()) };
     descriptor(result)
+}
+
+/// Runs the program of a raw tracepoint once, in the calling thread, as if it had come to that with this argument: what the
+/// program gives back.
+pub(super) fn run(program: BorrowedFd<'_>, argument: u64) -> io::Result<u32> {
+    let mut attr = RunAttr {
+        program: program.as_raw_fd() as u32,
+        context_size_in: size_of::<u64>() as u32,
+        context_in: (&raw const argument) as u64,
+        ..RunAttr::default()
+    };
+    // SAFETY: the attribute has the kernel's layout, and the argument is as long as it says.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, &raw mut attr, size_of::<RunAttr>()) };
+    if result == 0 { Ok(attr.result) } else { Err(io::Error::last_os_error()) }
 }
 
 fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {

@@ -1,21 +1,44 @@
-//! The maps that hold unwinding tables: what [`crate::unwind`] has compiled, where the BPF programs find it.
+//! The maps that hold unwinding tables: what [`crate::unwind`] has compiled, where the BPF programs find it, and which file
+//! has which.
 
-use std::{io, os::fd::AsFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd as _},
+};
 
-use aya::maps::MapData;
-use tracer_ebpf::unwind::Mappings;
+use aya::{
+    Pod,
+    maps::{Array, MapData},
+    programs::ProgramFd,
+};
+use tracer_ebpf::unwind::{FileTable, changes, epoch};
 
 use super::sys;
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct FileTableValue(FileTable);
+
+// SAFETY: integers only, no padding (the ABI asserts the size), any bytes are a value.
+unsafe impl Pod for FileTableValue {}
+
+/// How often a file is looked at that cannot be told at once: while another thread changes tracer's own mappings.
+const LOOKS: usize = 100;
 
 /// The writing side of the unwinding tables. Belongs to one thread.
 pub struct Tables {
     pub(super) pages: MapData,
     pub(super) rows: MapData,
     pub(super) rules: MapData,
-    pub(super) mappings: MapData,
-    pub(super) epoch: MapData,
-    /// Changes of mappings so far.
+    pub(super) files: Array<MapData, FileTableValue>,
+    pub(super) epochs: Array<MapData, u64>,
+    /// The program that tells the number of a file.
+    pub(super) identify: ProgramFd,
+    /// How changes of mappings come to be known.
     pub(super) changes: u64,
+    /// Changes of `files` so far.
+    pub(super) files_changed: u64,
 }
 
 impl Tables {
@@ -43,15 +66,48 @@ impl Tables {
         set(&self.rules, 0, rules)
     }
 
-    /// Replaces the mappings of a process.
+    /// Says what is known of a file. To be done after its table was written.
     ///
     /// # Errors
-    /// The map is full: more than 4096 processes.
-    pub fn set_mappings(&mut self, pid: u32, mappings: &Mappings) -> io::Result<()> {
-        set(&self.mappings, pid, mappings)?;
-        // After it: who sees the new count finds the new mappings.
-        self.changes += 1;
-        set(&self.epoch, 0, std::slice::from_ref(&self.changes))
+    /// There is no such number.
+    pub fn set_file(&mut self, number: u32, table: FileTable) -> io::Result<()> {
+        // The programs may be reading: what it stands for is there before they can know.
+        self.files.set(number, FileTableValue(FileTable { state: 0, ..table }), 0).map_err(io::Error::other)?;
+        self.files.set(number, FileTableValue(table), 0).map_err(io::Error::other)?;
+        self.files_changed += 1;
+        self.epochs.set(epoch::FILES, self.files_changed, 0).map_err(io::Error::other)
+    }
+
+    /// The number by which the BPF programs know a file; `None` when there are too many.
+    ///
+    /// It is mapped for that, because nothing else leads to what the kernel knows it by (stat(2) says something else on
+    /// several file systems), and never read through that mapping. Mapping it asks nobody, but on file systems that may not
+    /// answer: those of a file must be local.
+    ///
+    /// # Errors
+    /// It cannot be mapped, or the kernel refuses to run the program.
+    pub fn number_of(&self, file: &File) -> io::Result<Option<u32>> {
+        let length = 1;
+        // SAFETY: a mapping of its own, which nobody reads or writes.
+        let address = unsafe {
+            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_PRIVATE, file.as_raw_fd(), 0)
+        };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let mut looks = (0..LOOKS).map(|_| sys::run(self.identify.as_fd(), address as u64));
+        let found = looks.find(|found| !matches!(found, Ok(0))).unwrap_or(Ok(0));
+        // SAFETY: the mapping from above.
+        unsafe { libc::munmap(address, length) };
+        found.map(|number| Some(number).filter(|number| *number != 0))
+    }
+
+    /// Changes of the mappings of a process, and of others, so far; `None` where they are not counted.
+    pub fn changes_of(&self, pid: u32) -> Option<u64> {
+        if self.changes != changes::COUNTED {
+            return None;
+        }
+        self.epochs.get(&(pid % epoch::PROCESSES), 0).ok()
     }
 }
 

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::FileExt},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt, MetadataExt},
+    },
 };
 
 use super::{
@@ -55,6 +58,8 @@ pub struct Executable {
     file: File,
     /// The file itself, by which it can be probed, where what is read is a copy of it.
     pub original: Option<OwnedFd>,
+    /// Device and inode of what is read.
+    pub inode: Option<(u64, u64)>,
     /// Version that it was built with.
     pub version: Version,
     /// What tells this build from others, if anything does: hostile text.
@@ -104,9 +109,11 @@ impl Executable {
         let variables = symbols.filter_map(|(name, symbol)| Some((name.to_owned(), symbol?.0))).collect();
         let mentions = known.map(|known| known.mentions).unwrap_or_default();
         let (build_id, entry) = (elf.build_id_text(), elf.entry());
+        let inode = file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
         Ok(Self {
             file,
             original: None,
+            inode,
             version,
             build_id,
             segments,
@@ -125,6 +132,7 @@ impl Executable {
         Ok(Self {
             file: File::open("/dev/null")?,
             original: None,
+            inode: None,
             version: Version { text: "made up".to_owned(), minor: None },
             build_id: None,
             segments: Vec::new(),
@@ -135,6 +143,14 @@ impl Executable {
             layout_source: LayoutSource::Table,
             variables: BTreeMap::new(),
             mentions: Vec::new(),
+        })
+    }
+
+    /// Address as linked of what is at an offset of the file, bytes.
+    pub fn address(&self, offset: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let inside = offset.checked_sub(segment.offset).filter(|inside| *inside < segment.size)?;
+            segment.address.checked_add(inside)
         })
     }
 

@@ -94,9 +94,15 @@ impl<R: Deref<Target = Runtime>> Symbols<R> {
         stack
     }
 
-    /// Whether there is Go code at an address.
-    pub fn is_go(&self, address: u64) -> bool {
-        self.modules.iter().any(|(runtime, _)| runtime.text_offset(address).is_some())
+    /// Address in the process of what is at an offset of a file, of which device and inode are known, if that is Go code of one
+    /// of the runtimes.
+    pub fn address(&self, inode: (u64, u64), offset: u64) -> Option<u64> {
+        let of_file = self.modules.iter().filter(|(runtime, _)| runtime.executable.inode == Some(inode));
+        let mut addresses = of_file.filter_map(|(runtime, _)| {
+            let address = runtime.executable.address(offset)?.wrapping_add(runtime.bias);
+            runtime.text_offset(address).map(|_| address)
+        });
+        addresses.next()
     }
 
     /// The runtime whose file an address lies in, and the path of that; the first where it is none.

@@ -21,7 +21,7 @@ pub use self::{
     stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
 };
 use crate::{
-    event::{Event, Image, Origin},
+    event::{Event, Frames, Image, Origin},
     profile::Values,
 };
 
@@ -147,10 +147,16 @@ impl Heap {
             Event::ReallocFailed(_) => process.put_back(origin.tid, origin.slot, &mut books),
             Event::ReallocFreed(_) => process.realloc_freed(origin.tid, origin.slot, &mut books),
             Event::Stack { id, frames, end } => books.stacks.define(origin.image, id, frames, end),
-            // Objects of Go are kept elsewhere.
-            Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) => {}
+            // Objects of Go and files are kept elsewhere.
+            Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) | Event::UnknownFile(_) => {
+            }
             Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
         }
+    }
+
+    /// Learns what a stack id stands for from an image of which nothing else is kept: others have the same stack.
+    pub fn define(&mut self, image: Image, id: u64, frames: Frames<'_>, end: u32) {
+        self.stacks.define(image, id, frames, end);
     }
 
     /// A free that was lost at `time`, found in the set of lost frees. All events from before that time must have been
@@ -235,12 +241,12 @@ impl Heap {
         self.room.taken
     }
 
-    /// Forgets the addresses of a stack that are kept elsewhere from now on.
+    /// Forgets the places of a stack, which are kept elsewhere from now on.
     pub fn placed(&mut self, stack: StackIndex) {
         self.stacks.placed(stack);
     }
 
-    /// Forgets the addresses of a stack, which keeps its amounts: [`StackKind::Folded`].
+    /// Forgets the places of a stack in all processes; amounts are kept: [`StackKind::Folded`].
     pub fn fold(&mut self, stack: StackIndex) {
         self.stacks.fold(stack);
     }

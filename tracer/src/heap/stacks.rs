@@ -1,4 +1,5 @@
-//! Interning of stacks: 64-bit ids from the BPF side to small indexes, and the addresses that each stands for.
+//! Interning of stacks: 64-bit ids from the BPF side to small indexes, one for each process that has the stack, and the places
+//! that each stands for, kept once for all of them.
 
 use hashbrown::{HashMap, HashSet};
 
@@ -36,11 +37,11 @@ impl StackIndex {
 /// What is known of a stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StackKind {
-    /// Its addresses, leaf first.
-    Addresses(Box<[u64]>),
-    /// Its addresses are kept elsewhere, as places.
+    /// Its places as the BPF side tells them ([`tracer_ebpf::unwind::place`]), leaf first.
+    Recorded(Box<[u64]>),
+    /// They are kept elsewhere, as what they stand for.
     Placed,
-    /// Its addresses were forgotten, for want of memory. They are known again when it is sent again.
+    /// They were forgotten, for want of memory. They are known again when it is sent again.
     Folded,
     /// Its record was lost, and it has not been sent again.
     Unknown,
@@ -50,13 +51,17 @@ pub enum StackKind {
 
 struct Stack {
     image: Image,
+    /// The one with the same id that came first. What is known of all of them is kept there.
+    first: StackIndex,
     kind: StackKind,
     end: u32,
 }
 
 /// All stacks of a trace.
 pub struct Stacks {
-    by_id: HashMap<u64, StackIndex, foldhash::fast::FixedState>,
+    by_id: HashMap<(Image, u64), StackIndex, foldhash::fast::FixedState>,
+    /// By id, the first one with it.
+    firsts: HashMap<u64, StackIndex, foldhash::fast::FixedState>,
     /// The stand-in for stacks that did not fit, per image.
     full: HashMap<Image, StackIndex>,
     stacks: Vec<Stack>,
@@ -65,63 +70,74 @@ pub struct Stacks {
 
 impl Stacks {
     pub(super) fn new(max: usize) -> Self {
-        Self { by_id: HashMap::default(), full: HashMap::new(), stacks: Vec::new(), max }
+        Self { by_id: HashMap::default(), firsts: HashMap::default(), full: HashMap::new(), stacks: Vec::new(), max }
     }
 
-    /// Index of a stack id, which the BPF side made distinct for each image.
+    /// Index of a stack of an image by its id. Equal stacks of equal programs have the same one.
     #[inline]
     pub(super) fn intern(&mut self, image: Image, id: u64) -> StackIndex {
-        if let Some(index) = self.by_id.get(&id) {
+        if let Some(index) = self.by_id.get(&(image, id)) {
             return *index;
         }
+        let next = StackIndex::new(self.stacks.len());
         if self.by_id.len() >= self.max {
-            let next = StackIndex::new(self.stacks.len());
             let index = *self.full.entry(image).or_insert(next);
             if index == next {
-                self.stacks.push(Stack { image, kind: StackKind::TableFull, end: 0 });
+                self.stacks.push(Stack { image, first: next, kind: StackKind::TableFull, end: 0 });
             }
             return index;
         }
-        let index = StackIndex::new(self.stacks.len());
-        self.stacks.push(Stack { image, kind: StackKind::Unknown, end: 0 });
-        self.by_id.insert(id, index);
-        index
+        let first = *self.firsts.entry(id).or_insert(next);
+        self.stacks.push(Stack { image, first, kind: StackKind::Unknown, end: 0 });
+        self.by_id.insert((image, id), next);
+        next
     }
 
     /// Learns what an id stands for. Never overwrites: an id that is sent again says the same.
     pub(super) fn define(&mut self, image: Image, id: u64, frames: Frames<'_>, end: u32) {
-        let index = self.intern(image, id);
-        let stack = &mut self.stacks[index.index()];
+        let stack = self.intern(image, id);
+        let first = self.first(stack);
+        let stack = &mut self.stacks[first.index()];
         if matches!(stack.kind, StackKind::Unknown | StackKind::Folded) {
-            stack.kind = StackKind::Addresses(frames.iter().collect());
+            stack.kind = StackKind::Recorded(frames.iter().collect());
             stack.end = end;
         }
     }
 
-    /// Forgets the addresses of a stack that are kept elsewhere from now on.
+    /// Forgets the places of a stack, which are kept elsewhere from now on.
     pub(super) fn placed(&mut self, stack: StackIndex) {
-        let kind = &mut self.stacks[stack.index()].kind;
-        if matches!(kind, StackKind::Addresses(_)) {
+        let kind = self.kind_mut(stack);
+        if matches!(kind, StackKind::Recorded(_)) {
             *kind = StackKind::Placed;
         }
     }
 
-    /// Forgets the addresses of a stack altogether.
+    /// Forgets the places of a stack altogether, in all processes.
     pub(super) fn fold(&mut self, stack: StackIndex) {
-        let kind = &mut self.stacks[stack.index()].kind;
-        if matches!(kind, StackKind::Addresses(_) | StackKind::Placed) {
+        let kind = self.kind_mut(stack);
+        if matches!(kind, StackKind::Recorded(_) | StackKind::Placed) {
             *kind = StackKind::Folded;
         }
     }
 
-    /// Index of an id, if that id is known.
+    /// The first stack with an id, if that is known.
     pub fn find(&self, id: u64) -> Option<StackIndex> {
-        self.by_id.get(&id).copied()
+        self.firsts.get(&id).copied()
     }
 
-    /// Ids of these stacks.
-    pub fn ids(&self, stacks: &HashSet<StackIndex>) -> Vec<u64> {
-        self.by_id.iter().filter(|(_, stack)| stacks.contains(*stack)).map(|(id, _)| *id).collect()
+    /// The stack with the same id that came first, of whichever process: what is known of it is known of both.
+    pub fn first(&self, stack: StackIndex) -> StackIndex {
+        self.stacks[stack.index()].first
+    }
+
+    /// Every stack, by index, as the first one with its id.
+    pub fn firsts(&self) -> impl Iterator<Item = StackIndex> {
+        self.stacks.iter().map(|stack| stack.first)
+    }
+
+    /// Ids of these stacks, which are the first ones with them.
+    pub fn ids(&self, firsts: &HashSet<StackIndex>) -> Vec<u64> {
+        self.firsts.iter().filter(|(_, stack)| firsts.contains(*stack)).map(|(id, _)| *id).collect()
     }
 
     /// Image that a stack belongs to.
@@ -131,12 +147,17 @@ impl Stacks {
 
     /// What is known of a stack.
     pub fn kind(&self, stack: StackIndex) -> &StackKind {
-        &self.stacks[stack.index()].kind
+        &self.stacks[self.first(stack).index()].kind
+    }
+
+    fn kind_mut(&mut self, stack: StackIndex) -> &mut StackKind {
+        let first = self.first(stack);
+        &mut self.stacks[first.index()].kind
     }
 
     /// Why a stack has no further frame: one of [`tracer_ebpf::end`].
     pub fn end(&self, stack: StackIndex) -> u32 {
-        self.stacks[stack.index()].end
+        self.stacks[self.first(stack).index()].end
     }
 
     /// How many there are.

@@ -322,7 +322,7 @@ fn stack_that_was_lost_is_known_once_it_is_sent_again() {
         .collect();
     let (origin, event) = parse(&record).unwrap();
     heap.apply(origin, event);
-    assert_eq!(heap.stacks().kind(index), &StackKind::Addresses([0xa, 0xb].into()));
+    assert_eq!(heap.stacks().kind(index), &StackKind::Recorded([0xa, 0xb].into()));
 }
 
 fn stack_record(id: u64) -> Vec<u8> {
@@ -330,6 +330,36 @@ fn stack_record(id: u64) -> Vec<u8> {
         .iter()
         .flat_map(|word| word.to_ne_bytes())
         .collect()
+}
+
+/// It is sent once, whoever has it: each has its amounts, and all lose and get back its places.
+#[test]
+fn a_stack_that_several_images_have_is_known_once() {
+    let mut heap = heap(&[]);
+    let other = Origin { image: Image(IMAGE.0 + 1), ..origin(2) };
+    heap.apply(origin(1), Event::Alloc(block(0x10, 1, 7, MS)));
+    heap.apply(other, Event::Alloc(block(0x10, 2, 7, MS)));
+    let record = stack_record(7);
+    let (of_stack, stack) = parse(&record).unwrap();
+    heap.apply(of_stack, stack);
+    let (mine, others) = (heap.intern(IMAGE, 7), heap.intern(other.image, 7));
+    assert_ne!(mine, others);
+    assert_eq!((heap.stacks().image(mine), heap.stacks().image(others)), (IMAGE, other.image));
+    assert_eq!((heap.values(mine).outstanding_bytes, heap.values(others).outstanding_bytes), (1, 2));
+    let third = heap.intern(Image(IMAGE.0 + 2), 7);
+    for stack in [mine, others, third] {
+        assert_eq!(heap.stacks().first(stack), mine);
+        assert_eq!(heap.stacks().kind(stack), &StackKind::Recorded([0xa, 0xb].into()));
+    }
+    heap.fold(others);
+    assert_eq!(heap.stacks().kind(mine), &StackKind::Folded);
+    heap.define(Image(IMAGE.0 + 3), 7, frames(&record), 1);
+    assert_eq!(heap.stacks().kind(others), &StackKind::Recorded([0xa, 0xb].into()));
+}
+
+fn frames(record: &[u8]) -> crate::event::Frames<'_> {
+    let Ok((_, Event::Stack { frames, .. })) = parse(record) else { panic!("no stack") };
+    frames
 }
 
 /// Its amounts stay its own, and it is itself again when it is sent again.
@@ -350,7 +380,7 @@ fn a_stack_whose_addresses_are_forgotten_keeps_its_amounts() {
     assert_eq!(heap.stacks().ids(&[index].into_iter().collect()), [7]);
     let (of_stack, stack) = parse(&record).unwrap();
     heap.apply(of_stack, stack);
-    assert_eq!(heap.stacks().kind(index), &StackKind::Addresses([0xa, 0xb].into()));
+    assert_eq!(heap.stacks().kind(index), &StackKind::Recorded([0xa, 0xb].into()));
     assert_eq!(heap.values(index).allocated_blocks, 2);
 }
 

@@ -61,16 +61,6 @@ struct Code {
 }
 
 impl Code {
-    /// Whether an address in both means another thing in each.
-    fn contradicts(&self, other: &Self) -> bool {
-        let (mine, others) = (&self.mapping, &other.mapping);
-        let overlap = mine.start < others.end && others.start < mine.end;
-        let identity = |code: &Self| code.module.as_ref().map(|module| module.identity().clone());
-        let base = |mapping: &Mapping| mapping.start.wrapping_sub(mapping.offset);
-        let same = identity(self) == identity(other) && (self.module.is_none() || base(mine) == base(others));
-        overlap && !same
-    }
-
     fn contains(&self, addr: u64) -> bool {
         (self.mapping.start..self.mapping.end).contains(&addr)
     }
@@ -91,8 +81,6 @@ pub struct AddressSpace {
     code: Vec<Code>,
     /// Latest first.
     retired: VecDeque<Code>,
-    /// How often an address has come to mean something else.
-    reuses: u64,
     /// By what the kernel prints of a file. As long as the file is open, that cannot become another one's.
     modules: HashMap<(u32, u32, u64), Arc<Module>>,
 }
@@ -100,13 +88,13 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// That of process `pid`. Nothing is known before the first refresh.
     pub fn new(pid: u32) -> Self {
-        Self { pid, opened: None, code: Vec::new(), retired: VecDeque::new(), reuses: 0, modules: HashMap::new() }
+        Self { pid, opened: None, code: Vec::new(), retired: VecDeque::new(), modules: HashMap::new() }
     }
 
     /// That of process `pid`, which was just forked from the one that this is of.
     pub fn forked(&self, pid: u32) -> Self {
         let modules = self.modules.clone();
-        Self { pid, opened: None, code: self.code.clone(), retired: self.retired.clone(), reuses: self.reuses, modules }
+        Self { pid, opened: None, code: self.code.clone(), retired: self.retired.clone(), modules }
     }
 
     /// Looks at the mappings again. True when executable ones have come, gone or changed.
@@ -131,8 +119,6 @@ impl AddressSpace {
                 .into_iter()
                 .map(|mapping| Code { module: module(modules, process, root.as_ref(), &mapping), mapping })
                 .collect();
-            let known = || self.code.iter().chain(&self.retired);
-            self.reuses += u64::from(code.iter().any(|code| known().any(|other| code.contradicts(other))));
             let old = std::mem::replace(&mut self.code, code);
             retire(&mut self.retired, old, &self.code);
         }
@@ -142,9 +128,16 @@ impl AddressSpace {
         Ok(changed)
     }
 
-    /// How often an address has come to mean something else: another library was mapped where one was before.
-    pub fn reuses(&self) -> u64 {
-        self.reuses
+    /// Tries again to open the files that could not be opened when the mappings were looked at: another one may have been
+    /// mapped there at that instant.
+    pub fn reopen(&mut self) {
+        let Some(Opened { process, root, .. }) = &self.opened else { return };
+        let is_missing = |code: &&mut Code| {
+            code.mapping.inode != 0 && code.module.as_ref().is_some_and(|module| module.file().is_none())
+        };
+        for code in self.code.iter_mut().filter(is_missing) {
+            code.module = module(&mut self.modules, process, root.as_ref(), &code.mapping);
+        }
     }
 
     /// What the return address `addr` belongs to. That is where the call before it is: a call can be the last
@@ -164,20 +157,6 @@ impl AddressSpace {
             (None, Some(opened)) => Place::Jit(Arc::clone(&opened.perf_map)),
             (None, None) => Place::Unknown,
         }
-    }
-
-    /// From the first to behind the last address of all executable mappings of one file. `None` when it has none.
-    pub fn text_range(&self, module: &Module) -> Option<(u64, u64)> {
-        let mut code = self.mapped().filter(|(known, _)| known.identity() == module.identity()).map(|(_, code)| code);
-        let first = code.next()?;
-        // They are sorted by address.
-        Some((first.start, code.last().unwrap_or(first).end))
-    }
-
-    /// Address of the code that the kernel has return probes return to, if the process has it: at the start of a mapping that
-    /// probes brought.
-    pub fn trampoline(&self) -> Option<u64> {
-        self.mapped().find(|(module, _)| module.path() == "[uprobes]").map(|(_, mapping)| mapping.start)
     }
 
     /// Every executable mapping of a file with its first address, by address. A file that is mapped in pieces comes
@@ -281,11 +260,9 @@ mod tests {
         let here = own as fn() -> AddressSpace as usize as u64 + 1;
         let location = file(space.locate(here));
         assert!(location.module.is_file(&super::super::root::executable(std::process::id()).unwrap()));
-        let (start, end) = space.text_range(&location.module).unwrap();
-        assert!((start..end).contains(&here));
         let (_, first) =
             space.executable_files().find(|(module, _)| module.identity() == location.module.identity()).unwrap();
-        assert_eq!(first, start);
+        assert!(first < here);
         for nothing in [0, 1, u64::MAX, &raw const space as u64] {
             assert!(matches!(space.locate(nothing), Place::Unknown), "{nothing:#x}");
         }
@@ -353,7 +330,6 @@ mod tests {
         space.code.insert(0, old);
         assert!(space.refresh().unwrap());
         assert_eq!(file(space.locate(0x1800)).module.path(), "gone");
-        assert!(space.text_range(&Module::special("gone")).is_none());
     }
 
     #[test]

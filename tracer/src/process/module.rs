@@ -49,6 +49,7 @@ pub struct Module {
     safe: bool,
     root: Option<Arc<Root>>,
     build_id: OnceLock<Option<Vec<u8>>>,
+    contents: OnceLock<Option<(u64, u64)>>,
     /// Why it could not be opened, where there were no descriptors left.
     exhausted: Option<String>,
 }
@@ -92,6 +93,7 @@ impl Module {
             safe: false,
             root: None,
             build_id: OnceLock::new(),
+            contents: OnceLock::new(),
             exhausted: None,
         }
     }
@@ -119,6 +121,12 @@ impl Module {
     /// What tells it from other files.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// Device and inode of what is read: of the copy, where it is one.
+    pub fn contents(&self) -> Option<(u64, u64)> {
+        let ask = || self.file.as_ref()?.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
+        *self.contents.get_or_init(ask)
     }
 
     /// Whether `facts` are those of this file.
@@ -168,6 +176,9 @@ pub fn is_administrators(file: &Facts) -> bool {
 fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping) -> io::Result<Opened> {
     let range = format!("{:x}-{:x}", mapping.start, mapping.end);
     let error = match process.mapped(&range, &mapping.path, mapping.device) {
+        Ok(file) if is_another(&file.facts, mapping) => {
+            return Err(io::Error::other("another file is mapped there by now"));
+        }
         Ok(file) => return Ok(file),
         Err(error) => error,
     };
@@ -175,11 +186,20 @@ fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping)
         return Err(error);
     };
     let file = root.open(Path::new(&mapping.path)).map_err(|_| error)?;
-    let device = (rustix::fs::major(file.facts.device), rustix::fs::minor(file.facts.device));
-    if (device, file.facts.inode) != (mapping.device, mapping.inode) {
+    if device(&file.facts) != mapping.device || file.facts.inode != mapping.inode {
         return Err(io::Error::other("another file has its path now"));
     }
     Ok(file)
+}
+
+/// Whether a file is another one than the mapping was of when it was looked at. Some file systems (btrfs, overlayfs) tell other
+/// numbers than the kernel prints of mappings: then nothing can be said.
+fn is_another(facts: &Facts, mapping: &Mapping) -> bool {
+    device(facts) == mapping.device && facts.inode != mapping.inode
+}
+
+fn device(facts: &Facts) -> (u32, u32) {
+    (rustix::fs::major(facts.device), rustix::fs::minor(facts.device))
 }
 
 #[cfg(test)]
@@ -213,6 +233,13 @@ mod tests {
             assert!(module.file().is_none());
             assert_eq!(*module.identity(), Identity::Name(other.path));
         }
+    }
+
+    #[test]
+    fn a_file_that_has_taken_the_place_of_another_is_not_taken_for_it() {
+        let (process, root, mapping) = own_executable();
+        let before = Mapping { inode: mapping.inode + 1, deleted: true, ..mapping };
+        assert!(Module::open(&process, Some(&root), &before).file().is_none());
     }
 
     #[test]

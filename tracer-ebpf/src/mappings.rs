@@ -1,0 +1,456 @@
+//! The mapping that an address lies in, as the kernel has it, and the table of the file that is mapped there.
+//!
+//! User space writes nothing of a process: what it knows of a file, it writes once for all processes that map it. What a
+//! thread has found is kept as long as no mapping has appeared in its process: one that goes takes its code along, so
+//! nothing is asked about it any more until another one is there.
+//!
+//! The kernel is asked by `bpf_find_vma`, in whose callback its structures are read by plain loads. That fails while another
+//! thread changes the mappings, as often as not in a program that maps all the time. Then the tree of mappings
+//! (lib/maple_tree.c) is read without a lock, as the kernel itself reads it for page faults.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::BPF_NOEXIST,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_loop, bpf_probe_read_kernel},
+    },
+    macros::map,
+    maps::{Array, HashMap},
+};
+use tracer_ebpf::{
+    Header, end, kind,
+    unwind::{
+        Area, FileKey, FileTable, GENERATED, KernelMappings, MAX_FILES, MAX_SEGMENTS, Mapping, UnknownFile, changes,
+        epoch, file, place,
+    },
+};
+
+use crate::{
+    emit,
+    process::kernel_word,
+    thread::{self, KNOWN, NODE_WORDS, SALT, Thread},
+};
+
+/// Set by user space before loading.
+#[unsafe(no_mangle)]
+static KERNEL_MAPPINGS: KernelMappings = KernelMappings {
+    task_mm: 0,
+    mm_xol_area: 0,
+    xol_address: 0,
+    area_start: 0,
+    area_end: 0,
+    area_page: 0,
+    area_flags: 0,
+    area_operations: 0,
+    area_file: 0,
+    area_mm: 0,
+    file_inode: 0,
+    inode_number: 0,
+    inode_generation: 0,
+    inode_super: 0,
+    super_device: 0,
+    mm_tree: 0,
+    mm_changes: 0,
+};
+
+/// Numbers of files. An entry is never changed: whoever has looked one up may take its time.
+#[map]
+static FILES: HashMap<FileKey, u32> = HashMap::with_max_entries(MAX_FILES, 0);
+
+/// What is known of them, by number. Written by user space.
+#[map]
+static TABLES: Array<FileTable> = Array::with_max_entries(MAX_FILES, 0);
+
+/// The number that was given last.
+#[map]
+static NUMBERS: Array<u64> = Array::with_max_entries(1, 0);
+
+/// See [`epoch`].
+#[map]
+static EPOCHS: Array<u64> = Array::with_max_entries(epoch::ALL, 0);
+
+/// The mapping that [`identify`] has found.
+#[map]
+static IDENTIFIED: Array<Area> = Array::with_max_entries(1, 0);
+
+/// Of a mapping: its code may run (`VM_EXEC`).
+const EXECUTABLE: u64 = 4;
+/// What `bpf_find_vma` says when somebody changes the mappings.
+const BUSY: i64 = -16;
+/// Bits of an address within a page of memory.
+const PAGE: u32 = 12;
+
+macro_rules! offset_of {
+    ($field:ident) => {
+        // SAFETY: a read of a global that user space wrote before loading.
+        unsafe { core::ptr::read_volatile(&raw const KERNEL_MAPPINGS.$field) }
+    };
+}
+
+/// A field of a structure of the kernel's whose type the verifier knows.
+macro_rules! load {
+    ($type:ty, $pointer:expr, $field:ident) => {{
+        let offset = offset_of!($field) as usize;
+        // SAFETY: the verifier has checked that the field is there; the kernel survives addresses that are not.
+        unsafe { core::ptr::read_volatile($pointer.cast::<u8>().add(offset).cast::<$type>()) }
+    }};
+}
+
+/// The same of one whose type it does not know; 0 when it cannot be read.
+macro_rules! read {
+    ($pointer:expr, $field:ident) => {
+        kernel_word($pointer.wrapping_add(u64::from(offset_of!($field))))
+    };
+}
+
+#[inline(always)]
+fn count_of(index: u32) -> u64 {
+    // SAFETY: the pointer comes from a map lookup.
+    EPOCHS.get_ptr(index).map_or(0, |count| unsafe { core::ptr::read_volatile(count) })
+}
+
+/// What mappings of the current process are known by: another number than before whenever what was found may not hold any
+/// more. Never 0.
+#[inline(always)]
+pub(crate) fn tag(thread: &mut Thread, tgid: u32) -> u64 {
+    let count = match count_of(epoch::CHANGES) {
+        changes::COUNTED => count_of(tgid % epoch::PROCESSES),
+        changes::BY_KERNEL if offset_of!(mm_changes) != 0 => u64::from(load!(u32, mm(), mm_changes)),
+        _ => {
+            thread.salt = thread.salt.wrapping_add(SALT);
+            0
+        }
+    };
+    (thread.salt ^ count.wrapping_add(count_of(epoch::FILES) << 32)) | 1 << 63
+}
+
+/// The current process's `mm_struct`.
+#[inline(always)]
+fn mm() -> *const u8 {
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task_btf() };
+    load!(*const u8, task, task_mm)
+}
+
+/// Address of the code that return probes return to in the current process; 0: nowhere yet.
+#[inline(always)]
+pub(crate) fn trampoline() -> u64 {
+    let area = load!(*const u8, mm(), mm_xol_area);
+    if area.is_null() { 0 } else { load!(u64, area, xol_address) }
+}
+
+/// A mapping may have appeared in the current process.
+#[inline(always)]
+pub(crate) fn appeared() {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    if let Some(count) = EPOCHS.get_ptr_mut(tgid % epoch::PROCESSES) {
+        // SAFETY: the pointer comes from a map lookup.
+        unsafe { emit::atomic_add(count, 1) };
+    }
+}
+
+/// Whether a mapping is code; `area` is one of the kernel's, of a type that the verifier knows.
+#[inline(always)]
+pub(crate) fn is_code(area: *const c_void) -> bool {
+    load!(u64, area, area_flags) & EXECUTABLE != 0
+}
+
+/// Whether two addresses belong to the same file.
+#[inline(always)]
+pub(crate) fn share_a_file(thread: &mut Thread, tgid: u32, one: u64, other: u64) -> bool {
+    begin(thread, tgid);
+    let first = find(thread, one);
+    let (file, base) = (thread.walk.mapping.file, thread.walk.mapping.base);
+    let second = find(thread, other);
+    let mapping = &thread.walk.mapping;
+    is_told(first) & is_told(second) & (file == mapping.file) & ((file != 0) | (base == mapping.base))
+}
+
+/// Whether [`find`] has found a mapping, even if it is one of a file that is not known yet.
+#[inline(always)]
+pub(crate) fn is_told(found: u32) -> bool {
+    found == 0 || found == end::UNKNOWN_FILE
+}
+
+/// To be called before the first [`find`] of a walk.
+#[inline(always)]
+pub(crate) fn begin(thread: &mut Thread, tgid: u32) {
+    thread.walk.tag = tag(thread, tgid);
+    thread.walk.mapping.end = 0;
+}
+
+/// Makes `walk.mapping` the mapping that `pc` lies in: 0, or [`end::UNKNOWN_FILE`]. Or why there is none.
+#[inline(always)]
+pub(crate) fn find(thread: &mut Thread, pc: u64) -> u32 {
+    if pc >= thread.walk.mapping.start && pc < thread.walk.mapping.end {
+        return 0;
+    }
+    let tag = thread.walk.tag;
+    let known = &thread.known[(pc >> PAGE) as usize & (KNOWN - 1)];
+    if known.tag == tag && pc >= known.mapping.start && pc < known.mapping.end {
+        let Thread { known, walk, .. } = thread;
+        copy(&mut walk.mapping, &known[(pc >> PAGE) as usize & (KNOWN - 1)].mapping);
+        return 0;
+    }
+    look_up_mapping(pc)
+}
+
+/// File and offset of an address in `mapping`.
+#[inline(always)]
+pub(crate) fn place_of(mapping: &Mapping, pc: u64) -> u64 {
+    if mapping.file == 0 { place::at(pc) } else { place::in_file(mapping.file, pc.wrapping_sub(mapping.base)) }
+}
+
+/// [`find`] where nothing is known. A global function: the verifier goes through it once, not once for each way that leads
+/// here. Such a function takes numbers only.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn look_up_mapping(pc: u64) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = thread::existing(pid_tgid) else { return end::NO_MAPPING };
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let walk = unsafe { &mut (*thread).walk };
+    walk.area.end = 0;
+    walk.wanted = pc;
+    let mut area: *mut Area = &raw mut walk.area;
+    let argument = (&raw mut area).cast::<c_void>();
+    // SAFETY: the callback is given a pointer that outlives the call.
+    let mut found = unsafe { bpf_find_vma(bpf_get_current_task_btf(), pc, note as *mut c_void, argument, 0) };
+    if found == BUSY && offset_of!(mm_tree) != 0 {
+        walk.node = load!(u64, mm(), mm_tree);
+        let mut searched: *mut Thread = thread;
+        let argument = (&raw mut searched).cast::<c_void>();
+        // SAFETY: as above.
+        unsafe { bpf_loop(MAX_DEPTH, descend as *mut c_void, argument, 0) };
+        // SAFETY: only this thread uses its state.
+        found = if unsafe { (*searched).walk.node } == FOUND { 0 } else { BUSY };
+        // SAFETY: as above.
+        return settle(unsafe { &mut *searched }, pc, found);
+    }
+    // SAFETY: as above.
+    settle(unsafe { &mut *thread }, pc, found)
+}
+
+/// Makes the area that was found the mapping of the walk, with what is known of its file.
+#[inline(always)]
+fn settle(thread: &mut Thread, pc: u64, found: i64) -> u32 {
+    let area = &thread.walk.area;
+    if found == BUSY {
+        return end::BUSY;
+    }
+    if pc < area.start || pc >= area.end || area.flags & EXECUTABLE == 0 {
+        return end::NO_MAPPING;
+    }
+    let (start, last, is_file) = (area.start, area.end, area.is_file != 0);
+    let offset = area.page << PAGE;
+    let mapping = &mut thread.walk.mapping;
+    (mapping.start, mapping.end) = (start, last);
+    mapping.base = start.wrapping_sub(offset);
+    (mapping.bias, mapping.first_page, mapping.pages, mapping.file) = (0, 0, 0, 0);
+    if is_file {
+        let number = number_of(&thread.walk.area.key);
+        let Some(table) = TABLES.get_ptr_mut(number).filter(|_| number != 0) else { return forget(thread) };
+        // SAFETY: the pointer comes from a map lookup; user space sets the state last.
+        let state = unsafe { core::ptr::read_volatile(&raw const (*table).state) };
+        if state != file::GENERATED {
+            thread.walk.mapping.file = number;
+        } else {
+            thread.walk.mapping.first_page = GENERATED;
+        }
+        if state == file::UNKNOWN {
+            tell(table, thread.target.image, number, start, last);
+            return forget(thread);
+        }
+        if state == file::KNOWN {
+            let mapping = &mut thread.walk.mapping;
+            for segment in 0..MAX_SEGMENTS {
+                // SAFETY: as above.
+                let segment = unsafe { &(*table).segments[segment] };
+                if offset >= segment.first && offset < segment.last {
+                    mapping.bias = mapping.base.wrapping_add(segment.delta);
+                    // SAFETY: as above.
+                    (mapping.first_page, mapping.pages) = unsafe { ((*table).first_page, (*table).pages) };
+                    break;
+                }
+            }
+        }
+    } else if thread.walk.area.operations == 0 {
+        thread.walk.mapping.first_page = GENERATED;
+    }
+    let Thread { known, walk, .. } = thread;
+    let known = &mut known[(pc >> PAGE) as usize & (KNOWN - 1)];
+    known.tag = walk.tag;
+    copy(&mut known.mapping, &walk.mapping);
+    0
+}
+
+/// Field by field, and each as one that may change: the compiler would take it all to the BPF stack first.
+#[inline(always)]
+fn copy(to: &mut Mapping, from: &Mapping) {
+    const WORDS: usize = size_of::<Mapping>() / 8;
+    let (to, from) = ((&raw mut *to).cast::<u64>(), (&raw const *from).cast::<u64>());
+    for word in 0..WORDS {
+        // SAFETY: both are as long as that.
+        unsafe { core::ptr::write_volatile(to.add(word), core::ptr::read_volatile(from.add(word))) };
+    }
+}
+
+/// The mapping of a file that is not known yet is good for telling the place, and asked for again.
+#[inline(always)]
+fn forget(thread: &mut Thread) -> u32 {
+    thread.walk.mapping.end = 0;
+    end::UNKNOWN_FILE
+}
+
+/// The number of a file; 0 when there are too many. One that was never met is given the next.
+#[inline(always)]
+fn number_of(key: &FileKey) -> u32 {
+    if let Some(number) = FILES.get_ptr(key) {
+        // SAFETY: the pointer comes from a map lookup.
+        return unsafe { *number };
+    }
+    let Some(numbers) = NUMBERS.get_ptr_mut(0) else { return 0 };
+    // SAFETY: the pointer comes from a map lookup.
+    let number = unsafe { emit::atomic_next(numbers) };
+    if number >= u64::from(MAX_FILES) {
+        return 0;
+    }
+    let _ = FILES.insert(key, number as u32, u64::from(BPF_NOEXIST));
+    // Another thread may have been faster.
+    // SAFETY: as above.
+    FILES.get_ptr(key).map_or(0, |number| unsafe { *number })
+}
+
+/// Tells user space of a file, if nobody has; when there is no room for the record, the next one does.
+#[inline(always)]
+fn tell(table: *mut FileTable, image: u32, number: u32, start: u64, last: u64) {
+    // SAFETY: the pointer comes from a map lookup.
+    if unsafe { emit::atomic_next(&raw mut (*table).told) } != 1 {
+        return;
+    }
+    let header = Header::new(kind::UNKNOWN_FILE, image, 0, bpf_get_current_pid_tgid());
+    if !emit::unknown_file(&UnknownFile { header, number: u64::from(number), start, end: last }) {
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*table).told, 0) };
+    }
+}
+
+/// Takes down a mapping; the verifier knows the type of `from`.
+extern "C" fn note(_task: *mut c_void, from: *const c_void, area: *mut *mut Area) -> i64 {
+    // SAFETY: the helper passes on what it was given.
+    let area = unsafe { &mut **area };
+    (area.start, area.end) = (load!(u64, from, area_start), load!(u64, from, area_end));
+    (area.page, area.flags) = (load!(u64, from, area_page), load!(u64, from, area_flags));
+    area.operations = load!(u64, from, area_operations);
+    area.is_file = 0;
+    let file = load!(*const u8, from, area_file);
+    if !file.is_null() {
+        let inode = load!(*const u8, file, file_inode);
+        area.is_file = 1;
+        area.key.inode = load!(u64, inode, inode_number);
+        area.key.generation = load!(u32, inode, inode_generation);
+        let super_block = load!(*const u8, inode, inode_super);
+        area.key.device = load!(u32, super_block, super_device);
+    }
+    0
+}
+
+/// Levels of the kernel's tree: one for each ten mappings' power, and more than there ever are.
+const MAX_DEPTH: u32 = 12;
+/// Of a pointer in the tree: it points to a node.
+const IS_NODE: u64 = 4;
+/// Kinds of nodes (`enum maple_type`): the first two are leaves, or have no room for gaps; the last one has.
+const LEAF: u64 = 1;
+const WITH_GAPS: u64 = 3;
+/// Where, in words, their pivots, their slots and what else there is begin: 1 and 16, where the last word tells of the end unless
+/// the last pivot is used; 1, 10 and 30.
+const PIVOTS: usize = 1;
+const SLOTS: usize = 16;
+const SLOTS_WITH_GAPS: usize = 10;
+const END_WITH_GAPS: usize = 30;
+/// Value of `node` when the mapping was found.
+const FOUND: u64 = 0;
+
+/// One node down in the kernel's tree of mappings; 1 ends the loop.
+extern "C" fn descend(_index: u64, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let walk = unsafe { &mut (**thread).walk };
+    let (node, pc) = (walk.node, walk.wanted);
+    if node & IS_NODE == 0 {
+        return 1;
+    }
+    let kind = node >> 3 & 15;
+    let to = walk.words.as_mut_ptr().cast::<c_void>();
+    let bytes = 8 * NODE_WORDS as u32;
+    // SAFETY: there is room for a node, which lies at a multiple of its size; the helper checks the address.
+    if unsafe { bpf_probe_read_kernel(to, bytes, (node & !(u64::from(bytes) - 1)) as *const c_void) } != 0 {
+        return 1;
+    }
+    let (mut last, mut slots) = (15, SLOTS);
+    if kind == WITH_GAPS {
+        (last, slots) = (walk.words[END_WITH_GAPS] & 15, SLOTS_WITH_GAPS);
+    } else if walk.words[SLOTS - 1] == 0 {
+        last = walk.words[NODE_WORDS - 1] & 15;
+    }
+    let mut slot = 0;
+    for at in 0..SLOTS - 1 {
+        let pivot = walk.words[PIVOTS + at] & (u64::MAX >> 1);
+        slot += crate::walk::is_less(pivot, pc) & crate::walk::is_less(at as u64, last);
+    }
+    let next = walk.words[core::hint::black_box(slots as u64 + slot) as usize & (NODE_WORDS - 1)];
+    walk.node = next;
+    if kind > LEAF {
+        return 0;
+    }
+    // Anything but a pointer to a node is taken for the end.
+    walk.node = if next == 0 || take(walk, next) { FOUND } else { IS_NODE };
+    1
+}
+
+/// Takes down the mapping at an address of the kernel's. Whether it can be relied on: it may be changed, or become another
+/// process's, while it is read.
+#[inline(always)]
+fn take(walk: &mut thread::Walk, from: u64) -> bool {
+    let area = &mut walk.area;
+    (area.start, area.end) = (read!(from, area_start), read!(from, area_end));
+    (area.page, area.flags) = (read!(from, area_page), read!(from, area_flags));
+    area.operations = read!(from, area_operations);
+    let file = read!(from, area_file);
+    area.is_file = file;
+    if file != 0 {
+        let inode = read!(file, file_inode);
+        area.key.inode = read!(inode, inode_number);
+        area.key.generation = read!(inode, inode_generation) as u32;
+        area.key.device = read!(read!(inode, inode_super), super_device) as u32;
+    }
+    let changed = read!(from, area_start) ^ area.start
+        | read!(from, area_end) ^ area.end
+        | read!(from, area_page) ^ area.page
+        | read!(from, area_file) ^ file
+        | read!(from, area_mm) ^ mm() as u64;
+    changed == 0
+}
+
+/// Run by user space on itself: the number of the file that it has mapped at `address`; 0 when there is none, or it cannot be
+/// told just now. User space will write what it knows of it: nobody tells it.
+#[inline(always)]
+pub(crate) fn identify(address: u64) -> u32 {
+    let Some(identified) = IDENTIFIED.get_ptr_mut(0) else { return 0 };
+    let mut area: *mut Area = identified;
+    let argument = (&raw mut area).cast::<c_void>();
+    // SAFETY: the callback is given a pointer that outlives the call.
+    let found = unsafe { bpf_find_vma(bpf_get_current_task_btf(), address, note as *mut c_void, argument, 0) };
+    // SAFETY: the pointer comes from a map lookup.
+    if found != 0 || unsafe { (*identified).is_file } == 0 {
+        return 0;
+    }
+    // SAFETY: as above.
+    let number = number_of(unsafe { &(*identified).key });
+    if let Some(table) = TABLES.get_ptr_mut(number) {
+        // SAFETY: as above.
+        unsafe { emit::atomic_add(&raw mut (*table).told, 1) };
+    }
+    number
+}
