@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::harness::{Held, Outcome, Report, Run, Stack, compiled, require_root};
+use crate::harness::{Held, Outcome, Report, Run, compiled, require_root};
 
 /// What `hold()` has left in each process, as they say: `held PID BYTES BLOCKS`.
 fn told(output: &str) -> BTreeMap<u32, Held> {
@@ -21,9 +21,7 @@ fn told(output: &str) -> BTreeMap<u32, Held> {
 /// The same of a report.
 fn reported(report: &Report) -> BTreeMap<u32, Held> {
     let mut all: BTreeMap<u32, Held> = BTreeMap::new();
-    // One that is gone before its mappings were looked at has no names.
-    let is_own = |stack: &&Stack| stack.caller() == "hold" || stack.caller().starts_with("0x");
-    for stack in report.stacks.iter().filter(is_own) {
+    for stack in report.stacks.iter().filter(|stack| stack.caller() == "hold") {
         let held = all.entry(stack.pid).or_default();
         *held = *held + stack.held;
     }

@@ -240,6 +240,8 @@ pub struct Collector {
     images: HashMap<Image, Tracked>,
     /// Images that have ended: of which process, and since when they were recorded.
     ended: HashMap<Image, (Pid, u64)>,
+    /// Those of processes that others have started, whose blocks are still kept, and when they ended.
+    leaving: Vec<(Image, u64)>,
     unwinder: Unwinder,
     trails: Trails,
     loss: Loss,
@@ -271,6 +273,7 @@ impl Collector {
             all_sizes,
             images: HashMap::new(),
             ended: HashMap::new(),
+            leaving: Vec::new(),
             unwinder,
             trails: Trails::default(),
             loss: Loss::default(),
@@ -288,6 +291,7 @@ impl Collector {
                 self.events.wait(PATIENCE);
             }
             self.account_for_loss();
+            self.let_go();
             self.keep_within_memory();
             self.look_for_new_mappings();
             self.look_at_what_is_held();
@@ -350,29 +354,24 @@ impl Collector {
         }
     }
 
+    /// Records an image from now on; of one that is recorded already, its mappings have been looked at.
     fn enable(&mut self, pid: Pid, image: Image, space: AddressSpace, flags: u32) {
-        let is_new = !self.images.contains_key(&image);
-        if is_new && self.ended.contains_key(&image) {
+        self.unwinder.follow(&space);
+        if let Some(tracked) = self.images.get_mut(&image) {
+            tracked.space = space;
+            return tracked.place_the_rest(&mut self.heap, &self.unwinder, &mut self.trails);
+        }
+        if self.ended.contains_key(&image) {
+            // Or has become yet another program.
             return;
         }
-        let target = Target { image: image.0, flags };
-        self.unwinder.follow(&space);
-        let since = monotonic();
-        let is_child = self.images.get(&image).is_some_and(|tracked| tracked.is_child);
-        self.images.insert(image, Tracked::new(pid, space, is_child));
-        if self.images.len() == 1 && self.ended.is_empty() {
+        if self.images.is_empty() && self.ended.is_empty() {
             // Nothing has been recorded before.
-            self.history = History::new(since);
+            self.history = History::new(monotonic());
         }
-        let enabled = if is_new {
-            self.events.enable(pid, target)
-        } else if self.events.target(pid, image).is_some() {
-            self.events.change(pid, target)
-        } else {
-            // It has ended, or become yet another program, which is heard of in a moment.
-            Ok(())
-        };
-        if let Err(error) = enabled {
+        self.images.insert(image, Tracked::new(pid, space, false));
+        // Only once: from here on the BPF side may give the process another image at any time.
+        if let Err(error) = self.events.enable(pid, Target { image: image.0, flags }) {
             tracing::error!("cannot record process {pid}: {error}");
         }
     }
@@ -400,7 +399,7 @@ impl Collector {
 
     /// Takes in up to `limit` records; returns how many.
     fn take_in(&mut self, limit: usize) -> usize {
-        let Self { events, heap, images, ended, min_age, unwinder, trails, unknown_records, go, notify, .. } = self;
+        let Self { events, heap, images, ended, leaving, unwinder, trails, unknown_records, go, notify, .. } = self;
         let mut notices: Vec<Notice> = Vec::new();
         let mut last = None;
         let taken = events.drain(limit, |record| match event::parse(record) {
@@ -448,7 +447,7 @@ impl Collector {
                     }
                     Event::Ended { signal } => {
                         last = None;
-                        end(image, images, ended, heap, unwinder, trails, *min_age);
+                        end(image, images, ended, leaving, heap, unwinder, trails);
                         notices.retain(|notice| *notice != Notice::FirstThreadEnded(image));
                         notices.push(Notice::Ended { image, signal });
                     }
@@ -471,8 +470,15 @@ impl Collector {
 
     /// Takes an image for ended.
     fn has_ended(&mut self, image: Image) {
-        let Self { heap, images, ended, min_age, unwinder, trails, .. } = self;
-        end(image, images, ended, heap, unwinder, trails, *min_age);
+        let Self { heap, images, ended, leaving, unwinder, trails, .. } = self;
+        end(image, images, ended, leaving, heap, unwinder, trails);
+    }
+
+    /// Lets go of the blocks of processes that have ended. Only here: what was lost of their frees is applied by now.
+    fn let_go(&mut self) {
+        for (image, time) in self.leaving.drain(..) {
+            self.heap.end(image, time, self.min_age);
+        }
     }
 
     /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
@@ -712,16 +718,16 @@ fn end(
     image: Image,
     images: &mut HashMap<Image, Tracked>,
     ended: &mut HashMap<Image, (Pid, u64)>,
+    leaving: &mut Vec<(Image, u64)>,
     heap: &mut Heap,
     unwinder: &Unwinder,
     trails: &mut Trails,
-    min_age: u64,
 ) {
     let Some(mut tracked) = images.remove(&image) else { return };
     tracked.place_the_rest(heap, unwinder, trails);
     ended.insert(image, (tracked.pid, tracked.since));
     if tracked.is_child {
-        heap.end(image, monotonic(), min_age);
+        leaving.push((image, monotonic()));
     }
 }
 

@@ -13,9 +13,6 @@ use tracer_ebpf::{Loss, LostFree, TARGETS_CHANGE, Target};
 use super::sys;
 use crate::event::Image;
 
-/// Of bpf(2): only an entry that is there is written.
-const BPF_EXIST: u64 = 2;
-
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(super) struct TargetValue(Target);
@@ -101,15 +98,6 @@ impl Events {
     /// When the map is full: more than 32768 processes.
     pub fn enable(&mut self, pid: u32, target: Target) -> Result<(), MapError> {
         self.targets.insert(pid, TargetValue(target), 0)?;
-        self.announce_change()
-    }
-
-    /// Changes what is known of a process that is being recorded.
-    ///
-    /// # Errors
-    /// When it is not, any more.
-    pub fn change(&mut self, pid: u32, target: Target) -> Result<(), MapError> {
-        self.targets.insert(pid, TargetValue(target), BPF_EXIST)?;
         self.announce_change()
     }
 

@@ -20,6 +20,9 @@ const MOST_TOLD: usize = 8;
 /// What reports say of a selection.
 const LATER: &str = "processes were selected as the trace began: those that have started since, and would fit, are not in it, but \
                      for what traced ones have started, with --children";
+/// The same of all processes.
+const MEANWHILE: &str =
+    "what had started by the time that recording began, but after the processes were looked for, is not in it";
 
 /// The processes that a selection fits, and notes for reports. `follows`: with what they start. `machine`: what is missing to
 /// trace at all.
@@ -43,9 +46,9 @@ pub(super) fn choose(
         );
     }
     tracing::debug!(?chosen, "processes that fit");
-    // All that starts is started by one of them then.
-    let later = (!follows || selection.is_more_than_pids()).then(|| LATER.to_owned());
-    Ok((chosen, later.into_iter().collect()))
+    // Without a choice, all that starts is started by one of them.
+    let note = if follows && !selection.is_more_than_pids() { MEANWHILE } else { LATER };
+    Ok((chosen, vec![note.to_owned()]))
 }
 
 /// Checks that at least one of these processes can be traced, as far as can be told before. `can_trace`: nothing is missing on
