@@ -1,26 +1,29 @@
 //! The thread between kernel and report: takes events in, keeps the heap, turns addresses into places while the process
 //! lives, and hands out snapshots. It never waits for the presenting side.
 
+mod tracked;
+
 use std::{
     ops::Range,
     sync::{Arc, mpsc},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::{Loss, LostFree, Target};
 
+use self::tracked::{Tracked, begin, end, place};
 use crate::{
     bpf::Events,
     clock::monotonic,
-    event::{self, Beginning, Event, GoSample, How, Image, Origin, Pid, UnknownFile},
+    event::{self, Beginning, Event, GoSample, How, Image, Origin, Pid},
     go_heap,
     golang::heap::Sample,
     heap::{Counters, Heap, History, MAX_STACKS, Series, StackIndex, StackKind},
     memory::{self, Memory},
     process::address_space::{AddressSpace, Place},
     profile::{UnwindTable, Values},
-    trails::{self, Located, Sites, Trails},
+    trails::{self, Sites, Trails},
     unwinder::Unwinder,
 };
 
@@ -185,30 +188,10 @@ const PATIENCE: Duration = Duration::from_millis(10);
 const BATCH: usize = 1 << 17;
 /// Batches that are taken in before a question is answered: about what the buffer holds by default.
 const BACKLOG: usize = 16;
-/// Least time between two looks at the mappings of a process.
-const REFRESH_PAUSE: Duration = Duration::from_millis(20);
 /// Longest time without a look.
 const REFRESH_PERIOD: Duration = Duration::from_millis(250);
 /// Time for programs that were running when recording was turned off to end.
 const GRACE: Duration = Duration::from_millis(5);
-
-struct Tracked {
-    pid: Pid,
-    /// Whether its process was started by another one that is traced.
-    is_child: bool,
-    space: AddressSpace,
-    /// Since when it is recorded, nanoseconds of CLOCK_MONOTONIC.
-    since: u64,
-    refreshed: Instant,
-    /// Changes of its mappings, as the BPF side counts them, before that look.
-    changes: Option<u64>,
-    /// Files that it has met and nobody knows.
-    unknown: Vec<UnknownFile>,
-    /// Stacks with a place that is not known, waiting for the next look at the mappings.
-    unplaced: Vec<StackIndex>,
-    /// Whether executable mappings have come or gone of which nobody was told.
-    is_changed: bool,
-}
 
 /// A Go runtime whose sampled objects are passed on.
 struct GoHeap {
@@ -678,122 +661,6 @@ impl Collector {
 /// What a block takes at most, bytes, where growth is that of blocks of such an age.
 fn block(min_age: u64) -> u64 {
     memory::BLOCK + if min_age > 0 { memory::YOUNG } else { 0 }
-}
-
-/// Begins to follow an image that the BPF side has begun to record.
-fn begin(
-    image: Image,
-    Beginning { pid, parent, how, .. }: Beginning,
-    images: &mut HashMap<Image, Tracked>,
-    ended: &mut HashMap<Image, (Pid, u64)>,
-    heap: &mut Heap,
-    unwinder: &mut Unwinder,
-    trails: &mut Trails,
-) {
-    let tracked = match how {
-        How::Exec | How::ExecByOtherThread => {
-            heap.forget(parent);
-            let Some(before) = images.remove(&parent) else { return };
-            ended.insert(parent, (pid, before.since));
-            let mut tracked = Tracked::new(pid, AddressSpace::new(pid), before.is_child);
-            tracked.refresh(heap, unwinder, trails);
-            tracked
-        }
-        How::Spawn => {
-            let mut tracked = Tracked::new(pid, AddressSpace::new(pid), true);
-            tracked.refresh(heap, unwinder, trails);
-            tracked
-        }
-        How::Fork => {
-            let Some(parent) = images.get(&parent) else { return };
-            heap.inherit(image);
-            Tracked::new(pid, parent.space.forked(pid), true)
-        }
-    };
-    images.insert(image, tracked);
-}
-
-/// The process of an image has ended.
-fn end(
-    image: Image,
-    images: &mut HashMap<Image, Tracked>,
-    ended: &mut HashMap<Image, (Pid, u64)>,
-    leaving: &mut Vec<(Image, u64)>,
-    heap: &mut Heap,
-    unwinder: &Unwinder,
-    trails: &mut Trails,
-) {
-    let Some(mut tracked) = images.remove(&image) else { return };
-    tracked.place_the_rest(heap, unwinder, trails);
-    ended.insert(image, (tracked.pid, tracked.since));
-    if tracked.is_child {
-        leaving.push((image, monotonic()));
-    }
-}
-
-impl Tracked {
-    /// Of a process that is recorded from now on.
-    fn new(pid: Pid, space: AddressSpace, is_child: bool) -> Self {
-        let (since, refreshed) = (monotonic(), Instant::now());
-        let (unknown, unplaced) = (Vec::new(), Vec::new());
-        Self { pid, is_child, space, since, refreshed, changes: None, unknown, unplaced, is_changed: false }
-    }
-
-    /// Looks at the mappings again, finds files that were not known, and places what had no place.
-    fn refresh(&mut self, heap: &mut Heap, unwinder: &mut Unwinder, trails: &mut Trails) {
-        self.refreshed = Instant::now();
-        self.changes = unwinder.changes_of(self.pid);
-        let refreshed = self.space.refresh();
-        if !self.unknown.is_empty() {
-            self.space.reopen();
-        }
-        for unknown in std::mem::take(&mut self.unknown) {
-            unwinder.resolve(unknown, &self.space);
-        }
-        match refreshed {
-            Ok(true) => {
-                self.is_changed = true;
-                unwinder.follow(&self.space);
-            }
-            Ok(false) => {}
-            Err(error) => {
-                // Gone: what was known stays.
-                tracing::debug!("cannot read mappings: {error}");
-                return;
-            }
-        }
-        self.place_the_rest(heap, unwinder, trails);
-    }
-
-    /// What has no place now never will: the frame-pointer walk also yields words that are no addresses. What lies in a file that
-    /// nobody knows yet will have.
-    fn place_the_rest(&mut self, heap: &mut Heap, unwinder: &Unwinder, trails: &mut Trails) {
-        self.unplaced.retain(|stack| {
-            let waits = trails.locate(heap, unwinder.files(), &self.space, *stack) == Located::Waiting;
-            if !waits {
-                heap.placed(*stack);
-            }
-            waits
-        });
-    }
-}
-
-/// Turns what the BPF side tells of a new stack into places.
-fn place(heap: &mut Heap, process: &mut Tracked, unwinder: &mut Unwinder, trails: &mut Trails, stack: StackIndex) {
-    if trails.get(stack).is_some() {
-        return;
-    }
-    match trails.locate(heap, unwinder.files(), &process.space, stack) {
-        Located::All => heap.placed(stack),
-        // The file was told of before, and is looked at when the records are taken in.
-        Located::Waiting => process.unplaced.push(stack),
-        Located::Doubtful => {
-            process.unplaced.push(stack);
-            if process.refreshed.elapsed() >= REFRESH_PAUSE {
-                process.refresh(heap, unwinder, trails);
-            }
-        }
-    }
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
