@@ -437,8 +437,8 @@ fn selection(pids: Vec<u32>, cli: &SelectionCli) -> Result<Selection, clap::Erro
             add(&mut selection, value).map_err(invalid)?;
         }
     }
-    if selection.only_excludes() && selection.is_more_than_pids() {
-        return conflict("--exclude-comm only leaves processes out: say which to trace, such as --comm '*'");
+    if !cli.all && selection.only_excludes() && selection.is_more_than_pids() {
+        return conflict("--exclude-comm only leaves processes out: say which to trace, such as --all");
     }
     Ok(selection)
 }
@@ -734,7 +734,7 @@ mod tests {
             ("--exe bin/x", "whole path"),
             ("--cgroup x", "/proc/PID/cgroup"),
             ("--user nobody-of-this-name", "no user"),
-            ("--exclude-comm x", "--comm '*'"),
+            ("--exclude-comm x", "--all"),
             ("--comm x -- ls", "give either"),
             ("-p 5 -q -v", "cannot be used with"),
             ("-p 5 --min-size 2K --max-size 1K", "larger than --max-size"),
