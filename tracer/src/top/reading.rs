@@ -203,7 +203,7 @@ mod tests {
         // It has been loaded when it answers.
         let piped = std::process::Stdio::piped;
         let mut child = std::process::Command::new("cat").stdin(piped()).stdout(piped()).spawn().unwrap();
-        std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"x").unwrap();
+        io::Write::write_all(child.stdin.as_mut().unwrap(), b"x").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
         let reading = Reading::take(None).unwrap();
         let of = |reading: &Reading, pid| reading.processes.values().find(|sample| sample.id.pid == pid).cloned();
