@@ -175,13 +175,8 @@ pub(crate) fn registers(ctx: *mut c_void, to: &mut [u64; 17]) {
 #[inline(always)]
 fn next_image() -> Option<u32> {
     let counter = IMAGES.get_ptr_mut(0)?;
-    let mut number = 1u64;
-    // core's atomics need compare-and-swap, which the BPF target does not claim to have.
-    // SAFETY: the pointer comes from a map lookup; the instruction touches nothing else.
-    unsafe {
-        core::arch::asm!("{0} = atomic_fetch_add((u64 *)({1} + 0), {0})", inout(reg) number, in(reg) counter, options(nostack))
-    };
-    Some(number as u32 + 1)
+    // SAFETY: the pointer comes from a map lookup.
+    Some(unsafe { emit::atomic_next(counter) } as u32)
 }
 
 /// The current process has become another program: its blocks, threads and addresses are gone.

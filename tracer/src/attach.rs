@@ -25,7 +25,7 @@ use crate::{
         opener, root, status,
         status::{NotTraceable, Status},
     },
-    profile::{Heap, Language, Memory, Mode, SeenHeap, Target},
+    profile::{End, Heap, Language, Memory, Mode, SeenHeap, Target},
     report::visible,
     search::{Missed, Search},
     symbolize,
@@ -72,8 +72,8 @@ pub struct Attached {
     next_check: Instant,
     /// Whether they were gone at the last look. It may have been at an exec of which nothing has been heard yet.
     suspect: bool,
-    /// Whether its last thread has ended: its id may be another process's.
-    ended: bool,
+    /// When its last thread ended, since tracing began: its id may be another process's.
+    ended: Option<Duration>,
     /// Whether the probes are away for good.
     gave_up: bool,
     /// Whether it ended as a program whose allocator had not been looked for yet.
@@ -199,7 +199,7 @@ impl Attached {
             seen: now,
             next_check: now,
             suspect: false,
-            ended: false,
+            ended: None,
             gave_up: false,
             unlooked: false,
             killed_by: None,
@@ -251,12 +251,13 @@ impl Attached {
 
     /// Whether it has ended.
     pub fn is_over(&self) -> bool {
-        self.ended
+        self.ended.is_some()
     }
 
     /// As reports describe it.
     pub fn target(&self) -> Target {
         let mut target = self.target.clone();
+        target.ended = self.ended.map(|after| End { after, signal: self.killed_by });
         if self.allocator.is_some() {
             target.heaps = vec![SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None }];
         }
@@ -321,9 +322,9 @@ impl Attached {
         (self.allocator, self.probed) = (None, None);
     }
 
-    /// The process has ended.
-    pub fn has_ended(&mut self) {
-        self.ended = true;
+    /// The process has ended, so long after tracing began.
+    pub fn has_ended(&mut self, after: Duration) {
+        self.ended = Some(after);
         if let Some(search) = self.search.take() {
             self.unlooked = !search.found;
             self.end_search(&search);
@@ -357,11 +358,6 @@ impl Attached {
              (a command that tracer launches is followed with all that it starts)",
             self.pid
         ));
-    }
-
-    /// The signal that ended the process, if one did.
-    pub fn killed_by(&self) -> Option<u8> {
-        self.killed_by
     }
 
     /// When the next look at the process is due, if it is soon.
@@ -458,7 +454,7 @@ impl Attached {
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
     /// life of one thread. Whether there was another.
     pub fn move_to_another_thread(&mut self, probes: &mut Probes) -> bool {
-        if self.ended || !self.links.end_with_thread() {
+        if self.is_over() || !self.links.end_with_thread() {
             return false;
         }
         let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
@@ -469,7 +465,7 @@ impl Attached {
     /// Sees outcomes at instructions from now on, where that can be: a return address had to be left alone.
     pub fn leave_returns_alone(&mut self, probes: &mut Probes) {
         // In file scope they are.
-        if self.ended
+        if self.is_over()
             || probes.scope() == Scope::File
             || self.returns.asked.is_some()
             || std::mem::replace(&mut self.returns.declined, true)
@@ -504,7 +500,7 @@ impl Attached {
     /// are not. Whether they were away.
     pub fn keep_probes(&mut self, probes: &mut Probes) -> bool {
         let now = Instant::now();
-        let nothing = self.ended || self.gave_up || self.is_child() || self.allocator.is_none();
+        let nothing = self.is_over() || self.gave_up || self.is_child() || self.allocator.is_none();
         if nothing || self.search.is_some() || now < self.next_check {
             return false;
         }
@@ -537,7 +533,7 @@ impl Attached {
 
     /// Whether probes seem to be gone.
     pub fn is_suspect(&self) -> bool {
-        self.suspect && !self.ended && !self.gave_up && self.search.is_none()
+        self.suspect && !self.is_over() && !self.gave_up && self.search.is_none()
     }
 
     /// How many probes are not in the code of the process, as it is mapped now. `None` when it has ended.

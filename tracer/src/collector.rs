@@ -85,6 +85,13 @@ pub enum Request {
     },
 }
 
+/// Asks the collector that takes `requests`; `None` when it has ended.
+pub fn ask<T>(requests: &mpsc::Sender<Request>, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Option<T> {
+    let (reply, answer) = mpsc::channel();
+    requests.send(request(reply)).ok()?;
+    answer.recv().ok()
+}
+
 /// What the collector tells of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Notice {

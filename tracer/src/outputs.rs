@@ -38,8 +38,6 @@ struct OutputFile {
 
 /// Stacks in a report that is printed every interval.
 const INTERVAL_STACKS: usize = 3;
-/// Processes that are announced one by one.
-const LISTED: usize = 8;
 
 impl Outputs {
     /// Opens everything that is named. Existing files keep their contents until there is a report.
@@ -70,7 +68,7 @@ impl Outputs {
     /// Says that the probes are live: a line for each process, which scripts wait for, or one for many.
     pub fn announce(&self, attached: &[Attached]) {
         let mut err = io::stderr().lock();
-        if attached.len() > LISTED {
+        if attached.len() > report::LISTED {
             let hint = if self.verbosity > Verbosity::Quiet { ", Ctrl-C ends with the report" } else { "" };
             let _ = writeln!(err, "tracing {} processes{hint}", attached.len());
             return;

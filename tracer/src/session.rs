@@ -15,13 +15,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashSet;
 
 use crate::{
     attach::{Attached, Returns, SUSPENSE},
     bpf::{self, GoMaps, Programs},
     clock::monotonic,
-    collector::{Collector, Notice, Request, Snapshot},
+    collector::{self, Collector, Notice, Request, Snapshot},
     config::{Config, GoHeapChoice, Subject, Verbosity},
     coverage::Coverage,
     event::{Image, Pid},
@@ -38,7 +38,7 @@ use crate::{
         launch::{self, Launched, Launcher},
         opener, status,
     },
-    profile::{End, Profile, Target},
+    profile::{Profile, Target},
     report::Options,
     signals::{Signals, Stage},
     unwinder::Unwinder,
@@ -120,7 +120,6 @@ pub fn run(mut config: Config) -> Result<Exit> {
 
     let mut session = Session {
         coverage: Coverage::new(requests.clone(), config.children),
-        ended: HashMap::new(),
         unseen_heaps: Vec::new(),
         presenter: Presenter::within(memory.for_names()),
         config,
@@ -172,8 +171,6 @@ struct Session {
     notes: Vec<String>,
     goroutines: GoWatches,
     coverage: Coverage,
-    /// When processes ended, by their images, since recording began.
-    ended: HashMap<Image, Duration>,
     /// Go heaps that are not seen, or not in full: each in words.
     unseen_heaps: Vec<String>,
     /// Where Go runtimes of libraries are looked for.
@@ -292,7 +289,7 @@ impl Session {
         let (image, flags) = (attached.image(), self.flags(attached));
         self.send(Request::Enable { pid, image, space: Box::new(space), flags })?;
         // The switch is the collector's to turn: ask for something to know that it has.
-        self.ask(|reply| Request::Snapshot { min_age: Duration::ZERO, reply }).map(drop)
+        self.ask(|reply| Request::Held { images: Vec::new(), reply }).map(drop)
     }
 
     /// Until it is over: the signal that ended it, if one did.
@@ -446,10 +443,8 @@ impl Session {
         self.requests.send(request).ok().context("the collector has ended early")
     }
 
-    fn ask(&self, request: impl FnOnce(mpsc::Sender<Snapshot>) -> Request) -> Result<Snapshot> {
-        let (reply, answer) = mpsc::channel();
-        self.send(request(reply))?;
-        answer.recv().context("the collector has ended early")
+    fn ask<T>(&self, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Result<T> {
+        collector::ask(&self.requests, request).context("the collector has ended early")
     }
 
     /// All processes, those that have ended last.
@@ -499,8 +494,6 @@ impl Session {
                 // What is filtered out cannot be told from what is not seen.
                 (memory.unexplained, memory.reasons) = (0, Vec::new());
             }
-            target.ended =
-                self.ended.get(&attached.image()).map(|after| End { after: *after, signal: attached.killed_by() });
         }
         let trace = Trace {
             started: self.started,
@@ -508,7 +501,7 @@ impl Session {
             images: self.processes().map(Attached::image).collect(),
             targets,
             selected: self.selected,
-            filtered: self.config.sizes != (0, u64::MAX),
+            filtered,
             unseen_spans: unheard + self.processes().map(Attached::unseen_spans).sum::<u64>(),
             unseen_heaps: self.unseen_heaps.len() as u64,
             notes,

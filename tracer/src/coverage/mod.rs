@@ -15,7 +15,7 @@ use std::{
 
 use self::account::Account;
 use crate::{
-    collector::Request,
+    collector::{Request, ask},
     event::{Image, Pid},
     process::{
         memory_map::{self, Region, Usage},
@@ -267,11 +267,4 @@ impl Process {
 fn held(requests: &mpsc::Sender<Request>, image: Image) -> u64 {
     let held = ask(requests, |reply| Request::Held { images: vec![image], reply });
     held.and_then(|held| held.first().copied()).unwrap_or(0)
-}
-
-/// Asks the collector; `None` when it has ended.
-fn ask<T>(requests: &mpsc::Sender<Request>, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Option<T> {
-    let (reply, answer) = mpsc::channel();
-    requests.send(request(reply)).ok()?;
-    answer.recv().ok()
 }

@@ -127,6 +127,11 @@ impl Stat {
     pub fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
     }
+
+    /// Whether nothing of the process runs any more, though nobody has waited for it: its first thread may exit before others.
+    pub fn is_over(&self) -> bool {
+        self.state == 'Z' && self.threads < 2
+    }
 }
 
 /// What the kernel says of a process; `None` where there is none.
@@ -182,9 +187,9 @@ pub fn other_threads(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Whether the first thread of process `pid` has exited while the process may live on.
-pub fn first_thread_exited(pid: u32) -> bool {
-    stat(pid).ok().flatten().is_some_and(|stat| matches!(stat.state, 'Z' | 'X'))
+/// Whether something of process `pid` runs. So it is as long as that cannot be read.
+pub fn is_alive(pid: u32) -> bool {
+    stat(pid).map_or(true, |stat| stat.is_some_and(|stat| !stat.is_over()))
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod fixture;
 
 pub use escape::{shorten, visible};
 pub use groups::By;
+pub use text::LISTED;
 pub use words::{number, size};
 
 use std::{

@@ -23,8 +23,8 @@ use crate::{
 /// Most characters of one name or path.
 pub(super) const LONGEST_NAME: usize = 400;
 
-/// Processes that are listed one by one. More are summed up by program.
-const LISTED: usize = 8;
+/// Processes that are listed one by one. More are summed up.
+pub const LISTED: usize = 8;
 
 /// Columns that a line with a frame and its place may take before the place moves to a line of its own.
 const COLUMNS: usize = 100;

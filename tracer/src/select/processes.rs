@@ -35,8 +35,7 @@ fn facts(pid: u32) -> Option<Facts> {
     };
     let stat = status::parse_stat(&text("stat")?)?;
     let own = std::process::id();
-    let gone = stat.state == 'Z' && stat.threads < 2;
-    if stat.is_kernel_thread() || gone || pid == own || stat.parent == own {
+    if stat.is_kernel_thread() || stat.is_over() || pid == own || stat.parent == own {
         return None;
     }
     let status = String::from_utf8_lossy(&text("status")?).into_owned();

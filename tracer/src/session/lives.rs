@@ -1,9 +1,6 @@
 //! The lives of processes: what they start, what they become, and their ends.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
@@ -95,11 +92,8 @@ impl Session {
             return Ok(());
         }
         self.looked_for_ends = Instant::now();
-        let lives = |pid: Pid| {
-            let stat = fs::read(format!("/proc/{pid}/stat")).ok().and_then(|stat| status::parse_stat(&stat));
-            stat.is_some_and(|stat| stat.state != 'Z' || stat.threads > 1)
-        };
-        let gone = |attached: &&Attached| attached.is_child() && !attached.is_over() && !lives(attached.pid());
+        let gone =
+            |attached: &&Attached| attached.is_child() && !attached.is_over() && !status::is_alive(attached.pid());
         let gone: Vec<Image> = self.attached.iter().filter(gone).map(Attached::image).collect();
         gone.into_iter().try_for_each(|image| self.send(Request::Ended(image)))
     }
@@ -114,12 +108,12 @@ impl Session {
 
     /// A process has ended: nothing is done by its id any more, which may become another's.
     pub(super) fn has_ended(&mut self, image: Image, signal: Option<u8>) {
-        self.ended.entry(image).or_insert_with(|| self.clock.elapsed());
+        let after = self.clock.elapsed();
         let Some(attached) = self.find(image) else { return };
         if let Some(signal) = signal {
             attached.was_killed(signal);
         }
-        attached.has_ended();
+        attached.has_ended(after);
         self.let_go(image);
         let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
         let left = self.attached.iter().filter(|attached| !attached.is_over()).count();

@@ -126,7 +126,7 @@ fn pages(directory: &ProcessDirectory, pid: u32, stat: &Stat, text: &mut Vec<u8>
     if stat.state != 'Z' {
         return read(directory, "statm", text).and_then(parse_statm);
     }
-    if stat.threads < 2 {
+    if stat.is_over() {
         return None;
     }
     // Its first thread has exited, and has no memory any more; the others have.
