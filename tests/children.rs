@@ -75,16 +75,35 @@ fn without_children() {
     outcome.report(5).assert_gap("unseen_spans", 3);
 }
 
-/// A process that runs already, with what it starts from then on.
-#[test]
-fn of_a_running_process() {
+/// Traces a process that runs already, with what it starts from then on: what is reported, and what the processes say.
+fn of_a_running_one(options: &[&str], way: &str) -> (Outcome, BTreeMap<u32, Held>) {
     require_root();
     let mut command = Command::new(compiled("tree"));
-    let mut parent = command.args(["fork", "wait"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    let running = Run::pid(parent.id()).args(["--children"]).start();
+    let mut parent = command.args([way, "wait"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let running = Run::pid(parent.id()).args(options).start();
     parent.stdin.take().unwrap().write_all(b"\n").unwrap();
     let output = parent.wait_with_output().unwrap();
-    let report = running.outcome().report(0);
-    let truth = told(std::str::from_utf8(&output.stdout).unwrap());
-    assert_eq!((reported(&report), truth.len()), (truth, 5));
+    (running.outcome(), told(std::str::from_utf8(&output.stdout).unwrap()))
+}
+
+#[test]
+fn of_a_running_process() {
+    let (outcome, truth) = of_a_running_one(&["--scope", "file"], "fork");
+    assert_eq!((reported(&outcome.report(0)), truth.len()), (truth, 5));
+}
+
+/// With probes for each process alone, a child has none until it is seen: what it does from then on is recorded, and how long that
+/// took is told. The ones of `late` wait for a second before they allocate.
+#[test]
+fn of_a_running_process_alone() {
+    let (outcome, truth) = of_a_running_one(&[], "late");
+    let report = outcome.report(3);
+    assert_eq!((reported(&report), truth.len()), (truth, 3));
+    report.assert_gap("unseen_spans", 2);
+    let notes = report.json["quality"]["notes"].to_string();
+    assert!(notes.contains("2 processes that began") && notes.contains("ms of each"), "{notes}");
+    // Children that end before they have probes of their own are told, and are no leak.
+    let (outcome, _) = of_a_running_one(&[], "fork");
+    let report = outcome.report(3);
+    assert_eq!(report.outstanding(), Held { bytes: 1000, blocks: 1 });
 }

@@ -132,7 +132,7 @@ fn what_the_only_process_did_not_free_by_its_end_is_shown() {
     assert!(text.contains(", not freed by its end\n") && !text.contains("growing"), "{text}");
 }
 
-/// What a process's children do is not seen; that it has some is said.
+/// What children do that a process had before it was traced is not seen; that it has some is said.
 #[test]
 fn a_process_that_leaves_the_work_to_its_children_says_so() {
     require_root();

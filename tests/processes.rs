@@ -69,7 +69,7 @@ fn an_id_that_is_used_again() {
     let program = compiled("exec_thread");
     let (ends, mut stays) = (Target::start(&program), Target::start(&compiled("fork")));
     let pid = ends.pid();
-    let tracer = Run::pid(pid).args(["--pid", &stays.pid().to_string()]).start();
+    let tracer = Run::pid(pid).args(["--pid", &stays.pid().to_string(), "--no-children"]).start();
     drop(ends);
     let mut stranger = with_id(pid, &program, &["later"]);
     // For a tracer that would attach to it.
@@ -152,7 +152,7 @@ fn children_are_not_their_parent() {
     require_root();
     let program = compiled("fork");
     let mut target = Target::start(&program);
-    let tracer = Run::pid(target.pid()).start();
+    let tracer = Run::pid(target.pid()).args(["--no-children"]).start();
     let truth = target.ask("begin");
     let report = tracer.stop().report(0);
     check_functions("fork", &report, &truth, Some(&program));
@@ -292,7 +292,7 @@ fn several_processes_are_kept_apart() {
     let program = compiled("fork");
     let mut targets = [Target::start(&program), Target::start(&program)];
     let second = targets[1].pid().to_string();
-    let tracer = Run::pid(targets[0].pid()).args(["--pid", &second]).start();
+    let tracer = Run::pid(targets[0].pid()).args(["--pid", &second, "--no-children"]).start();
     let truth = targets[0].ask("begin");
     let both = targets[1].ask("begin").total() + truth.total();
     let report = tracer.stop().report(0);
@@ -309,7 +309,7 @@ fn the_end_of_the_target_ends_the_trace() {
     require_root();
     let program = compiled("fork");
     let mut target = Target::start(&program);
-    let tracer = Run::pid(target.pid()).start();
+    let tracer = Run::pid(target.pid()).args(["--no-children"]).start();
     let truth = target.ask("begin");
     assert!(target.finish().success());
     let report = tracer.outcome().report(0);

@@ -177,6 +177,20 @@ static void by_threads(void) {
     wait_for_all();
 }
 
+// One that was forked and one that is another program, which wait for a second before they allocate.
+static void late(const char *self) {
+    if (fork() == 0) {
+        child();
+        sleep(1);
+        leaf(7);
+    }
+    if (fork() == 0) {
+        execl(self, self, "late leaf", "8", NULL);
+        abort();
+    }
+    wait_for_all();
+}
+
 // Many that do nothing but hold one block each.
 static void by_hundreds(void) {
     for (int i = 0; i < 300; i++) {
@@ -191,7 +205,8 @@ static void by_hundreds(void) {
 
 int main(int argc, char **argv) {
     const char *way = argc > 1 ? argv[1] : "";
-    if (strcmp(way, "leaf") == 0) leaf(atoi(argv[2]));
+    if (strcmp(way, "late leaf") == 0) sleep(1);
+    if (strstr(way, "leaf") != NULL) leaf(atoi(argv[2]));
     char line;
     if (argc > 2 && read(0, &line, 1) < 0) abort();
     hold(1000);
@@ -203,6 +218,7 @@ int main(int argc, char **argv) {
     if (strcmp(way, "exec") == 0) by_exec("/proc/self/exe");
     if (strcmp(way, "workers") == 0) by_workers();
     if (strcmp(way, "threads") == 0) by_threads();
+    if (strcmp(way, "late") == 0) late("/proc/self/exe");
     if (strcmp(way, "hundreds") == 0) by_hundreds();
     end(5);
 }

@@ -22,6 +22,9 @@ pub const SIZE_OVERFLOW: u64 = u64::MAX;
 /// counts, so that all programs see the end at the same instant. It is also what a new thread has: nothing is known.
 pub const TARGETS_CHANGE: u64 = 0;
 
+/// The one value of the map NEWCOMERS holds [`target`] bits, and this one beside them when anybody asks for newcomers.
+pub const NEWCOMERS_ASKED: u64 = 1 << 32;
+
 /// What the programs at the entry of a function that allocates are told by their cookie, beside its [`shape`]: the lowest
 /// eight bits.
 pub mod entry {
@@ -103,6 +106,8 @@ pub mod origin {
     pub const FORK: u32 = 2;
     /// A process that worked on its parent's image (vfork, CLONE_VM) has become a program of its own.
     pub const SPAWN: u32 = 3;
+    /// A process that was not traced has become another program. Whether it is to be is for user space to say.
+    pub const NEWCOMER: u32 = 4;
 }
 
 /// First word of every record: kind, call slot, image and thread, packed into 64 bits.
@@ -296,6 +301,9 @@ pub mod target {
     pub const FOLLOW: u32 = 4;
     /// It works on its parent's image (vfork, CLONE_VM).
     pub const SHARED: u32 = 8;
+    /// The processes that it starts are recorded only from when user space says so: they have no probes of their own yet. Until
+    /// then their images are in the map PAUSED.
+    pub const LATER: u32 = 16;
 }
 
 /// Stops (SIGSTOP) of processes that have become another program; the one value of the map EXEC_STOPS, which user space maps.

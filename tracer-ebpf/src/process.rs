@@ -13,7 +13,7 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{ExecStops, Header, TARGETS_CHANGE, Target, TaskFields, kind, origin, target};
+use tracer_ebpf::{ExecStops, Header, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, TaskFields, kind, origin, target};
 
 use crate::{
     emit::{self, count_loss},
@@ -26,6 +26,15 @@ pub(crate) const SIGSTOP: u32 = 19;
 /// Traced processes by tgid.
 #[map]
 static TARGETS: HashMap<u32, Target> = HashMap::with_max_entries(1 << 15, 0);
+
+/// Images that are not recorded yet, though their processes are followed: those of processes that traced ones with
+/// [`target::LATER`] have started. User space takes them out.
+#[map]
+static PAUSED: HashMap<u32, u8> = HashMap::with_max_entries(1 << 15, 0);
+
+/// Flags for the programs that processes become which are not traced, with [`NEWCOMERS_ASKED`]; 0: nobody asks for them.
+#[map]
+static NEWCOMERS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// How many images the BPF side has handed out numbers for.
 #[map]
@@ -67,8 +76,32 @@ pub(crate) fn refresh(thread: &mut Thread, pid_tgid: u64) -> bool {
         return true;
     }
     let Some(target) = target(pid_tgid) else { return false };
+    if is_paused(&target) {
+        return false;
+    }
     (thread.target, thread.epoch) = (target, epoch);
     true
+}
+
+/// Whether an image is not to be recorded yet.
+#[inline(always)]
+fn is_paused(target: &Target) -> bool {
+    target.flags & target::LATER != 0 && PAUSED.get_ptr(target.image).is_some()
+}
+
+/// Has the image of a process that is followed recorded only when user space says so, where that is the way; whether that can be
+/// told.
+#[inline(always)]
+fn pause(target: &Target) -> bool {
+    target.flags & target::LATER == 0 || PAUSED.insert(target.image, 0, u64::from(BPF_ANY)).is_ok()
+}
+
+/// An image is no more.
+#[inline(always)]
+fn forget_pause(target: &Target) {
+    if target.flags & target::LATER != 0 {
+        let _ = PAUSED.remove(target.image);
+    }
 }
 
 /// Stack pointer of the probed code; `ctx` is the context of a uprobe.
@@ -184,7 +217,7 @@ fn next_image() -> Option<u32> {
 pub(crate) fn exec(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    let Some(entry) = TARGETS.get_ptr_mut(tgid) else { return };
+    let Some(entry) = TARGETS.get_ptr_mut(tgid) else { return newcomer(pid_tgid) };
     thread::forget(pid_tgid);
     // The thread that called exec has taken the id of the first one.
     let old_tid: i32 = ctx.arg(1);
@@ -198,8 +231,18 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
         return;
     };
     let flags = before.flags & !target::SHARED;
+    let now = Target { image, flags };
+    // Probes that a process has of its own stay with it; one that worked on its parent's memory has none.
+    if (shared || is_paused(&before)) && !pause(&now) {
+        count_loss!(processes, 1);
+        let _ = TARGETS.remove(tgid);
+        return;
+    }
+    if !shared {
+        forget_pause(&before);
+    }
     // SAFETY: as above.
-    unsafe { *entry = Target { image, flags } };
+    unsafe { *entry = now };
     debug!(ctx, "process {} became another program", tgid);
     let how = if shared {
         origin::SPAWN
@@ -211,9 +254,33 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     let sent = emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image);
     if !sent {
         // Nobody knows of it, and nobody would continue it.
+        forget_pause(&now);
         let _ = TARGETS.remove(tgid);
     } else if flags & target::STOP_AT_EXEC != 0 {
         stop_current();
+    }
+}
+
+/// The current process, which is not traced, has become another program.
+#[inline(always)]
+fn newcomer(pid_tgid: u64) {
+    let asked = epoch(&NEWCOMERS);
+    if asked & NEWCOMERS_ASKED == 0 {
+        return;
+    }
+    let flags = asked as u32;
+    let tgid = (pid_tgid >> 32) as u32;
+    let Some(image) = next_image() else { return };
+    let new = Target { image, flags };
+    if !pause(&new) || TARGETS.insert(tgid, new, u64::from(BPF_ANY)).is_err() {
+        forget_pause(&new);
+        count_loss!(processes, 1);
+        return;
+    }
+    thread::forget(pid_tgid);
+    if !emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0) {
+        forget_pause(&new);
+        let _ = TARGETS.remove(tgid);
     }
 }
 
@@ -237,7 +304,7 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
         return;
     }
     let shared = kernel_word(task + u64::from(at.mm)) == kernel_word(child + u64::from(at.mm));
-    let mut new = Target { flags: parent.flags & target::FOLLOW, ..parent };
+    let mut new = Target { flags: parent.flags & (target::FOLLOW | target::LATER), ..parent };
     if shared {
         new.flags |= target::SHARED;
     } else if parent.flags & target::FOLLOW == 0 {
@@ -246,7 +313,7 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
         let Some(image) = next_image() else { return };
         new.image = image;
     }
-    if TARGETS.insert(child_tgid, new, u64::from(BPF_ANY)).is_err() {
+    if !shared && !pause(&new) || TARGETS.insert(child_tgid, new, u64::from(BPF_ANY)).is_err() {
         count_loss!(processes, 1);
         return;
     }
@@ -255,6 +322,7 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
     }
     let id = u64::from(child_tgid) << 32 | u64::from(child_tgid);
     if !emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image) {
+        forget_pause(&new);
         let _ = TARGETS.remove(child_tgid);
     }
 }
@@ -286,7 +354,11 @@ pub(crate) fn thread_exit() {
     let (is_last, signal) = last_thread();
     if is_last {
         let _ = TARGETS.remove(tgid);
-        let kind = if target.flags & target::SHARED != 0 { kind::SHARER_ENDED } else { kind::ENDED };
+        let shared = target.flags & target::SHARED != 0;
+        if !shared {
+            forget_pause(&target);
+        }
+        let kind = if shared { kind::SHARER_ENDED } else { kind::ENDED };
         emit::moment(Header::new(kind, target.image, signal, pid_tgid));
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::{
-    bpf::Links,
+    bpf::{Links, Order},
     event::{Image, Pid},
     limits,
     probe::{
@@ -72,6 +72,12 @@ pub struct Attached {
     next_check: Instant,
     /// Whether they were gone at the last look. It may have been at an exec of which nothing has been heard yet.
     suspect: bool,
+    /// Whether it came while others were traced: it was started by one of them, or fits what was asked for.
+    came_later: bool,
+    /// When its image began, nanoseconds of CLOCK_MONOTONIC, where it has to have probes of its own before it is recorded.
+    paused_since: Option<u64>,
+    /// How long it was there before it was recorded.
+    late: Option<Duration>,
     /// When its last thread ended, since tracing began: its id may be another process's.
     ended: Option<Duration>,
     /// Whether the probes are away for good.
@@ -82,6 +88,16 @@ pub struct Attached {
     killed_by: Option<u8>,
     notes: Vec<String>,
     unseen_spans: u64,
+}
+
+/// What a look at a process that is followed has come to.
+pub enum Followed {
+    /// Nothing has changed.
+    AsBefore,
+    /// Its allocator is probed: its mappings are these.
+    Found(Box<AddressSpace>),
+    /// It has the probes of the process that has forked it.
+    Resumes,
 }
 
 /// How the outcomes of a process's calls are to be seen.
@@ -173,7 +189,9 @@ impl Attached {
         allocator: Allocator,
         returns: Returns,
     ) -> Result<Self> {
-        let links = probes.attach(&allocator, pid, pid, returns).map_err(|error| explain(pid, &status, error))?;
+        let links = probes
+            .attach(&allocator, pid, pid, returns, Order::AtOnce)
+            .map_err(|error| explain(pid, &status, error))?;
         let target = describe(pid, &status);
         Ok(Self::new(pid, image, target, Some(allocator), links, returns))
     }
@@ -199,6 +217,9 @@ impl Attached {
             seen: now,
             next_check: now,
             suspect: false,
+            came_later: false,
+            paused_since: None,
+            late: None,
             ended: None,
             gave_up: false,
             unlooked: false,
@@ -208,20 +229,63 @@ impl Attached {
         }
     }
 
-    /// A process that this one has forked: it has the same program and the same probes, in file scope.
-    pub fn forked(&self, pid: Pid, image: Image) -> Self {
+    /// A process that this one has forked at `time`, nanoseconds of CLOCK_MONOTONIC. In file scope it has the same probes; else it
+    /// has none yet.
+    pub fn forked(&self, pid: Pid, image: Image, time: u64, scope: Scope) -> Self {
         let target = Target { pid, heaps: Vec::new(), parent: Some(self.pid), ..self.target.clone() };
-        let forked = Self::new(pid, image, target, self.allocator.clone(), Links::default(), self.returns);
+        let mut forked = Self::new(pid, image, target, self.allocator.clone(), Links::default(), self.returns);
         // What its parent's program is probed by may not be found yet.
-        let search = self.search.as_ref().map(|search| search.again_for(pid));
-        Self { gave_up: self.gave_up, search, ..forked }
+        forked.search = self.search.as_ref().map(|search| search.again_for(pid));
+        (forked.gave_up, forked.came_later) = (self.gave_up, true);
+        if scope == Scope::Process && !self.gave_up {
+            forked.paused_since = Some(time);
+            forked.returns.among_others = true;
+            match &mut forked.search {
+                Some(search) => search.probes_lost = true,
+                None => forked.search = Some(Search::of_fork(pid, time)),
+            }
+        }
+        forked
     }
 
     /// A process that this one has started (posix_spawn, vfork and exec), whose program is `comm`: hostile text.
-    pub fn spawned(&self, pid: Pid, image: Image, comm: String, time: u64) -> Self {
-        let mut spawned = self.forked(pid, image);
+    pub fn spawned(&self, pid: Pid, image: Image, comm: String, time: u64, scope: Scope) -> Self {
+        let mut spawned = self.forked(pid, image, time, scope);
         spawned.has_execed(image, comm, time, false);
         spawned
+    }
+
+    /// A process that nobody who is traced has started, and that became the program `comm` (hostile text) at `time`, nanoseconds of
+    /// CLOCK_MONOTONIC.
+    pub fn newcomer(pid: Pid, image: Image, comm: String, time: u64, scope: Scope) -> Self {
+        let target = Target {
+            pid,
+            comm: String::new(),
+            exe: String::new(),
+            language: Language::C,
+            heaps: Vec::new(),
+            memory: None,
+            parent: None,
+            ended: None,
+        };
+        let returns = Returns { among_others: true, ..Returns::default() };
+        let mut newcomer = Self::new(pid, image, target, None, Links::default(), returns);
+        newcomer.came_later = true;
+        newcomer.paused_since = (scope == Scope::Process).then_some(time);
+        newcomer.has_execed(image, comm, time, false);
+        newcomer
+    }
+
+    /// It is recorded from this time on, nanoseconds of CLOCK_MONOTONIC, and was not before.
+    pub fn is_recorded_from(&mut self, time: u64) {
+        if let Some(began) = self.paused_since.take() {
+            self.late = Some(Duration::from_nanos(time.saturating_sub(began)));
+        }
+    }
+
+    /// How long it was there before it was recorded, where it had to have probes of its own first.
+    pub fn late(&self) -> Option<Duration> {
+        self.late
     }
 
     /// The process.
@@ -234,9 +298,9 @@ impl Attached {
         self.image
     }
 
-    /// Whether another process that is traced has started it.
-    pub fn is_child(&self) -> bool {
-        self.target.parent.is_some()
+    /// Whether it came while others were traced: it was started by one of them, or fits what was asked for.
+    pub fn came_later(&self) -> bool {
+        self.came_later
     }
 
     /// Whether its program is written in Go.
@@ -302,7 +366,7 @@ impl Attached {
         (self.target.comm, self.target.exe) = (comm, exe.to_string_lossy().into_owned());
         let lost_before = self.search.take().is_some_and(|search| self.end_search(&search));
         (self.probed, self.gave_up, self.suspect) = (None, false, false);
-        self.search = Some(Search::begin(self.pid, time, probes_lost || lost_before));
+        self.search = Some(Search::begin(self.pid, time, probes_lost || lost_before || self.paused_since.is_some()));
     }
 
     /// Whether the program that the process has become can be traced at all; what is against it is told.
@@ -317,9 +381,10 @@ impl Attached {
     }
 
     /// Lets go of all that a process takes which has ended and will only be reported. `memory`: what is known of its memory.
-    pub fn let_go(&mut self, memory: Option<Memory>) {
+    pub fn let_go(&mut self, memory: Option<Memory>, probes: &mut Probes) {
         self.target = Target { memory, ..self.target() };
         (self.allocator, self.probed) = (None, None);
+        std::mem::take(&mut self.links).detach_aside(&mut probes.programs);
     }
 
     /// The process has ended, so long after tracing began.
@@ -328,6 +393,9 @@ impl Attached {
         if let Some(search) = self.search.take() {
             self.unlooked = !search.found;
             self.end_search(&search);
+        }
+        if self.paused_since.is_some() {
+            self.unlooked = true;
         }
     }
 
@@ -365,32 +433,45 @@ impl Attached {
         self.search.as_ref().map(Search::next).or(self.is_suspect().then_some(self.next_check))
     }
 
-    /// Follows a process that has become another program. The probes of a file that the new program maps too are in
-    /// force from its first instruction, unless another thread than the first one called exec; others are attached as soon as
-    /// there is something to attach to. `Some` when the collector must be told of the new address space.
-    pub fn follow(&mut self, probes: &mut Probes) -> Option<AddressSpace> {
-        if !self.search.as_mut()?.is_due() {
-            return None;
+    /// Follows a process that has become another program, or needs probes of its own. The probes of a file that the new program
+    /// maps too are in force from its first instruction, unless another thread than the first one called exec; others are
+    /// attached as soon as there is something to attach to.
+    pub fn follow(&mut self, probes: &mut Probes) -> Followed {
+        if !self.search.as_mut().is_some_and(Search::is_due) {
+            return Followed::AsBefore;
         }
         if !self.can_be_followed() {
-            return None;
+            return Followed::AsBefore;
         }
         // Its end is told elsewhere.
-        let status = status::check(self.pid).ok()?;
-        let mut search = self.search.take()?;
+        let Ok(status) = status::check(self.pid) else { return Followed::AsBefore };
+        let Some(mut search) = self.search.take() else { return Followed::AsBefore };
+        if let (true, Some(allocator)) = (search.same_program, self.allocator.clone()) {
+            if self.reattach(probes, allocator, self.pid) {
+                return Followed::Resumes;
+            }
+            if status::is_alive(self.pid) {
+                self.was_unseen(format!("process {} could not be probed: nothing of it is recorded", self.pid));
+            }
+            return Followed::AsBefore;
+        }
         // Asked for first: what the loader does after the look is not for the look to have seen.
         let is_last = search.is_last_look();
-        let mut told = None;
+        let mut told = Followed::AsBefore;
         if let Ok(Some(allocator)) = find(self.pid, Phase::Running) {
             let covered = probes.covers(&allocator.module);
             let moves = search.probes_lost || !self.is_on(&allocator);
-            if moves && self.reattach(probes, allocator, self.pid) && !covered {
-                search.attached();
+            if moves && self.reattach(probes, allocator, self.pid) {
+                if covered || self.paused_since.is_some() {
+                    search.probes_lost = false;
+                } else {
+                    search.attached();
+                }
             }
             if moves || !search.found {
                 search.found = true;
                 self.target = Target { parent: self.target.parent, ..describe(self.pid, &status) };
-                told = self.address_space().ok();
+                told = self.address_space().map_or(Followed::AsBefore, |space| Followed::Found(Box::new(space)));
             }
         }
         if search.is_settled() {
@@ -483,12 +564,16 @@ impl Attached {
     }
 
     fn reattach(&mut self, probes: &mut Probes, allocator: Allocator, task: u32) -> bool {
-        match probes.attach(&allocator, self.pid, task, self.returns) {
+        // What is not recorded yet has no calls that could be seen by halves.
+        let order = if self.paused_since.is_some() { Order::AtOnce } else { Order::InTurn };
+        match probes.attach(&allocator, self.pid, task, self.returns, order) {
             Ok(links) => {
                 (self.allocator, self.probed, self.gave_up) = (Some(allocator), None, false);
                 std::mem::replace(&mut self.links, links).detach_aside(&mut probes.programs);
                 true
             }
+            // What it did until then is all there is.
+            Err(_) if !status::is_alive(self.pid) => false,
             Err(error) => {
                 tracing::warn!("cannot move the probes of process {}: {error:#}", self.pid);
                 false
@@ -500,7 +585,7 @@ impl Attached {
     /// are not. Whether they were away.
     pub fn keep_probes(&mut self, probes: &mut Probes) -> bool {
         let now = Instant::now();
-        let nothing = self.is_over() || self.gave_up || self.is_child() || self.allocator.is_none();
+        let nothing = self.is_over() || self.gave_up || self.came_later || self.allocator.is_none();
         if nothing || self.search.is_some() || now < self.next_check {
             return false;
         }
@@ -562,7 +647,7 @@ impl Attached {
 
     /// Takes the probes off.
     pub fn detach(self, probes: &mut Probes) {
-        self.links.detach(&mut probes.programs);
+        self.links.detach_aside(&mut probes.programs);
     }
 }
 

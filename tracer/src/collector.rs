@@ -1,10 +1,10 @@
 //! The thread between kernel and report: takes events in, keeps the heap, turns addresses into places while the process
 //! lives, and hands out snapshots. It never waits for the presenting side.
 
+mod requests;
 mod tracked;
 
 use std::{
-    ops::Range,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -12,6 +12,7 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::{Loss, LostFree, Target};
 
+pub use self::requests::{Request, Requested, Requests, channel};
 use self::tracked::{Tracked, begin, end, place};
 use crate::{
     bpf::Events,
@@ -26,71 +27,6 @@ use crate::{
     trails::{self, Sites, Trails},
     unwinder::Unwinder,
 };
-
-/// What the session asks of the collector.
-pub enum Request {
-    /// Record this process from now on; the address space is its present one.
-    Enable {
-        /// The process.
-        pid: Pid,
-        /// Its image.
-        image: Image,
-        /// Its mappings.
-        space: Box<AddressSpace>,
-        /// [`tracer_ebpf::target`] bits.
-        flags: u32,
-    },
-    /// Pass on the sampled objects of a Go runtime.
-    FollowGo {
-        /// The image.
-        image: Image,
-        /// Which of the process's runtimes it is.
-        number: u8,
-        /// Where they go.
-        samples: mpsc::Sender<go_heap::Input>,
-    },
-    /// How many bytes each of these images holds now.
-    Held {
-        /// The images.
-        images: Vec<Image>,
-        /// Where the answer goes, in the same order.
-        reply: mpsc::Sender<Vec<u64>>,
-    },
-    /// How much of each of these parts of an image's memory recorded blocks have been in.
-    Covered {
-        /// The image.
-        image: Image,
-        /// The parts.
-        ranges: Vec<Range<u64>>,
-        /// Where the answer goes, in the same order.
-        reply: mpsc::Sender<Vec<u64>>,
-    },
-    /// The probes of a process were away until this time, nanoseconds of CLOCK_MONOTONIC: what was freed meanwhile is not known.
-    Interrupted(u64),
-    /// The process of this image has ended: a notice tells it when all that it has done is taken in.
-    Ended(Image),
-    /// What is held now, by blocks of at least this age.
-    Snapshot {
-        /// Least age of a block.
-        min_age: Duration,
-        /// Where the answer goes.
-        reply: mpsc::Sender<Snapshot>,
-    },
-    /// Record nothing any more, take in what has been recorded, and end with a last snapshot.
-    Finish {
-        /// Least age of a block.
-        min_age: Duration,
-        /// Where the answer goes.
-        reply: mpsc::Sender<Snapshot>,
-    },
-}
-
-/// Asks the collector that takes `requests`; `None` when it has ended.
-pub fn ask<T>(requests: &mpsc::Sender<Request>, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Option<T> {
-    let (reply, answer) = mpsc::channel();
-    requests.send(request(reply)).ok()?;
-    answer.recv().ok()
-}
 
 /// What the collector tells of its own accord.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +48,8 @@ pub enum Notice {
     ReturnDeclined,
     /// Libraries of a process have come or gone.
     Mapped(Image),
+    /// An image is recorded that was only followed before, from this time on: nanoseconds of CLOCK_MONOTONIC.
+    Resumed(Image, u64),
 }
 
 /// What all stacks hold at one moment.
@@ -238,7 +176,7 @@ pub struct Collector {
     unknown_records: u64,
     /// By image, and the number of the runtime in it.
     go: HashMap<(Image, u8), GoHeap>,
-    requests: mpsc::Receiver<Request>,
+    requests: Requested,
     notify: Box<dyn Fn(Notice) + Send>,
 }
 
@@ -250,7 +188,7 @@ impl Collector {
         unwinder: Unwinder,
         memory: Memory,
         (min_age, all_sizes): (Duration, bool),
-        requests: mpsc::Receiver<Request>,
+        requests: Requested,
         notify: Box<dyn Fn(Notice) + Send>,
     ) -> Self {
         let min_age = nanoseconds(min_age);
@@ -278,7 +216,8 @@ impl Collector {
     pub fn run(mut self) {
         loop {
             if self.take_in(BATCH) < BATCH {
-                self.events.wait(PATIENCE);
+                self.events.wait(self.requests.bell(), PATIENCE);
+                self.requests.heard();
             }
             self.account_for_loss();
             self.let_go();
@@ -286,7 +225,7 @@ impl Collector {
             self.look_for_new_mappings();
             self.look_at_what_is_held();
             loop {
-                match self.requests.try_recv() {
+                match self.requests.next() {
                     Ok(Request::Finish { min_age, reply }) => return self.finish(min_age, &reply),
                     Ok(request) => self.obey(request),
                     Err(mpsc::TryRecvError::Empty) => break,
@@ -312,6 +251,8 @@ impl Collector {
             Request::FollowGo { image, number, samples } => {
                 self.go.insert((image, number), GoHeap { samples, batch: Vec::new(), stacks: HashSet::new() });
             }
+            Request::Resume(image) => self.resume(image),
+            Request::Drop(image) => self.drop_image(image),
             Request::Interrupted(until) => self.heap.frees_lost_without_trace(until),
             Request::Ended(image) => {
                 self.take_in_all();
@@ -349,7 +290,8 @@ impl Collector {
         self.unwinder.follow(&space);
         if let Some(tracked) = self.images.get_mut(&image) {
             tracked.space = space;
-            return tracked.place_the_rest(&mut self.heap, &self.unwinder, &mut self.trails);
+            tracked.place_the_rest(&mut self.heap, &self.unwinder, &mut self.trails);
+            return self.resume(image);
         }
         if self.ended.contains_key(&image) {
             // Or has become yet another program.
@@ -364,6 +306,26 @@ impl Collector {
         if let Err(error) = self.events.enable(pid, Target { image: image.0, flags }) {
             tracing::error!("cannot record process {pid}: {error}");
         }
+    }
+
+    /// Has an image recorded that was not until now, if so it is.
+    fn resume(&mut self, image: Image) {
+        let Some(tracked) = self.images.get_mut(&image) else { return };
+        if self.events.resume(image) {
+            tracked.since = monotonic();
+            (self.notify)(Notice::Resumed(image, tracked.since));
+        }
+    }
+
+    /// Takes an image for one that never was.
+    fn drop_image(&mut self, image: Image) {
+        let Some(tracked) = self.images.remove(&image) else { return };
+        if let Err(error) = self.events.disable(tracked.pid, image) {
+            tracing::warn!("cannot stop recording process {}: {error}", tracked.pid);
+        }
+        // It may be paused, and has no need to be any more.
+        self.events.resume(image);
+        self.heap.forget(image);
     }
 
     fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<Snapshot>) {

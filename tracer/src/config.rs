@@ -4,6 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use crate::{
     probe::outcomes::Way,
+    probes::Scope,
     report::{By, Format, Value},
     select::Selection,
     top::ranking::Sort,
@@ -44,6 +45,8 @@ pub struct Config {
     pub returns: Option<Way>,
     /// Whether what the traced processes start is traced as well.
     pub children: bool,
+    /// For whom probes are there.
+    pub scope: Scope,
     /// Whether to attach by perf events even where the kernel has uprobe-multi links.
     pub perf_events: bool,
     /// How much to say on the standard error.

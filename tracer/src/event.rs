@@ -139,6 +139,8 @@ pub enum How {
     Fork,
     /// A process that worked on its parent's memory (vfork, CLONE_VM) has become a program of its own.
     Spawn,
+    /// A process that was not traced has become another program. Whether it is wanted is for whoever asked for such to say.
+    Newcomer,
 }
 
 /// Places of a stack record ([`tracer_ebpf::unwind::place`]), leaf first.
@@ -202,6 +204,7 @@ fn began(record: &[u8], how: u8) -> Result<Event<'_>, Unintelligible> {
         origin::EXEC_BY_OTHER_THREAD => How::ExecByOtherThread,
         origin::FORK => How::Fork,
         origin::SPAWN => How::Spawn,
+        origin::NEWCOMER => How::Newcomer,
         _ => return Err(Unintelligible),
     };
     let (pid, parent) = (word(record, 2) as u32, Image((word(record, 2) >> 32) as u32));

@@ -169,7 +169,7 @@ impl GoProcess {
                 .map_err(Into::into)
                 .and_then(|()| probe(programs, maps, &runtime, (pid, number), &mut links))
         {
-            links.detach(programs);
+            links.detach_aside(programs);
             return Err(error);
         }
         let (inputs, input) = mpsc::channel();
@@ -254,13 +254,13 @@ impl GoHeap {
         }
     }
 
-    /// Takes the probes off, and undoes what was changed in the process.
+    /// Takes the probes off, without waiting for that, and undoes what was changed in the process.
     pub fn detach(self, programs: &mut Programs) {
         let Self { links, inputs, follower, enabled, .. } = self;
         drop(enabled);
         // The collector may hold another sender. A follower that is gone needs not be told.
         let _ = inputs.send(Input::End);
-        links.detach(programs);
+        links.detach_aside(programs);
         if follower.join().is_err() {
             tracing::error!("the follower of a Go heap ended with a bug; please report it");
         }

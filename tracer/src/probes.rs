@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     attach::{Allocator, Returns, file_name, is_libc},
-    bpf::{Links, Programs, Site},
+    bpf::{Links, Order, Placed, Programs, Site},
     event::Pid,
     probe::{
         outcomes::{self, Means},
@@ -62,15 +62,22 @@ impl Probes {
     ///
     /// # Errors
     /// The kernel refuses; nothing stays attached then.
-    pub fn attach(&mut self, allocator: &Allocator, pid: Pid, task: u32, returns: Returns) -> Result<Links> {
+    pub fn attach(
+        &mut self,
+        allocator: &Allocator,
+        pid: Pid,
+        task: u32,
+        returns: Returns,
+        order: Order,
+    ) -> Result<Links> {
         match self.scope {
             Scope::Process => {
                 let task = NonZeroU32::new(task).context("process id 0")?;
-                probe(&mut self.programs, allocator, pid, Some(task), returns)
+                probe(&mut self.programs, allocator, pid, Some(task), returns, order)
             }
             Scope::File if self.covers(&allocator.module) => Ok(Links::default()),
             Scope::File => {
-                let links = probe(&mut self.programs, allocator, pid, None, returns)?;
+                let links = probe(&mut self.programs, allocator, pid, None, returns, order)?;
                 self.files.push((Arc::clone(&allocator.module), links));
                 Ok(Links::default())
             }
@@ -84,21 +91,23 @@ impl Probes {
         }
     }
 
-    /// Takes all off that are there for everybody.
+    /// Takes all off that are there for everybody, and waits for those that were taken off before.
     pub fn detach(&mut self) {
         for (_, links) in self.files.drain(..) {
-            links.detach(&mut self.programs);
+            links.detach_aside(&mut self.programs);
         }
+        self.programs.finish_detaching();
     }
 }
 
-/// Attaches every function's programs, for `task` of the process `pid` or for everybody; nothing stays attached when one fails.
+/// Attaches every function's programs in this order, for `task` of the process `pid` or for everybody; nothing stays attached when one fails.
 fn probe(
     programs: &mut Programs,
     allocator: &Allocator,
     pid: Pid,
     task: Option<NonZeroU32>,
     returns: Returns,
+    order: Order,
 ) -> Result<Links> {
     let file = allocator.module.probe_path().context("the allocator's file is not open")?;
     let found = OnceCell::new();
@@ -107,12 +116,11 @@ fn probe(
     let plan = outcomes::plan(&allocator.functions, &means);
     let mut links = Links::default();
     // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
-    for (program, places) in plan.programs {
-        let sites = places.into_iter().map(|(offset, cookie)| Site { offset, cookie });
-        if let Err(error) = links.attach(programs, program, &file, sites, task) {
-            links.detach(programs);
-            return Err(error).with_context(|| format!("cannot probe {}", visible(allocator.module.path())));
-        }
+    let sites = |places: Vec<(u64, u64)>| places.into_iter().map(|(offset, cookie)| Site { offset, cookie }).collect();
+    let placed: Vec<Placed> = plan.programs.into_iter().map(|(program, places)| (program, sites(places))).collect();
+    if let Err(error) = links.attach_all(programs, placed, &file, task, order) {
+        links.detach_aside(programs);
+        return Err(error).with_context(|| format!("cannot probe {}", visible(allocator.module.path())));
     }
     for (name, choice) in plan.choices {
         let because = if choice.because.is_empty() { String::new() } else { format!(", because {}", choice.because) };

@@ -34,6 +34,8 @@ pub struct Search {
     pub probes_lost: bool,
     /// Whether an allocator was found.
     pub found: bool,
+    /// Whether the program is the one that its parent has: a fork.
+    pub same_program: bool,
     missed: Option<Missed>,
 }
 
@@ -50,12 +52,27 @@ impl Search {
     /// That of a process that became another program at `exec`, nanoseconds of CLOCK_MONOTONIC.
     pub fn begin(pid: Pid, exec: u64, probes_lost: bool) -> Self {
         let begun = Instant::now();
-        Self { pid, begun, exec, pause: PAUSE.0, next: begun, probes_lost, found: false, missed: None }
+        Self {
+            pid,
+            begun,
+            exec,
+            pause: PAUSE.0,
+            next: begun,
+            probes_lost,
+            found: false,
+            same_program: false,
+            missed: None,
+        }
     }
 
     /// The same for a process that runs the same program: the one that this is of has forked it.
     pub fn again_for(&self, pid: Pid) -> Self {
         Self { begun: self.begun, ..Self::begin(pid, self.exec, self.probes_lost) }
+    }
+
+    /// That of a process that was forked, and has no probes of its own yet.
+    pub fn of_fork(pid: Pid, fork: u64) -> Self {
+        Self { same_program: true, ..Self::begin(pid, fork, true) }
     }
 
     /// Whether it is time to look; if so, sets the time of the next look.

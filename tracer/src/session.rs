@@ -18,10 +18,10 @@ use anyhow::{Context as _, Result, bail};
 use hashbrown::HashSet;
 
 use crate::{
-    attach::{Attached, Returns, SUSPENSE},
+    attach::{Attached, Followed, Returns, SUSPENSE},
     bpf::{self, GoMaps, Programs},
     clock::monotonic,
-    collector::{self, Collector, Notice, Request, Snapshot},
+    collector::{self, Collector, Notice, Request, Requests, Snapshot},
     config::{Config, GoHeapChoice, Subject, Verbosity},
     coverage::Coverage,
     event::{Image, Pid},
@@ -81,9 +81,11 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
     let mut notes = Vec::new();
     let selected = matches!(config.subject, Subject::Selected(_));
+    let mut newcomers = None;
     if let Subject::Selected(selection) = &config.subject {
-        let (pids, told) = choosing::choose(selection, config.children, &machine)?;
-        (config.subject, notes) = (Subject::Pids(pids), told);
+        let chosen = choosing::choose(selection, &machine)?;
+        newcomers = chosen.newcomers;
+        (config.subject, notes) = (Subject::Pids(chosen.pids), chosen.notes);
     }
     if let Subject::Pids(pids) = &config.subject {
         choosing::check(pids, machine.is_ok())?;
@@ -103,9 +105,9 @@ pub fn run(mut config: Config) -> Result<Exit> {
         launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
     }
     bpf::attach_lifecycle(&mut programs)?;
-    let scope = if config.children { Scope::File } else { Scope::Process };
+    let scope = config.scope;
 
-    let (requests, requested) = mpsc::channel();
+    let (requests, requested) = collector::channel().context("cannot start the collector")?;
     let notify = inputs.clone();
     let collector = Collector::new(
         events,
@@ -119,13 +121,15 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let collector = thread::Builder::new().name("collector".to_owned()).spawn(move || collector.run())?;
 
     let mut session = Session {
-        coverage: Coverage::new(requests.clone(), config.children),
+        coverage: Coverage::new(requests.clone()),
         unseen_heaps: Vec::new(),
         presenter: Presenter::within(memory.for_names()),
         config,
         probes: Probes::new(programs, scope),
         images: 0,
         selected,
+        newcomers,
+        found_late: 0,
         go_maps,
         attached: Vec::new(),
         over: Vec::new(),
@@ -143,7 +147,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         clock: Instant::now(),
         interruptions: 0,
         last_beat: Instant::now(),
-        looked_for_ends: Instant::now(),
+        looked_around: Instant::now(),
         outlived: false,
     };
     let result = session.trace(outputs);
@@ -159,6 +163,10 @@ struct Session {
     probes: Probes,
     /// Whether processes were chosen by what they are, so that some may have nothing to do.
     selected: bool,
+    /// Who is traced of those that begin while others are, and are not started by them.
+    newcomers: Option<choosing::Newcomers>,
+    /// How many processes were found to fit only after they had begun.
+    found_late: u64,
     /// How many images recording was turned on for.
     images: u32,
     go_maps: GoMaps,
@@ -175,7 +183,7 @@ struct Session {
     unseen_heaps: Vec<String>,
     /// Where Go runtimes of libraries are looked for.
     libraries: Vec<Libraries>,
-    requests: mpsc::Sender<Request>,
+    requests: Requests,
     input: mpsc::Receiver<Input>,
     inputs: mpsc::Sender<Input>,
     signals: Signals,
@@ -189,8 +197,8 @@ struct Session {
     interruptions: u64,
     /// When that was done last which comes round regularly.
     last_beat: Instant,
-    /// When processes were looked for whose ends may have been missed.
-    looked_for_ends: Instant,
+    /// When processes were looked for whose ends or beginnings may have been missed.
+    looked_around: Instant,
     /// Whether it was said that the command has ended and others go on.
     outlived: bool,
 }
@@ -209,6 +217,7 @@ impl Session {
         self.started = SystemTime::now();
         self.clock = Instant::now();
         self.read_memory();
+        self.expect_newcomers()?;
         self.signals.enter(Stage::Tracing);
         outputs.announce(&self.attached);
         if let Some(launched) = &mut self.launched {
@@ -296,7 +305,8 @@ impl Session {
     fn run_loop(&mut self, outputs: &mut Outputs) -> Result<Option<i32>> {
         let end = self.config.duration.map(|duration| self.clock + duration);
         let mut report = self.config.interval.map(|interval| self.clock + interval);
-        while self.attached.iter().any(|attached| !attached.is_over()) {
+        // With a selection, others may come.
+        while self.newcomers.is_some() || self.attached.iter().any(|attached| !attached.is_over()) {
             let now = Instant::now();
             if end.is_some_and(|end| now >= end) {
                 break;
@@ -318,7 +328,7 @@ impl Session {
                 report = Some((at + interval).max(Instant::now() + HEARTBEAT / 2));
             }
             self.heartbeat();
-            self.look_for_ends()?;
+            self.look_around()?;
             self.keep_probes()?;
             let look = self.attached.iter().filter_map(Attached::next_look).min();
             let wake = [end, report, look]
@@ -386,24 +396,39 @@ impl Session {
         self.look_at_libraries();
     }
 
-    /// Follows processes that have become other programs, where a look is due.
+    /// Follows processes that have become other programs, or need probes of their own, where a look is due.
     fn follow_programs(&mut self) {
-        for index in 0..self.attached.len() {
-            if let Some(space) = self.attached[index].follow(&mut self.probes) {
-                let attached = &self.attached[index];
-                let (pid, image, flags) = (attached.pid(), attached.image(), self.flags(attached));
-                if attached.is_child() && attached.is_of_go() {
+        (0..self.attached.len()).for_each(|index| self.follow(index));
+    }
+
+    /// The same of one of them.
+    fn follow(&mut self, index: usize) {
+        let followed = self.attached[index].follow(&mut self.probes);
+        let attached = &self.attached[index];
+        let (pid, image, flags) = (attached.pid(), attached.image(), self.flags(attached));
+        let request = match followed {
+            Followed::AsBefore => return,
+            Followed::Resumes => Request::Resume(image),
+            Followed::Found(space) => {
+                if attached.came_later() && attached.is_of_go() {
                     self.attach_go_of_child(pid, image);
                 }
-                // The collector's end shows elsewhere.
-                let _ = self.requests.send(Request::Enable { pid, image, space: Box::new(space), flags });
+                Request::Enable { pid, image, space, flags }
             }
-        }
+        };
+        // The collector's end shows elsewhere.
+        let _ = self.requests.send(request);
     }
 
     fn heed(&mut self, notice: Notice) -> Result<()> {
         match notice {
             Notice::Began(image, beginning) => self.has_begun(image, &beginning),
+            Notice::Resumed(image, since) => {
+                if let Some(attached) = self.find(image) {
+                    attached.is_recorded_from(since);
+                }
+                Ok(())
+            }
             Notice::Mapped(image) => {
                 if let Some(attached) = self.attached.iter().find(|attached| attached.image() == image) {
                     let pid = attached.pid();
@@ -440,11 +465,11 @@ impl Session {
     }
 
     fn send(&self, request: Request) -> Result<()> {
-        self.requests.send(request).ok().context("the collector has ended early")
+        Ok(self.requests.send(request)?)
     }
 
     fn ask<T>(&self, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Result<T> {
-        collector::ask(&self.requests, request).context("the collector has ended early")
+        Ok(self.requests.ask(request)?)
     }
 
     /// All processes, those that have ended last.
@@ -475,19 +500,14 @@ impl Session {
         let heard: HashSet<Image> = snapshot.stacks.iter().map(|stack| stack.image).collect();
         let unheard = |attached: &&Attached| attached.was_not_looked_at() && !heard.contains(&attached.image());
         let unheard = self.processes().filter(unheard).count() as u64;
-        if unheard > 0 {
-            notes.push(format!(
-                "{unheard} of the processes that were started ended before they could be looked at, and nothing of them was \
-                 recorded: what they took from an allocator that no other traced process has is not known"
-            ));
-        }
+        notes.extend(self.note_on_late_ones(unheard));
         notes.extend(self.unseen_heaps.iter().cloned());
         notes.extend(self.goroutines.notes());
         notes.extend(opener::notes());
         let mut targets: Vec<Target> = self.processes().map(Attached::target).collect();
         for (target, attached) in targets.iter_mut().zip(self.attached.iter().chain(&self.over)) {
             let go = go.iter().filter(|go| go.pid == target.pid).map(GoTrace::held).fold(0, u64::saturating_add);
-            if !(attached.is_child() && attached.is_over()) {
+            if !(attached.came_later() && attached.is_over()) {
                 target.memory = self.coverage.memory(attached.image(), go, attached.probed());
             }
             if let Some(memory) = target.memory.as_mut().filter(|_| filtered) {
@@ -502,7 +522,12 @@ impl Session {
             targets,
             selected: self.selected,
             filtered,
-            unseen_spans: unheard + self.processes().map(Attached::unseen_spans).sum::<u64>(),
+            unseen_spans: unheard
+                + self.found_late
+                + self
+                    .processes()
+                    .map(|attached| attached.unseen_spans() + u64::from(attached.late().is_some()))
+                    .sum::<u64>(),
             unseen_heaps: self.unseen_heaps.len() as u64,
             notes,
         };

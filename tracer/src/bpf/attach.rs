@@ -1,6 +1,6 @@
 //! Attaching the programs to probe sites and to the life of processes.
 
-use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path, thread};
+use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
 
 use aya::{
     Btf,
@@ -40,6 +40,18 @@ pub struct Links {
     offsets: Vec<u64>,
 }
 
+/// In which order programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As they are given: the process may be recorded meanwhile.
+    InTurn,
+    /// In any, several at a time where that is faster.
+    AtOnce,
+}
+
+/// A program by name, and where it goes.
+pub type Placed = (&'static str, Vec<Site>);
+
 impl Links {
     /// Attaches the program `name` at `sites` in `file`, for the process `pid` only, or for all that map the file.
     ///
@@ -53,20 +65,37 @@ impl Links {
         sites: impl IntoIterator<Item = impl Into<Site>>,
         pid: impl Into<Option<NonZeroU32>>,
     ) -> Result<(), LoadError> {
-        let pid = pid.into();
-        let sites: Vec<Site> = sites.into_iter().map(Into::into).collect();
+        let placed = vec![(name, sites.into_iter().map(Into::into).collect())];
+        self.attach_all(programs, placed, file, pid.into(), Order::InTurn)
+    }
+
+    /// The same for several programs. Those that were attached before one failed stay so.
+    ///
+    /// # Errors
+    /// As [`Links::attach`].
+    pub fn attach_all(
+        &mut self,
+        programs: &mut Programs,
+        placed: Vec<Placed>,
+        file: &Path,
+        pid: Option<NonZeroU32>,
+        order: Order,
+    ) -> Result<(), LoadError> {
         if let Some(multi) = &mut programs.multi {
-            self.multi.push(multi.attach(name, file, &sites, pid.map_or(0, NonZeroU32::get))?);
+            multi.attach_all(&placed, file, pid.map_or(0, NonZeroU32::get), order, &mut self.multi)?;
         } else {
-            let program = uprobe(programs, name)?;
-            for Site { offset, cookie } in &sites {
-                let location = UProbeAttachLocation::AbsoluteOffset(*offset);
-                let point = UProbeAttachPoint { location, cookie: Some(*cookie) };
-                let link = program.attach(point, file, pid.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess));
-                self.perf_events.push((name, link.map_err(|error| LoadError::refused(name, &error))?));
+            for (name, sites) in &placed {
+                let program = uprobe(programs, name)?;
+                for Site { offset, cookie } in sites {
+                    let location = UProbeAttachLocation::AbsoluteOffset(*offset);
+                    let point = UProbeAttachPoint { location, cookie: Some(*cookie) };
+                    let link =
+                        program.attach(point, file, pid.map_or(UProbeScope::AllProcesses, UProbeScope::OneProcess));
+                    self.perf_events.push((name, link.map_err(|error| LoadError::refused(name, &error))?));
+                }
             }
         }
-        self.offsets.extend(sites.iter().map(|site| site.offset));
+        self.offsets.extend(placed.iter().flat_map(|(_, sites)| sites).map(|site| site.offset));
         Ok(())
     }
 
@@ -98,24 +127,23 @@ impl Links {
 
     /// Takes the probes off again.
     pub fn detach(self, programs: &mut Programs) {
-        for (name, link) in self.perf_events {
-            if let Err(error) = uprobe(programs, name).map(|program| program.detach(link)) {
-                tracing::debug!("detaching {name}: {error}");
-            }
-        }
+        self.detach_aside(programs);
+        programs.finish_detaching();
     }
-}
 
-impl Links {
-    /// Takes the probes off without waiting for that, which takes the kernel a tenth of a second for each perf event.
+    /// Takes the probes off without waiting for that.
     pub fn detach_aside(self, programs: &mut Programs) {
         let Self { perf_events, multi, .. } = self;
-        let take = |(name, link)| uprobe(programs, name).map(|program| program.take_link(link));
-        let links: Vec<_> = perf_events.into_iter().map(take).collect();
-        let detach = move || drop((links, multi));
-        if let Err(error) = thread::Builder::new().name("detach".to_owned()).spawn(detach) {
-            tracing::debug!("detached at once: {error}");
+        let mut links: Vec<Box<dyn Send>> = Vec::new();
+        for (name, link) in perf_events {
+            match uprobe(programs, name).map(|program| program.take_link(link)) {
+                Ok(Ok(link)) => links.push(Box::new(link)),
+                Ok(Err(error)) => tracing::debug!("detaching {name}: {error}"),
+                Err(error) => tracing::debug!("detaching {name}: {error}"),
+            }
         }
+        links.extend(multi.into_iter().map(|link| Box::new(link) as Box<dyn Send>));
+        programs.remover.take(links);
     }
 }
 
@@ -131,6 +159,11 @@ fn uprobe<'a>(programs: &'a mut Programs, name: &str) -> Result<&'a mut UProbe, 
 }
 
 impl Programs {
+    /// Waits until all probes are off that were taken off aside.
+    pub fn finish_detaching(&self) {
+        self.remover.finish();
+    }
+
     /// Loads every program, those that go to instructions in each way in which this kernel lets them be attached, and tells
     /// of each what the kernel's verifier says; in no order. Tracing loads those that it attaches only.
     pub fn load_all(&mut self) -> Vec<(String, Result<(), LoadError>)> {

@@ -1,14 +1,17 @@
 //! What the BPF programs send: records in the ring buffer, counters of loss, the set of lost frees. And the switch
 //! that makes them send: the map of traced processes.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use aya::{
     Pod,
     maps::{Array, HashMap, MapData, MapError, RingBuf},
 };
 use rustix::event::{PollFd, PollFlags, poll};
-use tracer_ebpf::{Loss, LostFree, TARGETS_CHANGE, Target};
+use tracer_ebpf::{Loss, LostFree, NEWCOMERS_ASKED, TARGETS_CHANGE, Target};
 
 use super::sys;
 use crate::event::Image;
@@ -33,6 +36,7 @@ pub struct Events {
     targets: HashMap<MapData, u32, TargetValue>,
     targets_epoch: Array<MapData, u64>,
     sent_stacks: HashMap<MapData, u64, u8>,
+    paused: HashMap<MapData, u32, u8>,
     /// Changes of `targets` so far.
     changes: u64,
 }
@@ -45,14 +49,15 @@ impl Events {
         targets: HashMap<MapData, u32, TargetValue>,
         targets_epoch: Array<MapData, u64>,
         sent_stacks: HashMap<MapData, u64, u8>,
+        paused: HashMap<MapData, u32, u8>,
     ) -> Self {
-        Self { ring, loss, lost_frees, targets, targets_epoch, sent_stacks, changes: 0 }
+        Self { ring, loss, lost_frees, targets, targets_epoch, sent_stacks, paused, changes: 0 }
     }
 
-    /// Waits until many records are there, or for `timeout`.
-    pub fn wait(&self, timeout: Duration) {
+    /// Waits until many records are there, or `bell` can be read, or for `timeout`.
+    pub fn wait(&self, bell: &OwnedFd, timeout: Duration) {
         let Ok(timeout) = timeout.try_into() else { return };
-        let mut fds = [PollFd::new(&self.ring, PollFlags::IN)];
+        let mut fds = [PollFd::new(&self.ring, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
         // Interrupted or not: the caller looks for records either way.
         let _ = poll(&mut fds, Some(&timeout));
     }
@@ -101,6 +106,12 @@ impl Events {
         self.announce_change()
     }
 
+    /// Has an image recorded that the BPF side has begun, and paused. Whether it was.
+    pub fn resume(&mut self, image: Image) -> bool {
+        // Threads ask anew as long as it is paused: no change has to be told.
+        self.paused.remove(&image.0).is_ok()
+    }
+
     /// What the BPF side knows of a process, if this image of it is being recorded.
     pub fn target(&self, pid: u32, image: Image) -> Option<Target> {
         self.targets.get(&pid, 0).ok().map(|value| value.0).filter(|target| target.image == image.0)
@@ -124,5 +135,18 @@ impl Events {
     fn announce_change(&mut self) -> Result<(), MapError> {
         self.changes += 1;
         self.targets_epoch.set(0, self.changes, 0)
+    }
+}
+
+/// Which processes that are not traced the BPF side tells of, when they become other programs.
+pub struct Newcomers(pub(super) Array<MapData, u64>);
+
+impl Newcomers {
+    /// Has all of them begun as images with these [`tracer_ebpf::target`] bits; `None`: none of them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn ask_for(&mut self, flags: Option<u32>) -> Result<(), MapError> {
+        self.0.set(0, flags.map_or(0, |flags| NEWCOMERS_ASKED | u64::from(flags)), 0)
     }
 }

@@ -16,11 +16,12 @@ use tracer_ebpf::{
 use super::{
     attach::{attach_changes, load_identify},
     copies::StackCopies,
-    events::Events,
+    events::{Events, Newcomers},
     golang::GoMaps,
     kernel_types::{Layouts, VMLINUX},
     multi::{self, Multi},
     refusal,
+    removal::Remover,
     tables::Tables,
 };
 use crate::{
@@ -142,6 +143,7 @@ pub struct Programs {
     pub(super) ebpf: Ebpf,
     /// Where the kernel has uprobe-multi links.
     pub(super) multi: Option<Multi>,
+    pub(super) remover: Remover,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
@@ -194,7 +196,7 @@ impl Programs {
         } else {
             None
         };
-        Ok(Self { ebpf, multi, logger })
+        Ok(Self { ebpf, multi, remover: Remover::default(), logger })
     }
 
     /// Whether the kernel lets the entry of a function decide whether its return is probed.
@@ -219,6 +221,7 @@ impl Programs {
             take("TARGETS")?.try_into()?,
             take("TARGETS_EPOCH")?.try_into()?,
             take("SENT_STACKS")?.try_into()?,
+            take("PAUSED")?.try_into()?,
         ))
     }
 
@@ -250,6 +253,15 @@ impl Programs {
         let mut take =
             |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
         Ok(GoMaps { runtimes: take("GO_RUNTIMES")?.try_into()?, spacing: take("GO_SPACING")?.try_into()? })
+    }
+
+    /// The map by which the programs are told what to do with processes that become other programs and are not traced. Once only.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] when it is not there (any more), [`LoadError::Map`] when it cannot be opened.
+    pub fn newcomers(&mut self) -> Result<Newcomers, LoadError> {
+        let map = self.ebpf.take_map("NEWCOMERS").ok_or_else(|| LoadError::Mismatch("no map NEWCOMERS".to_owned()))?;
+        Ok(Newcomers(map.try_into()?))
     }
 
     /// The map EXEC_STOPS, whose memory those share who continue what was stopped at an exec.

@@ -10,14 +10,15 @@ mod kernel_types;
 mod loader;
 mod multi;
 mod refusal;
+mod removal;
 mod statistics;
 mod sys;
 mod tables;
 
 pub use self::{
-    attach::{Links, Site, attach_lifecycle},
+    attach::{Links, Order, Placed, Site, attach_lifecycle},
     copies::StackCopies,
-    events::Events,
+    events::{Events, Newcomers},
     golang::GoMaps,
     loader::{Config, LoadError, Programs},
     statistics::{Runs, Statistics},

@@ -10,6 +10,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    thread,
 };
 
 use aya::{Ebpf, maps::Map};
@@ -17,7 +18,7 @@ use aya_obj::{Object, ProgramSection};
 use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
-    LoadError, Site, refusal,
+    LoadError, Order, Placed, refusal,
     sys::{self, Moment},
 };
 
@@ -97,12 +98,46 @@ impl Multi {
         }
     }
 
-    /// Attaches the program `name` at `sites` in `file`, for the process `pid` only, or for all if it is 0.
-    pub(super) fn attach(&mut self, name: &str, file: &Path, sites: &[Site], pid: u32) -> Result<OwnedFd, LoadError> {
-        let program = self.program(name)?;
-        let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);
-        path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, sites, pid, program.moment))
-            .map_err(|error| LoadError::Program(name.to_owned(), refusal::explain(&error)))
+    /// Attaches programs at their sites in `file`, for the process `pid` only, or for all if it is 0; those that are attached are
+    /// put to `links`, in this order.
+    pub(super) fn attach_all(
+        &mut self,
+        placed: &[Placed],
+        file: &Path,
+        pid: u32,
+        order: Order,
+        links: &mut Vec<OwnedFd>,
+    ) -> Result<(), LoadError> {
+        for (name, _) in placed {
+            self.program(name)?;
+        }
+        let this = &*self;
+        let attach = |(name, sites): &Placed| {
+            let program = this.loaded.get(*name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
+            let path = CString::new(file.as_os_str().as_bytes()).map_err(io::Error::from);
+            path.and_then(|path| sys::link_multi(program.program.as_fd(), &path, sites, pid, program.moment))
+                .map_err(|error| LoadError::Program((*name).to_owned(), refusal::explain(&error)))
+        };
+        if order == Order::InTurn || placed.len() < 2 {
+            for one in placed {
+                links.push(attach(one)?);
+            }
+            return Ok(());
+        }
+        // The kernel waits for each, not for all of them in turn.
+        let attached = thread::scope(|scope| {
+            let attaching: Vec<_> = placed.iter().map(|one| scope.spawn(move || attach(one))).collect();
+            let ended = |_| LoadError::Mismatch("attaching has ended with a bug".to_owned());
+            attaching.into_iter().map(|one| one.join().map_err(ended)?).collect::<Vec<_>>()
+        });
+        let mut failure = None;
+        for link in attached {
+            match link {
+                Ok(link) => links.push(link),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(()), Err)
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) fn begin(
             tracked.refresh(heap, unwinder, trails);
             tracked
         }
-        How::Spawn => {
+        How::Spawn | How::Newcomer => {
             let mut tracked = Tracked::new(pid, AddressSpace::new(pid), true);
             tracked.refresh(heap, unwinder, trails);
             tracked

@@ -15,7 +15,7 @@ use std::{
 
 use self::account::Account;
 use crate::{
-    collector::{Request, ask},
+    collector::{Request, Requests},
     event::{Image, Pid},
     process::{
         memory_map::{self, Region, Usage},
@@ -35,10 +35,8 @@ const WORTH_A_WORD: u64 = 20;
 
 /// The memory of all traced processes.
 pub struct Coverage {
-    requests: mpsc::Sender<Request>,
+    requests: Requests,
     processes: Vec<Process>,
-    /// Whether what processes start is recorded as well.
-    follows_children: bool,
     started: Instant,
 }
 
@@ -67,8 +65,8 @@ struct Reading {
     usage: Usage,
     recorded: u64,
     account: Account,
-    /// Processes that are its children: what they allocate is not recorded.
-    children: u64,
+    /// Its children. What those allocate that are not traced is not recorded.
+    children: Vec<Pid>,
 }
 
 /// A search for reasons, on a thread of its own.
@@ -79,8 +77,8 @@ enum Search {
 
 impl Coverage {
     /// Of no process yet. The collector that takes `requests` knows what is recorded.
-    pub fn new(requests: mpsc::Sender<Request>, follows_children: bool) -> Self {
-        Self { requests, processes: Vec::new(), follows_children, started: Instant::now() }
+    pub fn new(requests: Requests) -> Self {
+        Self { requests, processes: Vec::new(), started: Instant::now() }
     }
 
     /// An image has ended: what is known of its memory, as by [`memory`](Self::memory). Nothing is kept.
@@ -88,7 +86,7 @@ impl Coverage {
         let started = self.started;
         let at = self.processes.iter().position(|process| process.image == image)?;
         let mut process = self.processes.swap_remove(at);
-        (process.ended, process.last.children) = (true, 0);
+        (process.ended, process.last.children) = (true, Vec::new());
         Some(process.memory(0, probed, started))
     }
 
@@ -112,7 +110,7 @@ impl Coverage {
             tracing::debug!("cannot read the mappings of process {pid}: {error}");
         });
         let begin = Begin { usage, regions: regions.ok() };
-        let last = Reading { at: now, usage, recorded: 0, account: Account::default(), children: 0 };
+        let last = Reading { at: now, usage, recorded: 0, account: Account::default(), children: Vec::new() };
         let (ended, next_look, search) = (false, now, None);
         self.processes.push(Process { pid, image, directory, begin, last, ended, next_look, search });
     }
@@ -122,7 +120,7 @@ impl Coverage {
     pub fn tick(&mut self, follows_go: impl Fn(Pid) -> bool) {
         let Self { requests, processes, .. } = self;
         let images = processes.iter().map(|process| process.image).collect();
-        let all = ask(requests, |reply| Request::Held { images, reply }).unwrap_or_default();
+        let all = requests.ask(|reply| Request::Held { images, reply }).unwrap_or_default();
         for (process, held) in processes.iter_mut().zip(all).filter(|(process, _)| !process.ended) {
             process.tick(requests, held, follows_go(process.pid));
         }
@@ -143,17 +141,18 @@ impl Coverage {
     /// in the file `probed` is recorded.
     pub fn memory(&mut self, image: Image, elsewhere: u64, probed: Option<&str>) -> Option<Memory> {
         let started = self.started;
-        let process = self.processes.iter_mut().find(|process| process.image == image)?;
-        if self.follows_children {
-            process.last.children = 0;
-        }
+        let at = self.processes.iter().position(|process| process.image == image)?;
+        let mut children = std::mem::take(&mut self.processes[at].last.children);
+        children.retain(|child| !self.processes.iter().any(|process| process.pid == *child));
+        let process = &mut self.processes[at];
+        process.last.children = children;
         Some(process.memory(elsewhere, probed, started))
     }
 }
 
 impl Process {
     /// `recorded`: what it holds of what was recorded, bytes.
-    fn tick(&mut self, requests: &mpsc::Sender<Request>, recorded: u64, go: bool) {
+    fn tick(&mut self, requests: &Requests, recorded: u64, go: bool) {
         let at = Instant::now();
         let Ok(usage) = memory_map::counted(&self.directory) else {
             self.ended = true;
@@ -162,14 +161,15 @@ impl Process {
         let grew = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
         if grew < recorded.saturating_add(WORTH_A_LOOK) {
             let account = Account { fresh: grew, ..Account::default() };
-            self.last = Reading { at, usage, recorded, account, children: self.last.children };
+            let children = std::mem::take(&mut self.last.children);
+            self.last = Reading { at, usage, recorded, account, children };
         } else if at >= self.next_look {
             self.look(requests, go);
             self.next_look = Instant::now() + at.elapsed() * REST;
         }
     }
 
-    fn look(&mut self, requests: &mpsc::Sender<Request>, go: bool) {
+    fn look(&mut self, requests: &Requests, go: bool) {
         let at = Instant::now();
         let (Ok(usage), regions) = (memory_map::usage(&self.directory), memory_map::regions(&self.directory)) else {
             self.ended = true;
@@ -184,7 +184,7 @@ impl Process {
             (Some(begin), Ok(end)) => {
                 let pieces = account::pieces(begin, &end);
                 let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
-                let covered = ask(requests, |reply| Request::Covered { image: self.image, ranges, reply });
+                let covered = requests.ask(|reply| Request::Covered { image: self.image, ranges, reply }).ok();
                 account::account(&end, &pieces, &covered.unwrap_or_default(), go)
             }
             // Without knowing where it is, what is not held now is not known to have ever been.
@@ -241,7 +241,7 @@ impl Process {
                 memory.reasons.extend(reasons.iter().filter(unseen).cloned());
             }
         }
-        let children = self.last.children;
+        let children = self.last.children.len() as u64;
         if children > 0 && (memory.recorded == 0 || !memory.is_explained()) {
             memory.reasons.push(Reason::Children(children));
         }
@@ -264,7 +264,7 @@ impl Process {
     }
 }
 
-fn held(requests: &mpsc::Sender<Request>, image: Image) -> u64 {
-    let held = ask(requests, |reply| Request::Held { images: vec![image], reply });
+fn held(requests: &Requests, image: Image) -> u64 {
+    let held = requests.ask(|reply| Request::Held { images: vec![image], reply }).ok();
     held.and_then(|held| held.first().copied()).unwrap_or(0)
 }

@@ -109,14 +109,14 @@ fn python_uses_malloc(pid: u32) -> bool {
     environment.split(|byte| *byte == 0).any(|variable| variable.starts_with(PYTHON_BY_MALLOC))
 }
 
-/// How many children of a process there are now.
-pub(super) fn children(pid: u32) -> u64 {
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+/// The children that a process has now.
+pub(super) fn children(pid: u32) -> Vec<u32> {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
     let of_thread = |thread: std::fs::DirEntry| {
         let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-        children.split_whitespace().count() as u64
+        children.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()
     };
-    threads.flatten().take(MAX_THREADS).map(of_thread).sum()
+    threads.flatten().take(MAX_THREADS).flat_map(of_thread).collect()
 }
 
 #[cfg(test)]
@@ -174,9 +174,9 @@ mod tests {
     }
 
     #[test]
-    fn children_are_counted() {
+    fn children_are_found() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        assert!(children(std::process::id()) > 0);
+        assert!(children(std::process::id()).contains(&child.id()));
         child.kill().unwrap();
         child.wait().unwrap();
     }

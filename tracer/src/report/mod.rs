@@ -21,7 +21,7 @@ mod fixture;
 pub use escape::{shorten, visible};
 pub use groups::By;
 pub use text::LISTED;
-pub use words::{number, size};
+pub use words::{count, number, size};
 
 use std::{
     io::{self, BufWriter, Write},

@@ -40,7 +40,7 @@ pub(super) fn exact_size(bytes: u64) -> String {
 }
 
 /// A number of things: `1 block`, `1,024 blocks`.
-pub(super) fn count(number: u64, thing: &str) -> String {
+pub fn count(number: u64, thing: &str) -> String {
     let plural = match number {
         1 => "",
         _ if thing.ends_with('s') => "es",

@@ -13,16 +13,23 @@ const MAX_TEXT: u64 = 1 << 16;
 /// # Errors
 /// There is no /proc.
 pub fn chosen(selection: &Selection, names: &Names) -> io::Result<Vec<u32>> {
-    let mut chosen = Vec::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // What is gone is not there.
-        if facts(pid).is_some_and(|facts| selection.fits(&facts, names)) {
-            chosen.push(pid);
-        }
-    }
-    chosen.sort_unstable();
-    Ok(chosen)
+    Ok(running()?.into_iter().filter(|pid| fits(selection, names, *pid)).collect())
+}
+
+/// Ids of all processes, the lowest first.
+///
+/// # Errors
+/// There is no /proc.
+pub fn running() -> io::Result<Vec<u32>> {
+    let entries = fs::read_dir("/proc")?.flatten();
+    let mut pids: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    pids.sort_unstable();
+    Ok(pids)
+}
+
+/// Whether a process is there and a selection fits it.
+pub fn fits(selection: &Selection, names: &Names, pid: u32) -> bool {
+    facts(pid).is_some_and(|facts| selection.fits(&facts, names))
 }
 
 /// What is known of a process; `None` of what is never chosen.

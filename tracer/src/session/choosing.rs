@@ -1,41 +1,53 @@
 //! Which processes a run begins with: those that are given by id, or that a selection fits. One that cannot be traced is told, and
 //! does not keep the others from it.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
+use hashbrown::HashSet;
 
 use super::Session;
 use crate::{
-    attach::Attached,
+    attach::{self, Attached, Returns},
+    bpf::Order,
     event::Pid,
     preflight::Missing,
+    probes::Scope,
     process::status::{self, NotTraceable},
     report::visible,
     select::{Selection, names::Names, processes},
 };
+use tracer_ebpf::target;
 
 /// Processes that are named one by one, when they are not traced; there may be thousands.
 const MOST_TOLD: usize = 8;
-/// What reports say of a selection.
-const LATER: &str = "processes were selected as the trace began: those that have started since, and would fit, are not in it, but \
-                     for what traced ones have started, with --children";
-/// The same of all processes.
-const MEANWHILE: &str =
-    "what had started by the time that recording began, but after the processes were looked for, is not in it";
+/// What reports say of ids among which some were chosen.
+const LATER: &str = "processes were selected as the trace began: what has started since is not in it, but for what traced ones have \
+                     started";
+/// Least time between two looks at what containers are called.
+const NAMES_AGE: Duration = Duration::from_secs(2);
 
-/// The processes that a selection fits, and notes for reports. `follows`: with what they start. `machine`: what is missing to
-/// trace at all.
+/// Whom a selection fits.
+pub(super) struct Chosen {
+    /// Those that run.
+    pub(super) pids: Vec<Pid>,
+    /// Those to come.
+    pub(super) newcomers: Option<Newcomers>,
+    /// For reports.
+    pub(super) notes: Vec<String>,
+}
+
+/// The processes that a selection fits. `machine`: what is missing to trace at all.
 ///
 /// # Errors
 /// None fits.
-pub(super) fn choose(
-    selection: &Selection,
-    follows: bool,
-    machine: &Result<(), Missing>,
-) -> Result<(Vec<Pid>, Vec<String>)> {
-    let names = if selection.containers().is_empty() { Names::default() } else { Names::read(Path::new("/")) };
-    let chosen = processes::chosen(selection, &names).context("cannot read /proc")?;
+pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Result<Chosen> {
+    let seen = processes::running().context("cannot read /proc")?;
+    let names = Newcomers::names(selection);
+    let chosen: Vec<Pid> = seen.iter().copied().filter(|pid| processes::fits(selection, &names, *pid)).collect();
     if chosen.is_empty() {
         // Without rights, what would fit may not be seen.
         if let Err(Missing::Capabilities(what)) = machine {
@@ -46,9 +58,50 @@ pub(super) fn choose(
         );
     }
     tracing::debug!(?chosen, "processes that fit");
-    // Without a choice, all that starts is started by one of them.
-    let note = if follows && !selection.is_more_than_pids() { MEANWHILE } else { LATER };
-    Ok((chosen, vec![note.to_owned()]))
+    if !selection.pids.is_empty() {
+        // An id is given to one that runs.
+        return Ok(Chosen { pids: chosen, newcomers: None, notes: vec![LATER.to_owned()] });
+    }
+    let newcomers =
+        Newcomers { selection: selection.clone(), names, named: Instant::now(), seen: seen.into_iter().collect() };
+    Ok(Chosen { pids: chosen, newcomers: Some(newcomers), notes: Vec::new() })
+}
+
+/// Who is to be traced of the processes that begin while others are.
+pub(super) struct Newcomers {
+    selection: Selection,
+    names: Names,
+    named: Instant,
+    /// Ids that were there at the last look at all processes.
+    seen: HashSet<Pid>,
+}
+
+impl Newcomers {
+    fn names(selection: &Selection) -> Names {
+        if selection.containers().is_empty() { Names::default() } else { Names::read(Path::new("/")) }
+    }
+
+    /// Whether a process that has begun is to be traced.
+    pub(super) fn fits(&mut self, pid: Pid) -> bool {
+        if processes::fits(&self.selection, &self.names, pid) {
+            return true;
+        }
+        if self.selection.containers().is_empty() || self.named.elapsed() < NAMES_AGE {
+            return false;
+        }
+        // Its container may be as new as it is.
+        (self.names, self.named) = (Self::names(&self.selection), Instant::now());
+        processes::fits(&self.selection, &self.names, pid)
+    }
+
+    /// Processes that are to be traced and were not there at the last look, but for `known` ones: those that have become what fits
+    /// without becoming another program.
+    fn look(&mut self, known: impl Fn(Pid) -> bool) -> Vec<Pid> {
+        let Ok(running) = processes::running() else { return Vec::new() };
+        let before = std::mem::replace(&mut self.seen, running.iter().copied().collect());
+        let new = running.into_iter().filter(|pid| !before.contains(pid) && !known(*pid));
+        new.collect::<Vec<_>>().into_iter().filter(|pid| self.fits(*pid)).collect()
+    }
 }
 
 /// Checks that at least one of these processes can be traced, as far as can be told before. `can_trace`: nothing is missing on
@@ -70,6 +123,49 @@ pub(super) fn check(pids: &[Pid], can_trace: bool) -> Result<()> {
 }
 
 impl Session {
+    /// Has processes told that begin from now on and may fit.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn expect_newcomers(&mut self) -> Result<()> {
+        if self.newcomers.is_none() {
+            return Ok(());
+        }
+        let paused = if self.probes.scope() == Scope::Process { target::LATER } else { 0 };
+        let flags = self.follow_flags() | paused;
+        self.probes.programs.newcomers()?.ask_for(Some(flags)).context("cannot ask for processes that begin")?;
+        if self.probes.scope() == Scope::File
+            && let Ok(Some(allocator)) = attach::allocator(std::process::id())
+        {
+            // Most programs take that of the machine, and so have probes from their first instruction on.
+            let own = std::process::id();
+            let links =
+                self.probes.attach(&allocator, own, own, Returns::new(self.config.returns, true), Order::AtOnce)?;
+            links.detach_aside(&mut self.probes.programs);
+        }
+        self.look_for_newcomers();
+        Ok(())
+    }
+
+    /// Attaches to processes that fit and were not told of: those that began just before others were recorded, and those that fit
+    /// without having become another program.
+    pub(super) fn look_for_newcomers(&mut self) {
+        let Some(mut newcomers) = self.newcomers.take() else { return };
+        let attached = &self.attached;
+        let known = |pid| attached.iter().any(|attached| attached.pid() == pid && !attached.is_over());
+        let found = newcomers.look(known);
+        self.newcomers = Some(newcomers);
+        for pid in found {
+            match self.attach(pid) {
+                Ok(()) => self.found_late += 1,
+                Err(error) => {
+                    self.abandon(pid);
+                    tracing::debug!("not traced: {error:#}");
+                }
+            }
+        }
+    }
+
     /// Attaches to running processes.
     ///
     /// # Errors

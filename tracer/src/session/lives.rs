@@ -13,10 +13,11 @@ use crate::{
     event::{Beginning, How, Image, Pid},
     probes::Scope,
     process::status,
+    report::count,
 };
 
 /// How often processes are looked for.
-const LOOK_FOR_ENDS: Duration = Duration::from_secs(1);
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 impl Session {
     /// How processes have ended is in the last records, and what they have started. There is nothing to do about the rest of them
@@ -28,6 +29,7 @@ impl Session {
                 Input::Notice(Notice::Began(image, beginning)) => match beginning.how {
                     How::Fork => self.has_forked(image, &beginning),
                     How::Spawn => self.has_spawned(image, &beginning),
+                    How::Newcomer => self.has_come(image, &beginning),
                     How::Exec | How::ExecByOtherThread => {
                         if let Some(attached) = self.find(beginning.parent) {
                             attached.has_execed(image, beginning.comm(), beginning.time, false);
@@ -45,6 +47,7 @@ impl Session {
             How::Exec | How::ExecByOtherThread => return self.has_execed(image, beginning),
             How::Fork => self.has_forked(image, beginning),
             How::Spawn => self.has_spawned(image, beginning),
+            How::Newcomer => self.has_come(image, beginning),
         }
         Ok(())
     }
@@ -52,20 +55,45 @@ impl Session {
     /// A process that worked on its parent's memory has become a program of its own.
     fn has_spawned(&mut self, image: Image, beginning: &Beginning) {
         let Beginning { pid, parent, time, .. } = *beginning;
+        let scope = self.probes.scope();
         // It may have outlived its parent.
         let parent = self.processes().find(|attached| attached.image() == parent);
-        if let Some(spawned) = parent.map(|parent| parent.spawned(pid, image, beginning.comm(), time)) {
-            self.attached.push(spawned);
-            self.coverage.begin(pid, image);
+        match parent.map(|parent| parent.spawned(pid, image, beginning.comm(), time, scope)) {
+            Some(spawned) => self.joins(spawned),
+            None => self.has_come(image, beginning),
         }
     }
 
     /// A process has forked.
-    pub(super) fn has_forked(&mut self, image: Image, Beginning { pid, parent, .. }: &Beginning) {
-        if let Some(parent) = self.attached.iter().find(|attached| attached.image() == *parent) {
-            self.attached.push(parent.forked(*pid, image));
-            self.coverage.begin(*pid, image);
+    fn has_forked(&mut self, image: Image, beginning: &Beginning) {
+        let Beginning { pid, parent, time, .. } = *beginning;
+        let scope = self.probes.scope();
+        let parent = self.processes().find(|attached| attached.image() == parent);
+        match parent.map(|parent| parent.forked(pid, image, time, scope)) {
+            Some(forked) => self.joins(forked),
+            None => self.has_come(image, beginning),
         }
+    }
+
+    /// A program began that nobody who is traced has started. What does not fit is forgotten.
+    fn has_come(&mut self, image: Image, beginning: &Beginning) {
+        let Beginning { pid, time, .. } = *beginning;
+        if self.newcomers.as_mut().is_some_and(|newcomers| newcomers.fits(pid)) {
+            tracing::debug!(pid, "a process that fits has begun");
+            self.joins(Attached::newcomer(pid, image, beginning.comm(), time, self.probes.scope()));
+        } else {
+            // The collector's end shows elsewhere.
+            let _ = self.requests.send(Request::Drop(image));
+        }
+    }
+
+    /// One process more is traced.
+    fn joins(&mut self, attached: Attached) {
+        let (pid, image) = (attached.pid(), attached.image());
+        self.attached.push(attached);
+        // What is not recorded yet is not to wait for anything else.
+        self.follow(self.attached.len() - 1);
+        self.coverage.begin(pid, image);
     }
 
     /// A process has become another program.
@@ -85,17 +113,52 @@ impl Session {
         }
     }
 
-    /// Looks whether processes that others have started are still there: the record of an end may have been lost. At most once a
-    /// second.
-    pub(super) fn look_for_ends(&mut self) -> Result<()> {
-        if self.looked_for_ends.elapsed() < LOOK_FOR_ENDS {
+    /// Looks whether processes that came later are still there, and whether there are others: the record of an end or a beginning
+    /// may have been lost. At most once a second.
+    pub(super) fn look_around(&mut self) -> Result<()> {
+        if self.looked_around.elapsed() < LOOK_AROUND {
             return Ok(());
         }
-        self.looked_for_ends = Instant::now();
+        self.looked_around = Instant::now();
         let gone =
-            |attached: &&Attached| attached.is_child() && !attached.is_over() && !status::is_alive(attached.pid());
+            |attached: &&Attached| attached.came_later() && !attached.is_over() && !status::is_alive(attached.pid());
         let gone: Vec<Image> = self.attached.iter().filter(gone).map(Attached::image).collect();
+        self.look_for_newcomers();
         gone.into_iter().try_for_each(|image| self.send(Request::Ended(image)))
+    }
+
+    /// What the reader of a report should know of processes that were not recorded from their first instruction on; `unheard`:
+    /// of so many, nothing was.
+    pub(super) fn note_on_late_ones(&self, unheard: u64) -> Vec<String> {
+        let mut late: Vec<Duration> = self.processes().filter_map(Attached::late).collect();
+        late.sort_unstable();
+        let mut notes = Vec::new();
+        if let (Some(middle), Some(last)) = (late.get(late.len() / 2), late.last()) {
+            notes.push(format!(
+                "{} that began while others were traced had to have probes of their own first: {:.1} ms of each (in the middle; \
+                 {:.1} ms at most) were not recorded. --scope=file has none of that, and what it costs others is in --help",
+                count(late.len() as u64, "process"),
+                middle.as_secs_f64() * 1e3,
+                last.as_secs_f64() * 1e3,
+            ));
+        }
+        if self.found_late > 0 {
+            notes.push(format!(
+                "{} found to fit some time after the beginning: what was done until then is not recorded",
+                count(self.found_late, "process")
+            ));
+        }
+        if unheard > 0 {
+            let why = match self.probes.scope() {
+                Scope::File => "what was taken from an allocator that no other traced process has is not known",
+                Scope::Process => "each has to have probes of its own first (--scope=file needs none)",
+            };
+            notes.push(format!(
+                "{} that began ended before anybody could look, and nothing of that was recorded: {why}",
+                count(unheard, "process")
+            ));
+        }
+        notes
     }
 
     /// A process is no more. It has ended for us when all that it did is taken in.
@@ -126,13 +189,13 @@ impl Session {
 
     /// Keeps of a process that another one has started and that has ended what will be reported.
     fn let_go(&mut self, image: Image) {
-        let ended = |attached: &Attached| attached.is_child() && attached.image() == image;
+        let ended = |attached: &Attached| attached.came_later() && attached.image() == image;
         let Some(at) = self.attached.iter().position(ended) else { return };
         let mut attached = self.attached.remove(at);
         let memory = self.coverage.end(image, attached.probed());
         self.goroutines.forget(attached.pid());
         self.libraries.retain(|libraries| libraries.pid() != attached.pid());
-        attached.let_go(memory);
+        attached.let_go(memory, &mut self.probes);
         self.over.push(attached);
     }
 
@@ -154,9 +217,17 @@ impl Session {
 
     /// What the BPF side is told of a process, as [`target`] has it.
     pub(super) fn flags(&self, attached: &Attached) -> u32 {
-        let launched = matches!(self.config.subject, Subject::Command(_)) && !attached.is_child();
+        let launched = matches!(self.config.subject, Subject::Command(_)) && !attached.came_later();
         let stop = if launched { target::STOP_AT_EXEC } else { 0 };
-        let follow = if self.config.children { target::FOLLOW } else { 0 };
-        stop | follow
+        stop | self.follow_flags()
+    }
+
+    /// What the BPF side is told of what all processes start.
+    pub(super) fn follow_flags(&self) -> u32 {
+        match (self.config.children, self.probes.scope()) {
+            (false, _) => 0,
+            (true, Scope::File) => target::FOLLOW,
+            (true, Scope::Process) => target::FOLLOW | target::LATER,
+        }
     }
 }

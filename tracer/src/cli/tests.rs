@@ -1,0 +1,171 @@
+//! Command lines, and what they come to.
+
+use std::time::Duration;
+
+use super::*;
+
+fn parse(line: &str) -> Request {
+    request(Cli::try_parse_from(std::iter::once("tracer").chain(line.split_whitespace())))
+}
+
+fn config(line: &str) -> Config {
+    match parse(line) {
+        Request::Trace(config) => *config,
+        Request::Goroutines(_) | Request::Top(_) | Request::Print(_) => panic!("{line}: does not trace"),
+        Request::Refuse(error) => panic!("{line}: {error}"),
+    }
+}
+
+fn refusal(line: &str) -> String {
+    match parse(line) {
+        Request::Refuse(error) => {
+            assert_eq!(error.exit_code(), 2, "{line}");
+            error.to_string()
+        }
+        _ => panic!("{line}: accepted"),
+    }
+}
+
+#[test]
+fn the_definition_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn units_are_understood() {
+    let config = config("-p 7 --pid 8 -p 7 -d 1m --interval 500ms --min-size 4KiB --max-size 1G --buffer-size 100000");
+    assert!(matches!(config.subject, Subject::Pids(pids) if pids == [7, 8]));
+    assert_eq!(config.duration, Some(Duration::from_secs(60)));
+    assert_eq!(config.interval, Some(Duration::from_millis(500)));
+    assert_eq!(config.sizes, (4096, 1 << 30));
+    assert_eq!(config.buffer_size, 131_072);
+}
+
+#[test]
+fn processes_are_selected_by_ids_and_more() {
+    assert!(matches!(config("--pid 5,6 -p 6,7,").subject, Subject::Pids(pids) if pids == [5, 6, 7]));
+    let separated = Cli::try_parse_from(["tracer", "--pid", "8 9\n"]);
+    let Request::Trace(traced) = request(separated) else { panic!() };
+    assert!(matches!(traced.subject, Subject::Pids(pids) if pids == [8, 9]));
+    let Subject::Selected(selection) = config("--comm redis* --user 0 --user root --pid 5").subject else { panic!() };
+    assert_eq!(selection.pids, [5]);
+    let all = config("--all --exclude-comm x");
+    assert!(matches!(&all.subject, Subject::Selected(_)) && all.children);
+    assert!(!config("--all --no-children").children);
+    for (line, scope) in [
+        ("--pid 5", Scope::Process),
+        ("--comm x", Scope::Process),
+        ("--pid 5 --scope file", Scope::File),
+        ("--all", Scope::File),
+        ("--all --scope process", Scope::Process),
+        ("-- ls", Scope::File),
+        ("--no-children -- ls", Scope::Process),
+        ("--returns link -- ls", Scope::Process),
+    ] {
+        assert_eq!(config(line).scope, scope, "{line}");
+    }
+    assert!(matches!(config("--exclude-comm x --exe /usr/bin/*").subject, Subject::Selected(_)));
+}
+
+#[test]
+fn goroutines_are_a_command_of_their_own() {
+    let Request::Goroutines(config) = parse("goroutines --pid 7 -n 3 -o a.svg -o - --format json -q") else { panic!() };
+    assert_eq!((config.pid, config.top, config.verbosity), (7, 3, Verbosity::Quiet));
+    let formats: Vec<Format> = config.outputs.iter().map(|output| output.format).collect();
+    assert_eq!(formats, [Format::Svg, Format::Json]);
+    for (line, hint) in [
+        ("goroutines", "--pid"),
+        ("goroutines --pid 5 --pid 6", "--pid"),
+        ("goroutines --pid 5 --duration 5s", "--duration"),
+        ("goroutines --pid 5 --format json", "-o -"),
+    ] {
+        let message = refusal(line);
+        assert!(message.contains(hint), "{line}: {message}");
+    }
+    // One that is to be traced has its name behind the dashes.
+    assert!(matches!(self::config("-- goroutines --pid 5").subject, Subject::Command(_)));
+}
+
+#[test]
+fn top_is_a_command_of_its_own() {
+    let Request::Top(config) = parse("top --json --once -i 500ms --sort rss -n 3") else { panic!() };
+    assert_eq!((config.interval, config.top, config.sort), (Duration::from_millis(500), 3, Sort::Resident));
+    assert!(config.json && config.once);
+}
+
+#[test]
+fn a_suffix_tells_the_format_or_else_the_flag() {
+    let formats = |line: &str| -> Vec<Format> { config(line).outputs.iter().map(|output| output.format).collect() };
+    assert_eq!(formats("-p 7 -o a.pb.gz -o a.txt -o -"), [Format::Pprof, Format::Text, Format::Text]);
+    assert_eq!(formats("-p 7 --format pprof -o a.svg -o a.gz -o -"), [Format::Svg, Format::Pprof, Format::Pprof]);
+}
+
+#[test]
+fn a_command_keeps_its_own_flags() {
+    let config = config("-q -- ls --pid 5 -v");
+    assert!(matches!(config.subject, Subject::Command(command) if command == ["ls", "--pid", "5", "-v"]));
+    assert_eq!(config.verbosity, Verbosity::Quiet);
+}
+
+#[test]
+fn what_makes_no_sense_says_what_to_do() {
+    for (line, hint) in [
+        ("", "--pid PID"),
+        ("", "tracer top"),
+        ("top --pid 5", "--pid"),
+        ("top --interval 0s", "longer"),
+        ("top --sort pid", "growth"),
+        ("--pid 0", "--pid"),
+        ("--pid 5 -- ls", "give either"),
+        ("--all --pid 5", "leave --pid away"),
+        ("--all --returns link", "--all"),
+        ("--all -- ls", "give either"),
+        ("--pid x", "--pid"),
+        ("--pid 5,x", "4711,4712"),
+        ("--pid 5,0", "4711,4712"),
+        ("--pid ,", "4711,4712"),
+        ("--pid +5", "4711,4712"),
+        ("--comm a[", "--comm"),
+        ("--exe bin/x", "whole path"),
+        ("--cgroup x", "/proc/PID/cgroup"),
+        ("--user nobody-of-this-name", "no user"),
+        ("--exclude-comm x", "--all"),
+        ("--comm x -- ls", "give either"),
+        ("-p 5 -q -v", "cannot be used with"),
+        ("-p 5 --min-size 2K --max-size 1K", "larger than --max-size"),
+        ("-p 5 -o out.xyz", ".pb.gz or .json"),
+        ("-p 5 -o out.svg.gz", ".pb.gz or .json"),
+        ("-p 5 --format json", "-o -"),
+        ("-p 5 -o - -o -", "only once"),
+        ("-p 5 --duration 5", "unit"),
+        ("-p 5 --duration 0s", "longer"),
+        ("-p 5 -d 18446744073709551615s", "ten years"),
+        ("-p 5 -d 18446744073709551616s", "too large"),
+        ("-p 5 -i 584542y", "ten years"),
+        ("-p 5 --min-age 11y", "ten years"),
+        ("-p 5 --interval 1ns", "100ms"),
+        ("-p 5 --top 18446744073709551616", "--top"),
+        ("-p 5 --min-size 5X", "64KiB"),
+        ("-p 5 --max-size 99999999999T", "address space"),
+        ("-p 5 --buffer-size 1", "4KiB"),
+        ("-p 5 --max-memory 1MiB", "128MiB"),
+        ("-p 5 --max-memory 10000TiB", "4096TiB"),
+        ("-p 5 --value weight", "bytes"),
+        ("-p 5 --go-heap none", "sample"),
+        ("-p 5 --min-age 5s --go-heap buckets", "--min-age cannot be used with --go-heap=buckets: "),
+        ("-p 5 --min-age 5s --go-heap enable", "--min-age cannot be used with --go-heap=enable: "),
+        ("-p 5 --sample 0", "1GiB"),
+    ] {
+        let message = refusal(line);
+        assert!(message.contains(hint), "{line}: {message}");
+    }
+}
+
+#[test]
+fn help_man_and_completions_come_from_one_definition() {
+    for line in ["--help", "--version", "--generate man", "--generate complete-bash", "--generate complete-fish"] {
+        assert!(matches!(parse(line), Request::Print(text) if !text.is_empty()), "{line}");
+    }
+    let Request::Print(help) = parse("--help") else { panic!() };
+    assert!(String::from_utf8_lossy(&help).contains("Exit status"));
+}

@@ -1,0 +1,149 @@
+//! What is asked of the collector, from whichever thread.
+
+use std::{
+    io,
+    ops::Range,
+    os::fd::OwnedFd,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::Snapshot;
+use crate::{
+    event::{Image, Pid},
+    go_heap,
+    process::address_space::AddressSpace,
+};
+
+/// What the session asks of the collector.
+pub enum Request {
+    /// Record this process from now on; the address space is its present one.
+    Enable {
+        /// The process.
+        pid: Pid,
+        /// Its image.
+        image: Image,
+        /// Its mappings.
+        space: Box<AddressSpace>,
+        /// [`tracer_ebpf::target`] bits.
+        flags: u32,
+    },
+    /// Pass on the sampled objects of a Go runtime.
+    FollowGo {
+        /// The image.
+        image: Image,
+        /// Which of the process's runtimes it is.
+        number: u8,
+        /// Where they go.
+        samples: mpsc::Sender<go_heap::Input>,
+    },
+    /// How many bytes each of these images holds now.
+    Held {
+        /// The images.
+        images: Vec<Image>,
+        /// Where the answer goes, in the same order.
+        reply: mpsc::Sender<Vec<u64>>,
+    },
+    /// How much of each of these parts of an image's memory recorded blocks have been in.
+    Covered {
+        /// The image.
+        image: Image,
+        /// The parts.
+        ranges: Vec<Range<u64>>,
+        /// Where the answer goes, in the same order.
+        reply: mpsc::Sender<Vec<u64>>,
+    },
+    /// Record this image, which the BPF side has begun but not recorded yet; a notice tells from when on.
+    Resume(Image),
+    /// What was recorded of this image, which the BPF side has begun, is not wanted: neither is what it will do.
+    Drop(Image),
+    /// The probes of a process were away until this time, nanoseconds of CLOCK_MONOTONIC: what was freed meanwhile is not known.
+    Interrupted(u64),
+    /// The process of this image has ended: a notice tells it when all that it has done is taken in.
+    Ended(Image),
+    /// What is held now, by blocks of at least this age.
+    Snapshot {
+        /// Least age of a block.
+        min_age: Duration,
+        /// Where the answer goes.
+        reply: mpsc::Sender<Snapshot>,
+    },
+    /// Record nothing any more, take in what has been recorded, and end with a last snapshot.
+    Finish {
+        /// Least age of a block.
+        min_age: Duration,
+        /// Where the answer goes.
+        reply: mpsc::Sender<Snapshot>,
+    },
+}
+
+/// The way to ask the collector.
+#[derive(Clone)]
+pub struct Requests {
+    requests: mpsc::Sender<Request>,
+    /// Wakes it.
+    bell: Arc<OwnedFd>,
+}
+
+/// Nobody takes requests any more: the collector has ended.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the collector has ended early")]
+pub struct Ended;
+
+/// The collector's end.
+pub struct Requested {
+    requests: mpsc::Receiver<Request>,
+    bell: Arc<OwnedFd>,
+}
+
+/// Both ends.
+///
+/// # Errors
+/// No descriptor is left.
+pub fn channel() -> io::Result<(Requests, Requested)> {
+    let (sender, receiver) = mpsc::channel();
+    let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    Ok((Requests { requests: sender, bell: Arc::clone(&bell) }, Requested { requests: receiver, bell }))
+}
+
+impl Requests {
+    /// Asks for something.
+    ///
+    /// # Errors
+    /// Nobody will do it.
+    pub fn send(&self, request: Request) -> Result<(), Ended> {
+        self.requests.send(request).map_err(|_| Ended)?;
+        // Full only when it has rung very often: it will be heard.
+        let _ = rustix::io::write(&*self.bell, &1u64.to_ne_bytes());
+        Ok(())
+    }
+
+    /// Asks for something, and waits for the answer.
+    ///
+    /// # Errors
+    /// There is none to come.
+    pub fn ask<T>(&self, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Result<T, Ended> {
+        let (reply, answer) = mpsc::channel();
+        self.send(request(reply))?;
+        answer.recv().map_err(|_| Ended)
+    }
+}
+
+impl Requested {
+    /// The next one, if one is there.
+    pub(super) fn next(&self) -> Result<Request, mpsc::TryRecvError> {
+        self.requests.try_recv()
+    }
+
+    /// What can be read when there are some.
+    pub(super) fn bell(&self) -> &OwnedFd {
+        &self.bell
+    }
+
+    /// Those that are there now will be taken.
+    pub(super) fn heard(&self) {
+        let _ = rustix::io::read(&*self.bell, &mut [0; 8]);
+    }
+}
