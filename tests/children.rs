@@ -37,7 +37,7 @@ fn trace(options: &[&str], way: &str) -> Outcome {
 /// a child shares with its parent, which frees what the parent has allocated.
 #[test]
 fn every_process_is_exact() {
-    for (way, processes) in [
+    for (way, number) in [
         ("fork", 5),
         ("daemon", 3),
         ("vfork", 1),
@@ -50,17 +50,17 @@ fn every_process_is_exact() {
     ] {
         let outcome = trace(&[], way);
         let truth = told(&outcome.stdout);
-        assert_eq!(truth.len(), processes, "{way}: {}", outcome.stdout);
+        assert_eq!(truth.len(), number, "{way}: {}", outcome.stdout);
         let report = outcome.report(5);
         report.assert_nothing_lost(way);
         let mut truth = truth;
         truth.retain(|_, held| held.blocks > 0);
         assert_eq!(reported(&report), truth, "{way}");
-        let targets = report.json["targets"].as_array().unwrap();
-        assert!(targets.iter().skip(1).all(|target| target["parent_pid"].is_u64()), "{way}: {targets:?}");
-        assert!(targets.iter().all(|target| target["ended_after_seconds"].is_f64()), "{way}: {targets:?}");
+        let processes = report.json["processes"].as_array().unwrap();
+        assert!(processes.iter().skip(1).all(|process| process["parent_pid"].is_u64()), "{way}: {processes:?}");
+        assert!(processes.iter().all(|process| process["ended_after_seconds"].is_f64()), "{way}: {processes:?}");
         // That of a process which was forked and became another program before anybody looked is there, too.
-        assert!(targets.len() >= processes, "{way}: {targets:?}");
+        assert!(processes.len() >= number, "{way}: {processes:?}");
     }
 }
 

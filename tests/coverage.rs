@@ -23,7 +23,7 @@ fn trace(commands: &[&str], code: i32) -> (Report, String) {
 }
 
 fn memory(report: &Report) -> &Value {
-    &report.json["targets"][0]["memory"]
+    &report.json["processes"][0]["memory"]
 }
 
 #[track_caller]
@@ -84,7 +84,7 @@ fn memory_of_a_command_that_has_ended_is_known() {
     let memory = memory(&report);
     assert_is_nearly(memory, "unexplained", SIZE);
     assert!(memory["as_of_seconds"].as_f64() > Some(0.0), "{memory}");
-    assert!(report.json["targets"][0]["ended_after_seconds"].as_f64() > Some(0.0), "{}", report.json["targets"]);
+    assert!(report.json["processes"][0]["ended_after_seconds"].as_f64() > Some(0.0), "{}", report.json["processes"]);
     assert!(report.gaps().contains(&"unexplained_bytes".to_owned()), "{:?}", report.gaps());
 }
 
@@ -102,8 +102,8 @@ fn ended_processes_hold_and_grow_nothing() {
     let report = outcome.report(0);
     assert_eq!((report.of_process(ended).below("main").bytes, report.outstanding()), (0, held), "{:?}", report.json);
     let target = |pid: u32| {
-        let targets = report.json["targets"].as_array().unwrap();
-        targets.iter().find(|target| target["pid"] == pid).unwrap()
+        let processes = report.json["processes"].as_array().unwrap();
+        processes.iter().find(|process| process["pid"] == pid).unwrap()
     };
     assert!(target(stayed)["ended_after_seconds"].is_null() && target(ended)["ended_after_seconds"].is_f64());
     let stacks = report.json["stacks"].as_array().unwrap();

@@ -94,8 +94,10 @@ fn check_pprof(program: &str, arguments: &[&str], orders: &[&str]) {
     assert_eq!(read.totals(), [held.blocks, held.bytes, allocated.blocks, allocated.bytes]);
     assert_eq!(read.stacks(1, |_| true), stacks_of(&report.json, "outstanding_bytes"));
     assert_eq!(read.stacks(2, |_| true), stacks_of(&report.json, "allocated_blocks"));
-    let labels =
-        [format!("pid:[{}]", target.pid()), format!("comm:[{}]", report.json["targets"][0]["comm"].as_str().unwrap())];
+    let labels = [
+        format!("pid:[{}]", target.pid()),
+        format!("comm:[{}]", report.json["processes"][0]["comm"].as_str().unwrap()),
+    ];
     assert!(read.samples.iter().all(|sample| labels.iter().all(|label| sample.labels.contains(label))), "{labels:?}");
     assert_eq!(read.files[0], program.to_string_lossy(), "the main program comes first");
 

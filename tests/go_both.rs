@@ -109,7 +109,7 @@ fn stacks_through_go_and_c_are_whole_and_tell_their_heap() {
     let text = &outcome.stdout;
     assert!(text.contains("  mode         C heap exact: every allocation was recorded\n"), "{text}");
     assert!(text.contains("               Go heap sampled: "), "{text}");
-    let heaps = &outcome.report(0).json["targets"][0]["heaps"];
+    let heaps = &outcome.report(0).json["processes"][0]["heaps"];
     assert_eq!((&heaps[0]["kind"], &heaps[0]["mode"]), (&"native".into(), &"exact".into()), "{heaps}");
     assert!(heaps[0]["sampling"].is_null() && heaps[1]["sampling"]["samples"].as_u64() > Some(0), "{heaps}");
     assert_eq!((&heaps[1]["kind"], &heaps[1]["mode"]), (&"go".into(), &"sampled".into()), "{heaps}");

@@ -27,7 +27,7 @@ fn run(pid: u32, mode: &str) -> Run {
 fn go_report(what: &str, outcome: &Outcome, mode: &str) -> Report {
     let report = outcome.report(0);
     assert_eq!((&report.json["kind"], &report.json["mode"]), (&"heap".into(), &mode.into()), "{what}");
-    assert_eq!(report.json["targets"][0]["language"], "Go", "{what}");
+    assert_eq!(report.json["processes"][0]["language"], "Go", "{what}");
     for stack in &report.stacks {
         assert_eq!(stack.heap.as_deref(), Some("go"), "{what}: {:?}", stack.functions);
         assert!(stack.functions.iter().all(|name| !name.is_empty()), "{what}: {:?}", stack.functions);

@@ -86,7 +86,7 @@ fn each_library_has_a_heap_and_goroutines_of_its_own() {
     assert_near("two libraries", &held(&report, "main.keepOne"), &truth);
     let expected = BTreeMap::from([(names[0].clone(), 1), (names[1].clone(), 2)]);
     assert_eq!(goroutines(&report.json, "main.stuck"), expected);
-    let heaps = &report.json["targets"][0]["heaps"];
+    let heaps = &report.json["processes"][0]["heaps"];
     assert!(
         heaps.as_array().unwrap().iter().any(|heap| heap["kind"] == "native" && heap["mode"] == "exact"),
         "{heaps}"

@@ -166,7 +166,7 @@ fn check_build(program: &str, build: &str, flags: &[&str]) {
     assert_eq!(json["totals"]["goroutines"], truth.fact("goroutines"), "{build}");
     assert_eq!(json["quality"]["complete"], true, "{build}: {}", json["quality"]);
     assert_eq!(json["quality"]["notes"].to_string(), "[]", "{build}");
-    assert_eq!((&json["mode"], &json["targets"][0]["language"]), (&"snapshot".into(), &"Go".into()));
+    assert_eq!((&json["mode"], &json["processes"][0]["language"]), (&"snapshot".into(), &"Go".into()));
     // Nothing was harmed.
     assert_eq!(target.ask(&format!("dump {}", dump.display())).fact("goroutines"), truth.fact("goroutines"), "{build}");
 }

@@ -33,7 +33,7 @@ fn hostile_names_do_no_harm_in_any_format() {
     for name in ["<script>alert", "a;b 77;c 88", "\u{1b}[2Jcleared", "&amp;]]>'<!--"] {
         assert!(callers.keys().any(|caller| caller.starts_with(name)), "no {name:?} in {callers:?}");
     }
-    assert!(report.json["targets"][0]["comm"].as_str().unwrap().starts_with("<b>;\n\u{1b}"));
+    assert!(report.json["processes"][0]["comm"].as_str().unwrap().starts_with("<b>;\n\u{1b}"));
 
     // Terminals obey nothing.
     for text in [&outcome.stdout, &outcome.file("out.txt"), &outcome.file("out.folded")] {

@@ -140,7 +140,7 @@ fn the_signal_that_ends_a_process_is_told() {
         let outcome = tracer.outcome();
         let report = outcome.report(status);
         assert_eq!(report.outstanding(), held);
-        assert_eq!(report.json["targets"][0]["ended_by_signal"], signal as i32, "{}", report.json["targets"]);
+        assert_eq!(report.json["processes"][0]["ended_by_signal"], signal as i32, "{}", report.json["processes"]);
         assert!(outcome.stdout.contains(&format!(", by {signal}\n")), "{}", outcome.stdout);
         assert_eq!(report.gap("unseen_spans"), u64::from(signal == Signal::SIGTRAP));
     }

@@ -31,8 +31,8 @@ fn traced_with(tracer: Running, all: &mut [&mut Named], status: i32) -> (Vec<u32
         named.target.ask(STEP);
     }
     let report = tracer.stop().report(status);
-    let targets = report.json["targets"].as_array().unwrap();
-    let mut pids: Vec<u32> = targets.iter().map(|target| target["pid"].as_u64().unwrap() as u32).collect();
+    let processes = report.json["processes"].as_array().unwrap();
+    let mut pids: Vec<u32> = processes.iter().map(|process| process["pid"].as_u64().unwrap() as u32).collect();
     pids.sort_unstable();
     (pids, report)
 }

@@ -104,7 +104,7 @@ fn a_postgres_backend_is_traced_under_load_and_stays_well() {
     // Debian's binary is stripped: what it exports has names.
     let named = report.stacks.iter().filter(|stack| stack.has("_start") && stack.has("PostgresMain")).count();
     assert!(named > 0, "no stack goes through the main loop: {:#?}", report.stacks.first());
-    assert!(is_in(&report.json["targets"][0]["exe"], &installed("postgres")));
+    assert!(is_in(&report.json["processes"][0]["exe"], &installed("postgres")));
     assert_eq!(postgres.query("select count(*) from pgbench_accounts"), "100000");
     assert!(postgres.server.is_alive());
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tracer::{
-    profile::{Frame, Frames, Growth, Kind, Language, Mode, Profile, Rate, StackEntry, Target, Trend, Values},
+    profile::{Frame, Frames, Growth, Kind, Language, Mode, Process, Profile, Rate, StackEntry, Trend, Values},
     quality::Quality,
     report::{By, Format, Options, Value, write},
 };
@@ -53,6 +53,7 @@ fn profile() -> Profile {
         StackEntry {
             heap: tracer::profile::Heap::Native,
             pid: 1,
+            image: 1,
             frames,
             values: Values {
                 outstanding_bytes: held * 16,
@@ -72,15 +73,9 @@ fn profile() -> Profile {
         started: SystemTime::now(),
         duration: Duration::from_secs(60),
         mode: Mode::Exact,
-        targets: vec![Target {
-            pid: 1,
-            comm: "service".into(),
-            exe: "/usr/bin/service".into(),
-            language: Language::Cpp,
-            heaps: Vec::new(),
-            memory: None,
-            parent: None,
-            ended: None,
+        processes: vec![Process {
+            image: 1,
+            ..Process::new(1, "service".into(), "/usr/bin/service".into(), Language::Cpp)
         }],
         stacks: stacks.collect(),
         goroutines: Vec::new(),

@@ -25,9 +25,10 @@ use crate::{
         opener, root, status,
         status::{NotTraceable, Status},
     },
-    profile::{End, Heap, Language, Memory, Mode, SeenHeap, Target},
+    profile::{End, Heap, Language, Memory, Mode, Parent, Process, SeenHeap},
     report::visible,
     search::{Missed, Search},
+    select::processes::place_of,
     symbolize,
 };
 
@@ -57,7 +58,7 @@ pub const SUSPENSE: Duration = Duration::from_millis(50);
 pub struct Attached {
     pid: Pid,
     image: Image,
-    target: Target,
+    target: Process,
     /// None where only the heap of its Go runtime is followed.
     allocator: Option<Allocator>,
     links: Links,
@@ -199,7 +200,7 @@ impl Attached {
     fn new(
         pid: Pid,
         image: Image,
-        target: Target,
+        target: Process,
         allocator: Option<Allocator>,
         links: Links,
         returns: Returns,
@@ -232,7 +233,11 @@ impl Attached {
     /// A process that this one has forked at `time`, nanoseconds of CLOCK_MONOTONIC. In file scope it has the same probes; else it
     /// has none yet.
     pub fn forked(&self, pid: Pid, image: Image, time: u64, scope: Scope) -> Self {
-        let target = Target { pid, heaps: Vec::new(), parent: Some(self.pid), ..self.target.clone() };
+        let parent = Some(Parent { pid: self.pid, image: self.image.0 });
+        // Born where its parent is; it may have been moved.
+        let place = place_of(pid).unwrap_or_else(|| self.target.place.clone());
+        let (heaps, earlier_images) = (Vec::new(), Vec::new());
+        let target = Process { pid, heaps, parent, earlier_images, place, ..self.target.clone() };
         let mut forked = Self::new(pid, image, target, self.allocator.clone(), Links::default(), self.returns);
         // What its parent's program is probed by may not be found yet.
         forked.search = self.search.as_ref().map(|search| search.again_for(pid));
@@ -258,22 +263,29 @@ impl Attached {
     /// A process that nobody who is traced has started, and that became the program `comm` (hostile text) at `time`, nanoseconds of
     /// CLOCK_MONOTONIC.
     pub fn newcomer(pid: Pid, image: Image, comm: String, time: u64, scope: Scope) -> Self {
-        let target = Target {
-            pid,
-            comm: String::new(),
-            exe: String::new(),
-            language: Language::C,
-            heaps: Vec::new(),
-            memory: None,
-            parent: None,
-            ended: None,
-        };
+        let target = Process::new(pid, String::new(), String::new(), Language::C);
         let returns = Returns { among_others: true, ..Returns::default() };
         let mut newcomer = Self::new(pid, image, target, None, Links::default(), returns);
         newcomer.came_later = true;
         newcomer.paused_since = (scope == Scope::Process).then_some(time);
         newcomer.has_execed(image, comm, time, false);
         newcomer
+    }
+
+    /// It was started so long after tracing began.
+    pub fn was_started(&mut self, after: Duration) {
+        self.target.started = Some(after);
+    }
+
+    /// Takes down what the process is now.
+    fn describe_anew(&mut self, status: &Status) {
+        let now = describe(self.pid, status);
+        let before = std::mem::replace(&mut self.target, now);
+        (self.target.parent, self.target.started) = (before.parent, before.started);
+        self.target.earlier_images = before.earlier_images;
+        if self.target.place.cgroup.is_none() {
+            self.target.place = before.place;
+        }
     }
 
     /// It is recorded from this time on, nanoseconds of CLOCK_MONOTONIC, and was not before.
@@ -319,8 +331,10 @@ impl Attached {
     }
 
     /// As reports describe it.
-    pub fn target(&self) -> Target {
+    pub fn target(&self) -> Process {
         let mut target = self.target.clone();
+        target.image = self.image.0;
+        target.quality.unseen_spans = self.unseen_spans() + u64::from(self.late.is_some());
         target.ended = self.ended.map(|after| End { after, signal: self.killed_by });
         if self.allocator.is_some() {
             target.heaps = vec![SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None }];
@@ -360,6 +374,7 @@ impl Attached {
     /// The process has become another program, `comm` (hostile text), at `time`, nanoseconds of CLOCK_MONOTONIC, and has another
     /// image: its allocator must be looked for anew. `probes_lost`: the thread that they were attached to is no more.
     pub fn has_execed(&mut self, image: Image, comm: String, time: u64, probes_lost: bool) {
+        self.target.earlier_images.push(self.image.0);
         self.image = image;
         // It may be gone before anybody can look.
         let exe = std::fs::read_link(format!("/proc/{}/exe", self.pid)).unwrap_or_default();
@@ -382,7 +397,7 @@ impl Attached {
 
     /// Lets go of all that a process takes which has ended and will only be reported. `memory`: what is known of its memory.
     pub fn let_go(&mut self, memory: Option<Memory>, probes: &mut Probes) {
-        self.target = Target { memory, ..self.target() };
+        self.target = Process { memory, ..self.target() };
         (self.allocator, self.probed) = (None, None);
         std::mem::take(&mut self.links).detach_aside(&mut probes.programs);
     }
@@ -470,7 +485,7 @@ impl Attached {
             }
             if moves || !search.found {
                 search.found = true;
-                self.target = Target { parent: self.target.parent, ..describe(self.pid, &status) };
+                self.describe_anew(&status);
                 told = self.address_space().map_or(Followed::AsBefore, |space| Followed::Found(Box::new(space)));
             }
         }
@@ -516,7 +531,7 @@ impl Attached {
             self.reattach(probes, allocator, self.pid);
         }
         self.search = None;
-        self.target = Target { parent: self.target.parent, ..describe(self.pid, &status::check(self.pid)?) };
+        self.describe_anew(&status::check(self.pid)?);
         Ok(true)
     }
 
@@ -732,7 +747,7 @@ pub(crate) fn is_libc(path: &str) -> bool {
     ["libc.so", "libc-", "ld-musl", "libc.musl"].iter().any(|start| name.starts_with(start))
 }
 
-fn describe(pid: Pid, status: &Status) -> Target {
+fn describe(pid: Pid, status: &Status) -> Process {
     let mut space = AddressSpace::new(pid);
     let executable = root::executable(pid).ok();
     let module = space.refresh().ok().and_then(|_| {
@@ -740,16 +755,8 @@ fn describe(pid: Pid, status: &Status) -> Target {
         space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
     });
     let language = module.map_or(Language::C, |module| symbolize::language(&module));
-    Target {
-        pid,
-        comm: status.comm.clone(),
-        exe: status.exe.clone(),
-        language,
-        heaps: Vec::new(),
-        memory: None,
-        parent: None,
-        ended: None,
-    }
+    let place = place_of(pid).unwrap_or_default();
+    Process { place, ..Process::new(pid, status.comm.clone(), status.exe.clone(), language) }
 }
 
 /// Puts a failure down to the end of the process where that is what it is.

@@ -141,6 +141,8 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         by: match cli.by {
             CliBy::Program => By::Program,
             CliBy::Process => By::Process,
+            CliBy::Cgroup => By::Cgroup,
+            CliBy::Container => By::Container,
         },
         outputs,
         buffer_size: buffer_size(cli.buffer_size)?,

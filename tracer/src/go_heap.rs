@@ -23,7 +23,7 @@ pub use follower::{Collections, HeapSnapshot, HeapStack, HeapUsage, Input, Wante
 use crate::{
     bpf::{GoMaps, Links, Programs, Site},
     config::GoHeapChoice,
-    event::Pid,
+    event::{Image, Pid},
     go_process::{self, Libraries, reader},
     golang::{self, Executable, Finding, Runtime, heap},
     last_will::Clause,
@@ -97,12 +97,19 @@ impl GoProcess {
         golang::diagnose(&self.runtime, &reader(self.pid))
     }
 
-    /// Begins to follow its heap, that of the runtime of this number in the process. Samples that the collector takes in go to
+    /// Begins to follow its heap, that of the runtime of this number in the process, whose image this is. Samples that the collector takes in go to
     /// [`GoHeap::samples`].
     ///
     /// # Errors
     /// Its heap cannot be understood, or the kernel refuses the probes.
-    pub fn follow(self, programs: &mut Programs, maps: &mut GoMaps, wish: Wish, number: u8) -> Result<GoHeap> {
+    pub fn follow(
+        self,
+        programs: &mut Programs,
+        maps: &mut GoMaps,
+        wish: Wish,
+        number: u8,
+        image: Image,
+    ) -> Result<GoHeap> {
         let Wish { choice, mean, wanted, begins } = wish;
         // The profile that a runtime keeps does not have ages.
         let ages = wanted.min_age > 0;
@@ -175,13 +182,14 @@ impl GoProcess {
         let (inputs, input) = mpsc::channel();
         let follower = Follower::new(Arc::clone(&runtime), pid, way, mean, wanted);
         let follower = thread::Builder::new().name("go heap".to_owned()).spawn(move || follower.run(&input))?;
-        Ok(GoHeap { pid, number, runtime, way, why, links, inputs, follower, enabled })
+        Ok(GoHeap { pid, image, number, runtime, way, why, links, inputs, follower, enabled })
     }
 }
 
 /// The heap of a Go process that is being followed.
 pub struct GoHeap {
     pid: Pid,
+    image: Image,
     /// Which of the process's runtimes it is.
     number: u8,
     runtime: Arc<Runtime>,
@@ -197,6 +205,11 @@ impl GoHeap {
     /// The process.
     pub fn pid(&self) -> Pid {
         self.pid
+    }
+
+    /// The image of the process.
+    pub fn image(&self) -> Image {
+        self.image
     }
 
     /// Which of its process's runtimes it is.

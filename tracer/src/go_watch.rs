@@ -11,7 +11,7 @@ use crate::{
     golang::{Group, Growth, Home, Runtime, pause},
     goroutines,
     process::status::{self, NotTraceable, Status},
-    profile::{GoroutineGroup, Language, Target},
+    profile::GoroutineGroup,
     report::visible,
 };
 
@@ -74,19 +74,9 @@ impl GoWatch {
         let gone = self.first.iter().filter(|group| !there.contains(&group.key()));
         let gone: Vec<Group> =
             gone.map(|group| Group { count: 0, waiting_since: None, waits_on: None, ..group.clone() }).collect();
-        let Status { comm, exe, .. } = self.status.clone();
-        let target = Target {
-            pid: self.pid,
-            comm,
-            exe,
-            language: Language::Go,
-            heaps: Vec::new(),
-            memory: None,
-            parent: None,
-            ended: None,
-        };
         let trend = |group: &Group| self.growth.trend(&group.key());
-        goroutines::named(&self.runtime, &self.plugins, &target, self.last.iter().chain(&gone), trend)
+        let process = (self.pid, &*self.status.exe);
+        goroutines::named(&self.runtime, &self.plugins, process, self.last.iter().chain(&gone), trend)
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
         opener,
         status::{self, Status},
     },
-    profile::{GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Profile, Target},
+    profile::{GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Process, Profile},
     quality::{Quality, Truncation},
     report::{By, Options, Value, visible},
 };
@@ -55,16 +55,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         }
         own => own.into_iter().chain(libraries.runtimes),
     };
-    let target = Target {
-        pid,
-        comm: status.comm.clone(),
-        exe: status.exe.clone(),
-        language: Language::Go,
-        heaps: Vec::new(),
-        memory: None,
-        parent: None,
-        ended: None,
-    };
+    let process = Process::new(pid, status.comm.clone(), status.exe.clone(), Language::Go);
     let mut quality = Quality { notes: libraries.problems, ..Quality::default() };
     let (mut groups, mut modules) = (Vec::new(), Vec::new());
     for runtime in runtimes {
@@ -86,7 +77,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         );
         modules.extend(symbols(&runtime, plugins, &status.exe).described());
         add_quality(&mut quality, &goroutines);
-        groups.extend(named(&runtime, plugins, &target, &goroutines.groups, |_| None));
+        groups.extend(named(&runtime, plugins, (pid, &*process.exe), &goroutines.groups, |_| None));
     }
     groups.sort_by_key(|group| Reverse(group.count));
     Ok(Profile {
@@ -96,7 +87,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         mode: Mode::Snapshot,
         quality,
         goroutines: groups,
-        targets: vec![target],
+        processes: vec![process],
         stacks: Vec::new(),
         unwind_tables: Vec::new(),
         modules,
@@ -137,15 +128,15 @@ fn of_the_same<T>(pid: u32, status: &Status, found: Result<T>) -> Result<T> {
     found.with_context(|| format!("the goroutines of process {pid} ({}) cannot be read", visible(&status.comm)))
 }
 
-/// The groups with their names, and with how each has grown, as far as `trend` knows.
+/// The groups of a process, whose executable is known to it as `exe`, with their names, and with how each has grown, as far as `trend` knows.
 pub(crate) fn named<'a>(
     runtime: &Runtime,
     plugins: &[Arc<Runtime>],
-    target: &Target,
+    (pid, exe): (u32, &str),
     groups: impl IntoIterator<Item = &'a Group>,
     trend: impl Fn(&Group) -> Option<Trend>,
 ) -> Vec<GoroutineGroup> {
-    let mut symbols = symbols(runtime, plugins, &target.exe);
+    let mut symbols = symbols(runtime, plugins, exe);
     let now = clock_gettime(ClockId::Monotonic);
     let now = u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0);
     let groups = groups.into_iter().map(|group| {
@@ -168,7 +159,7 @@ pub(crate) fn named<'a>(
                 per_second,
                 only_grows,
             }),
-            pid: target.pid,
+            pid,
             library: runtime.library().cloned(),
             frames: symbols.stack(&group.calls),
             count: group.count,

@@ -3,7 +3,9 @@
 //! Everything that measures produces one, everything that presents takes one, and neither side knows the other.
 //! Plain values: no I/O, no clock.
 
+mod heaps;
 mod memory;
+mod process;
 
 use std::{
     ops::Range,
@@ -11,74 +13,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-pub use self::memory::{Area, Memory, Reason, Runtime};
-use crate::quality::{Quality, Sampling};
-
-/// One process that was traced.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Target {
-    /// Process id, as seen from the tracer's pid namespace.
-    pub pid: u32,
-    /// Name of the process (`/proc/PID/comm`), as the process chose it: hostile text.
-    pub comm: String,
-    /// Path of the executable, as the process sees it: hostile text.
-    pub exe: String,
-    /// Language of the executable.
-    pub language: Language,
-    /// Its heaps, and how each was seen.
-    pub heaps: Vec<SeenHeap>,
-    /// What the kernel says of its memory; `None` when that could not be read.
-    pub memory: Option<Memory>,
-    /// Process id of the one that started it, where that was traced, too.
-    pub parent: Option<u32>,
-    /// How it ended; `None` when it was alive at the end.
-    pub ended: Option<End>,
-}
-
-/// The end of a process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct End {
-    /// When it was, since tracing began.
-    pub after: Duration,
-    /// Number of the signal that ended it, if one did that is known.
-    pub signal: Option<u8>,
-}
-
-/// How one heap of a process was seen.
-#[derive(Clone, Debug, PartialEq)]
-pub struct SeenHeap {
-    /// Which heap it is.
-    pub heap: Heap,
-    /// How its numbers came about.
-    pub mode: Mode,
-    /// How good they are where they are estimates.
-    pub sampling: Option<Sampling>,
-}
-
-/// Language that an executable is written in, as far as it can be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Language {
-    /// C, or nothing that says otherwise.
-    C,
-    /// C++.
-    Cpp,
-    /// Rust.
-    Rust,
-    /// Go.
-    Go,
-}
-
-impl Language {
-    /// The language's usual name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::C => "C",
-            Self::Cpp => "C++",
-            Self::Rust => "Rust",
-            Self::Go => "Go",
-        }
-    }
-}
+pub use self::{
+    heaps::{Heap, Mode, SeenHeap},
+    memory::{Area, Memory, Reason, Runtime},
+    process::{Container, End, Language, Parent, Place, Process, ProcessQuality},
+};
+use crate::quality::Quality;
 
 /// What a profile is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,19 +38,6 @@ impl Kind {
             Self::Goroutines => offset,
         }
     }
-}
-
-/// How the numbers came about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mode {
-    /// Allocations were recorded one by one.
-    Exact,
-    /// Some allocations were recorded; the numbers are estimates.
-    Sampled,
-    /// A Go runtime's own profile of its heap was read from memory; the numbers are its estimates.
-    GoBuckets,
-    /// Read from memory, while the process ran.
-    Snapshot,
 }
 
 /// What stands for the module of code that a process generated.
@@ -167,40 +94,13 @@ impl From<Vec<Frame>> for Frames {
     }
 }
 
-/// Where memory comes from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Heap {
-    /// An allocator of C: `malloc` and its family.
-    Native,
-    /// The Go runtime.
-    Go,
-    /// The Go runtime of a library: path of that, hostile text.
-    GoLibrary(Arc<str>),
-}
-
-impl Heap {
-    /// Its name in reports.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Go | Self::GoLibrary(_) => "go",
-        }
-    }
-
-    /// The library whose runtime it is of.
-    pub fn library(&self) -> Option<&str> {
-        match self {
-            Self::GoLibrary(path) => Some(path),
-            Self::Native | Self::Go => None,
-        }
-    }
-}
-
 /// What one stack holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StackEntry {
     /// Process that the stack belongs to.
     pub pid: u32,
+    /// Its [`image`](Process::image): an id may be used again.
+    pub image: u32,
     /// What it allocated from.
     pub heap: Heap,
     /// Frames, root first, the direct caller of the allocator last.
@@ -346,10 +246,10 @@ pub struct Profile {
     /// How long it lasted.
     pub duration: Duration,
     /// How the numbers came about, as a whole: estimates if one of the heaps is estimated. Each heap of
-    /// [`targets`](Self::targets) has its own.
+    /// [`processes`](Self::processes) has its own.
     pub mode: Mode,
-    /// The processes.
-    pub targets: Vec<Target>,
+    /// The processes, those that were alive at the end first.
+    pub processes: Vec<Process>,
     /// What each stack holds, most outstanding bytes first. Those that hold nothing any more are there too.
     pub stacks: Vec<StackEntry>,
     /// Goroutines, largest group first; of a heap those of Go processes. Groups of the first look that
@@ -405,7 +305,7 @@ impl Profile {
 
     /// Whether no process was left at the end. What it did not free by then is what is outstanding.
     pub fn has_ended(&self) -> bool {
-        !self.targets.is_empty() && self.targets.iter().all(|target| target.ended.is_some())
+        !self.processes.is_empty() && self.processes.iter().all(|process| process.ended.is_some())
     }
 
     /// Bytes and blocks that processes held when they ended, while others live on.
@@ -421,7 +321,7 @@ impl Profile {
 
     /// Whether the processes have heaps of several kinds, or of several libraries.
     pub fn has_several_heaps(&self) -> bool {
-        let seen = self.targets.iter().flat_map(|target| &target.heaps).map(|seen| &seen.heap);
+        let seen = self.processes.iter().flat_map(|process| &process.heaps).map(|seen| &seen.heap);
         let mut heaps = seen.chain(self.stacks.iter().map(|stack| &stack.heap));
         heaps.next().is_some_and(|first| heaps.any(|heap| heap != first))
     }
@@ -432,8 +332,9 @@ impl Profile {
         growths.peek().is_some().then(|| growths.map(|growth| growth.first).sum())
     }
 
-    /// The process with this id.
-    pub fn target(&self, pid: u32) -> Option<&Target> {
-        self.targets.iter().find(|target| target.pid == pid)
+    /// The process with this id: of several the one that lives, else the last.
+    pub fn process_of_pid(&self, pid: u32) -> Option<&Process> {
+        let with_id = || self.processes.iter().filter(|process| process.pid == pid);
+        with_id().find(|process| process.ended.is_none()).or_else(|| with_id().next_back())
     }
 }

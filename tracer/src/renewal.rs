@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use crate::{
-    event::Pid,
     heap::REPLACED,
     profile::{Heap, StackEntry, Trend},
 };
@@ -29,13 +28,13 @@ impl Shrinking {
 
 /// Says that it is too early to tell of stacks that grow hardly faster than others shrink.
 pub(crate) fn doubt_what_replaces_others(stacks: &mut [StackEntry]) {
-    let mut heaps: HashMap<(Pid, Heap), Shrinking> = HashMap::new();
+    let mut heaps: HashMap<(u32, Heap), Shrinking> = HashMap::new();
     for stack in &*stacks {
         if let Some(growth) = stack.growth
             && growth.trend == Trend::Shrinking
             && let Some(rate) = growth.rate
         {
-            let heap = heaps.entry((stack.pid, stack.heap.clone())).or_default();
+            let heap = heaps.entry((stack.image, stack.heap.clone())).or_default();
             heap.0.push((block(stack), rate.per_second.abs()));
         }
     }
@@ -51,7 +50,7 @@ pub(crate) fn doubt_what_replaces_others(stacks: &mut [StackEntry]) {
         if let Some(growth) = &mut stack.growth
             && growth.trend == Trend::Growing
             && let Some(rate) = growth.rate
-            && let Some(shrinking) = heaps.get(&(stack.pid, stack.heap.clone()))
+            && let Some(shrinking) = heaps.get(&(stack.image, stack.heap.clone()))
             && shrinking.of_about(block) >= REPLACED * rate.per_second
         {
             growth.trend = Trend::TooEarly;
@@ -79,6 +78,7 @@ mod tests {
         let values = Values { outstanding_bytes: 10 * block, outstanding_blocks: 10, ..Values::default() };
         StackEntry {
             pid,
+            image: pid,
             heap: Heap::Native,
             frames: [].into_iter().collect(),
             values,

@@ -38,7 +38,7 @@ use crate::{
         launch::{self, Launched, Launcher},
         opener, status,
     },
-    profile::{Profile, Target},
+    profile::{Process, Profile},
     report::Options,
     signals::{Signals, Stage},
     unwinder::Unwinder,
@@ -504,13 +504,14 @@ impl Session {
         notes.extend(self.unseen_heaps.iter().cloned());
         notes.extend(self.goroutines.notes());
         notes.extend(opener::notes());
-        let mut targets: Vec<Target> = self.processes().map(Attached::target).collect();
-        for (target, attached) in targets.iter_mut().zip(self.attached.iter().chain(&self.over)) {
-            let go = go.iter().filter(|go| go.pid == target.pid).map(GoTrace::held).fold(0, u64::saturating_add);
+        let mut processes: Vec<Process> = self.processes().map(Attached::target).collect();
+        for (process, attached) in processes.iter_mut().zip(self.attached.iter().chain(&self.over)) {
+            let go =
+                go.iter().filter(|go| go.image == attached.image()).map(GoTrace::held).fold(0, u64::saturating_add);
             if !(attached.came_later() && attached.is_over()) {
-                target.memory = self.coverage.memory(attached.image(), go, attached.probed());
+                process.memory = self.coverage.memory(attached.image(), go, attached.probed());
             }
-            if let Some(memory) = target.memory.as_mut().filter(|_| filtered) {
+            if let Some(memory) = process.memory.as_mut().filter(|_| filtered) {
                 // What is filtered out cannot be told from what is not seen.
                 (memory.unexplained, memory.reasons) = (0, Vec::new());
             }
@@ -518,8 +519,7 @@ impl Session {
         let trace = Trace {
             started: self.started,
             duration: self.clock.elapsed(),
-            images: self.processes().map(Attached::image).collect(),
-            targets,
+            processes,
             selected: self.selected,
             filtered,
             unseen_spans: unheard

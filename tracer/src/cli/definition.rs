@@ -79,7 +79,8 @@ pub(super) struct Cli {
     #[arg(long, value_enum, default_value_t = CliValue::Bytes)]
     pub(super) value: CliValue,
 
-    /// Whether equal stacks of all processes of a program are shown as one (text), or those of each process apart
+    /// What processes are put together by, in text, folded stacks, flame graphs and the groups of JSON; equal stacks of equal
+    /// programs are one in text, but for process
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = CliBy::Program)]
     pub(super) by: CliBy,
 
@@ -249,6 +250,8 @@ pub(super) enum CliValue {
 pub(super) enum CliBy {
     Program,
     Process,
+    Cgroup,
+    Container,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -11,8 +11,8 @@ use std::{
 use super::{By, Format, Options, Value, write};
 use crate::{
     profile::{
-        Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Mode, Module, Profile, Rate,
-        SeenHeap, StackEntry, Target, Trend, UnwindTable, Values, WaitsOn,
+        Container, End, Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Memory, Mode,
+        Module, Place, Process, Profile, Rate, SeenHeap, StackEntry, Trend, UnwindTable, Values, WaitsOn,
     },
     quality::{Collections, Quality, Truncation},
 };
@@ -42,7 +42,7 @@ pub(super) fn profile() -> Profile {
         started: SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_250),
         duration: Duration::from_millis(60_500),
         mode: Mode::Exact,
-        targets: vec![target(4711, "leaky", "/usr/bin/leaky")],
+        processes: vec![target(4711, "leaky", "/usr/bin/leaky")],
         stacks: vec![
             StackEntry { growth: growth(Trend::Growing, 17_920.0, 256.0), ..sessions },
             StackEntry { growth: growth(Trend::Steady, 12.5, 40.0), ..nodes },
@@ -68,6 +68,65 @@ pub(super) fn profile() -> Profile {
     }
 }
 
+/// Three processes, two of one program, each with the stacks of [`profile`] and in a place of its own.
+pub(super) fn three_processes() -> Profile {
+    let one = profile();
+    let mut profile = one.clone();
+    profile.processes[0].place = Place { cgroup: Some("/system.slice/leaky.service".into()), container: None };
+    let container = Container { runtime: "docker".to_owned(), id: "3f4a".to_owned(), name: Some("web".to_owned()) };
+    let in_container = Place { cgroup: Some("/docker/3f4a".into()), container: Some(container.into()) };
+    for (pid, exe, place) in [(5000, "/usr/bin/leaky", in_container), (5001, "/usr/bin/other", Place::default())] {
+        let image = pid;
+        profile.processes.push(Process { pid, image, exe: exe.to_owned(), place, ..one.processes[0].clone() });
+        profile.stacks.extend(one.stacks.iter().map(|stack| StackEntry { pid, image, ..stack.clone() }));
+    }
+    profile
+}
+
+/// So many processes: of three large programs and of many small ones, in containers, many of them ended; with notes of each.
+pub(super) fn crowd(number: u32) -> Profile {
+    let one = profile();
+    let mut profile = Profile { processes: Vec::new(), stacks: Vec::new(), ..one.clone() };
+    for image in 1..=number {
+        let name = match image % 10 {
+            0..=4 => "postgres".to_owned(),
+            5..=7 => "worker".to_owned(),
+            8 => "sh".to_owned(),
+            _ => format!("tool-{}", image % 500),
+        };
+        let pid = 1_000 + image % 4_000;
+        let id = format!("{:012x}{:052x}", 0xabc_def0_0000_u64 + u64::from(image % 40), 0);
+        let container = Container { runtime: "docker".to_owned(), id: id.clone(), name: None };
+        let place = Place { cgroup: Some(format!("/docker/{id}").into()), container: Some(container.into()) };
+        let memory = Memory {
+            anonymous_begin: 1 << 20,
+            anonymous_end: (1 << 20) + (u64::from(image) << 10),
+            fresh: u64::from(image) << 10,
+            file: 3 << 20,
+            ..Memory::default()
+        };
+        let ended = (image % 10 > 5).then_some(End { after: Duration::from_secs(1), signal: None });
+        profile.processes.push(Process {
+            image,
+            place,
+            ended,
+            memory: Some(memory).filter(|_| ended.is_none() && image % 50 != 0),
+            ..target(pid, &name, &format!("/usr/bin/{name}"))
+        });
+        for stack in &one.stacks {
+            let mut stack = StackEntry { pid, image, ..stack.clone() };
+            if ended.is_some() {
+                stack.at_end = Some((stack.values.outstanding_bytes, stack.values.outstanding_blocks));
+                (stack.values.outstanding_bytes, stack.values.outstanding_blocks) = (0, 0);
+                (stack.growth, stack.oldest) = (None, None);
+            }
+            profile.stacks.push(stack);
+        }
+        profile.quality.notes.push(format!("process {pid} became another program; the first 3 ms were not recorded"));
+    }
+    profile
+}
+
 /// [`profile`] with everything in it freed.
 pub(super) fn nothing_outstanding() -> Profile {
     let mut profile = profile();
@@ -82,7 +141,7 @@ pub(super) fn nothing_outstanding() -> Profile {
 /// [`profile`] with two processes and with [`HOSTILE`] text wherever text can be.
 pub(super) fn hostile() -> Profile {
     let mut profile = profile();
-    profile.targets = vec![target(4711, HOSTILE, HOSTILE), target(4712, "# sh", "")];
+    profile.processes = vec![target(4711, HOSTILE, HOSTILE), target(4712, "# sh", "")];
     let text = || Some(HOSTILE.to_owned());
     let symbol = Some(HOSTILE.into());
     let named =
@@ -91,7 +150,7 @@ pub(super) fn hostile() -> Profile {
     let long = frame(&"Ns<".repeat(5_000), "/usr/bin/leaky", None);
     let frames = [&named, &unnamed, &long, &named];
     profile.stacks = vec![entry(&frames, (8_192, 2), (8_192, 2), 1_000), entry(&[&named], (100, 1), (100, 1), 1_000)];
-    profile.stacks[1].pid = 4712;
+    (profile.stacks[1].pid, profile.stacks[1].image) = (4712, 4712);
     profile.quality = everything_missing();
     profile.quality.notes.push(HOSTILE.to_owned());
     let reversed = Range { start: 5, end: 1 };
@@ -136,8 +195,8 @@ pub(super) fn goroutines() -> Profile {
     let mut profile = profile();
     profile.kind = Kind::Goroutines;
     profile.mode = Mode::Snapshot;
-    profile.targets =
-        vec![Target { language: Language::Go, heaps: Vec::new(), ..target(4711, "gateway", "/srv/gateway") }];
+    profile.processes =
+        vec![Process { language: Language::Go, heaps: Vec::new(), ..target(4711, "gateway", "/srv/gateway") }];
     profile.stacks.clear();
     profile.unwind_tables.clear();
     profile.modules = vec![module("/srv/gateway", Some("action/main"), 0x1000..0x20_1000)];
@@ -148,7 +207,7 @@ pub(super) fn goroutines() -> Profile {
 
 /// [`profile`] of a Go process that leaks goroutines: two groups suspected, one that grows, others that do not, and one gone.
 pub(super) fn leaking_goroutines() -> Profile {
-    let Profile { goroutines, targets, .. } = goroutines();
+    let Profile { goroutines, processes, .. } = goroutines();
     let grown = |group: &GoroutineGroup, count, first, per_second, only_grows| GoroutineGroup {
         count,
         growth: Some(GoroutineGrowth { first, per_second, only_grows }),
@@ -170,15 +229,15 @@ pub(super) fn leaking_goroutines() -> Profile {
         grown(runnable, 1, 0, Some(0.1), false),
         grown(running, 0, 8, Some(-0.1), false),
     ];
-    Profile { targets, goroutines: groups, ..profile() }
+    Profile { processes, goroutines: groups, ..profile() }
 }
 
 /// [`goroutines`] with [`HOSTILE`] text wherever text can be.
 pub(super) fn hostile_goroutines() -> Profile {
     let mut profile = goroutines();
     let named = hostile().stacks[0].frames.clone();
-    profile.targets = vec![target(4711, HOSTILE, HOSTILE), target(4712, "", "")];
-    profile.targets.iter_mut().for_each(|target| target.heaps.clear());
+    profile.processes = vec![target(4711, HOSTILE, HOSTILE), target(4712, "", "")];
+    profile.processes.iter_mut().for_each(|target| target.heaps.clear());
     for group in &mut profile.goroutines {
         group.wait_reason = Some(HOSTILE.to_owned());
         group.created_by = named.iter().next().cloned();
@@ -239,18 +298,10 @@ pub(super) fn check_golden(file: &str, actual: &str) {
     assert!(golden == actual, "{file} differs; BLESS=1 cargo test rewrites it. Now it is:\n{actual}");
 }
 
-fn target(pid: u32, comm: &str, exe: &str) -> Target {
+fn target(pid: u32, comm: &str, exe: &str) -> Process {
     let native = SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None };
-    Target {
-        pid,
-        comm: comm.to_owned(),
-        exe: exe.to_owned(),
-        language: Language::Cpp,
-        heaps: vec![native],
-        memory: None,
-        parent: None,
-        ended: None,
-    }
+    let process = Process::new(pid, comm.to_owned(), exe.to_owned(), Language::Cpp);
+    Process { image: pid, heaps: vec![native], ..process }
 }
 
 fn module(path: &str, build_id: Option<&str>, code: Range<u64>) -> Module {
@@ -275,6 +326,7 @@ pub(super) fn entry(frames: &[&Frame], outstanding: (u64, u64), allocated: (u64,
     StackEntry {
         heap: Heap::Native,
         pid: 4711,
+        image: 4711,
         frames: frames.iter().map(|&frame| Arc::from([frame.clone()])).collect(),
         values: Values {
             outstanding_bytes: outstanding.0,

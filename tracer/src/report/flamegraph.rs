@@ -10,7 +10,13 @@ use inferno::flamegraph::{
     color::{BackgroundColor, Color, PaletteMap},
 };
 
-use super::{Options, escape, merge::Merged, unit, words};
+use super::{
+    escape,
+    merge::{Merged, unit},
+    numbers,
+    options::Options,
+    words,
+};
 use crate::profile::{Kind, Profile};
 
 /// Most characters of a frame's name. A browser has no use for the 50,000 of some C++ names, times every frame.
@@ -28,7 +34,7 @@ const GREY: Color = Color { r: 190, g: 190, b: 190 };
 
 /// Writes the flame graph; a picture that says so when nothing is outstanding.
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
-    let merged = Merged::new(profile, options.value, LONGEST_NAME);
+    let merged = Merged::new(profile, options, LONGEST_NAME);
     if merged.stacks().next().is_none() {
         return write_empty(profile, out);
     }
@@ -112,10 +118,10 @@ fn title(profile: &Profile) -> String {
     let held = match profile.kind {
         Kind::Heap => format!(
             "{} outstanding in {}",
-            words::exact_size(totals.outstanding_bytes),
-            words::count(totals.outstanding_blocks, "block")
+            numbers::exact_size(totals.outstanding_bytes),
+            numbers::count(totals.outstanding_blocks, "block")
         ),
-        Kind::Goroutines => words::count(profile.goroutine_count(), "goroutine"),
+        Kind::Goroutines => numbers::count(profile.goroutine_count(), "goroutine"),
     };
     let room = LONGEST_TITLE.saturating_sub(held.chars().count() + 2);
     format!("{}: {held}", escape::shorten(Cow::Owned(words::targets(profile)), room))
@@ -126,7 +132,7 @@ fn subtitle(profile: &Profile) -> String {
     let quality =
         if missing.is_empty() { "complete".to_owned() } else { format!("INCOMPLETE: {}", missing.join("; ")) };
     let text = match profile.kind {
-        Kind::Heap => format!("traced for {}, {quality}", words::duration(profile.duration)),
+        Kind::Heap => format!("traced for {}, {quality}", numbers::duration(profile.duration)),
         Kind::Goroutines => format!("at one moment, {quality}"),
     };
     escape::shorten(Cow::Owned(text), LONGEST_SUBTITLE).into_owned()
@@ -285,7 +291,7 @@ mod tests {
         let empty = svg(&profile, Value::Bytes);
         assert!(!empty.contains("<script"));
         assert_eq!(texts_of("text", &empty)[2], "nothing is outstanding");
-        profile.targets[0].comm = "<&>".to_owned();
+        profile.processes[0].comm = "<&>".to_owned();
         assert!(texts_of("text", &svg(&profile, Value::Bytes))[0].starts_with("<&> (pid 4711) and 1 more: "));
     }
 
@@ -330,7 +336,7 @@ mod tests {
         }
         let tiny = fixture::entry(&[&fixture::frame("f0", "/m", None)], (1, 1), (1, 1), 0);
         profile.stacks.push(StackEntry { pid: 1, ..tiny });
-        let merged = Merged::new(&profile, Value::Bytes, LONGEST_NAME);
+        let merged = Merged::new(&profile, &fixture::OPTIONS, LONGEST_NAME);
         let all: Vec<String> = merged.stacks().map(|(stack, n)| format!("{} {n}", merged.line(stack))).collect();
         let wide = wide_lines(&merged);
         let draw = |lines: &[String]| {

@@ -2,12 +2,12 @@
 
 use std::io::{self, Write};
 
-use super::{Options, merge::Merged};
+use super::{merge::Merged, options::Options};
 use crate::profile::Profile;
 
 /// Writes the stacks that hold something, sorted by their names.
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
-    let merged = Merged::new(profile, options.value, usize::MAX);
+    let merged = Merged::new(profile, options, usize::MAX);
     for (stack, amount) in merged.stacks() {
         writeln!(out, "{} {amount}", merged.line(stack))?;
     }
@@ -19,7 +19,7 @@ mod tests {
     use inferno::flamegraph;
 
     use super::*;
-    use crate::report::{Format, Value, fixture};
+    use crate::report::{By, Format, Value, fixture};
 
     fn folded(profile: &Profile, value: Value) -> String {
         fixture::rendered(Format::Folded, profile, &Options { value, ..fixture::OPTIONS })
@@ -66,6 +66,28 @@ mod tests {
     }
 
     #[test]
+    fn roots_are_those_that_processes_are_put_together_by() {
+        let profile = fixture::three_processes();
+        let roots = |by| -> Vec<String> {
+            let text = fixture::rendered(Format::Folded, &profile, &Options { by, ..fixture::OPTIONS });
+            let root = |line: &str| line.split_once(";libc.so.6").unwrap().0.to_owned();
+            let mut roots: Vec<String> = text.lines().map(root).collect();
+            roots.dedup();
+            roots
+        };
+        assert_eq!(roots(By::Program), ["leaky"]);
+        assert_eq!(roots(By::Process), ["leaky (4711)", "leaky (5000)", "leaky (5001)"]);
+        assert_eq!(
+            roots(By::Cgroup),
+            ["/docker/3f4a;leaky", "/system.slice/leaky.service;leaky", "[unknown cgroup];leaky"]
+        );
+        assert_eq!(
+            roots(By::Container),
+            ["[no container];leaky", "[unknown container];leaky", "web (docker 3f4a);leaky"]
+        );
+    }
+
+    #[test]
     fn hostile_names_keep_to_their_line_and_element() {
         let profile = fixture::hostile();
         let text = folded(&profile, Value::Bytes);
@@ -88,7 +110,7 @@ mod tests {
             ("", "\u{a0}"),
             ("a", "x 1;2"),
         ] {
-            profile.targets[0].comm = comm.to_owned();
+            profile.processes[0].comm = comm.to_owned();
             profile.stacks = vec![fixture::entry(&[&fixture::frame(function, "/m", None)], (7, 1), (7, 1), 0)];
             if function.is_empty() {
                 profile.stacks[0].frames = Vec::new().into();

@@ -9,9 +9,13 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Options,
     escape::{shorten, visible},
-    name, text, words,
+    frames::{self, LONGEST_NAME},
+    head,
+    index::Index,
+    name, numbers,
+    options::Options,
+    words,
 };
 use crate::profile::{Frame, GoroutineGroup, Profile};
 
@@ -30,24 +34,25 @@ pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) 
         Timestamp::try_from(profile.started).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     let total = profile.goroutine_count();
     writeln!(out, "goroutine profile")?;
-    text::write_targets(profile, out)?;
+    let mut index = Index::new(profile);
+    head::write_processes(profile, &index, options.by, out)?;
     writeln!(out, "  read         {read:.0}")?;
-    text::write_modes(profile, out)?;
-    let groups = words::count(profile.goroutines.len() as u64, "group");
-    writeln!(out, "  goroutines   {} in {groups}", words::number(total))?;
-    text::write_quality(&profile.quality, out)?;
+    head::write_modes(profile, out)?;
+    let groups = numbers::count(profile.goroutines.len() as u64, "group");
+    writeln!(out, "  goroutines   {} in {groups}", numbers::number(total))?;
+    head::write_quality(&profile.quality, out)?;
     let (shown, rest) = profile.goroutines.split_at(options.top.min(profile.goroutines.len()));
-    for (index, group) in shown.iter().enumerate() {
-        let share = words::share(group.count, total);
+    for (place, group) in shown.iter().enumerate() {
+        let share = numbers::share(group.count, total);
         let suspected = if group.suspected_leak { ", suspected leak" } else { "" };
-        writeln!(out, "\n#{}  {}, {share} of all{suspected}", index + 1, words::count(group.count, "goroutine"))?;
-        write_group(profile, group, out)?;
+        writeln!(out, "\n#{}  {}, {share} of all{suspected}", place + 1, numbers::count(group.count, "goroutine"))?;
+        write_group(profile, &mut index, group, out)?;
     }
     if !rest.is_empty() {
         let goroutines = rest.iter().map(|group| group.count).sum();
         let more = if shown.is_empty() { "group" } else { "more group" };
-        let groups = words::count(rest.len() as u64, more);
-        writeln!(out, "\n{groups} not shown, with {}", words::count(goroutines, "goroutine"))?;
+        let groups = numbers::count(rest.len() as u64, more);
+        writeln!(out, "\n{groups} not shown, with {}", numbers::count(goroutines, "goroutine"))?;
     }
     Ok(())
 }
@@ -58,21 +63,21 @@ pub(super) fn summary(profile: &Profile) -> Option<String> {
     let total = profile.goroutine_count();
     let per_second = (total as f64 - first as f64) / profile.duration.as_secs_f64();
     let rate = match per_second {
-        rate if rate.is_finite() && rate >= 0.05 => format!(" (+{}/s)", words::rate(rate)),
-        rate if rate.is_finite() && rate <= -0.05 => format!(" (-{}/s)", words::rate(-rate)),
+        rate if rate.is_finite() && rate >= 0.05 => format!(" (+{}/s)", numbers::rate(rate)),
+        rate if rate.is_finite() && rate <= -0.05 => format!(" (-{}/s)", numbers::rate(-rate)),
         _ => String::new(),
     };
-    let mut line = format!("{}{rate}", words::number(total));
+    let mut line = format!("{}{rate}", numbers::number(total));
     let suspected: Vec<&GoroutineGroup> = growing(profile).into_iter().filter(|group| group.suspected_leak).collect();
     for (index, group) in suspected.iter().take(NAMED).enumerate() {
         let lead = if index == 0 { ", suspected leak:" } else { "," };
         let place = group.frames.iter().rev().find(|frame| !is_of(frame, &[&RUNTIME[..], &WAITS].concat()));
         let place = place.or_else(|| group.frames.iter().next());
         let name = place.map_or(Cow::Borrowed("[no stack]"), |frame| shorten(name::frame(frame), LONGEST_IN_LINE));
-        line.push_str(&format!("{lead} {} in {name}", words::number(group.count)));
+        line.push_str(&format!("{lead} {} in {name}", numbers::number(group.count)));
     }
     if suspected.len() > NAMED {
-        line.push_str(&format!(" and {}", words::count((suspected.len() - NAMED) as u64, "more group")));
+        line.push_str(&format!(" and {}", numbers::count((suspected.len() - NAMED) as u64, "more group")));
     }
     Some(line)
 }
@@ -80,30 +85,31 @@ pub(super) fn summary(profile: &Profile) -> Option<String> {
 /// Writes the groups of a traced process that grow, suspected leaks first; nothing when it has no goroutines.
 pub(super) fn write_growing(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
     let Some(first) = profile.first_goroutine_count() else { return Ok(()) };
+    let mut index = Index::new(profile);
     let growing = growing(profile);
     let suspected = growing.iter().filter(|group| group.suspected_leak).count();
     let leaks = match suspected {
         0 => "no suspected leak".to_owned(),
-        _ => words::count(suspected as u64, "suspected leak"),
+        _ => numbers::count(suspected as u64, "suspected leak"),
     };
-    let (first, total) = (words::number(first), words::count(profile.goroutine_count(), "goroutine"));
+    let (first, total) = (numbers::number(first), numbers::count(profile.goroutine_count(), "goroutine"));
     writeln!(out, "\n{total}, {first} at the first look: {leaks}")?;
     let (shown, rest) = growing.split_at(options.top.min(growing.len()));
     for group in shown {
         let (first, per_second) = group.growth.map_or((0, None), |growth| (growth.first, growth.per_second));
         let lead = if group.suspected_leak { "suspected leak" } else { "growing" };
-        let count = words::count(group.count, "goroutine");
+        let count = numbers::count(group.count, "goroutine");
         let change = match first == group.count {
             true => format!("{count} all along"),
-            false => format!("from {} to {count}", words::number(first)),
+            false => format!("from {} to {count}", numbers::number(first)),
         };
         writeln!(out, "\n{lead}: {change}, {}", words::goroutine_growth(per_second))?;
-        write_group(profile, group, out)?;
+        write_group(profile, &mut index, group, out)?;
     }
     if !rest.is_empty() {
         let more = if shown.is_empty() { "" } else { "more " };
         let verb = if rest.len() == 1 { "grows" } else { "grow" };
-        writeln!(out, "\n{} that {verb} not shown", words::count(rest.len() as u64, &format!("{more}group")))?;
+        writeln!(out, "\n{} that {verb} not shown", numbers::count(rest.len() as u64, &format!("{more}group")))?;
     }
     Ok(())
 }
@@ -119,16 +125,21 @@ fn growing(profile: &Profile) -> Vec<&GoroutineGroup> {
     growing
 }
 
-fn write_group(profile: &Profile, group: &GoroutineGroup, out: &mut impl Write) -> io::Result<()> {
-    if profile.targets.len() != 1 {
-        let comm = shorten(name::process(profile, group.pid), text::LONGEST_NAME);
+fn write_group(
+    profile: &Profile,
+    index: &mut Index<'_>,
+    group: &GoroutineGroup,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    if profile.processes.len() != 1 {
+        let comm = shorten(name::process(index.of_pid(group.pid), group.pid), LONGEST_NAME);
         writeln!(out, "    process {comm} (pid {})", group.pid)?;
     }
     if let Some(library) = group.library.as_deref() {
         writeln!(out, "    of {}", words::file_name(library))?;
     }
     let reason = group.wait_reason.as_deref().map_or(Cow::Borrowed(group.state), visible);
-    let mut reason = shorten(reason, text::LONGEST_NAME).into_owned();
+    let mut reason = shorten(reason, LONGEST_NAME).into_owned();
     if group.state == "leaked" && group.wait_reason.is_some() {
         // As the runtime's own tracebacks have it.
         reason.push_str(" (leaked)");
@@ -138,12 +149,12 @@ fn write_group(profile: &Profile, group: &GoroutineGroup, out: &mut impl Write) 
         reason.push_str(&format!(", {}", words::waits_on(waits_on, reason_of_runtime, group.count)));
     }
     if let Some(wait) = group.longest_wait {
-        reason.push_str(&format!(", for up to {}", words::duration(wait)));
+        reason.push_str(&format!(", for up to {}", numbers::duration(wait)));
     }
     writeln!(out, "    {reason}")?;
     if let Some(creator) = &group.created_by {
-        let name = shorten(name::frame(creator), text::LONGEST_NAME);
-        let place = text::place(creator).map_or_else(String::new, |place| format!("  {place}"));
+        let name = shorten(name::frame(creator), LONGEST_NAME);
+        let place = frames::place(creator).map_or_else(String::new, |place| format!("  {place}"));
         writeln!(out, "    created by {name}{place}")?;
     }
     let frames: Vec<&Frame> = group.frames.iter().rev().collect();
@@ -151,7 +162,7 @@ fn write_group(profile: &Profile, group: &GoroutineGroup, out: &mut impl Write) 
         writeln!(out, "    stack not known; began with")?;
     }
     for frame in &frames[runtime_frames(&frames)..] {
-        text::write_frame(frame, out)?;
+        frames::write_frame(frame, out)?;
     }
     if frames.is_empty() {
         writeln!(out, "      [no stack]")?;

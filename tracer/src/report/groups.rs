@@ -1,208 +1,215 @@
-//! Many processes in few lines: equal stacks of equal programs as one, and what each program holds.
+//! Many processes in few lines: what those of one program, cgroup or container hold together.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, cmp::Reverse, collections::BTreeSet};
 
 use hashbrown::HashMap;
 
-use crate::profile::{Frames, Growth, Heap, Profile, Rate, StackEntry, Target, Trend};
+use super::{
+    escape::visible,
+    index::{Index, Program},
+    name,
+    options::By,
+};
+use crate::profile::{Container, Process, Profile, Values};
 
-/// What stacks are told apart by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// The program: equal stacks of its processes are one.
-    Program,
-    /// The process.
-    Process,
-}
-
-/// Equal stacks of some processes.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Merged {
-    /// What they hold together; the process is the one whose stack came first.
-    pub(super) entry: StackEntry,
-    /// Processes in which it holds something.
-    pub(super) processes: BTreeSet<u32>,
-}
-
-/// A program and its processes.
-#[derive(Debug)]
-pub(super) struct Program<'a> {
-    /// The first of its processes.
-    pub(super) first: &'a Target,
-    /// How many processes there are.
-    pub(super) processes: usize,
-    /// How many of them have ended.
-    pub(super) ended: usize,
-    /// Bytes and blocks that they hold together.
-    pub(super) held: (u64, u64),
-}
-
-/// The stacks of a profile, merged where they are equal and so are the programs.
-pub(super) fn stacks(profile: &Profile, by: By) -> Vec<Merged> {
-    let mut places: HashMap<(Key<'_>, &Heap, &Frames), usize> = HashMap::new();
-    let mut all: Vec<Merged> = Vec::with_capacity(profile.stacks.len());
-    let programs = programs_by_pid(profile);
-    for stack in &profile.stacks {
-        let key = match (by, programs.get(&stack.pid)) {
-            (By::Program, Some(program)) => Key::Program(program),
-            _ => Key::Process(stack.pid),
-        };
-        let next = all.len();
-        let place = *places.entry((key, &stack.heap, &stack.frames)).or_insert(next);
-        if place == next {
-            all.push(Merged { entry: stack.clone(), processes: holders(stack) });
-        } else {
-            all[place].absorb(stack);
-        }
-    }
-    all
-}
-
-/// The programs of a profile, those that hold most first.
-pub(super) fn programs(profile: &Profile) -> Vec<Program<'_>> {
-    let mut places: HashMap<&str, usize> = HashMap::new();
-    let mut all: Vec<Program<'_>> = Vec::new();
-    for target in &profile.targets {
-        let next = all.len();
-        let place = *places.entry(program(target)).or_insert(next);
-        if place == next {
-            all.push(Program { first: target, processes: 0, ended: 0, held: (0, 0) });
-        }
-        all[place].processes += 1;
-        all[place].ended += usize::from(target.ended.is_some());
-    }
-    let of = programs_by_pid(profile);
-    for stack in &profile.stacks {
-        let Some(place) = of.get(&stack.pid).and_then(|program| places.get(program)) else { continue };
-        let held = &mut all[*place].held;
-        held.0 = held.0.saturating_add(stack.values.outstanding_bytes);
-        held.1 = held.1.saturating_add(stack.values.outstanding_blocks);
-    }
-    all.sort_by_key(|program| std::cmp::Reverse(program.held));
-    all
-}
-
-#[derive(PartialEq, Eq, Hash)]
-enum Key<'a> {
-    Program(&'a str),
+/// What processes have in common that are put together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Key<'a> {
+    /// The program.
+    Program(Program<'a>),
+    /// Nothing: the number of the one process.
     Process(u32),
+    /// The path of the cgroup; `None` when it is not known.
+    Cgroup(Option<&'a str>),
+    /// The container.
+    Container(&'a Container),
+    /// That they are in no container.
+    NoContainer,
+    /// That it is not known whether they are in one.
+    UnknownContainer,
 }
 
-/// What makes two processes the same program: the executable, or the name where that is not known.
-fn program(target: &Target) -> &str {
-    if target.exe.is_empty() { &target.comm } else { &target.exe }
-}
+impl<'a> Key<'a> {
+    /// What a process is put together with others by.
+    pub(super) fn of(process: &'a Process, by: By) -> Self {
+        match (by, &process.place.container) {
+            (By::Program, _) => Self::Program(Program::of(process)),
+            (By::Process, _) => Self::Process(process.image),
+            (By::Cgroup, _) => Self::Cgroup(process.place.cgroup.as_deref()),
+            (By::Container, Some(container)) => Self::Container(container),
+            (By::Container, None) if process.place.cgroup.is_some() => Self::NoContainer,
+            (By::Container, None) => Self::UnknownContainer,
+        }
+    }
 
-fn programs_by_pid(profile: &Profile) -> HashMap<u32, &str> {
-    profile.targets.iter().map(|target| (target.pid, program(target))).collect()
-}
-
-fn holders(stack: &StackEntry) -> BTreeSet<u32> {
-    (stack.values.outstanding_blocks > 0).then_some(stack.pid).into_iter().collect()
-}
-
-impl Merged {
-    fn absorb(&mut self, other: &StackEntry) {
-        let entry = &mut self.entry;
-        entry.growth = match (entry.values.outstanding_blocks, other.values.outstanding_blocks) {
-            (_, 0) => entry.growth,
-            (0, _) => other.growth,
-            _ => together(entry.growth, other.growth),
-        };
-        entry.values += other.values;
-        entry.uncertain_bytes = entry.uncertain_bytes.saturating_add(other.uncertain_bytes);
-        entry.oldest = entry.oldest.max(other.oldest);
-        entry.at_end = match (entry.at_end, other.at_end) {
-            (Some(one), Some(two)) => Some((one.0.saturating_add(two.0), one.1.saturating_add(two.1))),
-            (one, two) => one.or(two),
-        };
-        self.processes.extend(holders(other));
+    /// The name of a cgroup or container, safe to show; `None` of what is told by its program.
+    pub(super) fn place(&self) -> Option<Cow<'a, str>> {
+        Some(match self {
+            Self::Program(_) | Self::Process(_) => return None,
+            Self::Cgroup(path) => path.map_or(Cow::Borrowed("[unknown cgroup]"), visible),
+            Self::Container(container) => Cow::Owned(name::container(container)),
+            Self::NoContainer => Cow::Borrowed("[no container]"),
+            Self::UnknownContainer => Cow::Borrowed("[unknown container]"),
+        })
     }
 }
 
-/// How two things change together: their errors do not depend on each other.
-fn together(one: Option<Growth>, two: Option<Growth>) -> Option<Growth> {
-    // A part of it says nothing of all.
-    let (Some(one), Some(two)) = (one, two) else { return None };
-    let rate = match (one.rate, two.rate) {
-        (Some(one), Some(two)) => {
-            Some(Rate { per_second: one.per_second + two.per_second, error: one.error.hypot(two.error) })
+/// Processes that are put together.
+#[derive(Debug)]
+pub(super) struct Group<'a> {
+    /// What they have in common; of ended processes beside others that are told one by one the program.
+    pub(super) key: Key<'a>,
+    /// The first of them.
+    pub(super) first: &'a Process,
+    /// The programs that they are of.
+    pub(super) programs: BTreeSet<Program<'a>>,
+    /// The numbers of their address spaces.
+    pub(super) images: Vec<u32>,
+    /// How many were alive at the end.
+    pub(super) live: u64,
+    /// How many have ended.
+    pub(super) ended: u64,
+    /// What they hold together.
+    pub(super) values: Values,
+    /// Bytes and blocks that those held which have ended, where others live on.
+    pub(super) at_end: (u64, u64),
+    /// Memory of those that were alive at the end.
+    pub(super) memory: MemorySum,
+}
+
+/// What the kernel says of the memory of several processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct MemorySum {
+    /// Of how many.
+    pub(super) processes: u64,
+    /// How many more there are whose memory could not be read.
+    pub(super) unread: u64,
+    /// Anonymous memory, swapped out or not, bytes.
+    pub(super) anonymous: u64,
+    /// By how much that grew, bytes.
+    pub(super) grew: i64,
+    /// Pages of mapped files, bytes. What several processes share counts for each.
+    pub(super) file: u64,
+    /// Pages of shared memory, bytes. They count for each process, too.
+    pub(super) shared: u64,
+}
+
+impl MemorySum {
+    /// Adds that of a process, if it was alive at the end: that of others went with them.
+    pub(super) fn add(&mut self, process: &Process) {
+        match &process.memory {
+            _ if process.ended.is_some() => {}
+            None => self.unread += 1,
+            Some(memory) => {
+                self.processes += 1;
+                self.anonymous = self.anonymous.saturating_add(memory.anonymous_end);
+                self.grew = self.grew.saturating_add(memory.grew());
+                self.file = self.file.saturating_add(memory.file);
+                self.shared = self.shared.saturating_add(memory.shared);
+            }
         }
-        _ => None,
+    }
+}
+
+/// The processes of a profile, put together: the groups that hold most first, then those that have grown most. Where processes are
+/// told one by one, those that have ended are put together by program, unless none lives.
+pub(super) fn groups<'a>(profile: &'a Profile, index: &Index<'a>, by: By) -> Vec<Group<'a>> {
+    let some_live = !profile.has_ended();
+    let key = |process: &'a Process| match by {
+        By::Process if some_live && process.ended.is_some() => Key::of(process, By::Program),
+        _ => Key::of(process, by),
     };
-    let either = |trend| one.trend == trend || two.trend == trend;
-    let is_sure = |sign: f64| rate.is_some_and(|rate| sign * rate.per_second > 2.0 * rate.error);
-    let trend = if either(Trend::Growing) && is_sure(1.0) {
-        Trend::Growing
-    } else if either(Trend::Shrinking) && is_sure(-1.0) {
-        Trend::Shrinking
-    } else if either(Trend::TooEarly) {
-        Trend::TooEarly
-    } else {
-        Trend::Steady
-    };
-    Some(Growth { trend, rate })
+    let mut places: HashMap<Key<'a>, usize> = HashMap::new();
+    let mut all: Vec<Group<'a>> = Vec::new();
+    for process in &profile.processes {
+        let (key, next) = (key(process), all.len());
+        let place = *places.entry(key).or_insert(next);
+        if place == next {
+            all.push(Group::new(key, process));
+        }
+        let group = &mut all[place];
+        group.programs.insert(Program::of(process));
+        group.images.push(process.image);
+        *(if process.ended.is_some() { &mut group.ended } else { &mut group.live }) += 1;
+        group.memory.add(process);
+    }
+    for stack in &profile.stacks {
+        let Some(place) = index.of_stack(stack).and_then(|process| places.get(&key(process))) else { continue };
+        let group = &mut all[*place];
+        group.values += stack.values;
+        if let Some((bytes, blocks)) = stack.at_end {
+            group.at_end = (group.at_end.0.saturating_add(bytes), group.at_end.1.saturating_add(blocks));
+        }
+    }
+    all.sort_by_key(|group| {
+        Reverse((group.values.outstanding_bytes, group.values.outstanding_blocks, group.memory.grew, group.at_end))
+    });
+    all
+}
+
+impl<'a> Group<'a> {
+    fn new(key: Key<'a>, first: &'a Process) -> Self {
+        let (values, memory) = (Values::default(), MemorySum::default());
+        Self {
+            key,
+            first,
+            programs: BTreeSet::new(),
+            images: Vec::new(),
+            live: 0,
+            ended: 0,
+            values,
+            at_end: (0, 0),
+            memory,
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::{profile::Values, report::fixture};
+    use crate::{
+        profile::{End, Memory},
+        report::fixture,
+    };
 
-    /// Three processes, two of one program, each with the fixture's stacks.
-    fn many() -> Profile {
-        let one = fixture::profile();
-        let mut profile = one.clone();
-        for (pid, exe) in [(5000, "/usr/bin/leaky"), (5001, "/usr/bin/other")] {
-            profile.targets.push(Target { pid, exe: exe.to_owned(), ..one.targets[0].clone() });
-            profile.stacks.extend(one.stacks.iter().map(|stack| StackEntry { pid, ..stack.clone() }));
-        }
-        profile
-    }
+    const END: Option<End> = Some(End { after: Duration::ZERO, signal: None });
 
     #[test]
-    fn equal_stacks_of_equal_programs_are_one() {
-        let (one, profile) = (fixture::profile(), many());
-        let merged = stacks(&profile, By::Program);
-        assert_eq!(merged.len(), 2 * one.stacks.len());
-        for (merged, stack) in merged.iter().zip(&one.stacks) {
-            let holders: &[u32] = if stack.values.outstanding_blocks > 0 { &[4711, 5000] } else { &[] };
-            assert_eq!(merged.processes, holders.iter().copied().collect());
-            assert_eq!(merged.entry.values.outstanding_bytes, 2 * stack.values.outstanding_bytes);
-            assert_eq!(merged.entry.values.freed_blocks, 2 * stack.values.freed_blocks);
-            assert_eq!(merged.entry.oldest, stack.oldest);
-        }
-        assert!(merged[one.stacks.len()..].iter().all(|merged| merged.processes.iter().all(|pid| *pid == 5001)));
-        let apart = stacks(&profile, By::Process);
-        assert_eq!(apart.len(), profile.stacks.len());
-        let mut sum = Values::default();
-        merged.iter().for_each(|merged| sum += merged.entry.values);
-        assert_eq!(sum, profile.totals());
-    }
-
-    #[test]
-    fn programs_come_by_what_they_hold() {
-        let mut profile = many();
-        profile.targets[1].ended = Some(crate::profile::End { after: std::time::Duration::ZERO, signal: None });
-        let programs = programs(&profile);
-        let facts: Vec<_> = programs.iter().map(|one| (one.first.pid, one.processes, one.ended, one.held.0)).collect();
-        let held = fixture::profile().totals().outstanding_bytes;
-        assert_eq!(facts, [(4711, 2, 1, 2 * held), (5001, 1, 0, held)]);
-    }
-
-    #[test]
-    fn growth_of_several_has_their_error() {
-        let growth = |trend, per_second, error| Some(Growth { trend, rate: Some(Rate { per_second, error }) });
-        let check = |one, two, trend, per_second: f64, error: f64| {
-            let both = together(one, two).unwrap();
-            let rate = both.rate.unwrap();
-            assert_eq!((both.trend, rate.per_second, rate.error), (trend, per_second, error));
+    fn groups_come_by_what_they_hold() {
+        let mut profile = fixture::three_processes();
+        profile.processes[1].ended = END;
+        let index = Index::new(&profile);
+        let facts = |by| -> Vec<(u32, u64, u64, u64)> {
+            let groups = groups(&profile, &index, by);
+            groups.iter().map(|one| (one.first.pid, one.live, one.ended, one.values.outstanding_bytes)).collect()
         };
-        let grows = growth(Trend::Growing, 100.0, 3.0);
-        check(grows, growth(Trend::Steady, 1.0, 4.0), Trend::Growing, 101.0, 5.0);
-        // What one loses the other gains.
-        check(grows, growth(Trend::Shrinking, -99.0, 4.0), Trend::Steady, 1.0, 5.0);
-        check(growth(Trend::Steady, 0.0, 3.0), growth(Trend::TooEarly, 1.0, 4.0), Trend::TooEarly, 1.0, 5.0);
-        assert_eq!(together(None, grows), None);
+        let held = fixture::profile().totals().outstanding_bytes;
+        assert_eq!(facts(By::Program), [(4711, 1, 1, 2 * held), (5001, 1, 0, held)]);
+        // Those that have ended are not told one by one.
+        assert_eq!(facts(By::Process), [(4711, 1, 0, held), (5000, 0, 1, held), (5001, 1, 0, held)]);
+        assert_eq!(facts(By::Cgroup), [(4711, 1, 0, held), (5000, 0, 1, held), (5001, 1, 0, held)]);
+        let names = |by| -> Vec<String> {
+            groups(&profile, &index, by).iter().filter_map(|group| Some(group.key.place()?.into_owned())).collect()
+        };
+        assert_eq!(names(By::Cgroup), ["/system.slice/leaky.service", "/docker/3f4a", "[unknown cgroup]"]);
+        assert_eq!(names(By::Container), ["[no container]", "web (docker 3f4a)", "[unknown container]"]);
+    }
+
+    #[test]
+    fn memory_is_that_of_those_that_live_and_what_was_not_read_is_counted() {
+        let mut profile = fixture::three_processes();
+        let memory = |end| Memory { anonymous_begin: 10, anonymous_end: end, file: 3, shared: 4, ..Memory::default() };
+        profile.processes[0].memory = Some(memory(15));
+        profile.processes[1].memory = Some(memory(7));
+        let sum = |profile: &Profile| groups(profile, &Index::new(profile), By::Program)[0].memory;
+        let both = MemorySum { processes: 2, unread: 0, anonymous: 22, grew: 2, file: 6, shared: 8 };
+        assert_eq!(sum(&profile), both);
+        profile.processes[1].memory = None;
+        let one = MemorySum { processes: 1, unread: 1, anonymous: 15, grew: 5, file: 3, shared: 4 };
+        assert_eq!(sum(&profile), one);
+        profile.processes[1].ended = END;
+        assert_eq!(sum(&profile), MemorySum { unread: 0, ..one });
     }
 }

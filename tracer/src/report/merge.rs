@@ -6,8 +6,15 @@ use std::{borrow::Cow, ops::Range};
 
 use hashbrown::HashMap;
 
-use super::{Value, amounts, escape, name, words};
-use crate::profile::{Frame, Heap, Profile};
+use super::{
+    escape,
+    groups::Key,
+    index::Index,
+    name,
+    options::{By, Options, Value},
+    words,
+};
+use crate::profile::{Frame, Frames, Heap, Kind, Process, Profile};
 
 /// The stacks of a profile that hold something, those of the same names merged, sorted by their names.
 pub(super) struct Merged<'a> {
@@ -25,16 +32,21 @@ pub(super) struct Name<'a> {
 }
 
 impl<'a> Merged<'a> {
-    /// Merges the stacks of a profile. Names are cut to `longest` characters.
-    pub(super) fn new(profile: &'a Profile, value: Value, longest: usize) -> Self {
+    /// Merges the stacks of a profile. Names are cut to `longest` characters. The root is the name of the process, after that of its
+    /// cgroup or container where those are told apart; with its id where processes are.
+    pub(super) fn new(profile: &'a Profile, options: &Options, longest: usize) -> Self {
+        let Options { value, by, .. } = *options;
         let mut names = Names { longest, ..Names::default() };
         let (mut elements, mut stacks) = (Vec::new(), Vec::new());
         // Side by side where there are both.
         let heaps = profile.has_several_heaps();
-        for (pid, heap, frames, amount) in amounts(profile, value) {
+        for Amount { process, pid, heap, frames, amount } in amounts(profile, value) {
             if amount > 0 {
                 let start = elements.len();
-                elements.push(names.of_process(profile, pid));
+                if let By::Cgroup | By::Container = by {
+                    elements.push(names.of_group(process.map(|process| Key::of(process, by))));
+                }
+                elements.push(names.of_process(process, pid, by));
                 elements.extend(heap.filter(|_| heaps).map(|heap| names.of_heap(heap)));
                 elements.extend(frames.iter().map(|frame| names.of_frame(frame)));
                 stacks.push((start..elements.len(), amount));
@@ -75,6 +87,49 @@ impl<'a> Merged<'a> {
     }
 }
 
+/// What folded stacks and flame graphs show of one stack.
+struct Amount<'a> {
+    process: Option<&'a Process>,
+    pid: u32,
+    heap: Option<&'a Heap>,
+    frames: &'a Frames,
+    amount: u64,
+}
+
+fn amounts(profile: &Profile, value: Value) -> Vec<Amount<'_>> {
+    let mut index = Index::new(profile);
+    match profile.kind {
+        Kind::Heap => {
+            let of = profile.stacks.iter().map(|entry| Amount {
+                process: index.of_stack(entry),
+                pid: entry.pid,
+                heap: Some(&entry.heap),
+                frames: &entry.frames,
+                amount: value.of(&entry.values),
+            });
+            of.collect()
+        }
+        Kind::Goroutines => {
+            let of = profile.goroutines.iter().map(|group| Amount {
+                process: index.of_pid(group.pid),
+                pid: group.pid,
+                heap: None,
+                frames: &group.frames,
+                amount: group.count,
+            });
+            of.collect()
+        }
+    }
+}
+
+/// What amounts are counted in.
+pub(super) fn unit(profile: &Profile, value: Value) -> &'static str {
+    match profile.kind {
+        Kind::Heap => value.unit(),
+        Kind::Goroutines => "goroutines",
+    }
+}
+
 /// Names in the order in which they are met.
 #[derive(Default)]
 struct Names<'a> {
@@ -82,21 +137,43 @@ struct Names<'a> {
     names: Vec<Name<'a>>,
     by_text: HashMap<String, usize>,
     by_frame: HashMap<&'a Frame, usize>,
-    by_pid: HashMap<u32, usize>,
+    /// By the number of the address space, or the id where that is all that is known.
+    by_process: HashMap<Result<u32, u32>, usize>,
+    by_group: HashMap<Option<Key<'a>>, usize>,
 }
 
 impl<'a> Names<'a> {
-    fn of_process(&mut self, profile: &'a Profile, pid: u32) -> usize {
-        if let Some(&known) = self.by_pid.get(&pid) {
+    fn of_group(&mut self, key: Option<Key<'a>>) -> usize {
+        if let Some(&known) = self.by_group.get(&key) {
             return known;
         }
-        let mut text = self.element(name::process(profile, pid));
+        let text = key.and_then(|key| key.place()).unwrap_or(Cow::Borrowed("[unknown]"));
+        let text = self.root(text);
+        let index = self.of_text(text, None);
+        self.by_group.insert(key, index);
+        index
+    }
+
+    fn of_process(&mut self, process: Option<&'a Process>, pid: u32, by: By) -> usize {
+        let key = process.map_or(Err(pid), |process| Ok(process.image));
+        if let Some(&known) = self.by_process.get(&key) {
+            return known;
+        }
+        let name = name::process(process, pid);
+        let name = if by == By::Process { Cow::Owned(format!("{name} ({pid})")) } else { name };
+        let text = self.root(name);
+        let index = self.of_text(text, None);
+        self.by_process.insert(key, index);
+        index
+    }
+
+    /// A name as the first element of a line.
+    fn root(&self, name: Cow<'_, str>) -> String {
+        let mut text = self.element(name);
         if text.starts_with('#') {
             text.replace_range(..1, "_"); // the readers take a line that starts with # as a comment
         }
-        let index = self.of_text(text, None);
-        self.by_pid.insert(pid, index);
-        index
+        text
     }
 
     fn of_heap(&mut self, heap: &Heap) -> usize {
@@ -185,8 +262,8 @@ mod tests {
     #[test]
     fn a_process_does_not_make_a_comment() {
         let mut profile = fixture::profile();
-        profile.targets[0].comm = "#! sh".to_owned();
-        let merged = Merged::new(&profile, Value::Bytes, 100);
+        profile.processes[0].comm = "#! sh".to_owned();
+        let merged = Merged::new(&profile, &fixture::OPTIONS, 100);
         assert!(merged.stacks().all(|(stack, _)| merged.line(stack).starts_with("_! sh;")));
     }
 
@@ -197,7 +274,7 @@ mod tests {
             let frame = fixture::frame("shared", module, None);
             profile.stacks.push(fixture::entry(&[&frame], (1, 1), (1, 1), 0));
         }
-        let merged = Merged::new(&profile, Value::Bytes, 100);
+        let merged = Merged::new(&profile, &fixture::OPTIONS, 100);
         let shared = merged.names().iter().find(|name| name.text == "shared").unwrap();
         assert_eq!(shared.module.as_deref(), Some("a"));
         assert!(merged.names().is_sorted_by(|a, b| a.text < b.text));

@@ -3,7 +3,11 @@
 use std::borrow::Cow;
 
 use super::escape::visible;
-use crate::profile::{Frame, Profile};
+use crate::profile::{Container, Frame, Process};
+
+/// Digits of the id of a container, and those that people are shown.
+const LONGEST_ID: usize = 64;
+const SHORT_ID: usize = 12;
 
 /// What a frame is called: its function, else `module+0xoffset`, else `[unknown] 0xaddress`.
 pub(super) fn frame(frame: &Frame) -> Cow<'_, str> {
@@ -33,11 +37,22 @@ pub(super) fn module(frame: &Frame) -> Option<Cow<'_, str>> {
     (!name.is_empty()).then(|| visible(name))
 }
 
-/// What a process is called: its comm, or its pid when the profile does not have it.
-pub(super) fn process(profile: &Profile, pid: u32) -> Cow<'_, str> {
-    match profile.target(pid) {
-        Some(target) => comm(&target.comm),
+/// What a process is called: its comm, or its pid when nothing else is known of it.
+pub(super) fn process(process: Option<&Process>, pid: u32) -> Cow<'_, str> {
+    match process {
+        Some(process) => comm(&process.comm),
         None => Cow::Owned(format!("[pid {pid}]")),
+    }
+}
+
+/// What a container is called: its name, or its id, as short as people write it.
+pub(super) fn container(container: &Container) -> String {
+    let Container { runtime, id, name } = container;
+    let short = id.get(..SHORT_ID).filter(|_| id.len() == LONGEST_ID).unwrap_or(id);
+    let runtime = if runtime.is_empty() { String::new() } else { format!("{runtime} ") };
+    match name {
+        Some(name) => visible(&format!("{name} ({runtime}{short})")).into_owned(),
+        None => visible(&format!("{runtime}{short}")).into_owned(),
     }
 }
 
@@ -77,9 +92,20 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_is_no_target_is_named_by_its_pid() {
+    fn a_process_of_which_nothing_is_known_is_named_by_its_pid() {
         let profile = crate::report::fixture::profile();
-        assert_eq!(process(&profile, 4711), "leaky");
-        assert_eq!(process(&profile, 1), "[pid 1]");
+        assert_eq!(process(profile.processes.first(), 4711), "leaky");
+        assert_eq!(process(None, 1), "[pid 1]");
+    }
+
+    #[test]
+    fn containers_are_named_as_people_do() {
+        let of = |runtime: &str, id: &str, name: Option<&str>| {
+            let name = name.map(str::to_owned);
+            container(&Container { runtime: runtime.to_owned(), id: id.to_owned(), name })
+        };
+        assert_eq!(of("docker", &"3f4a".repeat(16), Some("web")), "web (docker 3f4a3f4a3f4a)");
+        assert_eq!(of("", &"3f4a".repeat(16), None), "3f4a3f4a3f4a");
+        assert_eq!(of("lxc", "a\u{1b}", None), r"lxc a\u{1b}");
     }
 }

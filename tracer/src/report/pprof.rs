@@ -5,22 +5,23 @@
 mod locations;
 mod mappings;
 mod message;
+mod strings;
 #[cfg(test)]
 mod tests;
 
 use std::io::{self, Write};
 
 use flate2::{Compression, write::GzEncoder};
-use hashbrown::HashMap;
 use jiff::Timestamp;
 use prost::Message as _;
 
 use self::{
     locations::Locations,
-    message::{Label, Sample, ValueType},
+    message::{Label, Sample},
+    strings::Strings,
 };
-use super::{escape::visible, name, text};
-use crate::profile::{Frames, GoroutineGroup, Kind, Profile, StackEntry};
+use super::{escape::visible, head, index::Index, name, options::Options};
+use crate::profile::{Frames, GoroutineGroup, Kind, Process, Profile, StackEntry};
 
 /// Types of the samples of a heap profile, and their units.
 const HEAP: &[(&str, &str)] =
@@ -33,8 +34,8 @@ const HEAP_PERIOD: (&str, &str) = ("space", "bytes");
 const GOROUTINES: &[(&str, &str)] = &[("goroutine", "count")];
 
 /// Writes the profile.
-pub(super) fn write(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
-    let bytes = Writer::new(profile).message()?.encode_to_vec();
+pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
+    let bytes = Writer::new(profile).message(options)?.encode_to_vec();
     let mut gzip = GzEncoder::new(out, Compression::default());
     gzip.write_all(&bytes)?;
     gzip.finish()?;
@@ -44,6 +45,7 @@ pub(super) fn write(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
 /// What samples refer to, and how much of each type there is room for.
 struct Writer<'a> {
     profile: &'a Profile,
+    index: Index<'a>,
     strings: Strings,
     locations: Locations<'a>,
     /// Values are signed, and are added up by readers.
@@ -53,10 +55,11 @@ struct Writer<'a> {
 impl<'a> Writer<'a> {
     fn new(profile: &'a Profile) -> Self {
         let room = vec![i64::MAX; types(profile.kind).len()];
-        Self { profile, strings: Strings::new(), locations: Locations::new(profile), room }
+        let (strings, locations) = (Strings::new(), Locations::new(profile));
+        Self { profile, index: Index::new(profile), strings, locations, room }
     }
 
-    fn message(mut self) -> io::Result<message::Profile> {
+    fn message(mut self, options: &Options) -> io::Result<message::Profile> {
         let profile = self.profile;
         let sample = match profile.kind {
             Kind::Heap => profile.stacks.iter().filter_map(|entry| self.of_stack(entry)).collect(),
@@ -70,7 +73,7 @@ impl<'a> Writer<'a> {
         let sample_type = types.iter().map(|type_| self.strings.value_type(*type_)).collect();
         let period_type = Some(self.strings.value_type(period));
         let default_sample_type = self.strings.id(default);
-        let comment = comments(profile)?.iter().map(|line| self.strings.id(line)).collect();
+        let comment = comments(profile, &self.index, options)?.iter().map(|line| self.strings.id(line)).collect();
         let (mapping, location, function) = self.locations.finish(&mut self.strings);
         Ok(message::Profile {
             sample_type,
@@ -94,7 +97,7 @@ impl<'a> Writer<'a> {
         let values =
             [values.outstanding_blocks, values.outstanding_bytes, values.allocated_blocks, values.allocated_bytes];
         values.iter().any(|value| *value > 0).then(|| {
-            let mut label = self.labels_of_process(entry.pid);
+            let mut label = self.labels_of_process(self.index.of_stack(entry), entry.pid);
             if self.profile.has_several_heaps() {
                 label.push(self.strings.label("heap", entry.heap.name()));
             }
@@ -104,7 +107,8 @@ impl<'a> Writer<'a> {
 
     fn of_goroutines(&mut self, group: &'a GoroutineGroup) -> Option<Sample> {
         (group.count > 0).then(|| {
-            let mut label = self.labels_of_process(group.pid);
+            let process = self.index.of_pid(group.pid);
+            let mut label = self.labels_of_process(process, group.pid);
             label.push(self.strings.label("state", group.state));
             if let Some(reason) = group.wait_reason.as_deref().filter(|reason| !reason.is_empty()) {
                 label.push(self.strings.label("wait_reason", &visible(reason)));
@@ -130,9 +134,17 @@ impl<'a> Writer<'a> {
         fitting.collect()
     }
 
-    fn labels_of_process(&mut self, pid: u32) -> Vec<Label> {
+    fn labels_of_process(&mut self, process: Option<&Process>, pid: u32) -> Vec<Label> {
         let pid_label = Label { key: self.strings.id("pid"), num: i64::from(pid), ..Label::default() };
-        vec![pid_label, self.strings.label("comm", &name::process(self.profile, pid))]
+        let mut labels = vec![pid_label, self.strings.label("comm", &name::process(process, pid))];
+        let Some(Process { place, .. }) = process else { return labels };
+        if let Some(cgroup) = &place.cgroup {
+            labels.push(self.strings.label("cgroup", &visible(cgroup)));
+        }
+        if let Some(container) = &place.container {
+            labels.push(self.strings.label("container", &name::container(container)));
+        }
+        labels
     }
 }
 
@@ -155,42 +167,11 @@ fn nanoseconds(profile: &Profile) -> io::Result<i64> {
 }
 
 /// What the head of the text report says and nothing else here does: `go tool pprof -comments`.
-fn comments(profile: &Profile) -> io::Result<Vec<String>> {
-    let mut head = Vec::new();
-    text::write_targets(profile, &mut head)?;
-    text::write_modes(profile, &mut head)?;
-    text::write_memory(profile, &mut head)?;
-    text::write_quality(&profile.quality, &mut head)?;
-    Ok(String::from_utf8_lossy(&head).lines().map(|line| line.trim().to_owned()).collect())
-}
-
-/// The table of texts, which everything refers to by number.
-struct Strings {
-    ids: HashMap<String, i64>,
-    texts: Vec<String>,
-}
-
-impl Strings {
-    /// One with the empty text, which comes first.
-    fn new() -> Self {
-        Self { ids: HashMap::from([(String::new(), 0)]), texts: vec![String::new()] }
-    }
-
-    fn id(&mut self, text: &str) -> i64 {
-        if let Some(id) = self.ids.get(text) {
-            return *id;
-        }
-        let id = self.texts.len() as i64;
-        self.ids.insert(text.to_owned(), id);
-        self.texts.push(text.to_owned());
-        id
-    }
-
-    fn value_type(&mut self, (name, unit): (&str, &str)) -> ValueType {
-        ValueType { r#type: self.id(name), unit: self.id(unit) }
-    }
-
-    fn label(&mut self, key: &str, text: &str) -> Label {
-        Label { key: self.id(key), str: self.id(text), ..Label::default() }
-    }
+fn comments(profile: &Profile, index: &Index<'_>, options: &Options) -> io::Result<Vec<String>> {
+    let mut text = Vec::new();
+    head::write_processes(profile, index, options.by, &mut text)?;
+    head::write_modes(profile, &mut text)?;
+    head::write_memory(profile, &mut text)?;
+    head::write_quality(&profile.quality, &mut text)?;
+    Ok(String::from_utf8_lossy(&text).lines().map(|line| line.trim().to_owned()).collect())
 }

@@ -1,7 +1,6 @@
 //! Text, for people in a terminal of 100 columns: a header, then the stacks that hold most, leaf first.
 
 use std::{
-    borrow::Cow,
     cmp::Reverse,
     io::{self, Write},
 };
@@ -9,25 +8,19 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Options,
-    escape::{shorten, visible},
-    goroutines,
-    groups::{self, Merged, Program},
-    name, words,
+    escape::shorten,
+    frames::{self, LONGEST_NAME},
+    goroutines, head,
+    index::Index,
+    name, numbers,
+    options::Options,
+    stacks::{self, Merged},
+    words,
 };
 use crate::{
-    profile::{Frame, Profile, Target, Values},
-    quality::{Quality, Sampling},
+    profile::{Profile, Values},
+    quality::Sampling,
 };
-
-/// Most characters of one name or path.
-pub(super) const LONGEST_NAME: usize = 400;
-
-/// Processes that are listed one by one. More are summed up.
-pub const LISTED: usize = 8;
-
-/// Columns that a line with a frame and its place may take before the place moves to a line of its own.
-const COLUMNS: usize = 100;
 
 /// Writes the report.
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
@@ -38,39 +31,46 @@ pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) 
 /// Writes the short report of a trace that goes on: of goroutines only what the header says.
 pub(super) fn write_interval(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
     let totals = profile.totals();
-    let ranked = ranked(profile, options);
-    write_header(profile, &totals, ranked.len(), out)?;
-    write_quality(&profile.quality, out)?;
+    let index = Index::new(profile);
+    let ranked = ranked(profile, &index, options);
+    write_header(profile, (&index, options), &totals, ranked.len(), out)?;
+    head::write_quality(&profile.quality, out)?;
     if ranked.is_empty() {
         return write_nothing(&totals, out);
     }
     let (shown, rest) = ranked.split_at(options.top.min(ranked.len()));
-    for (index, merged) in shown.iter().enumerate() {
+    for (place, merged) in shown.iter().enumerate() {
         let total = options.value.of(&totals);
         let values = &merged.entry.values;
-        let share = words::share(options.value.of(values), total);
-        writeln!(out, "\n#{}  {}, {share} of all {}", index + 1, held(values), options.value.unit())?;
-        write_stack(profile, merged, out)?;
+        let share = numbers::share(options.value.of(values), total);
+        writeln!(out, "\n#{}  {}, {share} of all {}", place + 1, held(values), options.value.unit())?;
+        write_stack(profile, &index, merged, out)?;
     }
     write_rest(rest, !shown.is_empty(), out)
 }
 
 /// The stacks that hold blocks, most of the chosen value first.
-fn ranked(profile: &Profile, options: &Options) -> Vec<Merged> {
-    let mut ranked = groups::stacks(profile, options.by);
+fn ranked<'a>(profile: &'a Profile, index: &Index<'a>, options: &Options) -> Vec<Merged<'a>> {
+    let mut ranked = stacks::merged(profile, index, options.by);
     ranked.retain(|merged| merged.entry.values.outstanding_blocks > 0);
     ranked
         .sort_by_key(|Merged { entry, .. }| Reverse((options.value.of(&entry.values), entry.values.outstanding_bytes)));
     ranked
 }
 
-fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut impl Write) -> io::Result<()> {
+fn write_header(
+    profile: &Profile,
+    (index, options): (&Index<'_>, &Options),
+    totals: &Values,
+    stacks: usize,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let started =
         Timestamp::try_from(profile.started).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     writeln!(out, "{} profile", words::kind(profile.kind))?;
-    write_targets(profile, out)?;
-    writeln!(out, "  traced       {} from {started:.0}", words::duration(profile.duration))?;
-    write_modes(profile, out)?;
+    head::write_processes(profile, index, options.by, out)?;
+    writeln!(out, "  traced       {} from {started:.0}", numbers::duration(profile.duration))?;
+    head::write_modes(profile, out)?;
     if let Some(sampling) = &profile.quality.sampling {
         let Sampling { mean_bytes, samples, relative_error } = *sampling;
         let error = 100.0 * relative_error;
@@ -78,122 +78,24 @@ fn write_header(profile: &Profile, totals: &Values, stacks: usize, out: &mut imp
         writeln!(
             out,
             "  sampling     {} held, one every {} on average; standard error of {bytes} bytes {error:.1}%",
-            words::count(samples, "sample"),
-            words::size(mean_bytes)
+            numbers::count(samples, "sample"),
+            numbers::size(mean_bytes)
         )?;
     }
-    for collections in &profile.quality.collections {
-        let several = profile.quality.collections.len() > 1;
-        let process = Some(format!("process {}", collections.pid)).filter(|_| several && profile.targets.len() > 1);
-        let library = collections.library.as_deref().map(words::file_name);
-        let of: Vec<String> = process.into_iter().chain(library).collect();
-        let of = if of.is_empty() { String::new() } else { format!(" ({})", of.join(", ")) };
-        writeln!(out, "  collections  {}{of}", words::collections(collections))?;
-    }
+    head::write_collections(profile, out)?;
     let ended = if profile.has_ended() { ", not freed by its end" } else { "" };
-    writeln!(out, "  outstanding  {}, {}{ended}", held(totals), words::count(stacks as u64, "stack"))?;
+    writeln!(out, "  outstanding  {}, {}{ended}", held(totals), numbers::count(stacks as u64, "stack"))?;
     writeln!(out, "  allocated    {}", allocated(totals))?;
-    writeln!(out, "  freed        {}", words::count(totals.freed_blocks, "block"))?;
+    writeln!(out, "  freed        {}", numbers::count(totals.freed_blocks, "block"))?;
     if let (bytes, blocks @ 1..) = profile.held_at_end() {
-        let held = format!("{} in {}", words::exact_size(bytes), words::count(blocks, "block"));
+        let held = format!("{} in {}", numbers::exact_size(bytes), numbers::count(blocks, "block"));
         writeln!(out, "  ended        {held} were held by processes when they ended: not outstanding")?;
     }
-    write_memory(profile, out)?;
+    head::write_memory(profile, out)?;
     match goroutines::summary(profile) {
         Some(summary) => writeln!(out, "  goroutines   {summary}"),
         None => Ok(()),
     }
-}
-
-pub(super) fn write_targets(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
-    if profile.targets.len() > LISTED {
-        return write_programs(profile, out);
-    }
-    for target in &profile.targets {
-        let comm = shorten(name::comm(&target.comm), LONGEST_NAME);
-        let exe = shorten(visible(&target.exe), LONGEST_NAME);
-        let process = format!("{comm} (pid {}) {exe}", target.pid);
-        let ended = target.ended.map(words::end).unwrap_or_default();
-        writeln!(out, "  process      {}{ended}", process.trim_end())?;
-    }
-    Ok(())
-}
-
-/// The processes, by program.
-fn write_programs(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
-    let programs = groups::programs(profile);
-    let ended = profile.targets.iter().filter(|target| target.ended.is_some()).count();
-    writeln!(
-        out,
-        "  processes    {} of {}, {ended} of them ended",
-        profile.targets.len(),
-        words::count(programs.len() as u64, "program")
-    )?;
-    for Program { first, processes, ended, held: (bytes, blocks) } in programs.iter().take(LISTED) {
-        let comm = shorten(name::comm(&first.comm), LONGEST_NAME);
-        let exe = shorten(visible(&first.exe), LONGEST_NAME);
-        let many = match processes {
-            1 => format!("pid {}", first.pid),
-            _ => format!("{processes} processes, {ended} ended"),
-        };
-        let held = format!("{} in {}", words::size(*bytes), words::count(*blocks, "block"));
-        writeln!(out, "               - {comm} ({many}) {exe}: {held}")?;
-    }
-    if programs.len() > LISTED {
-        writeln!(out, "               - and {} more", words::count((programs.len() - LISTED) as u64, "program"))?;
-    }
-    Ok(())
-}
-
-/// How the memory of each process grew, and what that may be which is not explained. Of many, those are told that have grown most.
-pub(super) fn write_memory(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
-    let mut told: Vec<&Target> = profile.targets.iter().collect();
-    if told.len() > LISTED {
-        told.sort_by_key(|target| Reverse(target.memory.as_ref().map(|memory| (memory.unexplained, memory.fresh))));
-        told.truncate(LISTED);
-        told.retain(|target| target.memory.as_ref().is_some_and(|memory| memory.fresh > 0));
-    }
-    for target in told {
-        let Some(memory) = &target.memory else { continue };
-        let of = if profile.targets.len() == 1 { String::new() } else { format!("of {}: ", target.pid) };
-        writeln!(out, "  memory       {of}{}", words::memory(memory))?;
-        for reason in &memory.reasons {
-            writeln!(out, "               - {}", shorten(Cow::Owned(words::reason(reason)), LONGEST_NAME))?;
-        }
-    }
-    Ok(())
-}
-
-pub(super) fn write_modes(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
-    for (index, mode) in words::modes(profile).iter().enumerate() {
-        let key = if index == 0 { "mode" } else { "" };
-        writeln!(out, "  {key:<12} {mode}")?;
-    }
-    Ok(())
-}
-
-pub(super) fn write_quality(quality: &Quality, out: &mut impl Write) -> io::Result<()> {
-    let missing = words::missing(quality);
-    if missing.is_empty() {
-        writeln!(out, "  quality      complete")?;
-    } else {
-        writeln!(out, "  quality      INCOMPLETE")?;
-    }
-    for words in missing {
-        writeln!(out, "               - {words}")?;
-    }
-    if quality.unmatched_frees > 0 {
-        let frees = words::count(quality.unmatched_frees, "free");
-        writeln!(out, "  note         {frees} of blocks that are not known: from before, or outside the size filter")?;
-    }
-    if quality.inherited_frees > 0 {
-        let frees = words::count(quality.inherited_frees, "free");
-        writeln!(out, "  note         {frees} in forked processes of blocks that they had from their parents")?;
-    }
-    for note in &quality.notes {
-        writeln!(out, "  note         {}", shorten(visible(note), LONGEST_NAME))?;
-    }
-    Ok(())
 }
 
 fn write_nothing(totals: &Values, out: &mut impl Write) -> io::Result<()> {
@@ -203,60 +105,39 @@ fn write_nothing(totals: &Values, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
-fn write_stack(profile: &Profile, Merged { entry, processes }: &Merged, out: &mut impl Write) -> io::Result<()> {
-    if profile.targets.len() != 1 {
-        let comm = shorten(name::process(profile, entry.pid), LONGEST_NAME);
-        match processes.len() {
-            0 | 1 => writeln!(out, "    process {comm} (pid {})", entry.pid)?,
-            many => writeln!(out, "    {many} processes of {comm}")?,
+fn write_stack(profile: &Profile, index: &Index<'_>, merged: &Merged<'_>, out: &mut impl Write) -> io::Result<()> {
+    let Merged { entry, program, group, processes, lives } = merged;
+    if profile.processes.len() != 1 {
+        let place = group.place().map_or_else(String::new, |place| format!(" in {}", shorten(place, LONGEST_NAME)));
+        match (processes.len(), program) {
+            (many @ 2.., Some(program)) => {
+                let many = numbers::number(many as u64);
+                writeln!(out, "    {many} processes of {}{place}", shorten(index.name_of(*program), LONGEST_NAME))?;
+            }
+            _ => {
+                let comm = shorten(name::process(index.of_stack(entry), entry.pid), LONGEST_NAME);
+                writeln!(out, "    process {comm} (pid {}){place}", entry.pid)?;
+            }
         }
     }
     if profile.has_several_heaps() {
         writeln!(out, "    {}", words::heap(&entry.heap))?;
     }
-    let oldest = entry.oldest.map_or_else(|| "unknown".to_owned(), words::duration);
-    let is_over = |pid: &u32| profile.target(*pid).is_some_and(|target| target.ended.is_some());
-    let growth =
-        if processes.iter().all(is_over) { "not freed by its end".to_owned() } else { words::growth(entry.growth) };
+    let oldest = entry.oldest.map_or_else(|| "unknown".to_owned(), numbers::duration);
+    let growth = if *lives { words::growth(entry.growth) } else { "not freed by its end".to_owned() };
     writeln!(out, "    oldest {oldest}, {growth}")?;
     writeln!(out, "    allocated {} in total", allocated(&entry.values))?;
     if entry.uncertain_bytes > 0 {
-        writeln!(out, "    uncertain {} (a lost free may have ended them)", words::exact_size(entry.uncertain_bytes))?;
+        writeln!(
+            out,
+            "    uncertain {} (a lost free may have ended them)",
+            numbers::exact_size(entry.uncertain_bytes)
+        )?;
     }
-    for frame in entry.frames.iter().rev() {
-        write_frame(frame, out)?;
-    }
-    if entry.frames.iter().next().is_none() {
-        writeln!(out, "      [no stack]")?;
-    }
-    Ok(())
+    frames::write_stack(&entry.frames, out)
 }
 
-pub(super) fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
-    let mut line = shorten(name::frame(frame), LONGEST_NAME).into_owned();
-    if frame.inlined {
-        line.push_str(" (inlined)");
-    }
-    let Some(place) = place(frame) else { return writeln!(out, "      {line}") };
-    if 6 + line.chars().count() + 2 + place.chars().count() <= COLUMNS {
-        writeln!(out, "      {line}  {place}")
-    } else {
-        writeln!(out, "      {line}\n          {place}")
-    }
-}
-
-/// Where a frame's code is: `file:line`, else the module. `None` when the frame's name says it already.
-pub(super) fn place(frame: &Frame) -> Option<String> {
-    frame.function.as_ref()?;
-    let short = |text| shorten(text, LONGEST_NAME);
-    match (frame.file.as_deref(), frame.line) {
-        (Some(file), Some(line)) => Some(format!("{}:{line}", short(visible(file)))),
-        (Some(file), None) => Some(short(visible(file)).into_owned()),
-        (None, _) => name::module(frame).map(|module| format!("[{}]", short(module))),
-    }
-}
-
-fn write_rest(rest: &[Merged], after_others: bool, out: &mut impl Write) -> io::Result<()> {
+fn write_rest(rest: &[Merged<'_>], after_others: bool, out: &mut impl Write) -> io::Result<()> {
     if rest.is_empty() {
         return Ok(());
     }
@@ -265,18 +146,18 @@ fn write_rest(rest: &[Merged], after_others: bool, out: &mut impl Write) -> io::
         values += merged.entry.values;
     }
     let more = if after_others { "more " } else { "" };
-    let stacks = words::count(rest.len() as u64, &format!("{more}stack"));
+    let stacks = numbers::count(rest.len() as u64, &format!("{more}stack"));
     writeln!(out, "\n{stacks} not shown, with {}", held(&values))
 }
 
 fn held(values: &Values) -> String {
-    let blocks = words::count(values.outstanding_blocks, "block");
-    format!("{} in {blocks}", words::exact_size(values.outstanding_bytes))
+    let blocks = numbers::count(values.outstanding_blocks, "block");
+    format!("{} in {blocks}", numbers::exact_size(values.outstanding_bytes))
 }
 
 fn allocated(values: &Values) -> String {
-    let blocks = words::count(values.allocated_blocks, "block");
-    format!("{} in {blocks}", words::exact_size(values.allocated_bytes))
+    let blocks = numbers::count(values.allocated_blocks, "block");
+    format!("{} in {blocks}", numbers::exact_size(values.allocated_bytes))
 }
 
 #[cfg(test)]
@@ -286,7 +167,7 @@ mod tests {
     use super::*;
     use crate::{
         profile::End,
-        report::{Format, Value, fixture},
+        report::{By, Format, Value, fixture, frames::COLUMNS},
     };
 
     fn text(profile: &Profile, top: usize, value: Value) -> String {
@@ -299,6 +180,34 @@ mod tests {
         fixture::check_golden("report_count.txt", &text(&fixture::profile(), 1, Value::Count));
         fixture::check_golden("report_nothing.txt", &text(&fixture::nothing_outstanding(), 10, Value::Bytes));
         fixture::check_golden("report_hostile.txt", &text(&fixture::hostile(), 10, Value::Bytes));
+    }
+
+    #[test]
+    fn golden_of_a_crowd() {
+        let crowd = fixture::crowd(5_000);
+        for by in [By::Program, By::Process, By::Cgroup, By::Container] {
+            let options = Options { top: 3, by, ..fixture::OPTIONS };
+            let text = fixture::rendered(Format::Text, &crowd, &options);
+            fixture::check_golden(&format!("crowd_{}.txt", by.name()), &text);
+            assert!(text.lines().count() < 100, "{} lines: {text}", text.lines().count());
+            let rest: u64 = text.lines().filter(|line| line.contains(" more")).count() as u64;
+            assert!(rest > 0, "what is left out is said: {text}");
+        }
+    }
+
+    /// What groups hold, as it is shown, and what is left out, are all.
+    #[test]
+    fn groups_add_up() {
+        let crowd = fixture::crowd(997);
+        let index = Index::new(&crowd);
+        for by in [By::Program, By::Process, By::Cgroup, By::Container] {
+            let groups = crate::report::groups::groups(&crowd, &index, by);
+            let mut sum = Values::default();
+            groups.iter().for_each(|group| sum += group.values);
+            assert_eq!(sum, crowd.totals(), "{by:?}");
+            let processes: u64 = groups.iter().map(|group| group.live + group.ended).sum();
+            assert_eq!(processes, 997, "{by:?}");
+        }
     }
 
     #[test]
@@ -352,12 +261,12 @@ mod tests {
     #[test]
     fn what_ended_processes_held_is_not_outstanding_and_does_not_grow() {
         let mut profile = fixture::profile();
-        profile.targets[0].ended = Some(End { after: Duration::from_secs(2), signal: Some(11) });
+        profile.processes[0].ended = Some(End { after: Duration::from_secs(2), signal: Some(11) });
         let ended = text(&profile, 10, Value::Bytes);
         assert!(ended.contains("(pid 4711) /usr/bin/leaky, ended after 2.0s, by SIGSEGV\n"), "{ended}");
         assert!(ended.contains("3 stacks, not freed by its end\n") && !ended.contains("growing"), "{ended}");
-        profile.targets.push(profile.targets[0].clone());
-        profile.targets[1].ended = None;
+        profile.processes.push(profile.processes[0].clone());
+        profile.processes[1].ended = None;
         for stack in &mut profile.stacks {
             stack.at_end = Some((stack.values.outstanding_bytes, stack.values.outstanding_blocks));
             (stack.values.outstanding_bytes, stack.values.outstanding_blocks) = (0, 0);

@@ -1,81 +1,20 @@
 //! Amounts, times and quality in words, for the reports that people read.
 
-use std::time::Duration;
-
 use nix::sys::signal::Signal;
 
 use super::{
     escape::{shorten, visible},
+    groups::MemorySum,
     name,
+    numbers::{count, duration, exact_size, number, rate, size, with_error},
 };
 use crate::{
-    profile::{Area, End, Growth, Heap, Kind, Memory, Mode, Profile, Rate, Reason, Runtime, Trend, WaitsOn},
+    profile::{Area, End, Growth, Heap, Kind, Memory, Mode, Profile, Reason, Runtime, Trend, WaitsOn},
     quality::{Collections, Gap, Missing, Quality},
 };
 
 /// Most characters of the name of a library.
 const LONGEST_FILE: usize = 60;
-
-/// Bytes with three digits and a binary unit: `1.50 MiB`.
-pub fn size(bytes: u64) -> String {
-    if bytes < 1024 {
-        return count(bytes, "byte");
-    }
-    let mut value = bytes as f64;
-    let mut unit = "bytes";
-    for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
-        if value < 1023.5 {
-            break;
-        }
-        value /= 1024.0;
-        unit = larger;
-    }
-    let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
-    format!("{value:.decimals$} {unit}")
-}
-
-/// Bytes for people and to the byte: `1.50 MiB (1,572,864 bytes)`.
-pub(super) fn exact_size(bytes: u64) -> String {
-    if bytes < 1024 { size(bytes) } else { format!("{} ({})", size(bytes), count(bytes, "byte")) }
-}
-
-/// A number of things: `1 block`, `1,024 blocks`.
-pub fn count(number: u64, thing: &str) -> String {
-    let plural = match number {
-        1 => "",
-        _ if thing.ends_with('s') => "es",
-        _ => "s",
-    };
-    format!("{} {thing}{plural}", self::number(number))
-}
-
-/// A number with a comma after every three digits.
-pub fn number(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// A share in percent, 0 of nothing.
-pub(super) fn share(part: u64, whole: u64) -> String {
-    let percent = if whole == 0 { 0.0 } else { part as f64 * 100.0 / whole as f64 };
-    format!("{percent:.1}%")
-}
-
-/// A time span: tenths of a second below a minute, whole seconds above.
-pub(super) fn duration(span: Duration) -> String {
-    let seconds = span.as_secs_f64();
-    if seconds < 59.95 {
-        return format!("{seconds:.1}s");
-    }
-    humantime::format_duration(Duration::from_secs(seconds.round() as u64)).to_string()
-}
 
 /// How a process ended, to follow its name.
 pub(super) fn end(end: End) -> String {
@@ -101,35 +40,14 @@ pub(super) fn growth(growth: Option<Growth>) -> String {
     }
 }
 
-/// Bytes per second without their sign, with as many digits as it takes to show their error: `977 ± 12 KiB/s`.
-fn with_error(Rate { per_second, error }: Rate) -> String {
-    let (mut rate, mut error, mut unit) = (per_second.abs(), error, "bytes");
-    for larger in ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"] {
-        if rate < 1023.5 {
-            break;
-        }
-        (rate, error, unit) = (rate / 1024.0, error / 1024.0, larger);
-    }
-    let decimals = [9.5, 0.95, 0.095].iter().filter(|least| error < **least).count();
-    // Rounded up: not said to be better than it is.
-    let step = 10_f64.powi(decimals as i32);
-    let error = (error * step - 1e-6).ceil().abs() / step;
-    format!("{rate:.decimals$} ± {error:.decimals$} {unit}/s")
-}
-
 /// How fast goroutines become more; `per_second` as in [`GoroutineGrowth`](crate::profile::GoroutineGrowth).
 pub(super) fn goroutine_growth(per_second: Option<f64>) -> String {
     match per_second {
-        Some(rate) if rate >= 0.05 => format!("growing {}/s", self::rate(rate)),
-        Some(rate) if rate <= -0.05 => format!("shrinking {}/s", self::rate(-rate)),
+        Some(more) if more >= 0.05 => format!("growing {}/s", rate(more)),
+        Some(less) if less <= -0.05 => format!("shrinking {}/s", rate(-less)),
         Some(rate) if rate.is_finite() => "steady".to_owned(),
         _ => "growth unknown".to_owned(),
     }
-}
-
-/// A number of things per second: a tenth when they are few.
-pub(super) fn rate(per_second: f64) -> String {
-    if per_second < 9.95 { format!("{per_second:.1}") } else { number(per_second.round() as u64) }
 }
 
 /// What `count` goroutines that wait for `reason` wait on.
@@ -144,7 +62,7 @@ pub(super) fn waits_on(waits_on: WaitsOn, reason: &str, count: u64) -> String {
     match waits_on {
         WaitsOn::One(address) if count == 1 => format!("on the {one} at {address:#x}"),
         WaitsOn::One(address) => format!("all on one {one} ({address:#x})"),
-        WaitsOn::Several(number) => format!("on {} different {several}", self::number(number)),
+        WaitsOn::Several(objects) => format!("on {} different {several}", number(objects)),
     }
 }
 
@@ -178,11 +96,7 @@ pub(super) fn heap(heap: &Heap) -> String {
 
 /// How the memory of a process grew, and how much of that is explained.
 pub(super) fn memory(memory: &Memory) -> String {
-    let grew = match memory.grew() {
-        0 => "did not grow".to_owned(),
-        grew @ 1.. => format!("grew by {}", size(grew.unsigned_abs())),
-        grew => format!("shrank by {}", size(grew.unsigned_abs())),
-    };
+    let grew = grew(memory.grew());
     let mut words = format!(
         "anonymous memory {}, {grew}; recorded and held: {}",
         size(memory.anonymous_end),
@@ -195,6 +109,30 @@ pub(super) fn memory(memory: &Memory) -> String {
         words.push_str(&format!(" (as of {}, before it ended)", duration(at)));
     }
     words
+}
+
+/// How the memory of several processes grew, and of how many that is not known.
+pub(super) fn memory_of_several(sum: &MemorySum) -> String {
+    let MemorySum { processes, unread, anonymous, grew, file, shared } = *sum;
+    let unread = match unread {
+        0 => String::new(),
+        unread => format!("memory of {} could not be read", count(unread, "process")),
+    };
+    if processes == 0 {
+        return unread;
+    }
+    let with_files = size(anonymous.saturating_add(file).saturating_add(shared));
+    let grew = self::grew(grew);
+    let words = format!("anonymous memory {}, {grew}; with files and what is shared {with_files}", size(anonymous));
+    if unread.is_empty() { words } else { format!("{words}; {unread}") }
+}
+
+fn grew(bytes: i64) -> String {
+    match bytes {
+        0 => "did not grow".to_owned(),
+        1.. => format!("grew by {}", size(bytes.unsigned_abs())),
+        _ => format!("shrank by {}", size(bytes.unsigned_abs())),
+    }
 }
 
 /// What unexplained memory may be, and what to do.
@@ -227,9 +165,8 @@ pub(super) fn reason(reason: &Reason) -> String {
             Runtime::Ruby => "Ruby has a heap of its own: see ObjectSpace.dump_all".to_owned(),
             Runtime::Beam => "the BEAM has allocators of its own: start it with +Mea min".to_owned(),
         },
-        Reason::Children(number) => {
-            let children =
-                if *number == 1 { "child".to_owned() } else { format!("{} children", self::number(*number)) };
+        Reason::Children(many) => {
+            let children = if *many == 1 { "child".to_owned() } else { format!("{} children", number(*many)) };
             format!("what its {children} allocated is not seen: trace them with --pid")
         }
     }
@@ -242,7 +179,7 @@ pub(super) fn file_name(path: &str) -> String {
 
 /// The processes, in one line: `leaky (pid 4711) and 2 more`.
 pub(super) fn targets(profile: &Profile) -> String {
-    match profile.targets.as_slice() {
+    match profile.processes.as_slice() {
         [] => "no process".to_owned(),
         [only] => format!("{} (pid {})", name::comm(&only.comm), only.pid),
         [first, more @ ..] => format!("{} (pid {}) and {} more", name::comm(&first.comm), first.pid, more.len()),
@@ -272,7 +209,7 @@ pub(super) fn collections(collections: &Collections) -> String {
 pub(super) fn modes(profile: &Profile) -> Vec<String> {
     let every = profile.quality.has_every_allocation();
     let mut ways: Vec<(&Heap, Mode)> =
-        profile.targets.iter().flat_map(|target| &target.heaps).map(|seen| (&seen.heap, seen.mode)).collect();
+        profile.processes.iter().flat_map(|target| &target.heaps).map(|seen| (&seen.heap, seen.mode)).collect();
     ways.sort_unstable();
     ways.dedup();
     let words = |mode| {
@@ -337,47 +274,13 @@ pub(super) fn gap(gap: &Gap) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::{profile::SeenHeap, report::fixture};
-
-    #[test]
-    fn sizes_have_three_digits_and_the_right_unit() {
-        for (bytes, text) in [
-            (0, "0 bytes"),
-            (1, "1 byte"),
-            (1023, "1023 bytes"),
-            (1024, "1.00 KiB"),
-            (10_230, "9.99 KiB"),
-            (10_239, "10.0 KiB"),
-            (102_400, "100 KiB"),
-            (1_048_575, "1.00 MiB"),
-            (1_572_864, "1.50 MiB"),
-            (u64::MAX, "16.0 EiB"),
-        ] {
-            assert_eq!(size(bytes).replace(',', ""), text);
-        }
-        assert_eq!(exact_size(1_572_864), "1.50 MiB (1,572,864 bytes)");
-        assert_eq!(exact_size(512), "512 bytes");
-    }
-
-    #[test]
-    fn numbers_are_grouped_and_counted() {
-        assert_eq!(count(1, "block"), "1 block");
-        assert_eq!(count(0, "block"), "0 blocks");
-        assert_eq!(count(999, "block"), "999 blocks");
-        assert_eq!(count(1_234_567, "block"), "1,234,567 blocks");
-        assert_eq!(share(1, 3), "33.3%");
-        assert_eq!(share(0, 0), "0.0%");
-    }
-
-    #[test]
-    fn spans_and_rates_suit_their_size() {
-        for (seconds, text) in
-            [(0.04, "0.0s"), (55.24, "55.2s"), (59.96, "1m"), (63.4, "1m 3s"), (3_700.0, "1h 1m 40s")]
-        {
-            assert_eq!(duration(Duration::from_secs_f64(seconds)), text);
-        }
-    }
+    use crate::{
+        profile::{Rate, SeenHeap},
+        report::fixture,
+    };
 
     #[test]
     fn growth_has_an_error_and_as_many_digits_as_that() {
@@ -435,8 +338,8 @@ mod tests {
         assert_eq!(modes(&profile), ["exact: what was recorded is counted; what was not is told under quality"]);
         profile.quality.lost_allocs = 0;
         let go = SeenHeap { heap: Heap::Go, mode: Mode::Sampled, sampling: None };
-        profile.targets[0].heaps.insert(0, go);
-        profile.targets.push(profile.targets[0].clone());
+        profile.processes[0].heaps.insert(0, go);
+        profile.processes.push(profile.processes[0].clone());
         assert_eq!(
             modes(&profile),
             [

@@ -66,6 +66,11 @@ impl Names {
         names
     }
 
+    /// What the container with this id is called: its first name.
+    pub fn of_container(&self, id: &str) -> Option<&str> {
+        self.containers.iter().find(|(known, _)| known == id).map(|(_, name)| &**name)
+    }
+
     /// Whether the container with this id has this name.
     pub fn is_called(&self, id: &str, name: &str) -> bool {
         self.containers.iter().any(|(known, called)| known == id && called == name)
@@ -179,6 +184,7 @@ mod tests {
         for (digit, name) in [('a', "web"), ('c', "db"), ('c', "db2"), ('e', "cache"), ('f', "main")] {
             assert!(names.is_called(&id(digit), name), "{digit} {name} in {names:?}");
         }
+        assert_eq!([names.of_container(&id('c')), names.of_container(&id('d'))], [Some("db"), None]);
         assert_eq!(names.containers.len(), 5, "{names:?}");
         let uid = "0f1b2c3d-1111-2222-3333-444455556666";
         assert_eq!(names.pods, [("shop/cart-1".to_owned(), uid.to_owned())]);

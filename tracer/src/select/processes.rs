@@ -2,8 +2,11 @@
 
 use std::{fs, io};
 
-use super::{Facts, Selection, names::Names};
-use crate::process::{cgroups, root::ProcessDirectory, status};
+use super::{Facts, Selection, containers, names::Names};
+use crate::{
+    process::{cgroups, root::ProcessDirectory, status},
+    profile::{Container, Place},
+};
 
 /// Longest text that is taken of one file of /proc, bytes.
 const MAX_TEXT: u64 = 1 << 16;
@@ -55,6 +58,30 @@ fn facts(pid: u32) -> Option<Facts> {
     })
 }
 
+/// Where a process is; `None` of one that has ended, for what the kernel says of those is not where they were (of version 1 the
+/// root: `proc_cgroup_show` in the kernel's kernel/cgroup/cgroup.c).
+pub fn place_of(pid: u32) -> Option<Place> {
+    let mut text = Vec::new();
+    let file = fs::File::open(format!("/proc/{pid}/cgroup")).ok()?;
+    io::Read::read_to_end(&mut io::Read::take(file, MAX_TEXT), &mut text).ok()?;
+    status::is_alive(pid).then(|| place(&String::from_utf8_lossy(&text)))
+}
+
+/// The place of a process with this `/proc/PID/cgroup`.
+fn place(text: &str) -> Place {
+    let memberships = cgroups::parse(text);
+    let of_memory = cgroups::of_memory(&memberships);
+    let paths = of_memory.into_iter().chain(&memberships).map(|membership| &*membership.path);
+    let container = paths.into_iter().find_map(containers::Container::of).map(|container| Container {
+        runtime: container.runtime.to_owned(),
+        id: container.id.to_owned(),
+        name: None,
+    });
+    // What the kernel says of a cgroup that was removed.
+    let cgroup = of_memory.map(|membership| membership.path.strip_suffix(" (deleted)").unwrap_or(&membership.path));
+    Place { cgroup: cgroup.map(Into::into), container: container.map(Into::into) }
+}
+
 /// The path in the text of a link to an executable, which the kernel marks when the file has been removed or replaced.
 fn path(link: &str) -> String {
     link.strip_suffix(" (deleted)").unwrap_or(link).to_owned()
@@ -78,6 +105,21 @@ mod tests {
         for text in ["", "Uid:", "Uid:\t1", "Uid:\t1\t-2"] {
             assert_eq!(effective_user(text), None);
         }
+    }
+
+    #[test]
+    fn a_place_is_that_of_memory_and_any_hierarchy_tells_the_container() {
+        let id = "3f4a".repeat(16);
+        let at = |text: &str| {
+            let Place { cgroup, container } = place(text);
+            (cgroup.unwrap_or_default().to_string(), container.map(|container| container.id.clone()))
+        };
+        assert_eq!(at("5:memory:/a/b\n0::/c.slice\n"), ("/a/b".to_owned(), None));
+        assert_eq!(at("0::/c.slice (deleted)\n"), ("/c.slice".to_owned(), None));
+        assert_eq!(at(&format!("5:memory:/\n1:name=systemd:/docker/{id}\n")), ("/".to_owned(), Some(id)));
+        assert_eq!(at(""), (String::new(), None));
+        assert!(place_of(std::process::id()).unwrap().cgroup.is_some());
+        assert_eq!(place_of(u32::MAX), None);
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl Session {
         let number = number.with_context(|| format!("the process has more than {RUNTIMES} Go runtimes"))?;
         let wanted = Wanted { min_age: min_age.as_nanos().try_into().unwrap_or(u64::MAX), sizes };
         let wish = Wish { choice, mean, wanted, begins };
-        let heap = process.follow(&mut self.probes.programs, &mut self.go_maps, wish, number)?;
+        let heap = process.follow(&mut self.probes.programs, &mut self.go_maps, wish, number, image)?;
         self.know_go(pid, heap.runtime());
         self.notes.push(heap.note());
         self.send(Request::FollowGo { image, number, samples: heap.samples() })?;
@@ -142,6 +142,7 @@ impl Session {
         let Config { min_age, sizes, .. } = self.config;
         let trace = |go: &GoHeap| GoTrace {
             pid: go.pid(),
+            image: go.image(),
             library: go.runtime().library().cloned(),
             way: go.way(),
             heap: go.snapshot(min_age, sizes, last),

@@ -8,6 +8,7 @@ use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 use super::{Input, Session};
 use crate::{
     attach::Attached,
+    clock::monotonic,
     collector::{Notice, Request},
     config::Subject,
     event::{Beginning, How, Image, Pid},
@@ -59,7 +60,7 @@ impl Session {
         // It may have outlived its parent.
         let parent = self.processes().find(|attached| attached.image() == parent);
         match parent.map(|parent| parent.spawned(pid, image, beginning.comm(), time, scope)) {
-            Some(spawned) => self.joins(spawned),
+            Some(spawned) => self.joins(spawned, time),
             None => self.has_come(image, beginning),
         }
     }
@@ -70,7 +71,7 @@ impl Session {
         let scope = self.probes.scope();
         let parent = self.processes().find(|attached| attached.image() == parent);
         match parent.map(|parent| parent.forked(pid, image, time, scope)) {
-            Some(forked) => self.joins(forked),
+            Some(forked) => self.joins(forked, time),
             None => self.has_come(image, beginning),
         }
     }
@@ -80,15 +81,17 @@ impl Session {
         let Beginning { pid, time, .. } = *beginning;
         if self.newcomers.as_mut().is_some_and(|newcomers| newcomers.fits(pid)) {
             tracing::debug!(pid, "a process that fits has begun");
-            self.joins(Attached::newcomer(pid, image, beginning.comm(), time, self.probes.scope()));
+            self.joins(Attached::newcomer(pid, image, beginning.comm(), time, self.probes.scope()), time);
         } else {
             // The collector's end shows elsewhere.
             let _ = self.requests.send(Request::Drop(image));
         }
     }
 
-    /// One process more is traced.
-    fn joins(&mut self, attached: Attached) {
+    /// One process more is traced, which began at `time`, nanoseconds of CLOCK_MONOTONIC.
+    fn joins(&mut self, mut attached: Attached, time: u64) {
+        let ago = Duration::from_nanos(monotonic().saturating_sub(time));
+        attached.was_started(self.clock.elapsed().saturating_sub(ago));
         let (pid, image) = (attached.pid(), attached.image());
         self.attached.push(attached);
         // What is not recorded yet is not to wait for anything else.

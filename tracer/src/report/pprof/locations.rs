@@ -5,10 +5,10 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::{
-    Strings,
+    super::{escape::visible, name},
     mappings::{Mappings, Place},
     message::{self, Function, Line, Location},
-    name, visible,
+    strings::Strings,
 };
 use crate::profile::{Frame, Kind, Profile};
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use hashbrown::HashMap;
 
-use super::{Strings, message, visible};
+use super::{super::escape::visible, message, strings::Strings};
 use crate::profile::{Frame, JIT, Module, Profile};
 
 const PAGE: u64 = 4096;
@@ -59,7 +59,7 @@ impl<'a> Mappings<'a> {
             *known = known.filter(|known| *known == module);
         }
         let mut all = Self { modules, indexes: HashMap::new(), mappings: Vec::new() };
-        if let Some(target) = profile.targets.first().filter(|target| !target.exe.is_empty()) {
+        if let Some(target) = profile.processes.first().filter(|target| !target.exe.is_empty()) {
             let module = all.modules.get(&*target.exe).copied().flatten();
             let begin = module.and_then(|module| parts(module).next()).map_or(0, |(_, part)| part.start);
             all.place(&target.exe, begin);

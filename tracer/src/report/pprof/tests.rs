@@ -9,9 +9,9 @@ use std::{
 
 use flate2::read::GzDecoder;
 
-use super::*;
+use super::{message::ValueType, *};
 use crate::{
-    profile::{Frame, JIT, Language, Module, Target},
+    profile::{Frame, JIT, Language, Module, Process},
     report::{Format, fixture, words},
 };
 
@@ -358,7 +358,7 @@ fn the_first_mapping_is_the_main_program_even_without_frames() {
     assert_eq!(first(&profile), LEAKY);
     profile.modules.clear();
     assert_eq!(first(&profile), LEAKY);
-    profile.targets.clear();
+    profile.processes.clear();
     assert_eq!(first(&profile), LIBC);
 }
 
@@ -416,22 +416,23 @@ fn hostile_text_is_made_safe_and_breaks_nothing() {
     let mut profile =
         profile_of(&[&first, &last, &middle, &at(None, 0), &at(None, u64::MAX), &at(Some(JIT), u64::MAX)]);
     Read::new(&profile);
-    let target = Target {
-        pid: 1,
-        comm: String::new(),
-        exe: "/dev/shm/forged".to_owned(),
-        language: Language::C,
-        heaps: Vec::new(),
-        memory: None,
-        parent: None,
-        ended: None,
-    };
-    profile.targets.insert(0, target);
+    let target = Process::new(1, String::new(), "/dev/shm/forged".to_owned(), Language::C);
+    profile.processes.insert(0, target);
     let reversed = Range { start: u64::MAX, end: 0 };
     for code in [vec![reversed, u64::MAX - 1..u64::MAX], vec![0..1; 100_000], vec![0..u64::MAX; 3]] {
         profile.modules = vec![Module { path: "/dev/shm/forged".to_owned(), build_id: None, code }];
         Read::new(&profile);
     }
+}
+
+#[test]
+fn samples_say_where_their_processes_were() {
+    let read = Read::new(&fixture::three_processes());
+    let labels: Vec<Vec<String>> = (0..12).step_by(4).map(|sample| read.labels(sample)).collect();
+    assert_eq!(labels[0], ["pid=4711", "comm=\"leaky\"", "cgroup=\"/system.slice/leaky.service\""]);
+    let inside = ["pid=5000", "comm=\"leaky\"", "cgroup=\"/docker/3f4a\"", "container=\"web (docker 3f4a)\""];
+    assert_eq!(labels[1], inside);
+    assert_eq!(labels[2], ["pid=5001", "comm=\"leaky\""]);
 }
 
 #[test]
@@ -450,6 +451,6 @@ fn a_time_that_pprof_does_not_know_is_an_error() {
     for seconds in [1 << 50, 1 << 34] {
         let started = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let profile = Profile { started, ..fixture::profile() };
-        assert_eq!(write(&profile, &mut Vec::new()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(write(&profile, &fixture::OPTIONS, &mut Vec::new()).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

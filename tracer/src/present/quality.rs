@@ -1,0 +1,142 @@
+//! How far a trace can be trusted, from what was lost, cut and sampled.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashSet;
+
+use super::go::GoTrace;
+use crate::{
+    collector::{Snapshot, Trail},
+    go_heap::{HeapSnapshot, HeapStack, Way},
+    golang::heap,
+    heap::StackIndex,
+    quality::{Collections, Quality, Sampling, Truncation},
+};
+
+/// What is known before stacks and processes are looked at one by one.
+pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
+    let loss = &snapshot.loss;
+    let unknown = snapshot.stacks.iter().filter(|stack| !matches!(stack.trail, Trail::Known(_)));
+    let truncated = truncated(snapshot, go);
+    let reasons: Vec<String> =
+        truncated.iter().map(|(reason, count)| format!("{count} of the cut stacks: {}", reason.words())).collect();
+    let sampling: Vec<&heap::Sampling> = go.iter().filter_map(|go| go.heap.sampling.as_ref()).collect();
+    let problems = go.iter().filter_map(|go| {
+        let problem = go.heap.problem.as_ref()?;
+        Some(format!("{} could not be followed to the end: {problem}", go.name()))
+    });
+    let missed = go.iter().filter_map(|go| {
+        let heap::Sampling { missed_cycles: missed, cycles, .. } = *go.heap.sampling.as_ref()?;
+        (missed > 0).then(|| {
+            format!(
+                "{missed} of {cycles} garbage collections of {} were not looked at in full: objects that ended then may still \
+                 be shown",
+                go.name()
+            )
+        })
+    });
+    let few = go.iter().filter_map(few_samples);
+    let collections = go.iter().filter_map(|go| {
+        let (at_begin, at_end) = go.heap.collections.seen?;
+        let (pid, library, own_profile) = (go.pid, go.library.clone(), go.way != Way::Sampled);
+        Some(Collections { pid, library, at_begin, at_end, own_profile })
+    });
+    let collections: Vec<Collections> = collections.collect();
+    let sum = |field: fn(&heap::Sampling) -> u64| sampling.iter().map(|sampling| field(sampling)).sum();
+    Quality {
+        sampling: together(&sampling, go),
+        missed_cycles: sum(|sampling| sampling.missed_cycles),
+        cycles: collections.iter().map(Collections::while_traced).sum(),
+        collections,
+        uncollected_heaps: go.iter().filter(|go| !go.heap.collections.collected).count() as u64,
+        undecided_samples: sum(|sampling| sampling.undecided),
+        unresolved_samples: loss.unresolved + sum(|sampling| sampling.misplaced),
+        lost_allocs: loss.allocs,
+        refused_allocs: snapshot.counters.refused_blocks,
+        lost_frees: loss.frees,
+        lost_moments: loss.moments,
+        unfollowed_processes: loss.processes,
+        inherited_frees: snapshot.counters.inherited_frees,
+        unmatched_frees: snapshot.counters.unmatched_frees,
+        missed_frees: snapshot.counters.missed_frees,
+        truncated,
+        uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).fold(0, u64::saturating_add),
+        unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add),
+        untracked_calls: loss.threads_full + loss.outcomes_unseen,
+        unknown_records: snapshot.unknown_records + sum(|sampling| sampling.senseless),
+        unexplained_bytes: 0,
+        fresh_bytes: 0,
+        unseen_spans: 0,
+        unseen_heaps: 0,
+        silent_targets: 0,
+        targets: 0,
+        recorded_events: snapshot.counters.events,
+        outstanding_bytes: 0,
+        notes: problems.chain(missed).chain(few).chain(reasons).collect(),
+    }
+}
+
+/// Samples that a report should have: a standard error of all bytes of some tenth.
+const ENOUGH_SAMPLES: u64 = 100;
+
+/// What to do where so few samples are held that the numbers are hardly better than guesses.
+fn few_samples(go: &GoTrace) -> Option<String> {
+    let heap::Sampling { mean_bytes, samples, .. } = *go.heap.sampling.as_ref()?;
+    if go.way != Way::Sampled || samples == 0 || samples >= ENOUGH_SAMPLES || mean_bytes <= 1 {
+        return None;
+    }
+    // The largest power of two that gives enough.
+    let wanted: u64 = 1 << (mean_bytes * samples / ENOUGH_SAMPLES).max(1).ilog2();
+    let size = if wanted < 1024 { format!("{wanted}B") } else { format!("{}KiB", wanted / 1024) };
+    let would = samples * mean_bytes / wanted;
+    Some(format!("{} is told by few samples ({samples}): --sample={size} would give about {would}", go.name()))
+}
+
+/// How good the estimates of several processes are together.
+fn together(sampling: &[&heap::Sampling], go: &[GoTrace]) -> Option<Sampling> {
+    let mean_bytes = sampling.first()?.mean_bytes;
+    let held = |heap: &HeapSnapshot| heap.stacks.iter().map(|stack| stack.values.outstanding_bytes).sum::<u64>() as f64;
+    let (mut sum, mut variance) = (0.0, 0.0);
+    for heap in go.iter().map(|go| &go.heap) {
+        let Some(sampling) = &heap.sampling else { continue };
+        sum += held(heap);
+        variance += (sampling.relative_error * held(heap)).powi(2);
+    }
+    let relative_error = if sum > 0.0 { variance.sqrt() / sum } else { 0.0 };
+    Some(Sampling { mean_bytes, samples: sampling.iter().map(|sampling| sampling.samples).sum(), relative_error })
+}
+
+/// How many stacks that hold something end before the thread's root, by the reason that the BPF side gave.
+fn truncated(snapshot: &Snapshot, go: &[GoTrace]) -> BTreeMap<Truncation, u64> {
+    let native = snapshot.stacks.iter().filter(|stack| stack.values.outstanding_blocks > 0);
+    let native = native.map(|stack| (&stack.trail, stack.end));
+    let held: HashSet<StackIndex> = go
+        .iter()
+        .flat_map(|go| &go.heap.stacks)
+        .filter(|usage| usage.values.outstanding_blocks > 0)
+        .filter_map(|usage| match usage.stack {
+            HeapStack::Sampled(stack) => Some(StackIndex::from_raw(stack)),
+            HeapStack::Calls(_) => None,
+        })
+        .collect();
+    let sampled = snapshot.go_stacks.iter().filter(|stack| held.contains(&stack.stack));
+    let sampled = sampled.map(|stack| (&stack.trail, stack.end));
+    let mut counts = BTreeMap::new();
+    for (trail, end) in native.chain(sampled) {
+        if let (Trail::Known(_), Some(reason)) = (trail, Truncation::of(end)) {
+            *counts.entry(reason).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// What the reader should know of stacks that became one: how many hold nothing, and how many something.
+pub(super) fn folded((empty, holding): (u64, u64)) -> Option<String> {
+    (empty + holding > 0).then(|| {
+        format!(
+            "{} stacks are shown as one, [other stacks] ({holding} of them hold something): tracer's memory is bounded \
+             (--max-memory)",
+            empty + holding
+        )
+    })
+}

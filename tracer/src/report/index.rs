@@ -1,0 +1,113 @@
+//! The processes of a profile, found by what stacks and goroutines refer to them by, and the programs that they run.
+
+use std::borrow::Cow;
+
+use hashbrown::HashMap;
+
+use super::name;
+use crate::profile::{Process, Profile, Runtime, StackEntry};
+
+/// What makes two processes the same program: the executable, or the name where that is not known. Of what interprets programs
+/// (Python, Ruby, ...) the name tells them apart, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Program<'a> {
+    exe: &'a str,
+    comm: &'a str,
+}
+
+impl<'a> Program<'a> {
+    /// That of a process.
+    pub(super) fn of(process: &'a Process) -> Self {
+        let (exe, comm) = (&*process.exe, &*process.comm);
+        let by_name = exe.is_empty() || Runtime::of_file(exe).is_some();
+        Self { exe, comm: if by_name { comm } else { "" } }
+    }
+
+    /// Path of its executable: hostile text.
+    pub(super) fn exe(&self) -> &'a str {
+        self.exe
+    }
+}
+
+/// The processes of a profile.
+pub(super) struct Index<'a> {
+    profile: &'a Profile,
+    by_image: HashMap<u32, &'a Process>,
+    by_pid: HashMap<u32, Option<&'a Process>>,
+    /// What each program is called; `None` where its processes have several names.
+    names: HashMap<Program<'a>, Option<&'a str>>,
+}
+
+impl<'a> Index<'a> {
+    pub(super) fn new(profile: &'a Profile) -> Self {
+        let mut names: HashMap<Program<'a>, Option<&'a str>> = HashMap::new();
+        for process in &profile.processes {
+            let name = names.entry(Program::of(process)).or_insert(Some(&process.comm));
+            *name = name.filter(|name| *name == process.comm);
+        }
+        let by_image = profile.processes.iter().map(|process| (process.image, process)).collect();
+        Self { profile, by_image, by_pid: HashMap::new(), names }
+    }
+
+    /// The process of a stack; `None` when nothing is known of it.
+    pub(super) fn of_stack(&self, stack: &StackEntry) -> Option<&'a Process> {
+        self.by_image.get(&stack.image).copied()
+    }
+
+    /// The process with an id, as [`Profile::process_of_pid`].
+    pub(super) fn of_pid(&mut self, pid: u32) -> Option<&'a Process> {
+        *self.by_pid.entry(pid).or_insert_with(|| self.profile.process_of_pid(pid))
+    }
+
+    /// What a program is called: the name of its processes, or that of the executable where they have several. Safe to show.
+    pub(super) fn name_of(&self, program: Program<'a>) -> Cow<'a, str> {
+        match self.names.get(&program).copied().flatten() {
+            Some(comm) => name::comm(comm),
+            None => name::comm(program.exe.rsplit('/').next().unwrap_or_default()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::fixture;
+
+    #[test]
+    fn programs_are_executables_and_what_interpreters_run() {
+        let mut profile = fixture::profile();
+        let of = |pid, comm: &str, exe: &str| Process {
+            pid,
+            image: pid,
+            comm: comm.to_owned(),
+            exe: exe.to_owned(),
+            ..fixture::profile().processes[0].clone()
+        };
+        profile.processes = vec![
+            of(1, "worker/0", "/usr/bin/service"),
+            of(2, "worker/1", "/usr/bin/service"),
+            of(3, "gunicorn", "/usr/bin/python3.11"),
+            of(4, "celery", "/usr/bin/python3.11"),
+            of(5, "gone", ""),
+            of(6, "", ""),
+        ];
+        let index = Index::new(&profile);
+        let programs: Vec<Program<'_>> = profile.processes.iter().map(Program::of).collect();
+        assert_eq!(programs[0], programs[1]);
+        let names: Vec<_> = programs.iter().map(|program| index.name_of(*program)).collect();
+        assert_eq!(names, ["service", "service", "gunicorn", "celery", "gone", "[no name]"]);
+    }
+
+    #[test]
+    fn an_id_that_was_used_again_is_that_of_the_process_that_lives() {
+        let mut profile = fixture::profile();
+        let end = crate::profile::End { after: std::time::Duration::ZERO, signal: None };
+        let again = Process { image: 9, comm: "again".to_owned(), ..profile.processes[0].clone() };
+        profile.processes[0].ended = Some(end);
+        profile.processes.push(again);
+        let mut index = Index::new(&profile);
+        assert_eq!(index.of_pid(4711).unwrap().comm, "again");
+        assert_eq!(index.of_stack(&profile.stacks[0]).unwrap().comm, "leaky");
+        assert_eq!(index.of_pid(1), None);
+    }
+}
