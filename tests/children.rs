@@ -9,7 +9,7 @@ use std::{
 use crate::harness::{Held, Outcome, Report, Run, compiled, require_root};
 
 /// What `hold()` has left in each process, as they say: `held PID BYTES BLOCKS`.
-fn told(output: &str) -> BTreeMap<u32, Held> {
+pub(crate) fn told(output: &str) -> BTreeMap<u32, Held> {
     let process = |line: &str| {
         let mut words = line.strip_prefix("held ")?.split_whitespace().map(|word| word.parse::<u64>().unwrap());
         let pid = words.next()?.try_into().unwrap();
@@ -19,7 +19,7 @@ fn told(output: &str) -> BTreeMap<u32, Held> {
 }
 
 /// The same of a report.
-fn reported(report: &Report) -> BTreeMap<u32, Held> {
+pub(crate) fn reported(report: &Report) -> BTreeMap<u32, Held> {
     let mut all: BTreeMap<u32, Held> = BTreeMap::new();
     for stack in report.stacks.iter().filter(|stack| stack.caller() == "hold") {
         let held = all.entry(stack.pid).or_default();

@@ -18,6 +18,8 @@ pub(super) struct Compiler {
 
 // Warnings are off: the programs do what compilers warn of, such as asking for more than there is.
 pub(super) const C: Compiler = Compiler { name: "gcc", flags: &["-std=gnu17", "-O2", "-w", "-pthread"] };
+/// With musl in the place of glibc.
+pub(super) const MUSL: Compiler = Compiler { name: "musl-gcc", flags: C.flags };
 pub(super) const CXX: Compiler = Compiler { name: "g++", flags: &["-std=c++20", "-O2", "-w", "-pthread"] };
 pub(super) const RUST: Compiler =
     Compiler { name: "rustc", flags: &["--edition", "2024", "-O", "-C", "force-frame-pointers=yes", "-A", "warnings"] };

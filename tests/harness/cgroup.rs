@@ -23,6 +23,17 @@ impl Cgroup {
         Ok(cgroup)
     }
 
+    /// One of version 2 with this process in it; or why that cannot be.
+    pub(crate) fn of_version_2(name: &str, pid: u32) -> Result<Self, String> {
+        let mounted = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+        let mounted = mounted.into_iter().find(|folder| folder.join("cgroup.subtree_control").exists());
+        let cgroup = Self(mounted.ok_or("no hierarchy of version 2 is mounted")?.join(name));
+        fs::create_dir(&cgroup.0).map_err(|error| format!("cannot make a cgroup: {error}"))?;
+        let moved = fs::write(cgroup.0.join("cgroup.procs"), pid.to_string());
+        moved.map_err(|error| format!("cannot move a process: {error}"))?;
+        Ok(cgroup)
+    }
+
     /// Its folder.
     pub(crate) fn path(&self) -> &Path {
         &self.0

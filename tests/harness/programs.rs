@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use super::build::{C, CXX, RUST, Source};
+use super::build::{C, CXX, MUSL, RUST, Source};
 
 /// The rest is the same, so that results can be compared.
 const WITH_FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"];
@@ -135,6 +135,14 @@ const PROGRAMS: &[Source] = &[
     Source { name: "swaps", compiler: C, files: &["swaps.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "swells", compiler: C, files: &["swells.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "tree", compiler: C, files: &["tree.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "tree, musl", compiler: MUSL, files: &["tree.c"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "tree, static musl",
+        compiler: MUSL,
+        files: &["tree.c"],
+        flags: &["-static", "-fno-omit-frame-pointer"],
+    },
+    Source { name: "tree, static", compiler: C, files: &["tree.c"], flags: &["-static", "-fno-omit-frame-pointer"] },
     Source { name: "varied", compiler: C, files: &["varied.c"], flags: &["-O0", "-lm"] },
 ];
 

@@ -45,6 +45,8 @@ pub enum NotTraceable {
 
 /// Bit of a task's flags that marks kernel threads (PF_KTHREAD, include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
+/// That of tasks which are about to end, or have (PF_EXITING).
+const PF_EXITING: u64 = 0x0000_0004;
 
 /// What is known of a traceable process.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +192,11 @@ pub fn other_threads(pid: u32) -> Vec<u32> {
 /// Whether something of process `pid` runs. So it is as long as that cannot be read.
 pub fn is_alive(pid: u32) -> bool {
     stat(pid).map_or(true, |stat| stat.is_some_and(|stat| !stat.is_over()))
+}
+
+/// Whether the first thread of process `pid` has begun to end, or there is none.
+pub fn is_exiting(pid: u32) -> bool {
+    stat(pid).ok().flatten().is_none_or(|stat| stat.flags & PF_EXITING != 0)
 }
 
 #[cfg(test)]

@@ -58,13 +58,13 @@ fn facts(pid: u32) -> Option<Facts> {
     })
 }
 
-/// Where a process is; `None` of one that has ended, for what the kernel says of those is not where they were (of version 1 the
-/// root: `proc_cgroup_show` in the kernel's kernel/cgroup/cgroup.c).
+/// Where a process is; `None` of one that ends, for what the kernel says of those is not where they were (of version 1 the root:
+/// `proc_cgroup_show` in the kernel's kernel/cgroup/cgroup.c).
 pub fn place_of(pid: u32) -> Option<Place> {
     let mut text = Vec::new();
     let file = fs::File::open(format!("/proc/{pid}/cgroup")).ok()?;
     io::Read::read_to_end(&mut io::Read::take(file, MAX_TEXT), &mut text).ok()?;
-    status::is_alive(pid).then(|| place(&String::from_utf8_lossy(&text)))
+    (!status::is_exiting(pid)).then(|| place(&String::from_utf8_lossy(&text)))
 }
 
 /// The place of a process with this `/proc/PID/cgroup`.
