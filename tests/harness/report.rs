@@ -36,6 +36,8 @@ pub(crate) struct Report {
 #[derive(Clone, Debug)]
 pub(crate) struct Stack {
     pub(crate) pid: u32,
+    /// The process: an id may be used again.
+    pub(crate) image: u32,
     /// Whose heap it is, where the report says so: `go` or `native`.
     pub(crate) heap: Option<String>,
     /// Names, root first; an address where there is none.
@@ -177,6 +179,7 @@ impl Stack {
         let last = frames.last().unwrap_or_else(|| panic!("a stack without frames: {json}"));
         Self {
             pid: number(json, "pid") as u32,
+            image: number(json, "image") as u32,
             functions: frames.iter().map(name).collect(),
             places: frames.iter().map(place).collect(),
             module: last["module"].as_str().map(str::to_owned),

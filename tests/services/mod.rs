@@ -1,16 +1,23 @@
 //! Stock servers of Debian, and services in Go, under load: they are traced, they do their work meanwhile, and nothing of the tracer stays.
 
+mod apache;
 mod go;
+mod gunicorn;
 mod nginx;
+mod php;
 mod postgres;
 mod python;
 mod redis;
 
 use std::{
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     thread,
 };
+
+use crate::harness::Report;
 
 /// A server that ends with its test.
 struct Server(Child);
@@ -72,6 +79,33 @@ fn while_busy(work: impl Fn() + Sync, look: impl FnOnce()) {
         let _over = Over(&over);
         look();
     });
+}
+
+/// What a server on this port answers, with its head.
+fn get(port: u16, path: &str) -> io::Result<String> {
+    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    write!(connection, "GET {path} HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// Checks a report of a server that has forked workers and replaced some: all are one group of this name, nothing was lost, and stacks
+/// that all of them have are told once.
+#[track_caller]
+fn check_workers(report: &Report, name: &str, at_least: u64) {
+    report.assert_nothing_lost(name);
+    let groups = report.json["groups"].as_array().unwrap();
+    let group = groups.iter().find(|group| group["comm"] == name).unwrap_or_else(|| panic!("no {name}: {groups:?}"));
+    let (live, ended) = (group["live_processes"].as_u64().unwrap(), group["ended_processes"].as_u64().unwrap());
+    assert!(live + ended >= at_least && ended > 0, "workers were replaced: {group}");
+    let images = group["images"].as_array().unwrap();
+    let held: u64 =
+        report.stacks.iter().filter(|stack| images.contains(&stack.image.into())).map(|s| s.held.bytes).sum();
+    assert_eq!(group["totals"]["outstanding_bytes"], held, "{group}");
+    let processes = report.json["processes"].as_array().unwrap();
+    let of_them = processes.iter().filter(|process| process["comm"] == name);
+    assert_eq!(of_them.count() as u64, live + ended, "{group}");
 }
 
 /// Runs a load generator to its end and returns what it printed.

@@ -1,17 +1,10 @@
 //! nginx: a master with a worker that allocates a pool for every request.
 
-use std::{
-    fs,
-    io::{self, Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
-    path::Path,
-    process::Command,
-    thread,
-};
+use std::{fs, io, path::Path, process::Command, thread};
 
 use tempfile::TempDir;
 
-use super::{Server, while_busy};
+use super::{Server, get, while_busy};
 use crate::{
     harness::{Run, free_port, program, require_root, scratch, wait_until},
     live_stacks,
@@ -32,12 +25,8 @@ fn configuration(folder: &Path, port: u16) -> String {
     )
 }
 
-fn get(port: u16) -> io::Result<String> {
-    let mut connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    connection.write_all(b"GET /page.txt HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer)?;
-    Ok(answer)
+fn page(port: u16) -> io::Result<String> {
+    get(port, "/page.txt")
 }
 
 fn is_page(answer: io::Result<String>) -> bool {
@@ -63,7 +52,7 @@ impl Nginx {
         let mut command = Command::new(program("nginx", "nginx-light"));
         command.arg("-p").arg(folder.path()).arg("-e").arg(folder.path().join("error.log")).arg("-c").arg(&file);
         let server = Server::start(&mut command);
-        wait_until("nginx answers", || is_page(get(port)));
+        wait_until("nginx answers", || is_page(page(port)));
         let worker = *server.children().first().expect("nginx has a worker");
         Self { server, port, worker, _folder: folder }
     }
@@ -77,7 +66,7 @@ fn nginx_is_traced_under_load_and_stays_well() {
 
     let tracer = Run::pid(worker).start();
     let clients: Vec<_> =
-        (0..2).map(|_| thread::spawn(move || (0..REQUESTS / 2).filter(|_| is_page(get(port))).count())).collect();
+        (0..2).map(|_| thread::spawn(move || (0..REQUESTS / 2).filter(|_| is_page(page(port))).count())).collect();
     let served: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
     let report = tracer.stop().report(0);
     assert_eq!(served, REQUESTS, "every request is answered while nginx is traced");
@@ -92,13 +81,13 @@ fn nginx_is_traced_under_load_and_stays_well() {
 
     assert!(nginx.server.is_alive());
     assert_eq!(nginx.server.children(), [worker], "the worker was not replaced");
-    assert!(is_page(get(port)));
+    assert!(is_page(page(port)));
 }
 
 #[test]
 fn stacks_of_nginx_are_those_of_gimli_and_gdb() {
     require_root();
     let nginx = Nginx::start();
-    while_busy(|| assert!(is_page(get(nginx.port))), || live_stacks::check("nginx", nginx.worker, 5));
+    while_busy(|| assert!(is_page(page(nginx.port))), || live_stacks::check("nginx", nginx.worker, 5));
     assert_eq!(nginx.server.children(), [nginx.worker]);
 }
