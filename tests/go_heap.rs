@@ -195,6 +195,20 @@ fn samples_begin_with_the_tracer() {
     assert!(report.outstanding().bytes < 1 << 20, "{}", report.json["totals"]);
 }
 
+/// A program that another one starts has its own heap, though it has no other allocator: it is followed from when it is found.
+#[test]
+fn of_a_child() {
+    require_root();
+    let program = go_program("heap", STOCK);
+    let line = format!("(sleep {}; echo begin; sleep 1) | {} syncmap; true", 2 * slowness(), program.display());
+    let outcome = Run::launch(&[], ["sh", "-c", &*line]).finish();
+    let mut truth = Truth::default();
+    outcome.stdout.lines().for_each(|line| truth.read(line));
+    let report = outcome.report(3);
+    report.assert_gap("unseen_heaps", 1);
+    check_sites("a child", &report, &truth, DEFAULT_MEAN);
+}
+
 /// Compares every stack and byte with the profile that the program wrote of itself. A record may be rounded the other way.
 #[track_caller]
 fn assert_same_profile(what: &str, report: &Report, profile: &str) {

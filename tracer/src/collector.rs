@@ -140,7 +140,7 @@ const GRACE: Duration = Duration::from_millis(5);
 
 /// A Go runtime whose sampled objects are passed on.
 struct GoHeap {
-    samples: mpsc::Sender<go_heap::Input>,
+    samples: go_heap::Inbox,
     /// Those that have come since the last were passed on.
     batch: Vec<Sample>,
     stacks: HashSet<StackIndex>,
@@ -150,7 +150,7 @@ impl GoHeap {
     fn pass_on(&mut self) {
         if !self.batch.is_empty() {
             // Whoever follows it may have given up.
-            let _ = self.samples.send(go_heap::Input::Samples(std::mem::take(&mut self.batch)));
+            let _ = self.samples.tell(go_heap::Input::Samples(std::mem::take(&mut self.batch)));
         }
     }
 }

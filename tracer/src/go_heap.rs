@@ -6,11 +6,11 @@
 //! profile on, which writes to the process, is done only when it is asked for, and undone at the end.
 
 mod follower;
+mod pool;
 
 use std::{
     num::NonZeroU32,
     sync::{Arc, mpsc},
-    thread,
     time::Duration,
 };
 
@@ -18,7 +18,8 @@ use anyhow::{Context as _, Result, anyhow};
 use tracer_ebpf::{golang::cookie, span};
 
 use follower::Follower;
-pub use follower::{Collections, HeapSnapshot, HeapStack, HeapUsage, Input, Wanted, Way};
+pub use follower::{Collections, HeapSnapshot, HeapStack, HeapUsage, Wanted, Way};
+pub use pool::{Followers, Inbox, Input};
 
 use crate::{
     bpf::{GoMaps, Links, Programs, Site},
@@ -69,6 +70,16 @@ pub struct Wish {
     pub begins: bool,
 }
 
+/// What it takes to follow heaps.
+pub struct Means<'a> {
+    /// For probes.
+    pub programs: &'a mut Programs,
+    /// For what the programs are told of runtimes.
+    pub maps: &'a mut GoMaps,
+    /// Who follows them.
+    pub followers: &'a Followers,
+}
+
 /// A Go process that is being looked at, not yet followed.
 pub struct GoProcess {
     pid: Pid,
@@ -97,18 +108,16 @@ impl GoProcess {
         golang::diagnose(&self.runtime, &reader(self.pid))
     }
 
-    /// Begins to follow its heap, that of the runtime of this number in the process, whose image this is. Samples that the collector takes in go to
-    /// [`GoHeap::samples`].
+    /// Begins to follow its heap, that of the runtime of this number in the process, whose image this is. Samples that the collector
+    /// takes in go to [`GoHeap::samples`].
     ///
     /// # Errors
     /// Its heap cannot be understood, or the kernel refuses the probes.
     pub fn follow(
         self,
-        programs: &mut Programs,
-        maps: &mut GoMaps,
+        Means { programs, maps, followers }: Means<'_>,
         wish: Wish,
-        number: u8,
-        image: Image,
+        (image, number): (Image, u8),
     ) -> Result<GoHeap> {
         let Wish { choice, mean, wanted, begins } = wish;
         // The profile that a runtime keeps does not have ages.
@@ -179,10 +188,9 @@ impl GoProcess {
             links.detach_aside(programs);
             return Err(error);
         }
-        let (inputs, input) = mpsc::channel();
         let follower = Follower::new(Arc::clone(&runtime), pid, way, mean, wanted);
-        let follower = thread::Builder::new().name("go heap".to_owned()).spawn(move || follower.run(&input))?;
-        Ok(GoHeap { pid, image, number, runtime, way, why, links, inputs, follower, enabled })
+        let inbox = followers.follow(follower)?;
+        Ok(GoHeap { pid, image, number, runtime, way, why, links, followers: followers.clone(), inbox, enabled })
     }
 }
 
@@ -196,8 +204,8 @@ pub struct GoHeap {
     way: Way,
     why: &'static str,
     links: Links,
-    inputs: mpsc::Sender<Input>,
-    follower: thread::JoinHandle<()>,
+    followers: Followers,
+    inbox: Inbox,
     enabled: Option<Enabled>,
 }
 
@@ -228,17 +236,17 @@ impl GoHeap {
     }
 
     /// Where its sampled objects are to go.
-    pub fn samples(&self) -> mpsc::Sender<Input> {
-        self.inputs.clone()
+    pub fn samples(&self) -> Inbox {
+        self.inbox.clone()
     }
 
     /// What it holds now.
     pub fn snapshot(&self, min_age: Duration, sizes: (u64, u64), last: bool) -> HeapSnapshot {
         let (reply, answer) = mpsc::channel();
-        let asked = self.inputs.send(Input::Snapshot { min_age, sizes, last, reply });
+        self.inbox.tell(Input::Snapshot { min_age, sizes, last, reply });
         let gone =
-            || HeapSnapshot { problem: Some("its follower has ended with a bug".to_owned()), ..Default::default() };
-        asked.ok().and_then(|()| answer.recv().ok()).unwrap_or_else(gone)
+            |_| HeapSnapshot { problem: Some("its follower has ended with a bug".to_owned()), ..Default::default() };
+        answer.recv().unwrap_or_else(gone)
     }
 
     /// What it is called in a sentence: hostile text.
@@ -269,14 +277,10 @@ impl GoHeap {
 
     /// Takes the probes off, without waiting for that, and undoes what was changed in the process.
     pub fn detach(self, programs: &mut Programs) {
-        let Self { links, inputs, follower, enabled, .. } = self;
+        let Self { links, followers, inbox, enabled, .. } = self;
         drop(enabled);
-        // The collector may hold another sender. A follower that is gone needs not be told.
-        let _ = inputs.send(Input::End);
+        followers.end(&inbox);
         links.detach_aside(programs);
-        if follower.join().is_err() {
-            tracing::error!("the follower of a Go heap ended with a bug; please report it");
-        }
     }
 }
 

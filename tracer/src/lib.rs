@@ -4,11 +4,11 @@
 
 pub mod cli;
 pub mod config;
+pub mod control;
 pub mod exit;
 pub mod go_watch;
 pub mod goroutines;
 pub mod limits;
-pub mod session;
 pub mod signals;
 pub mod top;
 
@@ -28,10 +28,9 @@ pub mod probed_code;
 pub mod probes;
 mod renewal;
 mod replacement;
-pub mod search;
 pub mod trails;
 pub mod unwinder;
-pub mod watch;
+pub mod writer;
 
 pub mod bpf;
 pub mod event;

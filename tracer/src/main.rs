@@ -9,10 +9,11 @@ use std::{
 use tracer::{
     cli::{self, Request},
     config::Verbosity,
+    control,
     exit::Exit,
     goroutines, limits,
     process::opener,
-    report, session, top,
+    report, top,
 };
 
 fn main() -> ExitCode {
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         return if opener::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let exit = match cli::parse() {
-        Request::Trace(config) => run(config.verbosity, || session::run(*config)),
+        Request::Trace(config) => run(config.verbosity, || control::run(*config)),
         Request::Goroutines(config) => run(config.verbosity, || goroutines::run(&config)),
         // What is told beside would be lost under the next screen.
         Request::Top(config) => run(Verbosity::Quiet, || top::run(&config)),

@@ -13,7 +13,7 @@ use rustix::fs::{FileType, fstat};
 
 use crate::{
     attach::Attached,
-    config::{Config, OutputSpec, Verbosity},
+    config::{OutputSpec, Verbosity},
     profile::Profile,
     replacement::Replacement,
     report::{self, Format, Options, visible},
@@ -66,18 +66,17 @@ impl Outputs {
     }
 
     /// Says that the probes are live: a line for each process, which scripts wait for, or one for many.
-    pub fn announce(&self, attached: &[Attached]) {
+    pub fn announce(attached: &[Attached], verbosity: Verbosity) {
         let mut err = io::stderr().lock();
         if attached.len() > report::LISTED {
-            let hint = if self.verbosity > Verbosity::Quiet { ", Ctrl-C ends with the report" } else { "" };
+            let hint = if verbosity > Verbosity::Quiet { ", Ctrl-C ends with the report" } else { "" };
             let _ = writeln!(err, "tracing {} processes{hint}", attached.len());
             return;
         }
         for (index, attached) in attached.iter().enumerate() {
             let target = attached.target();
             let name = visible(&target.comm);
-            let hint =
-                if index == 0 && self.verbosity > Verbosity::Quiet { ", Ctrl-C ends with the report" } else { "" };
+            let hint = if index == 0 && verbosity > Verbosity::Quiet { ", Ctrl-C ends with the report" } else { "" };
             // Nobody to tell when even the standard error is closed.
             let _ = writeln!(err, "tracing {} ({name}){hint}", target.pid);
         }
@@ -85,8 +84,8 @@ impl Outputs {
 
     /// Prints a short report while tracing goes on. Whether anybody still reads: not when the standard output was closed. Other
     /// failures are told, and do not keep the trace from going on.
-    pub fn write_interval(&mut self, profile: &Profile, config: &Config) -> bool {
-        let options = Options { top: config.top.min(INTERVAL_STACKS), value: config.value, by: config.by };
+    pub fn write_interval(&mut self, profile: &Profile, options: &Options) -> bool {
+        let options = Options { top: options.top.min(INTERVAL_STACKS), ..*options };
         let (result, ends) = match self.standard {
             // A machine reads the standard output. What else is written does not go there.
             Some(Format::Folded | Format::Svg | Format::Pprof | Format::Json) | None => {

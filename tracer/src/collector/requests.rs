@@ -37,7 +37,7 @@ pub enum Request {
         /// Which of the process's runtimes it is.
         number: u8,
         /// Where they go.
-        samples: mpsc::Sender<go_heap::Input>,
+        samples: go_heap::Inbox,
     },
     /// How many bytes each of these images holds now.
     Held {

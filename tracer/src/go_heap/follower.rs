@@ -1,14 +1,12 @@
-//! A thread that follows the heap of one Go process: it looks at the runtime's own profile now and then, or after each cycle of
-//! the garbage collector at what has become of sampled objects, and says what is held.
+//! The heap of one Go process, followed: a look at the runtime's own profile now and then, or after each cycle of the garbage
+//! collector at what has become of sampled objects; and what is held.
 
 use std::{
     collections::{BTreeMap, HashMap, btree_map::Entry},
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
-
-use rustix::process::setpriority_process;
 
 use crate::{
     clock::monotonic,
@@ -37,30 +35,8 @@ const BUCKETS_PAUSE: Duration = Duration::from_millis(250);
 /// How many times as long as a look has taken the next one waits: what following may cost of a processor.
 const OBJECTS_REST: u32 = 3;
 const BUCKETS_REST: u32 = 50;
-/// Priority ("nice") of the thread that looks at sampled objects: on a busy machine it must not miss a garbage collection. It
-/// uses a quarter of a processor at most.
-const PRIORITY: i32 = -10;
 /// How long the end of a trace waits for spans that have not been swept yet.
 const LAST_LOOKS: Duration = Duration::from_millis(100);
-
-/// What the thread that follows a heap is told.
-pub enum Input {
-    /// Objects were sampled.
-    Samples(Vec<Sample>),
-    /// Say what is held.
-    Snapshot {
-        /// By objects of at least this age.
-        min_age: Duration,
-        /// Of sizes within these, inclusive.
-        sizes: (u64, u64),
-        /// Whether it is the last: worth a moment to have it complete.
-        last: bool,
-        /// Where the answer goes.
-        reply: mpsc::Sender<HeapSnapshot>,
-    },
-    /// Follow it no more.
-    End,
-}
 
 /// The stack that holds something.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +97,7 @@ pub struct Wanted {
     pub sizes: (u64, u64),
 }
 
-/// Follows the heap of one process. Belongs to its thread.
+/// Follows the heap of one process.
 pub(super) struct Follower {
     runtime: Arc<Runtime>,
     pid: Pid,
@@ -135,6 +111,7 @@ pub(super) struct Follower {
     /// Garbage collections at the first look and at the last one.
     collections: Option<(u64, u64)>,
     problem: Option<String>,
+    is_broken: bool,
 }
 
 impl Follower {
@@ -146,8 +123,18 @@ impl Follower {
         };
         let began = monotonic();
         let history = History::new(began);
-        let mut follower =
-            Self { runtime, pid, followed, wanted, history, began, noted: 0, collections: None, problem: None };
+        let mut follower = Self {
+            runtime,
+            pid,
+            followed,
+            wanted,
+            history,
+            began,
+            noted: 0,
+            collections: None,
+            problem: None,
+            is_broken: false,
+        };
         if let Followed::Buckets { .. } = follower.followed {
             follower.look();
             follower.noted = follower.collections.map_or(0, |(_, last)| last);
@@ -157,41 +144,40 @@ impl Follower {
         follower
     }
 
-    /// Until it is told to end, or nobody is left to tell.
-    pub(super) fn run(mut self, input: &mpsc::Receiver<Input>) {
-        if let Followed::Objects(_) = self.followed
-            && let Err(error) = setpriority_process(None, PRIORITY)
-        {
-            tracing::debug!("cannot raise the priority of the thread that follows the Go heap: {error}");
+    /// Brings what is known up to date: how long to rest then.
+    pub(super) fn look_and_rest(&mut self) -> Duration {
+        let begin = Instant::now();
+        self.look();
+        let taken = begin.elapsed();
+        self.note_collection();
+        let (pause, rest) = match self.followed {
+            Followed::Objects(_) => (OBJECTS_PAUSE, OBJECTS_REST),
+            Followed::Buckets { .. } => (BUCKETS_PAUSE, BUCKETS_REST),
+        };
+        pause.max(taken * rest)
+    }
+
+    /// Takes in sampled objects.
+    pub(super) fn add(&mut self, samples: Vec<Sample>) {
+        if let Followed::Objects(objects) = &mut self.followed {
+            samples.into_iter().for_each(|sample| objects.add(sample));
         }
-        let mut next_look = Instant::now();
-        loop {
-            let now = Instant::now();
-            if now >= next_look {
-                self.look();
-                let taken = now.elapsed();
-                self.note_collection();
-                let (pause, rest) = match self.followed {
-                    Followed::Objects(_) => (OBJECTS_PAUSE, OBJECTS_REST),
-                    Followed::Buckets { .. } => (BUCKETS_PAUSE, BUCKETS_REST),
-                };
-                next_look = Instant::now() + pause.max(taken * rest);
-            }
-            match input.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
-                Ok(Input::Samples(samples)) => {
-                    if let Followed::Objects(objects) = &mut self.followed {
-                        samples.into_iter().for_each(|sample| objects.add(sample));
-                    }
-                }
-                Ok(Input::Snapshot { min_age, sizes, last, reply }) => {
-                    self.look_again(last);
-                    // Nobody waits any more: nothing to do.
-                    let _ = reply.send(self.snapshot(min_age, sizes));
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
-                Ok(Input::End) | Err(mpsc::RecvTimeoutError::Disconnected) => return,
-            }
-        }
+    }
+
+    /// What is held now, by objects of at least this age and of sizes within these. `last`: it is worth a moment to have it complete.
+    pub(super) fn snapshot_now(&mut self, min_age: Duration, sizes: (u64, u64), last: bool) -> HeapSnapshot {
+        self.look_again(last);
+        self.snapshot(min_age, sizes)
+    }
+
+    /// It has panicked.
+    pub(super) fn breaks(&mut self) {
+        self.is_broken = true;
+    }
+
+    /// Whether it has.
+    pub(super) fn is_broken(&self) -> bool {
+        self.is_broken
     }
 
     /// Brings what is known up to date. What was known before stays when the process has ended.

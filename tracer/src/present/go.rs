@@ -10,6 +10,7 @@ use crate::{
 };
 
 /// The heap of a Go process at one moment.
+#[derive(Clone)]
 pub struct GoTrace {
     /// The process.
     pub pid: Pid,

@@ -51,7 +51,7 @@ pub enum ResolveError {
 }
 
 /// Which symbols count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Binding {
     /// Those that the dynamic loader binds to.
     Dynamic,

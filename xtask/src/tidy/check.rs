@@ -206,15 +206,15 @@ mod tests {
         check("tracer/src/profile.rs", "use std::time::{Duration, SystemTime};", &[]);
         check("tracer/src/profile.rs", "use std::time::SystemTime; fn f() { SystemTime::now(); }", &["pure-core"]);
         check("tracer/src/heap.rs", "use crate::report::text;", &["core-imports"]);
-        check("tracer/src/heap/a.rs", "use super::super::session::Input;", &["core-imports"]);
+        check("tracer/src/heap/a.rs", "use super::super::control::Input;", &["core-imports"]);
         check("tracer/src/report/text.rs", "use crate::{heap::Heap, profile::Profile};", &["report-imports"]);
         check("tracer/src/report/text.rs", "use std::io::{self, Write};", &[]);
         check("tracer/src/report/text.rs", "use std::fs::File;", &["report-output"]);
-        check("tracer/src/session.rs", "use aya::Ebpf;", &["aya-place"]);
+        check("tracer/src/control.rs", "use aya::Ebpf;", &["aya-place"]);
         check("tracer/src/bpf/load.rs", "use aya::Ebpf;", &[]);
-        check("tracer/src/session.rs", "use clap::Parser;", &["clap-place"]);
+        check("tracer/src/control.rs", "use clap::Parser;", &["clap-place"]);
         check("tracer/src/cli.rs", "use clap::Parser;", &[]);
-        check("tracer/src/session.rs", "std::process::exit(1);", &["exit-place"]);
+        check("tracer/src/control.rs", "std::process::exit(1);", &["exit-place"]);
         check("tracer/src/main.rs", "std::process::exit(1);", &[]);
         check("tracer-ebpf/src/lib.rs", "use aya_ebpf::maps::Array;", &["abi-is-plain"]);
         check("tracer/src/heap/a.rs", "#[cfg(test)] mod tests { use std::fs; }", &[]);
@@ -223,8 +223,8 @@ mod tests {
 
     #[test]
     fn libraries_print_nothing() {
-        check("tracer/src/session.rs", "eprintln!();", &["printing"]);
-        check("tracer/src/session.rs", "writeln!(out, \"println!\")", &[]);
+        check("tracer/src/control.rs", "eprintln!();", &["printing"]);
+        check("tracer/src/control.rs", "writeln!(out, \"println!\")", &[]);
         check("tracer/src/main.rs", "println!();", &[]);
     }
 

@@ -10,7 +10,6 @@ use crate::{
         launch::{Launched, Step},
         status,
     },
-    watch,
 };
 
 impl Session {
@@ -23,9 +22,7 @@ impl Session {
             .with_context(|| format!("cannot launch {name:?}: give the path of an executable file"))?;
         self.signals.know(launched.process());
         let pid = launched.pid();
-        let watched = self.inputs.clone();
-        watch::exit(pid, move || drop(watched.send(Input::Exited(pid))))
-            .with_context(|| format!("cannot watch process {pid}"))?;
+        self.inputs.watch(pid, Input::Exited(pid)).with_context(|| format!("cannot watch process {pid}"))?;
         if !self.load(&mut launched).with_context(|| format!("cannot follow the start of {name:?}"))? {
             bail!(
                 "{name:?} has no malloc in its executable or its libraries: there is nothing to trace \

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 
-use super::{Input, Session};
+use super::{
+    Input, Session,
+    lifecycle::{Action, Event},
+};
 use crate::{
     attach::Attached,
     clock::monotonic,
@@ -24,7 +27,7 @@ impl Session {
     /// How processes have ended is in the last records, and what they have started. There is nothing to do about the rest of them
     /// any more.
     pub(super) fn learn_of_ends(&mut self) {
-        while let Ok(input) = self.input.try_recv() {
+        while let Some(input) = self.inputs.next_of_those_there() {
             match input {
                 Input::Notice(Notice::Ended { image, signal }) => self.has_ended(image, signal),
                 Input::Notice(Notice::Began(image, beginning)) => match beginning.how {
@@ -60,7 +63,7 @@ impl Session {
         // It may have outlived its parent.
         let parent = self.processes().find(|attached| attached.image() == parent);
         match parent.map(|parent| parent.spawned(pid, image, beginning.comm(), time, scope)) {
-            Some(spawned) => self.joins(spawned, time),
+            Some((spawned, actions)) => self.joins(spawned, actions, time),
             None => self.has_come(image, beginning),
         }
     }
@@ -71,7 +74,7 @@ impl Session {
         let scope = self.probes.scope();
         let parent = self.processes().find(|attached| attached.image() == parent);
         match parent.map(|parent| parent.forked(pid, image, time, scope)) {
-            Some(forked) => self.joins(forked, time),
+            Some(forked) => self.joins(forked, Vec::new(), time),
             None => self.has_come(image, beginning),
         }
     }
@@ -81,21 +84,23 @@ impl Session {
         let Beginning { pid, time, .. } = *beginning;
         if self.newcomers.as_mut().is_some_and(|newcomers| newcomers.fits(pid)) {
             tracing::debug!(pid, "a process that fits has begun");
-            self.joins(Attached::newcomer(pid, image, beginning.comm(), time, self.probes.scope()), time);
+            let newcomer = Attached::newcomer(pid, image, beginning.comm(), time, self.probes.scope());
+            self.joins(newcomer, Vec::new(), time);
         } else {
             // The collector's end shows elsewhere.
             let _ = self.requests.send(Request::Drop(image));
         }
     }
 
-    /// One process more is traced, which began at `time`, nanoseconds of CLOCK_MONOTONIC.
-    fn joins(&mut self, mut attached: Attached, time: u64) {
+    /// One process more is traced, which began at `time`, nanoseconds of CLOCK_MONOTONIC, and of which this is to be done.
+    fn joins(&mut self, mut attached: Attached, actions: Vec<Action>, time: u64) {
         let ago = Duration::from_nanos(monotonic().saturating_sub(time));
         attached.was_started(self.clock.elapsed().saturating_sub(ago));
         let (pid, image) = (attached.pid(), attached.image());
         self.attached.push(attached);
         // What is not recorded yet is not to wait for anything else.
-        self.follow(self.attached.len() - 1);
+        self.act(image, actions);
+        self.handle(image, Event::Tick);
         self.coverage.begin(pid, image);
     }
 
@@ -104,8 +109,9 @@ impl Session {
         let Beginning { parent: before, how, time, .. } = *beginning;
         let probes_lost = how == How::ExecByOtherThread && self.probes.scope() == Scope::Process;
         let Some(attached) = self.find(before) else { return Ok(()) };
-        attached.has_execed(image, beginning.comm(), time, probes_lost);
+        let actions = attached.has_execed(image, beginning.comm(), time, probes_lost);
         let pid = attached.pid();
+        self.act(image, actions);
         self.forget_go(pid);
         self.goroutines.watch(pid, self.runtime_of(pid));
         self.coverage.forget(before);
@@ -123,8 +129,9 @@ impl Session {
             return Ok(());
         }
         self.looked_around = Instant::now();
-        let gone =
-            |attached: &&Attached| attached.came_later() && !attached.is_over() && !status::is_alive(attached.pid());
+        let gone = |attached: &&Attached| {
+            attached.life().came_later() && !attached.is_over() && !status::is_alive(attached.pid())
+        };
         let gone: Vec<Image> = self.attached.iter().filter(gone).map(Attached::image).collect();
         self.look_for_newcomers();
         gone.into_iter().try_for_each(|image| self.send(Request::Ended(image)))
@@ -133,7 +140,7 @@ impl Session {
     /// What the reader of a report should know of processes that were not recorded from their first instruction on; `unheard`:
     /// of so many, nothing was.
     pub(super) fn note_on_late_ones(&self, unheard: u64) -> Vec<String> {
-        let mut late: Vec<Duration> = self.processes().filter_map(Attached::late).collect();
+        let mut late: Vec<Duration> = self.processes().filter_map(|attached| attached.life().late()).collect();
         late.sort_unstable();
         let mut notes = Vec::new();
         if let (Some(middle), Some(last)) = (late.get(late.len() / 2), late.last()) {
@@ -192,9 +199,10 @@ impl Session {
 
     /// Keeps of a process that another one has started and that has ended what will be reported.
     fn let_go(&mut self, image: Image) {
-        let ended = |attached: &Attached| attached.came_later() && attached.image() == image;
+        let ended = |attached: &Attached| attached.life().came_later() && attached.image() == image;
         let Some(at) = self.attached.iter().position(ended) else { return };
         let mut attached = self.attached.remove(at);
+        self.end_go(image);
         let memory = self.coverage.end(image, attached.probed());
         self.goroutines.forget(attached.pid());
         self.libraries.retain(|libraries| libraries.pid() != attached.pid());
@@ -220,7 +228,7 @@ impl Session {
 
     /// What the BPF side is told of a process, as [`target`] has it.
     pub(super) fn flags(&self, attached: &Attached) -> u32 {
-        let launched = matches!(self.config.subject, Subject::Command(_)) && !attached.came_later();
+        let launched = matches!(self.config.subject, Subject::Command(_)) && !attached.life().came_later();
         let stop = if launched { target::STOP_AT_EXEC } else { 0 };
         stop | self.follow_flags()
     }

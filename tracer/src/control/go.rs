@@ -1,6 +1,6 @@
 //! The Go runtimes of traced processes: their heaps, and the names of their code.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
 use tracer_ebpf::golang::RUNTIMES;
@@ -10,12 +10,15 @@ use crate::{
     collector::Request,
     config::{Config, GoHeapChoice},
     event::{Image, Pid},
-    go_heap::{GoHeap, GoProcess, Wanted, Way, Wish},
+    go_heap::{GoHeap, GoProcess, Means, Wanted, Way, Wish},
     go_process::Libraries,
     golang::Runtime,
     present::GoTrace,
     process::status,
 };
+
+/// Most Go heaps of processes that have ended whose holdings are kept.
+const MAX_OVER: usize = 256;
 
 impl Session {
     /// Begins to follow the Go heaps of a process. Whether it has one. `begins`: its first instruction is yet to come.
@@ -37,14 +40,23 @@ impl Session {
         }
     }
 
-    /// The same of a process that was started by another one, and runs already.
-    pub(super) fn attach_go_of_child(&mut self, pid: Pid, image: Image) {
-        let off = self.config.go_heap == GoHeapChoice::Off;
+    /// Whether the heap of a Go runtime of this image is followed.
+    pub(super) fn has_go(&self, image: Image) -> bool {
+        self.go.iter().any(|go| go.image() == image)
+    }
+
+    /// Begins to follow the Go heaps of a program that has begun while it was traced, and runs already.
+    pub(super) fn attach_go_of_running(&mut self, pid: Pid, image: Image) {
         match self.attach_go(pid, image, false) {
-            Ok(true) => self.unseen_heaps.push(format!(
-                "the Go heap of process {pid} is seen from when it was found only: it was started by another process"
-            )),
-            Ok(false) if off => {}
+            Ok(true) => {
+                self.goroutines.watch(pid, self.runtime_of(pid));
+                // What a runtime's own profile tells is since its beginning.
+                if self.go.iter().any(|go| go.image() == image && go.way() == Way::Sampled) {
+                    self.unseen_heaps.push(format!(
+                        "the Go heap of process {pid} is seen from when it was found only: it began while others were traced"
+                    ));
+                }
+            }
             Ok(false) => self.unseen_heaps.push(format!("the Go heap of process {pid} is not seen")),
             Err(problem) => self.unseen_heaps.push(format!("{problem:#}")),
         }
@@ -58,7 +70,8 @@ impl Session {
         let number = number.with_context(|| format!("the process has more than {RUNTIMES} Go runtimes"))?;
         let wanted = Wanted { min_age: min_age.as_nanos().try_into().unwrap_or(u64::MAX), sizes };
         let wish = Wish { choice, mean, wanted, begins };
-        let heap = process.follow(&mut self.probes.programs, &mut self.go_maps, wish, number, image)?;
+        let means = Means { programs: &mut self.probes.programs, maps: &mut self.go_maps, followers: &self.followers };
+        let heap = process.follow(means, wish, (image, number))?;
         self.know_go(pid, heap.runtime());
         self.notes.push(heap.note());
         self.send(Request::FollowGo { image, number, samples: heap.samples() })?;
@@ -69,7 +82,9 @@ impl Session {
     /// Names Go code of a process.
     pub(super) fn know_go(&mut self, pid: Pid, runtime: Arc<Runtime>) {
         let exe = status::check(pid).map(|status| status.exe).unwrap_or_default();
-        self.presenter.know_go(pid, runtime, &exe);
+        if let Some(writer) = &self.writer {
+            writer.know_go(pid, runtime, exe);
+        }
     }
 
     /// Begins to follow the Go runtimes of libraries that a process has loaded since the last look. Whether there is one whose
@@ -137,16 +152,37 @@ impl Session {
         }
     }
 
-    /// What the heaps of Go processes hold now.
+    /// Keeps of the Go heaps of an image that has ended what they held.
+    pub(super) fn end_go(&mut self, image: Image) {
+        let Config { min_age, sizes, .. } = self.config;
+        while let Some(index) = self.go.iter().position(|go| go.image() == image) {
+            let go = self.go.remove(index);
+            if self.go_over.len() < MAX_OVER {
+                // Its memory is gone: there is nothing to wait for.
+                self.go_over.push(trace(&go, min_age, sizes, false));
+            } else if !std::mem::replace(&mut self.forgets_go, true) {
+                self.unseen_heaps.push(format!(
+                    "the Go heaps of processes that have ended are shown of the first {MAX_OVER} of them only"
+                ));
+            }
+            go.detach(&mut self.probes.programs);
+        }
+    }
+
+    /// What the heaps of Go processes hold now, and held when they ended.
     pub(super) fn go_traces(&self, last: bool) -> Vec<GoTrace> {
         let Config { min_age, sizes, .. } = self.config;
-        let trace = |go: &GoHeap| GoTrace {
-            pid: go.pid(),
-            image: go.image(),
-            library: go.runtime().library().cloned(),
-            way: go.way(),
-            heap: go.snapshot(min_age, sizes, last),
-        };
-        self.go.iter().map(trace).collect()
+        let now = self.go.iter().map(|go| trace(go, min_age, sizes, last));
+        now.chain(self.go_over.iter().cloned()).collect()
+    }
+}
+
+fn trace(go: &GoHeap, min_age: Duration, sizes: (u64, u64), last: bool) -> GoTrace {
+    GoTrace {
+        pid: go.pid(),
+        image: go.image(),
+        library: go.runtime().library().cloned(),
+        way: go.way(),
+        heap: go.snapshot(min_age, sizes, last),
     }
 }

@@ -1,0 +1,173 @@
+//! Which allocator a process has, and what it is besides.
+
+use std::{
+    fs::File,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context as _, Result, bail};
+use hashbrown::HashMap;
+
+use crate::{
+    event::Pid,
+    probe::resolve::{self, Binding, Function},
+    process::{
+        address_space::AddressSpace,
+        link_map, maps,
+        module::{Identity, Module},
+        root,
+        status::Status,
+    },
+    profile::{Language, Process},
+    report::visible,
+    select::processes::place_of,
+    symbolize,
+};
+
+/// The file that a process takes `malloc` from.
+#[derive(Clone)]
+pub struct Allocator {
+    /// The file.
+    pub module: Arc<Module>,
+    /// Its functions that allocate and free.
+    pub functions: Arc<[Function]>,
+}
+
+/// The allocator of a running process; `None` when it has none that is known.
+///
+/// # Errors
+/// No right to look at the process, or it has ended.
+pub fn allocator(pid: Pid) -> Result<Option<Allocator>> {
+    find(pid, &mappings(pid)?, Phase::Running)
+}
+
+/// The mappings of a process.
+pub(super) fn mappings(pid: Pid) -> Result<AddressSpace> {
+    let mut space = AddressSpace::new(pid);
+    space.refresh().context("cannot read its mappings")?;
+    Ok(space)
+}
+
+/// Where a program is in its life.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// The loader is at work: objects appear in the order in which they will be searched.
+    Loading,
+    /// The loader's list is there.
+    Running,
+}
+
+/// What was found in files, by what they are.
+type Found = HashMap<(Identity, Binding), (Arc<Module>, Option<Arc<[Function]>>)>;
+
+/// Files that were searched. They are held open, so that no other file gets their identity; many processes map the same ones.
+static SEARCHED: Mutex<Option<Found>> = Mutex::new(None);
+/// Most of them.
+const MAX_SEARCHED: usize = 128;
+
+/// The file that the process with these mappings takes `malloc` from, as its dynamic loader decides: the first in its search
+/// order that defines it.
+pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Option<Allocator>> {
+    let modules = candidates(pid, space, phase);
+    // Nothing but itself is mapped: a static executable.
+    let alone = modules.len() == 1;
+    for module in modules {
+        let binding = if alone { Binding::Static } else { Binding::Dynamic };
+        if let Some(exhausted) = module.exhausted() {
+            bail!("{exhausted}");
+        }
+        match search(&module, binding) {
+            Ok(Some(functions)) => {
+                tracing::debug!(file = module.path(), ?functions, "allocator");
+                return Ok(Some(Allocator { module, functions }));
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!("{}: {error}; it is left out", visible(module.path())),
+        }
+    }
+    Ok(None)
+}
+
+/// The functions of an allocator that a file has.
+fn search(module: &Arc<Module>, binding: Binding) -> io::Result<Option<Arc<[Function]>>> {
+    let key = (module.identity().clone(), binding);
+    let known = |found: &mut Option<Found>| found.as_ref()?.get(&key).map(|(_, functions)| functions.clone());
+    if let Some(functions) = known(&mut SEARCHED.lock().unwrap_or_else(PoisonError::into_inner)) {
+        return Ok(functions);
+    }
+    let Some(path) = module.open_path() else { return Ok(None) };
+    // Opened anew: the position of an open file is shared, and others read this one too.
+    let functions = resolve::allocator(File::open(path)?, binding)?.map(Arc::from);
+    let mut searched = SEARCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let searched = searched.get_or_insert_default();
+    if searched.len() >= MAX_SEARCHED {
+        searched.clear();
+    }
+    searched.insert(key, (Arc::clone(module), functions.clone()));
+    Ok(functions)
+}
+
+/// Mapped files in the order in which the loader looks symbols up.
+fn candidates(pid: Pid, space: &AddressSpace, phase: Phase) -> Vec<Arc<Module>> {
+    let mut modules: Vec<Arc<Module>> = Vec::new();
+    for (module, _) in space.executable_files() {
+        if !modules.iter().any(|known| known.identity() == module.identity()) {
+            modules.push(module);
+        }
+    }
+    let executable = root::executable(pid).ok();
+    let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
+    let listed = if phase == Phase::Running { search_ranks(pid) } else { None };
+    modules.sort_by_key(|module| {
+        let rank = match &listed {
+            Some(ranks) => ranks.iter().position(|(path, _)| path == module.path()).unwrap_or(usize::MAX),
+            None => usize::from(is_libc(module.path())),
+        };
+        (!is_executable(module), rank)
+    });
+    // glibc's loader exports a malloc of its own in old versions, for itself.
+    modules.retain(|module| is_executable(module) || !file_name(module.path()).starts_with("ld-linux"));
+    modules
+}
+
+/// Paths of the objects in the loader's list, in its order.
+fn search_ranks(pid: Pid) -> Option<Vec<(String, u64)>> {
+    let order = link_map::search_order(pid).ok()??;
+    let text = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
+    let mappings = maps::parse(&text);
+    let path = |addr: u64| {
+        let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&addr))?;
+        Some((mapping.path.clone(), addr))
+    };
+    Some(order.into_iter().filter_map(path).collect())
+}
+
+/// The last part of a path.
+pub fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Whether a path is that of a C library.
+pub fn is_libc(path: &str) -> bool {
+    let name = file_name(path);
+    ["libc.so", "libc-", "ld-musl", "libc.musl"].iter().any(|start| name.starts_with(start))
+}
+
+/// What a process with these mappings is.
+pub(super) fn describe(pid: Pid, status: &Status, space: &AddressSpace) -> Process {
+    let executable = root::executable(pid).ok();
+    let module = executable.and_then(|executable| {
+        space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
+    });
+    let language = module.map_or(Language::C, |module| symbolize::language(&module));
+    let place = place_of(pid).unwrap_or_default();
+    Process { place, ..Process::new(pid, status.comm.clone(), status.exe.clone(), language) }
+}
+
+/// For errors of files that belong to others.
+impl From<resolve::ResolveError> for io::Error {
+    fn from(error: resolve::ResolveError) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}

@@ -1,0 +1,100 @@
+//! Whether the probes of a process are still where they were put: looked at now and then, and believed to be gone only at the second
+//! look, for the first one may have been at an exec of which nothing has been heard yet.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    event::Pid,
+    probed_code::ProbedCode,
+    process::{address_space::AddressSpace, module::Module},
+};
+
+/// How often the probes are looked for in the code of the process.
+const CHECKING: Duration = Duration::from_millis(200);
+/// How long after a look that has not found them to look again.
+pub const SUSPENSE: Duration = Duration::from_millis(50);
+
+/// What is known of the probes of one process.
+pub(super) struct Guard {
+    /// What is probed, as it was last looked at; `None` where that is not known, or not worth another look.
+    probed: Option<ProbedCode>,
+    /// When all probes were seen in force last.
+    seen: Instant,
+    /// When they are to be looked for again.
+    next: Instant,
+    /// Whether they were gone at the last look.
+    suspect: bool,
+}
+
+/// Probes that are gone.
+pub(super) struct Gone {
+    /// How many.
+    pub(super) missing: usize,
+    /// Of how many.
+    pub(super) of: usize,
+}
+
+impl Guard {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { probed: None, seen: now, next: now, suspect: false }
+    }
+
+    /// The process has become another program, or has other probes.
+    pub(super) fn forget(&mut self) {
+        (self.probed, self.suspect) = (None, false);
+    }
+
+    /// Has the probes looked for the next time that somebody asks.
+    pub(super) fn look_now(&mut self) {
+        self.next = Instant::now();
+    }
+
+    /// Whether probes seem to be gone.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.suspect
+    }
+
+    /// When they are to be looked for again.
+    pub(super) fn next(&self) -> Instant {
+        self.next
+    }
+
+    /// Looks for the probes of process `pid` at `offsets` in a file, if that is due. `Some` when they are gone for certain.
+    pub(super) fn check(&mut self, pid: Pid, module: &Module, offsets: &[u64]) -> Option<Gone> {
+        let now = Instant::now();
+        if now < self.next {
+            return None;
+        }
+        self.next = now + CHECKING;
+        let seen = |missing: Option<usize>| missing.filter(|missing| *missing == 0);
+        let known = seen(self.probed.as_ref().map(ProbedCode::missing));
+        // Not looked at yet, or mapped elsewhere.
+        let missing = known.or_else(|| self.look(pid, module, offsets))?;
+        if missing == 0 {
+            (self.seen, self.suspect) = (now, false);
+            return None;
+        }
+        if !std::mem::replace(&mut self.suspect, true) {
+            self.next = now + SUSPENSE;
+            return None;
+        }
+        let of = self.probed.as_ref().map_or(missing, ProbedCode::instructions);
+        Some(Gone { missing, of })
+    }
+
+    /// They were put there again, or could not be. For how long they were away at most.
+    pub(super) fn renewed(&mut self) -> Duration {
+        let away = self.seen.elapsed();
+        (self.suspect, self.seen) = (false, Instant::now());
+        away
+    }
+
+    /// How many probes are not in the code of the process, as it is mapped now. `None` when it has ended.
+    pub(super) fn look(&mut self, pid: Pid, module: &Module, offsets: &[u64]) -> Option<usize> {
+        let mut probed = ProbedCode::new(pid, module, offsets);
+        let mut space = AddressSpace::new(pid);
+        space.refresh().ok()?;
+        probed.locate(module, &space);
+        Some(self.probed.insert(probed).missing())
+    }
+}

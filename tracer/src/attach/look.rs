@@ -1,0 +1,159 @@
+//! Looks at processes that have become other programs, on threads of their own: what they are and what they allocate with. It takes
+//! reading files, of which there may be many and slow ones.
+
+use std::{
+    fs, io,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+};
+
+use super::find::{Allocator, Phase, describe, find, mappings};
+use crate::{
+    event::{Image, Pid},
+    process::{
+        address_space::AddressSpace,
+        elf::{Bytes, Elf},
+        link_map,
+        root::ProcessDirectory,
+        status::{self, NotTraceable},
+    },
+    profile::{Language, Process},
+    report::visible,
+};
+
+/// Threads that look.
+const LOOKERS: usize = 2;
+
+/// Those who look.
+pub struct Lookers(mpsc::Sender<(Image, Pid)>);
+
+/// What was seen.
+pub struct Seen {
+    /// The image that was there when it was asked for.
+    pub image: Image,
+    /// What is there.
+    pub what: What,
+}
+
+/// What is there.
+pub enum What {
+    /// The process has ended.
+    Gone,
+    /// A program that cannot be traced: what it is, in words.
+    Foreign(String),
+    /// A program.
+    Program(Box<Program>),
+}
+
+/// A program that runs.
+pub struct Program {
+    /// What it is.
+    pub process: Process,
+    /// What it allocates with.
+    pub allocator: Option<Allocator>,
+    /// Whether it has the heap of a Go runtime.
+    pub has_go: bool,
+    /// Whether its loader is done.
+    pub loaded: bool,
+    /// Whether the kernel alone has loaded it.
+    pub is_static: bool,
+    /// Memory of its own that it has, bytes.
+    pub own_memory: Option<u64>,
+    /// Its mappings.
+    pub space: AddressSpace,
+}
+
+impl Lookers {
+    /// Starts the threads, which give what they see to `tell` and end with this.
+    ///
+    /// # Errors
+    /// A thread cannot be started.
+    pub fn start(tell: impl Fn(Seen) + Clone + Send + 'static) -> io::Result<Self> {
+        let (asks, asked) = mpsc::channel::<(Image, Pid)>();
+        let asked = Arc::new(Mutex::new(asked));
+        for _ in 0..LOOKERS {
+            let (asked, tell) = (Arc::clone(&asked), tell.clone());
+            thread::Builder::new().name("looker".to_owned()).spawn(move || {
+                loop {
+                    let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok((image, pid)) = next else { return };
+                    tell(Seen { image, what: look(pid) });
+                }
+            })?;
+        }
+        Ok(Self(asks))
+    }
+
+    /// Has a process looked at, which has this image now.
+    pub fn ask(&self, image: Image, pid: Pid) {
+        // They end with this.
+        let _ = self.0.send((image, pid));
+    }
+}
+
+fn look(pid: Pid) -> What {
+    let status = match status::check(pid) {
+        Ok(status) => status,
+        Err(NotTraceable::Not64Bit(_, comm)) => return What::Foreign(format!("a 32-bit program ({})", visible(&comm))),
+        Err(_) => return What::Gone,
+    };
+    // Asked for first: what the loader does after the look is not for the look to have seen.
+    let is_static = is_static(pid);
+    let loaded = is_static || link_map::search_order(pid).is_ok_and(|order| order.is_some());
+    let own_memory = own_memory(pid);
+    let Ok(space) = mappings(pid) else { return What::Gone };
+    let allocator = find(pid, &space, Phase::Running).unwrap_or_else(|error| {
+        tracing::debug!("cannot look at process {pid}: {error:#}");
+        None
+    });
+    let process = describe(pid, &status, &space);
+    let has_go = process.language == Language::Go;
+    What::Program(Box::new(Program { process, allocator, has_go, loaded, is_static, own_memory, space }))
+}
+
+/// Whether the process's program is loaded by the kernel alone.
+fn is_static(pid: Pid) -> bool {
+    let Ok(executable) = ProcessDirectory::open(pid).and_then(|process| process.executable(pid)) else { return false };
+    Elf::parse(&Bytes::new(&executable.file)).is_ok_and(|elf| !elf.has_interpreter())
+}
+
+/// Anonymous memory of a process, resident or swapped out, bytes (proc_pid_status(5)).
+fn own_memory(pid: Pid) -> Option<u64> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status).into_owned();
+    let kilobytes = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    Some((kilobytes("RssAnon:")? + kilobytes("VmSwap:")?) << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_program_and_one_that_has_ended() {
+        let (tell, told) = mpsc::channel();
+        let lookers = Lookers::start(move |seen| tell.send(seen).unwrap()).unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = child.id();
+        // It may be at its exec still.
+        let program = loop {
+            lookers.ask(Image(7), pid);
+            match told.recv().unwrap() {
+                Seen { image: Image(7), what: What::Program(program) } if program.loaded => break program,
+                Seen { .. } => {}
+            }
+        };
+        assert_eq!((&*program.process.comm, program.has_go), ("sleep", false));
+        assert!(program.allocator.is_some_and(|allocator| allocator.module.path().contains("libc")));
+        assert!(program.own_memory.is_some_and(|bytes| bytes > 4096) && program.space.code().count() > 1);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        lookers.ask(Image(8), pid);
+        assert!(matches!(told.recv().unwrap(), Seen { image: Image(8), what: What::Gone }));
+    }
+}

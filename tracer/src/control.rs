@@ -1,0 +1,318 @@
+//! One run of the tracer, from the checks before it to the exit status after it: the only module that knows all stages.
+//!
+//! One loop over one closed enum of inputs. The collector has a thread of its own; so do the things that only wait
+//! (signals, the ends of processes).
+
+mod attaching;
+mod choosing;
+mod doing;
+mod ending;
+mod go;
+mod inputs;
+mod launching;
+pub mod lifecycle;
+mod lives;
+mod reporting;
+
+use std::{
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use self::inputs::Inputs;
+use crate::{
+    attach::{Attached, Lookers, Seen},
+    bpf::{self, GoMaps, Programs},
+    collector::{self, Collector, Notice, Request, Requests},
+    config::{Config, Subject, Verbosity},
+    coverage::Coverage,
+    event::Pid,
+    exit::Exit,
+    go_heap::{Followers, GoHeap},
+    go_process::Libraries,
+    go_watch::GoWatches,
+    memory::Memory,
+    outputs::Outputs,
+    preflight::Machine,
+    present::GoTrace,
+    probes::Probes,
+    process::{
+        launch::{Launched, Launcher},
+        opener,
+    },
+    signals::{Signals, Stage},
+    unwinder::Unwinder,
+    writer::Writer,
+};
+
+/// Everything that can happen while tracing.
+enum Input {
+    /// Ctrl-C and its like.
+    Signal(i32),
+    /// A process has ended.
+    Exited(Pid),
+    /// What the collector noticed.
+    Notice(Notice),
+    /// What a look at a process has shown.
+    Seen(Box<Seen>),
+    /// A short report is written; whether anybody reads them still.
+    Written {
+        /// It is so.
+        read: bool,
+    },
+}
+
+/// How often diagnostics from BPF are looked at, and allocators that moved are looked for.
+const HEARTBEAT: Duration = Duration::from_millis(200);
+
+/// Traces as `config` says.
+///
+/// # Errors
+/// When nothing could be traced or a report could not be written, with what to do about it.
+pub fn run(mut config: Config) -> Result<Exit> {
+    // Before there is a thread, and before a signal is blocked.
+    let launcher = match config.subject {
+        Subject::Command(_) => Some(Launcher::prepare().context("cannot prepare to launch")?),
+        Subject::Pids(_) | Subject::Selected(_) => None,
+    };
+    let inputs = Inputs::new().context("cannot wait for anything")?;
+    let inbox = inputs.inbox();
+    let signals = Signals::start(launcher.is_some(), move |signal| inbox(Input::Signal(signal)))
+        .context("cannot watch for signals")?;
+    let outputs = Outputs::open(&config.outputs, config.verbosity)?;
+    let memory = Memory::within(config.max_memory, config.buffer_size);
+    opener::start(memory.for_copies());
+    let machine = Machine::this().context("cannot tell the rights of this process")?.check();
+    let mut notes = Vec::new();
+    let selected = matches!(config.subject, Subject::Selected(_));
+    let mut newcomers = None;
+    if let Subject::Selected(selection) = &config.subject {
+        let chosen = choosing::choose(selection, &machine)?;
+        newcomers = chosen.newcomers;
+        (config.subject, notes) = (Subject::Pids(chosen.pids), chosen.notes);
+    }
+    if let Subject::Pids(pids) = &config.subject {
+        choosing::check(pids, machine.is_ok())?;
+    }
+    machine?;
+    let mut programs = Programs::load(bpf::Config {
+        buffer_size: config.buffer_size,
+        sizes: config.sizes,
+        diagnostics: config.verbosity >= Verbosity::Verbose,
+        perf_events: config.perf_events,
+        stack_copies: false,
+    })?;
+    let events = programs.events()?;
+    let unwinder = Unwinder::new(programs.tables()?);
+    let go_maps = programs.go_maps()?;
+    if let Some(launcher) = &launcher {
+        launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
+    }
+    bpf::attach_lifecycle(&mut programs)?;
+    let scope = config.scope;
+
+    let (requests, requested) = collector::channel().context("cannot start the collector")?;
+    let inbox = inputs.inbox();
+    let collector = Collector::new(
+        events,
+        unwinder,
+        memory,
+        (config.min_age, config.sizes == (0, u64::MAX)),
+        requested,
+        Box::new(move |notice| inbox(Input::Notice(notice))),
+    );
+    let collector = thread::Builder::new().name("collector".to_owned()).spawn(move || collector.run())?;
+
+    let inbox = inputs.inbox();
+    let writer = Writer::start(outputs, memory.for_names(), &config, move |read| inbox(Input::Written { read }))?;
+    let inbox = inputs.inbox();
+    let lookers = Lookers::start(move |seen| inbox(Input::Seen(Box::new(seen)))).context("cannot look at processes")?;
+    let mut session = Session {
+        coverage: Coverage::new(requests.clone()),
+        unseen_heaps: Vec::new(),
+        writer: Some(writer),
+        is_writing: false,
+        is_read: true,
+        config,
+        probes: Probes::new(programs, scope),
+        images: 0,
+        selected,
+        newcomers,
+        found_late: 0,
+        go_maps,
+        attached: Vec::new(),
+        over: Vec::new(),
+        go: Vec::new(),
+        followers: Followers::default(),
+        go_over: Vec::new(),
+        forgets_go: false,
+        notes,
+        goroutines: GoWatches::default(),
+        libraries: Vec::new(),
+        requests,
+        inputs,
+        lookers,
+        signals,
+        launcher,
+        launched: None,
+        started: SystemTime::now(),
+        clock: Instant::now(),
+        interruptions: 0,
+        last_beat: Instant::now(),
+        looked_around: Instant::now(),
+        outlived: false,
+    };
+    let result = session.trace();
+    drop(session);
+    if collector.join().is_err() {
+        bail!("the collector ended with a bug; please report it, with the output of `tracer -v`");
+    }
+    result
+}
+
+struct Session {
+    config: Config,
+    probes: Probes,
+    /// Whether processes were chosen by what they are, so that some may have nothing to do.
+    selected: bool,
+    /// Who is traced of those that begin while others are, and are not started by them.
+    newcomers: Option<choosing::Newcomers>,
+    /// How many processes were found to fit only after they had begun.
+    found_late: u64,
+    /// How many images recording was turned on for.
+    images: u32,
+    go_maps: GoMaps,
+    attached: Vec<Attached>,
+    /// Processes that were started by traced ones and have ended.
+    over: Vec<Attached>,
+    /// Heaps of Go processes, who follows them, and what those held that have ended.
+    go: Vec<GoHeap>,
+    followers: Followers,
+    go_over: Vec<GoTrace>,
+    /// Whether there was no room for more of those.
+    forgets_go: bool,
+    /// What the reader of a report should know.
+    notes: Vec<String>,
+    goroutines: GoWatches,
+    coverage: Coverage,
+    /// Go heaps that are not seen, or not in full: each in words.
+    unseen_heaps: Vec<String>,
+    /// Where Go runtimes of libraries are looked for.
+    libraries: Vec<Libraries>,
+    requests: Requests,
+    inputs: Inputs<Input>,
+    lookers: Lookers,
+    signals: Signals,
+    /// Until the command is launched.
+    launcher: Option<Launcher>,
+    launched: Option<Launched>,
+    writer: Option<Writer>,
+    /// Whether a short report is being written, and whether anybody reads them.
+    is_writing: bool,
+    is_read: bool,
+    started: SystemTime,
+    clock: Instant,
+    /// Times that probes had to be moved while tracing.
+    interruptions: u64,
+    /// When that was done last which comes round regularly.
+    last_beat: Instant,
+    /// When processes were looked for whose ends or beginnings may have been missed.
+    looked_around: Instant,
+    /// Whether it was said that the command has ended and others go on.
+    outlived: bool,
+}
+
+impl Session {
+    fn trace(&mut self) -> Result<Exit> {
+        match self.config.subject.clone() {
+            Subject::Pids(pids) => self.attach_all(&pids)?,
+            // Pids by now.
+            Subject::Selected(_) => {}
+            Subject::Command(command) => self.launch(&command)?,
+        }
+        for attached in &self.attached {
+            self.goroutines.watch(attached.pid(), self.runtime_of(attached.pid()));
+        }
+        self.started = SystemTime::now();
+        self.clock = Instant::now();
+        self.read_memory();
+        self.expect_newcomers()?;
+        self.signals.enter(Stage::Tracing);
+        Outputs::announce(&self.attached, self.config.verbosity);
+        if let Some(launched) = &mut self.launched {
+            launched.release();
+        }
+        let signal = self.run_loop()?;
+        self.keep_probes_to_the_end()?;
+        self.signals.enter(Stage::Ending);
+        let material = self.last()?;
+        if let Some(launched) = &self.launched {
+            launched.follow_no_more();
+        }
+        let written = self.writer.take().context("nobody writes")?.finish(material);
+        self.detach();
+        let traced = match written {
+            Ok(quality) => self.verdict(&quality),
+            Err(error) if self.launched.is_none() => return Err(error),
+            // The command is waited for all the same.
+            Err(error) => {
+                tracing::error!("{error:#}");
+                Exit::Failed
+            }
+        };
+        Ok(self.exit_status(traced, signal))
+    }
+
+    /// Until it is over: the signal that ended it, if one did.
+    fn run_loop(&mut self) -> Result<Option<i32>> {
+        let end = self.config.duration.map(|duration| self.clock + duration);
+        let mut report = self.config.interval.map(|interval| self.clock + interval);
+        // With a selection, others may come. When nobody reads the short reports any more, the files get the last one.
+        while self.is_read && (self.newcomers.is_some() || self.attached.iter().any(|attached| !attached.is_over())) {
+            let now = Instant::now();
+            if end.is_some_and(|end| now >= end) {
+                break;
+            }
+            if let (Some(at), Some(interval)) = (report, self.config.interval)
+                && now >= at
+                && !self.is_writing
+            {
+                let material = self.interval()?;
+                self.writer.as_ref().context("nobody writes")?.write_interval(material);
+                self.is_writing = true;
+                // Inputs come in between, however long a report takes.
+                report = Some((at + interval).max(Instant::now() + HEARTBEAT / 2));
+            }
+            self.heartbeat();
+            self.look_around()?;
+            self.keep_probes()?;
+            let look = self.attached.iter().filter_map(Attached::next_look).min();
+            // One that is being written has to be over first.
+            let report = report.filter(|_| !self.is_writing);
+            let wake = [end, report, look].into_iter().flatten().min();
+            let beat = Instant::now() + HEARTBEAT;
+            match self.inputs.next(wake.map_or(beat, |wake| wake.min(beat))) {
+                Some(Input::Signal(signal)) => return Ok(Some(signal)),
+                Some(input) => self.take_in(input)?,
+                None => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn send(&self, request: Request) -> Result<()> {
+        Ok(self.requests.send(request)?)
+    }
+
+    fn ask<T>(&self, request: impl FnOnce(mpsc::Sender<T>) -> Request) -> Result<T> {
+        Ok(self.requests.ask(request)?)
+    }
+
+    /// All processes, those that have ended last.
+    fn processes(&self) -> impl Iterator<Item = &Attached> {
+        self.attached.iter().chain(&self.over)
+    }
+}

@@ -1,0 +1,61 @@
+//! Putting running processes under trace.
+
+use anyhow::{Context as _, Result};
+
+use super::{Input, Session};
+use crate::{
+    attach::{Attached, Returns},
+    collector::Request,
+    config::{GoHeapChoice, Subject},
+    event::Pid,
+    probes::Scope,
+    process::status,
+};
+
+impl Session {
+    /// Attaches to a running process.
+    pub(super) fn attach(&mut self, pid: Pid) -> Result<()> {
+        self.inputs.watch(pid, Input::Exited(pid)).with_context(|| format!("cannot watch process {pid}"))?;
+        // Looked at again: the watch began after the first check, and the id may belong to another process by now.
+        let status = status::check(pid)?;
+        let image = self.next_image();
+        let go = self.attach_go(pid, image, false);
+        let found = matches!(go, Ok(true));
+        let returns = self.returns();
+        let attached = match (Attached::attach(&mut self.probes, pid, image, status, found, returns), go) {
+            (Ok(attached), Err(problem)) if self.config.go_heap == GoHeapChoice::Auto => {
+                let unseen = format!("the Go heap of process {pid} is not seen, only what is in C: {problem:#}");
+                self.unseen_heaps.push(unseen);
+                attached
+            }
+            // Nothing else is there, or it was asked for by name.
+            (_, Err(problem)) => return Err(problem),
+            (attached, Ok(_)) => attached?,
+        };
+        self.enable(attached)
+    }
+
+    /// How the outcomes of calls are to be seen.
+    pub(super) fn returns(&self) -> Returns {
+        let several = matches!(&self.config.subject, Subject::Pids(pids) if pids.len() > 1);
+        let among_others = several || self.probes.scope() == Scope::File;
+        Returns::new(self.config.returns, among_others)
+    }
+
+    pub(super) fn enable(&mut self, attached: Attached) -> Result<()> {
+        let pid = attached.pid();
+        self.attached.push(attached);
+        self.enable_again(pid)
+    }
+
+    /// Records a process from now on, with its mappings as they are now.
+    pub(super) fn enable_again(&mut self, pid: Pid) -> Result<()> {
+        let live = |attached: &&Attached| attached.pid() == pid && !attached.is_over();
+        let Some(attached) = self.attached.iter().find(live) else { return Ok(()) };
+        let space = attached.address_space()?;
+        let (image, flags) = (attached.image(), self.flags(attached));
+        self.send(Request::Enable { pid, image, space: Box::new(space), flags })?;
+        // The switch is the collector's to turn: ask for something to know that it has.
+        self.ask(|reply| Request::Held { images: Vec::new(), reply }).map(drop)
+    }
+}

@@ -1,0 +1,167 @@
+//! What is done about what has become known: inputs go to the lives of processes, and what those ask for is done.
+
+use std::{collections::VecDeque, thread, time::Instant};
+
+use anyhow::Result;
+
+use super::{
+    HEARTBEAT, Input, Session,
+    lifecycle::{Action, Event},
+};
+use crate::{
+    attach::{Attached, SUSPENSE, Seen},
+    clock::monotonic,
+    collector::{Notice, Request},
+    config::GoHeapChoice,
+    event::Image,
+    probes::Scope,
+};
+
+impl Session {
+    /// Takes in what has come, but for signals.
+    pub(super) fn take_in(&mut self, input: Input) -> Result<()> {
+        match input {
+            Input::Signal(_) => Ok(()),
+            Input::Exited(pid) => self.has_exited(pid),
+            Input::Notice(notice) => self.heed(notice),
+            Input::Seen(seen) => {
+                self.has_seen(*seen);
+                Ok(())
+            }
+            Input::Written { read } => {
+                (self.is_writing, self.is_read) = (false, self.is_read && read);
+                Ok(())
+            }
+        }
+    }
+
+    fn heed(&mut self, notice: Notice) -> Result<()> {
+        match notice {
+            Notice::Began(image, beginning) => self.has_begun(image, &beginning),
+            Notice::Resumed(image, since) => {
+                self.handle(image, Event::Recorded(since));
+                Ok(())
+            }
+            Notice::Mapped(image) => {
+                if let Some(attached) = self.attached.iter().find(|attached| attached.image() == image) {
+                    let pid = attached.pid();
+                    self.attach_go_libraries(pid, image);
+                }
+                Ok(())
+            }
+            Notice::Ended { image, signal } => {
+                self.has_ended(image, signal);
+                Ok(())
+            }
+            Notice::SharerEnded(image) => {
+                let process_scope = self.probes.scope() == Scope::Process;
+                if let Some(attached) = self.find(image).filter(|_| process_scope) {
+                    attached.was_shared();
+                }
+                Ok(())
+            }
+            Notice::FirstThreadEnded(image) => {
+                if let Some(attached) = self.attached.iter_mut().find(|attached| attached.image() == image)
+                    && attached.move_to_another_thread(&mut self.probes)
+                {
+                    self.interruptions += 1;
+                    self.send(Request::Interrupted(monotonic()))?;
+                }
+                Ok(())
+            }
+            // Of which process it was is not said: few use this way.
+            Notice::ReturnDeclined => {
+                self.attached.iter_mut().for_each(|attached| attached.leave_returns_alone(&mut self.probes));
+                Ok(())
+            }
+        }
+    }
+
+    /// Somebody has looked at a process that was of this image then.
+    fn has_seen(&mut self, Seen { image, what }: Seen) {
+        let Some(at) = self.attached.iter().position(|attached| attached.image() == image) else { return };
+        let actions = self.attached[at].was_seen(what, &self.probes);
+        self.act(image, actions);
+    }
+
+    /// Tells the life of an image what has become known, and does what it asks for.
+    pub(super) fn handle(&mut self, image: Image, event: Event) {
+        let Some(attached) = self.find(image) else { return };
+        let actions = attached.handle(event);
+        self.act(image, actions);
+    }
+
+    /// Does what the life of an image asks for.
+    pub(super) fn act(&mut self, image: Image, actions: Vec<Action>) {
+        let mut actions = VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            let Some(at) = self.attached.iter().position(|attached| attached.image() == image) else { return };
+            match action {
+                Action::Look => self.lookers.ask(image, self.attached[at].pid()),
+                Action::Probe => actions.extend(self.attached[at].probe(&mut self.probes)),
+                Action::Enable => self.enable_found(at),
+                // The collector's end shows elsewhere.
+                Action::Resume => drop(self.requests.send(Request::Resume(image))),
+            }
+        }
+    }
+
+    /// Has a process recorded of which it was found what it allocates with.
+    fn enable_found(&mut self, at: usize) {
+        let attached = &mut self.attached[at];
+        let Some(space) = attached.take_space() else { return };
+        let attached = &self.attached[at];
+        let (pid, image, flags) = (attached.pid(), attached.image(), self.flags(attached));
+        if attached.is_of_go() && self.config.go_heap != GoHeapChoice::Off && !self.has_go(image) {
+            self.attach_go_of_running(pid, image);
+        }
+        // The collector's end shows elsewhere.
+        let _ = self.requests.send(Request::Enable { pid, image, space, flags });
+    }
+
+    /// What comes round regularly.
+    pub(super) fn heartbeat(&mut self) {
+        self.probes.programs.pass_diagnostics();
+        self.tick();
+        if self.last_beat.elapsed() < HEARTBEAT {
+            return;
+        }
+        self.last_beat = Instant::now();
+        self.goroutines.tick(Instant::now());
+        let go = &self.go;
+        self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
+        self.look_at_libraries();
+    }
+
+    /// Lets the lives of processes go on, where something is due.
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let is_due = |attached: &&Attached| attached.life().next().is_some_and(|next| next <= now);
+        let due: Vec<Image> = self.attached.iter().filter(is_due).map(Attached::image).collect();
+        due.into_iter().for_each(|image| self.handle(image, Event::Tick));
+    }
+
+    /// Looks whether the probes are still where they were put.
+    pub(super) fn keep_probes(&mut self) -> Result<()> {
+        for index in 0..self.attached.len() {
+            if self.attached[index].keep_probes(&mut self.probes) {
+                self.send(Request::Interrupted(monotonic()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The same for the last time: what seems to be gone may be so because of an exec, which is heard of in a moment.
+    pub(super) fn keep_probes_to_the_end(&mut self) -> Result<()> {
+        self.attached.iter_mut().for_each(Attached::look_now);
+        self.keep_probes()?;
+        if self.attached.iter().any(Attached::is_suspect) {
+            thread::sleep(2 * SUSPENSE);
+            while let Some(input) = self.inputs.next_of_those_there() {
+                self.take_in(input)?;
+            }
+            self.keep_probes()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! What reports are made of: everything that is known of the trace at a moment.
+
+use anyhow::Result;
+use hashbrown::HashSet;
+
+use super::Session;
+use crate::{
+    attach::Attached,
+    collector::{Request, Snapshot},
+    event::Image,
+    present::{GoTrace, Trace},
+    process::opener,
+    profile::Process,
+    writer::Material,
+};
+
+impl Session {
+    /// Of a short report.
+    pub(super) fn interval(&mut self) -> Result<Material> {
+        // Before the collector is asked, so that it knows the stacks of all samples.
+        let go = &self.go;
+        self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), false);
+        let go = self.go_traces(false);
+        let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
+        Ok(self.material(snapshot, go))
+    }
+
+    /// Of the last report: recording ends here.
+    pub(super) fn last(&mut self) -> Result<Material> {
+        self.goroutines.finish();
+        let go = &self.go;
+        self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
+        let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
+        self.learn_of_ends();
+        // After the collector has passed the last samples on.
+        let go = self.go_traces(true);
+        Ok(self.material(snapshot, go))
+    }
+
+    /// Reads what memory all processes have as recording begins.
+    pub(super) fn read_memory(&mut self) {
+        for attached in &self.attached {
+            self.coverage.begin(attached.pid(), attached.image());
+        }
+    }
+
+    fn material(&mut self, snapshot: Snapshot, go: Vec<GoTrace>) -> Material {
+        let mut notes = self.notes.clone();
+        if self.interruptions > 0 {
+            notes.push(
+                "the first thread of the process ended while it was traced; the probes were moved to another thread, \
+                 and frees of that moment may be missing"
+                    .to_owned(),
+            );
+        }
+        let filtered = self.config.sizes != (0, u64::MAX);
+        if filtered {
+            notes.push(
+                "a size filter is on: frees of blocks outside it count as unmatched, and whether growth of memory is \
+                 explained is not known"
+                    .to_owned(),
+            );
+        }
+        for attached in self.processes() {
+            notes.extend(attached.life().notes());
+        }
+        let heard: HashSet<Image> = snapshot.stacks.iter().map(|stack| stack.image).collect();
+        let unheard = |attached: &&Attached| attached.life().was_not_looked_at() && !heard.contains(&attached.image());
+        let unheard = self.processes().filter(unheard).count() as u64;
+        notes.extend(self.note_on_late_ones(unheard));
+        notes.extend(self.unseen_heaps.iter().cloned());
+        notes.extend(self.goroutines.notes());
+        notes.extend(opener::notes());
+        let mut processes: Vec<Process> = self.processes().map(Attached::target).collect();
+        for (process, attached) in processes.iter_mut().zip(self.attached.iter().chain(&self.over)) {
+            let go =
+                go.iter().filter(|go| go.image == attached.image()).map(GoTrace::held).fold(0, u64::saturating_add);
+            if !(attached.life().came_later() && attached.is_over()) {
+                process.memory = self.coverage.memory(attached.image(), go, attached.probed());
+            }
+            if let Some(memory) = process.memory.as_mut().filter(|_| filtered) {
+                // What is filtered out cannot be told from what is not seen.
+                (memory.unexplained, memory.reasons) = (0, Vec::new());
+            }
+        }
+        let trace = Trace {
+            started: self.started,
+            duration: self.clock.elapsed(),
+            processes,
+            selected: self.selected,
+            filtered,
+            unseen_spans: unheard
+                + self.found_late
+                + self
+                    .processes()
+                    .map(|attached| attached.life().unseen_spans() + u64::from(attached.life().late().is_some()))
+                    .sum::<u64>(),
+            unseen_heaps: self.unseen_heaps.len() as u64,
+            notes,
+        };
+        Material { trace, snapshot, go, goroutines: self.goroutines.groups() }
+    }
+}
