@@ -1,5 +1,6 @@
 //! Bytes of the ring buffer to [`Event`]s. A record that makes no sense is a counted error, never a panic.
 
+use bytes::{Buf as _, TryGetError};
 use tracer_ebpf::{Header, MAX_FRAMES, kind, origin};
 
 /// Process id (thread group id) of a traced process.
@@ -150,7 +151,7 @@ pub struct Frames<'a>(&'a [u8]);
 impl Frames<'_> {
     /// The places, leaf first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = u64> + ExactSizeIterator {
-        self.0.chunks_exact(8).map(|bytes| word(bytes, 0))
+        self.0.chunks_exact(8).map(|mut bytes| bytes.try_get_u64_ne().unwrap_or_default())
     }
 }
 
@@ -158,29 +159,35 @@ impl Frames<'_> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unintelligible;
 
+/// What is read beyond the end of a record.
+impl From<TryGetError> for Unintelligible {
+    fn from(_: TryGetError) -> Self {
+        Self
+    }
+}
+
 /// Reads one record as the BPF side wrote it (native byte order, layouts in `tracer_ebpf`).
 ///
 /// # Errors
 /// [`Unintelligible`] when the record is shorter than its kind needs, or its kind is unknown.
 #[inline]
-pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
-    if record.len() < 16 {
-        return Err(Unintelligible);
-    }
-    let header = Header(word(record, 0));
+pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
+    let header = Header(record.try_get_u64_ne()?);
     let origin = Origin { image: Image(header.image()), tid: header.tid(), slot: header.slot() };
-    let addr = word(record, 1);
+    let body = &mut record;
     let event = match header.kind() {
-        kind::ALLOC => Event::Alloc(allocation(record)?),
-        kind::FREE => Event::Free(addr),
-        kind::REALLOC_TAKE => Event::ReallocTake(addr),
-        kind::REALLOC_DONE => Event::ReallocDone(allocation(record)?),
-        kind::REALLOC_FAILED => Event::ReallocFailed(addr),
-        kind::REALLOC_FREED => Event::ReallocFreed(addr),
-        kind::STACK => stack(record)?,
-        kind::GO_SAMPLE => go_sample(record)?,
-        kind::UNKNOWN_FILE => unknown_file(record)?,
-        kind::BEGAN => began(record, header.slot())?,
+        kind::ALLOC => Event::Alloc(allocation(body)?),
+        kind::FREE => Event::Free(body.try_get_u64_ne()?),
+        kind::REALLOC_TAKE => Event::ReallocTake(body.try_get_u64_ne()?),
+        kind::REALLOC_DONE => Event::ReallocDone(allocation(body)?),
+        kind::REALLOC_FAILED => Event::ReallocFailed(body.try_get_u64_ne()?),
+        kind::REALLOC_FREED => Event::ReallocFreed(body.try_get_u64_ne()?),
+        kind::STACK => stack(body)?,
+        kind::GO_SAMPLE => go_sample(body)?,
+        kind::UNKNOWN_FILE => unknown_file(body)?,
+        kind::BEGAN => began(body, header.slot())?,
+        // The time of these is of no use.
+        kind::THREAD_EXIT | kind::ENDED | kind::SHARER_ENDED if body.remaining() < 8 => return Err(Unintelligible),
         kind::THREAD_EXIT => Event::ThreadExit,
         kind::ENDED => Event::Ended { signal: Some(header.slot()).filter(|signal| *signal > 0) },
         kind::SHARER_ENDED => Event::SharerEnded,
@@ -190,15 +197,12 @@ pub fn parse(record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
 }
 
 #[inline]
-fn allocation(record: &[u8]) -> Result<Allocation, Unintelligible> {
-    if record.len() < size_of::<tracer_ebpf::Block>() {
-        return Err(Unintelligible);
-    }
-    Ok(Allocation { addr: word(record, 1), size: word(record, 2), stack: word(record, 3), time: word(record, 4) })
+fn allocation(body: &mut &[u8]) -> Result<Allocation, Unintelligible> {
+    let (addr, size) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    Ok(Allocation { addr, size, stack: body.try_get_u64_ne()?, time: body.try_get_u64_ne()? })
 }
 
-fn began(record: &[u8], how: u8) -> Result<Event<'_>, Unintelligible> {
-    let comm: Option<&[u8; 16]> = record.get(24..).and_then(<[u8]>::first_chunk);
+fn began<'a>(body: &mut &[u8], how: u8) -> Result<Event<'a>, Unintelligible> {
     let how = match u32::from(how) {
         origin::EXEC => How::Exec,
         origin::EXEC_BY_OTHER_THREAD => How::ExecByOtherThread,
@@ -207,43 +211,30 @@ fn began(record: &[u8], how: u8) -> Result<Event<'_>, Unintelligible> {
         origin::NEWCOMER => How::Newcomer,
         _ => return Err(Unintelligible),
     };
-    let (pid, parent) = (word(record, 2) as u32, Image((word(record, 2) >> 32) as u32));
-    Ok(Event::Began(Beginning { pid, parent, how, comm: *comm.ok_or(Unintelligible)?, time: word(record, 1) }))
+    let time = body.try_get_u64_ne()?;
+    let (pid, parent) = (body.try_get_u32_ne()?, Image(body.try_get_u32_ne()?));
+    let mut comm = [0; 16];
+    body.try_copy_to_slice(&mut comm)?;
+    Ok(Event::Began(Beginning { pid, parent, how, comm, time }))
 }
 
-fn go_sample(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
-    if record.len() < size_of::<tracer_ebpf::golang::Sample>() {
-        return Err(Unintelligible);
-    }
-    let (addr, size, charge, stack, time) =
-        (word(record, 1), word(record, 2), word(record, 3), word(record, 4), word(record, 5));
-    let (sweepgen, class) = (word(record, 6) as u32, (word(record, 6) >> 32) as u8);
+fn go_sample<'a>(body: &mut &[u8]) -> Result<Event<'a>, Unintelligible> {
+    let (addr, size, charge) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    let (stack, time) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    let (sweepgen, class) = (body.try_get_u32_ne()?, body.try_get_u32_ne()? as u8);
     Ok(Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }))
 }
 
-fn unknown_file(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
-    if record.len() < size_of::<tracer_ebpf::unwind::UnknownFile>() {
-        return Err(Unintelligible);
-    }
-    Ok(Event::UnknownFile(UnknownFile { number: word(record, 1) as u32, start: word(record, 2), end: word(record, 3) }))
+fn unknown_file<'a>(body: &mut &[u8]) -> Result<Event<'a>, Unintelligible> {
+    let number = body.try_get_u64_ne()? as u32;
+    Ok(Event::UnknownFile(UnknownFile { number, start: body.try_get_u64_ne()?, end: body.try_get_u64_ne()? }))
 }
 
-fn stack(record: &[u8]) -> Result<Event<'_>, Unintelligible> {
-    let head = size_of::<tracer_ebpf::StackHead>();
-    if record.len() < head {
-        return Err(Unintelligible);
-    }
-    let counts = word(record, 2);
-    let (count, end) = (counts as u32 as usize, (counts >> 32) as u32);
-    let frames = record.get(head..head + 8 * count.min(MAX_FRAMES)).ok_or(Unintelligible)?;
-    Ok(Event::Stack { id: word(record, 1), frames: Frames(frames), end })
-}
-
-/// The `index`-th 64-bit word; 0 beyond the end, which callers have ruled out.
-#[inline]
-fn word(bytes: &[u8], index: usize) -> u64 {
-    let at = index * 8;
-    bytes.get(at..at + 8).and_then(|word| word.try_into().ok()).map_or(0, u64::from_ne_bytes)
+fn stack<'a>(body: &mut &'a [u8]) -> Result<Event<'a>, Unintelligible> {
+    let id = body.try_get_u64_ne()?;
+    let (count, end) = (body.try_get_u32_ne()? as usize, body.try_get_u32_ne()?);
+    let frames = body.get(..8 * count.min(MAX_FRAMES)).ok_or(Unintelligible)?;
+    Ok(Event::Stack { id, frames: Frames(frames), end })
 }
 
 #[cfg(test)]
