@@ -16,12 +16,7 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 
 pub use self::go::GoTrace;
-use self::{
-    containers::ContainerNames,
-    go::without_runtime,
-    names::Names,
-    processes::{ByImage, with_ancestors},
-};
+use self::{containers::ContainerNames, go::without_runtime, names::Names, processes::ByImage};
 use crate::{
     collector::{Snapshot, StackSnapshot, Trail},
     event::{Image, Pid},
@@ -120,14 +115,9 @@ impl Presenter {
             let uncertain = &mut processes[place].quality.uncertain_bytes;
             *uncertain = uncertain.saturating_add(stack.uncertain_bytes);
         }
-        // A process that was started may have nothing to allocate, and so may one that only starts others.
-        let loud = processes.iter().filter(|process| !process.quality.silent).map(|process| process.image);
-        let loud = with_ancestors(loud, &processes);
-        let silent = |process: &&Process| {
-            let others_are_heard = selected && !loud.is_empty() || filtered && quality.recorded_events > 0;
-            process.parent.is_none() && !loud.contains(&process.image) && !others_are_heard
-        };
-        quality.silent_targets = processes.iter().filter(silent).count() as u64;
+        let others_are_heard = selected && processes.iter().any(|process| !process.quality.silent)
+            || filtered && quality.recorded_events > 0;
+        quality.silent_targets = if others_are_heard { 0 } else { processes::silent(&processes) };
         let memories = processes.iter().filter_map(|process| process.memory.as_ref());
         for memory in memories.filter(|memory| !memory.is_explained()) {
             quality.unexplained_bytes = quality.unexplained_bytes.saturating_add(memory.unexplained);

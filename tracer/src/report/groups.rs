@@ -31,9 +31,9 @@ pub(super) enum Key<'a> {
 
 impl<'a> Key<'a> {
     /// What a process is put together with others by.
-    pub(super) fn of(process: &'a Process, by: By) -> Self {
+    pub(super) fn of(process: &'a Process, index: &Index<'a>, by: By) -> Self {
         match (by, &process.place.container) {
-            (By::Program, _) => Self::Program(Program::of(process)),
+            (By::Program, _) => Self::Program(index.program(process)),
             (By::Process, _) => Self::Process(process.image),
             (By::Cgroup, _) => Self::Cgroup(process.place.cgroup.as_deref()),
             (By::Container, Some(container)) => Self::Container(container),
@@ -116,8 +116,8 @@ impl MemorySum {
 pub(super) fn groups<'a>(profile: &'a Profile, index: &Index<'a>, by: By) -> Vec<Group<'a>> {
     let some_live = !profile.has_ended();
     let key = |process: &'a Process| match by {
-        By::Process if some_live && process.ended.is_some() => Key::of(process, By::Program),
-        _ => Key::of(process, by),
+        By::Process if some_live && process.ended.is_some() => Key::of(process, index, By::Program),
+        _ => Key::of(process, index, by),
     };
     let mut places: HashMap<Key<'a>, usize> = HashMap::new();
     let mut all: Vec<Group<'a>> = Vec::new();
@@ -128,7 +128,7 @@ pub(super) fn groups<'a>(profile: &'a Profile, index: &Index<'a>, by: By) -> Vec
             all.push(Group::new(key, process));
         }
         let group = &mut all[place];
-        group.programs.insert(Program::of(process));
+        group.programs.insert(index.program(process));
         group.images.push(process.image);
         *(if process.ended.is_some() { &mut group.ended } else { &mut group.live }) += 1;
         group.memory.add(process);

@@ -7,8 +7,7 @@ use hashbrown::HashMap;
 use super::name;
 use crate::profile::{Process, Profile, Runtime, StackEntry};
 
-/// What makes two processes the same program: the executable, or the name where that is not known. Of what interprets programs
-/// (Python, Ruby, ...) the name tells them apart, too.
+/// What makes two processes the same program: the executable; of what interprets programs (Python, Ruby, ...) the name, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Program<'a> {
     exe: &'a str,
@@ -16,8 +15,8 @@ pub(super) struct Program<'a> {
 }
 
 impl<'a> Program<'a> {
-    /// That of a process.
-    pub(super) fn of(process: &'a Process) -> Self {
+    /// That of a process by itself: the name where the executable is not known.
+    fn of(process: &'a Process) -> Self {
         let (exe, comm) = (&*process.exe, &*process.comm);
         let by_name = exe.is_empty() || Runtime::of_file(exe).is_some();
         Self { exe, comm: if by_name { comm } else { "" } }
@@ -36,17 +35,25 @@ pub(super) struct Index<'a> {
     by_pid: HashMap<u32, Option<&'a Process>>,
     /// What each program is called; `None` where its processes have several names.
     names: HashMap<Program<'a>, Option<&'a str>>,
+    /// Programs with a known executable by the names of their processes; `None` where there are several of a name.
+    by_name: HashMap<&'a str, Option<Program<'a>>>,
 }
 
 impl<'a> Index<'a> {
     pub(super) fn new(profile: &'a Profile) -> Self {
         let mut names: HashMap<Program<'a>, Option<&'a str>> = HashMap::new();
+        let mut by_name: HashMap<&'a str, Option<Program<'a>>> = HashMap::new();
         for process in &profile.processes {
-            let name = names.entry(Program::of(process)).or_insert(Some(&process.comm));
+            let program = Program::of(process);
+            let name = names.entry(program).or_insert(Some(&process.comm));
             *name = name.filter(|name| *name == process.comm);
+            if !process.exe.is_empty() {
+                let of_name = by_name.entry(&process.comm).or_insert(Some(program));
+                *of_name = of_name.filter(|of_name| *of_name == program);
+            }
         }
         let by_image = profile.processes.iter().map(|process| (process.image, process)).collect();
-        Self { profile, by_image, by_pid: HashMap::new(), names }
+        Self { profile, by_image, by_pid: HashMap::new(), names, by_name }
     }
 
     /// The process of a stack; `None` when nothing is known of it.
@@ -57,6 +64,13 @@ impl<'a> Index<'a> {
     /// The process with an id, as [`Profile::process_of_pid`].
     pub(super) fn of_pid(&mut self, pid: u32) -> Option<&'a Process> {
         *self.by_pid.entry(pid).or_insert_with(|| self.profile.process_of_pid(pid))
+    }
+
+    /// The program of a process. One that was gone before its executable could be read is taken for the program whose processes have
+    /// its name, if there is only one.
+    pub(super) fn program(&self, process: &'a Process) -> Program<'a> {
+        let known = self.by_name.get(&*process.comm).filter(|_| process.exe.is_empty());
+        known.copied().flatten().unwrap_or_else(|| Program::of(process))
     }
 
     /// What a program is called: the name of its processes, or that of the executable where they have several. Safe to show.
@@ -90,12 +104,21 @@ mod tests {
             of(4, "celery", "/usr/bin/python3.11"),
             of(5, "gone", ""),
             of(6, "", ""),
+            of(7, "celery", ""),
+            of(8, "tool", "/usr/bin/tool"),
+            of(9, "tool", "/usr/local/bin/tool"),
+            of(10, "tool", ""),
         ];
         let index = Index::new(&profile);
-        let programs: Vec<Program<'_>> = profile.processes.iter().map(Program::of).collect();
+        let programs: Vec<Program<'_>> = profile.processes.iter().map(|process| index.program(process)).collect();
         assert_eq!(programs[0], programs[1]);
         let names: Vec<_> = programs.iter().map(|program| index.name_of(*program)).collect();
-        assert_eq!(names, ["service", "service", "gunicorn", "celery", "gone", "[no name]"]);
+        assert_eq!(
+            names,
+            ["service", "service", "gunicorn", "celery", "gone", "[no name]", "celery", "tool", "tool", "tool"]
+        );
+        assert_eq!(programs[6], programs[3], "by its name");
+        assert!(programs[9].exe().is_empty(), "it may be either");
     }
 
     #[test]

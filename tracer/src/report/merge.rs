@@ -40,11 +40,12 @@ impl<'a> Merged<'a> {
         let (mut elements, mut stacks) = (Vec::new(), Vec::new());
         // Side by side where there are both.
         let heaps = profile.has_several_heaps();
-        for Amount { process, pid, heap, frames, amount } in amounts(profile, value) {
+        let mut index = Index::new(profile);
+        for Amount { process, pid, heap, frames, amount } in amounts(profile, &mut index, value) {
             if amount > 0 {
                 let start = elements.len();
                 if let By::Cgroup | By::Container = by {
-                    elements.push(names.of_group(process.map(|process| Key::of(process, by))));
+                    elements.push(names.of_group(process.map(|process| Key::of(process, &index, by))));
                 }
                 elements.push(names.of_process(process, pid, by));
                 elements.extend(heap.filter(|_| heaps).map(|heap| names.of_heap(heap)));
@@ -96,8 +97,7 @@ struct Amount<'a> {
     amount: u64,
 }
 
-fn amounts(profile: &Profile, value: Value) -> Vec<Amount<'_>> {
-    let mut index = Index::new(profile);
+fn amounts<'a>(profile: &'a Profile, index: &mut Index<'a>, value: Value) -> Vec<Amount<'a>> {
     match profile.kind {
         Kind::Heap => {
             let of = profile.stacks.iter().map(|entry| Amount {

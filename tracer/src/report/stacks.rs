@@ -33,8 +33,8 @@ pub(super) fn merged<'a>(profile: &'a Profile, index: &Index<'a>, by: By) -> Vec
     let mut all: Vec<Merged<'a>> = Vec::with_capacity(profile.stacks.len());
     for stack in &profile.stacks {
         let process = index.of_stack(stack);
-        let program = process.map(Program::of);
-        let group = process.map_or(Key::Process(stack.image), |process| Key::of(process, by));
+        let program = process.map(|process| index.program(process));
+        let group = process.map_or(Key::Process(stack.image), |process| Key::of(process, index, by));
         let holds = stack.values.outstanding_blocks > 0;
         let lives = holds && process.is_none_or(|process| process.ended.is_none());
         let next = all.len();

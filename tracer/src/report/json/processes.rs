@@ -73,6 +73,8 @@ impl Serialize for OneGroup<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (by, group) = self.0;
         let Process { comm, exe, place, .. } = group.first;
+        // Of the first one it may not be known.
+        let exe = if let Key::Program(program) = group.key { program.exe() } else { exe };
         let mut object = serializer.serialize_map(None)?;
         match by {
             By::Program | By::Process => {
