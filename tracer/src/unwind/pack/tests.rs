@@ -168,6 +168,31 @@ fn borders_of_page_shards() {
 }
 
 #[test]
+fn room_of_what_is_removed_is_used_again() {
+    let (mut packed, mut kernel) = nearly_full_shard();
+    let tables: Vec<Table> =
+        (1..6).map(|n| table(n << 32, &[(1, 8), (700, 16), (3, 8), (5000, 24)].repeat(100 * n as usize))).collect();
+    let mut placed: Vec<Placed> = tables.iter().map(|table| packed.add(table).unwrap()).collect();
+    kernel.write(packed.changed());
+    let lengths = (packed.pages.len(), packed.rows.len(), packed.size());
+    for turn in 0..20 {
+        // The largest first, so that the others may take its room.
+        let gone = [[4, 1], [3, 0], [2, 4]][turn % 3];
+        gone.iter().for_each(|gone| packed.remove(&placed[*gone]));
+        for gone in gone {
+            placed[gone] = packed.add(&tables[gone]).unwrap();
+        }
+        kernel.write(packed.changed());
+        placed.iter().zip(&tables).for_each(|(placed, table)| check(&packed, &kernel, placed, table));
+    }
+    assert_eq!(packed.size(), lengths.2);
+    assert!(packed.pages.len() <= 2 * lengths.0 && packed.rows.len() <= 2 * lengths.1, "{lengths:?}");
+    placed.iter().for_each(|placed| packed.remove(placed));
+    let (rest, _) = nearly_full_shard();
+    assert_eq!((packed.pages.len(), packed.rows.len()), (rest.pages.len(), rest.rows.len()));
+}
+
+#[test]
 fn changes_are_told_once() {
     let mut packed = Packed::default();
     packed.add(&table(0x1000, &[(100, 8)])).unwrap();
