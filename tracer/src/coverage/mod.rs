@@ -8,6 +8,7 @@ mod account;
 mod reasons;
 
 use std::{
+    io::{self, Read as _},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -20,6 +21,7 @@ use crate::{
     process::{
         memory_map::{self, Region, Usage},
         root::ProcessDirectory,
+        status,
     },
     profile::{Area, Memory, Reason},
 };
@@ -28,6 +30,8 @@ use crate::{
 const WORTH_A_LOOK: u64 = 8 << 20;
 /// How many times as long as a look at all mappings took the next one waits, between reports.
 const REST: u32 = 100;
+/// How long counters are read at a time: not all, where there are thousands of processes.
+const BUDGET: Duration = Duration::from_millis(20);
 /// How long the end of a trace waits for the search for reasons.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// The part of unexplained memory, as 1 of so many, that a kind of memory must have to be named.
@@ -37,13 +41,16 @@ const WORTH_A_WORD: u64 = 20;
 pub struct Coverage {
     requests: Requests,
     processes: Vec<Process>,
+    /// Which of them is looked at first.
+    next: usize,
     started: Instant,
 }
 
 struct Process {
     pid: Pid,
     image: Image,
-    directory: ProcessDirectory,
+    /// Clock ticks since boot at its start. Its directory is opened for each look: thousands of processes would take all descriptors.
+    started: u64,
     begin: Begin,
     last: Reading,
     /// Gone when it was looked at last.
@@ -78,7 +85,7 @@ enum Search {
 impl Coverage {
     /// Of no process yet. The collector that takes `requests` knows what is recorded.
     pub fn new(requests: Requests) -> Self {
-        Self { requests, processes: Vec::new(), started: Instant::now() }
+        Self { requests, processes: Vec::new(), next: 0, started: Instant::now() }
     }
 
     /// An image has ended: what is known of its memory, as by [`memory`](Self::memory). Nothing is kept.
@@ -101,8 +108,9 @@ impl Coverage {
         if self.processes.is_empty() {
             self.started = now;
         }
-        let read = ProcessDirectory::open(pid).and_then(|directory| Ok((memory_map::usage(&directory)?, directory)));
-        let (usage, directory) = match read {
+        let read = ProcessDirectory::open(pid)
+            .and_then(|directory| Ok((start_time(&directory)?, memory_map::usage(&directory)?, directory)));
+        let (started, usage, directory) = match read {
             Ok(read) => read,
             Err(error) => return tracing::debug!("cannot read the memory of process {pid}: {error}"),
         };
@@ -112,17 +120,28 @@ impl Coverage {
         let begin = Begin { usage, regions: regions.ok() };
         let last = Reading { at: now, usage, recorded: 0, account: Account::default(), children: Vec::new() };
         let (ended, next_look, search) = (false, now, None);
-        self.processes.push(Process { pid, image, directory, begin, last, ended, next_look, search });
+        self.processes.push(Process { pid, image, started, begin, last, ended, next_look, search });
     }
 
     /// Looks at the counters, and further where they cannot be explained: what is known when a process ends before it is
     /// looked at again. Call it a few times a second.
     pub fn tick(&mut self, follows_go: impl Fn(Pid) -> bool) {
-        let Self { requests, processes, .. } = self;
+        let Self { requests, processes, next, .. } = self;
+        let begun = Instant::now();
         let images = processes.iter().map(|process| process.image).collect();
         let all = requests.ask(|reply| Request::Held { images, reply }).unwrap_or_default();
-        for (process, held) in processes.iter_mut().zip(all).filter(|(process, _)| !process.ended) {
-            process.tick(requests, held, follows_go(process.pid));
+        let count = processes.len().min(all.len());
+        for turn in 0..count {
+            let at = (*next + turn) % count;
+            let process = &mut processes[at];
+            if !process.ended {
+                process.tick(requests, all[at], follows_go(process.pid));
+            }
+            // The others are the first ones next time.
+            if begun.elapsed() > BUDGET {
+                *next = at + 1;
+                return;
+            }
         }
     }
 
@@ -151,10 +170,17 @@ impl Coverage {
 }
 
 impl Process {
+    /// Its directory in /proc.
+    fn open(&self) -> io::Result<ProcessDirectory> {
+        let directory = ProcessDirectory::open(self.pid)?;
+        // Its id may be another one's by now.
+        if start_time(&directory)? == self.started { Ok(directory) } else { Err(io::ErrorKind::NotFound.into()) }
+    }
+
     /// `recorded`: what it holds of what was recorded, bytes.
     fn tick(&mut self, requests: &Requests, recorded: u64, go: bool) {
         let at = Instant::now();
-        let Ok(usage) = memory_map::counted(&self.directory) else {
+        let Ok(usage) = self.open().and_then(|directory| memory_map::counted(&directory)) else {
             self.ended = true;
             return;
         };
@@ -164,22 +190,26 @@ impl Process {
             let children = std::mem::take(&mut self.last.children);
             self.last = Reading { at, usage, recorded, account, children };
         } else if at >= self.next_look {
-            self.look(requests, go);
-            self.next_look = Instant::now() + at.elapsed() * REST;
+            let waited = self.look(requests, go);
+            self.next_look = Instant::now() + at.elapsed().saturating_sub(waited) * REST;
         }
     }
 
-    fn look(&mut self, requests: &Requests, go: bool) {
+    /// Looks at all mappings; how long the collector was waited for.
+    fn look(&mut self, requests: &Requests, go: bool) -> Duration {
         let at = Instant::now();
-        let (Ok(usage), regions) = (memory_map::usage(&self.directory), memory_map::regions(&self.directory)) else {
+        let read = self.open().and_then(|directory| Ok((memory_map::usage(&directory)?, directory)));
+        let Ok((usage, directory)) = read else {
             self.ended = true;
-            return;
+            return Duration::ZERO;
         };
+        let regions = memory_map::regions(&directory);
+        let read = at.elapsed();
         let account = match (&self.begin.regions, regions) {
             // One that is about to end has no mappings any more, but does not say so.
             (_, Ok(end)) if end.is_empty() => {
                 self.ended = true;
-                return;
+                return Duration::ZERO;
             }
             (Some(begin), Ok(end)) => {
                 let pieces = account::pieces(begin, &end);
@@ -196,10 +226,12 @@ impl Process {
         };
         // After the records up to now have been taken in, which the question for what is covered sees to.
         let recorded = held(requests, self.image);
+        let waited = at.elapsed().saturating_sub(read);
         self.last = Reading { at, usage, recorded, account, children: reasons::children(self.pid) };
         if self.search.is_none() && !self.figures(0).is_explained() {
             self.search();
         }
+        waited
     }
 
     /// Searches for reasons, once.
@@ -262,6 +294,13 @@ impl Process {
             as_of: None,
         }
     }
+}
+
+/// Clock ticks since boot at the start of a process.
+fn start_time(directory: &ProcessDirectory) -> io::Result<u64> {
+    let mut text = Vec::new();
+    directory.file("stat")?.read_to_end(&mut text)?;
+    status::parse_stat(&text).map(|stat| stat.start_time).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn held(requests: &Requests, image: Image) -> u64 {
