@@ -161,6 +161,22 @@ impl History {
         Some(Series { times: Arc::clone(times), since, grain: 0.0, unknown_frees: None, young: None, values })
     }
 
+    /// Forgets what these stacks held, by their indexes: they are others from now on.
+    pub fn forget(&mut self, stacks: impl Iterator<Item = usize>) {
+        for stack in stacks {
+            let row = self.by_stack.get_mut(stack).map_or(NONE, |row| std::mem::replace(row, NONE));
+            if let Some(held) = self.rows.get_mut(row as usize) {
+                *held = Row::default();
+                self.free.push(row);
+            }
+        }
+    }
+
+    /// Forgets the frees of unknown blocks of an image that has ended: what it held grows no more.
+    pub fn forget_image(&mut self, image: Image) {
+        self.unknown_frees.remove(&image);
+    }
+
     /// Slots with looks in them.
     fn seen(&self) -> impl Iterator<Item = (usize, &Slot)> {
         self.slots.iter().enumerate().filter(|(_, slot)| slot.looks > 0)

@@ -7,6 +7,7 @@ mod blocks;
 mod footprint;
 mod history;
 mod process;
+mod recycle;
 mod stacks;
 mod trend;
 mod young;
@@ -77,6 +78,13 @@ impl Default for Left {
 }
 
 impl Left {
+    fn absorb(&mut self, other: &Self) {
+        self.bytes = self.bytes.saturating_add(other.bytes);
+        self.blocks += other.blocks;
+        self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
+        self.oldest = self.oldest.min(other.oldest);
+    }
+
     #[inline]
     fn add(&mut self, block: &Block, ambiguous: bool, uncertain_until: Option<u64>) {
         self.bytes = self.bytes.saturating_add(block.size);

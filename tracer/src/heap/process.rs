@@ -81,14 +81,14 @@ impl ProcessHeap {
     /// Drops everything, with what the books have of it: the process has become another program.
     pub(super) fn forget_all(self, books: &mut Books<'_>) {
         books.room.taken -= (self.blocks.len() + self.suspended.len()) as u64;
-        let is_own = |stack| books.stacks.image(stack) == self.image;
-        for (index, values) in books.usage.iter_mut().enumerate() {
-            if is_own(StackIndex::new(index)) {
+        let own: Vec<StackIndex> = books.stacks.of(self.image).collect();
+        for stack in &own {
+            if let Some(values) = books.usage.get_mut(stack.index()) {
                 *values = Values::default();
             }
         }
         if let Some(young) = books.young {
-            young.drop_stacks(is_own);
+            young.drop_stacks(&own);
         }
     }
 

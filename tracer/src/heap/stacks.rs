@@ -50,11 +50,15 @@ pub enum StackKind {
 }
 
 struct Stack {
+    /// Its id; 0 of a stand-in.
+    id: u64,
     image: Image,
     /// The one with the same id that came first. What is known of all of them is kept there.
     first: StackIndex,
     kind: StackKind,
     end: u32,
+    /// How many stacks have this as their first, this one included.
+    users: u32,
 }
 
 /// All stacks of a trace.
@@ -64,13 +68,25 @@ pub struct Stacks {
     firsts: HashMap<u64, StackIndex, foldhash::fast::FixedState>,
     /// The stand-in for stacks that did not fit, per image.
     full: HashMap<Image, StackIndex>,
+    /// Those of each image, the stand-in left out.
+    own: HashMap<Image, Vec<StackIndex>>,
     stacks: Vec<Stack>,
+    /// Indexes that are nobody's.
+    free: Vec<StackIndex>,
     max: usize,
 }
 
 impl Stacks {
     pub(super) fn new(max: usize) -> Self {
-        Self { by_id: HashMap::default(), firsts: HashMap::default(), full: HashMap::new(), stacks: Vec::new(), max }
+        Self {
+            by_id: HashMap::default(),
+            firsts: HashMap::default(),
+            full: HashMap::new(),
+            own: HashMap::new(),
+            stacks: Vec::new(),
+            free: Vec::new(),
+            max,
+        }
     }
 
     /// Index of a stack of an image by its id. Equal stacks of equal programs have the same one.
@@ -79,18 +95,78 @@ impl Stacks {
         if let Some(index) = self.by_id.get(&(image, id)) {
             return *index;
         }
-        let next = StackIndex::new(self.stacks.len());
         if self.by_id.len() >= self.max {
-            let index = *self.full.entry(image).or_insert(next);
-            if index == next {
-                self.stacks.push(Stack { image, first: next, kind: StackKind::TableFull, end: 0 });
-            }
-            return index;
+            return self.stand_in(image);
         }
+        let next = self.free.pop().unwrap_or(StackIndex::new(self.stacks.len()));
         let first = *self.firsts.entry(id).or_insert(next);
-        self.stacks.push(Stack { image, first, kind: StackKind::Unknown, end: 0 });
+        self.put(next, Stack { id, image, first, kind: StackKind::Unknown, end: 0, users: 0 });
+        self.stacks[first.index()].users += 1;
         self.by_id.insert((image, id), next);
+        self.own.entry(image).or_default().push(next);
         next
+    }
+
+    /// What stands for stacks of an image that did not fit.
+    pub(super) fn stand_in(&mut self, image: Image) -> StackIndex {
+        if let Some(index) = self.full.get(&image) {
+            return *index;
+        }
+        let next = self.free.pop().unwrap_or(StackIndex::new(self.stacks.len()));
+        let (kind, first) = (StackKind::TableFull, next);
+        self.put(next, Stack { id: 0, image, first, kind, end: 0, users: 1 });
+        self.full.insert(image, next);
+        next
+    }
+
+    fn put(&mut self, index: StackIndex, stack: Stack) {
+        match self.stacks.get_mut(index.index()) {
+            Some(place) => *place = stack,
+            None => self.stacks.push(stack),
+        }
+    }
+
+    /// Stacks of an image, its stand-in included.
+    pub fn of(&self, image: Image) -> impl Iterator<Item = StackIndex> {
+        self.own.get(&image).into_iter().flatten().chain(self.full.get(&image)).copied()
+    }
+
+    /// The images that have stacks of their own.
+    pub fn images(&self) -> impl Iterator<Item = Image> {
+        self.own.keys().copied()
+    }
+
+    /// Whether so many eighths of the room for stacks are taken.
+    pub fn fill(&self, eighths: usize) -> bool {
+        self.by_id.len() >= self.max / 8 * eighths
+    }
+
+    /// Gives up stacks of an image, whose indexes others may have from now on: those that are free by that. A stack whose places
+    /// others have by its index stays as long as they do.
+    pub(super) fn release(&mut self, image: Image, unwanted: &HashSet<StackIndex>) -> Vec<StackIndex> {
+        let Some(own) = self.own.get_mut(&image) else { return Vec::new() };
+        own.retain(|stack| !unwanted.contains(stack));
+        if own.is_empty() {
+            self.own.remove(&image);
+        }
+        let mut freed = Vec::new();
+        for &stack in unwanted {
+            let Stack { id, first, .. } = self.stacks[stack.index()];
+            self.by_id.remove(&(image, id));
+            self.stacks[first.index()].users -= 1;
+            if first != stack {
+                freed.push(stack);
+            }
+            if self.stacks[first.index()].users == 0 {
+                self.firsts.remove(&id);
+                freed.push(first);
+            }
+        }
+        for stack in &freed {
+            self.stacks[stack.index()].kind = StackKind::Unknown;
+        }
+        self.free.extend(&freed);
+        freed
     }
 
     /// Learns what an id stands for. Never overwrites: an id that is sent again says the same.
@@ -138,6 +214,11 @@ impl Stacks {
     /// Ids of these stacks, which are the first ones with them.
     pub fn ids(&self, firsts: &HashSet<StackIndex>) -> Vec<u64> {
         self.firsts.iter().filter(|(_, stack)| firsts.contains(*stack)).map(|(id, _)| *id).collect()
+    }
+
+    /// Id of a stack.
+    pub fn id(&self, stack: StackIndex) -> u64 {
+        self.stacks[stack.index()].id
     }
 
     /// Image that a stack belongs to.

@@ -64,9 +64,11 @@ impl Young {
     }
 
     /// Forgets what these stacks hold.
-    pub(super) fn drop_stacks(&mut self, of: impl Fn(StackIndex) -> bool) {
+    pub(super) fn drop_stacks(&mut self, stacks: &[StackIndex]) {
         for interval in &mut self.intervals {
-            interval.retain(|stack, _| !of(*stack));
+            for stack in stacks {
+                interval.remove(stack);
+            }
         }
     }
 
