@@ -2,11 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    io::Write as _,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Command, Stdio},
+    thread,
+    time::Duration,
 };
 
-use crate::harness::{Held, Outcome, Report, Run, compiled, require_root};
+use nix::sys::signal::Signal;
+
+use crate::harness::{Held, Outcome, Report, Run, compiled, require_root, slowness};
 
 /// What `hold()` has left in each process, as they say: `held PID BYTES BLOCKS`.
 pub(crate) fn told(output: &str) -> BTreeMap<u32, Held> {
@@ -106,4 +110,34 @@ fn of_a_running_process_alone() {
     let (outcome, _) = of_a_running_one(&[], "fork");
     let report = outcome.report(3);
     assert_eq!(report.outstanding(), Held { bytes: 1000, blocks: 1 });
+}
+
+/// Their beginnings find the ring buffer full: they are followed as soon as somebody looks, and that is told.
+#[test]
+fn that_began_unheard() {
+    require_root();
+    let mut command = Command::new(compiled("tree"));
+    let mut parent = command.args(["unheard", "wait"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let running = Run::pid(parent.id()).args(["--scope=file", "--buffer-size", "4KiB"]).start();
+    running.signal(Signal::SIGSTOP);
+    let mut input = parent.stdin.take().unwrap();
+    input.write_all(b"\n").unwrap();
+    let mut output = BufReader::new(parent.stdout.take().unwrap());
+    let mut line = String::new();
+    output.read_line(&mut line).unwrap();
+    assert_eq!(line, "begun\n");
+    running.signal(Signal::SIGCONT);
+    thread::sleep(Duration::from_millis(500) * slowness());
+    input.write_all(b"\n\n").unwrap();
+    let mut text = String::new();
+    output.read_to_string(&mut text).unwrap();
+    parent.wait().unwrap();
+    let report = running.outcome().report(3);
+    let mut truth = told(&text);
+    assert_eq!(truth.remove(&parent.id()), Some(Held { bytes: 1000, blocks: 1 }), "{text}");
+    let mut seen = reported(&report);
+    seen.remove(&parent.id());
+    assert_eq!((seen, truth.len()), (truth, 2), "{}", report.json["quality"]);
+    assert!(report.gaps().iter().any(|gap| gap == "unfollowed_processes"), "{:?}", report.gaps());
+    assert!(report.json["quality"]["notes"].to_string().contains("followed late"), "{}", report.json["quality"]);
 }

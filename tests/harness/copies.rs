@@ -15,6 +15,7 @@ use tracer::{
     bpf::{Config, Events, Links, Programs, StackCopies},
     probe::allocators::Shape,
     process::address_space::AddressSpace,
+    resolve::{Resolvers, Running},
     unwinder::Unwinder,
 };
 use tracer_ebpf::{StackCopy, Target};
@@ -32,7 +33,7 @@ pub(crate) struct Copies {
     copies: StackCopies,
     // What they hold must live as long.
     _events: Events,
-    _unwinder: Unwinder,
+    _running: Running,
 }
 
 impl Copies {
@@ -40,11 +41,13 @@ impl Copies {
         let config = Config { buffer_size: 1 << 20, stack_copies: true, ..Config::smallest() };
         let mut programs = Programs::load(config).unwrap();
         let mut events = programs.events().unwrap();
-        let mut unwinder = Unwinder::new(programs.tables().unwrap());
+        let (resolvers, running) = Resolvers::start(Unwinder::new(programs.tables().unwrap()), |_| {}).unwrap();
         let copies = programs.stack_copies().unwrap();
         let mut space = AddressSpace::new(pid);
         space.refresh().unwrap();
-        unwinder.follow(&space);
+        let (told, is_known) = std::sync::mpsc::channel();
+        resolvers.follow(space, move || told.send(()).unwrap());
+        is_known.recv().unwrap();
         events.enable(pid, Target::default()).unwrap();
         let allocator = attach::allocator(pid).unwrap().expect("it has an allocator");
         let allocates = allocator.functions.iter().filter(|function| function.shape != Shape::Free);
@@ -55,7 +58,7 @@ impl Copies {
         let file = allocator.module.open_path().unwrap();
         let task = NonZeroU32::new(pid).unwrap();
         links.attach(&mut programs, "copy_entry", &file, offsets, task).unwrap();
-        Self { pid, programs, links: Some(links), copies, _events: events, _unwinder: unwinder }
+        Self { pid, programs, links: Some(links), copies, _events: events, _running: running }
     }
 
     /// The next one.

@@ -203,12 +203,36 @@ static void by_hundreds(void) {
     wait_for_all();
 }
 
+static void wait_for_byte(void) {
+    char byte;
+    if (read(0, &byte, 1) < 0) abort();
+}
+
+// Two children that begin when nobody has read any record for a while, and hold something when somebody has.
+static void unheard(const char *self) {
+    for (int i = 0; i < 2000; i++) drop(hold(10), 10);
+    if (fork() == 0) {
+        child();
+        wait_for_byte();
+        leaf(10);
+    }
+    if (fork() == 0) {
+        execl(self, self, "leaf", "20", "wait", NULL);
+        abort();
+    }
+    usleep(200000);
+    if (write(1, "begun\n", 6) < 0) abort();
+    wait_for_all();
+}
+
 int main(int argc, char **argv) {
     const char *way = argc > 1 ? argv[1] : "";
     if (strcmp(way, "late leaf") == 0) sleep(1);
-    if (strstr(way, "leaf") != NULL) leaf(atoi(argv[2]));
-    char line;
-    if (argc > 2 && read(0, &line, 1) < 0) abort();
+    if (strstr(way, "leaf") != NULL) {
+        if (argc > 3) wait_for_byte();
+        leaf(atoi(argv[2]));
+    }
+    if (argc > 2) wait_for_byte();
     hold(1000);
     if (strcmp(way, "fork") == 0) by_fork();
     if (strcmp(way, "daemon") == 0) as_daemon();
@@ -220,5 +244,6 @@ int main(int argc, char **argv) {
     if (strcmp(way, "threads") == 0) by_threads();
     if (strcmp(way, "late") == 0) late("/proc/self/exe");
     if (strcmp(way, "hundreds") == 0) by_hundreds();
+    if (strcmp(way, "unheard") == 0) unheard("/proc/self/exe");
     end(5);
 }

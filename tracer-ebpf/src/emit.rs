@@ -14,7 +14,10 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, RingBuf},
 };
-use tracer_ebpf::{Address, Began, Block, Header, Loss, LostFree, Moment, Target, golang::Sample, unwind::UnknownFile};
+use tracer_ebpf::{
+    Address, Began, Block, Header, Loss, LostFree, MAX_LOST_BEGINNINGS, Moment, Target, golang::Sample,
+    unwind::UnknownFile,
+};
 
 /// The one channel to user space. Its size is set by user space before loading.
 #[map]
@@ -23,6 +26,10 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 /// Addresses whose free could not be sent, with the time of that free.
 #[map]
 static LOST_FREES: HashMap<LostFree, u64> = HashMap::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
+
+/// Beginnings of images that could not be sent, by image: user space takes them from here.
+#[map]
+static LOST_BEGINNINGS: HashMap<u32, Began> = HashMap::with_max_entries(MAX_LOST_BEGINNINGS, BPF_F_NO_PREALLOC);
 
 #[map]
 static LOSS: Array<Loss> = Array::with_max_entries(1, 0);
@@ -190,14 +197,27 @@ pub(crate) fn moment(header: Header) {
     }
 }
 
-/// The beginning of the image of process `pid`, which came from `parent`; whether it could be sent. The reader is woken: until it
-/// has looked at a new program, that may go unseen.
+/// What has become of the record of a beginning.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// It is on its way.
+    Sent,
+    /// It found the ring buffer full, and is kept until user space looks.
+    Kept,
+    /// Nobody will hear of it.
+    Lost,
+}
+
+/// The beginning of the image of process `pid`, which came from `parent`. The reader is woken: until it has looked at a new program,
+/// that may go unseen.
 #[inline(always)]
-pub(crate) fn began(header: Header, pid: u32, parent: u32) -> bool {
+pub(crate) fn began(header: Header, pid: u32, parent: u32) -> Told {
     let began = Began { header, time: now(), pid, parent, comm: bpf_get_current_comm().unwrap_or([0; 16]) };
-    let sent = output((&raw const began).cast(), size_of::<Began>() as u64, BPF_RB_FORCE_WAKEUP);
-    if !sent {
-        count_loss!(processes, 1);
+    if output((&raw const began).cast(), size_of::<Began>() as u64, BPF_RB_FORCE_WAKEUP) {
+        return Told::Sent;
     }
-    sent
+    let kept = LOST_BEGINNINGS.insert(header.image(), began, u64::from(BPF_ANY)).is_ok();
+    // After it is there.
+    count_loss!(processes, 1);
+    if kept { Told::Kept } else { Told::Lost }
 }

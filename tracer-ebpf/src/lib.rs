@@ -156,6 +156,9 @@ impl Header {
 /// recording began, to its end. Handed out once each, from 1 on by the BPF side, from [`FIRST_GIVEN_IMAGE`] on by user space.
 pub const IMAGE_MASK: u32 = (1 << 30) - 1;
 
+/// Most beginnings of images that are kept when the ring buffer is full.
+pub const MAX_LOST_BEGINNINGS: u32 = 1 << 13;
+
 /// First number of an image that user space hands out.
 pub const FIRST_GIVEN_IMAGE: u32 = 1 << 29;
 
@@ -385,7 +388,8 @@ pub struct Loss {
     pub returns_declined: u64,
     /// Records of beginnings and ends of processes and threads that found the ring buffer full.
     pub moments: u64,
-    /// Processes that were not followed: the table of processes was full, or the record of their beginning found the ring buffer full.
+    /// Processes that were not followed, or not at once: the table of processes was full, or the record of their beginning found the
+    /// ring buffer full.
     pub processes: u64,
     /// Sampled objects of Go programs whose address did not come to be known.
     pub unresolved: u64,

@@ -22,8 +22,8 @@ use aya_ebpf::{
 use tracer_ebpf::{
     Header, end, kind,
     unwind::{
-        Area, FileKey, FileTable, GENERATED, KernelMappings, MAX_FILES, MAX_SEGMENTS, Mapping, UnknownFile, changes,
-        epoch, file, place,
+        Area, FILE_NUMBERS, FileKey, FileTable, GENERATED, KernelMappings, MAX_FILES, MAX_SEGMENTS, Mapping,
+        UnknownFile, changes, epoch, file, file_slot, place,
     },
 };
 
@@ -55,11 +55,12 @@ static KERNEL_MAPPINGS: KernelMappings = KernelMappings {
     mm_changes: 0,
 };
 
-/// Numbers of files. An entry is never changed: whoever has looked one up may take its time.
+/// Numbers of files. An entry is never changed, and a number is never given twice; user space takes entries out, and waits until
+/// nobody runs who has looked one up before it gives what belongs to the number away.
 #[map]
 static FILES: HashMap<FileKey, u32> = HashMap::with_max_entries(MAX_FILES, 0);
 
-/// What is known of them, by number. Written by user space.
+/// What is known of them, by the last bits of their numbers. Written by user space, but for the number of one that is new.
 #[map]
 static TABLES: Array<FileTable> = Array::with_max_entries(MAX_FILES, 0);
 
@@ -251,9 +252,11 @@ fn settle(thread: &mut Thread, pc: u64, found: i64) -> u32 {
     (mapping.bias, mapping.first_page, mapping.pages, mapping.file) = (0, 0, 0, 0);
     if is_file {
         let number = number_of(&thread.walk.area.key);
-        let Some(table) = TABLES.get_ptr_mut(number).filter(|_| number != 0) else { return forget(thread) };
+        let Some(table) = table_of(number) else { return forget(thread) };
         // SAFETY: the pointer comes from a map lookup; user space sets the state last.
         let state = unsafe { core::ptr::read_volatile(&raw const (*table).state) };
+        // SAFETY: as above; whoever reads it asks for no more than that somebody was here.
+        unsafe { core::ptr::write_volatile(&raw mut (*table).met, 1) };
         if state != file::GENERATED {
             thread.walk.mapping.file = number;
         } else {
@@ -304,7 +307,17 @@ fn forget(thread: &mut Thread) -> u32 {
     end::UNKNOWN_FILE
 }
 
-/// The number of a file; 0 when there are too many. One that was never met is given the next.
+/// What is known of the file with this number, if it has one that still stands for it.
+#[inline(always)]
+fn table_of(number: u32) -> Option<*mut FileTable> {
+    let table = TABLES.get_ptr_mut(file_slot(number))?;
+    // SAFETY: the pointer comes from a map lookup.
+    let owner = unsafe { core::ptr::read_volatile(&raw const (*table).number) };
+    if number != 0 && owner == number { Some(table) } else { None }
+}
+
+/// The number of a file; 0 when there are too many. One that was never met is given the next whose slot is free: where the next
+/// is not, whoever asks again may have more luck.
 #[inline(always)]
 fn number_of(key: &FileKey) -> u32 {
     if let Some(number) = FILES.get_ptr(key) {
@@ -314,11 +327,22 @@ fn number_of(key: &FileKey) -> u32 {
     let Some(numbers) = NUMBERS.get_ptr_mut(0) else { return 0 };
     // SAFETY: the pointer comes from a map lookup.
     let number = unsafe { emit::atomic_next(numbers) };
-    if number >= u64::from(MAX_FILES) {
+    if number >= u64::from(FILE_NUMBERS) {
         return 0;
     }
-    let _ = FILES.insert(key, number as u32, u64::from(BPF_NOEXIST));
-    // Another thread may have been faster.
+    let Some(table) = TABLES.get_ptr_mut(file_slot(number as u32)) else { return 0 };
+    // SAFETY: the pointer comes from a map lookup. Nobody else has this number, nor soon another of this slot.
+    unsafe {
+        if core::ptr::read_volatile(&raw const (*table).number) != 0 {
+            return 0;
+        }
+        core::ptr::write_volatile(&raw mut (*table).number, number as u32);
+    }
+    if FILES.insert(key, number as u32, u64::from(BPF_NOEXIST)).is_err() {
+        // Another thread was faster, or there are too many.
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*table).number, 0) };
+    }
     // SAFETY: as above.
     FILES.get_ptr(key).map_or(0, |number| unsafe { *number })
 }
@@ -448,7 +472,7 @@ pub(crate) fn identify(address: u64) -> u32 {
     }
     // SAFETY: as above.
     let number = number_of(unsafe { &(*identified).key });
-    if let Some(table) = TABLES.get_ptr_mut(number) {
+    if let Some(table) = table_of(number) {
         // SAFETY: as above.
         unsafe { emit::atomic_add(&raw mut (*table).told, 1) };
     }

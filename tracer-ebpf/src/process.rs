@@ -16,7 +16,7 @@ use aya_log_ebpf::debug;
 use tracer_ebpf::{ExecStops, Header, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, TaskFields, kind, origin, target};
 
 use crate::{
-    emit::{self, count_loss},
+    emit::{self, Told, count_loss},
     thread::{self, Thread},
 };
 
@@ -251,12 +251,12 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     } else {
         origin::EXEC
     };
-    let sent = emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image);
-    if !sent {
-        // Nobody knows of it, and nobody would continue it.
+    let told = emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image);
+    if told == Told::Lost {
         forget_pause(&now);
         let _ = TARGETS.remove(tgid);
-    } else if flags & target::STOP_AT_EXEC != 0 {
+    } else if told == Told::Sent && flags & target::STOP_AT_EXEC != 0 {
+        // Only then: somebody will come soon to continue it.
         stop_current();
     }
 }
@@ -278,7 +278,7 @@ fn newcomer(pid_tgid: u64) {
         return;
     }
     thread::forget(pid_tgid);
-    if !emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0) {
+    if emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0) == Told::Lost {
         forget_pause(&new);
         let _ = TARGETS.remove(tgid);
     }
@@ -321,7 +321,7 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
         return;
     }
     let id = u64::from(child_tgid) << 32 | u64::from(child_tgid);
-    if !emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image) {
+    if emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image) == Told::Lost {
         forget_pause(&new);
         let _ = TARGETS.remove(child_tgid);
     }

@@ -20,8 +20,18 @@ pub const ROWS_PER_SHARD: usize = 1 << 16;
 /// Rules of all modules together.
 pub const MAX_RULES: usize = 1 << 15;
 
-/// Files that are told apart. Each is given a number below this when it is met for the first time.
+/// Files that are told apart at a time. Each is given a number when it is met for the first time, which no other file ever has; what is
+/// known of it is kept under the last bits of that number.
 pub const MAX_FILES: u32 = 1 << 14;
+
+/// Numbers of files are below this.
+pub const FILE_NUMBERS: u32 = 1 << 23;
+
+/// Index of what is known of the file with this number.
+#[inline(always)]
+pub const fn file_slot(number: u32) -> u32 {
+    number % MAX_FILES
+}
 
 /// Executable segments of a file that are known.
 pub const MAX_SEGMENTS: usize = 4;
@@ -92,7 +102,7 @@ pub mod place {
     /// Bits of the offset.
     const OFFSET: u32 = 40;
 
-    /// The byte at `offset` of the file with this number, which is below [`MAX_FILES`](super::MAX_FILES).
+    /// The byte at `offset` of the file with this number, which is below [`FILE_NUMBERS`](super::FILE_NUMBERS).
     #[inline(always)]
     pub const fn in_file(number: u32, offset: u64) -> u64 {
         FILE | (number as u64) << OFFSET | offset & ((1 << OFFSET) - 1)
@@ -109,7 +119,7 @@ pub mod place {
         if place & FILE == 0 {
             return None;
         }
-        Some(((place >> OFFSET) as u32 & 0x7f_ffff, place & ((1 << OFFSET) - 1)))
+        Some(((place >> OFFSET) as u32 & (super::FILE_NUMBERS - 1), place & ((1 << OFFSET) - 1)))
     }
 }
 
@@ -163,7 +173,7 @@ pub struct FileSegment {
     pub delta: u64,
 }
 
-/// What is known of a file; value of the map TABLES, by number.
+/// What is known of a file; value of the map TABLES, by [`file_slot`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileTable {
@@ -175,6 +185,10 @@ pub struct FileTable {
     pub first_page: u32,
     /// Number of its page entries; 0 when it has no table.
     pub pages: u32,
+    /// The file's number; 0 while the slot is no file's.
+    pub number: u32,
+    /// Whether some thread has found a mapping of it since this was last set to 0.
+    pub met: u32,
     /// Nothing.
     pub reserved: u32,
     /// Its executable segments.
@@ -290,11 +304,11 @@ pub struct KernelMappings {
 const _: () = {
     assert!(size_of::<Mapping>() == 48);
     assert!(size_of::<FileKey>() == 16);
-    assert!(size_of::<FileTable>() == 24 + 24 * MAX_SEGMENTS);
+    assert!(size_of::<FileTable>() == 32 + 24 * MAX_SEGMENTS);
     assert!(size_of::<Area>() == 64);
     assert!(size_of::<UnknownFile>() == 32);
     assert!(size_of::<KernelMappings>() == 68);
-    assert!(MAX_FILES <= 1 << 23); // as many bits as a place has for it
+    assert!(FILE_NUMBERS == 1 << (63 - 40)); // as many bits as a place has for it
 };
 
 #[cfg(test)]

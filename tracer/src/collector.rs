@@ -1,31 +1,37 @@
-//! The thread between kernel and report: takes events in, keeps the heap, turns addresses into places while the process
-//! lives, and hands out snapshots. It never waits for the presenting side.
+//! The thread between kernel and report: takes events in, keeps the heap, and hands out snapshots. It opens no file, looks into
+//! no process, and waits for nobody who does.
 
+mod images;
+mod intake;
+mod places;
 mod requests;
-mod tracked;
+mod snapshot;
 
 use std::{
-    sync::{Arc, mpsc},
-    time::Duration,
+    sync::mpsc,
+    time::{Duration, Instant},
 };
 
 use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::{Loss, LostFree, Target};
 
-pub use self::requests::{Request, Requested, Requests, channel};
-use self::tracked::{Tracked, begin, end, place};
+use self::{
+    images::Images,
+    intake::{GoHeap, Intake},
+    places::Places,
+};
+pub use self::{
+    requests::{Request, Requested, Requests, channel},
+    snapshot::{GoStack, Snapshot, StackSnapshot, Trail},
+};
 use crate::{
-    bpf::Events,
+    bpf::{Events, LostBeginnings},
     clock::monotonic,
-    event::{self, Beginning, Event, GoSample, How, Image, Origin, Pid},
-    go_heap,
-    golang::heap::Sample,
-    heap::{Counters, Heap, History, MAX_STACKS, Series, StackIndex, StackKind},
+    event::{self, Beginning, Image, Pid},
+    heap::{Heap, History, MAX_STACKS, StackIndex},
     memory::{self, Memory},
-    process::address_space::{AddressSpace, Place},
     profile::{UnwindTable, Values},
-    trails::{self, Sites, Trails},
-    unwinder::Unwinder,
+    resolve::{Resolved, Resolvers},
 };
 
 /// What the collector tells of its own accord.
@@ -52,107 +58,31 @@ pub enum Notice {
     Resumed(Image, u64),
 }
 
-/// What all stacks hold at one moment.
-pub struct Snapshot {
-    /// By stack, in no order.
-    pub stacks: Vec<StackSnapshot>,
-    /// Stacks of sampled objects of Go programs, in no order.
-    pub go_stacks: Vec<GoStack>,
-    /// What went through the heap.
-    pub counters: Counters,
-    /// What was lost.
-    pub loss: Loss,
-    /// Stacks whose addresses were forgotten: they are one in each process. How many hold nothing, and how many something.
-    pub folded: (u64, u64),
-    /// Records that made no sense.
-    pub unknown_records: u64,
-    /// What stacks were unwound by.
-    pub unwind_tables: Vec<UnwindTable>,
-}
-
-/// The stack of sampled objects of a Go program; what they are is known elsewhere.
-pub struct GoStack {
-    /// The process.
-    pub pid: Pid,
-    /// Identifies the stack within this trace.
-    pub stack: StackIndex,
-    /// Its addresses.
-    pub trail: Trail,
-    /// One of [`tracer_ebpf::end`].
-    pub end: u32,
-}
-
-/// What one stack holds.
-pub struct StackSnapshot {
-    /// The process.
-    pub pid: Pid,
-    /// Its image.
-    pub image: Image,
-    /// Identifies the stack within this trace.
-    pub stack: StackIndex,
-    /// Amounts.
-    pub values: Values,
-    /// Outstanding bytes that a lost free may have ended.
-    pub uncertain_bytes: u64,
-    /// Age of the oldest block.
-    pub oldest: Option<Duration>,
-    /// Bytes that it held in the course of time. `None` when it is not followed.
-    pub held: Option<Series>,
-    /// Its addresses.
-    pub trail: Trail,
-    /// One of [`tracer_ebpf::end`].
-    pub end: u32,
-}
-
-impl StackSnapshot {
-    /// Adds what another stack holds.
-    pub fn absorb(&mut self, other: &Self) {
-        self.values += other.values;
-        self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
-        self.oldest = self.oldest.max(other.oldest);
-        Series::absorb_into(&mut self.held, other.held.as_ref());
-    }
-}
-
-/// The addresses of a stack, as far as they are known.
-#[derive(Clone, Debug)]
-pub enum Trail {
-    /// Leaf first.
-    Known(Sites),
-    /// They were forgotten, for want of memory.
-    Folded,
-    /// The record was lost.
-    Lost,
-    /// There was no room for it.
-    TableFull,
-}
-
 /// How long to wait for records before looking for requests.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// Records taken in before requests and losses are looked at.
 const BATCH: usize = 1 << 17;
 /// Batches that are taken in before a question is answered: about what the buffer holds by default.
 const BACKLOG: usize = 16;
-/// Longest time without a look.
-const REFRESH_PERIOD: Duration = Duration::from_millis(250);
+/// How long a snapshot waits for places of stacks that are being looked up, and the last one.
+const SETTLING: Duration = Duration::from_millis(500);
+const LAST_SETTLING: Duration = Duration::from_secs(5);
+/// Eighths of the room for stacks that are taken when stacks are given up, and when there is enough room again.
+const MANY_STACKS: usize = 7;
+const ENOUGH_STACKS: usize = 5;
+/// Least time between two times that stacks are given up.
+const RECYCLE_PAUSE: Duration = Duration::from_secs(1);
 /// Time for programs that were running when recording was turned off to end.
 const GRACE: Duration = Duration::from_millis(5);
 
-/// A Go runtime whose sampled objects are passed on.
-struct GoHeap {
-    samples: go_heap::Inbox,
-    /// Those that have come since the last were passed on.
-    batch: Vec<Sample>,
-    stacks: HashSet<StackIndex>,
-}
-
-impl GoHeap {
-    fn pass_on(&mut self) {
-        if !self.batch.is_empty() {
-            // Whoever follows it may have given up.
-            let _ = self.samples.tell(go_heap::Input::Samples(std::mem::take(&mut self.batch)));
-        }
-    }
+/// A snapshot that somebody waits for.
+struct Asked {
+    /// When this has been settled.
+    number: u64,
+    /// When it is made anyway.
+    deadline: Instant,
+    min_age: Duration,
+    reply: mpsc::Sender<Snapshot>,
 }
 
 /// The collector's state. Belongs to its thread.
@@ -165,13 +95,19 @@ pub struct Collector {
     min_age: u64,
     /// Whether blocks of all sizes are recorded.
     all_sizes: bool,
-    images: HashMap<Image, Tracked>,
-    /// Images that have ended: of which process, and since when they were recorded.
-    ended: HashMap<Image, (Pid, u64)>,
-    /// Those of processes that others have started, whose blocks are still kept, and when they ended.
-    leaving: Vec<(Image, u64)>,
-    unwinder: Unwinder,
-    trails: Trails,
+    images: Images,
+    lost_beginnings: LostBeginnings,
+    recycle_next: Instant,
+    /// Images that began unheard, and for how long at most.
+    late: (u64, Duration),
+    places: Places,
+    /// What stacks are unwound by.
+    unwind_tables: Vec<UnwindTable>,
+    /// Snapshots that wait until the places of stacks are known.
+    asked: Vec<Asked>,
+    /// How often the resolvers were asked to settle, and how often they have.
+    settling: u64,
+    settled: u64,
     loss: Loss,
     unknown_records: u64,
     /// By image, and the number of the runtime in it.
@@ -184,8 +120,8 @@ impl Collector {
     /// A collector that reads `events`, obeys `requests` and calls `notify`, within `memory`. The growth that it tells of is that
     /// of blocks of at least `min_age`. `all_sizes`: no block is left out for its size.
     pub fn new(
-        events: Events,
-        unwinder: Unwinder,
+        (events, lost_beginnings): (Events, LostBeginnings),
+        resolvers: Resolvers,
         memory: Memory,
         (min_age, all_sizes): (Duration, bool),
         requests: Requested,
@@ -199,11 +135,15 @@ impl Collector {
             history: History::new(monotonic()),
             min_age,
             all_sizes,
-            images: HashMap::new(),
-            ended: HashMap::new(),
-            leaving: Vec::new(),
-            unwinder,
-            trails: Trails::default(),
+            images: Images::default(),
+            lost_beginnings,
+            recycle_next: Instant::now(),
+            late: (0, Duration::ZERO),
+            places: Places::new(resolvers),
+            unwind_tables: Vec::new(),
+            asked: Vec::new(),
+            settling: 0,
+            settled: 0,
             loss: Loss::default(),
             unknown_records: 0,
             go: HashMap::new(),
@@ -221,8 +161,8 @@ impl Collector {
             }
             self.account_for_loss();
             self.let_go();
+            self.recycle_stacks();
             self.keep_within_memory();
-            self.look_for_new_mappings();
             self.look_at_what_is_held();
             loop {
                 match self.requests.next() {
@@ -232,6 +172,7 @@ impl Collector {
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
             }
+            self.answer();
         }
     }
 
@@ -247,9 +188,10 @@ impl Collector {
 
     fn obey(&mut self, request: Request) {
         match request {
-            Request::Enable { pid, image, space, flags } => self.enable(pid, image, *space, flags),
+            Request::Enable { pid, image, flags } => self.enable(pid, image, flags),
+            Request::Resolved(resolved) => self.learn(resolved),
             Request::FollowGo { image, number, samples } => {
-                self.go.insert((image, number), GoHeap { samples, batch: Vec::new(), stacks: HashSet::new() });
+                self.go.insert((image, number), GoHeap::new(samples));
             }
             Request::Resume(image) => self.resume(image),
             Request::Drop(image) => self.drop_image(image),
@@ -257,11 +199,12 @@ impl Collector {
             Request::Ended(image) => {
                 self.take_in_all();
                 // Unless its own record has told.
-                if let Some(tracked) = self.images.get(&image) {
+                if let Some(tracked) = self.images.get(image) {
                     if let Err(error) = self.events.disable(tracked.pid, image) {
                         tracing::warn!("cannot stop recording process {}: {error}", tracked.pid);
                     }
-                    self.has_ended(image);
+                    self.images.end(image);
+                    self.places.resolvers().ended(image);
                     (self.notify)(Notice::Ended { image, signal: None });
                 }
             }
@@ -279,30 +222,62 @@ impl Collector {
                 let _ = reply.send(self.heap.covered(image, &ranges));
             }
             Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
-                // Nobody waits any more: nothing to do.
-                let _ = reply.send(self.snapshot(min_age));
+                self.places.ask();
+                let (number, deadline) = (self.have_settled(), Instant::now() + SETTLING);
+                self.asked.push(Asked { number, deadline, min_age, reply });
             }
         }
     }
 
-    /// Records an image from now on; of one that is recorded already, its mappings have been looked at.
-    fn enable(&mut self, pid: Pid, image: Image, space: AddressSpace, flags: u32) {
-        self.unwinder.follow(&space);
-        if let Some(tracked) = self.images.get_mut(&image) {
-            tracked.space = space;
-            tracked.place_the_rest(&mut self.heap, &self.unwinder, &mut self.trails);
+    /// Answers those who wait for a snapshot.
+    fn answer(&mut self) {
+        let is_due = |asked: &mut Asked| asked.number <= self.settled || Instant::now() >= asked.deadline;
+        let due: Vec<Asked> = self.asked.extract_if(.., is_due).collect();
+        for Asked { min_age, reply, .. } in due {
+            // Nobody may wait any more: nothing to do then.
+            let _ = reply.send(self.snapshot(min_age));
+        }
+    }
+
+    /// Has the resolvers settle, if some stack waits for them: the number of the last time that they are to.
+    fn have_settled(&mut self) -> u64 {
+        if !self.places.pending().is_empty() {
+            self.settling += 1;
+            self.places.resolvers().settle(self.settling);
+        }
+        self.settling
+    }
+
+    fn learn(&mut self, resolved: Resolved) {
+        match resolved {
+            Resolved::Known { number, module, table } => {
+                self.places.known(&mut self.heap, number, module);
+                self.unwind_tables.extend(table);
+            }
+            Resolved::Forgotten(numbers) => self.places.forgotten(numbers),
+            Resolved::Located(stacks) => {
+                stacks.into_iter().for_each(|located| self.places.located(&mut self.heap, located));
+            }
+            Resolved::Mapped(image) => (self.notify)(Notice::Mapped(image)),
+            Resolved::Settled(number) => self.settled = number,
+        }
+    }
+
+    /// Records an image from now on.
+    fn enable(&mut self, pid: Pid, image: Image, flags: u32) {
+        if self.images.get(image).is_some() {
             return self.resume(image);
         }
-        if self.ended.contains_key(&image) {
-            // Or has become yet another program.
+        let is_first = self.images.is_empty();
+        // Only once: from here on the BPF side may give the process another image at any time. It may have become yet another
+        // program.
+        if !self.images.add(image, pid) {
             return;
         }
-        if self.images.is_empty() && self.ended.is_empty() {
-            // Nothing has been recorded before.
+        if is_first {
             self.history = History::new(monotonic());
         }
-        self.images.insert(image, Tracked::new(pid, space, false));
-        // Only once: from here on the BPF side may give the process another image at any time.
+        self.places.resolvers().began(image, pid, false);
         if let Err(error) = self.events.enable(pid, Target { image: image.0, flags }) {
             tracing::error!("cannot record process {pid}: {error}");
         }
@@ -310,33 +285,46 @@ impl Collector {
 
     /// Has an image recorded that was not until now, if so it is.
     fn resume(&mut self, image: Image) {
-        let Some(tracked) = self.images.get_mut(&image) else { return };
-        if self.events.resume(image) {
-            tracked.since = monotonic();
-            (self.notify)(Notice::Resumed(image, tracked.since));
+        if self.images.get(image).is_some() && self.events.resume(image) {
+            let since = monotonic();
+            self.images.is_recorded_since(image, since);
+            (self.notify)(Notice::Resumed(image, since));
         }
     }
 
     /// Takes an image for one that never was.
     fn drop_image(&mut self, image: Image) {
-        let Some(tracked) = self.images.remove(&image) else { return };
-        if let Err(error) = self.events.disable(tracked.pid, image) {
-            tracing::warn!("cannot stop recording process {}: {error}", tracked.pid);
+        let Some(pid) = self.images.drop(image) else { return };
+        if let Err(error) = self.events.disable(pid, image) {
+            tracing::warn!("cannot stop recording process {pid}: {error}");
         }
         // It may be paused, and has no need to be any more.
         self.events.resume(image);
         self.heap.forget(image);
+        self.places.resolvers().ended(image);
     }
 
     fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<Snapshot>) {
-        for (image, Tracked { pid, .. }) in &self.images {
-            if let Err(error) = self.events.disable(*pid, *image) {
-                tracing::warn!("cannot stop recording process {pid}: {error}");
+        for (image, tracked) in self.images.live() {
+            if let Err(error) = self.events.disable(tracked.pid, image) {
+                tracing::warn!("cannot stop recording process {}: {error}", tracked.pid);
             }
         }
         std::thread::sleep(GRACE);
         self.take_in_all();
         self.account_for_loss();
+        let (mut number, deadline) = (self.have_settled(), Instant::now() + LAST_SETTLING);
+        while self.settled < number
+            && let Ok(request) = self.requests.wait(deadline.saturating_duration_since(Instant::now()))
+        {
+            if let Request::Resolved(resolved) = request {
+                self.learn(resolved);
+                // What was waiting for a file may have addresses, too.
+                if self.places.ask() {
+                    number = self.have_settled();
+                }
+            }
+        }
         let _ = reply.send(self.snapshot(min_age));
     }
 
@@ -351,86 +339,60 @@ impl Collector {
 
     /// Takes in up to `limit` records; returns how many.
     fn take_in(&mut self, limit: usize) -> usize {
-        let Self { events, heap, images, ended, leaving, unwinder, trails, unknown_records, go, notify, .. } = self;
-        let mut notices: Vec<Notice> = Vec::new();
-        let mut last = None;
+        let (events, mut intake, unknown_records) = self.intake();
         let taken = events.drain(limit, |record| match event::parse(record) {
-            Ok((Origin { image, tid, slot }, event)) => {
-                // Records come in runs of one image.
-                let known = last == Some(image) || images.contains_key(&image);
-                if let Event::Began(beginning) = event {
-                    last = None;
-                    begin(image, beginning, images, ended, heap, unwinder, trails);
-                    if matches!(beginning.how, How::Exec | How::ExecByOtherThread) {
-                        go.retain(|(of, _), _| *of != beginning.parent);
-                        // The first thread has ended for this.
-                        notices.retain(|notice| *notice != Notice::FirstThreadEnded(beginning.parent));
-                    }
-                    notices.push(Notice::Began(image, beginning));
-                    return;
-                }
-                if !known {
-                    // A process may outlive the owner of the memory that it shares. What others depend on is taken in.
-                    match event {
-                        Event::Stack { id, frames, end } => heap.define(image, id, frames, end),
-                        Event::UnknownFile(unknown) => unwinder.retry(unknown.number),
-                        _ => {}
-                    }
-                    return;
-                }
-                last = Some(image);
-                heap.apply(Origin { image, tid, slot }, event);
-                match event {
-                    Event::Stack { id, .. } => {
-                        if let (Some(stack), Some(tracked)) = (heap.stacks().find(id), images.get_mut(&image)) {
-                            place(heap, tracked, unwinder, trails, stack);
-                        }
-                    }
-                    Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }) => {
-                        let stack = heap.intern(image, stack);
-                        if let Some(process) = go.get_mut(&(image, slot)) {
-                            process.stacks.insert(stack);
-                            let stack = stack.raw();
-                            process.batch.push(Sample { addr, size, charge, time, sweepgen, class, stack });
-                        }
-                    }
-                    Event::UnknownFile(unknown) => {
-                        images.entry(image).and_modify(|tracked| tracked.unknown.push(unknown));
-                    }
-                    Event::Ended { signal } => {
-                        last = None;
-                        end(image, images, ended, leaving, heap, unwinder, trails);
-                        notices.retain(|notice| *notice != Notice::FirstThreadEnded(image));
-                        notices.push(Notice::Ended { image, signal });
-                    }
-                    Event::ThreadExit if images.get(&image).is_some_and(|tracked| tracked.pid == tid) => {
-                        notices.push(Notice::FirstThreadEnded(image));
-                    }
-                    Event::SharerEnded => notices.push(Notice::SharerEnded(image)),
-                    _ => {}
-                }
-            }
+            Ok((origin, event)) => intake.take(origin, event),
             Err(event::Unintelligible) => *unknown_records += 1,
         });
-        for tracked in images.values_mut().filter(|tracked| !tracked.unknown.is_empty()) {
-            tracked.refresh(heap, unwinder, trails);
-        }
-        notices.into_iter().for_each(notify);
-        go.values_mut().for_each(GoHeap::pass_on);
+        let notices = intake.notices;
+        self.places.ask();
+        notices.into_iter().for_each(&self.notify);
+        self.go.values_mut().for_each(GoHeap::pass_on);
         taken
     }
 
-    /// Takes an image for ended.
-    fn has_ended(&mut self, image: Image) {
-        let Self { heap, images, ended, leaving, unwinder, trails, .. } = self;
-        end(image, images, ended, leaving, heap, unwinder, trails);
+    /// What takes records in, and what they come from; and the count of those that make no sense.
+    fn intake(&mut self) -> (&mut Events, Intake<'_>, &mut u64) {
+        let Self { events, heap, images, lost_beginnings, late, places, unknown_records, go, .. } = self;
+        let intake = Intake { heap, images, lost_beginnings, late, places, go, notices: Vec::new(), last: None };
+        (events, intake, unknown_records)
     }
 
     /// Lets go of the blocks of processes that have ended. Only here: what was lost of their frees is applied by now.
     fn let_go(&mut self) {
-        for (image, time) in self.leaving.drain(..) {
+        for (image, time) in self.images.leaving() {
             self.heap.end(image, time, self.min_age);
+            self.history.forget_image(image);
         }
+    }
+
+    /// Gives up stacks of images that have ended when there is little room for others: those that hold nothing, and if need be all.
+    fn recycle_stacks(&mut self) {
+        if !self.heap.stacks().fill(MANY_STACKS) || Instant::now() < self.recycle_next {
+            return;
+        }
+        let of_go: HashSet<Image> = self.go.keys().map(|(image, _)| *image).collect();
+        let stacks = self.heap.stacks();
+        let has_ended = |image: &Image| self.images.get(*image).is_none() && !of_go.contains(image);
+        let mut ended: Vec<Image> = stacks.images().filter(has_ended).collect();
+        // The oldest first.
+        ended.sort_unstable();
+        // Whoever has one of them is to send it again, and what was sent until then is taken in.
+        let ids: Vec<u64> = ended.iter().flat_map(|image| stacks.of(*image)).map(|stack| stacks.id(stack)).collect();
+        self.events.forget_stacks(ids);
+        self.take_in_all();
+        let mut freed = Vec::new();
+        for all in [false, true] {
+            for image in &ended {
+                if self.heap.stacks().fill(ENOUGH_STACKS) {
+                    freed.extend(self.heap.recycle(*image, all, self.places.pending()));
+                }
+            }
+        }
+        self.places.trails.forget(&freed);
+        self.history.forget(freed.iter().map(|stack| stack.index()));
+        tracing::debug!(freed = freed.len(), "stacks of processes that have ended");
+        self.recycle_next = Instant::now() + RECYCLE_PAUSE;
     }
 
     /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
@@ -443,6 +405,11 @@ impl Collector {
             return;
         }
         let frees_lost = loss.frees != self.loss.frees;
+        if loss.processes != self.loss.processes {
+            let (_, mut intake, _) = self.intake();
+            intake.recover_all();
+            intake.notices.into_iter().for_each(&self.notify);
+        }
         if loss.frees_unrecorded != self.loss.frees_unrecorded {
             self.heap.frees_lost_without_trace(loss.frees_unrecorded_time);
         }
@@ -476,7 +443,7 @@ impl Collector {
         let blocks = self.heap.blocks() * block(self.min_age);
         let room = self.memory.for_books().saturating_sub(blocks);
         let stacks = self.heap.stacks().len() as u64 * memory::STACK;
-        let (frames, places) = self.trails.size();
+        let (frames, places) = self.places.trails.size();
         let used = stacks + frames as u64 * memory::FRAME + places as u64 * memory::PLACE;
         if used <= room {
             return;
@@ -484,7 +451,7 @@ impl Collector {
         let of_go: HashSet<StackIndex> = self.go.values().flat_map(|process| &process.stacks).copied().collect();
         let of_go: HashSet<StackIndex> = of_go.into_iter().map(|stack| self.heap.stacks().first(stack)).collect();
         let mut known: Vec<(StackIndex, usize)> =
-            self.trails.lengths().filter(|(stack, _)| !of_go.contains(stack)).collect();
+            self.places.trails.lengths().filter(|(stack, _)| !of_go.contains(stack)).collect();
         // What all processes hold by them.
         let mut values: HashMap<StackIndex, Values> = HashMap::new();
         for (index, first) in self.heap.stacks().firsts().enumerate() {
@@ -510,120 +477,9 @@ impl Collector {
             return;
         }
         tracing::debug!(used, room, folded = folded.len(), "stacks take too much memory");
-        self.trails.forget(&folded);
+        self.places.trails.forget(&folded);
         folded.iter().for_each(|stack| self.heap.fold(*stack));
         self.events.forget_stacks(self.heap.stacks().ids(&folded.into_iter().collect()));
-    }
-
-    /// Looks at the mappings when they have changed, or now and then where nobody tells: libraries come and go without a stack
-    /// that tells. Unwinding does not depend on it: what has to be probed besides does.
-    fn look_for_new_mappings(&mut self) {
-        for (image, tracked) in &mut self.images {
-            let changes = self.unwinder.changes_of(tracked.pid);
-            let unchanged = changes.is_some() && changes == tracked.changes;
-            if tracked.refreshed.elapsed() >= REFRESH_PERIOD && !unchanged {
-                tracked.refresh(&mut self.heap, &mut self.unwinder, &mut self.trails);
-            }
-            if std::mem::take(&mut tracked.is_changed) {
-                (self.notify)(Notice::Mapped(*image));
-            }
-        }
-    }
-
-    fn snapshot(&mut self, min_age: Duration) -> Snapshot {
-        let now = monotonic();
-        for tracked in self.images.values_mut().filter(|tracked| !tracked.unplaced.is_empty()) {
-            tracked.refresh(&mut self.heap, &mut self.unwinder, &mut self.trails);
-        }
-        self.keep_within_memory();
-        let usage = self.heap.usage(now, nanoseconds(min_age));
-        let times = self.history.times();
-        let mut unknown_frees: HashMap<Image, Option<Arc<[f32]>>> = HashMap::new();
-        let mut stacks: Vec<StackSnapshot> = Vec::new();
-        let mut others: HashMap<Image, usize> = HashMap::new();
-        let mut folded = (0, 0);
-        for usage in usage {
-            let image = self.heap.stacks().image(usage.stack);
-            let (pid, since) = self.of_image(image);
-            let unknown = unknown_frees.entry(image).or_insert_with(|| self.unknown_frees(image));
-            let young = self.heap.values(usage.stack).outstanding_bytes.saturating_sub(usage.values.outstanding_bytes);
-            let held = self.held(since, usage.stack, &times);
-            let stack = StackSnapshot {
-                pid,
-                image,
-                stack: usage.stack,
-                values: usage.values,
-                uncertain_bytes: usage.uncertain_bytes,
-                oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
-                held: held.map(|held| held.replacing(unknown.clone()).aged(young, self.min_age)),
-                trail: self.trail(usage.stack),
-                end: self.end(usage.stack),
-            };
-            if !matches!(stack.trail, Trail::Folded) {
-                stacks.push(stack);
-                continue;
-            }
-            let count = if stack.values.outstanding_blocks == 0 { &mut folded.0 } else { &mut folded.1 };
-            *count += 1;
-            match others.get(&stack.image) {
-                Some(one) => stacks[*one].absorb(&stack),
-                None => {
-                    others.insert(stack.image, stacks.len());
-                    stacks.push(stack);
-                }
-            }
-        }
-        let this = &*self;
-        let go_stacks = this.go.iter().flat_map(|((image, _), process)| {
-            let (pid, _) = this.of_image(*image);
-            process.stacks.iter().map(move |stack| {
-                let (trail, end) = (this.trail(*stack), this.end(*stack));
-                GoStack { pid, stack: *stack, trail, end }
-            })
-        });
-        Snapshot {
-            stacks,
-            go_stacks: go_stacks.collect(),
-            counters: self.heap.counters(),
-            folded,
-            loss: self.loss,
-            unknown_records: self.unknown_records,
-            unwind_tables: self.unwinder.described().to_vec(),
-        }
-    }
-
-    fn end(&self, stack: StackIndex) -> u32 {
-        self.trails.end(self.heap.stacks().first(stack), self.heap.stacks().end(stack))
-    }
-
-    /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
-    fn of_image(&self, image: Image) -> (Pid, u64) {
-        let live = self.images.get(&image).map(|tracked| (tracked.pid, tracked.since));
-        live.or_else(|| self.ended.get(&image).copied()).unwrap_or_default()
-    }
-
-    /// What a stack held by blocks of the age that is of interest, from when there could be such: `since` is when its image began
-    /// to be recorded.
-    fn held(&self, since: u64, stack: StackIndex, times: &Arc<[f64]>) -> Option<Series> {
-        self.history.series(stack.index(), times, since.saturating_add(self.min_age))
-    }
-
-    /// Frees of blocks from before: with a filter by size, they are mostly of blocks that were left out.
-    fn unknown_frees(&self, image: Image) -> Option<Arc<[f32]>> {
-        self.history.unknown_frees(image).filter(|_| self.all_sizes)
-    }
-
-    fn trail(&self, stack: StackIndex) -> Trail {
-        match (self.heap.stacks().kind(stack), self.trails.get(self.heap.stacks().first(stack))) {
-            (StackKind::TableFull, _) => Trail::TableFull,
-            (StackKind::Recorded(_) | StackKind::Placed, Some(sites)) => Trail::Known(Arc::clone(sites)),
-            (StackKind::Recorded(places), None) => {
-                let site = |place: &u64| Arc::new(trails::site(*place, self.unwinder.files(), |_| Place::Unknown));
-                Trail::Known(places.iter().map(site).collect())
-            }
-            (StackKind::Folded, _) => Trail::Folded,
-            (StackKind::Unknown | StackKind::Placed, _) => Trail::Lost,
-        }
     }
 }
 

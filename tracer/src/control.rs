@@ -43,6 +43,7 @@ use crate::{
         launch::{Launched, Launcher},
         opener,
     },
+    resolve::{Resolvers, Running},
     signals::{Signals, Stage},
     unwinder::Unwinder,
     writer::Writer,
@@ -105,8 +106,8 @@ pub fn run(mut config: Config) -> Result<Exit> {
         perf_events: config.perf_events,
         stack_copies: false,
     })?;
-    let events = programs.events()?;
-    let unwinder = Unwinder::new(programs.tables()?);
+    let events = (programs.events()?, programs.lost_beginnings()?);
+    let tables = programs.tables()?;
     let go_maps = programs.go_maps()?;
     if let Some(launcher) = &launcher {
         launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
@@ -116,9 +117,18 @@ pub fn run(mut config: Config) -> Result<Exit> {
 
     let (requests, requested) = collector::channel().context("cannot start the collector")?;
     let inbox = inputs.inbox();
+    let resolved = requests.clone();
+    // The collector may have ended already.
+    let tell = move |what| {
+        let _ = resolved.send(Request::Resolved(what));
+    };
+    let (resolvers, running) = Resolvers::start(Unwinder::new(tables), tell).context("cannot open files aside")?;
+    if config.children {
+        resolvers.learn_machine();
+    }
     let collector = Collector::new(
         events,
-        unwinder,
+        resolvers.clone(),
         memory,
         (config.min_age, config.sizes == (0, u64::MAX)),
         requested,
@@ -153,6 +163,8 @@ pub fn run(mut config: Config) -> Result<Exit> {
         goroutines: GoWatches::default(),
         libraries: Vec::new(),
         requests,
+        resolvers,
+        _running: running,
         inputs,
         lookers,
         signals,
@@ -203,6 +215,8 @@ struct Session {
     /// Where Go runtimes of libraries are looked for.
     libraries: Vec<Libraries>,
     requests: Requests,
+    resolvers: Resolvers,
+    _running: Running,
     inputs: Inputs<Input>,
     lookers: Lookers,
     signals: Signals,

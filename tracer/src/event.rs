@@ -119,6 +119,8 @@ pub struct Beginning {
     pub comm: [u8; 16],
     /// Nanoseconds of CLOCK_MONOTONIC.
     pub time: u64,
+    /// Whether its record found the ring buffer full: nobody has stopped a command there.
+    pub is_late: bool,
 }
 
 impl Beginning {
@@ -215,7 +217,7 @@ fn began<'a>(body: &mut &[u8], how: u8) -> Result<Event<'a>, Unintelligible> {
     let (pid, parent) = (body.try_get_u32_ne()?, Image(body.try_get_u32_ne()?));
     let mut comm = [0; 16];
     body.try_copy_to_slice(&mut comm)?;
-    Ok(Event::Began(Beginning { pid, parent, how, comm, time }))
+    Ok(Event::Began(Beginning { pid, parent, how, comm, time, is_late: false }))
 }
 
 fn go_sample<'a>(body: &mut &[u8]) -> Result<Event<'a>, Unintelligible> {
@@ -277,6 +279,7 @@ mod tests {
                     how: How::Fork,
                     comm: *b"program\0\0\0\0\0\0\0\0\0",
                     time: 9,
+                    is_late: false,
                 }),
             ),
             (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),

@@ -7,21 +7,36 @@ use hashbrown::HashMap;
 
 use crate::process::{
     address_space::{Location, Place},
-    module::{Identity, Module},
+    module::Module,
 };
 
 /// The files of all traced processes.
 #[derive(Default)]
 pub struct Files {
     by_number: HashMap<u32, Option<Arc<Module>>>,
-    numbers: HashMap<Identity, u32>,
+    /// Those that no new stack will be of.
+    retired: Vec<u32>,
 }
 
 impl Files {
     /// Notes the number of a file. As long as it is noted the file is held open, so that no other can be taken for it.
     pub fn add(&mut self, number: u32, module: Arc<Module>) {
-        self.numbers.insert(module.identity().clone(), number);
         self.by_number.insert(number, Some(module));
+    }
+
+    /// Lets go of files that were retired before and that nobody else refers to. From now on no new stack will be of `numbers`, but
+    /// for those that are on their way.
+    pub fn retire(&mut self, numbers: Vec<u32>) {
+        let Self { by_number, retired } = self;
+        retired.retain(|number| {
+            let module = by_number.get(number).and_then(Option::as_ref);
+            let is_referred_to = module.is_some_and(|module| Arc::strong_count(module) > 1);
+            if !is_referred_to {
+                by_number.remove(number);
+            }
+            is_referred_to
+        });
+        retired.extend(numbers);
     }
 
     /// Notes that code is kept in a file that was generated at run time: it is named by its address.
@@ -32,11 +47,6 @@ impl Files {
     /// Whether it is known what a number stands for.
     pub fn knows(&self, number: u32) -> bool {
         self.by_number.contains_key(&number)
-    }
-
-    /// Whether a file has a number that is known.
-    pub fn has(&self, identity: &Identity) -> bool {
-        self.numbers.contains_key(identity)
     }
 
     /// The place at `offset` of a file; `None` as long as nobody knows the file.
@@ -56,13 +66,29 @@ mod tests {
     fn a_number_stands_for_one_file() {
         let mut files = Files::default();
         let file = |path| Arc::new(Module::of_file(path, std::fs::File::open(path).unwrap()).unwrap());
-        let (one, same) = (file("/proc/self/exe"), file("/proc/self/exe"));
-        assert!(!files.knows(7) && !files.has(one.identity()) && files.place(7, 1).is_none());
+        let one = file("/proc/self/exe");
+        assert!(!files.knows(7) && files.place(7, 1).is_none());
         files.add(7, Arc::clone(&one));
-        assert!(files.knows(7) && files.has(same.identity()));
+        assert!(files.knows(7));
         let Some(Place::File(location)) = files.place(7, 0x123) else { panic!() };
         assert!(Arc::ptr_eq(&location.module, &one) && location.offset == 0x123);
         files.add_generated(8);
         assert!(matches!(files.place(8, 1), Some(Place::Unknown)));
+    }
+
+    #[test]
+    fn what_nobody_refers_to_is_let_go_when_others_are_retired() {
+        let mut files = Files::default();
+        for number in 1..4 {
+            files.add(number, Arc::new(Module::special("a file")));
+        }
+        let place = files.place(2, 0);
+        files.retire(vec![1, 2]);
+        assert!((1..4).all(|number| files.knows(number)), "a stack may be on its way");
+        files.retire(vec![3]);
+        assert!(!files.knows(1) && files.knows(2) && files.knows(3));
+        drop(place);
+        files.retire(Vec::new());
+        assert!(!(1..4).any(|number| files.knows(number)));
     }
 }

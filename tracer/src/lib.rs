@@ -28,6 +28,7 @@ pub mod probed_code;
 pub mod probes;
 mod renewal;
 mod replacement;
+pub mod resolve;
 pub mod trails;
 pub mod unwinder;
 pub mod writer;

@@ -7,7 +7,7 @@ use tracer_ebpf::{end, unwind::place};
 
 use crate::{
     files::Files,
-    heap::{Heap, StackIndex, StackKind},
+    heap::StackIndex,
     process::address_space::{AddressSpace, Location, Place},
     unwind::{LONGEST_CALL, ends_with_call},
 };
@@ -75,32 +75,10 @@ impl Trails {
         if self.unproved.contains(&stack) { end::NO_RULE } else { recorded }
     }
 
-    /// Looks up what the places of a stack stand for; where they are addresses, in its process's `space`.
-    pub fn locate(&mut self, heap: &Heap, files: &Files, space: &AddressSpace, stack: StackIndex) -> Located {
-        let StackKind::Recorded(places) = heap.stacks().kind(stack) else { return Located::All };
-        let is_waiting = |place: &u64| place::file(*place).is_some_and(|(number, _)| !files.knows(number));
-        let waits = places.iter().any(is_waiting);
-        let mut sites: Vec<Site> = places.iter().map(|place| site(*place, files, |addr| space.locate(addr))).collect();
-        // What lies in a file is told as that: where an address seems to, the mappings are not those of today.
-        let outdated = sites.iter().any(|site| {
-            let in_file = matches!(&site.place, Place::File(location) if location.module.file().is_some());
-            in_file && site.addr != 0
-        });
-        // What is no code is no return address, and what was found by means of it is no stack. The direct caller is certain.
-        let code = sites.iter().skip(1).position(|site| matches!(site.place, Place::Unknown)).map(|at| at + 1);
-        if let Some(code) = code {
-            tracing::trace!(?places, code, "cut at what is no code");
-            sites.truncate(code);
-        }
-        if let Some(unproved) = unproved(&sites, space) {
-            tracing::trace!(?places, unproved, "cut at what no call returns to");
-            sites.truncate(unproved);
+    /// Keeps what the places of a stack stand for. `is_unproved`: it was cut because nothing proves the next frame.
+    pub fn keep(&mut self, stack: StackIndex, sites: Vec<Site>, is_unproved: bool) {
+        if is_unproved {
             self.unproved.insert(stack);
-        }
-        let complete = code.is_none() && !matches!(sites.first(), Some(Site { place: Place::Unknown, .. }));
-        if waits {
-            // Not cut where nothing is known yet.
-            return Located::Waiting;
         }
         if self.sites.len() <= stack.index() {
             self.sites.resize(stack.index() + 1, None);
@@ -109,7 +87,6 @@ impl Trails {
         self.frames += sites.len();
         let before = self.sites[stack.index()].replace(sites);
         self.frames -= before.map_or(0, |before| before.len());
-        if complete && !outdated { Located::All } else { Located::Doubtful }
     }
 
     /// The one that stands for all places like this one.
@@ -120,23 +97,78 @@ impl Trails {
     }
 }
 
-/// What came of looking up the places of a stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Located {
-    /// Each is something.
-    All,
-    /// Not each, or not as far as the mappings tell that are known.
-    Doubtful,
-    /// One is in a file that nobody knows yet.
-    Waiting,
+/// What the places of a stack stand for, as far as files tell.
+#[derive(Debug)]
+pub enum Draft {
+    /// One is in the file with this number, which nobody knows yet.
+    Waiting(u32),
+    /// All are in files: the stack as it is.
+    InFiles(Vec<Site>),
+    /// Some are mere addresses: to be completed ([`complete`]).
+    Addresses(Vec<Site>),
 }
 
-/// What a place stands for; `locate` tells it of an address.
-pub fn site(place: u64, files: &Files, locate: impl Fn(u64) -> Place) -> Site {
+/// Looks up what files tell of a stack.
+pub fn draft(places: &[u64], files: &Files) -> Draft {
+    let numbers = places.iter().filter_map(|place| place::file(*place));
+    if let Some((number, _)) = numbers.into_iter().find(|(number, _)| !files.knows(*number)) {
+        return Draft::Waiting(number);
+    }
+    let mut sites: Vec<Site> = places.iter().map(|place| site(*place, files)).collect();
+    if sites.iter().any(|site| site.addr != 0) {
+        return Draft::Addresses(sites);
+    }
+    cut_at_no_code(&mut sites);
+    Draft::InFiles(sites)
+}
+
+/// What a place stands for where it is in a file.
+pub fn site(place: u64, files: &Files) -> Site {
     match place::file(place) {
         Some((number, offset)) => Site { addr: 0, place: files.place(number, offset).unwrap_or(Place::Unknown) },
-        None => Site { addr: place, place: locate(place) },
+        None => Site { addr: place, place: Place::Unknown },
     }
+}
+
+/// A stack of which all is looked up.
+#[derive(Debug)]
+pub struct Complete {
+    /// Its places, leaf first.
+    pub sites: Vec<Site>,
+    /// Whether it was cut because nothing proves the next frame.
+    pub is_unproved: bool,
+    /// Whether not each place is something, or not as far as the mappings tell that are known.
+    pub is_doubtful: bool,
+}
+
+/// Looks up what mere addresses stand for, in the process's `space`.
+pub fn complete(mut sites: Vec<Site>, space: &AddressSpace) -> Complete {
+    for site in sites.iter_mut().filter(|site| site.addr != 0) {
+        site.place = space.locate(site.addr);
+    }
+    // What lies in a file is told as that: where an address seems to, the mappings are not those of today.
+    let is_outdated = sites.iter().any(|site| {
+        let in_file = matches!(&site.place, Place::File(location) if location.module.file().is_some());
+        in_file && site.addr != 0
+    });
+    let is_cut = cut_at_no_code(&mut sites);
+    let unproved = unproved(&sites, space);
+    if let Some(unproved) = unproved {
+        tracing::trace!(?sites, unproved, "cut at what no call returns to");
+        sites.truncate(unproved);
+    }
+    let is_unknown = matches!(sites.first(), Some(Site { place: Place::Unknown, .. }));
+    Complete { sites, is_unproved: unproved.is_some(), is_doubtful: is_outdated || is_cut || is_unknown }
+}
+
+/// What is no code is no return address, and what was found by means of it is no stack. The direct caller is certain.
+fn cut_at_no_code(sites: &mut Vec<Site>) -> bool {
+    let code = sites.iter().skip(1).position(|site| matches!(site.place, Place::Unknown)).map(|at| at + 1);
+    if let Some(code) = code {
+        tracing::trace!(?sites, code, "cut at what is no code");
+        sites.truncate(code);
+    }
+    code.is_some()
 }
 
 /// The first of `sites` that a frame pointer of generated code led to and that no call returns to: such code may use that

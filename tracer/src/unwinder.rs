@@ -1,12 +1,11 @@
-//! Unwinding tables of the files that traced processes map: finds the number of each file, reads what it says, has it compiled,
-//! and tells the BPF side.
+//! Unwinding tables of the files that traced processes map: reads what a file says, has it compiled, and tells the BPF side of it
+//! under the file's number. Who asks for which file is in `resolve/`.
 
 use std::{
     fs::File,
     ops::Range,
     os::unix::fs::FileExt as _,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -15,13 +14,10 @@ use tracer_ebpf::unwind::{FileSegment, FileTable, file};
 
 use crate::{
     bpf::Tables,
-    event::{Pid, UnknownFile},
-    files::Files,
+    event::Pid,
     golang,
     process::{
-        address_space::AddressSpace,
         elf::{Bytes, Elf},
-        maps::Mapping,
         module::Module,
     },
     profile::UnwindTable,
@@ -34,50 +30,39 @@ const MAX_SECTION: u64 = 64 << 20;
 /// Bytes of a page.
 const PAGE: u64 = 4096;
 
-/// How often opening a file is tried: it may be gone from where it was mapped each time, or another may be there.
-const ATTEMPTS: u32 = 20;
-
-/// The files that traced processes map, and their tables.
+/// The numbers of files and their unwinding tables, as the BPF programs have them: the only one who writes there.
 pub struct Unwinder {
     tables: Tables,
     packed: Packed,
-    files: Files,
-    /// How often files were tried to be opened in vain, by number.
-    attempts: HashMap<u32, u32>,
-    described: Vec<UnwindTable>,
+    /// Where the tables of files are, by number.
+    placed: HashMap<u32, Placed>,
+    /// Whether there was no room for a table.
+    is_full: bool,
 }
 
 type Segment = crate::process::elf::Segment;
 
 /// A file's table, compiled but not yet placed.
-struct Compiled {
-    number: u32,
-    module: Arc<Module>,
+pub struct Compiled {
+    /// The file.
+    pub module: Arc<Module>,
     segments: Vec<Segment>,
+    /// Or why there is none, in words.
     table: Result<Table, String>,
     build_time: Duration,
+}
+
+impl Compiled {
+    /// One that has no table, for a reason in words.
+    pub fn failed(module: Arc<Module>, problem: &str) -> Self {
+        Self { module, segments: Vec::new(), table: Err(problem.to_owned()), build_time: Duration::ZERO }
+    }
 }
 
 impl Unwinder {
     /// One that has no tables yet.
     pub fn new(tables: Tables) -> Self {
-        Self {
-            tables,
-            packed: Packed::default(),
-            files: Files::default(),
-            attempts: HashMap::new(),
-            described: Vec::new(),
-        }
-    }
-
-    /// What the tables are like, in the order in which they came.
-    pub fn described(&self) -> &[UnwindTable] {
-        &self.described
-    }
-
-    /// The files.
-    pub fn files(&self) -> &Files {
-        &self.files
+        Self { tables, packed: Packed::default(), placed: HashMap::new(), is_full: false }
     }
 
     /// Changes of the mappings of a process, and of others, so far; `None` where nobody counts them.
@@ -85,91 +70,62 @@ impl Unwinder {
         self.tables.changes_of(pid)
     }
 
-    /// Makes all files known that a process has mapped by now, so that its stacks are complete from the first on. What lies on a
-    /// file system that may not answer is not mapped here: it becomes known when it is met ([`resolve`](Self::resolve)).
-    pub fn follow(&mut self, space: &AddressSpace) {
-        let mut new: Vec<(u32, Arc<Module>)> = Vec::new();
-        let mut seen = HashSet::new();
-        for module in space.code().filter_map(|(_, module)| module) {
-            if self.files.has(module.identity()) || !seen.insert(module.identity().clone()) {
-                continue;
-            }
-            match self.number_of(module) {
-                Some(number) if self.files.knows(number) => self.files.add(number, Arc::clone(module)),
-                Some(number) => new.push((number, Arc::clone(module))),
-                None => {}
-            }
-        }
-        self.know(new);
-    }
-
-    /// Makes a file known that was met in a process whose mappings are `space` now. It is told again when it cannot be found.
-    pub fn resolve(&mut self, unknown: UnknownFile, space: &AddressSpace) {
-        let UnknownFile { number, start, end } = unknown;
-        if self.files.knows(number) {
-            return;
-        }
-        let is_there = |(mapping, _): &(&Mapping, _)| mapping.inode != 0 && mapping.start < end && start < mapping.end;
-        match space.code().find(is_there) {
-            Some((_, Some(module))) => {
-                // Another file may be there by now. Where a file cannot be asked for its number, it is taken for the one.
-                let is_it = match self.number_of(module) {
-                    Some(found) => found == number,
-                    None => module.file().is_some() && module.original().is_some(),
-                };
-                let attempts = self.attempts.entry(number).or_default();
-                *attempts += 1;
-                if !is_it && *attempts < ATTEMPTS {
-                    return self.retry(number);
-                }
-                let module = if is_it { Arc::clone(module) } else { Arc::new(Module::special(module.path())) };
-                self.know(vec![(number, module)]);
-            }
-            Some((_, None)) => {
-                self.files.add_generated(number);
-                self.write(number, FileTable { told: 1, state: file::GENERATED, ..FileTable::default() });
-            }
-            None => self.retry(number),
-        }
-    }
-
-    /// Has a file told again when it is met again.
-    pub fn retry(&mut self, number: u32) {
-        if !self.files.knows(number) {
-            self.write(number, FileTable::default());
-        }
-    }
-
-    /// The number of a file that can be asked for it.
-    fn number_of(&self, module: &Module) -> Option<u32> {
+    /// The number of a file that can be asked for it: not one that is a copy, and lies on a file system that may not answer.
+    /// User space is told of it no more from then on.
+    pub fn number_of(&self, module: &Module) -> Option<u32> {
         let file = module.file().filter(|_| module.original().is_none())?;
         let number = self.tables.number_of(file);
         number.inspect_err(|error| tracing::debug!("{}: {error}", module.path().escape_debug())).ok()?
     }
 
-    /// Compiles the tables of files, in parallel, and makes them known.
-    fn know(&mut self, files: Vec<(u32, Arc<Module>)>) {
-        let workers = thread::available_parallelism().map_or(1, usize::from).min(files.len());
-        let queue = std::sync::Mutex::new(files.into_iter());
-        let (send, receive) = std::sync::mpsc::channel();
-        thread::scope(|scope| {
-            for _ in 0..workers {
-                let (queue, send) = (&queue, send.clone());
-                scope.spawn(move || {
-                    while let Some((number, module)) = queue.lock().ok().and_then(|mut queue| queue.next()) {
-                        // The receiver outlives the scope.
-                        let _ = send.send(compile(number, module));
-                    }
-                });
-            }
-        });
-        drop(send);
-        let known: Vec<(u32, FileTable)> = receive.into_iter().map(|compiled| self.place(compiled)).collect();
+    /// Has a file told again when it is met again.
+    pub fn retry(&mut self, number: u32) {
+        self.write(number, FileTable::default());
+    }
+
+    /// Makes it known that code is kept in a file that was generated at run time.
+    pub fn know_generated(&mut self, number: u32) {
+        self.write(number, FileTable { told: 1, state: file::GENERATED, ..FileTable::default() });
+    }
+
+    /// Makes files known: what their tables are like, in that order.
+    pub fn know(&mut self, files: impl IntoIterator<Item = (u32, Compiled)>) -> Vec<UnwindTable> {
+        let (described, known): (Vec<UnwindTable>, Vec<(u32, FileTable)>) =
+            files.into_iter().map(|(number, compiled)| self.place(number, compiled)).unzip();
         if let Err(error) = self.write_changes() {
             tracing::warn!("cannot write unwinding tables: {error}");
         }
         for (number, table) in known {
             self.write(number, table);
+        }
+        described
+    }
+
+    /// Whether there was no room for the table of some file, and none was forgotten since.
+    pub fn is_full(&self) -> bool {
+        self.is_full
+    }
+
+    /// Which of these files some thread has met since this was last asked for them; all, when nobody can tell.
+    pub fn take_met(&mut self, numbers: &HashSet<u32>) -> HashSet<u32> {
+        self.tables.take_met(numbers.iter().copied()).unwrap_or_else(|error| {
+            tracing::warn!("cannot tell which files are in use: {error}");
+            numbers.clone()
+        })
+    }
+
+    /// Forgets files, whose tables give their room to others. Met again they are files of other numbers.
+    pub fn forget(&mut self, numbers: &HashSet<u32>) {
+        let forgotten = self.tables.forget_files(numbers);
+        for number in numbers {
+            let placed = self.placed.remove(number);
+            if let (Some(placed), Ok(())) = (placed, &forgotten) {
+                self.packed.remove(&placed);
+            }
+        }
+        match forgotten {
+            Ok(()) => self.is_full = false,
+            Err(error) => tracing::warn!("the tables of {} files that are not in use stay: {error}", numbers.len()),
         }
     }
 
@@ -180,8 +136,8 @@ impl Unwinder {
         }
     }
 
-    fn place(&mut self, compiled: Compiled) -> (u32, FileTable) {
-        let Compiled { number, module, segments, table, build_time } = compiled;
+    fn place(&mut self, number: u32, compiled: Compiled) -> (UnwindTable, (u32, FileTable)) {
+        let Compiled { module, segments, table, build_time } = compiled;
         let code_bytes = code_bytes(&segments);
         let mut file = UnwindTable {
             path: module.path().to_owned(),
@@ -201,21 +157,23 @@ impl Unwinder {
                         file.rows = table.rows().len();
                         file.bytes = self.packed.size() - before;
                         file.uncovered_bytes = uncovered_bytes(&segments, &table);
+                        self.placed.insert(number, placed);
                         (known.first_page, known.pages) = (placed.first_page, placed.pages);
                         let code = segments.iter().filter(|segment| segment.executable);
                         for (to, segment) in known.segments.iter_mut().zip(code) {
                             *to = code_segment(segment, placed);
                         }
                     }
-                    Err(full) => file.problem = Some(full.to_string()),
+                    Err(full) => {
+                        self.is_full = true;
+                        file.problem = Some(full.to_string());
+                    }
                 }
             }
             Err(problem) => file.problem = Some(problem),
         }
         tracing::debug!(number, ?file, "unwinding table");
-        self.files.add(number, module);
-        self.described.push(file);
-        (number, known)
+        (file, (number, known))
     }
 
     fn write_changes(&mut self) -> std::io::Result<()> {
@@ -268,13 +226,13 @@ pub fn uncovered_bytes(segments: &[Segment], table: &Table) -> u64 {
 }
 
 /// Reads and compiles the table of one file.
-fn compile(number: u32, module: Arc<Module>) -> Compiled {
+pub fn compile(module: Arc<Module>) -> Compiled {
     let start = Instant::now();
     let read = read(&module);
     let build_time = start.elapsed();
     match read {
-        Ok((segments, table)) => Compiled { number, module, segments, table: Ok(table), build_time },
-        Err(problem) => Compiled { number, module, segments: Vec::new(), table: Err(problem), build_time },
+        Ok((segments, table)) => Compiled { module, segments, table: Ok(table), build_time },
+        Err(problem) => Compiled { module, segments: Vec::new(), table: Err(problem), build_time },
     }
 }
 

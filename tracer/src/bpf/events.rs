@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, RingBuf},
 };
 use rustix::event::{PollFd, PollFlags, poll};
-use tracer_ebpf::{Loss, LostFree, NEWCOMERS_ASKED, TARGETS_CHANGE, Target};
+use tracer_ebpf::{Began, Loss, LostFree, NEWCOMERS_ASKED, TARGETS_CHANGE, Target};
 
 use super::sys;
 use crate::event::Image;
@@ -27,6 +27,33 @@ pub(super) struct LossValue(Loss);
 unsafe impl Pod for TargetValue {}
 // SAFETY: as above.
 unsafe impl Pod for LossValue {}
+
+/// Words of a record of a beginning.
+type BeganWords = [u64; size_of::<Began>() / 8];
+
+/// Beginnings of images whose records found the ring buffer full. Belongs to one thread.
+pub struct LostBeginnings(HashMap<MapData, u32, BeganWords>);
+
+impl LostBeginnings {
+    pub(super) fn new(map: HashMap<MapData, u32, BeganWords>) -> Self {
+        Self(map)
+    }
+
+    /// Takes the record of an image out, as it would have come through the buffer.
+    pub fn take(&mut self, image: Image) -> Option<Vec<u8>> {
+        let words = self.0.get(&image.0, 0).ok()?;
+        // Only here it is taken out.
+        self.0.remove(&image.0).ok()?;
+        Some(words.iter().flat_map(|word| word.to_ne_bytes()).collect())
+    }
+
+    /// The images that there are records of, in the order of their numbers.
+    pub fn images(&self) -> Vec<Image> {
+        let mut images: Vec<Image> = self.0.keys().filter_map(Result::ok).map(Image).collect();
+        images.sort_unstable();
+        images
+    }
+}
 
 /// The reading side. Belongs to one thread.
 pub struct Events {

@@ -16,7 +16,7 @@ use tracer_ebpf::{
 use super::{
     attach::{attach_changes, load_identify},
     copies::StackCopies,
-    events::{Events, Newcomers},
+    events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,
     kernel_types::{Layouts, VMLINUX},
     multi::{self, Multi},
@@ -241,8 +241,19 @@ impl Programs {
         let (pages, rows, rules) = (large("PAGES")?, large("ROWS")?, large("RULES")?);
         let mut epochs: Array<MapData, u64> = take("EPOCHS")?.try_into()?;
         epochs.set(epoch::CHANGES, changes, 0)?;
-        let files = take("TABLES")?.try_into()?;
-        Ok(Tables { pages, rows, rules, files, epochs, identify, changes, files_changed: 0 })
+        let (files, numbers) = (take("TABLES")?.try_into()?, take("FILES")?.try_into()?);
+        Ok(Tables { pages, rows, rules, files, numbers, epochs, identify, changes, files_changed: 0 })
+    }
+
+    /// Takes the map of beginnings that found the ring buffer full. Once only.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] when it is not there (any more), [`LoadError::Map`] when it cannot be opened.
+    pub fn lost_beginnings(&mut self) -> Result<LostBeginnings, LoadError> {
+        let map = self.ebpf.take_map("LOST_BEGINNINGS");
+        Ok(LostBeginnings::new(
+            map.ok_or_else(|| LoadError::Mismatch("no map LOST_BEGINNINGS".to_owned()))?.try_into()?,
+        ))
     }
 
     /// Takes the maps that sampling of Go programs needs. Once only.

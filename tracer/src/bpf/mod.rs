@@ -18,9 +18,9 @@ mod tables;
 pub use self::{
     attach::{Links, Order, Placed, Site, attach_lifecycle},
     copies::StackCopies,
-    events::{Events, Newcomers},
+    events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,
     loader::{Config, LoadError, Programs},
-    statistics::{Runs, Statistics},
+    statistics::{Runs, Statistics, entries_of},
     tables::Tables,
 };

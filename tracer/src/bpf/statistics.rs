@@ -1,13 +1,21 @@
-//! The kernel's own count of how often BPF programs run and how long they take: what benches measure programs by that have
-//! no clock themselves.
+//! The kernel's own counts: how often BPF programs run and how long they take, which benches measure programs by that have no clock
+//! themselves; and how many entries maps have, by which they and tests see what is left over.
 
-use std::{fs, io, os::fd::OwnedFd, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
 
 use aya::{
+    maps::{MapInfo, MapType},
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
 use hashbrown::HashSet;
+
+use super::sys;
 
 /// What programs have done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,13 +59,35 @@ impl Statistics {
     }
 }
 
+/// How many entries each hash map has that the process `pid` holds, by name.
+///
+/// # Errors
+/// The process has ended, or the kernel refuses.
+pub fn entries_of(pid: u32) -> io::Result<BTreeMap<String, u64>> {
+    let mut entries = BTreeMap::new();
+    for id in ids(pid, "map_id:")? {
+        let map = MapInfo::from_id(id).map_err(io::Error::other)?;
+        if map.map_type().is_ok_and(|kind| matches!(kind, MapType::Hash)) {
+            let fd = map.fd().map_err(io::Error::other)?;
+            let name = map.name_as_str().unwrap_or_default().to_owned();
+            entries.insert(name, sys::count_entries(fd.as_fd(), map.key_size())?);
+        }
+    }
+    Ok(entries)
+}
+
 /// Ids of the programs that the descriptors of a process refer to, themselves or through a link.
 fn programs_of(pid: u32) -> io::Result<HashSet<u32>> {
+    ids(pid, "prog_id:")
+}
+
+/// What the descriptors of a process say of themselves behind this word.
+fn ids(pid: u32, word: &str) -> io::Result<HashSet<u32>> {
     let mut ids = HashSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
         // A descriptor may be closed meanwhile.
         let text = fs::read_to_string(entry?.path()).unwrap_or_default();
-        let lines = text.lines().filter_map(|line| line.strip_prefix("prog_id:"));
+        let lines = text.lines().filter_map(|line| line.strip_prefix(word));
         ids.extend(lines.filter_map(|id| id.trim().parse::<u32>().ok()));
     }
     Ok(ids)

@@ -12,6 +12,7 @@ use super::Site;
 
 /// Of the kernel's `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const UPDATE_ELEM: libc::c_long = 2;
+const GET_NEXT_KEY: libc::c_long = 4;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 const BTF_LOAD: libc::c_long = 18;
@@ -297,6 +298,39 @@ pub(super) fn run(program: BorrowedFd<'_>, argument: u64) -> io::Result<u32> {
     // SAFETY: the attribute has the kernel's layout, and the argument is as long as it says.
     let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_TEST_RUN, &raw mut attr, size_of::<RunAttr>()) };
     if result == 0 { Ok(attr.result) } else { Err(io::Error::last_os_error()) }
+}
+
+/// How many entries a map has whose keys are `key_size` bytes long.
+pub(super) fn count_entries(map: BorrowedFd<'_>, key_size: u32) -> io::Result<u64> {
+    let (mut key, mut next) = (vec![0u8; key_size as usize], vec![0u8; key_size as usize]);
+    let mut count = 0;
+    loop {
+        let mut attr = EntryAttr {
+            map_fd: map.as_raw_fd() as u32,
+            reserved: 0,
+            key: if count == 0 { 0 } else { key.as_mut_ptr() as u64 },
+            value: next.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the attribute has the kernel's layout; both keys are as long as the map's.
+        let result = unsafe { libc::syscall(libc::SYS_bpf, GET_NEXT_KEY, &raw mut attr, size_of::<EntryAttr>()) };
+        let error = io::Error::last_os_error();
+        match result {
+            0 => count += 1,
+            _ if error.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
+            _ => return Err(error),
+        }
+        std::mem::swap(&mut key, &mut next);
+    }
+}
+
+/// Waits until no BPF program runs that ran when this was called.
+pub(super) fn grace_period() -> io::Result<()> {
+    /// Of `enum membarrier_cmd` (include/uapi/linux/membarrier.h): waits for a grace period of RCU.
+    const GLOBAL: libc::c_long = 1;
+    // SAFETY: numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {

@@ -9,12 +9,20 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, MapData},
+    maps::{Array, HashMap, MapData, MapError},
     programs::ProgramFd,
 };
-use tracer_ebpf::unwind::{FileTable, changes, epoch};
+use hashbrown::HashSet;
+use tracer_ebpf::unwind::{FileKey, FileTable, changes, epoch, file_slot};
 
 use super::sys;
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct FileKeyValue(FileKey);
+
+// SAFETY: integers only, no padding (the ABI asserts the size), any bytes are a value.
+unsafe impl Pod for FileKeyValue {}
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -32,6 +40,7 @@ pub struct Tables {
     pub(super) rows: MapData,
     pub(super) rules: MapData,
     pub(super) files: Array<MapData, FileTableValue>,
+    pub(super) numbers: HashMap<MapData, FileKeyValue, u32>,
     pub(super) epochs: Array<MapData, u64>,
     /// The program that tells the number of a file.
     pub(super) identify: ProgramFd,
@@ -66,16 +75,66 @@ impl Tables {
         set(&self.rules, 0, rules)
     }
 
-    /// Says what is known of a file. To be done after its table was written.
+    /// Says what is known of the file with a number. To be done after its table was written.
     ///
     /// # Errors
-    /// There is no such number.
+    /// When the kernel refuses.
     pub fn set_file(&mut self, number: u32, table: FileTable) -> io::Result<()> {
+        let table = FileTable { number, ..table };
         // The programs may be reading: what it stands for is there before they can know.
-        self.files.set(number, FileTableValue(FileTable { state: 0, ..table }), 0).map_err(io::Error::other)?;
-        self.files.set(number, FileTableValue(table), 0).map_err(io::Error::other)?;
+        self.set(number, FileTable { state: 0, ..table })?;
+        self.set(number, table)?;
+        self.announce_change()
+    }
+
+    fn set(&mut self, number: u32, table: FileTable) -> io::Result<()> {
+        self.files.set(file_slot(number), FileTableValue(table), 0).map_err(io::Error::other)
+    }
+
+    /// Has threads forget what they know of files.
+    fn announce_change(&mut self) -> io::Result<()> {
         self.files_changed += 1;
         self.epochs.set(epoch::FILES, self.files_changed, 0).map_err(io::Error::other)
+    }
+
+    /// Which of these files some thread has met since this was last asked for them, by their numbers.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn take_met(&mut self, numbers: impl IntoIterator<Item = u32>) -> io::Result<HashSet<u32>> {
+        let mut met = HashSet::new();
+        for number in numbers {
+            let FileTableValue(table) = self.files.get(&file_slot(number), 0).map_err(io::Error::other)?;
+            if table.number == number && table.met != 0 {
+                met.insert(number);
+                self.set(number, FileTable { met: 0, ..table })?;
+            }
+        }
+        self.announce_change()?;
+        Ok(met)
+    }
+
+    /// Has the BPF programs forget these files: met again they are given other numbers. Waits until none of them reads what is
+    /// known of one.
+    ///
+    /// # Errors
+    /// When the kernel refuses: then some may be forgotten, and nothing of them may be given to others.
+    pub fn forget_files(&mut self, numbers: &HashSet<u32>) -> io::Result<()> {
+        let entries = self.numbers.iter().filter_map(Result::ok);
+        let keys: Vec<FileKeyValue> =
+            entries.filter(|(_, number)| numbers.contains(number)).map(|(key, _)| key).collect();
+        for key in keys {
+            match self.numbers.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => return Err(io::Error::other(error)),
+            }
+        }
+        self.announce_change()?;
+        sys::grace_period()?;
+        for number in numbers {
+            self.set(*number, FileTable::default())?;
+        }
+        Ok(())
     }
 
     /// The number by which the BPF programs know a file; `None` when there are too many.

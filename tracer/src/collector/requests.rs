@@ -14,22 +14,22 @@ use super::Snapshot;
 use crate::{
     event::{Image, Pid},
     go_heap,
-    process::address_space::AddressSpace,
+    resolve::Resolved,
 };
 
 /// What the session asks of the collector.
 pub enum Request {
-    /// Record this process from now on; the address space is its present one.
+    /// Record this process from now on, if it is not recorded yet. The files that it has mapped are known by now.
     Enable {
         /// The process.
         pid: Pid,
         /// Its image.
         image: Image,
-        /// Its mappings.
-        space: Box<AddressSpace>,
         /// [`tracer_ebpf::target`] bits.
         flags: u32,
     },
+    /// The resolvers have found something out.
+    Resolved(Resolved),
     /// Pass on the sampled objects of a Go runtime.
     FollowGo {
         /// The image.
@@ -135,6 +135,11 @@ impl Requested {
     /// The next one, if one is there.
     pub(super) fn next(&self) -> Result<Request, mpsc::TryRecvError> {
         self.requests.try_recv()
+    }
+
+    /// The next one, as soon as it is there.
+    pub(super) fn wait(&self, patience: Duration) -> Result<Request, mpsc::RecvTimeoutError> {
+        self.requests.recv_timeout(patience)
     }
 
     /// What can be read when there are some.

@@ -1,5 +1,7 @@
 //! Putting running processes under trace.
 
+use std::sync::mpsc;
+
 use anyhow::{Context as _, Result};
 
 use super::{Input, Session};
@@ -54,7 +56,13 @@ impl Session {
         let Some(attached) = self.attached.iter().find(live) else { return Ok(()) };
         let space = attached.address_space()?;
         let (image, flags) = (attached.image(), self.flags(attached));
-        self.send(Request::Enable { pid, image, space: Box::new(space), flags })?;
+        let (told, is_known) = mpsc::channel();
+        self.resolvers.follow(space, move || {
+            // Nobody waits any more: the trace is over.
+            let _ = told.send(());
+        });
+        is_known.recv().context("the resolvers have ended early")?;
+        self.send(Request::Enable { pid, image, flags })?;
         // The switch is the collector's to turn: ask for something to know that it has.
         self.ask(|reply| Request::Held { images: Vec::new(), reply }).map(drop)
     }

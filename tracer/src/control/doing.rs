@@ -115,8 +115,11 @@ impl Session {
         if attached.is_of_go() && self.config.go_heap != GoHeapChoice::Off && !self.has_go(image) {
             self.attach_go_of_running(pid, image);
         }
-        // The collector's end shows elsewhere.
-        let _ = self.requests.send(Request::Enable { pid, image, space, flags });
+        let requests = self.requests.clone();
+        self.resolvers.follow(*space, move || {
+            // The collector's end shows elsewhere.
+            let _ = requests.send(Request::Enable { pid, image, flags });
+        });
     }
 
     /// What comes round regularly.

@@ -116,7 +116,7 @@ impl Session {
         self.goroutines.watch(pid, self.runtime_of(pid));
         self.coverage.forget(before);
         self.coverage.begin(pid, image);
-        match self.launched.take_if(|launched| launched.pid() == pid) {
+        match self.launched.take_if(|launched| launched.pid() == pid && !beginning.is_late) {
             Some(launched) => self.follow_launched(launched),
             None => Ok(()),
         }

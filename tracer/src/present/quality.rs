@@ -1,6 +1,6 @@
 //! How far a trace can be trusted, from what was lost, cut and sampled.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use hashbrown::HashSet;
 
@@ -72,8 +72,18 @@ pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         targets: 0,
         recorded_events: snapshot.counters.events,
         outstanding_bytes: 0,
-        notes: problems.chain(missed).chain(few).chain(reasons).collect(),
+        notes: problems.chain(late(snapshot.late)).chain(missed).chain(few).chain(reasons).collect(),
     }
+}
+
+/// What to say of processes that were not followed from their beginning on: how many, and for how long at most.
+fn late((count, time): (u64, Duration)) -> Option<String> {
+    let those = if count == 1 { "1 process was".to_owned() } else { format!("{count} processes were") };
+    let words = format!(
+        "{those} followed late, by up to {:.1} ms: the record of the beginning found the ring buffer full (--buffer-size)",
+        time.as_secs_f64() * 1e3
+    );
+    (count > 0).then_some(words)
 }
 
 /// Samples that a report should have: a standard error of all bytes of some tenth.

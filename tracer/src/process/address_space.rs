@@ -91,10 +91,9 @@ impl AddressSpace {
         Self { pid, opened: None, code: Vec::new(), retired: VecDeque::new(), modules: HashMap::new() }
     }
 
-    /// That of process `pid`, which was just forked from the one that this is of.
-    pub fn forked(&self, pid: u32) -> Self {
-        let modules = self.modules.clone();
-        Self { pid, opened: None, code: self.code.clone(), retired: self.retired.clone(), modules }
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Looks at the mappings again. True when executable ones have come, gone or changed.
@@ -128,18 +127,6 @@ impl AddressSpace {
         Ok(changed)
     }
 
-    /// Tries again to open the files that could not be opened when the mappings were looked at: another one may have been
-    /// mapped there at that instant.
-    pub fn reopen(&mut self) {
-        let Some(Opened { process, root, .. }) = &self.opened else { return };
-        let is_missing = |code: &&mut Code| {
-            code.mapping.inode != 0 && code.module.as_ref().is_some_and(|module| module.file().is_none())
-        };
-        for code in self.code.iter_mut().filter(is_missing) {
-            code.module = module(&mut self.modules, process, root.as_ref(), &code.mapping);
-        }
-    }
-
     /// What the return address `addr` belongs to. That is where the call before it is: a call can be the last
     /// instruction of its mapping.
     pub fn locate(&self, addr: u64) -> Place {
@@ -164,6 +151,11 @@ impl AddressSpace {
     pub fn executable_files(&self) -> impl Iterator<Item = (Arc<Module>, u64)> {
         let files = self.mapped().filter(|(_, mapping)| mapping.inode != 0);
         files.map(|(module, mapping)| (Arc::clone(module), mapping.start))
+    }
+
+    /// Whether there is code in it that was generated at run time.
+    pub fn has_generated_code(&self) -> bool {
+        self.code.iter().any(|code| code.module.is_none())
     }
 
     /// Every executable mapping by address, and its file; `None` for generated code.
@@ -228,8 +220,12 @@ fn module(
     if module.file().is_some() {
         modules.insert(key, Arc::clone(&module));
     }
-    // Runtimes that map their generated code twice take a nameless file for it.
-    (!mapping.deleted || module.file().is_none() || module.is_elf()).then_some(module)
+    Some(module).filter(|module| is_file(module, mapping))
+}
+
+/// Whether a file is one, not memory for generated code: runtimes that map their code twice take a nameless file for it.
+pub fn is_file(module: &Module, mapping: &Mapping) -> bool {
+    !mapping.deleted || module.file().is_none() || module.is_elf()
 }
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ pub struct Module {
     file: Option<File>,
     /// The file itself, where `file` is a copy of it.
     original: Option<OwnedFd>,
+    /// Bytes, when it was opened.
+    length: u64,
     /// Whether it belongs to root, and others cannot write to it.
     safe: bool,
     root: Option<Arc<Root>>,
@@ -62,12 +64,22 @@ impl Module {
             exhausted = limits::exhausted(error);
             tracing::debug!(path = mapping.path.escape_debug().to_string(), "cannot open a mapped file: {error}");
         });
-        let module = file.map(|Opened { file, facts, original }| Self {
+        match file {
+            Ok(file) => Self::of_opened(&mapping.path, file, root),
+            Err(_) => Self { root: root.cloned(), exhausted, ..Self::special(&mapping.path) },
+        }
+    }
+
+    /// A file that was opened for a process whose root is `root`.
+    pub fn of_opened(path: &str, Opened { file, facts, original }: Opened, root: Option<&Arc<Root>>) -> Self {
+        let safe = is_administrators(&facts);
+        Self {
             original,
-            safe: is_administrators(&facts),
-            ..Self::of(&mapping.path, file, facts.device, facts.inode)
-        });
-        Self { root: root.cloned(), exhausted, ..module.unwrap_or_else(|_| Self::special(&mapping.path)) }
+            length: facts.length,
+            safe,
+            root: root.cloned(),
+            ..Self::of(path, file, facts.device, facts.inode)
+        }
     }
 
     /// A file that is open, in no process's root.
@@ -76,7 +88,7 @@ impl Module {
     /// It cannot be told from other files.
     pub fn of_file(path: &str, file: File) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        Ok(Self::of(path, file, metadata.dev(), metadata.ino()))
+        Ok(Self { length: metadata.len(), ..Self::of(path, file, metadata.dev(), metadata.ino()) })
     }
 
     fn of(path: &str, file: File, device: u64, inode: u64) -> Self {
@@ -90,6 +102,7 @@ impl Module {
             identity: Identity::Name(name.to_owned()),
             file: None,
             original: None,
+            length: 0,
             safe: false,
             root: None,
             build_id: OnceLock::new(),
@@ -116,6 +129,11 @@ impl Module {
     /// The file itself, by which it can be probed, where [`file`](Self::file) is a copy of it.
     pub fn original(&self) -> Option<&OwnedFd> {
         self.original.as_ref()
+    }
+
+    /// Its length when it was opened, bytes.
+    pub fn length(&self) -> u64 {
+        self.length
     }
 
     /// What tells it from other files.

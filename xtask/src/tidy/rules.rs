@@ -118,6 +118,24 @@ pub(super) const RULES: &[Rule] = &[
         advice: "only tracer/src/bpf knows aya",
     },
     Rule {
+        name: "intake-io",
+        within: &["tracer/src/collector.rs", "tracer/src/collector/", "tracer/src/files.rs"],
+        // Has a descriptor that wakes the collector.
+        except: &["tracer/src/collector/requests.rs"],
+        check: Check::Paths(&[
+            "std::fs",
+            "std::io",
+            "std::process",
+            "crate::process::address_space::AddressSpace",
+            "crate::process::maps",
+            "crate::process::memory",
+            "crate::process::opener",
+            "crate::process::root",
+            "crate::unwinder",
+        ]),
+        advice: "who takes records in opens no file and looks into no process: ask the resolvers",
+    },
+    Rule {
         name: "abi-is-plain",
         within: &["tracer-ebpf/src/lib.rs"],
         except: &[],

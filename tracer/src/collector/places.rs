@@ -1,0 +1,124 @@
+//! What stacks are places of: as far as files tell it at once, and else as soon as the resolvers have looked.
+
+use std::sync::Arc;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::Trail;
+use crate::{
+    event::Image,
+    files::Files,
+    heap::{Heap, StackIndex, StackKind},
+    process::module::Module,
+    resolve::{Located, Resolvers},
+    trails::{self, Draft, Site, Trails},
+};
+
+/// The places of all stacks.
+pub(super) struct Places {
+    files: Files,
+    pub(super) trails: Trails,
+    resolvers: Resolvers,
+    /// Stacks that wait for a file, by its number.
+    waiting: HashMap<u32, Vec<StackIndex>>,
+    /// Stacks with mere addresses that nobody was asked about yet.
+    unasked: HashMap<Image, Vec<(StackIndex, Vec<Site>)>>,
+    /// All that wait for either.
+    pending: HashSet<StackIndex>,
+}
+
+impl Places {
+    pub(super) fn new(resolvers: Resolvers) -> Self {
+        Self {
+            files: Files::default(),
+            trails: Trails::default(),
+            resolvers,
+            waiting: HashMap::new(),
+            unasked: HashMap::new(),
+            pending: HashSet::new(),
+        }
+    }
+
+    pub(super) fn resolvers(&self) -> &Resolvers {
+        &self.resolvers
+    }
+
+    /// Stacks whose places are not known yet, but may be.
+    pub(super) fn pending(&self) -> &HashSet<StackIndex> {
+        &self.pending
+    }
+
+    /// Turns what the BPF side tells of a new stack into places.
+    pub(super) fn place(&mut self, heap: &mut Heap, stack: StackIndex) {
+        if self.trails.get(stack).is_none() && self.pending.insert(stack) {
+            self.look_up(heap, stack);
+        }
+    }
+
+    fn look_up(&mut self, heap: &mut Heap, stack: StackIndex) {
+        // It may have been folded meanwhile.
+        let StackKind::Recorded(places) = heap.stacks().kind(stack) else {
+            self.pending.remove(&stack);
+            return;
+        };
+        match trails::draft(places, &self.files) {
+            Draft::Waiting(number) => self.waiting.entry(number).or_default().push(stack),
+            Draft::InFiles(sites) => self.keep(heap, stack, sites, false),
+            Draft::Addresses(sites) => {
+                self.unasked.entry(heap.stacks().image(stack)).or_default().push((stack, sites));
+            }
+        }
+    }
+
+    /// Asks about what was met since the last time; whether there was something.
+    pub(super) fn ask(&mut self) -> bool {
+        let any = !self.unasked.is_empty();
+        for (image, stacks) in self.unasked.drain() {
+            self.resolvers.locate(image, stacks);
+        }
+        any
+    }
+
+    /// A file is known by now; `None`: memory for generated code.
+    pub(super) fn known(&mut self, heap: &mut Heap, number: u32, module: Option<Arc<Module>>) {
+        match module {
+            Some(module) => self.files.add(number, module),
+            None => self.files.add_generated(number),
+        }
+        for stack in self.waiting.remove(&number).unwrap_or_default() {
+            self.look_up(heap, stack);
+        }
+    }
+
+    /// No new stack will be of files with these numbers.
+    pub(super) fn forgotten(&mut self, numbers: Vec<u32>) {
+        self.files.retire(numbers);
+    }
+
+    /// The addresses of a stack were looked up.
+    pub(super) fn located(&mut self, heap: &mut Heap, Located { stack, sites, is_unproved }: Located) {
+        self.keep(heap, stack, sites, is_unproved);
+    }
+
+    fn keep(&mut self, heap: &mut Heap, stack: StackIndex, sites: Vec<Site>, is_unproved: bool) {
+        self.pending.remove(&stack);
+        if matches!(heap.stacks().kind(stack), StackKind::Recorded(_)) {
+            self.trails.keep(stack, sites, is_unproved);
+            heap.placed(stack);
+        }
+    }
+
+    /// The places of a stack, as far as they are known.
+    pub(super) fn trail(&self, heap: &Heap, stack: StackIndex) -> Trail {
+        match (heap.stacks().kind(stack), self.trails.get(heap.stacks().first(stack))) {
+            (StackKind::TableFull, _) => Trail::TableFull,
+            (StackKind::Recorded(_) | StackKind::Placed, Some(sites)) => Trail::Known(Arc::clone(sites)),
+            (StackKind::Recorded(places), None) => {
+                let site = |place: &u64| Arc::new(trails::site(*place, &self.files));
+                Trail::Known(places.iter().map(site).collect())
+            }
+            (StackKind::Folded, _) => Trail::Folded,
+            (StackKind::Unknown | StackKind::Placed, _) => Trail::Lost,
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What a program will map when it has just begun: its executable, its loader, and the libraries that they name. Looked for in
+//! the simplest way; what is missed is met later.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use hashbrown::HashSet;
+
+use crate::{
+    event::Pid,
+    process::{
+        elf::{Bytes, Elf, Needed},
+        module::{Identity, Module},
+        root::{self, ProcessDirectory, Root},
+    },
+};
+
+/// Where loaders look for libraries (ld.so(8)), and where those of Debian are.
+const FOLDERS: [&str; 7] = [
+    "/lib/x86_64-linux-gnu",
+    "/usr/lib/x86_64-linux-gnu",
+    "/lib64",
+    "/usr/lib64",
+    "/lib",
+    "/usr/lib",
+    "/usr/local/lib",
+];
+
+/// Most files of a program.
+const MAX_FILES: usize = 128;
+/// Programs that are remembered.
+const MAX_PROGRAMS: usize = 4096;
+
+/// Gives all that is found to `tell`, unless the program is among those `seen`.
+pub(super) fn look(pid: Pid, seen: &mut HashSet<Identity>, mut tell: impl FnMut(Arc<Module>)) {
+    let Ok(facts) = root::executable(pid) else { return };
+    if seen.len() >= MAX_PROGRAMS {
+        seen.clear();
+    }
+    if !seen.insert(Identity::File { device: facts.device, inode: facts.inode }) {
+        return;
+    }
+    let Ok(process) = ProcessDirectory::open(pid) else { return };
+    let path = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let Ok(executable) = process.executable(pid) else { return };
+    let root = process.root().ok().map(Arc::new);
+    let executable = Arc::new(Module::of_opened(&path.to_string_lossy(), executable, root.as_ref()));
+    tell(Arc::clone(&executable));
+    let Some(root) = root else { return };
+    let mut names: HashSet<String> = HashSet::new();
+    let mut todo = vec![(executable, path)];
+    while let Some((module, path)) = todo.pop() {
+        let needed = needed(&module);
+        let origin = path.parent().map(Path::to_owned).unwrap_or_default();
+        let interpreter = needed.interpreter.as_ref().filter(|name| names.insert((*name).clone()));
+        let interpreter = interpreter.and_then(|path| open(&root, Path::new(path)));
+        let libraries = needed.libraries.iter().filter(|name| names.len() < MAX_FILES && names.insert((*name).clone()));
+        let libraries: Vec<String> = libraries.cloned().collect();
+        let libraries = libraries.iter().filter_map(|name| library(&root, name, &needed.folders, &origin));
+        for (module, path) in interpreter.into_iter().chain(libraries) {
+            tell(Arc::clone(&module));
+            todo.push((module, path));
+        }
+    }
+}
+
+fn needed(module: &Module) -> Needed {
+    let Some(file) = module.file() else { return Needed::default() };
+    Elf::parse(&Bytes::new(file)).map(|elf| elf.needed()).unwrap_or_default()
+}
+
+fn library(root: &Arc<Root>, name: &str, folders: &[String], origin: &Path) -> Option<(Arc<Module>, PathBuf)> {
+    if name.contains('/') {
+        return open(root, Path::new(name));
+    }
+    let origin = origin.to_string_lossy();
+    let own = folders.iter().map(|folder| folder.replace("$ORIGIN", &origin).replace("${ORIGIN}", &origin));
+    own.chain(FOLDERS.map(str::to_owned)).find_map(|folder| open(root, &Path::new(&folder).join(name)))
+}
+
+fn open(root: &Arc<Root>, path: &Path) -> Option<(Arc<Module>, PathBuf)> {
+    let module = Module::of_opened(&path.to_string_lossy(), root.open(path).ok()?, Some(root));
+    Some((Arc::new(module), path.to_owned()))
+}

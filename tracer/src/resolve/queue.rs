@@ -1,0 +1,175 @@
+//! The order in which files are opened and compiled.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use hashbrown::HashMap;
+
+use super::worker::Job;
+use crate::{
+    event::{Pid, UnknownFile},
+    process::module::Module,
+};
+
+/// Bytes of a file from which on it takes long: only one of those is worked at at a time.
+const LARGE: u64 = 32 << 20;
+/// Most programs that wait for a look: what is not looked at is met.
+const MAX_PROGRAMS: usize = 64;
+
+/// What waits to be done.
+#[derive(Default)]
+pub(super) struct Queue {
+    /// Files to compile that somebody has met, or is about to.
+    urgent: VecDeque<(u32, Arc<Module>)>,
+    /// Files that were met, by process.
+    met: HashMap<Pid, Vec<UnknownFile>>,
+    programs: VecDeque<Pid>,
+    wants_machine: bool,
+    /// Files that some process of the machine has mapped.
+    later: VecDeque<Arc<Module>>,
+    /// How many workers are at what is large, and at what is not urgent.
+    at_large: usize,
+    in_background: usize,
+}
+
+impl Queue {
+    pub(super) fn compile(&mut self, number: u32, module: Arc<Module>) {
+        self.urgent.push_back((number, module));
+    }
+
+    pub(super) fn compile_later(&mut self, module: Arc<Module>) {
+        self.later.push_back(module);
+    }
+
+    pub(super) fn open(&mut self, pid: Pid, unknown: UnknownFile) {
+        self.met.entry(pid).or_default().push(unknown);
+    }
+
+    pub(super) fn look_at_program(&mut self, pid: Pid) {
+        if self.programs.len() < MAX_PROGRAMS {
+            self.programs.push_back(pid);
+        }
+    }
+
+    pub(super) fn look_at_machine(&mut self) {
+        self.wants_machine = true;
+    }
+
+    /// Whether files that were met are yet to be opened.
+    pub(super) fn has_files_to_open(&self) -> bool {
+        !self.met.is_empty()
+    }
+
+    /// What somebody waits for.
+    pub(super) fn next_urgent(&mut self) -> Option<Job> {
+        let may_be_large = self.at_large == 0;
+        if let Some(at) = self.urgent.iter().position(|(_, module)| may_be_large || !is_large(module))
+            && let Some((number, module)) = self.urgent.remove(at)
+        {
+            self.at_large += usize::from(is_large(&module));
+            return Some(Job::Compile(Some(number), module));
+        }
+        if let Some(pid) = self.met.keys().next().copied()
+            && let Some(unknown) = self.met.remove(&pid)
+        {
+            return Some(Job::Open(pid, unknown));
+        }
+        self.programs.pop_front().map(Job::Program)
+    }
+
+    /// What nobody waits for, but for files that `is_known`: for one worker at a time.
+    pub(super) fn next_in_background(&mut self, is_known: impl Fn(&Module) -> bool) -> Option<Job> {
+        if !self.may_work_in_background() {
+            return None;
+        }
+        let job = if std::mem::take(&mut self.wants_machine) {
+            Job::Machine
+        } else {
+            let mut unknown = std::iter::from_fn(|| self.later.pop_front()).filter(|module| !is_known(module));
+            Job::Compile(None, unknown.next()?)
+        };
+        self.begin_in_background();
+        Some(job)
+    }
+
+    /// Whether no worker is at what nobody waits for.
+    pub(super) fn may_work_in_background(&self) -> bool {
+        self.in_background == 0
+    }
+
+    pub(super) fn begin_in_background(&mut self) {
+        self.in_background += 1;
+    }
+
+    pub(super) fn is_done_in_background(&mut self) {
+        self.in_background -= 1;
+    }
+
+    /// A file that somebody was waiting for is compiled.
+    pub(super) fn has_compiled(&mut self, module: &Module) {
+        self.at_large -= usize::from(is_large(module));
+    }
+}
+
+/// By what it was when it was opened: the same whenever it is asked for.
+fn is_large(module: &Module) -> bool {
+    module.length() >= LARGE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(length: u64) -> Arc<Module> {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(length).unwrap();
+        Arc::new(Module::of_file("a file", file).unwrap())
+    }
+
+    /// Numbers of files that are to be compiled.
+    fn number(job: Option<Job>) -> Option<u32> {
+        match job {
+            Some(Job::Compile(number, _)) => number,
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn large_files_leave_a_worker_to_others() {
+        let mut queue = Queue::default();
+        let large = file(LARGE);
+        queue.compile(1, Arc::clone(&large));
+        queue.compile(2, file(LARGE));
+        queue.compile(3, file(1));
+        assert_eq!(number(queue.next_urgent()), Some(1));
+        assert_eq!(number(queue.next_urgent()), Some(3));
+        queue.look_at_program(7);
+        assert!(matches!(queue.next_urgent(), Some(Job::Program(7))));
+        assert!(queue.next_urgent().is_none());
+        // Whatever it has become.
+        large.file().unwrap().set_len(1).unwrap();
+        queue.has_compiled(&large);
+        assert_eq!(number(queue.next_urgent()), Some(2));
+    }
+
+    #[test]
+    fn one_worker_at_most_is_at_what_nobody_waits_for() {
+        let mut queue = Queue::default();
+        queue.look_at_machine();
+        queue.compile_later(file(1));
+        queue.compile_later(file(2));
+        assert!(matches!(queue.next_in_background(|_| false), Some(Job::Machine)));
+        assert!(queue.next_in_background(|_| false).is_none());
+        queue.is_done_in_background();
+        let is_known = |module: &Module| module.length() == 1;
+        assert!(matches!(queue.next_in_background(is_known), Some(Job::Compile(None, module)) if module.length() == 2));
+        queue.is_done_in_background();
+        assert!(queue.next_in_background(is_known).is_none() && queue.may_work_in_background());
+    }
+
+    #[test]
+    fn programs_that_wait_are_few() {
+        let mut queue = Queue::default();
+        (0..1000).for_each(|pid| queue.look_at_program(pid));
+        assert_eq!(std::iter::from_fn(|| queue.next_urgent()).count(), MAX_PROGRAMS);
+    }
+}
