@@ -35,4 +35,5 @@ mod selection;
 mod services;
 mod silence;
 mod stacks;
+mod storm;
 mod top;

@@ -143,6 +143,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-static", "-fno-omit-frame-pointer"],
     },
     Source { name: "tree, static", compiler: C, files: &["tree.c"], flags: &["-static", "-fno-omit-frame-pointer"] },
+    Source { name: "storm", compiler: C, files: &["storm.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "varied", compiler: C, files: &["varied.c"], flags: &["-O0", "-lm"] },
 ];
 

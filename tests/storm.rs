@@ -1,0 +1,71 @@
+//! Processes that come and go by the hundred: each is exact, and nothing of them is left in tracer.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Command, Stdio},
+};
+
+use tracer::bpf::entries_of;
+
+use crate::harness::{Held, Run, compiled, require_root, wait_until};
+
+/// Maps whose entries are of processes, threads, or what was lost.
+const OF_PROCESSES: [&str; 6] = ["TARGETS", "PAUSED", "THREADS", "OWNERS", "LOST_BEGINNINGS", "LOST_FREES"];
+
+/// What a tracer has of processes: entries of maps, its threads and its descriptors.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    entries: BTreeMap<String, u64>,
+    threads: usize,
+    descriptors: usize,
+}
+
+impl Holdings {
+    fn of(pid: u32) -> Self {
+        let count = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+        let mut entries = entries_of(pid).unwrap();
+        // The kernel keeps 15 bytes of a name.
+        entries.retain(|name, _| OF_PROCESSES.iter().any(|of| name == &of[..of.len().min(15)]));
+        assert_eq!(entries.len(), OF_PROCESSES.len(), "{entries:?}");
+        Self { entries, threads: count("task"), descriptors: count("fd") }
+    }
+}
+
+#[test]
+fn nothing_is_left_of_processes_that_have_ended() {
+    require_root();
+    for way in ["fork", "exec"] {
+        let mut command = Command::new(compiled("storm"));
+        let mut storm = command.args(["500", "8", way, "wait"]);
+        storm = storm.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut storm = storm.spawn().unwrap();
+        let running = Run::pid(storm.id()).args(["--scope=file"]).start();
+        let mut input = storm.stdin.take().unwrap();
+        let mut before = Holdings::of(running.pid());
+        // Its own thread has made a call, then.
+        before.entries.insert("OWNERS".to_owned(), 1);
+        input.write_all(b"\n").unwrap();
+        let mut line = String::new();
+        BufReader::new(storm.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        // What was met for the first time stays open: the program itself, its loader.
+        let is_left = |after: &Holdings| {
+            after.entries != before.entries
+                || after.threads > before.threads
+                || after.descriptors > before.descriptors + 4
+        };
+        wait_until(way, || !is_left(&Holdings::of(running.pid())));
+        drop(input);
+        storm.wait().unwrap();
+        let report = running.outcome().report(0);
+        report.assert_nothing_lost(way);
+        assert_eq!(report.json["targets"].as_array().unwrap().len(), 501, "{way}");
+        let held = report.stacks.iter().filter(|stack| stack.caller() == "work");
+        assert_eq!(
+            held.fold(Held::default(), |sum, stack| sum + stack.held),
+            Held { bytes: 500_000, blocks: 500 },
+            "{way}"
+        );
+    }
+}
