@@ -141,3 +141,16 @@ fn that_began_unheard() {
     assert!(report.gaps().iter().any(|gap| gap == "unfollowed_processes"), "{:?}", report.gaps());
     assert!(report.json["quality"]["notes"].to_string().contains("followed late"), "{}", report.json["quality"]);
 }
+
+/// Most are over before anybody can look at them; the program was looked at in those that were not.
+#[test]
+fn programs_that_are_over_at_once() {
+    let outcome = trace(&[], "many leaves");
+    let truth = told(&outcome.stdout);
+    let report = outcome.report(5);
+    report.assert_nothing_lost("many leaves");
+    assert!(
+        report.json["quality"]["notes"].as_array().unwrap().iter().all(|note| !note.to_string().contains("could look"))
+    );
+    assert_eq!((truth.len(), reported(&report).len()), (101, 1), "{}", outcome.stdout);
+}

@@ -191,6 +191,17 @@ static void late(const char *self) {
     wait_for_all();
 }
 
+// Programs that allocate nothing and are over at once, but for the first one.
+static void many_leaves(const char *self) {
+    for (int i = 0; i < 100; i++) {
+        if (fork() == 0) {
+            execl(self, self, i == 0 ? "late leaf" : "leaf", "0", NULL);
+            abort();
+        }
+        wait(NULL);
+    }
+}
+
 // Many that do nothing but hold one block each.
 static void by_hundreds(void) {
     for (int i = 0; i < 300; i++) {
@@ -243,6 +254,7 @@ int main(int argc, char **argv) {
     if (strcmp(way, "workers") == 0) by_workers();
     if (strcmp(way, "threads") == 0) by_threads();
     if (strcmp(way, "late") == 0) late("/proc/self/exe");
+    if (strcmp(way, "many leaves") == 0) many_leaves("/proc/self/exe");
     if (strcmp(way, "hundreds") == 0) by_hundreds();
     if (strcmp(way, "unheard") == 0) unheard("/proc/self/exe");
     end(5);

@@ -15,8 +15,9 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use tracer_ebpf::{
-    Address, Began, Block, Header, Loss, LostFree, MAX_LOST_BEGINNINGS, Moment, Target, golang::Sample,
-    unwind::UnknownFile,
+    Address, Began, Block, Header, Loss, LostFree, MAX_LOST_BEGINNINGS, Moment, Target,
+    golang::Sample,
+    unwind::{FileKey, UnknownFile},
 };
 
 /// The one channel to user space. Its size is set by user space before loading.
@@ -211,8 +212,9 @@ pub(crate) enum Told {
 /// The beginning of the image of process `pid`, which came from `parent`. The reader is woken: until it has looked at a new program,
 /// that may go unseen.
 #[inline(always)]
-pub(crate) fn began(header: Header, pid: u32, parent: u32) -> Told {
-    let began = Began { header, time: now(), pid, parent, comm: bpf_get_current_comm().unwrap_or([0; 16]) };
+pub(crate) fn began(header: Header, pid: u32, parent: u32, program: FileKey) -> Told {
+    let comm = bpf_get_current_comm().unwrap_or([0; 16]);
+    let began = Began { header, time: now(), pid, parent, comm, program };
     if output((&raw const began).cast(), size_of::<Began>() as u64, BPF_RB_FORCE_WAKEUP) {
         return Told::Sent;
     }

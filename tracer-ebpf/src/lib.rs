@@ -212,6 +212,8 @@ pub struct Began {
     pub parent: u32,
     /// Name of the process (`/proc/PID/comm`).
     pub comm: [u8; 16],
+    /// The program's file; all 0 when it is that of the process that forked, or cannot be told.
+    pub program: unwind::FileKey,
 }
 
 /// Start of a stack record; `frames` places of 8 bytes follow ([`unwind::place`]), leaf (direct caller of the allocator)
@@ -399,7 +401,7 @@ const _: () = {
     assert!(size_of::<Address>() == 16); // 24 bytes with the ring buffer's own header
     assert!(size_of::<Block>() == 40); // 48 bytes with the ring buffer's own header
     assert!(size_of::<Moment>() == 16);
-    assert!(size_of::<Began>() == 40);
+    assert!(size_of::<Began>() == 56);
     assert!(size_of::<StackHead>() == 24);
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
     assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);

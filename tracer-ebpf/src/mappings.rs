@@ -53,6 +53,7 @@ static KERNEL_MAPPINGS: KernelMappings = KernelMappings {
     super_device: 0,
     mm_tree: 0,
     mm_changes: 0,
+    mm_program: 0,
 };
 
 /// Numbers of files. An entry is never changed, and a number is never given twice; user space takes entries out, and waits until
@@ -133,6 +134,22 @@ fn mm() -> *const u8 {
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task_btf() };
     load!(*const u8, task, task_mm)
+}
+
+/// What the kernel knows the program of the current process by; all 0 when that cannot be told.
+#[inline(always)]
+pub(crate) fn program() -> FileKey {
+    let at = offset_of!(mm_program);
+    if at == 0 {
+        return FileKey::default();
+    }
+    let file = kernel_word((mm() as u64).wrapping_add(u64::from(at)));
+    let inode = read!(file, file_inode);
+    FileKey {
+        inode: read!(inode, inode_number),
+        generation: read!(inode, inode_generation) as u32,
+        device: read!(read!(inode, inode_super), super_device) as u32,
+    }
 }
 
 /// Address of the code that return probes return to in the current process; 0: nowhere yet.

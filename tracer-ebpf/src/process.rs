@@ -13,10 +13,13 @@ use aya_ebpf::{
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
-use tracer_ebpf::{ExecStops, Header, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, TaskFields, kind, origin, target};
+use tracer_ebpf::{
+    ExecStops, Header, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, TaskFields, kind, origin, target, unwind::FileKey,
+};
 
 use crate::{
     emit::{self, Told, count_loss},
+    mappings,
     thread::{self, Thread},
 };
 
@@ -251,7 +254,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     } else {
         origin::EXEC
     };
-    let told = emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image);
+    let told = emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image, mappings::program());
     if told == Told::Lost {
         forget_pause(&now);
         let _ = TARGETS.remove(tgid);
@@ -278,7 +281,7 @@ fn newcomer(pid_tgid: u64) {
         return;
     }
     thread::forget(pid_tgid);
-    if emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0) == Told::Lost {
+    if emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0, mappings::program()) == Told::Lost {
         forget_pause(&new);
         let _ = TARGETS.remove(tgid);
     }
@@ -321,7 +324,7 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
         return;
     }
     let id = u64::from(child_tgid) << 32 | u64::from(child_tgid);
-    if emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image) == Told::Lost {
+    if emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image, FileKey::default()) == Told::Lost {
         forget_pause(&new);
         let _ = TARGETS.remove(child_tgid);
     }

@@ -151,7 +151,7 @@ pub const GENERATED: u32 = 1;
 
 /// What the kernel tells files apart by; key of the map FILES, whose values are numbers.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FileKey {
     /// Inode.
     pub inode: u64,
@@ -299,6 +299,8 @@ pub struct KernelMappings {
     pub mm_tree: u32,
     /// In `mm_struct`: the count of its changes; 0 when there is none.
     pub mm_changes: u32,
+    /// In `mm_struct`: the pointer to the file of the program; 0 when there is none.
+    pub mm_program: u32,
 }
 
 const _: () = {
@@ -307,7 +309,7 @@ const _: () = {
     assert!(size_of::<FileTable>() == 32 + 24 * MAX_SEGMENTS);
     assert!(size_of::<Area>() == 64);
     assert!(size_of::<UnknownFile>() == 32);
-    assert!(size_of::<KernelMappings>() == 68);
+    assert!(size_of::<KernelMappings>() == 72);
     assert!(FILE_NUMBERS == 1 << (63 - 40)); // as many bits as a place has for it
 };
 

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use tracer_ebpf::unwind::FileKey;
 
 pub use self::{
     find::{Allocator, allocator, file_name, is_libc},
@@ -23,8 +24,11 @@ use self::{
 use crate::{
     bpf::{Links, Order},
     clock::monotonic,
-    control::lifecycle::{Action, Event, Life, Look, Now, Probing},
-    event::{Image, Pid},
+    control::{
+        known::Known,
+        lifecycle::{Action, Event, Life, Look, Now, Probing},
+    },
+    event::{Beginning, Image, Pid},
     limits,
     probe::outcomes::Way,
     probes::{Probes, Scope},
@@ -37,6 +41,16 @@ use crate::{
     report::visible,
     select::processes::place_of,
 };
+
+/// A program that a process has become.
+pub struct NewProgram<'a> {
+    /// How it began.
+    pub beginning: &'a Beginning,
+    /// What is known of it.
+    pub known: Option<&'a Known>,
+    /// Whether whoever runs it has probes from its first instruction on.
+    pub is_covered: bool,
+}
 
 /// A process with probes on its allocator.
 pub struct Attached {
@@ -53,6 +67,8 @@ pub struct Attached {
     found: Option<Allocator>,
     /// Its mappings, until the collector is told.
     space: Option<Box<AddressSpace>>,
+    /// What the kernel knows its program's file by, where that is known, and when it began: nanoseconds of CLOCK_MONOTONIC.
+    program: Option<(FileKey, u64)>,
     /// Whether the probes are away for good.
     gave_up: bool,
     /// The signal that ended it.
@@ -173,6 +189,7 @@ impl Attached {
             returns,
             found: None,
             space: None,
+            program: None,
             gave_up: false,
             killed_by: None,
         }
@@ -193,20 +210,40 @@ impl Attached {
         Self { gave_up: self.gave_up, ..forked }
     }
 
-    /// A process that this one has started (posix_spawn, vfork and exec), whose program is `comm`: hostile text. What is to be done.
-    pub fn spawned(&self, pid: Pid, image: Image, comm: String, time: u64, scope: Scope) -> (Self, Vec<Action>) {
+    /// A process that this one has started (posix_spawn, vfork and exec). What is to be done.
+    pub fn spawned(&self, image: Image, program: &NewProgram<'_>, scope: Scope) -> (Self, Vec<Action>) {
+        let Beginning { pid, time, .. } = *program.beginning;
         let mut spawned = self.forked(pid, image, time, scope);
-        let actions = spawned.has_execed(image, comm, time, false);
+        let actions = spawned.has_execed(image, program, false);
         (spawned, actions)
     }
 
-    /// A process that nobody who is traced has started, and that became the program `comm` (hostile text) at `time`, nanoseconds of
-    /// CLOCK_MONOTONIC.
-    pub fn newcomer(pid: Pid, image: Image, comm: String, time: u64, scope: Scope) -> Self {
-        let target = Process::new(pid, comm, executable(pid), Language::C);
+    /// A process that nobody who is traced has started, and that became a program.
+    pub fn newcomer(image: Image, program: &NewProgram<'_>, scope: Scope) -> Self {
+        let Beginning { pid, time, .. } = *program.beginning;
+        let target = Process::new(pid, String::new(), String::new(), Language::C);
         let returns = Returns { among_others: true, ..Returns::default() };
-        let life = Life::newcomer(pid, time, scope == Scope::Process, now());
-        Self::new(image, target, life, None, returns)
+        let life = Life::newcomer(pid, time, scope == Scope::Process, program.is_covered, now());
+        let mut newcomer = Self::new(image, target, life, None, returns);
+        newcomer.has_become(program);
+        newcomer
+    }
+
+    /// Takes down which program it is.
+    fn has_become(&mut self, program: &NewProgram<'_>) {
+        self.program = program.beginning.program.map(|file| (file, program.beginning.time));
+        self.target.comm = program.beginning.comm();
+        // It may be gone before anybody can look.
+        self.target.exe =
+            executable(self.pid).or_else(|| program.known.map(|known| known.exe.clone())).unwrap_or_default();
+        if let Some(known) = program.known {
+            self.target.language = known.language;
+        }
+    }
+
+    /// What the kernel knows its program's file by, where that is known, and when it began: nanoseconds of CLOCK_MONOTONIC.
+    pub fn program(&self) -> Option<(FileKey, u64)> {
+        self.program
     }
 
     /// It was started so long after tracing began.
@@ -291,15 +328,15 @@ impl Attached {
         Ok(space)
     }
 
-    /// The process has become another program, `comm` (hostile text), at `time`, nanoseconds of CLOCK_MONOTONIC, and has another
-    /// image: its allocator must be looked for anew. `probes_lost`: the thread that they were attached to is no more.
-    pub fn has_execed(&mut self, image: Image, comm: String, time: u64, probes_lost: bool) -> Vec<Action> {
+    /// The process has become another program and has another image: its allocator must be looked for anew. `probes_lost`: the thread
+    /// that they were attached to is no more.
+    pub fn has_execed(&mut self, image: Image, program: &NewProgram<'_>, probes_lost: bool) -> Vec<Action> {
         self.target.earlier_images.push(self.image.0);
         self.image = image;
-        (self.target.comm, self.target.exe) = (comm, executable(self.pid));
+        self.has_become(program);
         (self.gave_up, self.found, self.space) = (false, None, None);
         self.guard.forget();
-        self.handle(Event::Execed { time, probes_lost })
+        self.handle(Event::Execed { time: program.beginning.time, probes_lost, known: program.is_covered })
     }
 
     /// Whether the program that the process has become can be traced at all; what is against it is told.
@@ -520,10 +557,9 @@ fn now() -> Now {
     Now { instant: Instant::now(), clock: monotonic() }
 }
 
-/// Path of the executable that a process has now: hostile text. Empty when that cannot be known; it may be gone before anybody can
-/// look.
-fn executable(pid: Pid) -> String {
-    fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default().to_string_lossy().into_owned()
+/// Path of the executable that a process has now: hostile text. `None` when that cannot be known.
+fn executable(pid: Pid) -> Option<String> {
+    Some(fs::read_link(format!("/proc/{pid}/exe")).ok()?.to_string_lossy().into_owned())
 }
 
 /// Puts a failure down to the end of the process where that is what it is.

@@ -9,6 +9,7 @@ mod doing;
 mod ending;
 mod go;
 mod inputs;
+pub mod known;
 mod launching;
 pub mod lifecycle;
 mod lives;
@@ -22,7 +23,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use self::inputs::Inputs;
+use self::{inputs::Inputs, known::KnownPrograms};
 use crate::{
     attach::{Attached, Lookers, Seen},
     bpf::{self, GoMaps, Programs},
@@ -153,6 +154,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         newcomers,
         found_late: 0,
         go_maps,
+        known: KnownPrograms::default(),
         attached: Vec::new(),
         over: Vec::new(),
         go: Vec::new(),
@@ -197,6 +199,8 @@ struct Session {
     /// How many images recording was turned on for.
     images: u32,
     go_maps: GoMaps,
+    /// Programs that were looked at.
+    known: KnownPrograms,
     attached: Vec<Attached>,
     /// Processes that were started by traced ones and have ended.
     over: Vec<Attached>,

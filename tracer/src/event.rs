@@ -1,7 +1,7 @@
 //! Bytes of the ring buffer to [`Event`]s. A record that makes no sense is a counted error, never a panic.
 
 use bytes::{Buf as _, TryGetError};
-use tracer_ebpf::{Header, MAX_FRAMES, kind, origin};
+use tracer_ebpf::{Header, MAX_FRAMES, kind, origin, unwind::FileKey};
 
 /// Process id (thread group id) of a traced process.
 pub type Pid = u32;
@@ -121,6 +121,8 @@ pub struct Beginning {
     pub time: u64,
     /// Whether its record found the ring buffer full: nobody has stopped a command there.
     pub is_late: bool,
+    /// What the kernel knows the program's file by; `None` when it is that of the process that forked, or cannot be told.
+    pub program: Option<FileKey>,
 }
 
 impl Beginning {
@@ -217,7 +219,10 @@ fn began<'a>(body: &mut &[u8], how: u8) -> Result<Event<'a>, Unintelligible> {
     let (pid, parent) = (body.try_get_u32_ne()?, Image(body.try_get_u32_ne()?));
     let mut comm = [0; 16];
     body.try_copy_to_slice(&mut comm)?;
-    Ok(Event::Began(Beginning { pid, parent, how, comm, time, is_late: false }))
+    let program =
+        FileKey { inode: body.try_get_u64_ne()?, device: body.try_get_u32_ne()?, generation: body.try_get_u32_ne()? };
+    let program = Some(program).filter(|program| *program != FileKey::default());
+    Ok(Event::Began(Beginning { pid, parent, how, comm, time, is_late: false, program }))
 }
 
 fn go_sample<'a>(body: &mut &[u8]) -> Result<Event<'a>, Unintelligible> {
@@ -272,7 +277,7 @@ mod tests {
                 Event::UnknownFile(UnknownFile { number: 5, start: 0x1000, end: 0x3000 }),
             ),
             (
-                vec![header(kind::BEGAN), 9, 6 << 32 | 8, u64::from_ne_bytes(*b"program\0"), 0],
+                vec![header(kind::BEGAN), 9, 6 << 32 | 8, u64::from_ne_bytes(*b"program\0"), 0, 5, 4 << 32 | 3],
                 Event::Began(Beginning {
                     pid: 8,
                     parent: Image(6),
@@ -280,6 +285,7 @@ mod tests {
                     comm: *b"program\0\0\0\0\0\0\0\0\0",
                     time: 9,
                     is_late: false,
+                    program: Some(FileKey { inode: 5, device: 3, generation: 4 }),
                 }),
             ),
             (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
@@ -307,7 +313,8 @@ mod tests {
             vec![header(kind::ALLOC), 1, 2, 3],
             vec![header(kind::GO_SAMPLE), 1, 2, 3, 4, 5],
             vec![header(kind::BEGAN), 1, 2, 3],
-            vec![header(kind::BEGAN) | 0xf00, 1, 2, 3, 4],
+            vec![header(kind::BEGAN) | 0xf00, 1, 2, 3, 4, 5, 6],
+            vec![header(kind::BEGAN), 1, 2, 3, 4, 5],
             vec![header(kind::UNKNOWN_FILE), 5, 0x1000],
             vec![header(kind::STACK), 1],
             vec![header(kind::STACK), 1, 2, 0xa],

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     attach::{Allocator, Returns, file_name, is_libc},
     bpf::{Links, Order, Placed, Programs, Site},
+    clock::monotonic,
     event::Pid,
     probe::{
         outcomes::{self, Means},
@@ -31,8 +32,16 @@ pub struct Probes {
     /// The programs.
     pub programs: Programs,
     scope: Scope,
-    /// Files that are probed for everybody. Held, so that no other gets its identity.
-    files: Vec<(Arc<Module>, Links)>,
+    /// Files that are probed for everybody, and since when. Held, so that no other gets its identity.
+    files: Vec<Probed>,
+}
+
+/// A file that is probed for everybody.
+struct Probed {
+    module: Arc<Module>,
+    links: Links,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    since: u64,
 }
 
 impl Probes {
@@ -48,13 +57,21 @@ impl Probes {
 
     /// Whether a file is probed for everybody.
     pub fn covers(&self, module: &Module) -> bool {
-        self.files.iter().any(|(file, _)| file.identity() == module.identity())
+        self.of(module).is_some()
+    }
+
+    /// Since when, nanoseconds of CLOCK_MONOTONIC.
+    pub fn covered_since(&self, module: &Module) -> Option<u64> {
+        self.of(module).map(|probed| probed.since)
+    }
+
+    fn of(&self, module: &Module) -> Option<&Probed> {
+        self.files.iter().find(|probed| probed.module.identity() == module.identity())
     }
 
     /// Offsets of the probed instructions in an allocator's file, bytes; `own`: the probes of the process alone.
     pub fn offsets<'a>(&'a self, module: &Module, own: &'a Links) -> &'a [u64] {
-        let shared = self.files.iter().find(|(file, _)| file.identity() == module.identity());
-        shared.map_or(own, |(_, links)| links).offsets()
+        self.of(module).map_or(own, |probed| &probed.links).offsets()
     }
 
     /// Probes an allocator of the process `pid`, of which `task` is a thread. What it gives back is for that process alone: nothing
@@ -78,7 +95,7 @@ impl Probes {
             Scope::File if self.covers(&allocator.module) => Ok(Links::default()),
             Scope::File => {
                 let links = probe(&mut self.programs, allocator, pid, None, returns, order)?;
-                self.files.push((Arc::clone(&allocator.module), links));
+                self.files.push(Probed { module: Arc::clone(&allocator.module), links, since: monotonic() });
                 Ok(Links::default())
             }
         }
@@ -86,14 +103,14 @@ impl Probes {
 
     /// Takes the probes off a file that were there for everybody.
     pub fn forget(&mut self, module: &Module) {
-        if let Some(at) = self.files.iter().position(|(file, _)| file.identity() == module.identity()) {
-            self.files.swap_remove(at).1.detach_aside(&mut self.programs);
+        if let Some(at) = self.files.iter().position(|probed| probed.module.identity() == module.identity()) {
+            self.files.swap_remove(at).links.detach_aside(&mut self.programs);
         }
     }
 
     /// Takes all off that are there for everybody, and waits for those that were taken off before.
     pub fn detach(&mut self) {
-        for (_, links) in self.files.drain(..) {
+        for Probed { links, .. } in self.files.drain(..) {
             links.detach_aside(&mut self.programs);
         }
         self.programs.finish_detaching();

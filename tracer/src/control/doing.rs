@@ -9,7 +9,7 @@ use super::{
     lifecycle::{Action, Event},
 };
 use crate::{
-    attach::{Attached, SUSPENSE, Seen},
+    attach::{Attached, SUSPENSE, Seen, What},
     clock::monotonic,
     collector::{Notice, Request},
     config::GoHeapChoice,
@@ -80,6 +80,10 @@ impl Session {
     /// Somebody has looked at a process that was of this image then.
     fn has_seen(&mut self, Seen { image, what }: Seen) {
         let Some(at) = self.attached.iter().position(|attached| attached.image() == image) else { return };
+        if let What::Program(program) = &what {
+            let file = self.attached[at].program().map(|(file, _)| file);
+            self.known.learn(file, program);
+        }
         let actions = self.attached[at].was_seen(what, &self.probes);
         self.act(image, actions);
     }

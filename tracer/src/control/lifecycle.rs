@@ -18,6 +18,8 @@ use crate::event::Pid;
 const SETTLING: Duration = Duration::from_millis(500);
 /// How long a new program may take to load its allocator.
 const LOADING: Duration = Duration::from_secs(10);
+/// How long a program that is known runs before it is looked at: most are over by then.
+const TRUST: Duration = Duration::from_millis(20);
 /// Shortest and longest time between two looks.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(100));
 
@@ -35,13 +37,14 @@ pub struct Now {
 pub enum Event {
     /// Time has passed.
     Tick,
-    /// It has become another program at `time`, nanoseconds of CLOCK_MONOTONIC. `probes_lost`: the thread that they were attached to
-    /// is no more.
+    /// It has become another program.
     Execed {
-        /// When.
+        /// When, nanoseconds of CLOCK_MONOTONIC.
         time: u64,
-        /// Whether the probes went.
+        /// Whether the probes went, with the thread that they were attached to.
         probes_lost: bool,
+        /// Whether the same program was looked at before, and takes what it allocates from a file that is probed for everybody.
+        known: bool,
     },
     /// It was looked at.
     Looked(Look),
@@ -128,6 +131,8 @@ struct Search {
     /// Whether the program is that of its parent, whose allocator is known.
     same_program: bool,
     found: bool,
+    /// Whether the program is one that was looked at before.
+    known: bool,
     /// Of the allocator that is being probed.
     covered: bool,
     own_memory: Option<u64>,
@@ -145,10 +150,17 @@ impl Search {
             probes_lost,
             same_program: false,
             found: false,
+            known: false,
             covered: false,
             own_memory: None,
             missed: None,
         }
+    }
+
+    /// That of a program which was looked at before.
+    fn known(self, known: bool) -> Self {
+        let next = if known { self.begun + TRUST } else { self.next };
+        Self { known, next, ..self }
     }
 
     fn rest(&mut self, now: Now) {
@@ -225,9 +237,10 @@ impl Life {
         Self { stage, came_later: true, paused_since: paused.then_some(time), ..Self::recorded(pid) }
     }
 
-    /// Of a process that became a program at `time`, nanoseconds of CLOCK_MONOTONIC, and of which nothing was known before.
-    pub fn newcomer(pid: Pid, time: u64, paused: bool, now: Now) -> Self {
-        let stage = Stage::Looking(Search::new(now, time, paused));
+    /// Of a process that became a program at `time`, nanoseconds of CLOCK_MONOTONIC, and that nobody had seen before. `known`: the
+    /// program is, as in [`Event::Execed`].
+    pub fn newcomer(pid: Pid, time: u64, paused: bool, known: bool, now: Now) -> Self {
+        let stage = Stage::Looking(Search::new(now, time, paused).known(known && !paused));
         Self { stage, came_later: true, paused_since: paused.then_some(time), ..Self::recorded(pid) }
     }
 
@@ -238,7 +251,7 @@ impl Life {
         }
         match event {
             Event::Tick => self.tick(now),
-            Event::Execed { time, probes_lost } => self.execed(time, probes_lost, now),
+            Event::Execed { time, probes_lost, known } => self.execed(time, probes_lost, known, now),
             Event::Looked(look) => self.looked(look, now),
             Event::Probed(probing) => self.probed(probing, now),
             Event::Recorded(since) => {
@@ -250,7 +263,7 @@ impl Life {
             Event::Exited(after) => {
                 let stage = std::mem::replace(&mut self.stage, Stage::Ended(after));
                 if let Stage::Looking(search) = stage {
-                    self.unlooked = !search.found;
+                    self.unlooked = !search.found && !search.known;
                     self.end_search(&search);
                 }
                 self.unlooked |= self.paused_since.is_some();
@@ -268,7 +281,7 @@ impl Life {
         vec![if search.same_program { Action::Probe } else { Action::Look }]
     }
 
-    fn execed(&mut self, time: u64, probes_lost: bool, now: Now) -> Vec<Action> {
+    fn execed(&mut self, time: u64, probes_lost: bool, known: bool, now: Now) -> Vec<Action> {
         let before = std::mem::replace(&mut self.stage, Stage::Recorded);
         let lost_before = match before {
             Stage::Looking(search) => {
@@ -278,7 +291,7 @@ impl Life {
             _ => false,
         };
         let probes_lost = probes_lost || lost_before || self.paused_since.is_some();
-        self.stage = Stage::Looking(Search::new(now, time, probes_lost));
+        self.stage = Stage::Looking(Search::new(now, time, probes_lost).known(known && !probes_lost));
         self.tick(now)
     }
 

@@ -7,15 +7,16 @@ use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 
 use super::{
     Input, Session,
+    known::KnownPrograms,
     lifecycle::{Action, Event},
 };
 use crate::{
-    attach::Attached,
+    attach::{Attached, NewProgram},
     clock::monotonic,
     collector::{Notice, Request},
     config::Subject,
     event::{Beginning, How, Image, Pid},
-    probes::Scope,
+    probes::{Probes, Scope},
     process::status,
     report::count,
 };
@@ -35,8 +36,10 @@ impl Session {
                     How::Spawn => self.has_spawned(image, &beginning),
                     How::Newcomer => self.has_come(image, &beginning),
                     How::Exec | How::ExecByOtherThread => {
-                        if let Some(attached) = self.find(beginning.parent) {
-                            attached.has_execed(image, beginning.comm(), beginning.time, false);
+                        let program = new_program(&self.known, &self.probes, &beginning);
+                        let before = self.attached.iter_mut().find(|attached| attached.image() == beginning.parent);
+                        if let Some(attached) = before {
+                            attached.has_execed(image, &program, false);
                         }
                     }
                 },
@@ -58,12 +61,12 @@ impl Session {
 
     /// A process that worked on its parent's memory has become a program of its own.
     fn has_spawned(&mut self, image: Image, beginning: &Beginning) {
-        let Beginning { pid, parent, time, .. } = *beginning;
         let scope = self.probes.scope();
+        let program = new_program(&self.known, &self.probes, beginning);
         // It may have outlived its parent.
-        let parent = self.processes().find(|attached| attached.image() == parent);
-        match parent.map(|parent| parent.spawned(pid, image, beginning.comm(), time, scope)) {
-            Some((spawned, actions)) => self.joins(spawned, actions, time),
+        let parent = self.processes().find(|attached| attached.image() == beginning.parent);
+        match parent.map(|parent| parent.spawned(image, &program, scope)) {
+            Some((spawned, actions)) => self.joins(spawned, actions, beginning.time),
             None => self.has_come(image, beginning),
         }
     }
@@ -81,11 +84,12 @@ impl Session {
 
     /// A program began that nobody who is traced has started. What does not fit is forgotten.
     fn has_come(&mut self, image: Image, beginning: &Beginning) {
-        let Beginning { pid, time, .. } = *beginning;
+        let pid = beginning.pid;
         if self.newcomers.as_mut().is_some_and(|newcomers| newcomers.fits(pid)) {
             tracing::debug!(pid, "a process that fits has begun");
-            let newcomer = Attached::newcomer(pid, image, beginning.comm(), time, self.probes.scope());
-            self.joins(newcomer, Vec::new(), time);
+            let program = new_program(&self.known, &self.probes, beginning);
+            let newcomer = Attached::newcomer(image, &program, self.probes.scope());
+            self.joins(newcomer, Vec::new(), beginning.time);
         } else {
             // The collector's end shows elsewhere.
             let _ = self.requests.send(Request::Drop(image));
@@ -106,10 +110,12 @@ impl Session {
 
     /// A process has become another program.
     pub(super) fn has_execed(&mut self, image: Image, beginning: &Beginning) -> Result<()> {
-        let Beginning { parent: before, how, time, .. } = *beginning;
+        let Beginning { parent: before, how, .. } = *beginning;
         let probes_lost = how == How::ExecByOtherThread && self.probes.scope() == Scope::Process;
-        let Some(attached) = self.find(before) else { return Ok(()) };
-        let actions = attached.has_execed(image, beginning.comm(), time, probes_lost);
+        let program = new_program(&self.known, &self.probes, beginning);
+        let attached = self.attached.iter_mut().find(|attached| attached.image() == before);
+        let Some(attached) = attached else { return Ok(()) };
+        let actions = attached.has_execed(image, &program, probes_lost);
         let pid = attached.pid();
         self.act(image, actions);
         self.forget_go(pid);
@@ -241,4 +247,10 @@ impl Session {
             (true, Scope::Process) => target::FOLLOW | target::LATER,
         }
     }
+}
+
+/// What is known of a program that a process has become.
+fn new_program<'a>(known: &'a KnownPrograms, probes: &Probes, beginning: &'a Beginning) -> NewProgram<'a> {
+    let known = known.get(beginning.program);
+    NewProgram { beginning, known, is_covered: known.is_some_and(|known| known.covered_since(probes).is_some()) }
 }

@@ -65,7 +65,9 @@ impl Session {
             notes.extend(attached.life().notes());
         }
         let heard: HashSet<Image> = snapshot.stacks.iter().map(|stack| stack.image).collect();
-        let unheard = |attached: &&Attached| attached.life().was_not_looked_at() && !heard.contains(&attached.image());
+        let unheard = |attached: &&Attached| {
+            attached.life().was_not_looked_at() && !heard.contains(&attached.image()) && !self.is_known(attached)
+        };
         let unheard = self.processes().filter(unheard).count() as u64;
         notes.extend(self.note_on_late_ones(unheard));
         notes.extend(self.unseen_heaps.iter().cloned());
@@ -99,5 +101,12 @@ impl Session {
             notes,
         };
         Material { trace, snapshot, go, goroutines: self.goroutines.groups() }
+    }
+
+    /// Whether the program of a process was looked at in another one, and had probes in this one.
+    fn is_known(&self, attached: &Attached) -> bool {
+        let Some((program, began)) = attached.program() else { return false };
+        let since = self.known.get(Some(program)).and_then(|known| known.covered_since(&self.probes));
+        since.is_some_and(|since| since <= began)
     }
 }

@@ -18,7 +18,7 @@ fn allocator(probed: bool, covered: bool) -> Event {
 }
 
 fn exec(milliseconds: u64) -> Event {
-    Event::Execed { time: milliseconds * NS, probes_lost: false }
+    Event::Execed { time: milliseconds * NS, probes_lost: false, known: false }
 }
 
 const NOTHING: Event = Event::Looked(Look::Nothing { loaded: false, is_static: false });
@@ -188,7 +188,7 @@ fn an_exec_before_it_has_probes_needs_them_all_the_same() {
 #[test]
 fn a_newcomer_is_looked_at_at_once() {
     for paused in [false, true] {
-        let mut life = Life::newcomer(9, 0, paused, at(1));
+        let mut life = Life::newcomer(9, 0, paused, false, at(1));
         run(&mut life, &[(1, Event::Tick, &[Action::Look]), (2, allocator(false, !paused), &[Action::Probe])]);
         run(&mut life, &[(3, IN_FORCE, &[Action::Enable]), (3, Event::Recorded(4 * NS), &[])]);
         assert_eq!(life.late().is_some(), paused);
@@ -224,4 +224,19 @@ fn a_static_program_without_an_allocator_is_told_at_once_unless_it_has_another_h
     run(&mut life, &[(10, exec(10), &[Action::Look]), (11, other.clone(), &[Action::Enable])]);
     run(&mut life, &[(700, Event::Tick, &[Action::Look]), (701, other, &[])]);
     assert_eq!((life.unseen_spans(), life.is_settled()), (0, true));
+}
+
+#[test]
+fn a_program_that_is_known_needs_no_look_when_it_is_over_soon() {
+    let again = |probes_lost| Event::Execed { time: 10 * NS, probes_lost, known: true };
+    let mut life = Life::recorded(7);
+    run(&mut life, &[(10, again(false), &[]), (20, Event::Tick, &[])]);
+    let mut ended = life.clone();
+    run(&mut ended, &[(25, Event::Exited(Duration::from_millis(25)), &[])]);
+    assert!(!ended.was_not_looked_at());
+    // Something else may be preloaded this time.
+    run(&mut life, &[(30, Event::Tick, &[Action::Look]), (31, allocator(false, false), &[Action::Probe])]);
+    // Where the probes went, and where it has to have its own, that helps nothing.
+    run(&mut Life::recorded(7), &[(10, again(true), &[Action::Look])]);
+    run(&mut Life::newcomer(9, 0, true, true, at(1)), &[(1, Event::Tick, &[Action::Look])]);
 }
