@@ -281,7 +281,9 @@ fn newcomer(pid_tgid: u64) {
         return;
     }
     thread::forget(pid_tgid);
-    if emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0, mappings::program()) == Told::Lost {
+    if emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0, mappings::program())
+        == Told::Lost
+    {
         forget_pause(&new);
         let _ = TARGETS.remove(tgid);
     }
@@ -324,7 +326,9 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
         return;
     }
     let id = u64::from(child_tgid) << 32 | u64::from(child_tgid);
-    if emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image, FileKey::default()) == Told::Lost {
+    if emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image, FileKey::default())
+        == Told::Lost
+    {
         forget_pause(&new);
         let _ = TARGETS.remove(child_tgid);
     }
