@@ -138,6 +138,24 @@ fn what_begins_later_and_fits_is_traced() {
     }
 }
 
+/// What does not fit is recorded until somebody says so; nothing of it is in the report, also when it was over by then.
+#[test]
+fn what_does_not_fit_leaves_nothing() {
+    require_root();
+    let folder = scratch();
+    let mut one = start(&folder, "fits");
+    let by_path = format!("{}/fits", folder.path().display());
+    let tracer = Run::bare().with_json().args(["--exe", &*by_path, "--scope", "file"]).start();
+    for _ in 0..50 {
+        std::process::Command::new("ls").arg("/").output().unwrap();
+    }
+    let (pids, report) = traced(tracer, &mut [&mut one]);
+    assert_eq!(pids, sorted(&[&one]));
+    assert_eq!(report.outstanding().bytes, 1_000_000);
+    assert!(report.stacks.iter().all(|stack| stack.pid == pids[0]));
+    report.assert_complete("what does not fit");
+}
+
 #[test]
 fn nothing_that_fits_is_an_error() {
     require_root();

@@ -194,6 +194,7 @@ impl Collector {
                 self.go.insert((image, number), GoHeap::new(samples));
             }
             Request::Resume(image) => self.resume(image),
+            Request::Keep(image) => self.images.keep(image),
             Request::Drop(image) => self.drop_image(image),
             Request::Interrupted(until) => self.heap.frees_lost_without_trace(until),
             Request::Ended(image) => {
@@ -294,8 +295,9 @@ impl Collector {
 
     /// Takes an image for one that never was.
     fn drop_image(&mut self, image: Image) {
-        let Some(pid) = self.images.drop(image) else { return };
-        if let Err(error) = self.events.disable(pid, image) {
+        if let Some(pid) = self.images.drop(image)
+            && let Err(error) = self.events.disable(pid, image)
+        {
             tracing::warn!("cannot stop recording process {pid}: {error}");
         }
         // It may be paused, and has no need to be any more.

@@ -27,6 +27,8 @@ pub(super) struct Images {
     leaving: Vec<(Image, u64)>,
     /// Those that nothing is known of.
     strangers: HashSet<Image>,
+    /// Newcomers, and what they have started, of which nobody has said yet whether they are wanted.
+    undecided: HashSet<Image>,
 }
 
 impl Images {
@@ -82,8 +84,26 @@ impl Images {
                 true
             }
         };
+        let undecided = match how {
+            How::Newcomer => true,
+            How::Fork | How::Spawn => self.undecided.contains(&parent),
+            How::Exec | How::ExecByOtherThread => self.undecided.remove(&parent),
+        };
+        if undecided {
+            self.undecided.insert(image);
+        }
         self.live.insert(image, Tracked { pid, is_child, since: monotonic() });
         true
+    }
+
+    /// An image is wanted.
+    pub(super) fn keep(&mut self, image: Image) {
+        self.undecided.remove(&image);
+    }
+
+    /// Whether an image belongs to the trace.
+    pub(super) fn is_wanted(&self, image: Image) -> bool {
+        !self.undecided.contains(&image) && (self.live.contains_key(&image) || self.ended.contains_key(&image))
     }
 
     /// An image that is followed is recorded from a time on, nanoseconds of CLOCK_MONOTONIC.
@@ -91,11 +111,13 @@ impl Images {
         self.live.entry(image).and_modify(|tracked| tracked.since = since);
     }
 
-    /// Takes an image for one that never was: its process.
+    /// Takes an image for one that never was: its process, if that lives.
     pub(super) fn drop(&mut self, image: Image) -> Option<Pid> {
-        let Tracked { pid, .. } = self.live.remove(&image)?;
         self.strangers.insert(image);
-        Some(pid)
+        self.undecided.remove(&image);
+        self.ended.remove(&image);
+        self.leaving.retain(|(leaving, _)| *leaving != image);
+        self.live.remove(&image).map(|tracked| tracked.pid)
     }
 
     /// The process of an image has ended; false when it was not recorded.
@@ -108,14 +130,49 @@ impl Images {
         true
     }
 
-    /// Takes those out whose blocks are to be let go, and when they ended.
-    pub(super) fn leaving(&mut self) -> impl Iterator<Item = (Image, u64)> {
-        self.leaving.drain(..)
+    /// Takes those out whose blocks are to be let go, and when they ended. What may not be wanted stays, with its blocks.
+    pub(super) fn leaving(&mut self) -> Vec<(Image, u64)> {
+        let Self { leaving, undecided, .. } = self;
+        leaving.extract_if(.., |(image, _)| !undecided.contains(image)).collect()
     }
 
     /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
     pub(super) fn of(&self, image: Image) -> (Pid, u64) {
         let live = self.live.get(&image).map(|tracked| (tracked.pid, tracked.since));
         live.or_else(|| self.ended.get(&image).copied()).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::unwind::FileKey;
+
+    use super::*;
+
+    fn begin(images: &mut Images, image: u32, parent: u32, how: How) {
+        let program = Some(FileKey::default());
+        let beginning =
+            Beginning { pid: image, parent: Image(parent), how, comm: [0; 16], time: 1, is_late: false, program };
+        images.begin(Image(image), &beginning, &mut Heap::with_room(16, 16));
+    }
+
+    #[test]
+    fn newcomers_and_what_they_start_wait_until_somebody_says_that_they_are_wanted() {
+        let mut images = Images::default();
+        begin(&mut images, 1, 0, How::Newcomer);
+        begin(&mut images, 2, 1, How::Fork);
+        begin(&mut images, 3, 2, How::Exec);
+        images.keep(Image(1));
+        let wanted = |images: &Images| (1..=3).map(|image| images.is_wanted(Image(image))).collect::<Vec<_>>();
+        assert_eq!(wanted(&images), [true, false, false]);
+        // What ends meanwhile keeps its blocks until it is known.
+        assert!(images.end(Image(1)) && images.end(Image(3)));
+        assert_eq!(images.leaving().iter().map(|(image, _)| *image).collect::<Vec<_>>(), [Image(1)]);
+        images.keep(Image(3));
+        assert_eq!(images.leaving().iter().map(|(image, _)| *image).collect::<Vec<_>>(), [Image(3)]);
+        begin(&mut images, 4, 0, How::Newcomer);
+        assert!(images.end(Image(4)));
+        assert_eq!((images.drop(Image(4)), images.leaving().len(), images.is_known(Image(4))), (None, 0, true));
+        assert!(!images.is_wanted(Image(4)));
     }
 }

@@ -57,6 +57,8 @@ pub enum Request {
     },
     /// Record this image, which the BPF side has begun but not recorded yet; a notice tells from when on.
     Resume(Image),
+    /// This image, which the BPF side has begun, is wanted.
+    Keep(Image),
     /// What was recorded of this image, which the BPF side has begun, is not wanted: neither is what it will do.
     Drop(Image),
     /// The probes of a process were away until this time, nanoseconds of CLOCK_MONOTONIC: what was freed meanwhile is not known.

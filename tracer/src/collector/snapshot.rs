@@ -104,6 +104,9 @@ impl Collector {
         let mut folded = (0, 0);
         for usage in usage {
             let image = self.heap.stacks().image(usage.stack);
+            if !self.images.is_wanted(image) {
+                continue;
+            }
             let (pid, since) = self.images.of(image);
             let unknown = unknown_frees.entry(image).or_insert_with(|| self.unknown_frees(image));
             let young = self.heap.values(usage.stack).outstanding_bytes.saturating_sub(usage.values.outstanding_bytes);

@@ -18,7 +18,7 @@ use crate::{
     probes::Scope,
     process::status::{self, NotTraceable},
     report::visible,
-    select::{Selection, names::Names, processes},
+    select::{Facts, Selection, names::Names, processes},
 };
 use tracer_ebpf::target;
 
@@ -81,8 +81,13 @@ impl Newcomers {
         if selection.containers().is_empty() { Names::default() } else { Names::read(Path::new("/")) }
     }
 
-    /// Whether a process that has begun is to be traced.
-    pub(super) fn fits(&mut self, pid: Pid) -> bool {
+    /// Whether a process that has begun, as the program `comm`, is to be traced. Of one that is gone its name decides, where that is
+    /// enough.
+    pub(super) fn fits(&mut self, pid: Pid, comm: &str) -> bool {
+        if !status::is_alive(pid) {
+            let gone = Facts { pid, comm: comm.to_owned(), ..Facts::default() };
+            return self.selection.fits(&gone, &self.names);
+        }
         if processes::fits(&self.selection, &self.names, pid) {
             return true;
         }
@@ -100,7 +105,7 @@ impl Newcomers {
         let Ok(running) = processes::running() else { return Vec::new() };
         let before = std::mem::replace(&mut self.seen, running.iter().copied().collect());
         let new = running.into_iter().filter(|pid| !before.contains(pid) && !known(*pid));
-        new.collect::<Vec<_>>().into_iter().filter(|pid| self.fits(*pid)).collect()
+        new.collect::<Vec<_>>().into_iter().filter(|pid| processes::fits(&self.selection, &self.names, *pid)).collect()
     }
 }
 

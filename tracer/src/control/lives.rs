@@ -85,7 +85,7 @@ impl Session {
     /// A program began that nobody who is traced has started. What does not fit is forgotten.
     fn has_come(&mut self, image: Image, beginning: &Beginning) {
         let pid = beginning.pid;
-        if self.newcomers.as_mut().is_some_and(|newcomers| newcomers.fits(pid)) {
+        if self.newcomers.as_mut().is_some_and(|newcomers| newcomers.fits(pid, &beginning.comm())) {
             tracing::debug!(pid, "a process that fits has begun");
             let program = new_program(&self.known, &self.probes, beginning);
             let newcomer = Attached::newcomer(image, &program, self.probes.scope());
@@ -102,6 +102,8 @@ impl Session {
         attached.was_started(self.clock.elapsed().saturating_sub(ago));
         let (pid, image) = (attached.pid(), attached.image());
         self.attached.push(attached);
+        // The collector's end shows elsewhere.
+        let _ = self.requests.send(Request::Keep(image));
         // What is not recorded yet is not to wait for anything else.
         self.act(image, actions);
         self.handle(image, Event::Tick);
@@ -114,7 +116,11 @@ impl Session {
         let probes_lost = how == How::ExecByOtherThread && self.probes.scope() == Scope::Process;
         let program = new_program(&self.known, &self.probes, beginning);
         let attached = self.attached.iter_mut().find(|attached| attached.image() == before);
-        let Some(attached) = attached else { return Ok(()) };
+        let Some(attached) = attached else {
+            // As the program before, it did not fit.
+            self.has_come(image, beginning);
+            return Ok(());
+        };
         let actions = attached.has_execed(image, &program, probes_lost);
         let pid = attached.pid();
         self.act(image, actions);
