@@ -74,7 +74,11 @@ impl Images {
             How::Exec | How::ExecByOtherThread => {
                 heap.forget(parent);
                 let Some(before) = self.live.remove(&parent) else { return false };
-                self.ended.insert(parent, (pid, before.since));
+                if self.undecided.contains(&parent) {
+                    self.strangers.insert(parent);
+                } else {
+                    self.ended.insert(parent, (pid, before.since));
+                }
                 before.is_child
             }
             How::Spawn | How::Newcomer => true,
