@@ -341,18 +341,12 @@ fn number_of(key: &FileKey) -> u32 {
         // SAFETY: the pointer comes from a map lookup.
         return unsafe { *number };
     }
-    // SAFETY: the key outlives the call.
-    unsafe { next_number(&raw const *key) }
+    next_number(key)
 }
 
 /// The same of one that was never met. Out of line: its variables would lie below all of unwinding.
-///
-/// # Safety
-/// `key` points to one.
 #[inline(never)]
-unsafe extern "C" fn next_number(key: *const FileKey) -> u32 {
-    // SAFETY: the caller says so.
-    let key = unsafe { &*key };
+extern "C" fn next_number(key: &FileKey) -> u32 {
     let Some(numbers) = NUMBERS.get_ptr_mut(0) else { return 0 };
     // SAFETY: the pointer comes from a map lookup.
     let number = unsafe { emit::atomic_next(numbers) };

@@ -1,0 +1,114 @@
+//! Finding the allocator of a process that is to be traced, and putting the first probes on it.
+
+use anyhow::{Result, anyhow};
+
+use super::{
+    Attached, Returns,
+    find::{Allocator, Phase, describe, find, mappings},
+};
+use crate::{
+    bpf::Order,
+    control::lifecycle::Life,
+    event::{Image, Pid},
+    probes::Probes,
+    process::{
+        address_space::AddressSpace,
+        opener,
+        status::{self, NotTraceable, Status},
+    },
+    profile::{Language, Process},
+};
+
+impl Attached {
+    /// Attaches to a running process. Recording begins when the collector is told. `go`: it has another heap than that of an
+    /// allocator, and may have no allocator at all.
+    ///
+    /// # Errors
+    /// No allocator, no right, or the process has ended.
+    pub fn attach(
+        probes: &mut Probes,
+        pid: Pid,
+        image: Image,
+        status: Status,
+        go: bool,
+        returns: Returns,
+    ) -> Result<Self> {
+        let space = mappings(pid).map_err(|error| explain(pid, &status, error))?;
+        let found = find(pid, &space, Phase::Running).map_err(|error| explain(pid, &status, error))?;
+        if found.is_none() && go {
+            return Ok(Self::without_allocator(pid, image, &status));
+        }
+        let allocator = found.ok_or_else(|| {
+            match status::check(pid) {
+                Ok(_) => {}
+                Err(NotTraceable::Exhausted(exhausted)) => return anyhow!(exhausted),
+                Err(gone) => {
+                    return anyhow!(gone).context(format!("process {pid} ended while it was being attached to"));
+                }
+            }
+            let unread = opener::notes();
+            if !unread.is_empty() {
+                return anyhow!(
+                    "process {pid} ({}) has no malloc in what can be read of its executable and its libraries: {}",
+                    status.comm,
+                    unread.join("; ")
+                );
+            }
+            anyhow!(
+                "process {pid} ({}) has no malloc in its executable or its libraries: there is nothing to probe \
+                 (statically linked and stripped, or an allocator of its own)",
+                status.comm
+            )
+        })?;
+        Self::with(probes, (pid, image), &status, &space, allocator, returns)
+    }
+
+    /// Of a process with no allocator but that of its Go runtime.
+    pub fn without_allocator(pid: Pid, image: Image, status: &Status) -> Self {
+        // One that has ended is known by its name.
+        let target = mappings(pid).map_or_else(
+            |_| Process::new(pid, status.comm.clone(), status.exe.clone(), Language::C),
+            |space| describe(pid, status, &space),
+        );
+        Self::new(image, target, Life::recorded(pid), None, Returns::default())
+    }
+
+    /// The same for a program that is being loaded: `None` when its allocator is not there yet.
+    ///
+    /// # Errors
+    /// As [`Attached::attach`].
+    pub fn attach_loading(
+        probes: &mut Probes,
+        pid: Pid,
+        image: Image,
+        status: Status,
+        returns: Returns,
+    ) -> Result<Option<Self>> {
+        let space = mappings(pid).map_err(|error| explain(pid, &status, error))?;
+        let found = find(pid, &space, Phase::Loading).map_err(|error| explain(pid, &status, error))?;
+        found.map(|allocator| Self::with(probes, (pid, image), &status, &space, allocator, returns)).transpose()
+    }
+
+    fn with(
+        probes: &mut Probes,
+        (pid, image): (Pid, Image),
+        status: &Status,
+        space: &AddressSpace,
+        allocator: Allocator,
+        returns: Returns,
+    ) -> Result<Self> {
+        let links =
+            probes.attach(&allocator, pid, pid, returns, Order::AtOnce).map_err(|error| explain(pid, status, error))?;
+        let target = describe(pid, status, space);
+        Ok(Self { links, ..Self::new(image, target, Life::recorded(pid), Some(allocator), returns) })
+    }
+}
+
+/// Puts a failure down to the end of the process where that is what it is.
+fn explain(pid: Pid, status: &Status, error: anyhow::Error) -> anyhow::Error {
+    match status::check(pid) {
+        Ok(now) if now.start_time == status.start_time => error,
+        Err(NotTraceable::Exhausted(exhausted)) => anyhow!(exhausted),
+        _ => anyhow!("process {pid} ended while it was being attached to: trace the process that replaces it"),
+    }
+}
