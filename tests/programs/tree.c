@@ -177,11 +177,17 @@ static void by_threads(void) {
     wait_for_all();
 }
 
+// A second, and more on a machine that is slow.
+static void rest(void) {
+    const char *slowness = getenv("TRACER_TEST_SLOWNESS");
+    sleep(slowness != NULL ? atoi(slowness) : 1);
+}
+
 // One that was forked and one that is another program, which wait for a second before they allocate.
 static void late(const char *self) {
     if (fork() == 0) {
         child();
-        sleep(1);
+        rest();
         leaf(7);
     }
     if (fork() == 0) {
@@ -238,7 +244,7 @@ static void unheard(const char *self) {
 
 int main(int argc, char **argv) {
     const char *way = argc > 1 ? argv[1] : "";
-    if (strcmp(way, "late leaf") == 0) sleep(1);
+    if (strcmp(way, "late leaf") == 0) rest();
     if (strstr(way, "leaf") != NULL) {
         if (argc > 3) wait_for_byte();
         leaf(atoi(argv[2]));

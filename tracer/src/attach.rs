@@ -274,7 +274,16 @@ impl Attached {
             What::Foreign(what) => Look::Foreign(what),
             What::Program(program) => self.is_program(*program, probes),
         };
-        self.handle(Event::Looked(look))
+        let actions = self.handle(Event::Looked(look));
+        self.forget_space_unless(&actions);
+        actions
+    }
+
+    /// Mappings hold their files open: none are kept that nobody will be told of.
+    fn forget_space_unless(&mut self, actions: &[Action]) {
+        if !actions.iter().any(|action| matches!(action, Action::Probe | Action::Enable)) {
+            self.space = None;
+        }
     }
 
     fn is_program(&mut self, program: Program, probes: &Probes) -> Look {
@@ -300,7 +309,9 @@ impl Attached {
             false if status::is_alive(self.pid) => Probing::Refused,
             false => Probing::Gone,
         };
-        self.handle(Event::Probed(probing))
+        let actions = self.handle(Event::Probed(probing));
+        self.forget_space_unless(&actions);
+        actions
     }
 
     /// Its mappings, as they were found.
@@ -429,12 +440,12 @@ impl Attached {
     }
 
     /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
-    /// are not. Whether they were away.
-    pub fn keep_probes(&mut self, probes: &mut Probes) -> bool {
+    /// are not; no more often than once in `pause`. Whether they were away.
+    pub fn keep_probes(&mut self, probes: &mut Probes, pause: Duration) -> bool {
         let nothing = self.gave_up || self.life.came_later() || !self.life.is_settled();
         let Some(allocator) = self.allocator.clone().filter(|_| !nothing) else { return false };
         let offsets = probes.offsets(&allocator.module, &self.links);
-        let Some(gone) = self.guard.check(self.pid, &allocator.module, offsets) else { return false };
+        let Some(gone) = self.guard.check(self.pid, &allocator.module, offsets, pause) else { return false };
         probes.forget(&allocator.module);
         let again = self.reattach(probes, allocator.clone(), self.pid) && {
             let offsets = probes.offsets(&allocator.module, &self.links);

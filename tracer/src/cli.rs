@@ -112,10 +112,12 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
     let children = cli.children || !cli.no_children && !by_link;
     let launches = matches!(subject, Subject::Command(_));
     let scope = match cli.scope {
-        Some(CliScope::File) => Scope::File,
-        Some(CliScope::Process) => Scope::Process,
-        None if all || launches && children => Scope::File,
-        None => Scope::Process,
+        Some(CliScope::File) => Some(Scope::File),
+        Some(CliScope::Process) => Some(Scope::Process),
+        None if all || launches && children => Some(Scope::File),
+        // As many as there may be, taking return addresses is for those that were looked at.
+        None if launches || by_link => Some(Scope::Process),
+        None => None,
     };
     let verbosity = cli.output.verbosity();
     let outputs = cli.output.outputs()?;

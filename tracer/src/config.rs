@@ -45,8 +45,8 @@ pub struct Config {
     pub returns: Option<Way>,
     /// Whether what the traced processes start is traced as well.
     pub children: bool,
-    /// For whom probes are there.
-    pub scope: Scope,
+    /// For whom probes are there; `None`: as the number of processes has it.
+    pub scope: Option<Scope>,
     /// Whether to attach by perf events even where the kernel has uprobe-multi links.
     pub perf_events: bool,
     /// How much to say on the standard error.

@@ -59,7 +59,6 @@ pub struct Found {
 /// Looks for the Go runtimes in the libraries of one process, in each file once.
 pub struct Libraries {
     pid: Pid,
-    space: AddressSpace,
     /// Files that were looked at, and how often in vain.
     seen: HashMap<Identity, u32>,
 }
@@ -67,7 +66,7 @@ pub struct Libraries {
 impl Libraries {
     /// Of a process that nothing is known of yet.
     pub fn new(pid: Pid) -> Self {
-        Self { pid, space: AddressSpace::new(pid), seen: HashMap::new() }
+        Self { pid, seen: HashMap::new() }
     }
 
     /// The process.
@@ -78,12 +77,14 @@ impl Libraries {
     /// What there is in files that have been mapped since the last look.
     pub fn look(&mut self) -> Found {
         let mut found = Found::default();
+        // Not kept: it holds files open.
+        let mut space = AddressSpace::new(self.pid);
         // A process that is gone has none.
-        if self.space.refresh().is_err() {
+        if space.refresh().is_err() {
             return found;
         }
         let executable = executable(self.pid).ok();
-        for (module, mappings) in loaded(&self.space) {
+        for (module, mappings) in loaded(&space) {
             let attempts = self.seen.entry(module.identity().clone()).or_default();
             if *attempts >= ATTEMPTS || executable.as_ref().is_some_and(|file| module.is_file(file)) {
                 continue;

@@ -59,13 +59,14 @@ impl Guard {
         self.next
     }
 
-    /// Looks for the probes of process `pid` at `offsets` in a file, if that is due. `Some` when they are gone for certain.
-    pub(super) fn check(&mut self, pid: Pid, module: &Module, offsets: &[u64]) -> Option<Gone> {
+    /// Looks for the probes of process `pid` at `offsets` in a file, if that is due; not again before `pause` is over. `Some` when they
+    /// are gone for certain.
+    pub(super) fn check(&mut self, pid: Pid, module: &Module, offsets: &[u64], pause: Duration) -> Option<Gone> {
         let now = Instant::now();
         if now < self.next {
             return None;
         }
-        self.next = now + CHECKING;
+        self.next = now + CHECKING.max(pause);
         let seen = |missing: Option<usize>| missing.filter(|missing| *missing == 0);
         let known = seen(self.probed.as_ref().map(ProbedCode::missing));
         // Not looked at yet, or mapped elsewhere.

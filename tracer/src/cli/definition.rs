@@ -117,7 +117,7 @@ pub(super) struct Cli {
     /// For whom probes are there. process: for each traced process alone, which costs others nothing; what begins later is
     /// recorded some milliseconds after it has, which is told. file: for all that map the files, so that what begins later is
     /// recorded from its first instruction; others that map them pay about a microsecond for each pair of calls into their
-    /// allocator [default: file with a command and with --all, else process]
+    /// allocator [default: file with a command, with --all, and for more than 32 processes; else process]
     #[arg(long, value_enum, value_name = "FOR")]
     pub(super) scope: Option<CliScope>,
 

@@ -53,14 +53,15 @@ fn processes_are_selected_by_ids_and_more() {
     assert!(matches!(&all.subject, Subject::Selected(_)) && all.children);
     assert!(!config("--all --no-children").children);
     for (line, scope) in [
-        ("--pid 5", Scope::Process),
-        ("--comm x", Scope::Process),
-        ("--pid 5 --scope file", Scope::File),
-        ("--all", Scope::File),
-        ("--all --scope process", Scope::Process),
-        ("-- ls", Scope::File),
-        ("--no-children -- ls", Scope::Process),
-        ("--returns link -- ls", Scope::Process),
+        ("--pid 5", None),
+        ("--comm x", None),
+        ("--comm x --returns link", Some(Scope::Process)),
+        ("--pid 5 --scope file", Some(Scope::File)),
+        ("--all", Some(Scope::File)),
+        ("--all --scope process", Some(Scope::Process)),
+        ("-- ls", Some(Scope::File)),
+        ("--no-children -- ls", Some(Scope::Process)),
+        ("--returns link -- ls", Some(Scope::Process)),
     ] {
         assert_eq!(config(line).scope, scope, "{line}");
     }

@@ -13,6 +13,7 @@ use super::Session;
 use crate::{
     attach::{self, Attached, Returns},
     bpf::Order,
+    config::Subject,
     event::Pid,
     preflight::Missing,
     probes::Scope,
@@ -29,6 +30,23 @@ const LATER: &str = "processes were selected as the trace began: what has starte
                      started";
 /// Least time between two looks at what containers are called.
 const NAMES_AGE: Duration = Duration::from_secs(2);
+
+/// Most processes that have probes of their own unless it is asked for: the kernel takes milliseconds for each to put them there, and a
+/// tenth of a second to take them off, one after the other.
+const MOST_ALONE: usize = 32;
+
+/// For whom probes are there where nobody has said it.
+pub(super) fn scope(subject: &Subject) -> Scope {
+    match subject {
+        Subject::Pids(pids) if pids.len() > MOST_ALONE => {
+            tracing::info!(
+                "more than {MOST_ALONE} processes: probes are on files, for all that map them (--scope=process decides otherwise)"
+            );
+            Scope::File
+        }
+        _ => Scope::Process,
+    }
+}
 
 /// Whom a selection fits.
 pub(super) struct Chosen {

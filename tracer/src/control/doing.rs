@@ -1,6 +1,10 @@
 //! What is done about what has become known: inputs go to the lives of processes, and what those ask for is done.
 
-use std::{collections::VecDeque, thread, time::Instant};
+use std::{
+    collections::VecDeque,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -150,8 +154,10 @@ impl Session {
 
     /// Looks whether the probes are still where they were put.
     pub(super) fn keep_probes(&mut self) -> Result<()> {
+        // However many there are, some fifty are looked at in a second.
+        let pause = Duration::from_millis(20) * u32::try_from(self.attached.len()).unwrap_or(u32::MAX);
         for index in 0..self.attached.len() {
-            if self.attached[index].keep_probes(&mut self.probes) {
+            if self.attached[index].keep_probes(&mut self.probes, pause) {
                 self.send(Request::Interrupted(monotonic()))?;
             }
         }
