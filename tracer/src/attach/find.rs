@@ -3,7 +3,7 @@
 use std::{
     fs::File,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -59,7 +59,10 @@ pub(super) enum Phase {
 }
 
 /// What was found in files, by what they are.
-type Found = HashMap<(Identity, Binding), (Arc<Module>, Option<Arc<[Function]>>)>;
+type Found = HashMap<(Identity, Binding), Searched>;
+
+/// A file, and the functions of the allocator that it has.
+type Searched = (Arc<Module>, Option<Arc<[Function]>>);
 
 /// Files that were searched. They are held open, so that no other file gets their identity; many processes map the same ones.
 static SEARCHED: Mutex<Option<Found>> = Mutex::new(None);
@@ -78,34 +81,39 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
             bail!("{exhausted}");
         }
         match search(&module, binding) {
-            Ok(Some(functions)) => {
+            Ok((module, Some(functions))) => {
                 tracing::debug!(file = module.path(), ?functions, "allocator");
                 return Ok(Some(Allocator { module, functions }));
             }
-            Ok(None) => {}
+            Ok((_, None)) => {}
             Err(error) => tracing::warn!("{}: {error}; it is left out", visible(module.path())),
         }
     }
     Ok(None)
 }
 
-/// The functions of an allocator that a file has.
-fn search(module: &Arc<Module>, binding: Binding) -> io::Result<Option<Arc<[Function]>>> {
+/// The functions of an allocator that a file has; and the file, as it is held open already where that is so.
+fn search(module: &Arc<Module>, binding: Binding) -> io::Result<Searched> {
     let key = (module.identity().clone(), binding);
-    let known = |found: &mut Option<Found>| found.as_ref()?.get(&key).map(|(_, functions)| functions.clone());
-    if let Some(functions) = known(&mut SEARCHED.lock().unwrap_or_else(PoisonError::into_inner)) {
-        return Ok(functions);
+    if let Some((known, functions)) = searched().get_or_insert_default().get(&key) {
+        // Elsewhere it may have another name.
+        let held = if known.path() == module.path() { known } else { module };
+        return Ok((Arc::clone(held), functions.clone()));
     }
-    let Some(path) = module.open_path() else { return Ok(None) };
+    let Some(path) = module.open_path() else { return Ok((Arc::clone(module), None)) };
     // Opened anew: the position of an open file is shared, and others read this one too.
     let functions = resolve::allocator(File::open(path)?, binding)?.map(Arc::from);
-    let mut searched = SEARCHED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut searched = searched();
     let searched = searched.get_or_insert_default();
     if searched.len() >= MAX_SEARCHED {
         searched.clear();
     }
     searched.insert(key, (Arc::clone(module), functions.clone()));
-    Ok(functions)
+    Ok((Arc::clone(module), functions))
+}
+
+fn searched() -> MutexGuard<'static, Option<Found>> {
+    SEARCHED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Mapped files in the order in which the loader looks symbols up.
