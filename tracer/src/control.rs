@@ -1,7 +1,7 @@
 //! One run of the tracer, from the checks before it to the exit status after it: the only module that knows all stages.
 //!
-//! One loop over one closed enum of inputs. The collector has a thread of its own; so do the things that only wait
-//! (signals, the ends of processes).
+//! One loop over one closed enum of inputs. What takes records in, reads files, names and writes has threads of its own, and so have
+//! signals; the ends of processes come from a runtime on this one (`inputs.rs`).
 
 mod attaching;
 mod choosing;

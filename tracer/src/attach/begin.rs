@@ -36,7 +36,8 @@ impl Attached {
         let space = mappings(pid).map_err(|error| explain(pid, &status, error))?;
         let found = find(pid, &space, Phase::Running).map_err(|error| explain(pid, &status, error))?;
         if found.is_none() && go {
-            return Ok(Self::without_allocator(pid, image, &status));
+            let target = describe(pid, &status, &space);
+            return Ok(Self::new(image, target, Life::recorded(pid), None, Returns::default()));
         }
         let allocator = found.ok_or_else(|| {
             match status::check(pid) {

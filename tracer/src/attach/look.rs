@@ -2,7 +2,7 @@
 //! reading files, of which there may be many and slow ones.
 
 use std::{
-    fs, io,
+    io,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
 };
@@ -13,7 +13,7 @@ use crate::{
     process::{
         address_space::AddressSpace,
         elf::{Bytes, Elf},
-        link_map,
+        link_map, memory_map,
         root::ProcessDirectory,
         status::{self, NotTraceable},
     },
@@ -100,7 +100,8 @@ fn look(pid: Pid) -> What {
     // Asked for first: what the loader does after the look is not for the look to have seen.
     let is_static = is_static(pid);
     let loaded = is_static || link_map::search_order(pid).is_ok_and(|order| order.is_some());
-    let own_memory = own_memory(pid);
+    let memory = ProcessDirectory::open(pid).and_then(|process| memory_map::counted(&process));
+    let own_memory = memory.ok().map(|memory| memory.anonymous);
     let Ok(space) = mappings(pid) else { return What::Gone };
     let allocator = find(pid, &space, Phase::Running).unwrap_or_else(|error| {
         tracing::debug!("cannot look at process {pid}: {error:#}");
@@ -115,17 +116,6 @@ fn look(pid: Pid) -> What {
 fn is_static(pid: Pid) -> bool {
     let Ok(executable) = ProcessDirectory::open(pid).and_then(|process| process.executable(pid)) else { return false };
     Elf::parse(&Bytes::new(&executable.file)).is_ok_and(|elf| !elf.has_interpreter())
-}
-
-/// Anonymous memory of a process, resident or swapped out, bytes (proc_pid_status(5)).
-fn own_memory(pid: Pid) -> Option<u64> {
-    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    let status = String::from_utf8_lossy(&status).into_owned();
-    let kilobytes = |name: &str| -> Option<u64> {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    Some((kilobytes("RssAnon:")? + kilobytes("VmSwap:")?) << 10)
 }
 
 #[cfg(test)]

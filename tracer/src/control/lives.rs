@@ -32,9 +32,8 @@ impl Session {
             match input {
                 Input::Notice(Notice::Ended { image, signal }) => self.has_ended(image, signal),
                 Input::Notice(Notice::Began(image, beginning)) => match beginning.how {
-                    How::Fork => self.has_forked(image, &beginning),
-                    How::Spawn => self.has_spawned(image, &beginning),
-                    How::Newcomer => self.has_come(image, &beginning),
+                    // It is only at execs that there is something to fail.
+                    How::Fork | How::Spawn | How::Newcomer => drop(self.has_begun(image, &beginning)),
                     How::Exec | How::ExecByOtherThread => {
                         let program = new_program(&self.known, &self.probes, &beginning);
                         let before = self.attached.iter_mut().find(|attached| attached.image() == beginning.parent);

@@ -85,18 +85,14 @@ impl Session {
                 (memory.unexplained, memory.reasons) = (0, Vec::new());
             }
         }
+        let in_processes = processes.iter().map(|process| process.quality.unseen_spans).sum::<u64>();
         let trace = Trace {
             started: self.started,
             duration: self.clock.elapsed(),
             processes,
             selected: self.selected,
             filtered,
-            unseen_spans: unheard
-                + self.found_late
-                + self
-                    .processes()
-                    .map(|attached| attached.life().unseen_spans() + u64::from(attached.life().late().is_some()))
-                    .sum::<u64>(),
+            unseen_spans: unheard + self.found_late + in_processes,
             unseen_heaps: self.unseen_heaps.len() as u64,
             notes,
         };
