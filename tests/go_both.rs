@@ -200,7 +200,7 @@ fn what_can_be_seen_of_a_runtime_is_told() {
         ),
     ] {
         let mut target = Target::start(&go_program("both", flags));
-        let findings = tracer::go_heap::diagnose(target.pid());
+        let findings = tracer::go::heap::diagnose(target.pid());
         let told: Vec<String> = findings.iter().map(ToString::to_string).collect();
         assert!(findings.iter().all(|finding| !finding.is_problem), "{told:#?}");
         let [version, layout, found, rate, goroutines, sites] = &told[..] else { panic!("{told:#?}") };
@@ -224,10 +224,10 @@ fn what_can_be_seen_of_a_runtime_is_told() {
             );
         }
         target.ask("profile");
-        let rate = &tracer::go_heap::diagnose(target.pid())[3];
+        let rate = &tracer::go::heap::diagnose(target.pid())[3];
         assert!(rate.to_string().contains("(MemProfileRate is 512): that is read"), "{rate}");
     }
-    assert_eq!(tracer::go_heap::diagnose(std::process::id()), [], "the tests are no Go program");
-    let nobody = tracer::go_heap::diagnose(u32::MAX >> 1);
+    assert_eq!(tracer::go::heap::diagnose(std::process::id()), [], "the tests are no Go program");
+    let nobody = tracer::go::heap::diagnose(u32::MAX >> 1);
     assert!(nobody.len() == 1 && nobody[0].is_problem, "{nobody:?}");
 }

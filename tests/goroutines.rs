@@ -15,10 +15,8 @@ use std::{
 use serde_json::Value;
 use tracer::{
     golang::{Executable, Runtime, Symbols, read_goroutines},
-    process::{
-        link_map::Auxv,
-        memory::{Span, read_spans},
-    },
+    process::memory::{Span, read_spans},
+    space::link_map::Auxv,
 };
 
 use crate::{

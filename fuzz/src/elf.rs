@@ -1,11 +1,11 @@
 //! An ELF file: all that is read of a mapped file but for its symbols' names.
 
 use tracer::{
-    probe::resolve::{Binding, allocator},
-    process::{
+    files::{
         elf::{Bytes, Elf},
         module::Module,
     },
+    probe::resolve::{Binding, allocator},
     symbolize::language,
     unwinder,
 };

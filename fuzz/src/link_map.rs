@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, io};
 
-use tracer::process::link_map::{Auxv, MAX_OBJECTS, search_order_in};
+use tracer::space::link_map::{Auxv, MAX_OBJECTS, search_order_in};
 
 /// Where the memory begins.
 const BASE: u64 = 0x1000;

@@ -1,6 +1,6 @@
 //! `/proc/PID/maps`.
 
-use tracer::process::maps;
+use tracer::space::maps;
 
 /// Every mapping has bytes, names no more text than there is, and is found whichever part of it is asked for.
 pub fn run(data: &[u8]) {

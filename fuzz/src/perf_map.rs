@@ -1,6 +1,6 @@
 //! `/tmp/perf-PID.map`.
 
-use tracer::process::perf_map;
+use tracer::space::perf_map;
 
 use crate::input::take;
 

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use tracer::{
-    process::{
-        address_space::{Location, Place},
+    files::{
         elf::{Bytes, Elf},
-        module::Module,
+        module::{Location, Module},
     },
+    space::address_space::Place,
     symbolize::{Query, Symbolizer},
 };
 

@@ -14,8 +14,8 @@ use tracer::{
     attach,
     bpf::{Config, Events, Links, Programs, StackCopies},
     probe::allocators::Shape,
-    process::address_space::AddressSpace,
     resolve::{Resolvers, Running},
+    space::address_space::AddressSpace,
     unwinder::Unwinder,
 };
 use tracer_ebpf::{StackCopy, Target};

@@ -24,8 +24,7 @@ use median::median;
 use rounds::Rounds;
 use tracer::{
     bpf::{Config, Links, Programs},
-    go_heap::GoProcess,
-    go_process,
+    go::{heap::GoProcess, process},
     golang::heap::{Buckets, Objects, Sample, probe_sites},
 };
 use tracing::Tracing;
@@ -102,7 +101,7 @@ fn allocations(program: &Path) -> Result<()> {
 
 fn empty_at_sites(program: &Path, pid: u32) -> Result<(Programs, Links)> {
     let mut programs = Programs::load(Config::smallest())?;
-    let sites = probe_sites(&*go_process::open(pid)?)?;
+    let sites = probe_sites(&*process::open(pid)?)?;
     let all = [sites.allocate, sites.new_span, sites.refilled, sites.after_assist];
     let mut links = Links::default();
     links.attach(&mut programs, "empty_entry", program, all.concat(), std::num::NonZeroU32::try_from(pid)?)?;
@@ -115,8 +114,8 @@ fn look(program: &Path) -> Result<()> {
     let pid = target.pid();
     let mut addresses = vec![0; 8 * OBJECTS];
     target.output.read_exact(&mut addresses)?;
-    let runtime = go_process::open(pid)?;
-    let memory = go_process::reader(pid);
+    let runtime = process::open(pid)?;
+    let memory = process::reader(pid);
     let mut times = Vec::new();
     for _ in 0..TURNS {
         let mut objects = Objects::new(1);
@@ -137,8 +136,8 @@ fn profile(program: &Path) -> Result<()> {
     let mut target = Rounds::start(Command::new(program).args(["profile", PATHS]))?;
     let pid = target.pid();
     target.output.read_line(&mut String::new())?;
-    let runtime = go_process::open(pid)?;
-    let memory = go_process::reader(pid);
+    let runtime = process::open(pid)?;
+    let memory = process::reader(pid);
     let (mut first, mut again, mut found) = (vec![], vec![], 0);
     for _ in 0..TURNS {
         let mut buckets = Buckets::default();

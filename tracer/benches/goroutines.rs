@@ -11,10 +11,8 @@ use std::{
 
 use tracer::{
     golang::{Executable, Runtime, Symbols, read_goroutines},
-    process::{
-        link_map::Auxv,
-        memory::{Span, read_spans},
-    },
+    process::memory::{Span, read_spans},
+    space::link_map::Auxv,
 };
 
 /// Times that all is read; the median counts.

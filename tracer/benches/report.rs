@@ -8,8 +8,10 @@ use std::{
 };
 
 use tracer::{
-    profile::{Frame, Frames, Growth, Kind, Language, Mode, Process, Profile, Rate, StackEntry, Trend, Values},
-    quality::Quality,
+    profile::{
+        Frame, Frames, Growth, Kind, Language, Mode, Process, Profile, Rate, StackEntry, Trend, Values,
+        quality::Quality,
+    },
     report::{By, Format, Options, Value, write},
 };
 

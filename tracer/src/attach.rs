@@ -4,6 +4,8 @@ mod begin;
 mod find;
 mod guard;
 mod look;
+mod probed_code;
+pub mod probes;
 
 use std::{
     fs,
@@ -21,6 +23,7 @@ pub use self::{
 use self::{
     find::{Phase, describe, find, mappings},
     guard::Guard,
+    probes::{Probes, Scope},
 };
 use crate::{
     bpf::{Links, Order},
@@ -32,14 +35,11 @@ use crate::{
     event::{Beginning, Image, Pid},
     limits,
     probe::outcomes::Way,
-    probes::{Probes, Scope},
-    process::{
-        address_space::AddressSpace,
-        status::{self, NotTraceable},
-    },
+    process::status::{self, NotTraceable},
     profile::{End, Heap, Language, Memory, Mode, Parent, Process, SeenHeap},
     report::visible,
     select::processes::place_of,
+    space::address_space::AddressSpace,
 };
 
 /// A program that a process has become.

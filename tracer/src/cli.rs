@@ -16,9 +16,9 @@ use self::{
     values::{buffer_size, distinct, max_memory, sample, user_id},
 };
 use crate::{
+    attach::probes::Scope,
     config::{Config, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, TopConfig, Verbosity},
     probe::outcomes::Way,
-    probes::Scope,
     report::{By, Format, Value},
     select::{Invalid, Selection},
     top::ranking::Sort,

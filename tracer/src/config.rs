@@ -3,8 +3,8 @@
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use crate::{
+    attach::probes::Scope,
     probe::outcomes::Way,
-    probes::Scope,
     report::{By, Format, Value},
     select::Selection,
     top::ranking::Sort,

@@ -13,6 +13,7 @@ pub mod known;
 mod launching;
 pub mod lifecycle;
 mod lives;
+pub mod preflight;
 mod reporting;
 
 use std::{
@@ -23,27 +24,25 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use self::{inputs::Inputs, known::KnownPrograms};
+use self::{inputs::Inputs, known::KnownPrograms, preflight::Machine};
 use crate::{
-    attach::{Attached, Lookers, Seen},
+    attach::{Attached, Lookers, Seen, probes::Probes},
     bpf::{self, GoMaps, Programs},
     collector::{self, Collector, Notice, Request, Requests},
     config::{Config, Subject, Verbosity},
     coverage::Coverage,
     event::Pid,
     exit::Exit,
-    go_heap::{Followers, GoHeap},
-    go_process::Libraries,
-    go_watch::GoWatches,
+    files::opener,
+    go::{
+        heap::{Followers, GoHeap},
+        process::Libraries,
+        watch::GoWatches,
+    },
+    launch::{Launched, Launcher},
     memory::Memory,
     outputs::Outputs,
-    preflight::Machine,
     present::GoTrace,
-    probes::Probes,
-    process::{
-        launch::{Launched, Launcher},
-        opener,
-    },
     resolve::{Resolvers, Running},
     signals::{Signals, Stage},
     unwinder::Unwinder,

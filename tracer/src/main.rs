@@ -11,9 +11,9 @@ use tracer::{
     config::Verbosity,
     control,
     exit::Exit,
-    goroutines, limits,
-    process::opener,
-    report, top,
+    files::opener,
+    go::goroutines,
+    limits, report, top,
 };
 
 fn main() -> ExitCode {

@@ -5,6 +5,7 @@ mod go;
 mod names;
 mod processes;
 mod quality;
+mod renewal;
 mod same;
 
 use std::{
@@ -16,16 +17,17 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 
 pub use self::go::GoTrace;
-use self::{containers::ContainerNames, go::without_runtime, names::Names, processes::ByImage};
+use self::{
+    containers::ContainerNames, go::without_runtime, names::Names, processes::ByImage,
+    renewal::doubt_what_replaces_others,
+};
 use crate::{
     collector::{Snapshot, StackSnapshot, Trail},
     event::{Image, Pid},
-    go_heap::{HeapStack, HeapUsage},
+    go::heap::{HeapStack, HeapUsage},
     golang::Runtime,
     heap::{Series, StackIndex},
-    profile::{Frame, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values},
-    quality::Truncation,
-    renewal::doubt_what_replaces_others,
+    profile::{Frame, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values, quality::Truncation},
 };
 
 /// What is known of a trace besides its snapshot.

@@ -6,6 +6,7 @@
 mod heaps;
 mod memory;
 mod process;
+pub mod quality;
 
 use std::{
     ops::Range,
@@ -13,12 +14,12 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use self::quality::Quality;
 pub use self::{
     heaps::{Heap, Mode, SeenHeap},
     memory::{Area, Memory, Reason, Runtime},
     process::{Container, End, Language, Parent, Place, Process, ProcessQuality},
 };
-use crate::quality::Quality;
 
 /// What a profile is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

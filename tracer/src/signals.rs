@@ -22,10 +22,8 @@ use rustix::{
 
 use crate::{
     last_will,
-    process::{
-        launch::{Process, is_ignored},
-        status,
-    },
+    launch::{Process, is_ignored},
+    process::status,
 };
 
 /// Those that ask tracer to end.

@@ -6,9 +6,10 @@ use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::{end, unwind::place};
 
 use crate::{
-    files::Files,
+    files::module::Location,
+    files::registry::Files,
     heap::StackIndex,
-    process::address_space::{AddressSpace, Location, Place},
+    space::address_space::{AddressSpace, Place},
     unwind::{LONGEST_CALL, ends_with_call},
 };
 
@@ -125,7 +126,9 @@ pub fn draft(places: &[u64], files: &Files) -> Draft {
 /// What a place stands for where it is in a file.
 pub fn site(place: u64, files: &Files) -> Site {
     match place::file(place) {
-        Some((number, offset)) => Site { addr: 0, place: files.place(number, offset).unwrap_or(Place::Unknown) },
+        Some((number, offset)) => {
+            Site { addr: 0, place: files.location(number, offset).map_or(Place::Unknown, Place::File) }
+        }
         None => Site { addr: place, place: Place::Unknown },
     }
 }

@@ -15,11 +15,11 @@ use tracer_ebpf::unwind::{FileSegment, FileTable, file};
 use crate::{
     bpf::Tables,
     event::Pid,
-    golang,
-    process::{
+    files::{
         elf::{Bytes, Elf},
         module::Module,
     },
+    golang,
     profile::UnwindTable,
     unwind::{self, Packed, Placed, Sections, Table, UnwindError},
 };
@@ -40,7 +40,7 @@ pub struct Unwinder {
     is_full: bool,
 }
 
-type Segment = crate::process::elf::Segment;
+type Segment = crate::files::elf::Segment;
 
 /// A file's table, compiled but not yet placed.
 pub struct Compiled {

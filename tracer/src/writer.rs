@@ -14,8 +14,7 @@ use crate::{
     golang::Runtime,
     outputs::Outputs,
     present::{GoTrace, Presenter, Trace},
-    profile::{GoroutineGroup, Profile},
-    quality::Quality,
+    profile::{GoroutineGroup, Profile, quality::Quality},
     report::Options,
 };
 

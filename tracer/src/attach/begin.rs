@@ -5,18 +5,16 @@ use anyhow::{Result, anyhow};
 use super::{
     Attached, Returns,
     find::{Allocator, Phase, describe, find, mappings},
+    probes::Probes,
 };
 use crate::{
     bpf::Order,
     control::lifecycle::Life,
     event::{Image, Pid},
-    probes::Probes,
-    process::{
-        address_space::AddressSpace,
-        opener,
-        status::{self, NotTraceable, Status},
-    },
+    files::opener,
+    process::status::{self, NotTraceable, Status},
     profile::{Language, Process},
+    space::address_space::AddressSpace,
 };
 
 impl Attached {

@@ -11,17 +11,16 @@ use hashbrown::HashMap;
 
 use crate::{
     event::Pid,
-    probe::resolve::{self, Binding, Function},
-    process::{
-        address_space::AddressSpace,
-        link_map, maps,
+    files::{
         module::{Identity, Module},
         root,
-        status::Status,
     },
+    probe::resolve::{self, Binding, Function},
+    process::status::Status,
     profile::{Language, Process},
     report::visible,
     select::processes::place_of,
+    space::{address_space::AddressSpace, link_map, maps},
     symbolize,
 };
 

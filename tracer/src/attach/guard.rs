@@ -3,11 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{
-    event::Pid,
-    probed_code::ProbedCode,
-    process::{address_space::AddressSpace, module::Module},
-};
+use super::probed_code::ProbedCode;
+use crate::{event::Pid, files::module::Module, space::address_space::AddressSpace};
 
 /// How often the probes are looked for in the code of the process.
 const CHECKING: Duration = Duration::from_millis(200);

@@ -10,15 +10,14 @@ use std::{
 use super::find::{Allocator, Phase, describe, find, mappings};
 use crate::{
     event::{Image, Pid},
-    process::{
-        address_space::AddressSpace,
+    files::{
         elf::{Bytes, Elf},
-        link_map, memory_map,
         root::ProcessDirectory,
-        status::{self, NotTraceable},
     },
+    process::status::{self, NotTraceable},
     profile::{Language, Process},
     report::visible,
+    space::{address_space::AddressSpace, link_map, memory_map},
 };
 
 /// Threads that look.

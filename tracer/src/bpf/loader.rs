@@ -21,13 +21,11 @@ use super::{
     kernel_types::{Layouts, VMLINUX},
     multi::{self, Multi},
     refusal,
+    release::kernel_version,
     removal::Remover,
     tables::Tables,
 };
-use crate::{
-    preflight,
-    unwind::{PAGE_SHARDS, ROW_SHARDS},
-};
+use crate::unwind::{PAGE_SHARDS, ROW_SHARDS};
 
 /// The object that `cargo xtask build-ebpf` made; empty in builds that had none.
 static OBJECT: &Aligned<[u8]> =
@@ -183,7 +181,7 @@ impl Programs {
             .map_max_entries("ROWS", ROW_SHARDS as u32)
             .load(&OBJECT.bytes)?;
         // Before a map is taken out.
-        let kernel = preflight::kernel_version(&rustix::system::uname().release().to_string_lossy());
+        let kernel = kernel_version(&rustix::system::uname().release().to_string_lossy());
         let multi = if !config.perf_events && multi::is_supported(kernel) {
             let failed =
                 |error| tracing::warn!("probes will cost more than they need to: no uprobe-multi links: {error}");

@@ -10,6 +10,7 @@ mod kernel_types;
 mod loader;
 mod multi;
 mod refusal;
+mod release;
 mod removal;
 mod statistics;
 mod sys;
@@ -21,6 +22,7 @@ pub use self::{
     events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,
     loader::{Config, LoadError, Programs},
+    release::kernel_version,
     statistics::{Runs, Statistics, entries_of},
     tables::Tables,
 };

@@ -9,28 +9,28 @@ use crate::{
     bpf::LostBeginnings,
     clock::monotonic,
     event::{self, Beginning, Event, GoSample, How, Image, Origin},
-    go_heap,
+    go,
     golang::heap::Sample,
     heap::{Heap, StackIndex},
 };
 
 /// A Go runtime whose sampled objects are passed on.
 pub(super) struct GoHeap {
-    samples: go_heap::Inbox,
+    samples: go::heap::Inbox,
     /// Those that have come since the last were passed on.
     batch: Vec<Sample>,
     pub(super) stacks: HashSet<StackIndex>,
 }
 
 impl GoHeap {
-    pub(super) fn new(samples: go_heap::Inbox) -> Self {
+    pub(super) fn new(samples: go::heap::Inbox) -> Self {
         Self { samples, batch: Vec::new(), stacks: HashSet::new() }
     }
 
     pub(super) fn pass_on(&mut self) {
         if !self.batch.is_empty() {
             // Whoever follows it may have given up.
-            let _ = self.samples.tell(go_heap::Input::Samples(std::mem::take(&mut self.batch)));
+            let _ = self.samples.tell(go::heap::Input::Samples(std::mem::take(&mut self.batch)));
         }
     }
 }

@@ -7,9 +7,8 @@ use hashbrown::{HashMap, HashSet};
 use super::Trail;
 use crate::{
     event::Image,
-    files::Files,
+    files::{module::Module, registry::Files},
     heap::{Heap, StackIndex, StackKind},
-    process::module::Module,
     resolve::{Located, Resolvers},
     trails::{self, Draft, Site, Trails},
 };

@@ -13,7 +13,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use super::Snapshot;
 use crate::{
     event::{Image, Pid},
-    go_heap,
+    go,
     resolve::Resolved,
 };
 
@@ -37,7 +37,7 @@ pub enum Request {
         /// Which of the process's runtimes it is.
         number: u8,
         /// Where they go.
-        samples: go_heap::Inbox,
+        samples: go::heap::Inbox,
     },
     /// How many bytes each of these images holds now.
     Held {

@@ -6,11 +6,10 @@ use anyhow::{Context as _, Result};
 
 use super::{Input, Session};
 use crate::{
-    attach::{Attached, Returns},
+    attach::{Attached, Returns, probes::Scope},
     collector::Request,
     config::{GoHeapChoice, Subject},
     event::Pid,
-    probes::Scope,
     process::status,
 };
 

@@ -9,14 +9,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use hashbrown::HashSet;
 
-use super::Session;
+use super::{Session, preflight::Missing};
 use crate::{
-    attach::{self, Attached, Returns},
+    attach::{self, Attached, Returns, probes::Scope},
     bpf::Order,
     config::Subject,
     event::Pid,
-    preflight::Missing,
-    probes::Scope,
     process::status::{self, NotTraceable},
     report::visible,
     select::{Facts, Selection, names::Names, processes},

@@ -13,12 +13,11 @@ use super::{
     lifecycle::{Action, Event},
 };
 use crate::{
-    attach::{Attached, SUSPENSE, Seen, What},
+    attach::{Attached, SUSPENSE, Seen, What, probes::Scope},
     clock::monotonic,
     collector::{Notice, Request},
     config::GoHeapChoice,
     event::Image,
-    probes::Scope,
 };
 
 impl Session {

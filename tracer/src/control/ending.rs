@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Session;
-use crate::{exit::Exit, process::launch, quality::Quality};
+use crate::{exit::Exit, launch, profile::quality::Quality};
 
 /// How long a command may take to end after a second signal.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);

@@ -10,8 +10,10 @@ use crate::{
     collector::Request,
     config::{Config, GoHeapChoice},
     event::{Image, Pid},
-    go_heap::{GoHeap, GoProcess, Means, Wanted, Way, Wish},
-    go_process::Libraries,
+    go::{
+        heap::{GoHeap, GoProcess, Means, Wanted, Way, Wish},
+        process::Libraries,
+    },
     golang::Runtime,
     present::GoTrace,
     process::status,

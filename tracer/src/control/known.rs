@@ -5,8 +5,7 @@ use hashbrown::HashMap;
 use tracer_ebpf::unwind::FileKey;
 
 use crate::{
-    attach::{Allocator, Program},
-    probes::Probes,
+    attach::{Allocator, Program, probes::Probes},
     profile::Language,
 };
 

@@ -6,10 +6,8 @@ use super::{Input, Session};
 use crate::{
     attach::Attached,
     event::Pid,
-    process::{
-        launch::{Launched, Step},
-        status,
-    },
+    launch::{Launched, Step},
+    process::status,
 };
 
 impl Session {

@@ -11,12 +11,14 @@ use super::{
     lifecycle::{Action, Event},
 };
 use crate::{
-    attach::{Attached, NewProgram},
+    attach::{
+        Attached, NewProgram,
+        probes::{Probes, Scope},
+    },
     clock::monotonic,
     collector::{Notice, Request},
     config::Subject,
     event::{Beginning, How, Image, Pid},
-    probes::{Probes, Scope},
     process::status,
     report::count,
 };

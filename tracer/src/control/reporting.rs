@@ -8,8 +8,8 @@ use crate::{
     attach::Attached,
     collector::{Request, Snapshot},
     event::Image,
+    files::opener,
     present::{GoTrace, Trace},
-    process::opener,
     profile::Process,
     writer::Material,
 };

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use crate::{process::memory_map::Region, profile::Area};
+use crate::{profile::Area, space::memory_map::Region};
 
 /// Where Go's runtime puts its heap on x86-64 (`arenaHints` in runtime/malloc.go, the first of them).
 const GO_ARENAS: Range<u64> = 0xc0_0000_0000..0x100_0000_0000;

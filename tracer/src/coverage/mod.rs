@@ -18,12 +18,10 @@ use self::account::Account;
 use crate::{
     collector::{Request, Requests},
     event::{Image, Pid},
-    process::{
-        memory_map::{self, Region, Usage},
-        root::ProcessDirectory,
-        status,
-    },
+    files::root::ProcessDirectory,
+    process::status,
     profile::{Area, Memory, Reason},
+    space::memory_map::{self, Region, Usage},
 };
 
 /// Least growth that is looked into between reports, bytes.

@@ -11,8 +11,9 @@ use aho_corasick::AhoCorasick;
 use hashbrown::HashSet;
 
 use crate::{
-    process::{address_space::AddressSpace, module::Module},
+    files::module::Module,
     profile::{Reason, Runtime},
+    space::address_space::AddressSpace,
 };
 
 /// Allocators, each by a text that its code has in it, stripped or not: a name that it exports, or what it says when it fails.

@@ -15,7 +15,7 @@ use super::{
     layout::Layout,
     mentions::{self, MAX_CODE},
 };
-use crate::process::elf::{Bytes, Elf};
+use crate::files::elf::{Bytes, Elf};
 
 /// Functions whose mentions of one variable are kept, if there are as many.
 const MAX_VOTERS: usize = 12;

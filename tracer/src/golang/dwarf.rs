@@ -14,7 +14,7 @@ use gimli::{
 };
 
 use super::layout::{STRUCTURES, Structure, TRACEABLE, WRAPPERS};
-use crate::process::elf::Elf;
+use crate::files::elf::Elf;
 
 /// Most DWARF that is read, bytes when unpacked: one of the largest Go programs, at 100 MB, has half of that.
 const MAX_INFO: u64 = 128 << 20;

@@ -17,7 +17,7 @@ use super::{
     layout::{self, Layout, Mention},
     pclntab::{HEADERS, Pclntab},
 };
-use crate::process::elf::{Bytes, Elf, Segment};
+use crate::files::elf::{Bytes, Elf, Segment};
 
 /// Sections that hold pclntab, of ordinary and of position-independent executables.
 pub const TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];

@@ -16,7 +16,10 @@ use super::{
     stack::{Stop, Walker, Window},
     waits::{self, Objects},
 };
-use crate::{process::memory::Span, profile::WaitsOn, quality::Truncation};
+use crate::{
+    process::memory::Span,
+    profile::{WaitsOn, quality::Truncation},
+};
 
 /// Most goroutines: each takes at least 2 KiB of the process's memory.
 const MAX_GOROUTINES: u64 = 1 << 24;

@@ -5,7 +5,7 @@
 use hashbrown::HashMap;
 
 use super::{Runtime, bytes::u64_at};
-use crate::quality::Truncation;
+use crate::profile::quality::Truncation;
 
 /// Most frames of a stack, inlined ones not counted.
 pub(super) const MAX_FRAMES: usize = 256;

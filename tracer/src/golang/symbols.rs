@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 
 use super::{Runtime, pclntab::LogicalFrame};
 use crate::{
-    process::elf::code,
+    files::elf::code,
     profile::{Frame, Frames, Module},
 };
 

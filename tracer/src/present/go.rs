@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use crate::{
     event::{Image, Pid},
-    go_heap::{HeapSnapshot, Way},
-    profile::{Frame, Frames, Heap, Mode, SeenHeap},
-    quality::Sampling,
+    go::heap::{HeapSnapshot, Way},
+    profile::{Frame, Frames, Heap, Mode, SeenHeap, quality::Sampling},
 };
 
 /// The heap of a Go process at one moment.

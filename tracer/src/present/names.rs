@@ -8,10 +8,11 @@ use super::go::without_runtime;
 use crate::{
     collector::Trail,
     event::Pid,
+    files::module::Location,
     golang::{Runtime, Symbols},
     heap::StackIndex,
-    process::address_space::{Location, Place},
     profile::{Frame, Frames, Module},
+    space::address_space::Place,
     symbolize::{Query, Symbolizer},
     trails::{Site, Sites},
 };

@@ -7,10 +7,10 @@ use hashbrown::HashSet;
 use super::go::GoTrace;
 use crate::{
     collector::{Snapshot, Trail},
-    go_heap::{HeapSnapshot, HeapStack, Way},
+    go::heap::{HeapSnapshot, HeapStack, Way},
     golang::heap,
     heap::StackIndex,
-    quality::{Collections, Quality, Sampling, Truncation},
+    profile::quality::{Collections, Quality, Sampling, Truncation},
 };
 
 /// What is known before stacks and processes are looked at one by one.

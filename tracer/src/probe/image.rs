@@ -11,7 +11,7 @@ use object::{
 
 use super::exits::{Analysis, Image, Known, Pointer};
 use crate::{
-    process::elf::Bounded,
+    files::elf::Bounded,
     unwind::{Frames, Sections},
 };
 

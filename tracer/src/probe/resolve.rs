@@ -18,7 +18,7 @@ use super::{
     returns::{self, Bound, Returns},
     site::{self, WINDOW},
 };
-use crate::process::elf::{Bounded, Bytes};
+use crate::files::elf::{Bounded, Bytes};
 
 /// A function of the allocator and where to probe it.
 #[derive(Clone, Debug, PartialEq, Eq)]

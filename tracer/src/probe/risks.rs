@@ -8,7 +8,7 @@ use std::{fmt, fs::File};
 
 use object::{Endianness, Object as _, ObjectSymbol, elf::FileHeader64, read::elf::ElfFile};
 
-use crate::process::elf::{Bounded, Bytes};
+use crate::files::elf::{Bounded, Bytes};
 
 /// Something that a return probe could harm.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,19 +1,5 @@
-//! A process as the rest of the program sees it: what /proc says of it, its address space, its start and its end.
+//! A process as /proc tells of it: what it is, where it belongs, what is in its memory.
 
-pub mod status;
-
-pub mod address_space;
 pub mod cgroups;
-mod channel;
-pub mod elf;
-mod file_system;
-pub mod link_map;
-pub mod maps;
 pub mod memory;
-pub mod memory_map;
-pub mod module;
-pub mod opener;
-pub mod perf_map;
-pub mod root;
-
-pub mod launch;
+pub mod status;

@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::unix::fs::FileExt as _};
 
-use super::root::ProcessDirectory;
+use crate::files::root::ProcessDirectory;
 use crate::limits;
 
 /// Why a process cannot be traced. Each message says what to do.

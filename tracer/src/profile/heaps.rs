@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::quality::Sampling;
+use super::quality::Sampling;
 
 /// Where memory comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

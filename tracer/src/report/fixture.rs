@@ -9,11 +9,9 @@ use std::{
 };
 
 use super::{By, Format, Options, Value, write};
-use crate::{
-    profile::{
-        Container, End, Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Memory, Mode,
-        Module, Place, Process, Profile, Rate, SeenHeap, StackEntry, Trend, UnwindTable, Values, WaitsOn,
-    },
+use crate::profile::{
+    Container, End, Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Memory, Mode, Module,
+    Place, Process, Profile, Rate, SeenHeap, StackEntry, Trend, UnwindTable, Values, WaitsOn,
     quality::{Collections, Quality, Truncation},
 };
 

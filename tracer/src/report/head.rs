@@ -20,8 +20,8 @@ use super::{
     options::By,
     words,
 };
-use crate::{
-    profile::{Process, Profile, Values},
+use crate::profile::{
+    Process, Profile, Values,
     quality::{Collections, Quality},
 };
 

@@ -17,10 +17,7 @@ use super::{
     stacks::{self, Merged},
     words,
 };
-use crate::{
-    profile::{Profile, Values},
-    quality::Sampling,
-};
+use crate::profile::{Profile, Values, quality::Sampling};
 
 /// Writes the report.
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {

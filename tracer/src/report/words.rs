@@ -8,8 +8,8 @@ use super::{
     name,
     numbers::{count, duration, exact_size, number, rate, size, with_error},
 };
-use crate::{
-    profile::{Area, End, Growth, Heap, Kind, Memory, Mode, Profile, Reason, Runtime, Trend, WaitsOn},
+use crate::profile::{
+    Area, End, Growth, Heap, Kind, Memory, Mode, Profile, Reason, Runtime, Trend, WaitsOn,
     quality::{Collections, Gap, Missing, Quality},
 };
 

@@ -16,12 +16,10 @@ use super::{
 };
 use crate::{
     event::{Image, Pid, UnknownFile},
+    files::module::{Identity, Module},
     heap::StackIndex,
-    process::{
-        address_space::AddressSpace,
-        module::{Identity, Module},
-    },
     profile::UnwindTable,
+    space::address_space::AddressSpace,
     trails::Site,
     unwinder::{Compiled, Unwinder},
 };

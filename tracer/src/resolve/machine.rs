@@ -5,7 +5,7 @@ use std::{fs, sync::Arc};
 use hashbrown::HashSet;
 
 use super::worker::read;
-use crate::process::{module::Module, root::ProcessDirectory};
+use crate::files::{module::Module, root::ProcessDirectory};
 
 /// Most files, and most bytes of them all.
 const MAX_FILES: usize = 512;

@@ -17,9 +17,10 @@ use std::{
 
 use crate::{
     event::{Image, Pid, UnknownFile},
+    files::module::Module,
     heap::StackIndex,
-    process::{address_space::AddressSpace, module::Module},
     profile::UnwindTable,
+    space::address_space::AddressSpace,
     trails::Site,
     unwinder::Unwinder,
 };

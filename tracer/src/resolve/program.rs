@@ -10,7 +10,7 @@ use hashbrown::HashSet;
 
 use crate::{
     event::Pid,
-    process::{
+    files::{
         elf::{Bytes, Elf, Needed},
         module::{Identity, Module},
         root::{self, ProcessDirectory, Root},

@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 use super::worker::Job;
 use crate::{
     event::{Pid, UnknownFile},
-    process::module::Module,
+    files::module::Module,
 };
 
 /// Bytes of a file from which on it takes long: only one of those is worked at at a time.

@@ -13,12 +13,14 @@ use hashbrown::HashSet;
 use super::{Located, machine, program};
 use crate::{
     event::{Image, Pid, UnknownFile},
-    heap::StackIndex,
-    process::{
-        address_space::{AddressSpace, is_file},
-        maps,
+    files::{
         module::{Identity, Module},
         root::ProcessDirectory,
+    },
+    heap::StackIndex,
+    space::{
+        address_space::{AddressSpace, is_file},
+        maps,
     },
     trails::{self, Site},
     unwinder::{self, Compiled},

@@ -4,7 +4,8 @@ use std::{fs, io};
 
 use super::{Facts, Selection, containers, names::Names};
 use crate::{
-    process::{cgroups, root::ProcessDirectory, status},
+    files::root::ProcessDirectory,
+    process::{cgroups, status},
     profile::{Container, Place},
 };
 

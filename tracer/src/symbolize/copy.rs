@@ -10,7 +10,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 use rustix::fs::MemfdFlags;
 
 use super::work::Work;
-use crate::process::elf::{Bytes, Elf};
+use crate::files::elf::{Bytes, Elf};
 
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 20;

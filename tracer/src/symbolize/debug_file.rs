@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::work::Work;
-use crate::process::{
+use crate::files::{
     elf::{Bytes, Elf},
     module::{Module, is_administrators},
     opener::Opened,

@@ -1,7 +1,7 @@
 //! The language that an executable is written in, from what even `strip` leaves in it.
 
 use crate::{
-    process::{
+    files::{
         elf::{Bytes, Elf},
         module::Module,
     },

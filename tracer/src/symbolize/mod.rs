@@ -26,13 +26,15 @@ use self::{
     work::Work,
 };
 use crate::{
-    process::{
-        address_space::{Location, Place},
+    files::{
         elf::{Bytes, Elf, Segment, code},
-        module::{Identity, Module},
-        perf_map::{Functions, PerfMap},
+        module::{Identity, Location, Module},
     },
     profile::{self, Frame, JIT},
+    space::{
+        address_space::Place,
+        perf_map::{Functions, PerfMap},
+    },
 };
 
 /// Where debug files are, unless it is said otherwise.

@@ -18,7 +18,7 @@ use super::{
     nesting::is_shallow,
     work::Work,
 };
-use crate::process::{
+use crate::files::{
     elf::{Bytes, Elf},
     root::reopen_path,
 };

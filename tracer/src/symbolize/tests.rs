@@ -12,12 +12,9 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _};
 
 use super::*;
 use crate::{
-    process::{
-        address_space::AddressSpace,
-        maps::Mapping,
-        root::{ProcessDirectory, Root},
-    },
+    files::root::{ProcessDirectory, Root},
     profile::Language,
+    space::{address_space::AddressSpace, maps::Mapping},
 };
 
 const C: &str = r#"#include <stdio.h>

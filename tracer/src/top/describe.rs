@@ -12,13 +12,12 @@ use hashbrown::HashMap;
 
 use super::reading::Id;
 use crate::{
-    attach, go_process,
-    process::{
-        address_space::AddressSpace,
-        opener, root,
-        status::{self, NotTraceable},
-    },
+    attach,
+    files::{opener, root},
+    go,
+    process::status::{self, NotTraceable},
     profile::{Language, Runtime},
+    space::address_space::AddressSpace,
     symbolize,
 };
 
@@ -149,7 +148,7 @@ fn look(Id { pid, .. }: Id, exe: Option<String>) -> Description {
     }
     let executable = root::executable(pid).ok();
     let of_executable =
-        |module: &crate::process::module::Module| executable.as_ref().is_some_and(|file| module.is_file(file));
+        |module: &crate::files::module::Module| executable.as_ref().is_some_and(|file| module.is_file(file));
     let own = space.executable_files().map(|(module, _)| module).find(|module| of_executable(module));
     let language = own.as_ref().filter(|module| module.file().is_some()).map(|module| symbolize::language(module));
     let runtime = space.executable_files().find_map(|(module, _)| Runtime::of_file(module.path()));
@@ -159,7 +158,7 @@ fn look(Id { pid, .. }: Id, exe: Option<String>) -> Description {
         if of_executable(&found.module) { "its own".to_owned() } else { allocator_name(found.module.path()).to_owned() }
     });
     let tracing = match (language, &allocator, runtime) {
-        (Some(Language::Go), ..) => match go_process::open(pid) {
+        (Some(Language::Go), ..) => match go::process::open(pid) {
             Ok(_) => Tracing::GoSampled,
             Err(_) => Tracing::Unreadable,
         },

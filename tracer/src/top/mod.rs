@@ -30,8 +30,8 @@ use self::{
 use crate::{
     config::TopConfig,
     exit::Exit,
+    files::opener,
     memory::{Memory, default_bound},
-    process::opener,
     signals::{Signals, Stage},
 };
 

@@ -9,9 +9,9 @@ use std::{
 
 use hashbrown::HashMap;
 
-use crate::process::{
-    root::ProcessDirectory,
-    status::{self, Stat},
+use crate::{
+    files::root::ProcessDirectory,
+    process::status::{self, Stat},
 };
 
 /// A process, told from another one that is given the same id later.

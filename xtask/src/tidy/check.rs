@@ -181,7 +181,7 @@ mod tests {
         check("tracer/src/bpf/load.rs", "unsafe { f() } // SAFETY: so", &[]);
         check("tracer-ebpf/src/emit.rs", "#[unsafe(no_mangle)]", &[]);
         check("tracer/src/heap/a.rs", "let a = 1; // unsafe { }", &[]);
-        check("tracer/src/process/maps.rs", "unsafe { f() } // SAFETY: so", &["unsafe-place"]);
+        check("tracer/src/space/maps.rs", "unsafe { f() } // SAFETY: so", &["unsafe-place"]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::{super::words, saved::Saved};
-use crate::quality::{Collections, Gap, Quality};
+use crate::profile::quality::{Collections, Gap, Quality};
 
 impl Serialize for Saved<'_, Quality> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {

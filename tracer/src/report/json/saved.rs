@@ -2,10 +2,7 @@
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use crate::{
-    profile::{Module, UnwindTable, Values},
-    quality::Sampling,
-};
+use crate::profile::{Module, UnwindTable, Values, quality::Sampling};
 
 /// Part of a profile in its saved form.
 pub(super) struct Saved<'a, T: ?Sized>(pub(super) &'a T);

@@ -12,19 +12,19 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rustix::time::{ClockId, clock_gettime};
 
+use super::process::{self, Libraries, explained, reader};
 use crate::{
     config::GoroutinesConfig,
     exit::Exit,
-    go_process::{self, Libraries, explained, reader},
+    files::opener,
     golang::{self, Goroutines, Group, Home, Runtime, State, Symbols, Trend, suspected_leak},
     memory::{Memory, default_bound},
     outputs::Outputs,
-    process::{
-        opener,
-        status::{self, Status},
+    process::status::{self, Status},
+    profile::{
+        GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Process, Profile,
+        quality::{Quality, Truncation},
     },
-    profile::{GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Process, Profile},
-    quality::{Quality, Truncation},
     report::{By, Options, Value, visible},
 };
 
@@ -108,7 +108,7 @@ fn symbols<'a>(runtime: &'a Runtime, plugins: &'a [Arc<Runtime>], exe: &str) -> 
 /// # Errors
 /// When there is none, or it cannot be read, with what to do about it.
 pub(crate) fn open(pid: u32, status: &Status) -> Result<Arc<Runtime>> {
-    of_the_same(pid, status, go_process::open(pid))
+    of_the_same(pid, status, process::open(pid))
 }
 
 /// Reads the goroutines of process `pid`, which was found to be `status` and to have `runtime`, with these plugins.

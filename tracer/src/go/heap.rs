@@ -21,14 +21,15 @@ use follower::Follower;
 pub use follower::{Collections, HeapSnapshot, HeapStack, HeapUsage, Wanted, Way};
 pub use pool::{Followers, Inbox, Input};
 
+use super::process::{self, Libraries, reader};
 use crate::{
     bpf::{GoMaps, Links, Programs, Site},
     config::GoHeapChoice,
     event::{Image, Pid},
-    go_process::{self, Libraries, reader},
+    files::root::reopen_path,
     golang::{self, Executable, Finding, Runtime, heap},
     last_will::Clause,
-    process::{memory, root::reopen_path},
+    process::memory,
     report::visible,
 };
 
@@ -92,8 +93,8 @@ impl GoProcess {
     /// # Errors
     /// It is one that cannot be understood, or there is no right to look into it.
     pub fn open(pid: Pid) -> Result<Option<Self>> {
-        match go_process::open(pid) {
-            Err(error) if go_process::is_not_go(&error) => Ok(None),
+        match process::open(pid) {
+            Err(error) if process::is_not_go(&error) => Ok(None),
             runtime => Ok(Some(Self { pid, runtime: runtime? })),
         }
     }

@@ -30,8 +30,7 @@ use self::{
     guardian::{Guardian, Reply, Request},
     inherited::Inherited,
 };
-use super::link_map::Auxv;
-use crate::limits;
+use crate::{limits, space::link_map::Auxv};
 
 pub use self::held::Step;
 pub(crate) use self::inherited::is_ignored;

@@ -4,17 +4,18 @@ use std::{cell::OnceCell, num::NonZeroU32, sync::Arc};
 
 use anyhow::{Context as _, Result};
 
+use super::{Allocator, Returns, file_name, is_libc};
 use crate::{
-    attach::{Allocator, Returns, file_name, is_libc},
     bpf::{Links, Order, Placed, Programs, Site},
     clock::monotonic,
     event::Pid,
+    files::{module::Module, root},
     probe::{
         outcomes::{self, Means},
         risks::{self, Risk},
     },
-    process::{address_space::AddressSpace, module::Module, root},
     report::visible,
+    space::address_space::AddressSpace,
 };
 
 /// For whom probes are there.

@@ -7,15 +7,13 @@ use std::os::unix::fs::FileExt as _;
 
 use crate::{
     event::Pid,
-    process::{
-        address_space::AddressSpace,
-        memory::{Span, read_spans},
-        module::Module,
-    },
+    files::module::Module,
+    process::memory::{Span, read_spans},
+    space::address_space::AddressSpace,
 };
 
 /// Probed instructions of one file in one process.
-pub struct ProbedCode {
+pub(super) struct ProbedCode {
     pid: Pid,
     /// Offset in the file, and the byte there without a probe.
     instructions: Vec<(u64, u8)>,
@@ -27,7 +25,7 @@ pub struct ProbedCode {
 
 impl ProbedCode {
     /// The instructions at `offsets` in the file `module`, which was probed for process `pid`.
-    pub fn new(pid: Pid, module: &Module, offsets: &[u64]) -> Self {
+    pub(super) fn new(pid: Pid, module: &Module, offsets: &[u64]) -> Self {
         let original = |offset: &u64| {
             let mut byte = [0];
             module.file()?.read_exact_at(&mut byte, *offset).ok()?;
@@ -40,7 +38,7 @@ impl ProbedCode {
     }
 
     /// Looks up where the instructions are now.
-    pub fn locate(&mut self, module: &Module, space: &AddressSpace) {
+    pub(super) fn locate(&mut self, module: &Module, space: &AddressSpace) {
         self.places.clear();
         self.unmapped = 0;
         for (offset, original) in &self.instructions {
@@ -56,7 +54,7 @@ impl ProbedCode {
     }
 
     /// How many instructions are without their probe, as far as the process's memory can be read.
-    pub fn missing(&self) -> usize {
+    pub(super) fn missing(&self) -> usize {
         let spans: Vec<Span> = self.places.iter().map(|(addr, _)| Span { addr: *addr, len: 1 }).collect();
         let mut bytes = vec![0; spans.len()];
         let Ok(readable) = read_spans(self.pid, &spans, &mut bytes) else { return self.unmapped };
@@ -67,7 +65,7 @@ impl ProbedCode {
     }
 
     /// How many instructions are probed.
-    pub fn instructions(&self) -> usize {
+    pub(super) fn instructions(&self) -> usize {
         self.instructions.len()
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{fs, io};
 
-use super::memory::Memory;
+use crate::process::memory::Memory;
 
 const AT_PHDR: u64 = 3;
 const AT_PHNUM: u64 = 5;

@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::super::process::reader;
 use crate::{
     clock::monotonic,
     event::Pid,
-    go_process::reader,
     golang::{
         Runtime, Unreadable,
         heap::{self, Buckets, Objects, Sample, Sampling},

@@ -5,11 +5,10 @@ use std::{collections::HashSet, sync::Arc, time::Instant};
 
 use anyhow::Result;
 
+use super::{goroutines, process};
 use crate::{
     event::Pid,
-    go_process,
     golang::{Group, Growth, Home, Runtime, pause},
-    goroutines,
     process::status::{self, NotTraceable, Status},
     profile::GoroutineGroup,
     report::visible,
@@ -40,7 +39,7 @@ impl GoWatch {
     pub fn open(pid: Pid) -> Result<Option<Self>> {
         let status = status::check(pid)?;
         let runtime = match goroutines::open(pid, &status) {
-            Err(error) if go_process::is_not_go(&error) => return Ok(None),
+            Err(error) if process::is_not_go(&error) => return Ok(None),
             found => found?,
         };
         Ok(Some(Self::of(pid, status, runtime)))

@@ -11,16 +11,17 @@ use hashbrown::HashMap;
 
 use crate::{
     event::Pid,
-    golang::{BUILD_INFO, Executable, Home, Runtime, TABLES, Unreadable},
-    process::{
-        address_space::AddressSpace,
+    files::{
         elf::{Bytes, Elf, Segment},
-        link_map::Auxv,
-        memory::{self, Span},
         module::{Identity, Module},
         root::{ProcessDirectory, executable},
+    },
+    golang::{BUILD_INFO, Executable, Home, Runtime, TABLES, Unreadable},
+    process::{
+        memory::{self, Span},
         status::NotTraceable,
     },
+    space::{address_space::AddressSpace, link_map::Auxv},
     unwinder::linked_address,
 };
 

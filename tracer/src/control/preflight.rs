@@ -4,6 +4,8 @@ use std::{io, path::Path};
 
 use rustix::thread::CapabilitySet;
 
+use crate::bpf::kernel_version;
+
 /// Something without which nothing can be traced.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Missing {
@@ -101,12 +103,6 @@ impl Machine {
         .collect();
         if missing.is_empty() { Ok(()) } else { Err(Missing::Capabilities(missing.join(", "))) }
     }
-}
-
-/// Major and minor number of a kernel's release (`6.1.0-44-cloud-amd64`); `None` when it has none.
-pub fn kernel_version(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 #[cfg(test)]

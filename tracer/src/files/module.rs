@@ -17,11 +17,10 @@ use std::{
 
 use super::{
     elf::{Bytes, Elf},
-    maps::Mapping,
     opener::{Facts, Opened},
     root::{ProcessDirectory, Root, reopen_path},
 };
-use crate::limits;
+use crate::{limits, space::maps::Mapping};
 
 /// What tells files apart.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -54,6 +53,15 @@ pub struct Module {
     contents: OnceLock<Option<(u64, u64)>>,
     /// Why it could not be opened, where there were no descriptors left.
     exhausted: Option<String>,
+}
+
+/// A place in a file.
+#[derive(Clone, Debug)]
+pub struct Location {
+    /// The file.
+    pub module: Arc<Module>,
+    /// Offset of the address in the file; in what is no file, from its start. Bytes.
+    pub offset: u64,
 }
 
 impl Module {
@@ -223,7 +231,7 @@ fn device(facts: &Facts) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process::maps;
+    use crate::space::maps;
 
     fn own_executable() -> (ProcessDirectory, Arc<Root>, Mapping) {
         let path = std::env::current_exe().unwrap();
@@ -239,7 +247,7 @@ mod tests {
         let (process, root, mapping) = own_executable();
         // No mapping is there, so only the path is left.
         let elsewhere = Mapping { start: 0x1000, end: 0x2000, ..mapping };
-        let metadata = crate::process::root::executable(std::process::id()).unwrap();
+        let metadata = crate::files::root::executable(std::process::id()).unwrap();
         assert!(Module::open(&process, Some(&root), &elsewhere).is_file(&metadata));
         for other in [
             Mapping { inode: elsewhere.inode + 1, ..elsewhere.clone() },
@@ -264,7 +272,7 @@ mod tests {
     fn what_a_module_knows() {
         let (process, root, mapping) = own_executable();
         let module = Module::open(&process, Some(&root), &mapping);
-        assert!(module.is_file(&crate::process::root::executable(std::process::id()).unwrap()));
+        assert!(module.is_file(&crate::files::root::executable(std::process::id()).unwrap()));
         assert!(module.is_elf());
         assert_eq!(std::fs::read(module.open_path().unwrap()).unwrap()[..4], *b"\x7fELF");
         assert!(module.build_id().is_none_or(|id| id.len() >= 8));

@@ -12,23 +12,18 @@ use hashbrown::HashMap;
 
 use super::{
     maps::{self, Mapping},
-    memory::Memory,
-    module::Module,
     perf_map::PerfMap,
-    root::{ProcessDirectory, Root},
+};
+use crate::{
+    files::{
+        module::{Location, Module},
+        root::{ProcessDirectory, Root},
+    },
+    process::memory::Memory,
 };
 
 /// How many mappings that are gone are remembered: libraries that were closed after they had allocated.
 const MAX_RETIRED: usize = 256;
-
-/// A place in a file.
-#[derive(Clone, Debug)]
-pub struct Location {
-    /// The file.
-    pub module: Arc<Module>,
-    /// Offset of the address in the file; in what is no file, from its start. Bytes.
-    pub offset: u64,
-}
 
 /// What an address belongs to.
 #[derive(Clone, Debug)]
@@ -255,7 +250,7 @@ mod tests {
         let space = own();
         let here = own as fn() -> AddressSpace as usize as u64 + 1;
         let location = file(space.locate(here));
-        assert!(location.module.is_file(&super::super::root::executable(std::process::id()).unwrap()));
+        assert!(location.module.is_file(&crate::files::root::executable(std::process::id()).unwrap()));
         let (_, first) =
             space.executable_files().find(|(module, _)| module.identity() == location.module.identity()).unwrap();
         assert!(first < here);

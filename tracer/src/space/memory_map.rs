@@ -6,7 +6,8 @@ use std::{
     ops::Range,
 };
 
-use super::{maps, root::ProcessDirectory};
+use super::maps;
+use crate::files::root::ProcessDirectory;
 
 /// Most mappings that are looked at one by one.
 const MAX_REGIONS: usize = 1 << 15;

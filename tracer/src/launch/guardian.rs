@@ -13,12 +13,10 @@ use std::{
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
-
-use super::{
-    super::channel,
-    held::{Command, Step},
-};
 use tracer_ebpf::ExecStops;
+
+use super::held::{Command, Step};
+use crate::files::channel;
 
 /// What the guardian is asked for. Each request is answered.
 #[derive(Clone, Copy, Debug)]

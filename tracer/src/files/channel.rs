@@ -15,7 +15,7 @@ use rustix::net::{
 ///
 /// # Errors
 /// No descriptor is left.
-pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
@@ -23,7 +23,7 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// The other side is gone.
-pub(super) fn send(
+pub(crate) fn send(
     channel: BorrowedFd<'_>,
     parts: &[IoSlice<'_>],
     descriptor: Option<BorrowedFd<'_>>,
@@ -44,7 +44,7 @@ pub(super) fn send(
 ///
 /// # Errors
 /// It cannot be read.
-pub(super) fn receive(channel: BorrowedFd<'_>, parts: &mut [IoSliceMut<'_>]) -> io::Result<(usize, Option<OwnedFd>)> {
+pub(crate) fn receive(channel: BorrowedFd<'_>, parts: &mut [IoSliceMut<'_>]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut attached = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::io::retry_on_intr(|| recvmsg(channel, parts, &mut attached, RecvFlags::CMSG_CLOEXEC))?;

@@ -12,7 +12,7 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use super::root::ProcessDirectory;
+use crate::files::root::ProcessDirectory;
 
 /// Most that is read of a file, bytes.
 const MAX_SIZE: u64 = 256 << 20;

@@ -5,10 +5,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::process::{
-    address_space::{Location, Place},
-    module::Module,
-};
+use super::module::{Location, Module};
 
 /// The files of all traced processes.
 #[derive(Default)]
@@ -49,12 +46,10 @@ impl Files {
         self.by_number.contains_key(&number)
     }
 
-    /// The place at `offset` of a file; `None` as long as nobody knows the file.
-    pub fn place(&self, number: u32, offset: u64) -> Option<Place> {
-        Some(match self.by_number.get(&number)? {
-            Some(module) => Place::File(Location { module: Arc::clone(module), offset }),
-            None => Place::Unknown,
-        })
+    /// The place at `offset` of a file; `None` for code that was generated, and as long as nobody knows the file.
+    pub fn location(&self, number: u32, offset: u64) -> Option<Location> {
+        let module = self.by_number.get(&number)?.as_ref()?;
+        Some(Location { module: Arc::clone(module), offset })
     }
 }
 
@@ -67,13 +62,13 @@ mod tests {
         let mut files = Files::default();
         let file = |path| Arc::new(Module::of_file(path, std::fs::File::open(path).unwrap()).unwrap());
         let one = file("/proc/self/exe");
-        assert!(!files.knows(7) && files.place(7, 1).is_none());
+        assert!(!files.knows(7) && files.location(7, 1).is_none());
         files.add(7, Arc::clone(&one));
         assert!(files.knows(7));
-        let Some(Place::File(location)) = files.place(7, 0x123) else { panic!() };
+        let location = files.location(7, 0x123).unwrap();
         assert!(Arc::ptr_eq(&location.module, &one) && location.offset == 0x123);
         files.add_generated(8);
-        assert!(matches!(files.place(8, 1), Some(Place::Unknown)));
+        assert!(files.knows(8) && files.location(8, 1).is_none());
     }
 
     #[test]
@@ -82,7 +77,7 @@ mod tests {
         for number in 1..4 {
             files.add(number, Arc::new(Module::special("a file")));
         }
-        let place = files.place(2, 0);
+        let place = files.location(2, 0);
         files.retire(vec![1, 2]);
         assert!((1..4).all(|number| files.knows(number)), "a stack may be on its way");
         files.retire(vec![3]);
