@@ -441,8 +441,8 @@ impl Attached {
 
     /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
     /// are not; no more often than once in `pause`. Whether they were away.
-    pub fn keep_probes(&mut self, probes: &mut Probes, pause: Duration) -> bool {
-        let nothing = self.gave_up || self.life.came_later() || !self.life.is_settled();
+    pub fn keep_probes(&mut self, probes: &mut Probes, now: Instant, pause: Duration) -> bool {
+        let nothing = !self.guard.is_due(now) || self.gave_up || self.life.came_later() || !self.life.is_settled();
         let Some(allocator) = self.allocator.clone().filter(|_| !nothing) else { return false };
         let offsets = probes.offsets(&allocator.module, &self.links);
         let Some(gone) = self.guard.check(self.pid, &allocator.module, offsets, pause) else { return false };

@@ -1,6 +1,6 @@
-//! The clock by which the tracer and the kernel's events agree.
+//! The clock by which the tracer and the kernel's events agree, and that of what a thread takes of a processor.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 /// Nanoseconds of CLOCK_MONOTONIC, the clock of the events. The kernel's events have that of the machine, also where this
 /// process is in a time namespace, whose clock is another one.
@@ -10,6 +10,12 @@ pub fn monotonic() -> u64 {
     });
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     (time.tv_sec as u64).saturating_mul(SECOND).saturating_add(time.tv_nsec as u64).saturating_add_signed(-*OFFSET)
+}
+
+/// Time of a processor that the calling thread has taken.
+pub fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 const SECOND: u64 = 1_000_000_000;

@@ -175,7 +175,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         clock: Instant::now(),
         interruptions: 0,
         last_beat: Instant::now(),
-        looked_around: Instant::now(),
+        look_around: Instant::now(),
         outlived: false,
     };
     let result = session.trace();
@@ -236,8 +236,8 @@ struct Session {
     interruptions: u64,
     /// When that was done last which comes round regularly.
     last_beat: Instant,
-    /// When processes were looked for whose ends or beginnings may have been missed.
-    looked_around: Instant,
+    /// When processes are to be looked for whose beginnings may have been missed.
+    look_around: Instant,
     /// Whether it was said that the command has ended and others go on.
     outlived: bool,
 }
@@ -303,8 +303,7 @@ impl Session {
                 // Inputs come in between, however long a report takes.
                 report = Some((at + interval).max(Instant::now() + HEARTBEAT / 2));
             }
-            self.heartbeat();
-            self.look_around()?;
+            self.heartbeat()?;
             self.keep_probes()?;
             let look = self.attached.iter().filter_map(Attached::next_look).min();
             // One that is being written has to be over first.

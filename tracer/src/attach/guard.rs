@@ -56,13 +56,15 @@ impl Guard {
         self.next
     }
 
-    /// Looks for the probes of process `pid` at `offsets` in a file, if that is due; not again before `pause` is over. `Some` when they
-    /// are gone for certain.
+    /// Whether they are to be looked for now.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now >= self.next
+    }
+
+    /// Looks for the probes of process `pid` at `offsets` in a file; not to be done again before `pause` is over. `Some` when they are gone
+    /// for certain.
     pub(super) fn check(&mut self, pid: Pid, module: &Module, offsets: &[u64], pause: Duration) -> Option<Gone> {
         let now = Instant::now();
-        if now < self.next {
-            return None;
-        }
         self.next = now + CHECKING.max(pause);
         let seen = |missing: Option<usize>| missing.filter(|missing| *missing == 0);
         let known = seen(self.probed.as_ref().map(ProbedCode::missing));

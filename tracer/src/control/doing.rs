@@ -130,17 +130,20 @@ impl Session {
     }
 
     /// What comes round regularly.
-    pub(super) fn heartbeat(&mut self) {
+    pub(super) fn heartbeat(&mut self) -> Result<()> {
         self.probes.programs.pass_diagnostics();
         self.tick();
         if self.last_beat.elapsed() < HEARTBEAT {
-            return;
+            return Ok(());
         }
         self.last_beat = Instant::now();
         self.goroutines.tick(Instant::now());
         let go = &self.go;
-        self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
+        let unread = self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
+        self.look_whether_gone(unread)?;
         self.look_at_libraries();
+        self.look_around();
+        Ok(())
     }
 
     /// Lets the lives of processes go on, where something is due.
@@ -155,8 +158,9 @@ impl Session {
     pub(super) fn keep_probes(&mut self) -> Result<()> {
         // However many there are, some fifty are looked at in a second.
         let pause = Duration::from_millis(20) * u32::try_from(self.attached.len()).unwrap_or(u32::MAX);
+        let now = Instant::now();
         for index in 0..self.attached.len() {
-            if self.attached[index].keep_probes(&mut self.probes, pause) {
+            if self.attached[index].keep_probes(&mut self.probes, now, pause) {
                 self.send(Request::Interrupted(monotonic()))?;
             }
         }

@@ -15,7 +15,7 @@ use crate::{
         Attached, NewProgram,
         probes::{Probes, Scope},
     },
-    clock::monotonic,
+    clock::{monotonic, processor_time},
     collector::{Notice, Request},
     config::Subject,
     event::{Beginning, How, Image, Pid},
@@ -23,8 +23,9 @@ use crate::{
     report::count,
 };
 
-/// How often processes are looked for.
+/// How often processes are looked for, and how many times as long as that took the next time waits at least.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
+const LOOK_AROUND_REST: u32 = 300;
 
 impl Session {
     /// How processes have ended is in the last records, and what they have started. There is nothing to do about the rest of them
@@ -135,19 +136,26 @@ impl Session {
         }
     }
 
-    /// Looks whether processes that came later are still there, and whether there are others: the record of an end or a beginning
-    /// may have been lost. At most once a second.
-    pub(super) fn look_around(&mut self) -> Result<()> {
-        if self.looked_around.elapsed() < LOOK_AROUND {
-            return Ok(());
+    /// Looks whether these processes are still there, if they came later: the record of an end may have been lost.
+    pub(super) fn look_whether_gone(&mut self, images: Vec<Image>) -> Result<()> {
+        for image in images {
+            let attached = self.find(image).filter(|attached| attached.life().came_later() && !attached.is_over());
+            if attached.is_some_and(|attached| !status::is_alive(attached.pid())) {
+                self.send(Request::Ended(image))?;
+            }
         }
-        self.looked_around = Instant::now();
-        let gone = |attached: &&Attached| {
-            attached.life().came_later() && !attached.is_over() && !status::is_alive(attached.pid())
-        };
-        let gone: Vec<Image> = self.attached.iter().filter(gone).map(Attached::image).collect();
-        self.look_for_newcomers();
-        gone.into_iter().try_for_each(|image| self.send(Request::Ended(image)))
+        Ok(())
+    }
+
+    /// Looks whether there are processes that were not told of: the record of a beginning may have been lost. At most once a second,
+    /// and less often where there are thousands.
+    pub(super) fn look_around(&mut self) {
+        if Instant::now() >= self.look_around {
+            let begun = processor_time();
+            self.look_for_newcomers();
+            let used = processor_time().saturating_sub(begun);
+            self.look_around = Instant::now() + LOOK_AROUND.max(used * LOOK_AROUND_REST);
+        }
     }
 
     /// What the reader of a report should know of processes that were not recorded from their first instruction on; `unheard`:

@@ -6,6 +6,7 @@
 
 mod account;
 mod reasons;
+mod turns;
 
 use std::{
     io::{self, Read as _},
@@ -14,8 +15,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::account::Account;
+use hashbrown::{HashMap, HashSet};
+
+use self::{
+    account::Account,
+    turns::{Budget, Turns},
+};
 use crate::{
+    clock::processor_time,
     collector::{Request, Requests},
     event::{Image, Pid},
     files::root::ProcessDirectory,
@@ -26,10 +33,14 @@ use crate::{
 
 /// Least growth that is looked into between reports, bytes.
 const WORTH_A_LOOK: u64 = 8 << 20;
-/// How many times as long as a look at all mappings took the next one waits, between reports.
+/// How many times as long as a look at all mappings took the next one of that process waits, between reports.
 const REST: u32 = 100;
-/// How long counters are read at a time: not all, where there are thousands of processes.
-const BUDGET: Duration = Duration::from_millis(20);
+/// Of a processor, between reports: what reading the counters of all processes takes in the long run, and what the looks at all mappings
+/// do; 1 part of so many.
+const SHARE_OF_COUNTERS: u32 = 200;
+const SHARE_OF_LOOKS: u32 = 200;
+/// How long they take at a time at most, where little was read before.
+const BURST: Duration = Duration::from_millis(10);
 /// How long the end of a trace waits for the search for reasons.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// The part of unexplained memory, as 1 of so many, that a kind of memory must have to be named.
@@ -38,9 +49,15 @@ const WORTH_A_WORD: u64 = 20;
 /// The memory of all traced processes.
 pub struct Coverage {
     requests: Requests,
-    processes: Vec<Process>,
-    /// Which of them is looked at first.
-    next: usize,
+    processes: HashMap<Image, Process>,
+    /// The ids of those.
+    pids: HashSet<Pid>,
+    /// Images that may be gone by now are among them.
+    turns: Turns,
+    counters: Budget,
+    looks: Budget,
+    /// Images whose memory could not be read since the last tick.
+    unread: Vec<Image>,
     started: Instant,
 }
 
@@ -83,21 +100,28 @@ enum Search {
 impl Coverage {
     /// Of no process yet. The collector that takes `requests` knows what is recorded.
     pub fn new(requests: Requests) -> Self {
-        Self { requests, processes: Vec::new(), next: 0, started: Instant::now() }
+        let now = Instant::now();
+        let (counters, looks) = (Budget::new(SHARE_OF_COUNTERS, BURST, now), Budget::new(SHARE_OF_LOOKS, BURST, now));
+        let (processes, pids, turns) = (HashMap::new(), HashSet::new(), Turns::default());
+        Self { requests, processes, pids, turns, counters, looks, unread: Vec::new(), started: now }
     }
 
     /// An image has ended: what is known of its memory, as by [`memory`](Self::memory). Nothing is kept.
     pub fn end(&mut self, image: Image, probed: Option<&str>) -> Option<Memory> {
-        let started = self.started;
-        let at = self.processes.iter().position(|process| process.image == image)?;
-        let mut process = self.processes.swap_remove(at);
+        let mut process = self.remove(image)?;
         (process.ended, process.last.children) = (true, Vec::new());
-        Some(process.memory(0, probed, started))
+        Some(process.memory(0, probed, self.started))
     }
 
     /// What became another program is of no interest any more.
     pub fn forget(&mut self, image: Image) {
-        self.processes.retain(|process| process.image != image);
+        self.remove(image);
+    }
+
+    fn remove(&mut self, image: Image) -> Option<Process> {
+        let process = self.processes.remove(&image)?;
+        self.pids.remove(&process.pid);
+        Some(process)
     }
 
     /// Recording of an image begins.
@@ -110,7 +134,10 @@ impl Coverage {
             .and_then(|directory| Ok((start_time(&directory)?, memory_map::usage(&directory)?, directory)));
         let (started, usage, directory) = match read {
             Ok(read) => read,
-            Err(error) => return tracing::debug!("cannot read the memory of process {pid}: {error}"),
+            Err(error) => {
+                self.unread.push(image);
+                return tracing::debug!("cannot read the memory of process {pid}: {error}");
+            }
         };
         let regions = memory_map::regions(&directory).inspect_err(|error| {
             tracing::debug!("cannot read the mappings of process {pid}: {error}");
@@ -118,35 +145,61 @@ impl Coverage {
         let begin = Begin { usage, regions: regions.ok() };
         let last = Reading { at: now, usage, recorded: 0, account: Account::default(), children: Vec::new() };
         let (ended, next_look, search) = (false, now, None);
-        self.processes.push(Process { pid, image, started, begin, last, ended, next_look, search });
+        self.processes.insert(image, Process { pid, image, started, begin, last, ended, next_look, search });
+        self.pids.insert(pid);
+        self.turns.was_read(image);
     }
 
-    /// Looks at the counters, and further where they cannot be explained: what is known when a process ends before it is
-    /// looked at again. Call it a few times a second.
-    pub fn tick(&mut self, follows_go: impl Fn(Pid) -> bool) {
-        let Self { requests, processes, next, .. } = self;
-        let begun = Instant::now();
-        let images = processes.iter().map(|process| process.image).collect();
-        let all = requests.ask(|reply| Request::Held { images, reply }).unwrap_or_default();
-        let count = processes.len().min(all.len());
-        for turn in 0..count {
-            let at = (*next + turn) % count;
-            let process = &mut processes[at];
-            if !process.ended {
-                process.tick(requests, all[at], follows_go(process.pid));
-            }
-            // The others are the first ones next time.
-            if begun.elapsed() > BUDGET {
-                *next = at + 1;
-                return;
+    /// Reads the counters of those that were read longest ago, and looks further where they cannot be explained: what is known when a
+    /// process ends before it is read again. Call it a few times a second; where there are many processes, not all are read each
+    /// time. Images that could not be read: their processes may have ended.
+    pub fn tick(&mut self, follows_go: impl Fn(Pid) -> bool) -> Vec<Image> {
+        let read = self.read_counters();
+        let images: Vec<Image> = read.iter().map(|(image, ..)| *image).collect();
+        let all = self.requests.ask(|reply| Request::Held { images, reply }).unwrap_or_default();
+        for ((image, at, usage), recorded) in read.into_iter().zip(all) {
+            let Some(process) = self.processes.get_mut(&image) else { continue };
+            let to_be_explained = process.was_counted(at, usage, recorded);
+            if to_be_explained && at >= process.next_look && self.looks.has_some(at) {
+                let begun = processor_time();
+                process.look(&self.requests, follows_go(process.pid));
+                let used = processor_time().saturating_sub(begun);
+                self.looks.spend(used);
+                process.next_look = Instant::now() + used * REST;
             }
         }
+        std::mem::take(&mut self.unread)
+    }
+
+    /// Reads counters, as long as the budget lasts.
+    fn read_counters(&mut self) -> Vec<(Image, Instant, Usage)> {
+        let mut read = Vec::new();
+        let mut used = processor_time();
+        for _ in 0..self.turns.len() {
+            let at = Instant::now();
+            if !self.counters.has_some(at) {
+                break;
+            }
+            let Some(image) = self.turns.next() else { break };
+            let Some(process) = self.processes.get_mut(&image) else { continue };
+            match process.open().and_then(|directory| memory_map::counted(&directory)) {
+                Ok(usage) => read.push((image, at, usage)),
+                Err(_) => {
+                    process.ended = true;
+                    self.unread.push(image);
+                }
+            }
+            self.turns.was_read(image);
+            let before = std::mem::replace(&mut used, processor_time());
+            self.counters.spend(used.saturating_sub(before));
+        }
+        read
     }
 
     /// Looks at all processes in full, for a report. `last`: there will be no other.
     pub fn look(&mut self, follows_go: impl Fn(Pid) -> bool, last: bool) {
         let Self { requests, processes, .. } = self;
-        for process in processes {
+        for process in processes.values_mut() {
             process.look(requests, follows_go(process.pid));
             if last {
                 process.finish_search();
@@ -157,13 +210,10 @@ impl Coverage {
     /// What is known of a process, which holds `elsewhere` bytes in other heaps than that of an allocator, and whose allocator
     /// in the file `probed` is recorded.
     pub fn memory(&mut self, image: Image, elsewhere: u64, probed: Option<&str>) -> Option<Memory> {
-        let started = self.started;
-        let at = self.processes.iter().position(|process| process.image == image)?;
-        let mut children = std::mem::take(&mut self.processes[at].last.children);
-        children.retain(|child| !self.processes.iter().any(|process| process.pid == *child));
-        let process = &mut self.processes[at];
-        process.last.children = children;
-        Some(process.memory(elsewhere, probed, started))
+        let Self { processes, pids, started, .. } = self;
+        let process = processes.get_mut(&image)?;
+        process.last.children.retain(|child| !pids.contains(child));
+        Some(process.memory(elsewhere, probed, *started))
     }
 }
 
@@ -175,39 +225,32 @@ impl Process {
         if start_time(&directory)? == self.started { Ok(directory) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
-    /// `recorded`: what it holds of what was recorded, bytes.
-    fn tick(&mut self, requests: &Requests, recorded: u64, go: bool) {
-        let at = Instant::now();
-        let Ok(usage) = self.open().and_then(|directory| memory_map::counted(&directory)) else {
-            self.ended = true;
-            return;
-        };
+    /// Its counters were read when `recorded` bytes were held of what was recorded. Whether more has come than that explains.
+    fn was_counted(&mut self, at: Instant, usage: Usage, recorded: u64) -> bool {
         let grew = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
-        if grew < recorded.saturating_add(WORTH_A_LOOK) {
-            let account = Account { fresh: grew, ..Account::default() };
-            let children = std::mem::take(&mut self.last.children);
-            self.last = Reading { at, usage, recorded, account, children };
-        } else if at >= self.next_look {
-            let waited = self.look(requests, go);
-            self.next_look = Instant::now() + at.elapsed().saturating_sub(waited) * REST;
+        if grew >= recorded.saturating_add(WORTH_A_LOOK) {
+            return true;
         }
+        let account = Account { fresh: grew, ..Account::default() };
+        let children = std::mem::take(&mut self.last.children);
+        self.last = Reading { at, usage, recorded, account, children };
+        false
     }
 
-    /// Looks at all mappings; how long the collector was waited for.
-    fn look(&mut self, requests: &Requests, go: bool) -> Duration {
+    /// Looks at all mappings.
+    fn look(&mut self, requests: &Requests, go: bool) {
         let at = Instant::now();
         let read = self.open().and_then(|directory| Ok((memory_map::usage(&directory)?, directory)));
         let Ok((usage, directory)) = read else {
             self.ended = true;
-            return Duration::ZERO;
+            return;
         };
         let regions = memory_map::regions(&directory);
-        let read = at.elapsed();
         let account = match (&self.begin.regions, regions) {
             // One that is about to end has no mappings any more, but does not say so.
             (_, Ok(end)) if end.is_empty() => {
                 self.ended = true;
-                return Duration::ZERO;
+                return;
             }
             (Some(begin), Ok(end)) => {
                 let pieces = account::pieces(begin, &end);
@@ -224,12 +267,10 @@ impl Process {
         };
         // After the records up to now have been taken in, which the question for what is covered sees to.
         let recorded = held(requests, self.image);
-        let waited = at.elapsed().saturating_sub(read);
         self.last = Reading { at, usage, recorded, account, children: reasons::children(self.pid) };
         if self.search.is_none() && !self.figures(0).is_explained() {
             self.search();
         }
-        waited
     }
 
     /// Searches for reasons, once.
@@ -304,4 +345,35 @@ fn start_time(directory: &ProcessDirectory) -> io::Result<u64> {
 fn held(requests: &Requests, image: Image) -> u64 {
     let held = requests.ask(|reply| Request::Held { images: vec![image], reply }).ok();
     held.and_then(|held| held.first().copied()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::collector;
+
+    #[test]
+    fn what_cannot_be_read_is_told() {
+        let (requests, _) = collector::channel().unwrap();
+        let mut coverage = Coverage::new(requests);
+        let mut children: Vec<_> = (0..3).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
+        children[0].kill().unwrap();
+        children[0].wait().unwrap();
+        for (child, image) in children.iter().zip(1..) {
+            coverage.begin(child.id(), Image(image));
+        }
+        let no_go = |_| false;
+        assert_eq!(coverage.tick(no_go), [Image(1)], "gone before it could be read");
+        children[2].kill().unwrap();
+        children[2].wait().unwrap();
+        assert_eq!(coverage.tick(no_go), [Image(3)]);
+        // One whose end was heard of is not asked for any more.
+        coverage.forget(Image(3));
+        assert_eq!(coverage.tick(no_go), []);
+        children[1].kill().unwrap();
+        children[1].wait().unwrap();
+        assert_eq!(coverage.tick(no_go), [Image(2)]);
+    }
 }
