@@ -175,7 +175,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         clock: Instant::now(),
         interruptions: 0,
         last_beat: Instant::now(),
-        look_around: Instant::now(),
+        look_around: Instant::now() + lives::LOOK_AROUND,
         outlived: false,
     };
     let result = session.trace();

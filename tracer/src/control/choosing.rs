@@ -13,8 +13,9 @@ use super::{Session, preflight::Missing};
 use crate::{
     attach::{self, Attached, Returns, probes::Scope},
     bpf::Order,
+    collector::Request,
     config::Subject,
-    event::Pid,
+    event::{Image, Pid},
     process::status::{self, NotTraceable},
     report::visible,
     select::{Facts, Selection, names::Names, processes},
@@ -78,8 +79,14 @@ pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Re
         // An id is given to one that runs.
         return Ok(Chosen { pids: chosen, newcomers: None, notes: vec![LATER.to_owned()] });
     }
-    let newcomers =
-        Newcomers { selection: selection.clone(), names, named: Instant::now(), seen: seen.into_iter().collect() };
+    let newcomers = Newcomers {
+        selection: selection.clone(),
+        names,
+        named: Instant::now(),
+        seen: seen.into_iter().collect(),
+        found: Vec::new(),
+        is_all_told: false,
+    };
     Ok(Chosen { pids: chosen, newcomers: Some(newcomers), notes: Vec::new() })
 }
 
@@ -90,6 +97,10 @@ pub(super) struct Newcomers {
     named: Instant,
     /// Ids that were there at the last look at all processes.
     seen: HashSet<Pid>,
+    /// Those that were found by looks and fit.
+    found: Vec<Pid>,
+    /// Whether all that was recorded until they were found was told.
+    is_all_told: bool,
 }
 
 impl Newcomers {
@@ -115,13 +126,15 @@ impl Newcomers {
         processes::fits(&self.selection, &self.names, pid)
     }
 
-    /// Processes that are to be traced and were not there at the last look, but for `known` ones: those that have become what fits
-    /// without becoming another program.
-    fn look(&mut self, known: impl Fn(Pid) -> bool) -> Vec<Pid> {
-        let Ok(running) = processes::running() else { return Vec::new() };
+    /// Looks for processes that are to be traced and were not there at the last look, but for `known` ones: those that have become
+    /// what fits without becoming another program.
+    fn look(&mut self, known: impl Fn(Pid) -> bool) {
+        let Ok(running) = processes::running() else { return };
         let before = std::mem::replace(&mut self.seen, running.iter().copied().collect());
         let new = running.into_iter().filter(|pid| !before.contains(pid) && !known(*pid));
-        new.collect::<Vec<_>>().into_iter().filter(|pid| processes::fits(&self.selection, &self.names, *pid)).collect()
+        let found = new.filter(|pid| processes::fits(&self.selection, &self.names, *pid)).collect::<Vec<_>>();
+        self.is_all_told &= found.is_empty();
+        self.found.extend(found);
     }
 }
 
@@ -168,15 +181,34 @@ impl Session {
         Ok(())
     }
 
-    /// Attaches to processes that fit and were not told of: those that began just before others were recorded, and those that fit
-    /// without having become another program.
+    /// Looks for processes that fit and were not told of: those that began just before others were recorded, and those that fit without
+    /// having become another program.
     pub(super) fn look_for_newcomers(&mut self) {
-        let Some(mut newcomers) = self.newcomers.take() else { return };
+        let Some(newcomers) = &mut self.newcomers else { return };
         let attached = &self.attached;
-        let known = |pid| attached.iter().any(|attached| attached.pid() == pid && !attached.is_over());
-        let found = newcomers.look(known);
-        self.newcomers = Some(newcomers);
-        for pid in found {
+        newcomers.look(|pid| attached.iter().any(|attached| attached.pid() == pid && !attached.is_over()));
+    }
+
+    /// Attaches to those that were found, unless they are told of after all: the record of a beginning may have been on its way.
+    ///
+    /// # Errors
+    /// The collector has ended.
+    pub(super) fn attach_newcomers(&mut self) -> Result<()> {
+        let Some(newcomers) = self.newcomers.as_mut().filter(|newcomers| !newcomers.found.is_empty()) else {
+            return Ok(());
+        };
+        if !std::mem::replace(&mut newcomers.is_all_told, true) {
+            // Which takes in all that was recorded.
+            let image = Image(0);
+            return self.ask(|reply| Request::Covered { image, ranges: Vec::new(), reply }).map(drop);
+        }
+        if self.inputs.are_there() {
+            return Ok(());
+        }
+        for pid in std::mem::take(&mut newcomers.found) {
+            if self.image_of(pid).is_some() {
+                continue;
+            }
             match self.attach(pid) {
                 Ok(()) => self.found_late += 1,
                 Err(error) => {
@@ -185,6 +217,7 @@ impl Session {
                 }
             }
         }
+        Ok(())
     }
 
     /// Attaches to running processes.

@@ -133,6 +133,7 @@ impl Session {
     pub(super) fn heartbeat(&mut self) -> Result<()> {
         self.probes.programs.pass_diagnostics();
         self.tick();
+        self.attach_newcomers()?;
         if self.last_beat.elapsed() < HEARTBEAT {
             return Ok(());
         }

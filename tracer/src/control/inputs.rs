@@ -45,6 +45,11 @@ impl<T: Send + 'static> Inputs<T> {
         self.queue.try_recv().ok()
     }
 
+    /// Whether there are inputs.
+    pub(super) fn are_there(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     /// Has `ended` come once when process `pid` has ended (all its threads).
     ///
     /// # Errors
@@ -82,7 +87,9 @@ mod tests {
         let mut inputs = Inputs::new().unwrap();
         let put = inputs.inbox();
         assert_eq!(inputs.next(Instant::now()), None);
+        assert!(!inputs.are_there());
         thread::spawn(move || (1..=3).for_each(put)).join().unwrap();
+        assert!(inputs.are_there());
         assert_eq!(
             [inputs.next(Instant::now()), inputs.next(soon()), inputs.next_of_those_there()],
             [1, 2, 3].map(Some)

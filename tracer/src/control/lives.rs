@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// How often processes are looked for, and how many times as long as that took the next time waits at least.
-const LOOK_AROUND: Duration = Duration::from_secs(1);
+pub(super) const LOOK_AROUND: Duration = Duration::from_secs(1);
 const LOOK_AROUND_REST: u32 = 300;
 
 impl Session {
