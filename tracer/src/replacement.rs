@@ -273,7 +273,7 @@ mod tests {
         let path = folder.path().join("file");
         fs::write(&path, "a longer old report").unwrap();
         let open = File::open(&path).unwrap();
-        let by_descriptor = crate::files::root::reopen_path(&open);
+        let by_descriptor = crate::files::opener::reopen_path(&open);
         write(&by_descriptor, "new");
         assert_eq!(io::read_to_string(&open).unwrap(), "new");
     }

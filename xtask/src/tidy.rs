@@ -3,6 +3,7 @@
 //! The rules are a table in [`rules`]; this file finds the files and prints what breaks a rule, as `file:line: rule`.
 
 mod check;
+mod circles;
 mod paths;
 mod rules;
 mod source;
@@ -13,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     command,
-    tidy::{check::violations, rules::RULES, source::Source},
+    tidy::{check::violations, circles::circles, rules::RULES, source::Source},
     workspace::Workspace,
 };
 
@@ -26,19 +27,20 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         println!("Cargo.lock:1: lock-file: must be tracked, so that every build takes the same dependencies");
         broken += 1;
     }
-    let mut checked = 0;
-    for path in tracked.into_iter().chain(new) {
-        let Some(source) = read(workspace, path)? else { continue };
-        checked += 1;
-        for violation in RULES.iter().flat_map(|rule| violations(&source, rule)) {
-            println!("{violation}");
-            broken += 1;
-        }
+    let files = tracked.into_iter().chain(new).filter_map(|path| read(workspace, path).transpose());
+    let sources: Vec<Source> = files.collect::<Result<_>>()?;
+    for violation in sources.iter().flat_map(|source| RULES.iter().flat_map(|rule| violations(source, rule))) {
+        println!("{violation}");
+        broken += 1;
+    }
+    for circle in circles(&sources) {
+        println!("{circle}");
+        broken += 1;
     }
     if broken > 0 {
         bail!("tidy: {broken} places break a rule");
     }
-    println!("tidy: {checked} files keep {} rules", RULES.len() + 1);
+    println!("tidy: {} files keep {} rules", sources.len(), RULES.len() + 2);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! The file belongs to the target. The `object` crate checks every offset; what is added here are bounds on what is read
 //! into memory, and reads that do not move the file's position, because the file is shared between threads.
 
-mod needed;
+pub mod needed;
 
 use std::{borrow::Cow, cell::Cell, fs::File, ops::Range, os::unix::fs::FileExt, rc::Rc};
 
@@ -18,8 +18,6 @@ use object::{
         elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym as _},
     },
 };
-
-pub use self::needed::Needed;
 
 /// Most that is read in one piece, bytes: ten million symbols, and well above the largest tables of headers.
 const MAX_READ: u64 = 256 << 20;

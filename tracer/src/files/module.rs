@@ -17,8 +17,8 @@ use std::{
 
 use super::{
     elf::{Bytes, Elf},
-    opener::{Facts, Opened},
-    root::{ProcessDirectory, Root, reopen_path},
+    opener::{Facts, Opened, reopen_path},
+    root::{ProcessDirectory, Root},
 };
 use crate::{limits, space::maps::Mapping};
 

@@ -11,7 +11,7 @@ use std::{
     fs::File,
     io::{self, IoSlice, IoSliceMut},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{ffi::OsStrExt as _, fs::FileExt as _, process::CommandExt as _},
     },
     path::{Path, PathBuf},
@@ -147,9 +147,14 @@ pub(super) fn open(wanted: Wanted<'_>) -> io::Result<Opened> {
         }
         _ => {
             drop(state);
-            Ok(Opened { file: File::open(super::root::reopen_path(&path))?, facts, original: None })
+            Ok(Opened { file: File::open(reopen_path(&path))?, facts, original: None })
         }
     }
+}
+
+/// Path by which this process can open again what it has open.
+pub fn reopen_path(file: &impl AsRawFd) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 static OPENER: Mutex<Option<Opener>> = Mutex::new(None);

@@ -6,8 +6,8 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
@@ -119,11 +119,6 @@ impl Root {
         let stat = rustix::fs::statx(&self.0, "", flags, StatxFlags::INO)?;
         Ok(((stat.stx_dev_major, stat.stx_dev_minor), stat.stx_ino))
     }
-}
-
-/// Path by which this process can open again what it has open.
-pub fn reopen_path(file: &impl AsRawFd) -> PathBuf {
-    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// The executable of process `pid`, as far as it can be told without reading it.

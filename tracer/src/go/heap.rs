@@ -26,7 +26,7 @@ use crate::{
     bpf::{GoMaps, Links, Programs, Site},
     config::GoHeapChoice,
     event::{Image, Pid},
-    files::root::reopen_path,
+    files::opener::reopen_path,
     golang::{self, Executable, Finding, Runtime, heap},
     last_will::Clause,
     process::memory,

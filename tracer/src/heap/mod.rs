@@ -4,6 +4,7 @@
 //! live here and in the BPF programs; CONTRIBUTING.md lists the test of each.
 
 mod blocks;
+mod books;
 mod footprint;
 mod history;
 mod process;
@@ -16,8 +17,14 @@ use std::ops::Range;
 
 use hashbrown::HashMap;
 
-use self::{blocks::Block, process::ProcessHeap, young::Young};
+use self::{
+    blocks::Block,
+    books::{Books, Room},
+    process::ProcessHeap,
+    young::Young,
+};
 pub use self::{
+    books::Counters,
     history::{History, REPLACED, Series},
     stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
 };
@@ -39,27 +46,6 @@ pub struct Heap {
     /// Blocks at least this old when frees were lost without a trace may have been freed.
     uncertain_until: Option<u64>,
     counters: Counters,
-}
-
-/// What went through the heap, and what did not fit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Events taken in.
-    pub events: u64,
-    /// Frees of blocks that were not known.
-    pub unmatched_frees: u64,
-    /// The same in processes that were forked: of blocks that they have from their parents, or that are not known.
-    pub inherited_frees: u64,
-    /// Blocks whose address was handed out again without a free.
-    pub missed_frees: u64,
-    /// Blocks that there was no room for.
-    pub refused_blocks: u64,
-}
-
-/// How many blocks there are, and may be.
-struct Room {
-    taken: u64,
-    most: u64,
 }
 
 /// What a stack holds, as its blocks are counted.
@@ -290,59 +276,6 @@ impl Heap {
     /// What went through.
     pub fn counters(&self) -> Counters {
         self.counters
-    }
-}
-
-/// The parts of the heap that all processes share.
-struct Books<'a> {
-    stacks: &'a mut Stacks,
-    usage: &'a mut Vec<Values>,
-    room: &'a mut Room,
-    young: &'a mut Option<Young>,
-    counters: &'a mut Counters,
-}
-
-impl Books<'_> {
-    #[inline]
-    fn usage(&mut self, stack: StackIndex) -> &mut Values {
-        let index = stack.index();
-        if index >= self.usage.len() {
-            self.usage.resize(index + 1, Values::default());
-        }
-        &mut self.usage[index]
-    }
-
-    /// Whether there is room for another block.
-    #[inline]
-    fn has_room(&self) -> bool {
-        self.room.taken < self.room.most
-    }
-
-    #[inline]
-    fn begin(&mut self, block: &Block) {
-        self.room.taken += 1;
-        let size = block.size;
-        let usage = self.usage(block.stack);
-        // An allocator of the target's own may claim to have given more than there is.
-        usage.outstanding_bytes = usage.outstanding_bytes.saturating_add(size);
-        usage.outstanding_blocks += 1;
-        usage.allocated_bytes = usage.allocated_bytes.saturating_add(size);
-        usage.allocated_blocks += 1;
-        if let Some(young) = self.young {
-            young.begin(block);
-        }
-    }
-
-    #[inline]
-    fn end(&mut self, block: &Block) {
-        self.room.taken -= 1;
-        let usage = self.usage(block.stack);
-        usage.outstanding_bytes = usage.outstanding_bytes.saturating_sub(block.size);
-        usage.outstanding_blocks -= 1;
-        usage.freed_blocks += 1;
-        if let Some(young) = self.young {
-            young.end(block);
-        }
     }
 }
 

@@ -5,9 +5,10 @@ use std::ops::Range;
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    Books, StackIndex,
     blocks::{Block, Blocks, TICK},
+    books::Books,
     footprint::Footprint,
+    stacks::StackIndex,
 };
 use crate::{
     event::{Allocation, Image},

@@ -11,7 +11,7 @@ use hashbrown::HashSet;
 use crate::{
     event::Pid,
     files::{
-        elf::{Bytes, Elf, Needed},
+        elf::{Bytes, Elf, needed::Needed},
         module::{Identity, Module},
         root::{self, ProcessDirectory, Root},
     },

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::Invalid;
+use super::invalid::Invalid;
 
 /// Bytes of a process's name that the kernel keeps (TASK_COMM_LEN without the zero, include/linux/sched.h).
 const COMM: usize = 15;

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::files::{
     elf::{Bytes, Elf},
-    root::reopen_path,
+    opener::reopen_path,
 };
 
 /// Time that the debug information of one file may take in all. Gigabytes take a few seconds.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{
-    paths::{NamedPath, named_paths},
+    paths::{NamedPath, named},
     rules::{Check, Rule},
     source::{Source, is_word},
 };
@@ -82,8 +82,8 @@ fn has_word(line: &str, word: &str) -> bool {
 }
 
 fn forbidden_paths(source: &Source, forbidden: &[&str]) -> Found {
-    let named = named_paths(&source.path, &source.code).into_iter().filter(|path| !source.in_tests(path.line));
-    named
+    let paths = named(&source.path, &source.code).paths.into_iter().filter(|path| !source.in_tests(path.line));
+    paths
         .filter(|path| forbidden.iter().any(|forbidden| reaches(path, forbidden)))
         .map(|path| (path.line, format!("`{}`", path.segments.join("::"))))
         .collect()

@@ -18,8 +18,16 @@ pub(super) struct NamedPath {
 
 type Tokens<'a> = Peekable<vec::IntoIter<(usize, &'a str)>>;
 
-/// Every import, and every path of two or more segments, of a file. `code` has no comments and literals.
-pub(super) fn named_paths(file: &str, code: &str) -> Vec<NamedPath> {
+/// What a file names.
+pub(super) struct Named {
+    /// Every import, and every path of two or more segments.
+    pub(super) paths: Vec<NamedPath>,
+    /// What each imported name stands for.
+    pub(super) imports: HashMap<String, Vec<String>>,
+}
+
+/// What a file names. `code` has no comments and literals.
+pub(super) fn named(file: &str, code: &str) -> Named {
     let module = module_of(file);
     let mut imports = Imports { found: Vec::new(), names: HashMap::new() };
     let mut inline = Vec::new();
@@ -41,7 +49,7 @@ pub(super) fn named_paths(file: &str, code: &str) -> Vec<NamedPath> {
         };
     }
     imports.found.extend(inline);
-    imports.found
+    Named { paths: imports.found, imports: imports.names }
 }
 
 struct Imports {
@@ -121,9 +129,10 @@ fn tokens(code: &str) -> Vec<(usize, &str)> {
     tokens
 }
 
-/// `tracer/src/a/b.rs` is module `a::b` of its crate.
-fn module_of(file: &str) -> Vec<String> {
-    let inside = file.split_once("src/").map_or(file, |(_, inside)| inside);
+/// `tracer/src/a/b.rs` is module `a::b` of its crate, as is `tests/a/b.rs`.
+pub(super) fn module_of(file: &str) -> Vec<String> {
+    let inside = file.split_once("src/").map(|(_, inside)| inside).or_else(|| file.strip_prefix("tests/"));
+    let inside = inside.unwrap_or(file);
     let name = inside.strip_suffix(".rs").unwrap_or(inside);
     let segments = name.split('/').map(str::to_owned);
     segments.filter(|segment| !["lib", "main", "mod"].contains(&segment.as_str())).collect()
@@ -146,7 +155,7 @@ mod tests {
     use super::*;
 
     fn names(code: &str) -> Vec<String> {
-        named_paths("tracer/src/heap/stacks.rs", code).into_iter().map(|path| path.segments.join("::")).collect()
+        named("tracer/src/heap/stacks.rs", code).paths.into_iter().map(|path| path.segments.join("::")).collect()
     }
 
     #[test]
@@ -168,7 +177,7 @@ mod tests {
 
     #[test]
     fn lines_are_right() {
-        let paths = named_paths("a.rs", "use a::{\n    b,\n    c,\n};\nd::e();");
+        let paths = named("a.rs", "use a::{\n    b,\n    c,\n};\nd::e();").paths;
         assert_eq!(paths.iter().map(|path| path.line).collect::<Vec<_>>(), [1, 2, 4]);
     }
 

@@ -4,11 +4,12 @@ use iced_x86::{ConditionCode, Mnemonic, OpKind};
 use tracer_ebpf::exit::{Exit, Outcome, Place};
 
 use super::{
-    ExitSite, Image, Unproven,
     depth::{self, Depth},
     flow::Results,
     graph::{Flow, Graph, Node},
+    image::Image,
     machine::number,
+    proof::{ExitSite, Unproven},
     transfer::Lies,
 };
 use crate::probe::site::is_emulated;

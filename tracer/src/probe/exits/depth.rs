@@ -3,9 +3,9 @@
 use tracer_ebpf::{exit::Frame, unwind::kind};
 
 use super::{
-    Unproven,
     graph::{Flow, Graph, Node},
     machine::{StackChange, stack_change},
+    proof::Unproven,
 };
 use crate::unwind::Frames;
 

@@ -6,7 +6,11 @@ use hashbrown::{HashMap, HashSet};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 use tracer_ebpf::exit::Exit;
 
-use super::{ExitSite, Image, Known, Pointer, Unproven, machine::Step};
+use super::{
+    image::{Image, Known, Pointer},
+    machine::Step,
+    proof::{ExitSite, Unproven},
+};
 
 /// Most instructions of one graph.
 const MAX_NODES: usize = 20_000;

@@ -1,0 +1,82 @@
+//! What all heaps of a trace have in common: the sums by stack, how many blocks there are, and counters.
+
+use super::{
+    blocks::Block,
+    stacks::{StackIndex, Stacks},
+    young::Young,
+};
+use crate::profile::Values;
+
+/// The parts of the heap that all processes share.
+pub(super) struct Books<'a> {
+    pub(super) stacks: &'a mut Stacks,
+    pub(super) usage: &'a mut Vec<Values>,
+    pub(super) room: &'a mut Room,
+    pub(super) young: &'a mut Option<Young>,
+    pub(super) counters: &'a mut Counters,
+}
+
+impl Books<'_> {
+    #[inline]
+    pub(super) fn usage(&mut self, stack: StackIndex) -> &mut Values {
+        let index = stack.index();
+        if index >= self.usage.len() {
+            self.usage.resize(index + 1, Values::default());
+        }
+        &mut self.usage[index]
+    }
+
+    /// Whether there is room for another block.
+    #[inline]
+    pub(super) fn has_room(&self) -> bool {
+        self.room.taken < self.room.most
+    }
+
+    #[inline]
+    pub(super) fn begin(&mut self, block: &Block) {
+        self.room.taken += 1;
+        let size = block.size;
+        let usage = self.usage(block.stack);
+        // An allocator of the target's own may claim to have given more than there is.
+        usage.outstanding_bytes = usage.outstanding_bytes.saturating_add(size);
+        usage.outstanding_blocks += 1;
+        usage.allocated_bytes = usage.allocated_bytes.saturating_add(size);
+        usage.allocated_blocks += 1;
+        if let Some(young) = self.young {
+            young.begin(block);
+        }
+    }
+
+    #[inline]
+    pub(super) fn end(&mut self, block: &Block) {
+        self.room.taken -= 1;
+        let usage = self.usage(block.stack);
+        usage.outstanding_bytes = usage.outstanding_bytes.saturating_sub(block.size);
+        usage.outstanding_blocks -= 1;
+        usage.freed_blocks += 1;
+        if let Some(young) = self.young {
+            young.end(block);
+        }
+    }
+}
+
+/// What went through the heap, and what did not fit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Events taken in.
+    pub events: u64,
+    /// Frees of blocks that were not known.
+    pub unmatched_frees: u64,
+    /// The same in processes that were forked: of blocks that they have from their parents, or that are not known.
+    pub inherited_frees: u64,
+    /// Blocks whose address was handed out again without a free.
+    pub missed_frees: u64,
+    /// Blocks that there was no room for.
+    pub refused_blocks: u64,
+}
+
+/// How many blocks there are, and may be.
+pub(super) struct Room {
+    pub(super) taken: u64,
+    pub(super) most: u64,
+}

@@ -1,0 +1,84 @@
+//! What is proven of a function, or why that could not be.
+
+use thiserror::Error;
+use tracer_ebpf::exit::{Exit, Outcome, Place};
+
+use crate::probe::allocators::Shape;
+
+/// An instruction at which the outcome of a call is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitSite {
+    /// Its address, as the file was linked.
+    pub address: u64,
+    /// Of which call, and what its result is.
+    pub exit: Exit,
+    /// Whether the kernel emulates the instruction (cheap) or steps it.
+    pub emulated: bool,
+}
+
+/// Where all outcomes of a function are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exits {
+    /// Every path from the entry site to a return passes at least one of these that knows the outcome, and what each says
+    /// is the result.
+    Proven(Vec<ExitSite>),
+    /// That could not be shown.
+    Unproven(Unproven),
+}
+
+impl Exits {
+    /// The instructions; none where they are not proven.
+    pub fn sites(&self) -> &[ExitSite] {
+        match self {
+            Self::Proven(sites) => sites,
+            Self::Unproven(_) => &[],
+        }
+    }
+
+    /// Whether the whole function was seen, so that none of its returns is unknown.
+    pub fn knows_all_returns(&self) -> bool {
+        use Unproven::{ComputedJump, Leaves, TooLong, Unreadable};
+        !matches!(self, Self::Unproven(ComputedJump(_) | Leaves(_) | Unreadable(_) | TooLong))
+    }
+
+    /// Whether they are proven, and calls of a function of this shape that give out a block are seen at instructions that the
+    /// kernel emulates: not necessarily on every path.
+    pub fn are_cheap(&self, shape: Shape) -> bool {
+        let gives_block = |place| match place {
+            Place::Register { .. } | Place::Stack(_) => true,
+            Place::Constant(result) => shape == Shape::PosixMemalign && result == 0,
+            Place::Unknown => false,
+        };
+        let Self::Proven(sites) = self else { return false };
+        sites.iter().filter(|site| site.emulated).any(|site| match site.exit.outcome {
+            Outcome::One(place) => gives_block(place),
+            Outcome::Branch { taken, not_taken, .. } => gives_block(taken) || gives_block(not_taken),
+        })
+    }
+}
+
+/// Why the outcomes of a function are not known to be seen.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum Unproven {
+    /// A jump through a register or a table.
+    #[error("it jumps to a computed address at {0:#x}")]
+    ComputedJump(u64),
+    /// It ends in a function of another file.
+    #[error("it ends in another file's function at {0:#x}")]
+    Leaves(u64),
+    /// Bytes that are no instruction, or one whose effect is not known.
+    #[error("what it does at {0:#x} is not known")]
+    Unreadable(u64),
+    /// More instructions than are looked at.
+    #[error("it has too many instructions")]
+    TooLong,
+    /// At a return the stack pointer is not where the return address is.
+    #[error("its frame is not known at {0:#x}")]
+    Frame(u64),
+    /// A path on which no instruction knows the result.
+    #[error("no instruction on the way to {0:#x} knows the result")]
+    Unseen(u64),
+    /// One instruction is a site of two functions, with different outcomes.
+    #[error("its exit at {0:#x} means something else to another function")]
+    Shared(u64),
+}
