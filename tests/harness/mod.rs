@@ -11,6 +11,7 @@ mod oracle;
 mod pprof;
 mod programs;
 mod report;
+mod site;
 mod sites;
 mod stepper;
 mod target;

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     report::{Held, Report},
-    sites::Site,
+    site::Site,
 };
 
 /// What a program says of itself.

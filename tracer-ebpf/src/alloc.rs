@@ -14,7 +14,7 @@ use tracer_ebpf::{Header, SIZE_OVERFLOW, entry, exit, kind, shape};
 use crate::{
     emit::{self, count_loss},
     inflight::{self, Entry},
-    process, stack,
+    process, registers, stack,
     thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread},
 };
 
@@ -71,7 +71,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, arguments: [u64; 3], decide
     let mut taken = true;
     if decides {
         let tgid = (entered.pid_tgid >> 32) as u32;
-        let frame_pointer = process::frame_pointer(ctx.as_ptr());
+        let frame_pointer = registers::frame_pointer(ctx.as_ptr());
         taken = inflight::may_take(entered.thread, tgid, entered.caller, entered.sp, frame_pointer);
         if !taken {
             // Nobody sees how it ends.
@@ -127,7 +127,7 @@ pub(crate) fn leave(ctx: &RetProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(thread) = known(pid_tgid) else { return };
     // The return has popped the address off the stack.
-    let sp = process::stack_pointer(ctx.as_ptr()).wrapping_sub(8);
+    let sp = registers::stack_pointer(ctx.as_ptr()).wrapping_sub(8);
     thread.taken = thread.taken.saturating_sub(1);
     let Some((call, slot)) = inflight::pop(thread, sp) else { return };
     finish(thread, call, slot, ctx.ret::<u64>(), pid_tgid);
@@ -143,7 +143,7 @@ pub(crate) fn leave_at_exit(ctx: &ProbeContext, cookie: u64) {
         return;
     }
     let mut registers = [0; 16];
-    let flags = process::machine_registers(ctx.as_ptr(), &mut registers);
+    let flags = registers::machine_registers(ctx.as_ptr(), &mut registers);
     let (rsp, rbp) = (registers[4], registers[5]);
     let place = exit::place(cookie, flags);
     let register = core::hint::black_box(place.register) as usize & 15;
@@ -219,9 +219,9 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
 fn entered<'a>(ctx: &ProbeContext, flags: u32) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = current(ctx, pid_tgid)?;
-    let sp = process::stack_pointer(ctx.as_ptr());
-    let frame_pointer = process::frame_pointer(ctx.as_ptr());
-    let pc = process::program_counter(ctx.as_ptr());
+    let sp = registers::stack_pointer(ctx.as_ptr());
+    let frame_pointer = registers::frame_pointer(ctx.as_ptr());
+    let pc = registers::program_counter(ctx.as_ptr());
     match inflight::classify(thread, (pid_tgid >> 32) as u32, pc, sp, frame_pointer, flags) {
         Entry::Nested => None,
         Entry::Own { slot, caller } => Some(Entered { thread, pid_tgid, sp, slot, caller }),

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{COPIED_BYTES, Header, MAX_FRAMES, StackCopy, kind};
 
-use crate::{alloc, process, stack, walk};
+use crate::{alloc, process, registers, stack, walk};
 
 /// Its size is set by user space before loading.
 #[map]
@@ -32,7 +32,7 @@ const PAGE: u64 = 4096;
 pub(crate) fn copy(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(thread) = alloc::current(ctx, pid_tgid) else { return };
-    let sp = process::stack_pointer(ctx.as_ptr());
+    let sp = registers::stack_pointer(ctx.as_ptr());
     walk::read_window(thread, sp);
     let caller = walk::word(&mut thread.walk, sp);
     let found = stack::find(ctx, thread, pid_tgid, caller);
@@ -44,7 +44,7 @@ pub(crate) fn copy(ctx: &ProbeContext) {
         let head = &raw mut (*copy).head;
         (*head).header = Header::new(kind::STACK, thread.target.image, 0, pid_tgid);
         ((*head).id, (*head).frames, (*head).end) = (found.id, found.count as u32, found.end);
-        process::registers(ctx.as_ptr(), &mut (*copy).registers);
+        registers::registers(ctx.as_ptr(), &mut (*copy).registers);
         let addresses: *mut c_void = (&raw mut (*copy).addresses).cast();
         bpf_probe_read_kernel(addresses, 8 * MAX_FRAMES as u32, (&raw const thread.stack.frames).cast());
         let start = sp & !(PAGE - 1);

@@ -27,7 +27,7 @@ use tracer_ebpf::{
 use crate::{
     alloc,
     emit::{self, count_loss},
-    process, stack,
+    registers, stack,
     thread::Thread,
     walk,
 };
@@ -89,7 +89,7 @@ const BIT_WORDS: u64 = 16;
 /// Entry of a function that allocates: size in the first register, type in the second.
 #[inline(always)]
 pub(crate) fn allocate(ctx: &ProbeContext) {
-    let registers = process::go_registers(ctx.as_ptr());
+    let registers = registers::go_registers(ctx.as_ptr());
     let size = registers.first;
     if size == 0 {
         return;
@@ -148,12 +148,12 @@ fn runtime(ctx: &ProbeContext, pid_tgid: u64) -> Option<&'static Runtime> {
 /// Samples the allocation of `charge` bytes.
 #[inline(always)]
 fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
-    let registers = process::go_registers(ctx.as_ptr());
+    let registers = registers::go_registers(ctx.as_ptr());
     let Some(runtime) = runtime(ctx, pid_tgid) else { return };
     if runtime.at_check != 0 && registers.flags & BELOW_OR_EQUAL != 0 {
         return;
     }
-    let sp = process::stack_pointer(ctx.as_ptr());
+    let sp = registers::stack_pointer(ctx.as_ptr());
     walk::read_window(thread, sp);
     let caller = walk::word(&mut thread.walk, sp);
     // The caller's probe has counted it. That it took from the distance here does not matter: what is left of it is
@@ -169,9 +169,9 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
 /// Follows a sample that comes from `stack`. Out of line: what this needs of the BPF stack, unwinding need not have.
 #[inline(never)]
 extern "C" fn sampled(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64, stack: u64) {
-    let registers = process::go_registers(ctx.as_ptr());
+    let registers = registers::go_registers(ctx.as_ptr());
     let size = registers.first;
-    let sp = process::stack_pointer(ctx.as_ptr());
+    let sp = registers::stack_pointer(ctx.as_ptr());
     let Some(runtime) = runtime(ctx, pid_tgid) else { return };
     // SAFETY: no arguments.
     let time = unsafe { bpf_ktime_get_ns() };
@@ -212,7 +212,7 @@ fn wait(pid_tgid: u64, g: u64, pending: &Pending) {
 /// Takes what the current goroutine waits with, if it is `until` that.
 #[inline(always)]
 fn waited<'a>(ctx: &ProbeContext, pid_tgid: u64, until: u32) -> Option<(&'a mut Thread, &'a Runtime, Pending)> {
-    let key = goroutine(pid_tgid, process::go_registers(ctx.as_ptr()).g);
+    let key = goroutine(pid_tgid, registers::go_registers(ctx.as_ptr()).g);
     let pending = WAITING.get_ptr(key)?;
     // SAFETY: the pointer comes from a map lookup, and only this goroutine's thread uses its entry.
     let pending = unsafe { *pending };
@@ -244,8 +244,8 @@ fn goroutine(pid_tgid: u64, g: u64) -> u64 {
 pub(crate) fn after_assist(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some((thread, runtime, pending)) = waited(ctx, pid_tgid, ASSISTED) else { return };
-    let g = process::go_registers(ctx.as_ptr()).g;
-    let depth = word(g + STACK_END).wrapping_sub(process::stack_pointer(ctx.as_ptr()));
+    let g = registers::go_registers(ctx.as_ptr()).g;
+    let depth = word(g + STACK_END).wrapping_sub(registers::stack_pointer(ctx.as_ptr()));
     if depth > pending.depth + MAX_DEPTH {
         // Of an allocation within the help for the one that waits.
         return;
@@ -311,7 +311,7 @@ fn small_class(runtime: &Runtime, size: u64, pointers: bool) -> u32 {
 pub(crate) fn new_span(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some((thread, runtime, mut pending)) = waited(ctx, pid_tgid, SPAN) else { return };
-    let registers = process::go_registers(ctx.as_ptr());
+    let registers = registers::go_registers(ctx.as_ptr());
     let span = match cookie::told(cookie(ctx)) {
         span::CACHED => cached_span(mcache(runtime, registers.g), runtime, pending.class),
         _ => registers.first,

@@ -1,7 +1,7 @@
 //! The ABI for allocations of Go programs: where the runtime of a process keeps what, its size classes, and the record of a
 //! sampled object.
 
-use crate::Header;
+use crate::header::Header;
 
 /// Most Go runtimes of one process: libraries bring their own. What tells them apart is the slot of a record.
 pub const RUNTIMES: u32 = 16;

@@ -42,30 +42,6 @@ pub(crate) enum Entry {
     Own { slot: u32, caller: u64 },
 }
 
-/// Of a look at all calls in flight: what is looked for, and what was found. In map memory: on the BPF stack the verifier
-/// would tell every case from every other.
-#[repr(C)]
-pub(crate) struct Search {
-    /// Stack pointer at the entry of the new call.
-    sp: u64,
-    /// What is in its return slot, and its return address.
-    in_slot: u64,
-    caller: u64,
-    /// Number of its function and [`CALL_PLAIN_RETURN`], as in a call's flags.
-    flags: u64,
-    /// One of [`APART`], [`PART`], [`REPLACED`].
-    same: u64,
-    /// Lowest stack pointer of a call that the new one may be inside of, and its index.
-    outer: u64,
-    outer_index: u64,
-    /// Index that was found or decided on.
-    found: u64,
-    /// In the kernel's list of return addresses that it has taken out; see `may_take`.
-    instance: u64,
-    wanted: u64,
-    wanted_root: u64,
-}
-
 /// Decides what a call at stack pointer `sp`, of which an instruction is at `pc`, is, drops calls that can no longer be running, and makes room for it.
 ///
 /// A call in flight at the same address has left the stack, unless it has jumped to this one at its end (`jmp realloc`):

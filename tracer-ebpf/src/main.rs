@@ -11,12 +11,15 @@
 #![expect(missing_docs, unreachable_pub, reason = "a program, not a library; entry points are exported by name")]
 
 mod alloc;
+mod branchless;
 mod copies;
 mod emit;
 mod go;
 mod inflight;
+mod kernel;
 mod mappings;
 mod process;
+mod registers;
 mod returns;
 mod stack;
 mod thread;
@@ -60,7 +63,7 @@ pub fn enter(ctx: ProbeContext) -> u32 {
 pub extern "C" fn session(ctx: *mut c_void) -> u32 {
     let ctx = ProbeContext::new(ctx);
     // SAFETY: the context is that of a uprobe.
-    if unsafe { bpf_get_func_ip(ctx.as_ptr()) } != process::program_counter(ctx.as_ptr()) {
+    if unsafe { bpf_get_func_ip(ctx.as_ptr()) } != registers::program_counter(ctx.as_ptr()) {
         return session_return(ctx.as_ptr());
     }
     let taken = alloc::enter(&ctx, cookie(&ctx), [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)], true);

@@ -28,8 +28,9 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    branchless::is_less,
     emit,
-    process::kernel_word,
+    kernel::kernel_word,
     thread::{self, KNOWN, NODE_WORDS, SALT, Thread},
 };
 
@@ -444,7 +445,7 @@ extern "C" fn descend(_index: u64, thread: *mut *mut Thread) -> i64 {
     let mut slot = 0;
     for at in 0..SLOTS - 1 {
         let pivot = walk.words[PIVOTS + at] & (u64::MAX >> 1);
-        slot += crate::walk::is_less(pivot, pc) & crate::walk::is_less(at as u64, last);
+        slot += is_less(pivot, pc) & is_less(at as u64, last);
     }
     let next = walk.words[core::hint::black_box(slots as u64 + slot) as usize & (NODE_WORDS - 1)];
     walk.node = next;

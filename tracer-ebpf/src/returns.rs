@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::generated::{bpf_get_current_task, bpf_loop};
 use tracer_ebpf::ReturnInstances;
 
-use crate::{process::kernel_word, thread::Thread};
+use crate::{kernel::kernel_word, thread::Thread};
 
 /// Set by user space before loading.
 #[unsafe(no_mangle)]

@@ -3,7 +3,7 @@
 use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::LruHashMap, programs::ProbeContext};
 use tracer_ebpf::{Header, MAX_FRAMES, end, kind};
 
-use crate::{emit, emit::count_loss, process, thread::Thread, walk};
+use crate::{emit, emit::count_loss, registers, thread::Thread, walk};
 
 /// Ids of stacks whose places were sent, of whichever process. Only a filter: user space owns the stacks, so an evicted id costs one more
 /// record, never a stack.
@@ -22,8 +22,8 @@ pub(crate) struct Found {
 #[inline(always)]
 pub(crate) fn find(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> Found {
     let tgid = (pid_tgid >> 32) as u32;
-    let sp = process::stack_pointer(ctx.as_ptr()).wrapping_add(8);
-    let fp = process::frame_pointer(ctx.as_ptr());
+    let sp = registers::stack_pointer(ctx.as_ptr()).wrapping_add(8);
+    let fp = registers::frame_pointer(ctx.as_ptr());
     let end = walk::walk(thread, tgid, caller, sp, fp);
     let (count, hash) = walk::result(thread);
     // One that ended elsewhere is another stack; where nobody could look, something else may have been there each time.

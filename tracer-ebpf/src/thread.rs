@@ -11,7 +11,7 @@ use tracer_ebpf::{
     unwind::{Area, Mapping},
 };
 
-use crate::{emit, inflight::Search};
+use crate::emit;
 
 /// Bytes of stack that are read at once, at most.
 pub(crate) const WINDOW: u64 = 8192;
@@ -162,6 +162,30 @@ pub(crate) const CALL_TAKE_LOST: u32 = 2;
 pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
 /// It may end without an outcome that is seen, and then it has allocated nothing (an exception, NULL).
 pub(crate) const CALL_MAY_VANISH: u32 = 8;
+
+/// Of a look at all calls in flight: what is looked for, and what was found. In map memory: on the BPF stack the verifier
+/// would tell every case from every other.
+#[repr(C)]
+pub(crate) struct Search {
+    /// Stack pointer at the entry of the new call.
+    pub(crate) sp: u64,
+    /// What is in its return slot, and its return address.
+    pub(crate) in_slot: u64,
+    pub(crate) caller: u64,
+    /// Number of its function and [`CALL_PLAIN_RETURN`], as in a call's flags.
+    pub(crate) flags: u64,
+    /// How it stands to a call that is at the same address.
+    pub(crate) same: u64,
+    /// Lowest stack pointer of a call that the new one may be inside of, and its index.
+    pub(crate) outer: u64,
+    pub(crate) outer_index: u64,
+    /// Index that was found or decided on.
+    pub(crate) found: u64,
+    /// In the kernel's list of return addresses that it has taken out.
+    pub(crate) instance: u64,
+    pub(crate) wanted: u64,
+    pub(crate) wanted_root: u64,
+}
 
 /// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
 #[repr(C)]

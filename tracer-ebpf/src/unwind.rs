@@ -6,7 +6,7 @@
 //! rule of any address. Both arrays are cut into shards, the values of BPF array maps; a page's rows never cross a shard.
 //! Rules are few and shared by all modules.
 
-use crate::Header;
+use crate::header::Header;
 
 /// Bits of an address within a page.
 pub const PAGE_BITS: u32 = 10;

@@ -15,6 +15,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    branchless::less,
     mappings, returns,
     thread::{MAX_CHECKS, Thread, WINDOW, WINDOW_WORDS, Walk},
 };
@@ -623,22 +624,6 @@ fn rule_at(mapping: &Mapping, pc: u64) -> u64 {
     let Some(rules) = RULES.get_ptr(0) else { return u64::from(kind::NONE) };
     // SAFETY: as above.
     unsafe { (*rules)[(row >> PAGE_BITS) as usize & (MAX_RULES - 1)] }
-}
-
-/// All ones when a < b, both below 2^63.
-#[inline(always)]
-fn less(a: u64, b: u64) -> u64 {
-    is_less(a, b).wrapping_neg()
-}
-
-/// 1 when a < b, both below 2^63. In assembler, so that a search has no branch: the verifier would follow both sides of each.
-/// A logical shift: that of 6.18 follows -1 and 0 apart, which an arithmetic one may give.
-#[inline(always)]
-pub(crate) fn is_less(a: u64, b: u64) -> u64 {
-    let mut difference = a.wrapping_sub(b);
-    // SAFETY: a shift of a register.
-    unsafe { core::arch::asm!("{0} >>= 63", inout(reg) difference, options(pure, nomem, nostack)) };
-    difference
 }
 
 /// Reads the stack from `sp` on into the window: as far as the cached root, or a page's worth. To be done before anything

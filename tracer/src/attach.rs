@@ -6,6 +6,7 @@ mod guard;
 mod look;
 mod probed_code;
 pub mod probes;
+mod returns;
 
 use std::{
     fs,
@@ -19,6 +20,7 @@ pub use self::{
     find::{Allocator, allocator, file_name, is_libc},
     guard::SUSPENSE,
     look::{Lookers, Program, Seen, What},
+    returns::Returns,
 };
 use self::{
     find::{Phase, describe, find, mappings},
@@ -34,7 +36,6 @@ use crate::{
     },
     event::{Beginning, Image, Pid},
     limits,
-    probe::outcomes::Way,
     process::status::{self, NotTraceable},
     profile::{End, Heap, Language, Memory, Mode, Parent, Process, SeenHeap},
     report::visible,
@@ -73,24 +74,6 @@ pub struct Attached {
     gave_up: bool,
     /// The signal that ended it.
     killed_by: Option<u8>,
-}
-
-/// How the outcomes of a process's calls are to be seen.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Returns {
-    /// The way that was asked for by name.
-    pub asked: Option<Way>,
-    /// Whether other processes are traced as well.
-    pub among_others: bool,
-    /// Whether a return address had to be left alone: its threads change stacks inside of the allocator.
-    pub declined: bool,
-}
-
-impl Returns {
-    /// In the way that was asked for by name, if any was; `among_others`: other processes are traced as well.
-    pub fn new(asked: Option<Way>, among_others: bool) -> Self {
-        Self { asked, among_others, declined: false }
-    }
 }
 
 impl Attached {

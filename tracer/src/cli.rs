@@ -11,9 +11,9 @@ use clap::{CommandFactory, Parser, ValueEnum, error::ErrorKind};
 use self::{
     definition::{
         Cli, CliBy, CliFormat, CliGoHeap, CliReturns, CliScope, CliSort, CliValue, Generate, GoroutinesCli, Job,
-        OutputCli, Pids, SelectionCli, TopCli,
+        OutputCli, SelectionCli, TopCli,
     },
-    values::{buffer_size, distinct, max_memory, sample, user_id},
+    values::{Pids, buffer_size, distinct, max_memory, sample, user_id},
 };
 use crate::{
     attach::probes::Scope,
@@ -59,6 +59,10 @@ fn request(parsed: Result<Cli, clap::Error>) -> Request {
 
 fn usage(kind: ErrorKind, message: &str) -> clap::Error {
     Cli::command().error(kind, message)
+}
+
+fn invalid(message: &str) -> clap::Error {
+    usage(ErrorKind::InvalidValue, message)
 }
 
 fn conflict<T>(message: &str) -> Result<T, clap::Error> {
@@ -134,7 +138,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
             CliGoHeap::Enable => GoHeapChoice::Enable,
             CliGoHeap::Off => GoHeapChoice::Off,
         },
-        sample: sample(cli.sample)?,
+        sample: sample(cli.sample).map_err(invalid)?,
         top: cli.top,
         value: match cli.value {
             CliValue::Bytes => Value::Bytes,
@@ -147,8 +151,8 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
             CliBy::Container => By::Container,
         },
         outputs,
-        buffer_size: buffer_size(cli.buffer_size)?,
-        max_memory: max_memory(cli.max_memory)?,
+        buffer_size: buffer_size(cli.buffer_size).map_err(invalid)?,
+        max_memory: max_memory(cli.max_memory).map_err(invalid)?,
         strict: cli.strict,
         returns: match cli.returns {
             CliReturns::Auto => None,

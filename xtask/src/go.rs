@@ -16,9 +16,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    command::{self, NETWORK_PAUSE},
+    command::{self, INTEGRATION, NETWORK_PAUSE},
     ebpf, setup,
-    test::INTEGRATION,
     workspace::Workspace,
 };
 

@@ -8,10 +8,9 @@ use std::{ffi::OsString, fs};
 use anyhow::Result;
 
 use crate::{
-    command::{self, NETWORK_PAUSE},
+    command::{self, INTEGRATION, NETWORK_PAUSE},
     go::{TOOLCHAINS, go, toolchain},
     setup,
-    test::INTEGRATION,
     workspace::Workspace,
 };
 

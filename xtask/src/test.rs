@@ -7,11 +7,14 @@ use std::{ffi::OsString, process::Command};
 
 use anyhow::{Result, bail};
 
-use crate::{command, ebpf, go_services, setup, workspace::Workspace};
+use crate::{
+    command::{self, INTEGRATION},
+    ebpf, go_services, setup,
+    workspace::Workspace,
+};
 
 const UNIT: &[&str] = &["test", "--workspace", "--lib", "--bins", "--no-fail-fast"];
 const DOCUMENTATION: &[&str] = &["test", "--workspace", "--doc", "--no-fail-fast"];
-pub(crate) const INTEGRATION: &[&str] = &["test", "--release", "--package", "tracer", "--test", "integration"];
 
 /// Brings what the tests run, then runs them all, also when some have failed.
 pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {

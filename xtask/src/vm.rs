@@ -19,8 +19,8 @@ use anyhow::{Context as _, Result, bail};
 use cargo_metadata::Message;
 
 use crate::{
-    command, ebpf, setup,
-    test::INTEGRATION,
+    command::{self, INTEGRATION},
+    ebpf, setup,
     vm::{
         guest::Contents,
         machine::{Machine, Ran},

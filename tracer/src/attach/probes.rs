@@ -4,7 +4,10 @@ use std::{cell::OnceCell, num::NonZeroU32, sync::Arc};
 
 use anyhow::{Context as _, Result};
 
-use super::{Allocator, Returns, file_name, is_libc};
+use super::{
+    find::{Allocator, file_name, is_libc},
+    returns::Returns,
+};
 use crate::{
     bpf::{Links, Order, Placed, Programs, Site},
     clock::monotonic,

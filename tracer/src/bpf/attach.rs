@@ -2,32 +2,18 @@
 
 use std::{num::NonZeroU32, os::fd::OwnedFd, path::Path};
 
-use aya::{
-    Btf,
-    programs::{
-        FEntry, Program, ProgramError, ProgramFd, RawTracePoint, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
-    },
+use aya::programs::{
+    Program, ProgramError, UProbe,
+    uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope},
 };
-use tracer_ebpf::unwind::changes;
 
-use super::{LoadError, Programs, refusal};
-
-/// Where a program goes to, and what it is told there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Site {
-    /// Of the instruction in the file, bytes.
-    pub offset: u64,
-    /// What the program gets from `bpf_get_attach_cookie`.
-    pub cookie: u64,
-}
-
-/// For programs that ask for no cookie.
-impl From<u64> for Site {
-    fn from(offset: u64) -> Self {
-        Self { offset, cookie: 0 }
-    }
-}
+use super::{
+    load_error::LoadError,
+    loader::Programs,
+    refusal,
+    site::{Order, Placed, Site},
+    tracepoints::raw_tracepoint,
+};
 
 /// The probes of one allocator in one process. Dropping it leaves those of perf events attached: detaching takes time, so
 /// it is done by [`Links::detach`], or by the kernel when the tracer exits.
@@ -39,18 +25,6 @@ pub struct Links {
     /// Offsets of the probed instructions in the file.
     offsets: Vec<u64>,
 }
-
-/// In which order programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// As they are given: the process may be recorded meanwhile.
-    InTurn,
-    /// In any, several at a time where that is faster.
-    AtOnce,
-}
-
-/// A program by name, and where it goes.
-pub type Placed = (&'static str, Vec<Site>);
 
 impl Links {
     /// Attaches the program `name` at `sites` in `file`, for the process `pid` only, or for all that map the file.
@@ -189,64 +163,6 @@ impl Programs {
     }
 }
 
-/// Has changes of mappings counted in the best way that this kernel allows: which it is, one of [`changes`].
-///
-/// # Errors
-/// [`LoadError::Mismatch`] when the object is of another version.
-pub(super) fn attach_changes(programs: &mut Programs) -> Result<u64, LoadError> {
-    match mapped(programs) {
-        Ok(()) => {
-            tracing::debug!("mappings of code are seen when they appear (perf_event_mmap)");
-            return Ok(changes::COUNTED);
-        }
-        Err(error) => tracing::debug!("mappings of code are not seen when they appear: {error}"),
-    }
-    match raw_tracepoint(programs, "placed", "vm_unmapped_area") {
-        Ok(()) => {
-            tracing::debug!("mappings are seen when they are given room (vm_unmapped_area)");
-            Ok(changes::COUNTED)
-        }
-        Err(error) => {
-            tracing::debug!("mappings are not seen when they are given room: {error}");
-            tracing::debug!("changes of mappings are counted by the kernel, if it does that (mm_lock_seq)");
-            Ok(changes::BY_KERNEL)
-        }
-    }
-}
-
-fn mapped(programs: &mut Programs) -> Result<(), LoadError> {
-    let name = "mapped";
-    let mismatch = |error: &dyn std::fmt::Display| LoadError::Mismatch(format!("program {name}: {error}"));
-    let program = programs.ebpf.program_mut(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
-    let program: &mut FEntry = program.try_into().map_err(|error: ProgramError| mismatch(&error))?;
-    let btf = Btf::from_sys_fs().map_err(|error| mismatch(&error))?;
-    program.load("perf_event_mmap", &btf).map_err(|error| LoadError::refused(name, &error))?;
-    program.attach().map(drop).map_err(|error| LoadError::refused(name, &error))
-}
-
-/// The program that tells which file is mapped somewhere, loaded.
-pub(super) fn load_identify(programs: &mut Programs) -> Result<ProgramFd, LoadError> {
-    let name = "identify";
-    let program = loaded(programs, name)?;
-    let program = program.fd().and_then(|fd| Ok(fd.try_clone()?));
-    program.map_err(|error| LoadError::refused(name, &error))
-}
-
-fn raw_tracepoint(programs: &mut Programs, name: &str, tracepoint: &str) -> Result<(), LoadError> {
-    let program = loaded(programs, name)?;
-    program.attach(tracepoint).map(drop).map_err(|error| LoadError::refused(name, &error))
-}
-
-/// The raw tracepoint's program `name`, loaded.
-fn loaded<'a>(programs: &'a mut Programs, name: &str) -> Result<&'a mut RawTracePoint, LoadError> {
-    let program = programs.ebpf.program_mut(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;
-    let program: &mut RawTracePoint =
-        program.try_into().map_err(|error: ProgramError| LoadError::Mismatch(format!("program {name}: {error}")))?;
-    refusal::again(|| program.load(), |error| refusal::number(error))
-        .map_err(|error| LoadError::refused(name, &error))?;
-    Ok(program)
-}
-
 /// Attaches the programs that follow forks, execs and the ends of threads. Raw tracepoints: they need no tracefs.
 ///
 /// # Errors
@@ -257,7 +173,7 @@ pub fn attach_lifecycle(programs: &mut Programs) -> Result<(), LoadError> {
         ("process_exec", "sched_process_exec"),
         ("thread_exit", "sched_process_exit"),
     ] {
-        raw_tracepoint(programs, name, tracepoint)?;
+        raw_tracepoint(&mut programs.ebpf, name, tracepoint)?;
     }
     Ok(())
 }

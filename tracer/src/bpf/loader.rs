@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, Map, MapData},
-    programs::ProgramError,
 };
 use aya_log::EbpfLogger;
 use tracer_ebpf::{
@@ -14,16 +13,16 @@ use tracer_ebpf::{
 };
 
 use super::{
-    attach::{attach_changes, load_identify},
     copies::StackCopies,
     events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,
-    kernel_types::{Layouts, VMLINUX},
+    kernel_types::Layouts,
+    load_error::LoadError,
     multi::{self, Multi},
-    refusal,
     release::kernel_version,
     removal::Remover,
     tables::Tables,
+    tracepoints::{attach_changes, load_identify},
 };
 use crate::unwind::{PAGE_SHARDS, ROW_SHARDS};
 
@@ -77,62 +76,6 @@ impl Config {
     /// For programs whose records nobody reads.
     pub fn smallest() -> Self {
         Self { buffer_size: PAGE, sizes: (0, u64::MAX), diagnostics: false, perf_events: false, stack_copies: false }
-    }
-}
-
-/// Why the programs could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// This binary was built without the BPF object.
-    #[error("this build of tracer has no BPF programs in it: build it with `cargo xtask build`")]
-    NoObject,
-    /// The kernel or aya refused.
-    #[error("cannot load the BPF programs: {}", refusal::explain(.0))]
-    Refused(aya::EbpfError),
-    /// A program or map is not in the object, or has another type: the object is of another version.
-    #[error("the BPF object does not fit this binary ({0}): build both with `cargo xtask build`")]
-    Mismatch(String),
-    /// A map could not be opened.
-    #[error("cannot use a BPF map: {}", refusal::explain(.0))]
-    Map(aya::maps::MapError),
-    /// The kernel does not say where it keeps what the programs read.
-    #[error("{VMLINUX} does not tell where the kernel keeps the mappings of processes: it needs CONFIG_DEBUG_INFO_BTF")]
-    NoTypes,
-    /// A program was refused.
-    #[error("the kernel refused the BPF program {0}: {1}")]
-    Program(String, String),
-}
-
-// Their causes are in the words already: as sources they would be told twice.
-impl From<aya::EbpfError> for LoadError {
-    fn from(error: aya::EbpfError) -> Self {
-        Self::Refused(error)
-    }
-}
-
-impl From<aya::maps::MapError> for LoadError {
-    fn from(error: aya::maps::MapError) -> Self {
-        Self::Map(error)
-    }
-}
-
-impl LoadError {
-    /// A refused program. Of the verifier's log, which may be a megabyte, the end says why.
-    pub(super) fn refused(name: &str, error: &ProgramError) -> Self {
-        let ProgramError::LoadError { io_error, verifier_log } = error else {
-            return Self::Program(name.to_owned(), refusal::explain(error));
-        };
-        let log = verifier_log.to_string();
-        tracing::debug!("{log}");
-        // Only these are the verifier's own.
-        if !matches!(io_error.raw_os_error(), Some(libc::EACCES | libc::EINVAL | libc::E2BIG)) || log.is_empty() {
-            return Self::Program(name.to_owned(), refusal::explain(io_error));
-        }
-        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
-        Self::Program(
-            name.to_owned(),
-            format!("{io_error}; its verifier says: {}", lines[lines.len().saturating_sub(6)..].join(" | ")),
-        )
     }
 }
 
@@ -228,8 +171,8 @@ impl Programs {
     /// # Errors
     /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Program`] when the kernel refuses a program.
     pub fn tables(&mut self) -> Result<Tables, LoadError> {
-        let identify = load_identify(self)?;
-        let changes = attach_changes(self)?;
+        let identify = load_identify(&mut self.ebpf)?;
+        let changes = attach_changes(&mut self.ebpf)?;
         let mut take =
             |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
         let mut large = |name: &str| match take(name)? {

@@ -7,22 +7,27 @@ mod copies;
 mod events;
 mod golang;
 mod kernel_types;
+mod load_error;
 mod loader;
 mod multi;
 mod refusal;
 mod release;
 mod removal;
+mod site;
 mod statistics;
 mod sys;
 mod tables;
+mod tracepoints;
 
 pub use self::{
-    attach::{Links, Order, Placed, Site, attach_lifecycle},
+    attach::{Links, attach_lifecycle},
     copies::StackCopies,
     events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,
-    loader::{Config, LoadError, Programs},
+    load_error::LoadError,
+    loader::{Config, Programs},
     release::kernel_version,
+    site::{Order, Placed, Site},
     statistics::{Runs, Statistics, entries_of},
     tables::Tables,
 };

@@ -18,7 +18,9 @@ use aya_obj::{Object, ProgramSection};
 use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
-    LoadError, Order, Placed, refusal,
+    load_error::LoadError,
+    refusal,
+    site::{Order, Placed},
     sys::{self, Moment},
 };
 

@@ -8,7 +8,7 @@ use std::{
 
 use tracer_ebpf::LostFree;
 
-use super::Site;
+use super::site::Site;
 
 /// Of the kernel's `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const UPDATE_ELEM: libc::c_long = 2;

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use super::values::{duration, interval, pids, size};
+use super::values::{Pids, duration, interval, pids, size};
 use crate::exit;
 
 pub(super) const ABOUT: &str = "Finds memory leaks in a running, unmodified service";
@@ -166,10 +166,6 @@ pub(super) struct SelectionCli {
     #[arg(long, help_heading = SELECTION, value_name = "GLOB", allow_hyphen_values = true)]
     pub(super) exclude_comm: Vec<String>,
 }
-
-/// Ids of processes that are given as one word.
-#[derive(Clone, Debug)]
-pub(super) struct Pids(pub(super) Vec<u32>);
 
 /// What tracer does besides tracing.
 #[derive(Subcommand, Debug)]

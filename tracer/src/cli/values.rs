@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use clap::error::ErrorKind;
-
-use super::{definition::Pids, usage};
 use crate::{memory, select::Invalid};
+
+/// Ids of processes that are given as one word.
+#[derive(Clone, Debug)]
+pub(super) struct Pids(pub(super) Vec<u32>);
 
 /// The number of a user that is given by number or name.
 pub(super) fn user_id(text: &str) -> Result<u32, Invalid> {
@@ -40,9 +41,9 @@ pub(super) fn distinct(mut pids: Vec<u32>) -> Vec<u32> {
 /// Smallest and largest ring buffer, bytes.
 const BUFFER_SIZES: (u64, u64) = (4096, 1 << 30);
 
-pub(super) fn buffer_size(wanted: u64) -> Result<u32, clap::Error> {
+pub(super) fn buffer_size(wanted: u64) -> Result<u32, &'static str> {
     if !(BUFFER_SIZES.0..=BUFFER_SIZES.1).contains(&wanted) {
-        return Err(usage(ErrorKind::InvalidValue, "--buffer-size must be from 4KiB to 1GiB"));
+        return Err("--buffer-size must be from 4KiB to 1GiB");
     }
     Ok(wanted.next_power_of_two() as u32)
 }
@@ -50,10 +51,10 @@ pub(super) fn buffer_size(wanted: u64) -> Result<u32, clap::Error> {
 /// Most memory that any machine has, bytes.
 const MOST_MEMORY: u64 = 1 << 52;
 
-pub(super) fn max_memory(wanted: Option<u64>) -> Result<u64, clap::Error> {
+pub(super) fn max_memory(wanted: Option<u64>) -> Result<u64, &'static str> {
     let bound = wanted.unwrap_or_else(memory::default_bound);
     if !(memory::LEAST..=MOST_MEMORY).contains(&bound) {
-        return Err(usage(ErrorKind::InvalidValue, "--max-memory must be from 128MiB to 4096TiB"));
+        return Err("--max-memory must be from 128MiB to 4096TiB");
     }
     Ok(bound)
 }
@@ -61,9 +62,9 @@ pub(super) fn max_memory(wanted: Option<u64>) -> Result<u64, clap::Error> {
 /// Smallest and largest mean of bytes between samples.
 const SAMPLES: (u64, u64) = (1, 1 << 30);
 
-pub(super) fn sample(mean: u64) -> Result<u64, clap::Error> {
+pub(super) fn sample(mean: u64) -> Result<u64, &'static str> {
     if !(SAMPLES.0..=SAMPLES.1).contains(&mean) {
-        return Err(usage(ErrorKind::InvalidValue, "--sample must be from 1B to 1GiB"));
+        return Err("--sample must be from 1B to 1GiB");
     }
     Ok(mean)
 }

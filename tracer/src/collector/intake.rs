@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{Notice, images::Images, places::Places};
+use super::{images::Images, notice::Notice, places::Places};
 use crate::{
     bpf::LostBeginnings,
     clock::monotonic,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::Trail;
+use super::snapshot::Trail;
 use crate::{
     event::Image,
     files::{module::Module, registry::Files},

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::Snapshot;
+use super::snapshot::Snapshot;
 use crate::{
     event::{Image, Pid},
     go,

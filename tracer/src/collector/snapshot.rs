@@ -1,13 +1,10 @@
 //! What is handed out to those who report: what all stacks hold at one moment.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use hashbrown::HashMap;
 use tracer_ebpf::Loss;
 
-use super::{Collector, nanoseconds};
 use crate::{
-    clock::monotonic,
     event::{Image, Pid},
     heap::{Counters, Series, StackIndex},
     profile::{UnwindTable, Values},
@@ -90,84 +87,4 @@ pub enum Trail {
     Lost,
     /// There was no room for it.
     TableFull,
-}
-
-impl Collector {
-    pub(super) fn snapshot(&mut self, min_age: Duration) -> Snapshot {
-        let now = monotonic();
-        self.keep_within_memory();
-        let usage = self.heap.usage(now, nanoseconds(min_age));
-        let times = self.history.times();
-        let mut unknown_frees: HashMap<Image, Option<Arc<[f32]>>> = HashMap::new();
-        let mut stacks: Vec<StackSnapshot> = Vec::new();
-        let mut others: HashMap<Image, usize> = HashMap::new();
-        let mut folded = (0, 0);
-        for usage in usage {
-            let image = self.heap.stacks().image(usage.stack);
-            if !self.images.is_wanted(image) {
-                continue;
-            }
-            let (pid, since) = self.images.of(image);
-            let unknown = unknown_frees.entry(image).or_insert_with(|| self.unknown_frees(image));
-            let young = self.heap.values(usage.stack).outstanding_bytes.saturating_sub(usage.values.outstanding_bytes);
-            let held = self.held(since, usage.stack, &times);
-            let stack = StackSnapshot {
-                pid,
-                image,
-                stack: usage.stack,
-                values: usage.values,
-                uncertain_bytes: usage.uncertain_bytes,
-                oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
-                held: held.map(|held| held.replacing(unknown.clone()).aged(young, self.min_age)),
-                trail: self.places.trail(&self.heap, usage.stack),
-                end: self.end(usage.stack),
-            };
-            if !matches!(stack.trail, Trail::Folded) {
-                stacks.push(stack);
-                continue;
-            }
-            let count = if stack.values.outstanding_blocks == 0 { &mut folded.0 } else { &mut folded.1 };
-            *count += 1;
-            match others.get(&stack.image) {
-                Some(one) => stacks[*one].absorb(&stack),
-                None => {
-                    others.insert(stack.image, stacks.len());
-                    stacks.push(stack);
-                }
-            }
-        }
-        let this = &*self;
-        let go_stacks = this.go.iter().flat_map(|((image, _), process)| {
-            let (pid, _) = this.images.of(*image);
-            process.stacks.iter().map(move |stack| {
-                let (trail, end) = (this.places.trail(&this.heap, *stack), this.end(*stack));
-                GoStack { pid, stack: *stack, trail, end }
-            })
-        });
-        Snapshot {
-            stacks,
-            go_stacks: go_stacks.collect(),
-            counters: self.heap.counters(),
-            folded,
-            loss: self.loss,
-            unknown_records: self.unknown_records,
-            late: self.late,
-            unwind_tables: self.unwind_tables.clone(),
-        }
-    }
-
-    fn end(&self, stack: StackIndex) -> u32 {
-        self.places.trails.end(self.heap.stacks().first(stack), self.heap.stacks().end(stack))
-    }
-
-    /// What a stack held by blocks of the age that is of interest, from when there could be such: `since` is when its image began
-    /// to be recorded.
-    fn held(&self, since: u64, stack: StackIndex, times: &Arc<[f64]>) -> Option<Series> {
-        self.history.series(stack.index(), times, since.saturating_add(self.min_age))
-    }
-
-    /// Frees of blocks from before: with a filter by size, they are mostly of blocks that were left out.
-    fn unknown_frees(&self, image: Image) -> Option<Arc<[f32]>> {
-        self.history.unknown_frees(image).filter(|_| self.all_sizes)
-    }
 }

@@ -4,15 +4,18 @@
 //! while they are read: a descriptor is read again after the stack, and what has moved in between is tried again. One that
 //! runs all the time has no stack that could be read; it is told as running.
 
+mod descriptor;
+
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use self::descriptor::Descriptor;
+pub use self::descriptor::State;
 use super::{
     ReadMemory, Runtime, Unreadable,
-    bytes::{u32_at, u64_at},
+    bytes::u64_at,
     executable::GOROUTINES,
-    layout::G,
     stack::{Stop, Walker, Window},
     waits::{self, Objects},
 };
@@ -35,38 +38,6 @@ const ROUNDS: usize = 6;
 const LIST_ROUNDS: usize = 16;
 /// Most addresses in all groups together: 128 MiB of them.
 const MAX_ADDRESSES: usize = 1 << 24;
-
-/// Statuses of goroutines (`_Gidle` and following, runtime2.go), without the bit that says that their stack is being scanned.
-mod status {
-    pub(super) const SCAN: u32 = 0x1000;
-    pub(super) const IDLE: u32 = 0;
-    pub(super) const RUNNABLE: u32 = 1;
-    pub(super) const RUNNING: u32 = 2;
-    pub(super) const SYSCALL: u32 = 3;
-    pub(super) const WAITING: u32 = 4;
-    pub(super) const DEAD: u32 = 6;
-    pub(super) const COPYING_STACK: u32 = 8;
-    pub(super) const PREEMPTED: u32 = 9;
-    pub(super) const LEAKED: u32 = 10;
-    pub(super) const DEAD_EXTRA: u32 = 11;
-}
-
-/// What goroutines do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// They wait, for the reason of this number.
-    Waiting(u8),
-    /// The garbage collector has found that nothing can ever wake them; the number is what they wait for.
-    Leaked(u8),
-    /// They can run and wait for a processor.
-    Runnable,
-    /// They ran whenever they were looked at.
-    Running,
-    /// They are in the kernel, or in C.
-    Syscall,
-    /// They were interrupted.
-    Preempted,
-}
 
 /// Goroutines with the same stack in the same state, created in the same place.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,81 +160,6 @@ fn word(memory: &ReadMemory<'_>, addr: u64) -> Result<Option<u64>, Unreadable> {
     Ok((readable == [true]).then_some(u64::from_le_bytes(bytes)))
 }
 
-/// A goroutine's descriptor.
-#[derive(Clone, Copy, Debug)]
-struct Descriptor {
-    stack: (u64, u64),
-    sched: (u64, u64),
-    syscall: (u64, u64),
-    status: u32,
-    id: u64,
-    wait_since: u64,
-    wait_reason: u8,
-    go_pc: u64,
-    start_pc: u64,
-    /// First of what it waits with, while it waits.
-    waiting: u64,
-}
-
-impl Descriptor {
-    fn decode(bytes: &[u8], g: &G) -> Option<Self> {
-        let pair = |(first, second)| Some((u64_at(bytes, first)?, u64_at(bytes, second)?));
-        Some(Self {
-            stack: pair(g.stack)?,
-            sched: pair(g.sched)?,
-            syscall: pair(g.syscall)?,
-            status: u32_at(bytes, g.status)? & !status::SCAN,
-            id: u64_at(bytes, g.id)?,
-            wait_since: u64_at(bytes, g.wait_since)?,
-            wait_reason: *bytes.get(g.wait_reason)?,
-            go_pc: u64_at(bytes, g.go_pc)?,
-            start_pc: u64_at(bytes, g.start_pc)?,
-            waiting: u64_at(bytes, g.waiting)?,
-        })
-    }
-
-    /// Whether it can be that of a goroutine.
-    fn makes_sense(&self) -> bool {
-        match self.status {
-            status::IDLE | status::DEAD | status::DEAD_EXTRA => true,
-            status::RUNNABLE
-            | status::RUNNING
-            | status::SYSCALL
-            | status::WAITING
-            | status::COPYING_STACK
-            | status::PREEMPTED
-            | status::LEAKED => self.stack.0 < self.stack.1 && (self.stack.0 | self.stack.1).is_multiple_of(8),
-            _ => false,
-        }
-    }
-
-    /// Whether the goroutine is where it was.
-    fn is_still(&self, before: &Self) -> bool {
-        let place = |g: &Self| (g.stack, g.sched, g.syscall, g.status, g.id, g.wait_reason, g.waiting);
-        place(self) == place(before)
-    }
-
-    /// Where it stopped, when it has.
-    fn stopped_at(&self) -> Option<Stop> {
-        let stopped = [status::RUNNABLE, status::SYSCALL, status::WAITING, status::PREEMPTED, status::LEAKED];
-        let syscall = self.syscall.0 != 0;
-        let (sp, pc) = if syscall { self.syscall } else { self.sched };
-        (stopped.contains(&self.status) && self.stack.0 < sp && sp < self.stack.1 && sp.is_multiple_of(8))
-            .then_some(Stop { sp, pc, syscall })
-    }
-
-    fn state(&self) -> State {
-        match self.status {
-            status::WAITING => State::Waiting(self.wait_reason),
-            status::LEAKED => State::Leaked(self.wait_reason),
-            status::RUNNABLE => State::Runnable,
-            status::SYSCALL => State::Syscall,
-            status::PREEMPTED => State::Preempted,
-            _ => State::Running,
-        }
-    }
-}
-
 /// Whether a goroutine belongs to the runtime, by the function that it began with (`isSystemGoroutine`).
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Owner {
@@ -310,10 +206,13 @@ impl Reader<'_> {
                 self.goroutines.unreadable += 1;
                 continue;
             };
-            match descriptor.status {
-                status::IDLE | status::DEAD | status::DEAD_EXTRA => {}
-                _ if self.owner(descriptor.start_pc) == Owner::Runtime => self.goroutines.system += 1,
-                _ => alive.push((*address, descriptor)),
+            if descriptor.is_unused() {
+                continue;
+            }
+            if self.owner(descriptor.start_pc) == Owner::Runtime {
+                self.goroutines.system += 1;
+            } else {
+                alive.push((*address, descriptor));
             }
         }
         let spans: Vec<Span> = alive.iter().map(|(_, descriptor)| first_read(descriptor)).collect();
@@ -358,12 +257,8 @@ impl Reader<'_> {
     /// What each of some goroutines waits on; empty for those that do not wait, or do not say.
     fn objects(&self, alive: &[(u64, Descriptor)]) -> Result<Vec<Option<Vec<u64>>>, Unreadable> {
         let Some(sudog) = self.runtime.executable.layout.sudog else { return Ok(vec![Some(Vec::new()); alive.len()]) };
-        let waiting = |descriptor: &Descriptor| match descriptor.status {
-            status::WAITING | status::LEAKED => descriptor.waiting,
-            _ => 0,
-        };
         let firsts: Vec<(u64, u64)> =
-            alive.iter().map(|(address, descriptor)| (*address, waiting(descriptor))).collect();
+            alive.iter().map(|(address, descriptor)| (*address, descriptor.waits_with())).collect();
         Ok(waits::objects(&sudog, &firsts, self.memory)?)
     }
 
@@ -401,14 +296,14 @@ impl Reader<'_> {
     }
 
     fn add_running(&mut self, descriptor: &Descriptor) {
-        match descriptor.status {
-            status::IDLE | status::DEAD | status::DEAD_EXTRA => return,
-            _ if self.owner(descriptor.start_pc) != Owner::Program => {
-                self.goroutines.system += 1;
-                return;
-            }
-            _ => self.goroutines.running += 1,
+        if descriptor.is_unused() {
+            return;
         }
+        if self.owner(descriptor.start_pc) != Owner::Program {
+            self.goroutines.system += 1;
+            return;
+        }
+        self.goroutines.running += 1;
         self.count(descriptor, State::Running, vec![descriptor.start_pc], None);
     }
 

@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn the_form_of_files() {
         assert_eq!(broken("tracer/src/a.rs", "fn a() {}\n"), ["head-comment:1"]);
-        assert_eq!(broken("tests/a.rs", &format!("//! Head.\n{}", "\n".repeat(900))), ["file-length:801"]);
+        assert_eq!(broken("tests/a.rs", &format!("//! Head.\n{}", "\n".repeat(900))), ["file-length:501"]);
         check("README.md", "no head needed", &[]);
     }
 

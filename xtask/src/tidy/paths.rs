@@ -28,27 +28,44 @@ pub(super) struct Named {
 
 /// What a file names. `code` has no comments and literals.
 pub(super) fn named(file: &str, code: &str) -> Named {
-    let module = module_of(file);
+    let mut module = module_of(file);
+    let mut depth = 0_usize;
+    // Modules in the file that have not ended, by the depth of braces around each.
+    let mut inner: Vec<usize> = Vec::new();
     let mut imports = Imports { found: Vec::new(), names: HashMap::new() };
     let mut inline = Vec::new();
     let mut tokens = tokens(code).into_iter().peekable();
     while let Some((line, token)) = tokens.next() {
         if token == "use" {
             imports.read_tree(&mut tokens, &[], &module);
+        } else if token == "{" {
+            depth += 1;
+        } else if token == "}" {
+            depth = depth.saturating_sub(1);
+            if inner.pop_if(|outside| *outside == depth).is_some() {
+                module.pop();
+            }
+        } else if token == "mod" {
+            let name = tokens.next().map(|(_, name)| name.to_owned());
+            if tokens.next_if(|(_, token)| *token == "{").is_some() {
+                module.extend(name);
+                inner.push(depth);
+                depth += 1;
+            }
         } else if token.starts_with(is_word) {
             let segments = rest_of_path(token, &mut tokens);
             if segments.len() > 1 {
-                inline.push(NamedPath { line, segments });
+                inline.push((NamedPath { line, segments }, module.clone()));
             }
         }
     }
-    for path in &mut inline {
+    for (mut path, module) in inline {
         path.segments = match imports.names.get(&path.segments[0]) {
             Some(imported) => imported.iter().chain(&path.segments[1..]).cloned().collect(),
             None => absolute(&path.segments, &module),
         };
+        imports.found.push(path);
     }
-    imports.found.extend(inline);
     Named { paths: imports.found, imports: imports.names }
 }
 
@@ -170,6 +187,7 @@ mod tests {
             ("fn f() -> impl Iterator + use<'a> { g() }", &[]),
             ("::std::thread::spawn::<F>(x)", &["std::thread::spawn"]),
             ("use a::{b, c,};\nd::e", &["a::b", "a::c", "d::e"]),
+            ("mod m { fn f() { super::g() } } super::h()", &["crate::heap::stacks::g", "crate::heap::h"]),
         ] {
             assert_eq!(names(code), paths, "{code}");
         }

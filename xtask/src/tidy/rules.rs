@@ -58,9 +58,10 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         name: "file-length",
         within: RUST,
-        except: &[],
-        check: Check::MaxLines(800),
-        advice: "split it by concern: 800 lines at most",
+        // Are being split.
+        except: &["tracer-ebpf/src/mappings.rs", "tracer-ebpf/src/walk.rs", "tracer/src/resolve/desk.rs"],
+        check: Check::MaxLines(500),
+        advice: "split it by concern: 500 lines at most",
     },
     Rule {
         name: "safety-comment",

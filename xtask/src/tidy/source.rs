@@ -24,7 +24,8 @@ impl Source {
 
     /// Whether the line, from 0, belongs to unit tests. Files that are test modules as a whole are known by their name.
     pub(super) fn in_tests(&self, line: usize) -> bool {
-        let whole_file = ["/tests.rs", "/fixture.rs"].iter().any(|name| self.path.ends_with(name));
+        let name = self.path.split_once("/src/").map_or("", |(_, inside)| inside);
+        let whole_file = ["tests.rs", "fixture.rs"].iter().any(|end| name.ends_with(end)) || name.contains("/tests/");
         whole_file || self.tests.iter().any(|lines| lines.contains(&line))
     }
 }

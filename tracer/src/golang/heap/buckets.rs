@@ -11,12 +11,16 @@ use std::sync::Arc;
 
 use hashbrown::HashSet;
 
-use super::{FUTURES, Sampling, layout};
+use super::{
+    cycles::{FUTURES, layout},
+    objects::Sampling,
+};
 use crate::{
     golang::{
         ReadMemory, Runtime, Unreadable,
         bytes::u64_at,
         executable::{BUCKETS, PROFILE_RATE},
+        layout,
     },
     process::memory::Span,
 };

@@ -4,7 +4,7 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::Sample;
+use super::sample::{PAGE_SHIFT, Sample};
 use crate::{
     golang::{
         ReadMemory, Unreadable,
@@ -14,8 +14,6 @@ use crate::{
     process::memory::Span as Part,
 };
 
-/// Bytes of a page of the runtime's heap (`PageShift`).
-pub(super) const PAGE_SHIFT: u32 = 13;
 /// Bytes of an arena (`heapArenaBytes`), and what is added to addresses before they are cut into arenas (`arenaBaseOffset`), on
 /// 64-bit Linux.
 pub(super) const ARENA_SHIFT: u32 = 26;

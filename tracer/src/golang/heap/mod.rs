@@ -2,48 +2,27 @@
 //! become of them ([`Objects`]).
 
 mod buckets;
+mod cycles;
 #[cfg(test)]
 mod fixture;
 mod liveness;
 mod objects;
+mod sample;
 mod sites;
 
 pub use buckets::{Bucket, Buckets, is_left_behind, is_turned_off, profile_rate, profile_rate_address, sampling_of};
-pub use objects::{Objects, Sample, SampledUsage, Sampling};
+pub use cycles::collections;
+pub use objects::{Objects, SampledUsage, Sampling};
+pub use sample::Sample;
 pub use sites::{ProbeSites, probe_sites};
 
 use tracer_ebpf::golang::{PARTS, Runtime as RuntimeValue};
 
+use self::cycles::layout;
 use super::{
-    ReadMemory, Runtime, Unreadable,
+    Runtime, Unreadable,
     executable::{ASSIST, HEAP},
-    layout,
 };
-use crate::process::memory::Span;
-
-/// Cycles of the garbage collector whose events a `memRecord` holds back.
-pub(super) const FUTURES: usize = 3;
-
-/// How many garbage collections have come to their end in a process since it began: up to 2^31, then anew from 0.
-///
-/// # Errors
-/// Not found, or not readable.
-pub fn collections(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<u64, Unreadable> {
-    let at = runtime.variable(HEAP)?.wrapping_add(layout(runtime)?.mheap.0 as u64);
-    let mut sweepgen = [0; 4];
-    if memory(&[Span { addr: at, len: 4 }], &mut sweepgen)? != [true] {
-        return Err(Unreadable::Nonsense("the state of its garbage collector"));
-    }
-    Ok(u64::from(u32::from_le_bytes(sweepgen) / 2))
-}
-
-/// The layout of the heap.
-fn layout(runtime: &Runtime) -> Result<&layout::Heap, Unreadable> {
-    runtime.executable.layout.heap.as_ref().map_err(|missing| Unreadable::NoLayout {
-        version: runtime.executable.version.to_string(),
-        missing: missing.clone(),
-    })
-}
 
 /// What the BPF programs must know of a runtime, the one of this number in its process, that is probed at `sites`.
 ///

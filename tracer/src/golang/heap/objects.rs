@@ -8,11 +8,11 @@
 //! earlier objects that survived their first cycle: all of what leaks, next to nothing of what churns.
 
 use hashbrown::{HashMap, HashSet};
-use tracer_ebpf::golang::CLASS_SIZES;
 
 use super::{
-    layout,
-    liveness::{Answer, PAGE_SHIFT, Question, is_since},
+    cycles::layout,
+    liveness::{Answer, Question, is_since},
+    sample::Sample,
 };
 use crate::{
     golang::{ReadMemory, Runtime, Unreadable, executable::HEAP, layout::Heap},
@@ -22,37 +22,6 @@ use crate::{
 
 /// States of the garbage collector that nobody looked at which are remembered.
 const MAX_UNSEEN: usize = 1 << 10;
-/// A sampled object, as it was allocated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sample {
-    /// Where it is.
-    pub addr: u64,
-    /// Bytes that it takes.
-    pub size: u64,
-    /// Bytes by which it was sampled.
-    pub charge: u64,
-    /// Nanoseconds of CLOCK_MONOTONIC.
-    pub time: u64,
-    /// `mheap_.sweepgen` at that time.
-    pub sweepgen: u32,
-    /// `mspan.spanclass`.
-    pub class: u8,
-    /// Index of its stack, whatever that is to the caller.
-    pub stack: u32,
-}
-
-impl Sample {
-    /// Whether it can be one: of a size that its class has, and sampled by some bytes.
-    fn makes_sense(&self) -> bool {
-        let class = usize::from(self.class >> 1);
-        let size = CLASS_SIZES.get(class).copied().map(u64::from);
-        match class {
-            _ if self.charge == 0 => false,
-            0 => self.size > 0 && self.size < 1 << 47 && self.size.is_multiple_of(1 << PAGE_SHIFT),
-            _ => size == Some(self.size),
-        }
-    }
-}
 
 /// How good the numbers of sampled objects are.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

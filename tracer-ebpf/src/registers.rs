@@ -1,0 +1,105 @@
+//! Registers of the probed code, as the context of a uprobe has them.
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::pt_regs;
+
+/// Stack pointer of the probed code; `ctx` is the context of a uprobe.
+#[inline(always)]
+pub(crate) fn stack_pointer(ctx: *mut c_void) -> u64 {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    unsafe {
+        #[cfg(bpf_target_arch = "aarch64")]
+        return (*ctx.cast::<pt_regs>()).sp;
+        #[cfg(not(bpf_target_arch = "aarch64"))]
+        return (*ctx.cast::<pt_regs>()).rsp;
+    }
+}
+
+/// Address of the probed instruction, or of the one that a function returns to; `ctx` is the context of a uprobe.
+#[inline(always)]
+pub(crate) fn program_counter(ctx: *mut c_void) -> u64 {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    unsafe {
+        #[cfg(bpf_target_arch = "aarch64")]
+        return (*ctx.cast::<pt_regs>()).pc;
+        #[cfg(not(bpf_target_arch = "aarch64"))]
+        return (*ctx.cast::<pt_regs>()).rip;
+    }
+}
+
+/// General registers as the machine numbers them (x86-64: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15), and its flags;
+/// `ctx` is the context of a uprobe. Nothing on other machines than x86-64.
+#[inline(always)]
+pub(crate) fn machine_registers(ctx: *mut c_void, to: &mut [u64; 16]) -> u64 {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    #[cfg(not(bpf_target_arch = "aarch64"))]
+    unsafe {
+        let regs = &*ctx.cast::<pt_regs>();
+        (to[0], to[1], to[2], to[3]) = (regs.rax, regs.rcx, regs.rdx, regs.rbx);
+        (to[4], to[5], to[6], to[7]) = (regs.rsp, regs.rbp, regs.rsi, regs.rdi);
+        (to[8], to[9], to[10], to[11]) = (regs.r8, regs.r9, regs.r10, regs.r11);
+        (to[12], to[13], to[14], to[15]) = (regs.r12, regs.r13, regs.r14, regs.r15);
+        regs.eflags
+    }
+    #[cfg(bpf_target_arch = "aarch64")]
+    {
+        let _ = (ctx, to);
+        0
+    }
+}
+
+/// Frame pointer of the probed code; `ctx` is the context of a uprobe.
+#[inline(always)]
+pub(crate) fn frame_pointer(ctx: *mut c_void) -> u64 {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    unsafe {
+        #[cfg(bpf_target_arch = "aarch64")]
+        return (*ctx.cast::<pt_regs>()).regs[29];
+        #[cfg(not(bpf_target_arch = "aarch64"))]
+        return (*ctx.cast::<pt_regs>()).rbp;
+    }
+}
+
+/// Registers that Go passes arguments in, and keeps its goroutine in, at an entry.
+pub(crate) struct GoRegisters {
+    pub(crate) first: u64,
+    pub(crate) second: u64,
+    /// Address of the goroutine's descriptor.
+    pub(crate) g: u64,
+    /// Flags of the processor.
+    pub(crate) flags: u64,
+    /// Address of the probe.
+    pub(crate) pc: u64,
+}
+
+/// As Go's calling convention has them (ABIInternal); `ctx` is the context of a uprobe.
+#[inline(always)]
+pub(crate) fn go_registers(ctx: *mut c_void) -> GoRegisters {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    unsafe {
+        let regs = &*ctx.cast::<pt_regs>();
+        #[cfg(bpf_target_arch = "aarch64")]
+        return GoRegisters { first: regs.regs[0], second: regs.regs[1], g: regs.regs[28], flags: 0, pc: regs.pc };
+        #[cfg(not(bpf_target_arch = "aarch64"))]
+        return GoRegisters { first: regs.rax, second: regs.rbx, g: regs.r14, flags: regs.eflags, pc: regs.rip };
+    }
+}
+
+/// All registers of the probed code in the order of DWARF; `ctx` is the context of a uprobe. Nothing on other machines than
+/// x86-64.
+#[inline(always)]
+pub(crate) fn registers(ctx: *mut c_void, to: &mut [u64; 17]) {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    #[cfg(not(bpf_target_arch = "aarch64"))]
+    unsafe {
+        let regs = &*ctx.cast::<pt_regs>();
+        (to[0], to[1], to[2], to[3]) = (regs.rax, regs.rdx, regs.rcx, regs.rbx);
+        (to[4], to[5], to[6], to[7]) = (regs.rsi, regs.rdi, regs.rbp, regs.rsp);
+        (to[8], to[9], to[10], to[11]) = (regs.r8, regs.r9, regs.r10, regs.r11);
+        (to[12], to[13], to[14], to[15]) = (regs.r12, regs.r13, regs.r14, regs.r15);
+        to[16] = regs.rip;
+    }
+    #[cfg(bpf_target_arch = "aarch64")]
+    let _ = (ctx, to);
+}

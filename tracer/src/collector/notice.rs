@@ -1,0 +1,27 @@
+//! What the collector tells of its own accord.
+
+use crate::event::{Beginning, Image};
+
+/// What the collector tells of its own accord.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// An image began.
+    Began(Image, Beginning),
+    /// The first thread of a process has ended, and others go on.
+    FirstThreadEnded(Image),
+    /// A process has ended.
+    Ended {
+        /// Its image.
+        image: Image,
+        /// The number of the signal that ended it, if one did that is known.
+        signal: Option<u8>,
+    },
+    /// A process that worked on the memory of this image has ended without becoming a program of its own.
+    SharerEnded(Image),
+    /// A return address of some process had to be left alone, and the outcome of a call was not seen for that.
+    ReturnDeclined,
+    /// Libraries of a process have come or gone.
+    Mapped(Image),
+    /// An image is recorded that was only followed before, from this time on: nanoseconds of CLOCK_MONOTONIC.
+    Resumed(Image, u64),
+}
