@@ -9,6 +9,7 @@ mod doing;
 mod ending;
 mod go;
 mod inputs;
+mod joining;
 pub mod known;
 mod launching;
 pub mod lifecycle;
@@ -68,6 +69,8 @@ enum Input {
 
 /// How often diagnostics from BPF are looked at, and allocators that moved are looked for.
 const HEARTBEAT: Duration = Duration::from_millis(200);
+/// How often processes are looked for.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 
 /// Traces as `config` says.
 ///
@@ -175,7 +178,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         clock: Instant::now(),
         interruptions: 0,
         last_beat: Instant::now(),
-        look_around: Instant::now() + lives::LOOK_AROUND,
+        look_around: Instant::now() + LOOK_AROUND,
         outlived: false,
     };
     let result = session.trace();

@@ -9,21 +9,15 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use hashbrown::HashSet;
 
-use super::{Session, preflight::Missing};
+use super::preflight::Missing;
 use crate::{
-    attach::{self, Attached, Returns, probes::Scope},
-    bpf::Order,
-    collector::Request,
+    attach::probes::Scope,
     config::Subject,
-    event::{Image, Pid},
+    event::Pid,
     process::status::{self, NotTraceable},
-    report::visible,
     select::{Facts, Selection, names::Names, processes},
 };
-use tracer_ebpf::target;
 
-/// Processes that are named one by one, when they are not traced; there may be thousands.
-const MOST_TOLD: usize = 8;
 /// What reports say of ids among which some were chosen.
 const LATER: &str = "processes were selected as the trace began: what has started since is not in it, but for what traced ones have \
                      started";
@@ -98,9 +92,9 @@ pub(super) struct Newcomers {
     /// Ids that were there at the last look at all processes.
     seen: HashSet<Pid>,
     /// Those that were found by looks and fit.
-    found: Vec<Pid>,
+    pub(super) found: Vec<Pid>,
     /// Whether all that was recorded until they were found was told.
-    is_all_told: bool,
+    pub(super) is_all_told: bool,
 }
 
 impl Newcomers {
@@ -128,7 +122,7 @@ impl Newcomers {
 
     /// Looks for processes that are to be traced and were not there at the last look, but for `known` ones: those that have become
     /// what fits without becoming another program.
-    fn look(&mut self, known: impl Fn(Pid) -> bool) {
+    pub(super) fn look(&mut self, known: impl Fn(Pid) -> bool) {
         let Ok(running) = processes::running() else { return };
         let before = std::mem::replace(&mut self.seen, running.iter().copied().collect());
         let new = running.into_iter().filter(|pid| !before.contains(pid) && !known(*pid));
@@ -154,112 +148,4 @@ pub(super) fn check(pids: &[Pid], can_trace: bool) -> Result<()> {
         }
     }
     first.map_or(Ok(()), |error| Err(error.into()))
-}
-
-impl Session {
-    /// Has processes told that begin from now on and may fit.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub(super) fn expect_newcomers(&mut self) -> Result<()> {
-        if self.newcomers.is_none() {
-            return Ok(());
-        }
-        let paused = if self.probes.scope() == Scope::Process { target::LATER } else { 0 };
-        let flags = self.follow_flags() | paused;
-        self.probes.programs.newcomers()?.ask_for(Some(flags)).context("cannot ask for processes that begin")?;
-        if self.probes.scope() == Scope::File
-            && let Ok(Some(allocator)) = attach::allocator(std::process::id())
-        {
-            // Most programs take that of the machine, and so have probes from their first instruction on.
-            let own = std::process::id();
-            let links =
-                self.probes.attach(&allocator, own, own, Returns::new(self.config.returns, true), Order::AtOnce)?;
-            links.detach_aside(&mut self.probes.programs);
-        }
-        self.look_for_newcomers();
-        Ok(())
-    }
-
-    /// Looks for processes that fit and were not told of: those that began just before others were recorded, and those that fit without
-    /// having become another program.
-    pub(super) fn look_for_newcomers(&mut self) {
-        let Some(newcomers) = &mut self.newcomers else { return };
-        let attached = &self.attached;
-        newcomers.look(|pid| attached.iter().any(|attached| attached.pid() == pid && !attached.is_over()));
-    }
-
-    /// Attaches to those that were found, unless they are told of after all: the record of a beginning may have been on its way.
-    ///
-    /// # Errors
-    /// The collector has ended.
-    pub(super) fn attach_newcomers(&mut self) -> Result<()> {
-        let Some(newcomers) = self.newcomers.as_mut().filter(|newcomers| !newcomers.found.is_empty()) else {
-            return Ok(());
-        };
-        if !std::mem::replace(&mut newcomers.is_all_told, true) {
-            // Which takes in all that was recorded.
-            let image = Image(0);
-            return self.ask(|reply| Request::Covered { image, ranges: Vec::new(), reply }).map(drop);
-        }
-        if self.inputs.are_there() {
-            return Ok(());
-        }
-        for pid in std::mem::take(&mut newcomers.found) {
-            if self.image_of(pid).is_some() {
-                continue;
-            }
-            match self.attach(pid) {
-                Ok(()) => self.found_late += 1,
-                Err(error) => {
-                    self.abandon(pid);
-                    tracing::debug!("not traced: {error:#}");
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Attaches to running processes.
-    ///
-    /// # Errors
-    /// It can be done to none of them.
-    pub(super) fn attach_all(&mut self, pids: &[Pid]) -> Result<()> {
-        let mut failures = Vec::new();
-        for pid in pids {
-            let checked = status::check(*pid).map_err(Into::into);
-            if let Err(error) = checked.and_then(|_| self.attach(*pid)) {
-                self.abandon(*pid);
-                failures.push(error);
-            }
-        }
-        if self.attached.is_empty() {
-            let more = failures.len().saturating_sub(1);
-            let Some(first) = failures.into_iter().next() else { return Ok(()) };
-            return Err(if more > 0 {
-                first.context(format!("none of {} processes can be traced; the first", more + 1))
-            } else {
-                first
-            });
-        }
-        let more = failures.len().saturating_sub(MOST_TOLD);
-        let told = failures.iter().take(MOST_TOLD).map(|error| format!("not traced: {error:#}"));
-        let more = (more > 0).then(|| format!("not traced: {more} more processes"));
-        for note in told.chain(more) {
-            tracing::warn!("{}", visible(&note));
-            self.notes.push(note);
-        }
-        Ok(())
-    }
-
-    /// Undoes what was begun of attaching to a process.
-    fn abandon(&mut self, pid: Pid) {
-        self.libraries.retain(|libraries| libraries.pid() != pid);
-        while let Some(index) = self.go.iter().position(|go| go.pid() == pid) {
-            self.go.remove(index).detach(&mut self.probes.programs);
-        }
-        while let Some(index) = self.attached.iter().position(|attached: &Attached| attached.pid() == pid) {
-            self.attached.remove(index).detach(&mut self.probes);
-        }
-    }
 }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 
 use super::{
-    Input, Session,
+    Input, LOOK_AROUND, Session,
     known::KnownPrograms,
     lifecycle::{Action, Event},
 };
@@ -23,8 +23,7 @@ use crate::{
     report::count,
 };
 
-/// How often processes are looked for, and how many times as long as that took the next time waits at least.
-pub(super) const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// How many times as long as a look for processes took the next one waits at least.
 const LOOK_AROUND_REST: u32 = 300;
 
 impl Session {

@@ -1,0 +1,125 @@
+//! Attaching to the processes that were chosen, and to those that begin later and fit.
+
+use anyhow::{Context as _, Result};
+use tracer_ebpf::target;
+
+use super::Session;
+use crate::{
+    attach::{self, Attached, Returns, probes::Scope},
+    bpf::Order,
+    collector::Request,
+    event::{Image, Pid},
+    process::status,
+    report::visible,
+};
+
+/// Processes that are named one by one, when they are not traced; there may be thousands.
+const MOST_TOLD: usize = 8;
+
+impl Session {
+    /// Has processes told that begin from now on and may fit.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub(super) fn expect_newcomers(&mut self) -> Result<()> {
+        if self.newcomers.is_none() {
+            return Ok(());
+        }
+        let paused = if self.probes.scope() == Scope::Process { target::LATER } else { 0 };
+        let flags = self.follow_flags() | paused;
+        self.probes.programs.newcomers()?.ask_for(Some(flags)).context("cannot ask for processes that begin")?;
+        if self.probes.scope() == Scope::File
+            && let Ok(Some(allocator)) = attach::allocator(std::process::id())
+        {
+            // Most programs take that of the machine, and so have probes from their first instruction on.
+            let own = std::process::id();
+            let links =
+                self.probes.attach(&allocator, own, own, Returns::new(self.config.returns, true), Order::AtOnce)?;
+            links.detach_aside(&mut self.probes.programs);
+        }
+        self.look_for_newcomers();
+        Ok(())
+    }
+
+    /// Looks for processes that fit and were not told of: those that began just before others were recorded, and those that fit without
+    /// having become another program.
+    pub(super) fn look_for_newcomers(&mut self) {
+        let Some(newcomers) = &mut self.newcomers else { return };
+        let attached = &self.attached;
+        newcomers.look(|pid| attached.iter().any(|attached| attached.pid() == pid && !attached.is_over()));
+    }
+
+    /// Attaches to those that were found, unless they are told of after all: the record of a beginning may have been on its way.
+    ///
+    /// # Errors
+    /// The collector has ended.
+    pub(super) fn attach_newcomers(&mut self) -> Result<()> {
+        let Some(newcomers) = self.newcomers.as_mut().filter(|newcomers| !newcomers.found.is_empty()) else {
+            return Ok(());
+        };
+        if !std::mem::replace(&mut newcomers.is_all_told, true) {
+            // Which takes in all that was recorded.
+            let image = Image(0);
+            return self.ask(|reply| Request::Covered { image, ranges: Vec::new(), reply }).map(drop);
+        }
+        if self.inputs.are_there() {
+            return Ok(());
+        }
+        for pid in std::mem::take(&mut newcomers.found) {
+            if self.image_of(pid).is_some() {
+                continue;
+            }
+            match self.attach(pid) {
+                Ok(()) => self.found_late += 1,
+                Err(error) => {
+                    self.abandon(pid);
+                    tracing::debug!("not traced: {error:#}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches to running processes.
+    ///
+    /// # Errors
+    /// It can be done to none of them.
+    pub(super) fn attach_all(&mut self, pids: &[Pid]) -> Result<()> {
+        let mut failures = Vec::new();
+        for pid in pids {
+            let checked = status::check(*pid).map_err(Into::into);
+            if let Err(error) = checked.and_then(|_| self.attach(*pid)) {
+                self.abandon(*pid);
+                failures.push(error);
+            }
+        }
+        if self.attached.is_empty() {
+            let more = failures.len().saturating_sub(1);
+            let Some(first) = failures.into_iter().next() else { return Ok(()) };
+            return Err(if more > 0 {
+                first.context(format!("none of {} processes can be traced; the first", more + 1))
+            } else {
+                first
+            });
+        }
+        let more = failures.len().saturating_sub(MOST_TOLD);
+        let told = failures.iter().take(MOST_TOLD).map(|error| format!("not traced: {error:#}"));
+        let more = (more > 0).then(|| format!("not traced: {more} more processes"));
+        for note in told.chain(more) {
+            tracing::warn!("{}", visible(&note));
+            self.notes.push(note);
+        }
+        Ok(())
+    }
+
+    /// Undoes what was begun of attaching to a process.
+    fn abandon(&mut self, pid: Pid) {
+        self.libraries.retain(|libraries| libraries.pid() != pid);
+        while let Some(index) = self.go.iter().position(|go| go.pid() == pid) {
+            self.go.remove(index).detach(&mut self.probes.programs);
+        }
+        while let Some(index) = self.attached.iter().position(|attached: &Attached| attached.pid() == pid) {
+            self.attached.remove(index).detach(&mut self.probes);
+        }
+    }
+}
