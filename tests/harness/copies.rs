@@ -20,7 +20,7 @@ use tracer::{
 };
 use tracer_ebpf::{StackCopy, Target};
 
-use super::{machine::slowness, program};
+use super::{compared, machine::slowness, program};
 
 /// Longest time between two copies of a busy process.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,8 +38,7 @@ pub(crate) struct Copies {
 
 impl Copies {
     pub(crate) fn start(pid: u32) -> Self {
-        let config = Config { buffer_size: 1 << 20, stack_copies: true, ..Config::smallest() };
-        let mut programs = Programs::load(config).unwrap();
+        let mut programs = compared::load(Config { buffer_size: 1 << 20, ..Config::smallest() });
         let mut events = programs.events().unwrap();
         let (resolvers, running) = Resolvers::start(Unwinder::new(programs.tables().unwrap()), |_| {}).unwrap();
         let copies = programs.stack_copies().unwrap();

@@ -5,6 +5,8 @@ use std::{fs, num::NonZeroU32, path::Path};
 use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
 use tracer::bpf::{Config, Links, Programs};
 
+use super::compared;
+
 /// Probes that are there as long as this is.
 pub(crate) struct ForeignProbes {
     programs: Programs,
@@ -14,8 +16,7 @@ pub(crate) struct ForeignProbes {
 impl ForeignProbes {
     /// Probes the returns of functions in a file that process `pid` maps.
     pub(crate) fn start(pid: u32, file: &Path, functions: &[&str]) -> Self {
-        let config = Config::smallest();
-        let mut programs = Programs::load(config).unwrap();
+        let mut programs = compared::load(Config::smallest());
         let mut links = Links::default();
         let task = NonZeroU32::new(pid).unwrap();
         links.attach(&mut programs, "empty_return", file, offsets(file, functions), task).unwrap();

@@ -2,6 +2,7 @@
 
 mod build;
 mod cgroup;
+mod compared;
 mod copies;
 mod foreign;
 mod go;

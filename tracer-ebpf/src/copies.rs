@@ -4,6 +4,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid, bpf_send_signal,
         generated::{bpf_probe_read_kernel, bpf_probe_read_user},
@@ -14,7 +15,10 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{COPIED_BYTES, Header, MAX_FRAMES, StackCopy, kind};
 
-use crate::{alloc, process, registers, stack, walk};
+use crate::{
+    alloc, process, registers, stack,
+    walk::{self, Context},
+};
 
 /// Its size is set by user space before loading.
 #[map]
@@ -37,14 +41,14 @@ pub(crate) fn copy(ctx: &ProbeContext) {
     let caller = walk::word(&mut thread.walk, sp);
     let found = stack::find(ctx, thread, pid_tgid, caller);
     let Some(mut entry) = STACK_COPIES.reserve::<StackCopy>(0) else { return };
-    walk::write_addresses(thread);
+    walk::write(thread, write_address as *mut c_void);
     let copy = entry.as_mut_ptr();
     // SAFETY: the entry has room for a copy, all of which is written or not looked at; the helpers check addresses.
     unsafe {
         let head = &raw mut (*copy).head;
         (*head).header = Header::new(kind::STACK, thread.target.image, 0, pid_tgid);
         ((*head).id, (*head).frames, (*head).end) = (found.id, found.count as u32, found.end);
-        registers::registers(ctx.as_ptr(), &mut (*copy).registers);
+        all_registers(ctx.as_ptr(), &mut (*copy).registers);
         let addresses: *mut c_void = (&raw mut (*copy).addresses).cast();
         bpf_probe_read_kernel(addresses, 8 * MAX_FRAMES as u32, (&raw const thread.stack.frames).cast());
         let start = sp & !(PAGE - 1);
@@ -76,4 +80,31 @@ fn stop() -> bool {
         }
         wanted
     }
+}
+
+/// Writes the address of a frame into the stack record.
+extern "C" fn write_address(index: u64, context: *mut Context) -> i64 {
+    // SAFETY: the loop passes on what it was given.
+    let thread = unsafe { &mut *(*context).thread };
+    let Some(from) = walk::counted(thread, index) else { return 1 };
+    thread.stack.frames[index as usize & (MAX_FRAMES - 1)] = thread.frames.cache[from].pc;
+    0
+}
+
+/// All registers of the probed code in the order of DWARF; `ctx` is the context of a uprobe. Nothing on other machines than
+/// x86-64.
+#[inline(always)]
+fn all_registers(ctx: *mut c_void, to: &mut [u64; 17]) {
+    // SAFETY: the context of a uprobe is the registers at the probe.
+    #[cfg(not(bpf_target_arch = "aarch64"))]
+    unsafe {
+        let regs = &*ctx.cast::<pt_regs>();
+        (to[0], to[1], to[2], to[3]) = (regs.rax, regs.rdx, regs.rcx, regs.rbx);
+        (to[4], to[5], to[6], to[7]) = (regs.rsi, regs.rdi, regs.rbp, regs.rsp);
+        (to[8], to[9], to[10], to[11]) = (regs.r8, regs.r9, regs.r10, regs.r11);
+        (to[12], to[13], to[14], to[15]) = (regs.r12, regs.r13, regs.r14, regs.r15);
+        to[16] = regs.rip;
+    }
+    #[cfg(bpf_target_arch = "aarch64")]
+    let _ = (ctx, to);
 }

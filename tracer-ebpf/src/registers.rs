@@ -85,21 +85,3 @@ pub(crate) fn go_registers(ctx: *mut c_void) -> GoRegisters {
         return GoRegisters { first: regs.rax, second: regs.rbx, g: regs.r14, flags: regs.eflags, pc: regs.rip };
     }
 }
-
-/// All registers of the probed code in the order of DWARF; `ctx` is the context of a uprobe. Nothing on other machines than
-/// x86-64.
-#[inline(always)]
-pub(crate) fn registers(ctx: *mut c_void, to: &mut [u64; 17]) {
-    // SAFETY: the context of a uprobe is the registers at the probe.
-    #[cfg(not(bpf_target_arch = "aarch64"))]
-    unsafe {
-        let regs = &*ctx.cast::<pt_regs>();
-        (to[0], to[1], to[2], to[3]) = (regs.rax, regs.rdx, regs.rcx, regs.rbx);
-        (to[4], to[5], to[6], to[7]) = (regs.rsi, regs.rdi, regs.rbp, regs.rsp);
-        (to[8], to[9], to[10], to[11]) = (regs.r8, regs.r9, regs.r10, regs.r11);
-        (to[12], to[13], to[14], to[15]) = (regs.r12, regs.r13, regs.r14, regs.r15);
-        to[16] = regs.rip;
-    }
-    #[cfg(bpf_target_arch = "aarch64")]
-    let _ = (ctx, to);
-}

@@ -35,8 +35,8 @@ const NOT_REPLAYABLE: u64 = 1;
 
 /// What a loop works on: the state that outlives it.
 #[repr(C)]
-struct Context {
-    thread: *mut Thread,
+pub(crate) struct Context {
+    pub(crate) thread: *mut Thread,
 }
 
 /// Statuses that no stack is sent with: the rest of the stack is that of the cache; or may be.
@@ -222,14 +222,9 @@ pub(crate) fn write_places(thread: &mut Thread) {
     write(thread, write_place as *mut c_void);
 }
 
-/// Writes the addresses instead.
+/// Has `one` called for every frame of the last walk, leaf first: with its number, and a [`Context`].
 #[inline(always)]
-pub(crate) fn write_addresses(thread: &mut Thread) {
-    write(thread, write_address as *mut c_void);
-}
-
-#[inline(always)]
-fn write(thread: &mut Thread, one: *mut c_void) {
+pub(crate) fn write(thread: &mut Thread, one: *mut c_void) {
     let mut context = Context { thread };
     let argument = (&raw mut context).cast::<c_void>();
     // SAFETY: the callback is given `context`, which outlives the loop.
@@ -244,17 +239,9 @@ extern "C" fn write_place(index: u64, context: *mut Context) -> i64 {
     0
 }
 
-extern "C" fn write_address(index: u64, context: *mut Context) -> i64 {
-    // SAFETY: the loop passes on what it was given.
-    let thread = unsafe { &mut *(*context).thread };
-    let Some(from) = counted(thread, index) else { return 1 };
-    thread.stack.frames[index as usize & (MAX_FRAMES - 1)] = thread.frames.cache[from].pc;
-    0
-}
-
 /// Where the frame is in the cache that is `index` frames above the leaf.
 #[inline(always)]
-fn counted(thread: &Thread, index: u64) -> Option<usize> {
+pub(crate) fn counted(thread: &Thread, index: u64) -> Option<usize> {
     let count = thread.walk.count;
     (index < count).then(|| (count - 1 - index) as usize & (MAX_FRAMES - 1))
 }

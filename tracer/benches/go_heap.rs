@@ -3,6 +3,8 @@
 //! `allocations`, `begin`) only those.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/compared.rs"]
+mod compared;
 #[path = "support/median.rs"]
 mod median;
 #[path = "support/rounds.rs"]
@@ -23,7 +25,7 @@ use anyhow::{Result, ensure};
 use median::median;
 use rounds::Rounds;
 use tracer::{
-    bpf::{Config, Links, Programs},
+    bpf::{Links, Programs},
     go::{heap::GoProcess, process},
     golang::heap::{Buckets, Objects, Sample, probe_sites},
 };
@@ -100,7 +102,7 @@ fn allocations(program: &Path) -> Result<()> {
 }
 
 fn empty_at_sites(program: &Path, pid: u32) -> Result<(Programs, Links)> {
-    let mut programs = Programs::load(Config::smallest())?;
+    let mut programs = compared::load()?;
     let sites = probe_sites(&*process::open(pid)?)?;
     let all = [sites.allocate, sites.new_span, sites.refilled, sites.after_assist];
     let mut links = Links::default();

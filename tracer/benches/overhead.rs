@@ -4,6 +4,8 @@
 //! allocators that bring their own. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/compared.rs"]
+mod compared;
 #[path = "support/median.rs"]
 mod median;
 #[path = "support/rounds.rs"]
@@ -22,7 +24,7 @@ use anyhow::{Context as _, Result, ensure};
 use median::median;
 use rounds::Rounds;
 use tracer::{
-    bpf::{Config, Links, Programs},
+    bpf::{Links, Programs},
     probe::{
         allocators::Shape,
         resolve::{self, Binding},
@@ -159,7 +161,7 @@ fn libc(pid: u32) -> Result<PathBuf> {
 
 /// Empty programs at the sites that tracer would probe.
 fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
-    let mut programs = Programs::load(Config::smallest())?;
+    let mut programs = compared::load()?;
     let functions = resolve::allocator(std::fs::File::open(libc)?, Binding::Dynamic)?.context("libc without malloc")?;
     let mut links = Links::default();
     let task = std::num::NonZeroU32::try_from(pid)?;

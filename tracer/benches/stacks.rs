@@ -4,6 +4,8 @@
 //! speed drifts.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/compared.rs"]
+mod compared;
 #[path = "support/tracing.rs"]
 mod tracing;
 
@@ -20,7 +22,7 @@ use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 use tracer::{
     attach,
-    bpf::{Config, Links, Programs, Runs, Statistics},
+    bpf::{Links, Runs, Statistics},
     probe::allocators::Shape,
 };
 use tracing::Tracing;
@@ -113,7 +115,7 @@ fn measure(what: &str, load: &Load) -> Result<()> {
 
 /// The program `name` at the entry of every function that allocates: ns of a run.
 fn at_entries(pid: u32, name: &'static str) -> Result<f64> {
-    let mut programs = Programs::load(Config::smallest())?;
+    let mut programs = compared::load()?;
     let allocator = attach::allocator(pid)?.context("no allocator")?;
     let allocates = allocator.functions.iter().filter(|function| function.shape != Shape::Free);
     let mut offsets: Vec<u64> = allocates.map(|function| function.file_offset).collect();

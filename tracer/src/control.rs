@@ -107,7 +107,6 @@ pub fn run(mut config: Config) -> Result<Exit> {
         sizes: config.sizes,
         diagnostics: config.verbosity >= Verbosity::Verbose,
         perf_events: config.perf_events,
-        stack_copies: false,
     })?;
     let events = (programs.events()?, programs.lost_beginnings()?);
     let tables = programs.tables()?;

@@ -12,7 +12,10 @@ use crate::{
 
 const TARGET: &str = "bpfel-unknown-none";
 
-/// Builds the object and puts it where tracer's build script looks.
+/// The objects: that of the product, and what tests and benches load.
+const OBJECTS: [&str; 2] = ["tracer-bpf", "tracer-bpf-compared"];
+
+/// Builds the objects and puts them where tracer's build script looks.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let toolchain = setup::for_builds()?;
     println!("BPF programs: compiled with {toolchain}");
@@ -24,10 +27,12 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     configure(&mut build, toolchain, workspace)?;
     command::run(&mut build)?;
 
-    let built = workspace.bpf_target().join(TARGET).join("bpf/tracer-bpf");
-    let object = workspace.bpf_object();
-    if replace_if_different(&built, &object)? {
-        println!("BPF programs: new object {}", object.display());
+    for name in OBJECTS {
+        let built = workspace.bpf_target().join(TARGET).join("bpf").join(name);
+        let object = workspace.bpf_target().join(format!("{name}.o"));
+        if replace_if_different(&built, &object)? {
+            println!("BPF programs: new object {}", object.display());
+        }
     }
     Ok(())
 }
@@ -63,7 +68,8 @@ fn configure(cargo: &mut Command, toolchain: BpfToolchain, workspace: &Workspace
     }
     cargo.current_dir(&workspace.root).env("PATH", command::path_with_cargo_bin()?);
     cargo.env("RUSTFLAGS", rustflags(consts::ARCH)?);
-    cargo.args(["--package", "tracer-ebpf", "--bin", "tracer-bpf", "--features", "bpf", "--target", TARGET]);
+    cargo.args(["--package", "tracer-ebpf", "--features", "bpf", "--target", TARGET]);
+    cargo.args(OBJECTS.iter().flat_map(|name| ["--bin", name]));
     cargo.args(["--profile", "bpf", "--target-dir"]).arg(workspace.bpf_target());
     match toolchain {
         // aya-ebpf uses a feature gate, hence the bootstrap variable.

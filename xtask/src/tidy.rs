@@ -4,6 +4,7 @@
 
 mod check;
 mod circles;
+mod names;
 mod paths;
 mod rules;
 mod source;
@@ -14,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     command,
-    tidy::{check::violations, circles::circles, rules::RULES, source::Source},
+    tidy::{check::violations, circles::circles, names::unknown_names, rules::RULES, source::Source},
     workspace::Workspace,
 };
 
@@ -37,10 +38,14 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         println!("{circle}");
         broken += 1;
     }
+    for (path, line, name) in unknown_names(&sources) {
+        println!("{path}:{line}: test-name: `{name}`: there is no such test");
+        broken += 1;
+    }
     if broken > 0 {
         bail!("tidy: {broken} places break a rule");
     }
-    println!("tidy: {} files keep {} rules", sources.len(), RULES.len() + 2);
+    println!("tidy: {} files keep {} rules", sources.len(), RULES.len() + 3);
     Ok(())
 }
 

@@ -27,14 +27,10 @@ impl Workspace {
         })
     }
 
-    /// Folder in which cargo builds the BPF programs.
+    /// Folder in which cargo builds the BPF programs, and in which tracer's build script looks for them. It looks beside its own
+    /// output, hence `build`.
     pub(crate) fn bpf_target(&self) -> PathBuf {
         self.build.join("bpf")
-    }
-
-    /// The BPF object that tracer's build script embeds. It looks beside its own output, hence `build`.
-    pub(crate) fn bpf_object(&self) -> PathBuf {
-        self.bpf_target().join("tracer-bpf.o")
     }
 
     /// The release build of the tracer.

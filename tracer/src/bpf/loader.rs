@@ -19,22 +19,13 @@ use super::{
     kernel_types::Layouts,
     load_error::LoadError,
     multi::{self, Multi},
+    object::{Object, PRODUCT},
     release::kernel_version,
     removal::Remover,
     tables::Tables,
     tracepoints::{attach_changes, load_identify},
 };
 use crate::unwind::{PAGE_SHARDS, ROW_SHARDS};
-
-/// The object that `cargo xtask build-ebpf` made; empty in builds that had none.
-static OBJECT: &Aligned<[u8]> =
-    &Aligned { _align: [], bytes: *include_bytes!(concat!(env!("OUT_DIR"), "/tracer-bpf.o")) };
-
-/// The ELF reader wants the object at an 8-byte boundary.
-struct Aligned<T: ?Sized> {
-    _align: [u64; 0],
-    bytes: T,
-}
 
 /// What the programs are told before they are loaded.
 #[derive(Clone, Copy, Debug)]
@@ -47,8 +38,6 @@ pub struct Config {
     pub diagnostics: bool,
     /// Whether to attach by perf events, as on old kernels, even where the kernel has uprobe-multi links.
     pub perf_events: bool,
-    /// Whether [`Programs::stack_copies`] will be asked for, which need a buffer of their own.
-    pub stack_copies: bool,
 }
 
 #[repr(transparent)]
@@ -75,7 +64,7 @@ unsafe impl Pod for KernelMappingsValue {}
 impl Config {
     /// For programs whose records nobody reads.
     pub fn smallest() -> Self {
-        Self { buffer_size: PAGE, sizes: (0, u64::MAX), diagnostics: false, perf_events: false, stack_copies: false }
+        Self { buffer_size: PAGE, sizes: (0, u64::MAX), diagnostics: false, perf_events: false }
     }
 }
 
@@ -101,7 +90,16 @@ impl Programs {
     /// # Errors
     /// See [`LoadError`].
     pub fn load(config: Config) -> Result<Self, LoadError> {
-        if OBJECT.bytes.is_empty() {
+        Self::load_object(PRODUCT, config)
+    }
+
+    /// The same with another object, such as that of the programs that tests compare with.
+    ///
+    /// # Errors
+    /// See [`LoadError`].
+    pub fn load_object(object: &Object<[u8]>, config: Config) -> Result<Self, LoadError> {
+        let object = object.bytes();
+        if object.is_empty() {
             return Err(LoadError::NoObject);
         }
         let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
@@ -119,16 +117,16 @@ impl Programs {
             .override_global("KERNEL_MAPPINGS", &mappings, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
-            .map_max_entries("STACK_COPIES", if config.stack_copies { StackCopies::BUFFER } else { PAGE })
+            .map_max_entries("STACK_COPIES", StackCopies::BUFFER)
             .map_max_entries("PAGES", PAGE_SHARDS as u32)
             .map_max_entries("ROWS", ROW_SHARDS as u32)
-            .load(&OBJECT.bytes)?;
+            .load(object)?;
         // Before a map is taken out.
         let kernel = kernel_version(&rustix::system::uname().release().to_string_lossy());
         let multi = if !config.perf_events && multi::is_supported(kernel) {
             let failed =
                 |error| tracing::warn!("probes will cost more than they need to: no uprobe-multi links: {error}");
-            Multi::load(&OBJECT.bytes, &ebpf).map_err(failed).ok()
+            Multi::load(object, &ebpf).map_err(failed).ok()
         } else {
             None
         };
@@ -227,7 +225,7 @@ impl Programs {
         }
     }
 
-    /// Takes the copies of stacks that the program `copy_entry` makes. Once only.
+    /// Takes the copies of stacks that the program `copy_entry` makes, which the product's object has not. Once only.
     ///
     /// # Errors
     /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Map`] when it cannot be opened.

@@ -10,6 +10,7 @@ mod kernel_types;
 mod load_error;
 mod loader;
 mod multi;
+mod object;
 mod refusal;
 mod release;
 mod removal;
@@ -26,6 +27,7 @@ pub use self::{
     golang::GoMaps,
     load_error::LoadError,
     loader::{Config, Programs},
+    object::Object,
     release::kernel_version,
     site::{Order, Placed, Site},
     statistics::{Runs, Statistics, entries_of},

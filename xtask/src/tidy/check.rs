@@ -206,11 +206,14 @@ mod tests {
         check("tracer/src/profile.rs", "use std::time::{Duration, SystemTime};", &[]);
         check("tracer/src/profile.rs", "use std::time::SystemTime; fn f() { SystemTime::now(); }", &["pure-core"]);
         check("tracer/src/heap.rs", "use crate::report::text;", &["core-imports"]);
-        check("tracer/src/heap/a.rs", "use super::super::control::Input;", &["core-imports"]);
+        check("tracer/src/heap/a.rs", "use super::super::control::Input;", &["control-place", "core-imports"]);
         check("tracer/src/report/text.rs", "use crate::{heap::Heap, profile::Profile};", &["report-imports"]);
         check("tracer/src/report/text.rs", "use std::io::{self, Write};", &[]);
         check("tracer/src/report/text.rs", "use std::fs::File;", &["report-output"]);
         check("tracer/src/control.rs", "use aya::Ebpf;", &["aya-place"]);
+        check("tracer/src/resolve/worker.rs", "use std::fs::File; fn f() { File::open(p) }", &["opening-place"]);
+        check("tracer/src/files/root.rs", "use std::fs::File; fn f() { File::open(p) }", &[]);
+        check("tracer/src/collector.rs", "use crate::control::Input;", &["control-place"]);
         check("tracer/src/bpf/load.rs", "use aya::Ebpf;", &[]);
         check("tracer/src/control.rs", "use clap::Parser;", &["clap-place"]);
         check("tracer/src/cli.rs", "use clap::Parser;", &[]);
@@ -218,7 +221,7 @@ mod tests {
         check("tracer/src/main.rs", "std::process::exit(1);", &[]);
         check("tracer-ebpf/src/lib.rs", "use aya_ebpf::maps::Array;", &["abi-is-plain"]);
         check("tracer/src/heap/a.rs", "#[cfg(test)] mod tests { use std::fs; }", &[]);
-        check("tracer/src/heap/a.rs", "use crate::*;", &["core-imports"]);
+        check("tracer/src/heap/a.rs", "use crate::*;", &["control-place", "core-imports"]);
     }
 
     #[test]

@@ -137,6 +137,48 @@ pub(super) const RULES: &[Rule] = &[
         advice: "who takes records in opens no file and looks into no process: ask the resolvers",
     },
     Rule {
+        name: "opening-place",
+        within: &[
+            "tracer/src/attach.rs",
+            "tracer/src/attach/",
+            "tracer/src/coverage/",
+            "tracer/src/go/",
+            "tracer/src/golang/",
+            "tracer/src/present.rs",
+            "tracer/src/present/",
+            "tracer/src/probe/",
+            "tracer/src/resolve/",
+            "tracer/src/space/",
+            "tracer/src/symbolize/",
+            "tracer/src/trails.rs",
+            "tracer/src/unwinder.rs",
+        ],
+        // The first opens again what was opened there, the other /dev/null.
+        except: &["tracer/src/attach/find.rs", "tracer/src/golang/executable.rs"],
+        check: Check::Paths(&[
+            "std::fs::File::open",
+            "std::fs::OpenOptions",
+            "rustix::fs::open",
+            "rustix::fs::openat",
+            "rustix::fs::openat2",
+        ]),
+        advice: "what a target has chosen is opened by tracer/src/files, with bounds",
+    },
+    Rule {
+        name: "control-place",
+        within: &["tracer/src/"],
+        // A traced process has a life, which control/lifecycle.rs decides.
+        except: &[
+            "tracer/src/main.rs",
+            "tracer/src/control.rs",
+            "tracer/src/control/",
+            "tracer/src/attach.rs",
+            "tracer/src/attach/begin.rs",
+        ],
+        check: Check::Paths(&["crate::control"]),
+        advice: "only control knows all stages: tell it, by a channel or a value",
+    },
+    Rule {
         name: "abi-is-plain",
         within: &["tracer-ebpf/src/lib.rs"],
         except: &[],

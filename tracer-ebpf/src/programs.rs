@@ -1,0 +1,156 @@
+//! The programs that trace: thin entry points. What they do is in one file per concern.
+//!
+//! One program at the entries of functions that allocate, which is told their shape (which arguments carry the size and the
+//! old block), one for those that free, one at instructions that tell the outcome, one at returns and one for both entries and
+//! returns where those instructions are not known, three for the life of threads and processes, three for Go. User space attaches
+//! each to as many sites as there are.
+//! Every program gives up silently when the process is not in TARGETS: probes of a file may fire for other processes.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::{bpf_get_attach_cookie, bpf_get_func_ip},
+    macros::{fentry, raw_tracepoint, uprobe, uretprobe},
+    programs::{FEntryContext, ProbeContext, RawTracePointContext, RetProbeContext},
+};
+
+use crate::{alloc, go, mappings, process, registers};
+
+fn arg(ctx: &ProbeContext, n: usize) -> u64 {
+    ctx.arg(n).unwrap_or(0)
+}
+
+/// What the program is told where it was attached.
+fn cookie(ctx: &ProbeContext) -> u64 {
+    // SAFETY: the context is that of a uprobe.
+    unsafe { bpf_get_attach_cookie(ctx.as_ptr()) }
+}
+
+/// A function that allocates; the cookie tells what [`entry`](tracer_ebpf::entry) says. One program for all: each has the
+/// unwinder in it, which the kernel takes a third of a second to verify.
+#[uprobe]
+pub fn enter(ctx: ProbeContext) -> u32 {
+    alloc::enter(&ctx, cookie(&ctx), [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)], false);
+    0
+}
+
+/// The same and its return in one, as a session: what it gives back at the entry tells whether the kernel takes the return
+/// address out (0) or leaves it alone (1).
+///
+/// Not by aya's macro: that gives back 0 whatever the function says.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "uprobe")]
+pub extern "C" fn session(ctx: *mut c_void) -> u32 {
+    let ctx = ProbeContext::new(ctx);
+    // SAFETY: the context is that of a uprobe.
+    if unsafe { bpf_get_func_ip(ctx.as_ptr()) } != registers::program_counter(ctx.as_ptr()) {
+        return session_return(ctx.as_ptr());
+    }
+    let taken = alloc::enter(&ctx, cookie(&ctx), [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)], true);
+    u32::from(!taken)
+}
+
+/// Out of line: inlined, it would make the entry dearer.
+#[inline(never)]
+extern "C" fn session_return(ctx: *mut c_void) -> u32 {
+    alloc::leave(&RetProbeContext::new(ctx));
+    0
+}
+
+/// free(block), cfree, operator delete, dallocx, sdallocx.
+#[uprobe]
+pub fn enter_free(ctx: ProbeContext) -> u32 {
+    alloc::free(arg(&ctx, 0));
+    0
+}
+
+/// A function of the Go runtime that allocates an object.
+#[uprobe]
+pub fn go_allocate(ctx: ProbeContext) -> u32 {
+    go::allocate(&ctx);
+    0
+}
+
+/// Behind a call that gives a span in the Go runtime: the cookie tells where (`span`).
+#[uprobe]
+pub fn go_new_span(ctx: ProbeContext) -> u32 {
+    go::new_span(&ctx);
+    0
+}
+
+/// Behind a call of `gcAssistAlloc` in the Go runtime.
+#[uprobe]
+pub fn go_after_assist(ctx: ProbeContext) -> u32 {
+    go::after_assist(&ctx);
+    0
+}
+
+/// An instruction at which the outcome of a call is known; the cookie tells what [`exit`](tracer_ebpf::exit) says.
+#[uprobe]
+pub fn leave_at_exit(ctx: ProbeContext) -> u32 {
+    alloc::leave_at_exit(&ctx, cookie(&ctx));
+    0
+}
+
+/// Return, through the kernel's trampoline, of a function whose entry has `enter`.
+#[uretprobe]
+pub fn leave(ctx: RetProbeContext) -> u32 {
+    alloc::leave(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub fn process_exec(ctx: RawTracePointContext) -> i32 {
+    process::exec(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_fork")]
+pub fn process_fork(ctx: RawTracePointContext) -> i32 {
+    process::fork(&ctx);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
+    process::thread_exit();
+    0
+}
+
+/// The kernel has made a mapping (`perf_event_mmap`, which it calls for that).
+#[fentry(function = "perf_event_mmap")]
+pub fn mapped(ctx: FEntryContext) -> i32 {
+    if mappings::is_code(ctx.arg(0)) {
+        mappings::appeared();
+    }
+    0
+}
+
+/// The kernel has found room for a mapping, of whatever: where [`mapped`] is not allowed.
+#[raw_tracepoint(tracepoint = "vm_unmapped_area")]
+pub fn placed(_ctx: RawTracePointContext) -> i32 {
+    mappings::appeared();
+    0
+}
+
+/// Never attached: user space has it run, for what it has mapped itself at the address that is the first argument.
+///
+/// Not by aya's macro: that gives back 0 whatever the function says.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp/identify")]
+pub extern "C" fn identify(ctx: *mut c_void) -> u32 {
+    mappings::identify(RawTracePointContext::new(ctx).arg(0))
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: nothing here can panic, and the verifier would refuse a program that could loop.
+    loop {}
+}
+
+/// The kernel offers the helpers used here (user memory, stacks) to GPL-compatible programs only.
+/// The project's own licence stays MIT or Apache-2.0; "Dual MIT/GPL" is how the kernel spells a compatible dual licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
