@@ -7,6 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use serde_json::Value;
 use tracer::bpf::entries_of;
 
 use crate::harness::{Held, Run, compiled, require_root, wait_until};
@@ -68,4 +69,24 @@ fn nothing_is_left_of_processes_that_have_ended() {
             "{way}"
         );
     }
+}
+
+/// Of thousands that have ended the last ones are told one by one, and the others together, with exact sums.
+#[test]
+fn what_is_told_of_many_that_have_ended_is_bounded_and_adds_up() {
+    require_root();
+    let report = Run::launch(&[], [compiled("storm").to_str().unwrap(), "1600", "8", "fork"]).finish().report(0);
+    report.assert_nothing_lost("many ended processes");
+    let processes = report.json["processes"].as_array().unwrap();
+    assert!(processes.len() <= 1_252, "{}", processes.len());
+    let stands_for = |process: &Value| process["stands_for"].as_u64().unwrap_or(1);
+    assert_eq!(processes.iter().map(stands_for).sum::<u64>(), 1_601);
+    let held = report.stacks.iter().filter(|stack| stack.caller() == "work");
+    assert_eq!(held.fold(Held::default(), |sum, stack| sum + stack.held), Held { bytes: 1_600_000, blocks: 1_600 });
+    let stacks = report.json["stacks"].as_array().unwrap();
+    let of_work =
+        |stack: &&Value| matches!(stack["outstanding_bytes"].as_u64(), Some(bytes @ 1..) if bytes % 1_000 == 0);
+    let holding = stacks.iter().filter(of_work);
+    let holders: u64 = holding.map(|stack| stack["holding_processes"].as_u64().unwrap_or(1)).sum();
+    assert_eq!(holders, 1_600);
 }

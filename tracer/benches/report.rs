@@ -67,6 +67,7 @@ fn profile() -> Profile {
             uncertain_bytes: 0,
             oldest: Some(Duration::from_secs(n % 60)),
             at_end: None,
+            holders: 1,
             growth: Some(Growth { trend: Trend::Growing, rate: Some(Rate { per_second: n as f64, error: 1.0 }) }),
         }
     });

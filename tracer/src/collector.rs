@@ -1,6 +1,7 @@
 //! The thread between kernel and report: takes events in, keeps the heap, and hands out snapshots. It opens no file, looks into
 //! no process, and waits for nobody who does.
 
+mod ended;
 mod images;
 mod intake;
 mod looking;
@@ -24,7 +25,7 @@ use self::{
 };
 pub use self::{
     notice::Notice,
-    requests::{Request, Requested, Requests, channel},
+    requests::{Merging, Request, Requested, Requests, channel},
     snapshot::{GoStack, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
@@ -79,6 +80,9 @@ pub struct Collector {
     recycle_next: Instant,
     /// Images that began unheard, and for how long at most.
     late: (u64, Duration),
+    /// Images that are to be told as one, and how many of those should have been heard of and were not.
+    merging: Vec<Merging>,
+    unheard: u64,
     places: Places,
     /// What stacks are unwound by.
     unwind_tables: Vec<UnwindTable>,
@@ -118,6 +122,8 @@ impl Collector {
             lost_beginnings,
             recycle_next: Instant::now(),
             late: (0, Duration::ZERO),
+            merging: Vec::new(),
+            unheard: 0,
             places: Places::new(resolvers),
             unwind_tables: Vec::new(),
             asked: Vec::new(),
@@ -140,6 +146,7 @@ impl Collector {
             }
             self.account_for_loss();
             self.let_go();
+            self.merge();
             self.recycle_stacks();
             self.keep_within_memory();
             self.look_at_what_is_held();
@@ -175,6 +182,7 @@ impl Collector {
             Request::Resume(image) => self.resume(image),
             Request::Keep(image) => self.images.keep(image),
             Request::Drop(image) => self.drop_image(image),
+            Request::Merge(merging) => self.merging.extend(merging),
             Request::Interrupted(until) => self.heap.frees_lost_without_trace(until),
             Request::Ended(image) => {
                 self.take_in_all();

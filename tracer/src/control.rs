@@ -6,6 +6,7 @@
 mod attaching;
 mod choosing;
 mod doing;
+mod ended;
 mod ending;
 mod go;
 mod inputs;
@@ -14,6 +15,7 @@ pub mod known;
 mod launching;
 pub mod lifecycle;
 mod lives;
+mod notes;
 pub mod preflight;
 mod reporting;
 
@@ -25,7 +27,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use self::{inputs::Inputs, known::KnownPrograms, preflight::Machine};
+use self::{ended::Ended, inputs::Inputs, known::KnownPrograms, notes::Notes, preflight::Machine};
 use crate::{
     attach::{Attached, Lookers, Seen, probes::Probes},
     bpf::{self, GoMaps, Programs},
@@ -71,6 +73,8 @@ enum Input {
 const HEARTBEAT: Duration = Duration::from_millis(200);
 /// How often processes are looked for.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// Most notes for the reader of a report that are kept of each kind.
+const MAX_NOTES: usize = 500;
 
 /// Traces as `config` says.
 ///
@@ -90,13 +94,14 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let memory = Memory::within(config.max_memory, config.buffer_size);
     opener::start(memory.for_copies());
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
-    let mut notes = Vec::new();
+    let mut notes = Notes::most(MAX_NOTES);
     let selected = matches!(config.subject, Subject::Selected(_));
     let mut newcomers = None;
     if let Subject::Selected(selection) = &config.subject {
         let chosen = choosing::choose(selection, &machine)?;
         newcomers = chosen.newcomers;
-        (config.subject, notes) = (Subject::Pids(chosen.pids), chosen.notes);
+        config.subject = Subject::Pids(chosen.pids);
+        notes.extend(chosen.notes);
     }
     if let Subject::Pids(pids) = &config.subject {
         choosing::check(pids, machine.is_ok())?;
@@ -144,7 +149,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let lookers = Lookers::start(move |seen| inbox(Input::Seen(Box::new(seen)))).context("cannot look at processes")?;
     let mut session = Session {
         coverage: Coverage::new(requests.clone()),
-        unseen_heaps: Vec::new(),
+        unseen_heaps: Notes::most(MAX_NOTES),
         writer: Some(writer),
         is_writing: false,
         is_read: true,
@@ -157,7 +162,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         go_maps,
         known: KnownPrograms::default(),
         attached: Vec::new(),
-        over: Vec::new(),
+        ended: Ended::default(),
         go: Vec::new(),
         followers: Followers::default(),
         go_over: Vec::new(),
@@ -204,7 +209,7 @@ struct Session {
     known: KnownPrograms,
     attached: Vec<Attached>,
     /// Processes that were started by traced ones and have ended.
-    over: Vec<Attached>,
+    ended: Ended,
     /// Heaps of Go processes, who follows them, and what those held that have ended.
     go: Vec<GoHeap>,
     followers: Followers,
@@ -212,11 +217,11 @@ struct Session {
     /// Whether there was no room for more of those.
     forgets_go: bool,
     /// What the reader of a report should know.
-    notes: Vec<String>,
+    notes: Notes,
     goroutines: GoWatches,
     coverage: Coverage,
     /// Go heaps that are not seen, or not in full: each in words.
-    unseen_heaps: Vec<String>,
+    unseen_heaps: Notes,
     /// Where Go runtimes of libraries are looked for.
     libraries: Vec<Libraries>,
     requests: Requests,
@@ -331,6 +336,6 @@ impl Session {
 
     /// All processes, those that have ended last.
     fn processes(&self) -> impl Iterator<Item = &Attached> {
-        self.attached.iter().chain(&self.over)
+        self.attached.iter().chain(self.ended.apart())
     }
 }

@@ -94,7 +94,7 @@ impl Presenter {
         for stack in &mut stacks {
             let Some(place) = by_image.place(Image(stack.image)) else { continue };
             // Whatever program it was when it allocated.
-            stack.image = processes[place].image;
+            (stack.pid, stack.image) = (processes[place].pid, processes[place].image);
             if processes[place].ended.is_some() {
                 end_stack(stack, others_live);
             }
@@ -102,7 +102,7 @@ impl Presenter {
         doubt_what_replaces_others(&mut stacks);
         stacks.sort_by_key(|stack| Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         quality.outstanding_bytes = stacks.iter().fold(0, |sum, s| s.values.outstanding_bytes.saturating_add(sum));
-        quality.targets = processes.len() as u64;
+        quality.targets = processes.iter().map(|process| process.count).sum();
 
         let of_go: HashSet<u32> = stacks.iter().filter(|s| s.heap != Heap::Native).map(|stack| stack.image).collect();
         for process in &mut processes {
@@ -157,6 +157,7 @@ impl Presenter {
                     oldest,
                     growth: None,
                     at_end: None,
+                    holders: u64::from(values.outstanding_blocks > 0),
                 });
                 series.push(held);
                 continue;
@@ -180,7 +181,7 @@ impl Presenter {
             Trail::Known(_) => self.names.of(stack.stack).cloned().unwrap_or_else(|| stand_in("[unknown]")),
         };
         let growth = growth(stack.held.as_ref(), &stack.values);
-        let StackSnapshot { pid, image, values, uncertain_bytes, oldest, .. } = stack;
+        let StackSnapshot { pid, image, values, uncertain_bytes, oldest, holders, .. } = stack;
         StackEntry {
             pid,
             image: image.0,
@@ -191,6 +192,7 @@ impl Presenter {
             oldest,
             growth,
             at_end: None,
+            holders,
         }
     }
 }

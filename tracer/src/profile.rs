@@ -116,6 +116,8 @@ pub struct StackEntry {
     pub growth: Option<Growth>,
     /// Bytes and blocks that it held when its process ended, where others live on: those are not outstanding any more.
     pub at_end: Option<(u64, u64)>,
+    /// How many of the processes that its process [stands for](Process::count) held something by it.
+    pub holders: u64,
 }
 
 /// How something that is held changes with time.
@@ -307,6 +309,11 @@ impl Profile {
     /// Whether no process was left at the end. What it did not free by then is what is outstanding.
     pub fn has_ended(&self) -> bool {
         !self.processes.is_empty() && self.processes.iter().all(|process| process.ended.is_some())
+    }
+
+    /// How many processes there were.
+    pub fn process_count(&self) -> u64 {
+        self.processes.iter().map(|process| process.count).sum()
     }
 
     /// Bytes and blocks that processes held when they ended, while others live on.

@@ -8,6 +8,9 @@ use crate::{
     heap::Heap,
 };
 
+/// Most images that are remembered of which nothing is known.
+const MAX_STRANGERS: usize = 1 << 16;
+
 /// An image that is recorded.
 pub(super) struct Tracked {
     pub(super) pid: Pid,
@@ -49,7 +52,16 @@ impl Images {
 
     /// Nothing will be known of an image.
     pub(super) fn disregard(&mut self, image: Image) {
+        // They would only be asked for again.
+        if self.strangers.len() >= MAX_STRANGERS {
+            self.strangers.clear();
+        }
         self.strangers.insert(image);
+    }
+
+    /// What is told of as another image's is forgotten.
+    pub(super) fn merged(&mut self, image: Image) {
+        self.ended.remove(&image);
     }
 
     /// Those that are recorded now.
@@ -75,7 +87,7 @@ impl Images {
                 heap.forget(parent);
                 let Some(before) = self.live.remove(&parent) else { return false };
                 if self.undecided.contains(&parent) {
-                    self.strangers.insert(parent);
+                    self.disregard(parent);
                 } else {
                     self.ended.insert(parent, (pid, before.since));
                 }
@@ -117,7 +129,7 @@ impl Images {
 
     /// Takes an image for one that never was: its process, if that lives.
     pub(super) fn drop(&mut self, image: Image) -> Option<Pid> {
-        self.strangers.insert(image);
+        self.disregard(image);
         self.undecided.remove(&image);
         self.ended.remove(&image);
         self.leaving.retain(|(leaving, _)| *leaving != image);

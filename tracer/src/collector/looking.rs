@@ -39,6 +39,7 @@ impl Collector {
                 stack: usage.stack,
                 values: usage.values,
                 uncertain_bytes: usage.uncertain_bytes,
+                holders: usage.holders,
                 oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
                 held: held.map(|held| held.replacing(unknown.clone()).aged(young, self.min_age)),
                 trail: self.places.trail(&self.heap, usage.stack),
@@ -74,6 +75,7 @@ impl Collector {
             loss: self.loss,
             unknown_records: self.unknown_records,
             late: self.late,
+            unheard: self.unheard,
             unwind_tables: self.unwind_tables.clone(),
         }
     }

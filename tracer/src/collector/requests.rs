@@ -61,6 +61,8 @@ pub enum Request {
     Keep(Image),
     /// What was recorded of this image, which the BPF side has begun, is not wanted: neither is what it will do.
     Drop(Image),
+    /// Tell of these as one from now on.
+    Merge(Vec<Merging>),
     /// The probes of a process were away until this time, nanoseconds of CLOCK_MONOTONIC: what was freed meanwhile is not known.
     Interrupted(u64),
     /// The process of this image has ended: a notice tells it when all that it has done is taken in.
@@ -79,6 +81,17 @@ pub enum Request {
         /// Where the answer goes.
         reply: mpsc::Sender<Snapshot>,
     },
+}
+
+/// Images that have ended, of one process, and are told of as another one's that has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merging {
+    /// Those.
+    pub from: Vec<Image>,
+    /// What stands for them; it may be one of them.
+    pub into: Image,
+    /// Whether something is missing if nothing was recorded of them.
+    pub is_unheard: bool,
 }
 
 /// The way to ask the collector.

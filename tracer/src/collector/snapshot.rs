@@ -28,6 +28,8 @@ pub struct Snapshot {
     /// Images that were not followed from their beginning on because its record found the ring buffer full: how many, and for how long
     /// at most.
     pub late: (u64, Duration),
+    /// Images that are told together with others, of which nothing was recorded that should have been.
+    pub unheard: u64,
     /// What stacks were unwound by.
     pub unwind_tables: Vec<UnwindTable>,
 }
@@ -58,6 +60,8 @@ pub struct StackSnapshot {
     pub uncertain_bytes: u64,
     /// Age of the oldest block.
     pub oldest: Option<Duration>,
+    /// How many images hold something by it: several where they have ended and are told as one.
+    pub holders: u64,
     /// Bytes that it held in the course of time. `None` when it is not followed.
     pub held: Option<Series>,
     /// Its addresses.
@@ -72,6 +76,8 @@ impl StackSnapshot {
         self.values += other.values;
         self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
         self.oldest = self.oldest.max(other.oldest);
+        // They may be the same ones.
+        self.holders = self.holders.max(other.holders);
         Series::absorb_into(&mut self.held, other.held.as_ref());
     }
 }

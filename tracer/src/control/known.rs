@@ -38,6 +38,14 @@ impl KnownPrograms {
         self.0.get(&program?)
     }
 
+    /// Whether a program was looked at that a process has run since then, and had probes in it from its first instruction on: nanoseconds
+    /// of CLOCK_MONOTONIC.
+    pub(super) fn knows(&self, program: Option<(FileKey, u64)>, probes: &Probes) -> bool {
+        let Some((program, began)) = program else { return false };
+        let since = self.get(Some(program)).and_then(|known| known.covered_since(probes));
+        since.is_some_and(|since| since <= began)
+    }
+
     /// A program was looked at. What has another heap than that of its allocator is looked at each time.
     pub(super) fn learn(&mut self, program: Option<FileKey>, seen: &Program) {
         let (Some(program), Some(allocator)) = (program, &seen.allocator) else { return };

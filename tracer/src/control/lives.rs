@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use hashbrown::HashSet;
 use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 
 use super::{
@@ -160,14 +161,21 @@ impl Session {
     /// What the reader of a report should know of processes that were not recorded from their first instruction on; `unheard`:
     /// of so many, nothing was.
     pub(super) fn note_on_late_ones(&self, unheard: u64) -> Vec<String> {
-        let mut late: Vec<Duration> = self.processes().filter_map(|attached| attached.life().late()).collect();
+        let late = self.processes().filter_map(|attached| Some((attached.life().late()?, 1)));
+        let mut late: Vec<(Duration, u64)> = late.chain(self.ended.late()).collect();
         late.sort_unstable();
-        let mut notes = Vec::new();
-        if let (Some(middle), Some(last)) = (late.get(late.len() / 2), late.last()) {
+        let many = late.iter().map(|(_, count)| count).sum::<u64>();
+        let mut below = 0;
+        let middle = late.iter().find(|(_, count)| {
+            below += count;
+            below > many / 2
+        });
+        let mut notes: Vec<String> = self.ended.notes().collect();
+        if let (Some((middle, _)), Some((last, _))) = (middle, late.last()) {
             notes.push(format!(
                 "{} that began while others were traced had to have probes of their own first: {:.1} ms of each (in the middle; \
                  {:.1} ms at most) were not recorded. --scope=file has none of that, and what it costs others is in --help",
-                count(late.len() as u64, "process"),
+                count(many, "process"),
                 middle.as_secs_f64() * 1e3,
                 last.as_secs_f64() * 1e3,
             ));
@@ -227,7 +235,14 @@ impl Session {
         self.goroutines.forget(attached.pid());
         self.libraries.retain(|libraries| libraries.pid() != attached.pid());
         attached.let_go(memory, &mut self.probes);
-        self.over.push(attached);
+        let go_over: HashSet<Image> = self.go_over.iter().map(|go| go.image).collect();
+        let Self { ended, known, probes, .. } = self;
+        let merging =
+            ended.push(attached, |attached| known.knows(attached.program(), probes), |image| go_over.contains(&image));
+        if !merging.is_empty() {
+            // The collector's end shows elsewhere.
+            let _ = self.requests.send(Request::Merge(merging));
+        }
     }
 
     /// The process of this image.

@@ -45,7 +45,7 @@ impl Session {
     }
 
     fn material(&mut self, snapshot: Snapshot, go: Vec<GoTrace>) -> Material {
-        let mut notes = self.notes.clone();
+        let mut notes: Vec<String> = self.notes.all().collect();
         if self.interruptions > 0 {
             notes.push(
                 "the first thread of the process ended while it was traced; the probes were moved to another thread, \
@@ -66,24 +66,27 @@ impl Session {
         }
         let heard: HashSet<Image> = snapshot.stacks.iter().map(|stack| stack.image).collect();
         let unheard = |attached: &&Attached| {
-            attached.life().was_not_looked_at() && !heard.contains(&attached.image()) && !self.is_known(attached)
+            attached.life().was_not_looked_at()
+                && !heard.contains(&attached.image())
+                && !self.known.knows(attached.program(), &self.probes)
         };
-        let unheard = self.processes().filter(unheard).count() as u64;
+        let unheard = self.processes().filter(unheard).count() as u64 + snapshot.unheard;
         notes.extend(self.note_on_late_ones(unheard));
-        notes.extend(self.unseen_heaps.iter().cloned());
+        notes.extend(self.unseen_heaps.all());
         notes.extend(self.goroutines.notes());
         notes.extend(opener::notes());
         let mut processes: Vec<Process> = self.processes().map(Attached::target).collect();
-        for (process, attached) in processes.iter_mut().zip(self.attached.iter().chain(&self.over)) {
+        for (process, attached) in processes.iter_mut().zip(self.attached.iter().chain(self.ended.apart())) {
             let go =
                 go.iter().filter(|go| go.image == attached.image()).map(GoTrace::held).fold(0, u64::saturating_add);
             if !(attached.life().came_later() && attached.is_over()) {
                 process.memory = self.coverage.memory(attached.image(), go, attached.probed());
             }
-            if let Some(memory) = process.memory.as_mut().filter(|_| filtered) {
-                // What is filtered out cannot be told from what is not seen.
-                (memory.unexplained, memory.reasons) = (0, Vec::new());
-            }
+        }
+        processes.extend(self.ended.together());
+        for memory in processes.iter_mut().filter_map(|process| process.memory.as_mut()).filter(|_| filtered) {
+            // What is filtered out cannot be told from what is not seen.
+            (memory.unexplained, memory.reasons) = (0, Vec::new());
         }
         let in_processes = processes.iter().map(|process| process.quality.unseen_spans).sum::<u64>();
         let trace = Trace {
@@ -93,16 +96,9 @@ impl Session {
             selected: self.selected,
             filtered,
             unseen_spans: unheard + self.found_late + in_processes,
-            unseen_heaps: self.unseen_heaps.len() as u64,
+            unseen_heaps: self.unseen_heaps.len(),
             notes,
         };
         Material { trace, snapshot, go, goroutines: self.goroutines.groups() }
-    }
-
-    /// Whether the program of a process was looked at in another one, and had probes in this one.
-    fn is_known(&self, attached: &Attached) -> bool {
-        let Some((program, began)) = attached.program() else { return false };
-        let since = self.known.get(Some(program)).and_then(|known| known.covered_since(&self.probes));
-        since.is_some_and(|since| since <= began)
     }
 }

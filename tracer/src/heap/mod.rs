@@ -7,6 +7,7 @@ mod blocks;
 mod books;
 mod footprint;
 mod history;
+mod merge;
 mod process;
 mod recycle;
 mod stacks;
@@ -26,6 +27,7 @@ use self::{
 pub use self::{
     books::Counters,
     history::{History, REPLACED, Series},
+    merge::Merged,
     stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
 };
 use crate::{
@@ -55,11 +57,13 @@ struct Left {
     blocks: u64,
     uncertain_bytes: u64,
     oldest: u64,
+    /// How many images that have ended held something by it.
+    images: u64,
 }
 
 impl Default for Left {
     fn default() -> Self {
-        Self { bytes: 0, blocks: 0, uncertain_bytes: 0, oldest: u64::MAX }
+        Self { bytes: 0, blocks: 0, uncertain_bytes: 0, oldest: u64::MAX, images: 0 }
     }
 }
 
@@ -69,6 +73,7 @@ impl Left {
         self.blocks += other.blocks;
         self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
         self.oldest = self.oldest.min(other.oldest);
+        self.images += other.images;
     }
 
     #[inline]
@@ -99,6 +104,8 @@ pub struct StackUsage {
     pub uncertain_bytes: u64,
     /// Time of its oldest outstanding block, nanoseconds of CLOCK_MONOTONIC.
     pub oldest: Option<u64>,
+    /// How many images hold something by it: several where they have ended and are told as one.
+    pub holders: u64,
 }
 
 impl Heap {
@@ -183,7 +190,9 @@ impl Heap {
                 young.end(&block);
             }
             if is_of_age(&block, now, min_age) {
-                left.entry(block.stack).or_default().add(&block, ambiguous, *uncertain_until);
+                let left = left.entry(block.stack).or_default();
+                left.add(&block, ambiguous, *uncertain_until);
+                left.images = 1;
             }
         });
     }
@@ -210,12 +219,14 @@ impl Heap {
             });
         }
         let usage = self.usage.iter().zip(held).enumerate().filter(|(_, (values, _))| values.allocated_blocks > 0);
-        let usage = usage.map(|(index, (values, Left { bytes, blocks, uncertain_bytes, oldest }))| StackUsage {
-            stack: StackIndex::new(index),
-            values: Values { outstanding_bytes: bytes, outstanding_blocks: blocks, ..*values },
-            uncertain_bytes,
-            oldest: (blocks > 0).then_some(oldest),
-        });
+        let usage =
+            usage.map(|(index, (values, Left { bytes, blocks, uncertain_bytes, oldest, images }))| StackUsage {
+                stack: StackIndex::new(index),
+                values: Values { outstanding_bytes: bytes, outstanding_blocks: blocks, ..*values },
+                uncertain_bytes,
+                oldest: (blocks > 0).then_some(oldest),
+                holders: if blocks > 0 { images.max(1) } else { 0 },
+            });
         usage.collect()
     }
 

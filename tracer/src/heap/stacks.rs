@@ -169,6 +169,19 @@ impl Stacks {
         freed
     }
 
+    /// Gives up stacks of an image as [`release`](Self::release) does, its stand-in if that is among them.
+    pub(super) fn release_all(&mut self, image: Image, mut unwanted: HashSet<StackIndex>) -> Vec<StackIndex> {
+        let stand_in = self.full.get(&image).copied().filter(|stand_in| unwanted.remove(stand_in));
+        let mut freed = self.release(image, &unwanted);
+        if let Some(stand_in) = stand_in {
+            self.full.remove(&image);
+            self.stacks[stand_in.index()].kind = StackKind::Unknown;
+            self.free.push(stand_in);
+            freed.push(stand_in);
+        }
+        freed
+    }
+
     /// Learns what an id stands for. Never overwrites: an id that is sent again says the same.
     pub(super) fn define(&mut self, image: Image, id: u64, frames: Frames<'_>, end: u32) {
         let stack = self.intern(image, id);
@@ -234,6 +247,11 @@ impl Stacks {
     fn kind_mut(&mut self, stack: StackIndex) -> &mut StackKind {
         let first = self.first(stack);
         &mut self.stacks[first.index()].kind
+    }
+
+    /// Whether other images have the same stack.
+    pub(super) fn is_shared(&self, stack: StackIndex) -> bool {
+        self.stacks[self.first(stack).index()].users > 1
     }
 
     /// Why a stack has no further frame: one of [`tracer_ebpf::end`].

@@ -86,6 +86,7 @@ mod tests {
             oldest: None,
             growth: Some(Growth { trend, rate: Some(Rate { per_second, error: 1.0 }) }),
             at_end: None,
+            holders: 1,
         }
     }
 

@@ -36,6 +36,22 @@ impl Memory {
         end - begin
     }
 
+    /// That of two processes together.
+    pub fn sum(one: Self, two: Self) -> Self {
+        Self {
+            anonymous_begin: one.anonymous_begin.saturating_add(two.anonymous_begin),
+            anonymous_end: one.anonymous_end.saturating_add(two.anonymous_end),
+            file: one.file.saturating_add(two.file),
+            shared: one.shared.saturating_add(two.shared),
+            recorded: one.recorded.saturating_add(two.recorded),
+            fresh: one.fresh.saturating_add(two.fresh),
+            unexplained: one.unexplained.saturating_add(two.unexplained),
+            // Of which it may be much or little.
+            reasons: if one.reasons == two.reasons { one.reasons } else { Vec::new() },
+            as_of: one.as_of.max(two.as_of),
+        }
+    }
+
     /// Whether recorded blocks explain the growth: 80 % of it, or all but 8 MiB.
     pub fn is_explained(&self) -> bool {
         self.unexplained <= LITTLE || self.unexplained <= self.fresh / 5

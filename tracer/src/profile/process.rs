@@ -31,6 +31,9 @@ pub struct Process {
     pub started: Option<Duration>,
     /// How it ended; `None` when it was alive at the end.
     pub ended: Option<End>,
+    /// How many processes it stands for: itself, or itself and others of its program and place that have ended, too. Those are counted as
+    /// one, and what was recorded of them is told of it.
+    pub count: u64,
     /// How far what is told of it can be trusted, as far as that is known of it alone.
     pub quality: ProcessQuality,
 }
@@ -51,6 +54,7 @@ impl Process {
             place: Place::default(),
             started: None,
             ended: None,
+            count: 1,
             quality: ProcessQuality::default(),
         }
     }
@@ -66,7 +70,7 @@ pub struct Parent {
 }
 
 /// Where the kernel counts a process.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Place {
     /// Path of the cgroup by which its memory is counted; `None` when it could not be read. Hostile text.
     pub cgroup: Option<Arc<str>>,

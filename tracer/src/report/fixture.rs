@@ -337,5 +337,6 @@ pub(super) fn entry(frames: &[&Frame], outstanding: (u64, u64), allocated: (u64,
         oldest: (outstanding.1 > 0).then_some(Duration::from_millis(oldest_ms)),
         growth: None,
         at_end: None,
+        holders: u64::from(outstanding.1 > 0),
     }
 }

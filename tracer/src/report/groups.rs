@@ -130,7 +130,7 @@ pub(super) fn groups<'a>(profile: &'a Profile, index: &Index<'a>, by: By) -> Vec
         let group = &mut all[place];
         group.programs.insert(index.program(process));
         group.images.push(process.image);
-        *(if process.ended.is_some() { &mut group.ended } else { &mut group.live }) += 1;
+        *(if process.ended.is_some() { &mut group.ended } else { &mut group.live }) += process.count;
         group.memory.add(process);
     }
     for stack in &profile.stacks {

@@ -46,7 +46,7 @@ pub(super) fn write_processes(profile: &Profile, index: &Index<'_>, by: By, out:
 fn write_groups(profile: &Profile, index: &Index<'_>, by: By, out: &mut impl Write) -> io::Result<()> {
     let groups = groups::groups(profile, index, by);
     let ended = groups.iter().map(|group| group.ended).sum::<u64>();
-    let total = profile.processes.len() as u64;
+    let total = profile.process_count();
     let what = match by {
         By::Program => format!("{} of {}", number(total), count(groups.len() as u64, "program")),
         By::Process => number(total),
@@ -165,6 +165,13 @@ fn write_memory_of(profile: &Profile, told: &[&Process], out: &mut impl Write) -
         let of = match profile.processes.len() {
             1 => String::new(),
             2..=LISTED => format!("of {}: ", process.pid),
+            _ if process.count > 1 => {
+                let comm = shorten(name::comm(&process.comm), LONGEST_NAME);
+                format!(
+                    "of those of {} ended processes of {comm} of which it is not explained: ",
+                    number(process.count)
+                )
+            }
             _ => format!("of {} (pid {}): ", shorten(name::comm(&process.comm), LONGEST_NAME), process.pid),
         };
         writeln!(out, "  memory       {of}{}", words::memory(memory))?;

@@ -160,7 +160,13 @@ impl<'a> Names<'a> {
             return known;
         }
         let name = name::process(process, pid);
-        let name = if by == By::Process { Cow::Owned(format!("{name} ({pid})")) } else { name };
+        let name = match process {
+            Some(process) if by == By::Process && process.count > 1 => {
+                Cow::Owned(format!("{name} ({} ended)", process.count))
+            }
+            _ if by == By::Process => Cow::Owned(format!("{name} ({pid})")),
+            _ => name,
+        };
         let text = self.root(name);
         let index = self.of_text(text, None);
         self.by_process.insert(key, index);

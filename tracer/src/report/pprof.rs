@@ -135,8 +135,12 @@ impl<'a> Writer<'a> {
     }
 
     fn labels_of_process(&mut self, process: Option<&Process>, pid: u32) -> Vec<Label> {
-        let pid_label = Label { key: self.strings.id("pid"), num: i64::from(pid), ..Label::default() };
-        let mut labels = vec![pid_label, self.strings.label("comm", &name::process(process, pid))];
+        let mut labels = vec![self.strings.label("comm", &name::process(process, pid))];
+        // Several have none in common.
+        if process.is_none_or(|process| process.count == 1) {
+            let pid_label = Label { key: self.strings.id("pid"), num: i64::from(pid), ..Label::default() };
+            labels.insert(0, pid_label);
+        }
         let Some(Process { place, .. }) = process else { return labels };
         if let Some(cgroup) = &place.cgroup {
             labels.push(self.strings.label("cgroup", &visible(cgroup)));

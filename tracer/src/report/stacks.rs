@@ -1,6 +1,6 @@
 //! Equal stacks of equal programs as one, with the processes that have them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
 
@@ -20,8 +20,8 @@ pub(super) struct Merged<'a> {
     pub(super) program: Option<Program<'a>>,
     /// What their processes are put together by.
     pub(super) group: Key<'a>,
-    /// Processes in which it holds something.
-    pub(super) processes: BTreeSet<u32>,
+    /// Processes in which it holds something, and how many each stands for of those.
+    pub(super) processes: BTreeMap<u32, u64>,
     /// Whether one of those was alive at the end.
     pub(super) lives: bool,
 }
@@ -40,7 +40,7 @@ pub(super) fn merged<'a>(profile: &'a Profile, index: &Index<'a>, by: By) -> Vec
         let next = all.len();
         let place = *places.entry((group, program, &stack.heap, &stack.frames)).or_insert(next);
         if place == next {
-            let processes = holds.then_some(stack.image).into_iter().collect();
+            let processes = holds.then_some((stack.image, stack.holders)).into_iter().collect();
             all.push(Merged { entry: stack.clone(), program, group, processes, lives });
         } else {
             all[place].absorb(stack);
@@ -51,6 +51,11 @@ pub(super) fn merged<'a>(profile: &'a Profile, index: &Index<'a>, by: By) -> Vec
 }
 
 impl Merged<'_> {
+    /// How many processes hold something by it.
+    pub(super) fn holders(&self) -> u64 {
+        self.processes.values().sum()
+    }
+
     fn absorb(&mut self, other: &StackEntry) {
         let entry = &mut self.entry;
         entry.growth = match (entry.values.outstanding_blocks, other.values.outstanding_blocks) {
@@ -63,7 +68,8 @@ impl Merged<'_> {
                 // Who is named is one that holds something.
                 (entry.pid, entry.image) = (other.pid, other.image);
             }
-            self.processes.insert(other.image);
+            let holders = self.processes.entry(other.image).or_default();
+            *holders = (*holders).max(other.holders);
         }
         entry.values += other.values;
         entry.uncertain_bytes = entry.uncertain_bytes.saturating_add(other.uncertain_bytes);
@@ -115,13 +121,13 @@ mod tests {
         assert_eq!(all.len(), 2 * one.stacks.len());
         for (merged, stack) in all.iter().zip(&one.stacks) {
             let holders: &[u32] = if stack.values.outstanding_blocks > 0 { &[4711, 5000] } else { &[] };
-            assert_eq!(merged.processes, holders.iter().copied().collect());
+            assert!(merged.processes.keys().eq(holders) && merged.holders() == holders.len() as u64);
             assert_eq!(merged.lives, !holders.is_empty());
             assert_eq!(merged.entry.values.outstanding_bytes, 2 * stack.values.outstanding_bytes);
             assert_eq!(merged.entry.values.freed_blocks, 2 * stack.values.freed_blocks);
             assert_eq!(merged.entry.oldest, stack.oldest);
         }
-        assert!(all[one.stacks.len()..].iter().all(|merged| merged.processes.iter().all(|pid| *pid == 5001)));
+        assert!(all[one.stacks.len()..].iter().all(|merged| merged.processes.keys().all(|pid| *pid == 5001)));
         let apart = merged(&profile, &index, By::Process);
         assert_eq!(apart.len(), profile.stacks.len());
         // The cgroups of the first two differ.

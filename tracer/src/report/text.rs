@@ -103,16 +103,21 @@ fn write_nothing(totals: &Values, out: &mut impl Write) -> io::Result<()> {
 }
 
 fn write_stack(profile: &Profile, index: &Index<'_>, merged: &Merged<'_>, out: &mut impl Write) -> io::Result<()> {
-    let Merged { entry, program, group, processes, lives } = merged;
+    let Merged { entry, program, group, lives, .. } = merged;
     if profile.processes.len() != 1 {
         let place = group.place().map_or_else(String::new, |place| format!(" in {}", shorten(place, LONGEST_NAME)));
-        match (processes.len(), program) {
+        let of_process = index.of_stack(entry);
+        match (merged.holders(), program) {
             (many @ 2.., Some(program)) => {
-                let many = numbers::number(many as u64);
+                let many = numbers::number(many);
                 writeln!(out, "    {many} processes of {}{place}", shorten(index.name_of(*program), LONGEST_NAME))?;
             }
+            // It may be any of those.
+            (_, Some(program)) if of_process.is_some_and(|process| process.count > 1) => {
+                writeln!(out, "    a process of {}{place}", shorten(index.name_of(*program), LONGEST_NAME))?;
+            }
             _ => {
-                let comm = shorten(name::process(index.of_stack(entry), entry.pid), LONGEST_NAME);
+                let comm = shorten(name::process(of_process, entry.pid), LONGEST_NAME);
                 writeln!(out, "    process {comm} (pid {}){place}", entry.pid)?;
             }
         }

@@ -182,7 +182,9 @@ pub(super) fn targets(profile: &Profile) -> String {
     match profile.processes.as_slice() {
         [] => "no process".to_owned(),
         [only] => format!("{} (pid {})", name::comm(&only.comm), only.pid),
-        [first, more @ ..] => format!("{} (pid {}) and {} more", name::comm(&first.comm), first.pid, more.len()),
+        [first, ..] => {
+            format!("{} (pid {}) and {} more", name::comm(&first.comm), first.pid, profile.process_count() - 1)
+        }
     }
 }
 

@@ -30,6 +30,9 @@ impl Serialize for Saved<'_, Process> {
         object.serialize_entry("started_after_seconds", &process.started.map(|started| started.as_secs_f64()))?;
         object.serialize_entry("ended_after_seconds", &process.ended.map(|end| end.after.as_secs_f64()))?;
         object.serialize_entry("ended_by_signal", &process.ended.and_then(|end| end.signal))?;
+        if process.count > 1 {
+            object.serialize_entry("stands_for", &process.count)?;
+        }
         object.serialize_entry("quality", &Saved(&process.quality))?;
         object.end()
     }

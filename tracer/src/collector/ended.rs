@@ -1,0 +1,30 @@
+//! Images that have ended and are told as one.
+
+use super::{Collector, Merging};
+use crate::heap::Merged;
+
+impl Collector {
+    /// Makes images one that are to be told as one, as soon as their blocks are gone.
+    pub(super) fn merge(&mut self) {
+        let Self { merging, heap, images, places, history, go, unheard, .. } = self;
+        let (mut emptied, mut freed) = (Vec::new(), Vec::new());
+        merging.retain(|Merging { from, into, is_unheard }| {
+            if !from.iter().all(|image| heap.has_ended(*image)) {
+                return true;
+            }
+            *unheard += u64::from(*is_unheard && !from.iter().any(|image| heap.has_allocated(*image)));
+            for image in from.iter().filter(|image| *image != into) {
+                let merged: Merged = heap.merge(*image, *into);
+                emptied.extend(merged.emptied);
+                freed.extend(merged.freed);
+                go.retain(|(of, _), _| of != image);
+                images.merged(*image);
+            }
+            false
+        });
+        history.forget(emptied.iter().chain(&freed).map(|stack| stack.index()));
+        if !freed.is_empty() {
+            places.trails.forget(&freed);
+        }
+    }
+}
