@@ -1,7 +1,6 @@
 //! Images that have ended and are told as one.
 
 use super::{Collector, Merging};
-use crate::heap::Merged;
 
 impl Collector {
     /// Makes images one that are to be told as one, as soon as their blocks are gone.
@@ -14,9 +13,9 @@ impl Collector {
             }
             *unheard += u64::from(*is_unheard && !from.iter().any(|image| heap.has_allocated(*image)));
             for image in from.iter().filter(|image| *image != into) {
-                let merged: Merged = heap.merge(*image, *into);
-                emptied.extend(merged.emptied);
-                freed.extend(merged.freed);
+                let merged = heap.merge(*image, *into);
+                emptied.extend(merged.0);
+                freed.extend(merged.1);
                 go.retain(|(of, _), _| of != image);
                 images.merged(*image);
             }

@@ -3,15 +3,6 @@
 use super::{Heap, StackIndex, StackKind};
 use crate::{event::Image, profile::Values};
 
-/// Stacks that are another image's now.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Merged {
-    /// Those that have nothing any more.
-    pub emptied: Vec<StackIndex>,
-    /// Those of them whose indexes others may have, of which nothing may be kept.
-    pub freed: Vec<StackIndex>,
-}
-
 impl Heap {
     /// Whether an image has no block any more.
     pub fn has_ended(&self, image: Image) -> bool {
@@ -24,8 +15,9 @@ impl Heap {
     }
 
     /// Has what an image held and went through, which has ended, told of another one that has, too. No sum changes, and what
-    /// an id stands for stays known.
-    pub fn merge(&mut self, from: Image, into: Image) -> Merged {
+    /// an id stands for stays known. The stacks that have nothing any more, and those of them whose indexes others may have, of which
+    /// nothing may be kept.
+    pub fn merge(&mut self, from: Image, into: Image) -> (Vec<StackIndex>, Vec<StackIndex>) {
         let Self { stacks, usage, left, .. } = self;
         let emptied: Vec<StackIndex> = stacks.of(from).collect();
         for stack in &emptied {
@@ -50,7 +42,8 @@ impl Heap {
         let is_unwanted =
             |stack: &&StackIndex| stacks.is_shared(**stack) || *stacks.kind(**stack) == StackKind::TableFull;
         let unwanted = emptied.iter().filter(is_unwanted).copied().collect();
-        Merged { freed: stacks.release_all(from, unwanted), emptied }
+        let freed = stacks.release_all(from, unwanted);
+        (emptied, freed)
     }
 }
 
@@ -102,13 +95,13 @@ mod tests {
         heap.end(ONE, 2 << 20, 0);
         heap.end(TWO, 2 << 20, 0);
         assert!(heap.has_ended(TWO));
-        let Merged { emptied, freed } = heap.merge(TWO, ONE);
+        let (emptied, freed) = heap.merge(TWO, ONE);
         assert_eq!((emptied.len(), freed.len()), (3, 2), "its stack 9 is the first with that id");
         let one = [(ONE, 7, (120, 120, 0, 2)), (ONE, 8, (0, 120, 2, 0)), (ONE, 9, (1, 1, 0, 1))];
         let alive = [(ALIVE, 7, (3, 3, 0, 1)), (ALIVE, 8, (0, 3, 1, 0))];
         assert_eq!(books(&heap), [&one[..], &alive].concat());
         assert!(!heap.has_allocated(TWO) && heap.has_allocated(ONE));
-        assert_eq!(heap.merge(TWO, ONE), Merged::default());
+        assert_eq!(heap.merge(TWO, ONE), (Vec::new(), Vec::new()));
         // Once more, of one that has three already.
         allocate(&mut heap, TWO, 0x10, 1000, 7);
         heap.end(TWO, 2 << 20, 0);

@@ -27,7 +27,6 @@ use self::{
 pub use self::{
     books::Counters,
     history::{History, REPLACED, Series},
-    merge::Merged,
     stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
 };
 use crate::{
