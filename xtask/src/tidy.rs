@@ -39,7 +39,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         broken += 1;
     }
     for (path, line, name) in unknown_names(&sources) {
-        println!("{path}:{line}: test-name: `{name}`: there is no such test");
+        println!("{path}:{line}: name: `{name}`: there is no such test, file or folder");
         broken += 1;
     }
     if broken > 0 {

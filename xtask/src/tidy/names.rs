@@ -1,23 +1,28 @@
-//! Names of tests in documents: each must be that of a test, or a pattern that some test fits.
+//! Names of tests and of files in documents: each must be that of a test, or a pattern that some test fits, and of a file or a
+//! folder that is there.
 
 use super::{
     paths::module_of,
     source::{Source, is_word},
 };
 
-/// Documents that name tests.
+/// Documents that name tests and files.
 const DOCUMENTS: [&str; 2] = ["ARCHITECTURE.md", "CONTRIBUTING.md"];
 
-/// Names in documents that no test fits: path, line from 1, and name.
+/// Names in documents that no test fits, and no file: path, line from 1, and name.
 pub(super) fn unknown_names(sources: &[Source]) -> Vec<(&str, usize, &str)> {
     let tests: Vec<Vec<String>> = sources.iter().flat_map(functions).collect();
     let is_test = |pattern: &[&str]| tests.iter().any(|test| fits(pattern, test));
     let mut unknown = Vec::new();
     for source in sources.iter().filter(|source| DOCUMENTS.contains(&source.path.as_str())) {
         for (line, text) in source.text.lines().enumerate() {
-            let quoted = text.split('`').skip(1).step_by(2);
-            for name in quoted.filter(|name| names_a_test(name, sources)) {
-                if !is_test(&name.split("::").collect::<Vec<_>>()) {
+            for name in text.split('`').skip(1).step_by(2) {
+                let is_known = if names_a_test(name, sources) {
+                    is_test(&name.split("::").collect::<Vec<_>>())
+                } else {
+                    !names_a_file(name) || is_file(name, sources)
+                };
+                if !is_known {
                     unknown.push((source.path.as_str(), line + 1, name));
                 }
             }
@@ -35,6 +40,17 @@ fn names_a_test(name: &str, sources: &[Source]) -> bool {
         sources.iter().any(|source| is_file(&source.path))
     };
     is_path && !rest.is_empty() && (rest.split("::").any(|segment| segment == "tests") || has_file())
+}
+
+/// Whether it is meant to be the path of a Rust file, or of a folder, from wherever the text is about.
+fn names_a_file(name: &str) -> bool {
+    name.chars().all(|c| is_word(c) || "/.-".contains(c)) && (name.ends_with(".rs") || name.ends_with('/'))
+}
+
+fn is_file(name: &str, sources: &[Source]) -> bool {
+    let inside = format!("/{name}");
+    let has = |path: &str| if name.ends_with('/') { path.contains(&inside) } else { path.ends_with(&inside) };
+    sources.iter().any(|source| has(&format!("/{}", source.path)))
 }
 
 /// The full names of all functions of a file that are tests, or stand beside them.
@@ -91,6 +107,12 @@ mod tests {
             ["heap::tests::grows:1", "heap::tests::a_loss:1"]
         );
         assert_eq!(unknown("`services::*`"), ["services::*:1"], "a file, no test");
+    }
+
+    #[test]
+    fn names_of_files_are_known() {
+        assert_eq!(unknown("`heap/mod.rs`, `tracer/src/heap/`, `mod.rs`, `target/vm`, `a.toml`"), [""; 0]);
+        assert_eq!(unknown("`eap/mod.rs`, `src/heaps/`"), ["eap/mod.rs:1", "src/heaps/:1"]);
     }
 
     #[test]
