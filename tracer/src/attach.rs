@@ -99,10 +99,9 @@ impl Attached {
     /// has none yet.
     pub fn forked(&self, pid: Pid, image: Image, time: u64, scope: Scope) -> Self {
         let parent = Some(Parent { pid: self.pid, image: self.image.0 });
-        // Born where its parent is; it may have been moved.
-        let place = place_of(pid).unwrap_or_else(|| self.target.place.clone());
         let (heaps, earlier_images) = (Vec::new(), Vec::new());
-        let target = Process { pid, heaps, parent, earlier_images, place, ..self.target.clone() };
+        // Born where its parent is.
+        let target = Process { pid, heaps, parent, earlier_images, ..self.target.clone() };
         let paused = scope == Scope::Process;
         let life = self.life.forked(pid, time, paused, now());
         let returns = Returns { among_others: self.returns.among_others || paused, ..self.returns };
@@ -144,6 +143,13 @@ impl Attached {
     /// What the kernel knows its program's file by, where that is known, and when it began: nanoseconds of CLOCK_MONOTONIC.
     pub fn program(&self) -> Option<(FileKey, u64)> {
         self.program
+    }
+
+    /// Looks where it is: it may have been moved since it began.
+    pub fn look_where(&mut self) {
+        if let Some(place) = place_of(self.pid) {
+            self.target.place = place;
+        }
     }
 
     /// It was started so long after tracing began.

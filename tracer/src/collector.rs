@@ -1,6 +1,7 @@
 //! The thread between kernel and report: takes events in, keeps the heap, and hands out snapshots. It opens no file, looks into
 //! no process, and waits for nobody who does.
 
+mod bounds;
 mod ended;
 mod images;
 mod intake;
@@ -15,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use tracer_ebpf::{Loss, LostFree, Target};
 
 use self::{
@@ -32,9 +33,9 @@ use crate::{
     bpf::{Events, LostBeginnings},
     clock::monotonic,
     event::{self, Image, Pid},
-    heap::{Heap, History, MAX_STACKS, StackIndex},
+    heap::{Heap, History, MAX_STACKS},
     memory::{self, Memory},
-    profile::{UnwindTable, Values},
+    profile::UnwindTable,
     resolve::{Resolved, Resolvers},
 };
 
@@ -47,11 +48,6 @@ const BACKLOG: usize = 16;
 /// How long a snapshot waits for places of stacks that are being looked up, and the last one.
 const SETTLING: Duration = Duration::from_millis(500);
 const LAST_SETTLING: Duration = Duration::from_secs(5);
-/// Eighths of the room for stacks that are taken when stacks are given up, and when there is enough room again.
-const MANY_STACKS: usize = 7;
-const ENOUGH_STACKS: usize = 5;
-/// Least time between two times that stacks are given up.
-const RECYCLE_PAUSE: Duration = Duration::from_secs(1);
 /// Time for programs that were running when recording was turned off to end.
 const GRACE: Duration = Duration::from_millis(5);
 
@@ -78,6 +74,7 @@ pub struct Collector {
     images: Images,
     lost_beginnings: LostBeginnings,
     recycle_next: Instant,
+    keep_next: Instant,
     /// Images that began unheard, and for how long at most.
     late: (u64, Duration),
     /// Images that are to be told as one, and how many of those should have been heard of and were not.
@@ -121,6 +118,7 @@ impl Collector {
             images: Images::default(),
             lost_beginnings,
             recycle_next: Instant::now(),
+            keep_next: Instant::now(),
             late: (0, Duration::ZERO),
             merging: Vec::new(),
             unheard: 0,
@@ -355,35 +353,6 @@ impl Collector {
         }
     }
 
-    /// Gives up stacks of images that have ended when there is little room for others: those that hold nothing, and if need be all.
-    fn recycle_stacks(&mut self) {
-        if !self.heap.stacks().fill(MANY_STACKS) || Instant::now() < self.recycle_next {
-            return;
-        }
-        let of_go: HashSet<Image> = self.go.keys().map(|(image, _)| *image).collect();
-        let stacks = self.heap.stacks();
-        let has_ended = |image: &Image| self.images.get(*image).is_none() && !of_go.contains(image);
-        let mut ended: Vec<Image> = stacks.images().filter(has_ended).collect();
-        // The oldest first.
-        ended.sort_unstable();
-        // Whoever has one of them is to send it again, and what was sent until then is taken in.
-        let ids: Vec<u64> = ended.iter().flat_map(|image| stacks.of(*image)).map(|stack| stacks.id(stack)).collect();
-        self.events.forget_stacks(ids);
-        self.take_in_all();
-        let mut freed = Vec::new();
-        for all in [false, true] {
-            for image in &ended {
-                if self.heap.stacks().fill(ENOUGH_STACKS) {
-                    freed.extend(self.heap.recycle(*image, all, self.places.pending()));
-                }
-            }
-        }
-        self.places.trails.forget(&freed);
-        self.history.forget(freed.iter().map(|stack| stack.index()));
-        tracing::debug!(freed = freed.len(), "stacks of processes that have ended");
-        self.recycle_next = Instant::now() + RECYCLE_PAUSE;
-    }
-
     /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
     fn account_for_loss(&mut self) {
         let loss = match self.events.loss() {
@@ -424,51 +393,6 @@ impl Collector {
         for (free, time) in frees {
             self.heap.apply_lost_free(Image(free.image), free.addr, time);
         }
-    }
-
-    /// Forgets the addresses of stacks when they take too much memory: of those that hold nothing first, then of those that hold
-    /// the least.
-    fn keep_within_memory(&mut self) {
-        let blocks = self.heap.blocks() * block(self.min_age);
-        let room = self.memory.for_books().saturating_sub(blocks);
-        let stacks = self.heap.stacks().len() as u64 * memory::STACK;
-        let (frames, places) = self.places.trails.size();
-        let used = stacks + frames as u64 * memory::FRAME + places as u64 * memory::PLACE;
-        if used <= room {
-            return;
-        }
-        let of_go: HashSet<StackIndex> = self.go.values().flat_map(|process| &process.stacks).copied().collect();
-        let of_go: HashSet<StackIndex> = of_go.into_iter().map(|stack| self.heap.stacks().first(stack)).collect();
-        let mut known: Vec<(StackIndex, usize)> =
-            self.places.trails.lengths().filter(|(stack, _)| !of_go.contains(stack)).collect();
-        // What all processes hold by them.
-        let mut values: HashMap<StackIndex, Values> = HashMap::new();
-        for (index, first) in self.heap.stacks().firsts().enumerate() {
-            *values.entry(first).or_default() += self.heap.values(StackIndex::from_raw(index as u32));
-        }
-        known.sort_by_cached_key(|(stack, _)| {
-            let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, .. } =
-                values.get(stack).copied().unwrap_or_default();
-            (outstanding_blocks > 0, outstanding_bytes, allocated_bytes)
-        });
-        // By a quarter less than there is room for, so that this is not done at once again.
-        let mut excess = used - room / 4 * 3;
-        let folded: Vec<StackIndex> = known
-            .into_iter()
-            .take_while(|(_, frames)| {
-                let more = excess > 0;
-                excess = excess.saturating_sub(*frames as u64 * memory::FRAME);
-                more
-            })
-            .map(|(stack, _)| stack)
-            .collect();
-        if folded.is_empty() {
-            return;
-        }
-        tracing::debug!(used, room, folded = folded.len(), "stacks take too much memory");
-        self.places.trails.forget(&folded);
-        folded.iter().for_each(|stack| self.heap.fold(*stack));
-        self.events.forget_stacks(self.heap.stacks().ids(&folded.into_iter().collect()));
     }
 }
 

@@ -20,6 +20,7 @@ pub mod preflight;
 mod reporting;
 
 use std::{
+    collections::VecDeque,
     sync::mpsc,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -34,7 +35,7 @@ use crate::{
     collector::{self, Collector, Notice, Request, Requests},
     config::{Config, Subject, Verbosity},
     coverage::Coverage,
-    event::Pid,
+    event::{Image, Pid},
     exit::Exit,
     files::opener,
     go::{
@@ -73,6 +74,8 @@ enum Input {
 const HEARTBEAT: Duration = Duration::from_millis(200);
 /// How often processes are looked for.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// Inputs that are taken in before it is looked whether anything else is due.
+const MOST_AT_ONCE: usize = 256;
 /// Most notes for the reader of a report that are kept of each kind.
 const MAX_NOTES: usize = 500;
 
@@ -149,6 +152,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let lookers = Lookers::start(move |seen| inbox(Input::Seen(Box::new(seen)))).context("cannot look at processes")?;
     let mut session = Session {
         coverage: Coverage::new(requests.clone()),
+        new: VecDeque::new(),
         unseen_heaps: Notes::most(MAX_NOTES),
         writer: Some(writer),
         is_writing: false,
@@ -220,6 +224,8 @@ struct Session {
     notes: Notes,
     goroutines: GoWatches,
     coverage: Coverage,
+    /// Images that have begun since when, whose memory and place are to be read.
+    new: VecDeque<(Instant, Image)>,
     /// Go heaps that are not seen, or not in full: each in words.
     unseen_heaps: Notes,
     /// Where Go runtimes of libraries are looked for.
@@ -276,8 +282,9 @@ impl Session {
         if let Some(launched) = &self.launched {
             launched.follow_no_more();
         }
-        let written = self.writer.take().context("nobody writes")?.finish(material);
         self.detach();
+        let written = self.writer.take().context("nobody writes")?.finish(material);
+        self.probes.finish();
         let traced = match written {
             Ok(quality) => self.verdict(&quality),
             Err(error) if self.launched.is_none() => return Err(error),
@@ -317,11 +324,16 @@ impl Session {
             let report = report.filter(|_| !self.is_writing);
             let wake = [end, report, look].into_iter().flatten().min();
             let beat = Instant::now() + HEARTBEAT;
-            match self.inputs.next(wake.map_or(beat, |wake| wake.min(beat))) {
-                Some(Input::Signal(signal)) => return Ok(Some(signal)),
-                Some(input) => self.take_in(input)?,
-                None => {}
+            let mut first = self.inputs.next(wake.map_or(beat, |wake| wake.min(beat)));
+            for at in 0..MOST_AT_ONCE {
+                let input = if at == 0 { first.take() } else { self.inputs.next_of_those_there() };
+                match input {
+                    Some(Input::Signal(signal)) => return Ok(Some(signal)),
+                    Some(input) => self.take_in(input)?,
+                    None => break,
+                }
             }
+            self.read_new(!self.inputs.are_there());
         }
         Ok(None)
     }

@@ -112,11 +112,15 @@ impl Probes {
         }
     }
 
-    /// Takes all off that are there for everybody, and waits for those that were taken off before.
-    pub fn detach(&mut self) {
+    /// Has all taken off that are there for everybody.
+    pub fn take_off(&mut self) {
         for Probed { links, .. } in self.files.drain(..) {
             links.detach_aside(&mut self.programs);
         }
+    }
+
+    /// Waits until all are off that were to be.
+    pub fn finish(&mut self) {
         self.programs.finish_detaching();
     }
 }

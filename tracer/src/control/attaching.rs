@@ -13,10 +13,16 @@ use crate::{
     process::status,
 };
 
+/// Most processes whose ends are waited for with a descriptor each. Of more, the records tell, and where those were lost the look at their
+/// memory.
+const MOST_WATCHED: usize = 256;
+
 impl Session {
     /// Attaches to a running process.
     pub(super) fn attach(&mut self, pid: Pid) -> Result<()> {
-        self.inputs.watch(pid, Input::Exited(pid)).with_context(|| format!("cannot watch process {pid}"))?;
+        if self.attached.len() < MOST_WATCHED {
+            self.inputs.watch(pid, Input::Exited(pid)).with_context(|| format!("cannot watch process {pid}"))?;
+        }
         // Looked at again: the watch began after the first check, and the id may belong to another process by now.
         let status = status::check(pid)?;
         let image = self.next_image();

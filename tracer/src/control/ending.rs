@@ -9,7 +9,7 @@ use crate::{exit::Exit, launch, profile::quality::Quality};
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Session {
-    /// Takes the probes off. Only after the report has been written: it takes seconds.
+    /// Has the probes taken off, beside the writing of the report: each allocation of tracer's own would go through them.
     pub(super) fn detach(&mut self) {
         for go in self.go.drain(..) {
             go.detach(&mut self.probes.programs);
@@ -17,7 +17,7 @@ impl Session {
         for attached in self.attached.drain(..) {
             attached.detach(&mut self.probes);
         }
-        self.probes.detach();
+        self.probes.take_off();
     }
 
     pub(super) fn verdict(&self, quality: &Quality) -> Exit {

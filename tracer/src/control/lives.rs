@@ -27,6 +27,10 @@ use crate::{
 /// How many times as long as a look for processes took the next one waits at least.
 const LOOK_AROUND_REST: u32 = 300;
 
+/// How long processes that have begun may wait until they are read, where there are more than so many.
+const READING: Duration = Duration::from_millis(20);
+const AT_ONCE: usize = 4;
+
 impl Session {
     /// How processes have ended is in the last records, and what they have started. There is nothing to do about the rest of them
     /// any more.
@@ -102,14 +106,27 @@ impl Session {
     fn joins(&mut self, mut attached: Attached, actions: Vec<Action>, time: u64) {
         let ago = Duration::from_nanos(monotonic().saturating_sub(time));
         attached.was_started(self.clock.elapsed().saturating_sub(ago));
-        let (pid, image) = (attached.pid(), attached.image());
+        let image = attached.image();
         self.attached.push(attached);
         // The collector's end shows elsewhere.
         let _ = self.requests.send(Request::Keep(image));
         // What is not recorded yet is not to wait for anything else.
         self.act(image, actions);
         self.handle(image, Event::Tick);
-        self.coverage.begin(pid, image);
+        self.new.push_back((Instant::now(), image));
+    }
+
+    /// Reads memory and place of processes that have begun: of a few at once when there is nothing else to do (`idle`), of many when they
+    /// have lived for a while. Most of a storm are over by then.
+    pub(super) fn read_new(&mut self, idle: bool) {
+        let now = Instant::now();
+        let at_once = idle && self.new.len() <= AT_ONCE;
+        while let Some((_, image)) = self.new.pop_front_if(|(since, _)| at_once || now - *since >= READING) {
+            let Some(attached) = self.find(image).filter(|attached| !attached.is_over()) else { continue };
+            attached.look_where();
+            let pid = attached.pid();
+            self.coverage.begin(pid, image);
+        }
     }
 
     /// A process has become another program.
@@ -129,17 +146,23 @@ impl Session {
         self.forget_go(pid);
         self.goroutines.watch(pid, self.runtime_of(pid));
         self.coverage.forget(before);
-        self.coverage.begin(pid, image);
         match self.launched.take_if(|launched| launched.pid() == pid && !beginning.is_late) {
-            Some(launched) => self.follow_launched(launched),
-            None => Ok(()),
+            Some(launched) => {
+                // It is held.
+                self.coverage.begin(pid, image);
+                self.follow_launched(launched)
+            }
+            None => {
+                self.new.push_back((Instant::now(), image));
+                Ok(())
+            }
         }
     }
 
-    /// Looks whether these processes are still there, if they came later: the record of an end may have been lost.
+    /// Looks whether these processes are still there: the record of an end may have been lost.
     pub(super) fn look_whether_gone(&mut self, images: Vec<Image>) -> Result<()> {
         for image in images {
-            let attached = self.find(image).filter(|attached| attached.life().came_later() && !attached.is_over());
+            let attached = self.find(image).filter(|attached| !attached.is_over());
             if attached.is_some_and(|attached| !status::is_alive(attached.pid())) {
                 self.send(Request::Ended(image))?;
             }

@@ -259,6 +259,11 @@ impl Stacks {
         self.stacks[self.first(stack).index()].end
     }
 
+    /// How many there are that are somebody's.
+    pub fn taken(&self) -> usize {
+        self.stacks.len() - self.free.len()
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.stacks.len()
