@@ -155,3 +155,32 @@ fn programs_that_are_over_at_once() {
     );
     assert_eq!((truth.len(), reported(&report).len()), (101, 1), "{}", outcome.stdout);
 }
+
+/// A program that nobody has seen: whatever it does before anybody could look at its file, its stacks are whole. By a copy, for what
+/// was mapped before is known.
+#[test]
+fn programs_that_nobody_has_seen() {
+    require_root();
+    let folder = crate::harness::scratch();
+    for (nth, way) in ["exec", "fork"].into_iter().enumerate() {
+        let program = folder.path().join(format!("unseen{nth}"));
+        std::fs::copy(compiled("at_once"), &program).unwrap();
+        let path = program.display();
+        let script = if way == "exec" { format!("{path} & wait") } else { format!("({path}; true) & wait") };
+        let report = Run::launch(&[], ["sh", "-c", &script]).finish().report(0);
+        let own = report.stacks.iter().filter(|stack| stack.functions.iter().any(|function| function == "further"));
+        let mut ways: Vec<u64> = Vec::new();
+        for stack in own {
+            let main = stack.functions.iter().position(|function| function == "main");
+            let main = main.unwrap_or_else(|| panic!("{way}: cut: {:?}", stack.functions));
+            assert_eq!(stack.functions[0], "_start", "{way}: {:?}", stack.functions);
+            let went = stack.functions[main..].iter().filter(|function| ["left", "right"].contains(&function.as_str()));
+            let size = went.fold(1, |size, function| size << 1 | u64::from(function == "right"));
+            assert_eq!(stack.allocated, Held { bytes: size, blocks: 1 }, "{way}: {:?}", stack.functions);
+            ways.push(size);
+        }
+        ways.sort_unstable();
+        assert_eq!(ways, (1024..2048).collect::<Vec<u64>>(), "{way}");
+        assert_eq!(report.quality("truncated_stacks"), 0, "{way}: {}", report.json["quality"]);
+    }
+}

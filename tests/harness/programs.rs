@@ -16,6 +16,7 @@ const EXPORTED_ALLOCATOR: &[&str] = &["-fno-builtin", "-rdynamic", "-fno-omit-fr
 
 const PROGRAMS: &[Source] = &[
     Source { name: "32 bits", compiler: C, files: &["thirty_two_bits.s"], flags: &["-m32", "-nostdlib", "-static"] },
+    Source { name: "at_once", compiler: C, files: &["at_once.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "become", compiler: C, files: &["become.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "brief", compiler: C, files: &["brief.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "brief_threads", compiler: C, files: &["brief_threads.c"], flags: WITH_FRAME_POINTERS },

@@ -6,19 +6,24 @@
 
 mod alloc;
 mod branchless;
+mod cached;
 mod copies;
 mod emit;
 mod go;
 mod inflight;
 mod kernel;
 mod mappings;
+mod numbers;
 mod process;
 mod programs;
 mod registers;
+mod rests;
 mod returns;
+mod rules;
 mod stack;
 mod thread;
 mod walk;
+mod window;
 
 use aya_ebpf::{
     bindings::BPF_F_USER_STACK,

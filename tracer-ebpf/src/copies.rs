@@ -15,10 +15,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{COPIED_BYTES, Header, MAX_FRAMES, StackCopy, kind};
 
-use crate::{
-    alloc, process, registers, stack,
-    walk::{self, Context},
-};
+use crate::{alloc, process, registers, stack, thread::Context, walk, window};
 
 /// Its size is set by user space before loading.
 #[map]
@@ -37,8 +34,8 @@ pub(crate) fn copy(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(thread) = alloc::current(ctx, pid_tgid) else { return };
     let sp = registers::stack_pointer(ctx.as_ptr());
-    walk::read_window(thread, sp);
-    let caller = walk::word(&mut thread.walk, sp);
+    window::read_window(thread, sp);
+    let caller = window::word(&mut thread.walk, sp);
     let found = stack::find(ctx, thread, pid_tgid, caller);
     let Some(mut entry) = STACK_COPIES.reserve::<StackCopy>(0) else { return };
     walk::write(thread, write_address as *mut c_void);

@@ -6,7 +6,9 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{
+        BPF_ANY, BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+    },
     helpers::{
         bpf_get_current_comm, bpf_ktime_get_ns,
         generated::{bpf_ringbuf_output, bpf_ringbuf_query},
@@ -86,6 +88,12 @@ pub(crate) fn send_bytes(data: *const c_void, size: u64) -> bool {
     output(data, size, wakeup(size))
 }
 
+/// Sends what is worth nothing if it comes late: the reader is woken unless it has something to read already.
+#[inline(always)]
+pub(crate) fn send_for_now(data: *const c_void, size: u64) -> bool {
+    output(data, size, 0)
+}
+
 /// Whether the reader is to be woken by a record of `size` bytes.
 #[inline(always)]
 fn wakeup(size: u64) -> u32 {
@@ -102,6 +110,16 @@ fn wakeup(size: u64) -> u32 {
         }
     }
     flags
+}
+
+/// Whether more than half of the ring buffer is free: what is not needed at any price leaves the rest to what is.
+#[inline(always)]
+pub(crate) fn has_much_room() -> bool {
+    let ring = (&raw const EVENTS).cast_mut().cast::<c_void>();
+    // SAFETY: `ring` is a ring buffer map.
+    unsafe {
+        bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) < bpf_ringbuf_query(ring, u64::from(BPF_RB_RING_SIZE)) / 2
+    }
 }
 
 #[inline(always)]

@@ -29,7 +29,7 @@ use crate::{
     emit::{self, count_loss},
     registers, stack,
     thread::Thread,
-    walk,
+    window,
 };
 
 /// Runtimes of traced processes, by tgid (upper half) and number.
@@ -154,8 +154,8 @@ fn sample(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, charge: u64) {
         return;
     }
     let sp = registers::stack_pointer(ctx.as_ptr());
-    walk::read_window(thread, sp);
-    let caller = walk::word(&mut thread.walk, sp);
+    window::read_window(thread, sp);
+    let caller = window::word(&mut thread.walk, sp);
     // The caller's probe has counted it. That it took from the distance here does not matter: what is left of it is
     // distributed as before.
     if caller >= runtime.whole && caller < runtime.whole_end {

@@ -15,7 +15,7 @@ use crate::{
     emit::count_loss,
     mappings, returns,
     thread::{CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Thread},
-    walk,
+    walk, window,
 };
 
 /// Value of an address or index that was not found.
@@ -50,8 +50,8 @@ pub(crate) enum Entry {
 /// what a signal handler calls, is a call of its own.
 #[inline(always)]
 pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
-    walk::read_window(thread, sp);
-    let in_slot = walk::word(&mut thread.walk, sp);
+    window::read_window(thread, sp);
+    let in_slot = window::word(&mut thread.walk, sp);
     if thread.used == 0 {
         return Entry::Own { slot: 0, caller: in_slot };
     }

@@ -95,6 +95,8 @@ pub mod kind {
     /// [`Moment`](super::Moment): a process that works on the image of the header, its parent's (vfork, CLONE_VM), has ended
     /// without becoming a program of its own.
     pub const SHARER_ENDED: u8 = 12;
+    /// [`StackRest`](super::StackRest) and memory: where the rest of a stack is that ends at a file of which nothing is known.
+    pub const STACK_REST: u8 = 13;
     /// [`unwind::UnknownFile`](super::unwind::UnknownFile): code of a file was met of which nothing is known.
     pub const UNKNOWN_FILE: u8 = 16;
 }
@@ -218,6 +220,46 @@ pub struct Stack {
     pub head: StackHead,
     /// Places, leaf first; only the first `head.frames` are sent.
     pub frames: [u64; MAX_FRAMES],
+}
+
+/// Start of a record with stack memory, `len` bytes of which follow: what the rest of a stack is found in when the file is known that
+/// the stack ends at. One stack has several of them, by address without a gap, before its own record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackRest {
+    /// Kind and thread.
+    pub header: Header,
+    /// Id of the stack, which no other stack has.
+    pub id: u64,
+    /// Registers of its last frame: the instruction pointer,
+    pub pc: u64,
+    /// the stack pointer,
+    pub sp: u64,
+    /// and the frame pointer.
+    pub fp: u64,
+    /// Whether the instruction pointer is where a call returns to (1), or where the thread was interrupted (0).
+    pub back: u64,
+    /// Changes of the mappings of the process, and of others, that were counted by then.
+    pub changes: u64,
+    /// Address of the first byte that follows.
+    pub start: u64,
+    /// How many bytes follow, at most [`REST_BYTES`].
+    pub len: u64,
+}
+
+/// Most bytes of memory in one record of the rest of a stack.
+pub const REST_BYTES: usize = 4096;
+/// Most records of the rest of one stack.
+pub const REST_RECORDS: u32 = 16;
+
+/// Indexes of the map RESTS: bytes of records of the rests of stacks.
+pub mod rests {
+    /// That were sent.
+    pub const SENT: u32 = 0;
+    /// That user space has done with.
+    pub const DONE: u32 = 1;
+    /// How many counts there are.
+    pub const ALL: u32 = 2;
 }
 
 /// Most bytes of stack memory in a [`StackCopy`]: pages, from the one that the stack pointer is in.
@@ -360,6 +402,7 @@ const _: () = {
     assert!(size_of::<Moment>() == 16);
     assert!(size_of::<Began>() == 56);
     assert!(size_of::<StackHead>() == 24);
+    assert!(size_of::<StackRest>() == 72);
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
     assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);
     assert!(size_of::<Target>() == 8);

@@ -6,15 +6,20 @@
 
 mod alloc;
 mod branchless;
+mod cached;
 mod emit;
 mod go;
 mod inflight;
 mod kernel;
 mod mappings;
+mod numbers;
 mod process;
 mod programs;
 mod registers;
+mod rests;
 mod returns;
+mod rules;
 mod stack;
 mod thread;
 mod walk;
+mod window;

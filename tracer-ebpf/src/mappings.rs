@@ -8,29 +8,27 @@
 //! thread changes the mappings, as often as not in a program that maps all the time. Then the tree of mappings
 //! (lib/maple_tree.c) is read without a lock, as the kernel itself reads it for page faults.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::offset_of as field_offset};
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
+    bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_loop, bpf_probe_read_kernel},
+        generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_loop, bpf_probe_read_kernel, bpf_task_pt_regs},
     },
     macros::map,
-    maps::{Array, HashMap},
+    maps::Array,
 };
 use tracer_ebpf::{
-    Header, end, kind,
-    unwind::{
-        Area, FILE_NUMBERS, FileKey, FileTable, GENERATED, KernelMappings, MAX_FILES, MAX_SEGMENTS, Mapping,
-        UnknownFile, changes, epoch, file, file_slot, place,
-    },
+    end,
+    unwind::{Area, FileKey, GENERATED, KernelMappings, MAX_SEGMENTS, Mapping, changes, epoch, file, place},
 };
 
 use crate::{
     branchless::is_less,
     emit,
     kernel::kernel_word,
+    numbers::{number_of, table_of, tell},
     thread::{self, KNOWN, NODE_WORDS, SALT, Thread},
 };
 
@@ -55,20 +53,8 @@ static KERNEL_MAPPINGS: KernelMappings = KernelMappings {
     mm_tree: 0,
     mm_changes: 0,
     mm_program: 0,
+    mm_start_stack: 0,
 };
-
-/// Numbers of files. An entry is never changed, and a number is never given twice; user space takes entries out, and waits until
-/// nobody runs who has looked one up before it gives what belongs to the number away.
-#[map]
-static FILES: HashMap<FileKey, u32> = HashMap::with_max_entries(MAX_FILES, 0);
-
-/// What is known of them, by the last bits of their numbers. Written by user space, but for the number of one that is new.
-#[map]
-static TABLES: Array<FileTable> = Array::with_max_entries(MAX_FILES, 0);
-
-/// The number that was given last.
-#[map]
-static NUMBERS: Array<u64> = Array::with_max_entries(1, 0);
 
 /// See [`epoch`].
 #[map]
@@ -153,6 +139,19 @@ pub(crate) fn program() -> FileKey {
     }
 }
 
+/// Mappings of a process that may be code or become a file's, and of others, that were counted so far; `None` where nobody counts them.
+#[inline(always)]
+pub(crate) fn changes(tgid: u32) -> Option<u64> {
+    (count_of(epoch::CHANGES) == changes::COUNTED).then(|| count_of(epoch::CODE + tgid % epoch::PROCESSES))
+}
+
+/// Where the stack of the current process's first thread begins; 0 when that is not known.
+#[inline(always)]
+pub(crate) fn stack_start() -> u64 {
+    let at = offset_of!(mm_start_stack);
+    if at == 0 { 0 } else { kernel_word((mm() as u64).wrapping_add(u64::from(at))) }
+}
+
 /// Address of the code that return probes return to in the current process; 0: nowhere yet.
 #[inline(always)]
 pub(crate) fn trampoline() -> u64 {
@@ -160,13 +159,44 @@ pub(crate) fn trampoline() -> u64 {
     if area.is_null() { 0 } else { load!(u64, area, xol_address) }
 }
 
-/// A mapping may have appeared in the current process.
+/// A mapping may have appeared in the current process. `is_memory`: it is neither code nor a file's, nor mere room for either.
 #[inline(always)]
-pub(crate) fn appeared() {
-    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    if let Some(count) = EPOCHS.get_ptr_mut(tgid % epoch::PROCESSES) {
+pub(crate) fn appeared(is_memory: bool) {
+    let index = (bpf_get_current_pid_tgid() >> 32) as u32 % epoch::PROCESSES;
+    add_one(index);
+    if !is_memory {
+        add_one(epoch::CODE + index);
+    }
+}
+
+#[inline(always)]
+fn add_one(index: u32) {
+    if let Some(count) = EPOCHS.get_ptr_mut(index) {
         // SAFETY: the pointer comes from a map lookup.
         unsafe { emit::atomic_add(count, 1) };
+    }
+}
+
+/// Whether the current process is asking for memory of its own that it may read or write and that is no code: by mmap(2).
+#[inline(always)]
+pub(crate) fn asks_for_memory() -> bool {
+    const MMAP: u64 = 9;
+    const ANONYMOUS: u64 = 0x20;
+    const WRITABLE: u64 = 2;
+    const CODE: u64 = 4;
+    // SAFETY: the task is the current one.
+    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf().cast()) } as u64;
+    let register = |offset: usize| kernel_word(registers.wrapping_add(offset as u64));
+    #[cfg(not(bpf_target_arch = "aarch64"))]
+    {
+        let (call, protection) = (register(field_offset!(pt_regs, orig_rax)), register(field_offset!(pt_regs, rdx)));
+        let flags = register(field_offset!(pt_regs, r10));
+        call == MMAP && flags & ANONYMOUS != 0 && protection & (WRITABLE | CODE) == WRITABLE
+    }
+    #[cfg(bpf_target_arch = "aarch64")]
+    {
+        let _ = (register, MMAP, ANONYMOUS, WRITABLE, CODE);
+        false
     }
 }
 
@@ -323,66 +353,6 @@ fn copy(to: &mut Mapping, from: &Mapping) {
 fn forget(thread: &mut Thread) -> u32 {
     thread.walk.mapping.end = 0;
     end::UNKNOWN_FILE
-}
-
-/// What is known of the file with this number, if it has one that still stands for it.
-#[inline(always)]
-fn table_of(number: u32) -> Option<*mut FileTable> {
-    let table = TABLES.get_ptr_mut(file_slot(number))?;
-    // SAFETY: the pointer comes from a map lookup.
-    let owner = unsafe { core::ptr::read_volatile(&raw const (*table).number) };
-    if number != 0 && owner == number { Some(table) } else { None }
-}
-
-/// The number of a file; 0 when there are too many. One that was never met is given the next whose slot is free: where the next
-/// is not, whoever asks again may have more luck.
-#[inline(always)]
-fn number_of(key: &FileKey) -> u32 {
-    if let Some(number) = FILES.get_ptr(key) {
-        // SAFETY: the pointer comes from a map lookup.
-        return unsafe { *number };
-    }
-    next_number(key)
-}
-
-/// The same of one that was never met. Out of line: its variables would lie below all of unwinding.
-#[inline(never)]
-extern "C" fn next_number(key: &FileKey) -> u32 {
-    let Some(numbers) = NUMBERS.get_ptr_mut(0) else { return 0 };
-    // SAFETY: the pointer comes from a map lookup.
-    let number = unsafe { emit::atomic_next(numbers) };
-    if number >= u64::from(FILE_NUMBERS) {
-        return 0;
-    }
-    let Some(table) = TABLES.get_ptr_mut(file_slot(number as u32)) else { return 0 };
-    // SAFETY: the pointer comes from a map lookup. Nobody else has this number, nor soon another of this slot.
-    unsafe {
-        if core::ptr::read_volatile(&raw const (*table).number) != 0 {
-            return 0;
-        }
-        core::ptr::write_volatile(&raw mut (*table).number, number as u32);
-    }
-    if FILES.insert(key, number as u32, u64::from(BPF_NOEXIST)).is_err() {
-        // Another thread was faster, or there are too many.
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(&raw mut (*table).number, 0) };
-    }
-    // SAFETY: as above.
-    FILES.get_ptr(key).map_or(0, |number| unsafe { *number })
-}
-
-/// Tells user space of a file, if nobody has; when there is no room for the record, the next one does.
-#[inline(always)]
-fn tell(table: *mut FileTable, image: u32, number: u32, start: u64, last: u64) {
-    // SAFETY: the pointer comes from a map lookup.
-    if unsafe { emit::atomic_next(&raw mut (*table).told) } != 1 {
-        return;
-    }
-    let header = Header::new(kind::UNKNOWN_FILE, image, 0, bpf_get_current_pid_tgid());
-    if !emit::unknown_file(&UnknownFile { header, number: u64::from(number), start, end: last }) {
-        // SAFETY: as above.
-        unsafe { core::ptr::write_volatile(&raw mut (*table).told, 0) };
-    }
 }
 
 /// Takes down a mapping; the verifier knows the type of `from`.

@@ -122,7 +122,7 @@ pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
 #[fentry(function = "perf_event_mmap")]
 pub fn mapped(ctx: FEntryContext) -> i32 {
     if mappings::is_code(ctx.arg(0)) {
-        mappings::appeared();
+        mappings::appeared(false);
     }
     0
 }
@@ -130,7 +130,7 @@ pub fn mapped(ctx: FEntryContext) -> i32 {
 /// The kernel has found room for a mapping, of whatever: where [`mapped`] is not allowed.
 #[raw_tracepoint(tracepoint = "vm_unmapped_area")]
 pub fn placed(_ctx: RawTracePointContext) -> i32 {
-    mappings::appeared();
+    mappings::appeared(mappings::asks_for_memory());
     0
 }
 

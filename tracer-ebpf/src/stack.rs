@@ -3,7 +3,7 @@
 use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::LruHashMap, programs::ProbeContext};
 use tracer_ebpf::{Header, MAX_FRAMES, end, kind};
 
-use crate::{emit, emit::count_loss, registers, thread::Thread, walk};
+use crate::{emit, emit::count_loss, registers, rests, thread::Thread, walk};
 
 /// Ids of stacks whose places were sent, of whichever process. Only a filter: user space owns the stacks, so an evicted id costs one more
 /// record, never a stack.
@@ -34,7 +34,10 @@ pub(crate) fn find(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, calle
 /// The stack at a probe whose direct caller is `caller`: its id. Its places are sent if they were not before.
 #[inline(always)]
 pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> u64 {
-    let Found { id, count, end } = find(ctx, thread, pid_tgid, caller);
+    let Found { mut id, count, end } = find(ctx, thread, pid_tgid, caller);
+    if end == end::UNKNOWN_FILE {
+        id = rests::send_rest(id);
+    }
     if thread.frames.sent == id {
         return id;
     }

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use tracer_ebpf::{
-    MAX_FRAMES, MAX_IN_FLIGHT, Stack, TARGETS_CHANGE, Target,
+    MAX_FRAMES, MAX_IN_FLIGHT, Stack, StackRest, TARGETS_CHANGE, Target,
     unwind::{Area, Mapping},
 };
 
@@ -100,6 +100,8 @@ pub(crate) struct Walk {
     pub(crate) instance: u64,
     /// The one that was found; 0: none.
     pub(crate) original: u64,
+    /// Head of a record whose memory is in `window`; see [`rests`](crate::rests).
+    pub(crate) rest: StackRest,
     pub(crate) window: [u64; WINDOW_WORDS],
 }
 
@@ -119,6 +121,12 @@ pub(crate) struct Frames {
     pub(crate) checks: u64,
     pub(crate) expected: [u64; MAX_CHECKS],
     pub(crate) words: [u16; MAX_CHECKS],
+}
+
+/// What a loop works on: the state that outlives it.
+#[repr(C)]
+pub(crate) struct Context {
+    pub(crate) thread: *mut Thread,
 }
 
 /// How a call gives its block back.

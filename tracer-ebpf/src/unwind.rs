@@ -213,8 +213,10 @@ pub mod epoch {
     pub const FILES: u32 = PROCESSES;
     /// No count: how changes of mappings come to be known, one of [`changes`](super::changes).
     pub const CHANGES: u32 = PROCESSES + 1;
+    /// The first of those of the mappings of processes that may be code or become a file's, by the last bits of their ids.
+    pub const CODE: u32 = PROCESSES + 2;
     /// How many there are.
-    pub const ALL: u32 = PROCESSES + 2;
+    pub const ALL: u32 = CODE + PROCESSES;
 }
 
 /// How changes of the mappings of a process come to be known.
@@ -301,6 +303,8 @@ pub struct KernelMappings {
     pub mm_changes: u32,
     /// In `mm_struct`: the pointer to the file of the program; 0 when there is none.
     pub mm_program: u32,
+    /// In `mm_struct`: where the stack of the first thread begins, at its outermost frame; 0 when that is not known.
+    pub mm_start_stack: u32,
 }
 
 const _: () = {
@@ -309,7 +313,7 @@ const _: () = {
     assert!(size_of::<FileTable>() == 32 + 24 * MAX_SEGMENTS);
     assert!(size_of::<Area>() == 64);
     assert!(size_of::<UnknownFile>() == 32);
-    assert!(size_of::<KernelMappings>() == 72);
+    assert!(size_of::<KernelMappings>() == 76);
     assert!(FILE_NUMBERS == 1 << (63 - 40)); // as many bits as a place has for it
 };
 

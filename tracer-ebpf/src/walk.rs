@@ -1,52 +1,31 @@
 //! Unwinding one frame after the other, by the tables of [`tracer_ebpf::unwind`], with a cache of the thread's last stack.
 //!
-//! Stack memory is read once, in bulk: a read costs the same for a word and for pages. A frame whose registers, return
-//! slot and saved-frame-pointer slot are as they were in the last stack has the same caller as it had then, because a
+//! A frame whose registers, return slot and saved-frame-pointer slot are as they were in the last stack has the same caller as it had then, because a
 //! caller is a function of exactly those; so most frames of most stacks need no table at all. Frames found through
 //! other memory (signal frames, dereferenced frame addresses) are never replayed. Where the code of a frame lies is a
 //! question for [`mappings`].
 
 use core::ffi::c_void;
 
-use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::map, maps::Array};
 use tracer_ebpf::{
     MAX_FRAMES, end,
-    unwind::{GENERATED, MAX_RULES, Mapping, PAGE_BITS, PAGES_PER_SHARD, ROWS_PER_SHARD, fp, kind, place},
+    unwind::{fp, kind, place},
 };
 
 use crate::{
-    branchless::less,
+    cached::{check, compare, is_cached, list_checks},
     mappings, returns,
-    thread::{MAX_CHECKS, Thread, WINDOW, WINDOW_WORDS, Walk},
+    rules::rule_at,
+    thread::{Context, Thread, Walk},
+    window::word,
 };
 
-// The number of shards is set by user space before loading.
-#[map]
-static PAGES: Array<[u64; PAGES_PER_SHARD]> = Array::with_max_entries(1, 0);
-#[map]
-static ROWS: Array<[u32; ROWS_PER_SHARD]> = Array::with_max_entries(1, 0);
-#[map]
-static RULES: Array<[u64; MAX_RULES]> = Array::with_max_entries(1, 0);
-
-/// What is read when nothing is known of the stack's size.
-const FIRST_READ: u64 = 4096;
 /// Slot of a frame that must not be replayed from the cache.
 const NOT_REPLAYABLE: u64 = 1;
-
-/// What a loop works on: the state that outlives it.
-#[repr(C)]
-pub(crate) struct Context {
-    pub(crate) thread: *mut Thread,
-}
 
 /// Statuses that no stack is sent with: the rest of the stack is that of the cache; or may be.
 const JOINED: u32 = u32::MAX;
 const MET: u32 = u32::MAX - 1;
-
-/// Frames whose slots are compared at once.
-const GROUP: u64 = 8;
-/// Words that are compared at once.
-const CHECKS_AT_ONCE: u64 = 16;
 
 /// Walks the stack of a thread whose probed function was called from `pc`, with stack and frame pointer as they are in
 /// the caller. Returns how it ended, one of [`end`]; the frames are in the thread's cache afterwards, root first.
@@ -312,126 +291,6 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
     i64::from(status != 0)
 }
 
-/// Whether the frame that is being looked at has the registers of the cached frame at `index`.
-#[inline(always)]
-fn is_cached(thread: &Thread, index: u64) -> bool {
-    let frame = &thread.frames.cache[index as usize & (MAX_FRAMES - 1)];
-    let walk = &thread.walk;
-    frame.sp == walk.sp && frame.pc == walk.pc && frame.fp == walk.fp && walk.back == 1
-}
-
-/// Compares the slots of the cached frames from the candidate to the root with those in the window.
-#[inline(always)]
-fn compare(context: &mut Context) {
-    // SAFETY: only the current thread uses its state.
-    let groups = unsafe { ((*context.thread).walk.candidate as u64).div_ceil(GROUP) };
-    let argument = (&raw mut *context).cast::<c_void>();
-    // SAFETY: the callback is given `context`, which outlives the loop.
-    unsafe { aya_ebpf::helpers::generated::bpf_loop(groups as u32, compare_group as *mut c_void, argument, 0) };
-}
-
-/// Compares the return slots and the slots of saved frame pointers of up to [`GROUP`] cached frames with the window, from
-/// the one that was met towards the root. Without a branch for each: the verifier would follow both sides.
-extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
-    // SAFETY: the loop passes on what it was given.
-    let thread = unsafe { &mut *(*context).thread };
-    let first = (thread.walk.candidate as u64).wrapping_sub(index * GROUP);
-    let (start, len) = (thread.walk.start, thread.walk.len);
-    let mut difference = 0;
-    for nth in 0..GROUP {
-        // The root has no caller. Those beyond it are compared with a frame that is compared anyway.
-        let at = first.wrapping_sub(nth);
-        let beyond = less(at.wrapping_sub(1), 0);
-        let at = at & !beyond | 1 & beyond;
-        let callee_slot = thread.frames.cache[at as usize & (MAX_FRAMES - 1)].fp_slot;
-        let caller = &thread.frames.cache[(at as usize).wrapping_sub(1) & (MAX_FRAMES - 1)];
-        let (pc, fp) = (caller.pc, caller.fp);
-        let return_slot = caller.sp.wrapping_sub(8).wrapping_sub(start);
-        let fp_slot = callee_slot.wrapping_sub(start);
-        let has_slot = less(0, callee_slot);
-        let window = &thread.walk.window;
-        // It lies in the window, as all stack pointers between the present one and the root's do.
-        difference |= window[(return_slot >> 3) as usize & (WINDOW_WORDS - 1)] ^ pc;
-        difference |= (window[(fp_slot >> 3) as usize & (WINDOW_WORDS - 1)] ^ fp) & has_slot;
-        difference |= !less(fp_slot, len) & has_slot;
-    }
-    thread.walk.difference |= difference;
-    i64::from(difference != 0)
-}
-
-/// Compares the listed words with those in the window, which begins where it did when they were listed.
-#[inline(always)]
-fn check(context: &mut Context, checks: u64) {
-    let argument = (&raw mut *context).cast::<c_void>();
-    let times = checks / CHECKS_AT_ONCE;
-    // SAFETY: the callback is given `context`, which outlives the loop.
-    unsafe { aya_ebpf::helpers::generated::bpf_loop(times as u32, check_some as *mut c_void, argument, 0) };
-}
-
-/// Compares [`CHECKS_AT_ONCE`] listed words; 1 ends the loop.
-extern "C" fn check_some(index: u64, context: *mut Context) -> i64 {
-    // SAFETY: the loop passes on what it was given.
-    let thread = unsafe { &mut *(*context).thread };
-    let first = (core::hint::black_box(index * CHECKS_AT_ONCE) & (MAX_CHECKS as u64 - CHECKS_AT_ONCE)) as usize;
-    let mut difference = 0;
-    for nth in 0..CHECKS_AT_ONCE as usize {
-        let word = thread.walk.window[usize::from(thread.frames.words[first + nth]) & (WINDOW_WORDS - 1)];
-        difference |= word ^ thread.frames.expected[first + nth];
-    }
-    thread.walk.difference |= difference;
-    i64::from(difference != 0)
-}
-
-/// Lists the words that hold the cached frames together, all of which lie in the window.
-#[inline(always)]
-fn list_checks(context: &mut Context) {
-    // SAFETY: only the current thread uses its state.
-    let thread = unsafe { &mut *context.thread };
-    thread.frames.checks = 0;
-    thread.walk.fresh = core::hint::black_box(0);
-    if thread.frames.cached < 2 {
-        return;
-    }
-    let argument = (&raw mut *context).cast::<c_void>();
-    // SAFETY: the callback is given `context`, which outlives the loop.
-    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_CHECKS as u32, list_frame as *mut c_void, argument, 0) };
-}
-
-/// Lists the return slot of one cached frame, from the leaf's on, and the slot of its saved frame pointer. Beyond the root
-/// the list is filled up with the last slot until it is a multiple of [`CHECKS_AT_ONCE`]; 1 ends the loop.
-extern "C" fn list_frame(index: u64, context: *mut Context) -> i64 {
-    // SAFETY: the loop passes on what it was given.
-    let thread = unsafe { &mut *(*context).thread };
-    let count = thread.walk.fresh;
-    let frames = thread.frames.cached - 1;
-    if index >= frames && count % CHECKS_AT_ONCE == 0 {
-        thread.frames.checks = count;
-        return 1;
-    }
-    let at = if index < frames { frames - index } else { 1 };
-    let fp_slot = thread.frames.cache[at as usize & (MAX_FRAMES - 1)].fp_slot;
-    let (sp, pc, fp) = {
-        let caller = &thread.frames.cache[(at as usize).wrapping_sub(1) & (MAX_FRAMES - 1)];
-        (caller.sp, caller.pc, caller.fp)
-    };
-    let start = thread.walk.start;
-    put_check(thread, count, sp.wrapping_sub(8).wrapping_sub(start), pc);
-    if fp_slot != 0 && index < frames {
-        put_check(thread, count + 1, fp_slot.wrapping_sub(start), fp);
-        thread.walk.fresh = count + 2;
-    } else {
-        thread.walk.fresh = count + 1;
-    }
-    0
-}
-
-#[inline(always)]
-fn put_check(thread: &mut Thread, at: u64, offset: u64, expected: u64) {
-    let at = core::hint::black_box(at) as usize & (MAX_CHECKS - 1);
-    thread.frames.words[at] = (offset >> 3) as u16;
-    thread.frames.expected[at] = expected;
-}
-
 /// Adds the frame that is being looked at; returns its index.
 #[inline(always)]
 fn push(thread: &mut Thread, fp_slot: u64) -> usize {
@@ -573,80 +432,4 @@ fn uncover(thread: &mut Thread) -> bool {
     // What the slot holds does not tell the caller.
     (thread.walk.pc, thread.walk.back, thread.walk.tainted) = (original, 1, 1);
     true
-}
-
-/// The rule that holds at `pc`, which lies in `mapping`.
-#[inline(always)]
-fn rule_at(mapping: &Mapping, pc: u64) -> u64 {
-    if mapping.pages == 0 {
-        return u64::from(if mapping.first_page == GENERATED { kind::FRAME_POINTERS } else { kind::NONE });
-    }
-    let offset = pc.wrapping_sub(mapping.bias);
-    let page = offset >> PAGE_BITS;
-    if page >= u64::from(mapping.pages) {
-        return u64::from(kind::NONE);
-    }
-    let index = u64::from(mapping.first_page) + page;
-    let Some(pages) = PAGES.get_ptr((index / PAGES_PER_SHARD as u64) as u32) else { return u64::from(kind::NONE) };
-    // SAFETY: the pointer comes from a map lookup, and the index is below the shard's size.
-    let entry = unsafe { (*pages)[index as usize & (PAGES_PER_SHARD - 1)] };
-    let first = entry & 0xffff_ffff;
-    let mut size = entry >> 32 & 0x7ff;
-    let Some(rows) = ROWS.get_ptr((first / ROWS_PER_SHARD as u64) as u32) else { return u64::from(kind::NONE) };
-    let mut base = first & (ROWS_PER_SHARD as u64 - 1);
-    let in_page = offset & ((1 << PAGE_BITS) - 1);
-    for _ in 0..PAGE_BITS {
-        if size <= 1 {
-            break;
-        }
-        let half = size >> 1;
-        let middle = (base + half) as usize & (ROWS_PER_SHARD - 1);
-        // SAFETY: as above.
-        let row = u64::from(unsafe { (*rows)[middle] });
-        base += half & !less(in_page, row & ((1 << PAGE_BITS) - 1));
-        size -= half;
-    }
-    // SAFETY: as above.
-    let row = unsafe { (*rows)[base as usize & (ROWS_PER_SHARD - 1)] };
-    let Some(rules) = RULES.get_ptr(0) else { return u64::from(kind::NONE) };
-    // SAFETY: as above.
-    unsafe { (*rules)[(row >> PAGE_BITS) as usize & (MAX_RULES - 1)] }
-}
-
-/// Reads the stack from `sp` on into the window: as far as the cached root, or a page's worth. To be done before anything
-/// else is asked of a walk.
-#[inline(always)]
-pub(crate) fn read_window(thread: &mut Thread, sp: u64) {
-    let start = sp & !7;
-    let mut len = FIRST_READ;
-    if thread.frames.cached > 0 {
-        len = thread.frames.cache[0].sp.wrapping_sub(start);
-        if len > WINDOW {
-            len = WINDOW;
-        }
-    }
-    thread.walk.start = start;
-    thread.walk.len = 0;
-    let to = thread.walk.window.as_mut_ptr().cast::<c_void>();
-    // SAFETY: the window has room for `len` bytes; the helper checks the address.
-    if len > 0 && len <= WINDOW && unsafe { bpf_probe_read_user(to, len as u32, start as *const c_void) } == 0 {
-        thread.walk.len = len;
-    }
-}
-
-/// The word at `addr`, from the window if it is there; 0, and `unreadable` set, when it cannot be read. Not an `Option`:
-/// the compiler may copy the value of a `None`, which the verifier takes for the use of an unset register.
-#[inline(always)]
-pub(crate) fn word(walk: &mut Walk, addr: u64) -> u64 {
-    let offset = addr.wrapping_sub(walk.start);
-    if offset < walk.len && addr & 7 == 0 {
-        return walk.window[(offset >> 3) as usize & (WINDOW_WORDS - 1)];
-    }
-    let mut value = 0u64;
-    // SAFETY: the helper checks the address; on failure it zeroes the value.
-    if unsafe { bpf_probe_read_user((&raw mut value).cast(), 8, addr as *const c_void) } != 0 {
-        walk.unreadable = 1;
-        return 0;
-    }
-    value
 }

@@ -35,6 +35,7 @@ use crate::{
     event::{self, Image, Pid},
     heap::{Heap, History, MAX_STACKS},
     memory::{self, Memory},
+    priority,
     profile::UnwindTable,
     resolve::{Resolved, Resolvers},
 };
@@ -42,9 +43,9 @@ use crate::{
 /// How long to wait for records before looking for requests.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// Records taken in before requests and losses are looked at.
-const BATCH: usize = 1 << 17;
+const BATCH: usize = 1 << 13;
 /// Batches that are taken in before a question is answered: about what the buffer holds by default.
-const BACKLOG: usize = 16;
+const BACKLOG: usize = 256;
 /// How long a snapshot waits for places of stacks that are being looked up, and the last one.
 const SETTLING: Duration = Duration::from_millis(500);
 const LAST_SETTLING: Duration = Duration::from_secs(5);
@@ -137,6 +138,7 @@ impl Collector {
 
     /// Runs until it is told to finish, or until nobody can ask any more.
     pub fn run(mut self) {
+        priority::set_own(priority::URGENT);
         loop {
             if self.take_in(BATCH) < BATCH {
                 self.events.wait(self.requests.bell(), PATIENCE);
@@ -244,6 +246,7 @@ impl Collector {
             Resolved::Located(stacks) => {
                 stacks.into_iter().for_each(|located| self.places.located(&mut self.heap, located));
             }
+            Resolved::Unwound { stack, places, end } => self.places.unwound(&mut self.heap, stack, &places, end),
             Resolved::Mapped(image) => (self.notify)(Notice::Mapped(image)),
             Resolved::Settled(number) => self.settled = number,
         }

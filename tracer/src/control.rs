@@ -115,6 +115,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         sizes: config.sizes,
         diagnostics: config.verbosity >= Verbosity::Verbose,
         perf_events: config.perf_events,
+        rests: memory.for_rests(),
     })?;
     let events = (programs.events()?, programs.lost_beginnings()?);
     let tables = programs.tables()?;

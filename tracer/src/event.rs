@@ -1,7 +1,9 @@
 //! Bytes of the ring buffer to [`Event`]s. A record that makes no sense is a counted error, never a panic.
 
 use bytes::{Buf as _, TryGetError};
-use tracer_ebpf::{Header, MAX_FRAMES, kind, origin, unwind::FileKey};
+use tracer_ebpf::{Header, MAX_FRAMES, REST_BYTES, StackRest, kind, origin, unwind::FileKey};
+
+use crate::unwind::Registers;
 
 /// Process id (thread group id) of a traced process.
 pub type Pid = u32;
@@ -89,6 +91,8 @@ pub enum Event<'a> {
         /// One of [`tracer_ebpf::end`].
         end: u32,
     },
+    /// Memory that the rest of a stack is found in, whose record follows.
+    StackRest(StackMemory<'a>),
     /// An object of a Go program was sampled.
     GoSample(GoSample),
     /// Code of a file was met of which nothing is known.
@@ -104,6 +108,28 @@ pub enum Event<'a> {
     },
     /// A process that worked on the memory of the image ended without becoming a program of its own.
     SharerEnded,
+}
+
+/// Memory that the rest of a stack is found in, or a part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StackMemory<'a> {
+    /// Id of the stack.
+    pub id: u64,
+    /// Registers of its last frame.
+    pub registers: Registers,
+    /// Changes of the mappings of the process, and of others, that were counted by then.
+    pub changes: u64,
+    /// Address of the first byte of `bytes`.
+    pub start: u64,
+    /// What is there.
+    pub bytes: &'a [u8],
+}
+
+impl StackMemory<'_> {
+    /// Bytes of the record: what the BPF side counts.
+    pub fn size(&self) -> u64 {
+        (size_of::<StackRest>() + self.bytes.len()) as u64
+    }
 }
 
 /// The beginning of an image.
@@ -187,6 +213,7 @@ pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::REALLOC_FAILED => Event::ReallocFailed(body.try_get_u64_ne()?),
         kind::REALLOC_FREED => Event::ReallocFreed(body.try_get_u64_ne()?),
         kind::STACK => stack(body)?,
+        kind::STACK_REST => stack_rest(body)?,
         kind::GO_SAMPLE => go_sample(body)?,
         kind::UNKNOWN_FILE => unknown_file(body)?,
         kind::BEGAN => began(body, header.slot())?,
@@ -244,6 +271,16 @@ fn stack<'a>(body: &mut &'a [u8]) -> Result<Event<'a>, Unintelligible> {
     Ok(Event::Stack { id, frames: Frames(frames), end })
 }
 
+fn stack_rest<'a>(body: &mut &'a [u8]) -> Result<Event<'a>, Unintelligible> {
+    let id = body.try_get_u64_ne()?;
+    let (pc, sp, fp) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    let registers = Registers { pc, sp, fp, exact: body.try_get_u64_ne()? == 0 };
+    let (changes, start) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    let len = body.try_get_u64_ne()?.min(REST_BYTES as u64);
+    let bytes = body.get(..len as usize).ok_or(Unintelligible)?;
+    Ok(Event::StackRest(StackMemory { id, registers, changes, start, bytes }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,6 +325,16 @@ mod tests {
                     program: Some(FileKey { inode: 5, device: 3, generation: 4 }),
                 }),
             ),
+            (
+                vec![header(kind::STACK_REST), 9, 1, 2, 3, 1, 4, 5, 8, u64::from_ne_bytes([6; 8]), 7],
+                Event::StackRest(StackMemory {
+                    id: 9,
+                    registers: Registers { pc: 1, sp: 2, fp: 3, exact: false },
+                    changes: 4,
+                    start: 5,
+                    bytes: &[6; 8],
+                }),
+            ),
             (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
             (vec![header(kind::ENDED), 9], Event::Ended { signal: Some(2) }),
             (vec![header(kind::SHARER_ENDED), 9], Event::SharerEnded),
@@ -319,6 +366,8 @@ mod tests {
             vec![header(kind::STACK), 1],
             vec![header(kind::STACK), 1, 2, 0xa],
             vec![header(kind::STACK), 1, u64::MAX],
+            vec![header(kind::STACK_REST), 9, 1, 2, 3, 1, 4, 5],
+            vec![header(kind::STACK_REST), 9, 1, 2, 3, 1, 4, 5, 16, 6],
         ] {
             assert_eq!(parse(&bytes(&record)), Err(Unintelligible), "{record:x?}");
         }

@@ -38,5 +38,6 @@ pub mod space;
 pub mod symbolize;
 pub mod unwind;
 
+pub mod priority;
 pub mod profile;
 pub mod report;

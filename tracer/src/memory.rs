@@ -38,12 +38,17 @@ impl Memory {
 
     /// For copies of what names the addresses of files, bytes.
     pub fn for_names(self) -> u64 {
-        self.rest / 4
+        self.rest / 8
     }
 
     /// For copies of files that lie where they may not be readable in a moment, bytes.
     pub fn for_copies(self) -> u64 {
         self.rest / 4
+    }
+
+    /// For memory of stacks that are yet to be unwound, bytes.
+    pub fn for_rests(self) -> u64 {
+        self.rest / 8
     }
 
     /// For blocks and stacks together, reports of them included, bytes.

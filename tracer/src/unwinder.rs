@@ -10,7 +10,7 @@ use std::{
 };
 
 use hashbrown::{HashMap, HashSet};
-use tracer_ebpf::unwind::{FileSegment, FileTable, file};
+use tracer_ebpf::unwind::{FileSegment, FileTable, MAX_SEGMENTS, file, kind, rule};
 
 use crate::{
     bpf::Tables,
@@ -29,13 +29,15 @@ const MAX_SECTION: u64 = 64 << 20;
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
+/// No rule.
+const NONE: u64 = rule(kind::NONE, 0, 0, 0);
 
 /// The numbers of files and their unwinding tables, as the BPF programs have them: the only one who writes there.
 pub struct Unwinder {
     tables: Tables,
     packed: Packed,
-    /// Where the tables of files are, by number.
-    placed: HashMap<u32, Placed>,
+    /// Where the tables of files are, by number, and for which of their segments.
+    placed: HashMap<u32, (Placed, [FileSegment; MAX_SEGMENTS])>,
     /// Whether there was no room for a table.
     is_full: bool,
 }
@@ -70,6 +72,11 @@ impl Unwinder {
         self.tables.changes_of(pid)
     }
 
+    /// The same of those mappings only that may be code or become a file's.
+    pub fn code_changes_of(&self, pid: Pid) -> Option<u64> {
+        self.tables.code_changes_of(pid)
+    }
+
     /// The number of a file that can be asked for it: not one that is a copy, and lies on a file system that may not answer.
     /// User space is told of it no more from then on.
     pub fn number_of(&self, module: &Module) -> Option<u32> {
@@ -101,6 +108,24 @@ impl Unwinder {
         described
     }
 
+    /// The rule that holds at `offset` of a file, in a mapping of it that begins at `mapped`, as the BPF side finds it.
+    pub fn rule_at(&self, number: u32, mapped: u64, offset: u64) -> u64 {
+        let find = || {
+            let (placed, segments) = self.placed.get(&number)?;
+            let segment = segments.iter().find(|segment| (segment.first..segment.last).contains(&mapped))?;
+            let address = offset.wrapping_sub(segment.delta).wrapping_add(placed.base);
+            Some(self.packed.rule_at(placed, address))
+        };
+        find().unwrap_or(NONE)
+    }
+
+    /// Says how many bytes of the rests of stacks are done with so far.
+    pub fn set_rests_done(&mut self, bytes: u64) {
+        if let Err(error) = self.tables.set_rests_done(bytes) {
+            tracing::warn!("cannot write how much memory of stacks is free: {error}");
+        }
+    }
+
     /// Whether there was no room for the table of some file, and none was forgotten since.
     pub fn is_full(&self) -> bool {
         self.is_full
@@ -119,7 +144,7 @@ impl Unwinder {
         let forgotten = self.tables.forget_files(numbers);
         for number in numbers {
             let placed = self.placed.remove(number);
-            if let (Some(placed), Ok(())) = (placed, &forgotten) {
+            if let (Some((placed, _)), Ok(())) = (placed, &forgotten) {
                 self.packed.remove(&placed);
             }
         }
@@ -157,12 +182,12 @@ impl Unwinder {
                         file.rows = table.rows().len();
                         file.bytes = self.packed.size() - before;
                         file.uncovered_bytes = uncovered_bytes(&segments, &table);
-                        self.placed.insert(number, placed);
                         (known.first_page, known.pages) = (placed.first_page, placed.pages);
                         let code = segments.iter().filter(|segment| segment.executable);
                         for (to, segment) in known.segments.iter_mut().zip(code) {
                             *to = code_segment(segment, placed);
                         }
+                        self.placed.insert(number, (placed, known.segments));
                     }
                     Err(full) => {
                         self.is_full = true;

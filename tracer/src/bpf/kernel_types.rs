@@ -99,6 +99,7 @@ fn mappings(types: &Types<'_>) -> Option<KernelMappings> {
         mm_tree: within("mm_struct", "mm_mt", "maple_tree", "ma_root").filter(|_| has_known_nodes(types)).unwrap_or(0),
         mm_changes: at("mm_struct", "mm_lock_seq").unwrap_or(0),
         mm_program: at("mm_struct", "exe_file").unwrap_or(0),
+        mm_start_stack: at("mm_struct", "start_stack").unwrap_or(0),
     })
 }
 

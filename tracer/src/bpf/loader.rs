@@ -38,6 +38,8 @@ pub struct Config {
     pub diagnostics: bool,
     /// Whether to attach by perf events, as on old kernels, even where the kernel has uprobe-multi links.
     pub perf_events: bool,
+    /// Most memory that stacks which end at unknown files may take until they are unwound, bytes; 0: they stay as they are.
+    pub rests: u64,
 }
 
 #[repr(transparent)]
@@ -64,7 +66,7 @@ unsafe impl Pod for KernelMappingsValue {}
 impl Config {
     /// For programs whose records nobody reads.
     pub fn smallest() -> Self {
-        Self { buffer_size: PAGE, sizes: (0, u64::MAX), diagnostics: false, perf_events: false }
+        Self { buffer_size: PAGE, sizes: (0, u64::MAX), diagnostics: false, perf_events: false, rests: 0 }
     }
 }
 
@@ -112,6 +114,7 @@ impl Programs {
             .override_global("WAKEUP_BYTES", &wakeup, true)
             .override_global("MIN_SIZE", &min, true)
             .override_global("MAX_SIZE", &max, true)
+            .override_global("REST_LIMIT", &config.rests, true)
             .override_global("RETURN_INSTANCES", &return_instances, true)
             .override_global("TASK_FIELDS", &task_fields, true)
             .override_global("KERNEL_MAPPINGS", &mappings, true)
@@ -181,7 +184,8 @@ impl Programs {
         let mut epochs: Array<MapData, u64> = take("EPOCHS")?.try_into()?;
         epochs.set(epoch::CHANGES, changes, 0)?;
         let (files, numbers) = (take("TABLES")?.try_into()?, take("FILES")?.try_into()?);
-        Ok(Tables { pages, rows, rules, files, numbers, epochs, identify, changes, files_changed: 0 })
+        let rests = take("RESTS")?.try_into()?;
+        Ok(Tables { pages, rows, rules, files, numbers, epochs, rests, identify, changes, files_changed: 0 })
     }
 
     /// Takes the map of beginnings that found the ring buffer full. Once only.

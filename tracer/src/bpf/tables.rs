@@ -13,7 +13,10 @@ use aya::{
     programs::ProgramFd,
 };
 use hashbrown::HashSet;
-use tracer_ebpf::unwind::{FileKey, FileTable, changes, epoch, file_slot};
+use tracer_ebpf::{
+    rests,
+    unwind::{FileKey, FileTable, changes, epoch, file_slot},
+};
 
 use super::sys;
 
@@ -42,6 +45,7 @@ pub struct Tables {
     pub(super) files: Array<MapData, FileTableValue>,
     pub(super) numbers: HashMap<MapData, FileKeyValue, u32>,
     pub(super) epochs: Array<MapData, u64>,
+    pub(super) rests: Array<MapData, u64>,
     /// The program that tells the number of a file.
     pub(super) identify: ProgramFd,
     /// How changes of mappings come to be known.
@@ -161,12 +165,30 @@ impl Tables {
         found.map(|number| Some(number).filter(|number| *number != 0))
     }
 
+    /// Says how many bytes of the rests of stacks are done with so far.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn set_rests_done(&mut self, bytes: u64) -> io::Result<()> {
+        self.rests.set(rests::DONE, bytes, 0).map_err(io::Error::other)
+    }
+
+    /// Mappings of a process that may be code or become a file's, and of others, that have appeared so far; `None` where they are
+    /// not counted.
+    pub fn code_changes_of(&self, pid: u32) -> Option<u64> {
+        self.count(epoch::CODE + pid % epoch::PROCESSES)
+    }
+
     /// Changes of the mappings of a process, and of others, so far; `None` where they are not counted.
     pub fn changes_of(&self, pid: u32) -> Option<u64> {
+        self.count(pid % epoch::PROCESSES)
+    }
+
+    fn count(&self, index: u32) -> Option<u64> {
         if self.changes != changes::COUNTED {
             return None;
         }
-        self.epochs.get(&(pid % epoch::PROCESSES), 0).ok()
+        self.epochs.get(&index, 0).ok()
     }
 }
 

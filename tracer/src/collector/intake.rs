@@ -61,6 +61,7 @@ impl Intake<'_> {
             return match event {
                 Event::Stack { id, frames, end } => self.heap.define(image, id, frames, end),
                 Event::UnknownFile(unknown) => self.places.resolvers().retry(unknown.number),
+                Event::StackRest(part) => self.places.resolvers().room().give(part.size()),
                 _ => {}
             };
         }
@@ -72,6 +73,7 @@ impl Intake<'_> {
                     self.places.place(self.heap, stack);
                 }
             }
+            Event::StackRest(part) => self.places.add_rest(&part),
             Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }) => {
                 let stack = self.heap.intern(image, stack);
                 if let Some(process) = self.go.get_mut(&(image, slot)) {

@@ -3,15 +3,19 @@
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
+use tracer_ebpf::unwind::place;
 
 use super::snapshot::Trail;
 use crate::{
-    event::Image,
+    event::{Image, StackMemory},
     files::{module::Module, registry::Files},
     heap::{Heap, StackIndex, StackKind},
-    resolve::{Located, Resolvers},
+    resolve::{Located, Resolvers, Rest},
     trails::{self, Draft, Site, Trails},
 };
+
+/// Most stacks whose memory has come and whose own record has not: it may be lost.
+const MAX_RESTS: usize = 1 << 10;
 
 /// The places of all stacks.
 pub(super) struct Places {
@@ -22,7 +26,9 @@ pub(super) struct Places {
     waiting: HashMap<u32, Vec<StackIndex>>,
     /// Stacks with mere addresses that nobody was asked about yet.
     unasked: HashMap<Image, Vec<(StackIndex, Vec<Site>)>>,
-    /// All that wait for either.
+    /// What the rests of stacks are in whose own record is yet to come, by id.
+    rests: HashMap<u64, Rest>,
+    /// All that wait for any of it.
     pending: HashSet<StackIndex>,
 }
 
@@ -34,6 +40,7 @@ impl Places {
             resolvers,
             waiting: HashMap::new(),
             unasked: HashMap::new(),
+            rests: HashMap::new(),
             pending: HashSet::new(),
         }
     }
@@ -49,9 +56,35 @@ impl Places {
 
     /// Turns what the BPF side tells of a new stack into places.
     pub(super) fn place(&mut self, heap: &mut Heap, stack: StackIndex) {
-        if self.trails.get(stack).is_none() && self.pending.insert(stack) {
-            self.look_up(heap, stack);
+        let rest = self.rests.remove(&heap.stacks().id(stack));
+        if self.trails.get(stack).is_some() || !self.pending.insert(stack) {
+            return;
         }
+        let cut_at = match heap.stacks().kind(stack) {
+            StackKind::Recorded(places) => places.last().and_then(|place| place::file(*place)),
+            _ => None,
+        };
+        match (rest, cut_at) {
+            (Some(rest), Some((number, _))) => {
+                self.resolvers.unwind(heap.stacks().image(stack), stack, number, rest);
+            }
+            _ => self.look_up(heap, stack),
+        }
+    }
+
+    /// Memory of a stack whose record is to follow.
+    pub(super) fn add_rest(&mut self, part: &StackMemory<'_>) {
+        if self.rests.len() >= MAX_RESTS {
+            self.rests.clear();
+        }
+        let room = self.resolvers.room();
+        self.rests.entry(part.id).and_modify(|rest| rest.add(part)).or_insert_with(|| Rest::new(part, room));
+    }
+
+    /// The rest of a stack was found.
+    pub(super) fn unwound(&mut self, heap: &mut Heap, stack: StackIndex, places: &[u64], end: u32) {
+        heap.lengthen(stack, places, end);
+        self.look_up(heap, stack);
     }
 
     fn look_up(&mut self, heap: &mut Heap, stack: StackIndex) {

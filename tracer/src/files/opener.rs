@@ -29,6 +29,7 @@ use super::{
     channel::{pair, receive, send},
     file_system,
 };
+use crate::priority;
 
 /// What the helper is called by: its first argument.
 pub const NAME: &str = "tracer: files";
@@ -357,6 +358,8 @@ impl Facts {
 /// # Errors
 /// When nothing can be read there.
 pub fn serve() -> io::Result<()> {
+    // Somebody waits for each file.
+    priority::set_own(priority::URGENT);
     let stdin = io::stdin();
     let channel = stdin.as_fd();
     loop {

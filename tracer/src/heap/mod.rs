@@ -147,9 +147,9 @@ impl Heap {
             Event::ReallocFailed(_) => process.put_back(origin.tid, origin.slot, &mut books),
             Event::ReallocFreed(_) => process.realloc_freed(origin.tid, origin.slot, &mut books),
             Event::Stack { id, frames, end } => books.stacks.define(origin.image, id, frames, end),
-            // Objects of Go and files are kept elsewhere.
-            Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) | Event::UnknownFile(_) => {
-            }
+            // Objects of Go, files and what stacks are found in are kept elsewhere.
+            Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) => {}
+            Event::UnknownFile(_) | Event::StackRest(_) => {}
             Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
         }
     }
@@ -157,6 +157,11 @@ impl Heap {
     /// Learns what a stack id stands for from an image of which nothing else is kept: others have the same stack.
     pub fn define(&mut self, image: Image, id: u64, frames: Frames<'_>, end: u32) {
         self.stacks.define(image, id, frames, end);
+    }
+
+    /// Learns what follows the places of a stack, and how it ends.
+    pub fn lengthen(&mut self, stack: StackIndex, places: &[u64], end: u32) {
+        self.stacks.lengthen(stack, places, end);
     }
 
     /// A free that was lost at `time`, found in the set of lost frees. All events from before that time must have been

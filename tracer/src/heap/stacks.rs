@@ -3,6 +3,8 @@
 
 use hashbrown::{HashMap, HashSet};
 
+use tracer_ebpf::{MAX_FRAMES, end};
+
 use crate::event::{Frames, Image};
 
 /// Most distinct stacks that a trace keeps. At 30 frames each they take about a gigabyte.
@@ -191,6 +193,16 @@ impl Stacks {
             stack.kind = StackKind::Recorded(frames.iter().collect());
             stack.end = end;
         }
+    }
+
+    /// Learns what follows the places of a stack, leaf first, and how it ends.
+    pub(super) fn lengthen(&mut self, stack: StackIndex, more: &[u64], end: u32) {
+        let first = self.first(stack);
+        let stack = &mut self.stacks[first.index()];
+        let StackKind::Recorded(places) = &mut stack.kind else { return };
+        let known = places.iter().chain(more).copied();
+        let (all, most) = (places.len() + more.len(), MAX_FRAMES);
+        (*places, stack.end) = (known.take(most).collect(), if all > most { end::DEPTH } else { end });
     }
 
     /// Forgets the places of a stack, which are kept elsewhere from now on.

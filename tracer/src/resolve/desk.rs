@@ -1,41 +1,35 @@
 //! Which files are known, what is to be looked at next, and by whom. Never waits for a file.
 
 use std::{
-    collections::VecDeque,
     ops::Range,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
-use hashbrown::{HashMap, HashSet, hash_map::Entry};
+use hashbrown::{HashMap, HashSet};
+use tracer_ebpf::end;
 
 use super::{
-    Resolved,
+    ask::{Ask, Input, Then},
+    processes::{PAUSE, PERIOD, Processes},
     queue::Queue,
+    resolved::{Located, Resolved},
+    rests::{Code, Outcome, Rests, Room, Rule},
     worker::{Done, Job, Opening},
 };
 use crate::{
-    event::{Image, Pid, UnknownFile},
+    event::{Image, Pid},
     files::module::{Identity, Module},
-    heap::StackIndex,
+    priority,
     profile::UnwindTable,
     space::address_space::AddressSpace,
-    trails::Site,
     unwinder::{Compiled, Unwinder},
 };
 
 /// How often opening a file is tried: it may be gone from where it was mapped each time, or another may be there.
 const ATTEMPTS: u32 = 20;
-/// Least time between two looks into a process.
-const PAUSE: Duration = Duration::from_millis(20);
-/// How often it is looked whether mappings have changed.
-const PERIOD: Duration = Duration::from_millis(250);
-/// How many times as long as a look at mappings took the next one waits.
-const REST: u32 = 20;
-/// Most processes whose mappings are kept, for what lies in no file.
-const MAX_KEPT: usize = 256;
-/// Most stacks of an image that wait: others are told as what they are.
-const MAX_STACKS: usize = 1 << 16;
+/// Most stacks that are unwound before others are heard.
+const MAX_UNWOUND: usize = 1 << 10;
 
 /// Files that are known from which on it is looked which are in use.
 const MAX_KNOWN: usize = 1024;
@@ -43,35 +37,8 @@ const MAX_KNOWN: usize = 1024;
 const IDLE: Duration = Duration::from_secs(2);
 const RELIEF: Duration = Duration::from_secs(5);
 
-/// What the desk hears of.
-pub(super) enum Input {
-    Ask(Ask),
-    /// Work was done; unless `is_last`, there is more to come of it.
-    Done {
-        worker: usize,
-        done: Done,
-        is_last: bool,
-    },
-    /// Nobody asks any more.
-    End,
-}
-
-/// What is asked.
-pub(super) enum Ask {
-    Follow(Box<AddressSpace>, Then),
-    Began { image: Image, pid: Pid, is_program: bool },
-    Ended(Image),
-    Find(Pid, UnknownFile),
-    Retry(u32),
-    Locate(Image, Vec<(StackIndex, Vec<Site>)>),
-    Machine,
-    Settle(u64),
-}
-
 /// Where a file is mapped, and which.
 type Mapped = (Range<u64>, Arc<Module>);
-
-type Then = Box<dyn FnOnce() + Send>;
 
 /// What is known of files, and the order of work.
 pub(super) struct Desk {
@@ -94,47 +61,22 @@ pub(super) struct Desk {
     attempts: HashMap<u32, u32>,
     /// Copies of files that processes had mapped when they began to be recorded, by where.
     copies: HashMap<Pid, Vec<Mapped>>,
-    processes: HashMap<Image, Process>,
-    /// Those with stacks to be looked up.
-    to_locate: VecDeque<Image>,
-    /// How many have their mappings kept, and how many of them a worker has.
-    kept: usize,
-    lent: usize,
-    /// Those whose mappings may have changed.
-    to_compare: VecDeque<Image>,
-    compared: Instant,
-    compare_next: Instant,
-    begun_comparing: Instant,
+    processes: Processes,
+    /// Stacks to be unwound.
+    rests: Rests,
+    /// Images whose mappings a worker reads for them, and how often those had changed before.
+    reading: HashMap<Image, Option<u64>>,
+    /// The memory that they do not take any more, and how much of that the BPF side has heard of.
+    room: Room,
+    given: u64,
     follows: Vec<(HashSet<u32>, Then)>,
     settles: Vec<u64>,
-}
-
-/// An image.
-struct Process {
-    pid: Pid,
-    space: Space,
-    /// Stacks to be looked up.
-    stacks: Vec<(StackIndex, Vec<Site>)>,
-    located: Option<Instant>,
-    /// Changes of its mappings, as the BPF side counts them, before they were compared.
-    changes: Option<u64>,
-    mappings: Option<u64>,
-    is_compared: bool,
-    has_ended: bool,
-}
-
-/// The mappings of a process.
-enum Space {
-    /// Not known.
-    None,
-    Kept(Box<AddressSpace>),
-    /// A worker has them.
-    Lent,
 }
 
 impl Desk {
     pub(super) fn new(
         unwinder: Unwinder,
+        room: Room,
         workers: Vec<mpsc::Sender<Job>>,
         tell: Box<dyn FnMut(Resolved) + Send>,
     ) -> Self {
@@ -154,14 +96,11 @@ impl Desk {
             opening: 0,
             attempts: HashMap::new(),
             copies: HashMap::new(),
-            processes: HashMap::new(),
-            to_locate: VecDeque::new(),
-            kept: 0,
-            lent: 0,
-            to_compare: VecDeque::new(),
-            compared: now,
-            compare_next: now,
-            begun_comparing: now,
+            processes: Processes::default(),
+            rests: Rests::default(),
+            reading: HashMap::new(),
+            room,
+            given: 0,
             follows: Vec::new(),
             settles: Vec::new(),
         }
@@ -169,6 +108,7 @@ impl Desk {
 
     /// Works until nobody asks any more.
     pub(super) fn run(mut self, inputs: &mpsc::Receiver<Input>) {
+        priority::set_own(priority::URGENT);
         loop {
             let first = match inputs.recv_timeout(self.patience()) {
                 Ok(input) => Some(input),
@@ -183,8 +123,9 @@ impl Desk {
                 }
             }
             self.make_known();
+            self.unwind();
             self.relieve();
-            self.compare();
+            self.processes.find_changed(|pid| self.unwinder.changes_of(pid));
             self.give_work();
             self.settle();
         }
@@ -192,7 +133,13 @@ impl Desk {
 
     /// How long to wait for inputs.
     fn patience(&self) -> Duration {
-        if self.to_locate.is_empty() { PERIOD } else { PAUSE }
+        if self.rests.has_ready() {
+            Duration::ZERO
+        } else if self.processes.has_stacks() {
+            PAUSE
+        } else {
+            PERIOD
+        }
     }
 
     fn obey(&mut self, ask: Ask) {
@@ -209,18 +156,15 @@ impl Desk {
                 }
             }
             Ask::Began { image, pid, is_program } => {
-                self.processes.entry(image).or_insert_with(|| Process::new(pid));
+                self.processes.begin(image, pid);
                 if is_program {
                     self.queue.look_at_program(pid);
                 }
             }
             Ask::Ended(image) => {
-                if let Entry::Occupied(mut process) = self.processes.entry(image) {
-                    process.get_mut().has_ended = true;
-                    self.copies.remove(&process.get().pid);
-                    if process.get().is_done() {
-                        self.kept -= usize::from(process.remove().is_kept());
-                    }
+                self.rests.ended(image);
+                if let Some(pid) = self.processes.end(image) {
+                    self.copies.remove(&pid);
                 }
             }
             Ask::Find(pid, unknown) => {
@@ -237,16 +181,19 @@ impl Desk {
             }
             Ask::Retry(number) => self.retry(number),
             Ask::Locate(image, stacks) => {
-                let Some(process) = self.processes.get_mut(&image) else {
-                    let located =
-                        stacks.into_iter().map(|(stack, sites)| super::Located { stack, sites, is_unproved: false });
-                    return (self.tell)(Resolved::Located(located.collect()));
-                };
-                if process.stacks.is_empty() {
-                    self.to_locate.push_back(image);
+                if let Err(stacks) = self.processes.add(image, stacks) {
+                    let stacks = stacks.into_iter();
+                    let located = stacks.map(|(stack, sites)| Located { stack, sites, is_unproved: false });
+                    (self.tell)(Resolved::Located(located.collect()));
                 }
-                let room = MAX_STACKS.saturating_sub(process.stacks.len());
-                process.stacks.extend(stacks.into_iter().take(room));
+            }
+            Ask::Unwind(image, number, cut) => {
+                let (stack, rest) = *cut;
+                let is_known = self.known.contains_key(&number);
+                match self.processes.pid(image) {
+                    Some(pid) => self.rests.add(image, pid, (number, is_known), stack, rest),
+                    None => (self.tell)(Resolved::Unwound { stack, places: Vec::new(), end: end::UNKNOWN_FILE }),
+                }
             }
             Ask::Machine => self.queue.look_at_machine(),
             Ask::Settle(number) => self.settles.push(number),
@@ -306,17 +253,13 @@ impl Desk {
             }
             Done::Located(image, space, stacks) => {
                 (self.tell)(Resolved::Located(stacks));
-                self.keep(image, space);
+                self.processes.give_back(image, space);
             }
+            Done::Space(image, space) => self.has_read(image, space.as_deref()),
             Done::Mappings(image, mappings) => {
                 self.queue.is_done_in_background();
-                let now = Instant::now();
-                self.compare_next = now + (now - self.begun_comparing) * REST;
-                if let (Some(process), Some(mappings)) = (self.processes.get_mut(&image), mappings) {
-                    process.is_compared = false;
-                    if process.mappings.replace(mappings) != Some(mappings) {
-                        (self.tell)(Resolved::Mapped(image));
-                    }
+                if self.processes.has_changed(image, mappings) {
+                    (self.tell)(Resolved::Mapped(image));
                 }
             }
             Done::Found(module) => {
@@ -358,6 +301,7 @@ impl Desk {
             Opening::Generated => {
                 self.unwinder.know_generated(number);
                 self.known.insert(number, None);
+                self.rests.known([number]);
                 (self.tell)(Resolved::Known { number, module: None, table: None });
             }
             Opening::Gone => self.unwinder.retry(number),
@@ -378,6 +322,7 @@ impl Desk {
                 self.in_work.remove(&number);
                 self.attempts.remove(&number);
                 self.known.insert(number, Some(Arc::clone(&module)));
+                self.rests.known([number]);
                 (self.tell)(Resolved::Known { number, module: Some(module), table: Some(table).filter(|_| is_met) });
             }
         }
@@ -387,6 +332,54 @@ impl Desk {
         }
         for (_, then) in self.follows.extract_if(.., |(left, _)| left.is_empty()) {
             then();
+        }
+    }
+
+    /// The mappings of a process were read, for its stacks to be unwound.
+    fn has_read(&mut self, image: Image, space: Option<&AddressSpace>) {
+        let before = self.reading.remove(&image).flatten();
+        let code = space.map(|space| {
+            let mappings = space.code();
+            let code = mappings.map(|(mapping, module)| Code {
+                range: mapping.start..mapping.end,
+                offset: mapping.offset,
+                number: module.and_then(|module| self.number(module)),
+            });
+            code.collect()
+        });
+        let after = space.and_then(|space| self.unwinder.code_changes_of(space.pid()));
+        self.rests.has_read(image, (before, after), code);
+    }
+
+    /// The number of a file, which is compiled if it is not known.
+    fn number(&mut self, module: &Arc<Module>) -> Option<u32> {
+        module.file()?;
+        self.want(Arc::clone(module));
+        self.numbers.get(module.identity()).copied()
+    }
+
+    /// Unwinds stacks that ended at files which are known by now.
+    fn unwind(&mut self) {
+        for _ in 0..MAX_UNWOUND {
+            let Some((cut, code)) = self.rests.next() else { break };
+            let rule = |number: u32, code: &Code, offset: u64| match self.known.get(&number) {
+                None => Rule::NotYet,
+                Some(Some(module)) if module.file().is_none() => Rule::Never,
+                Some(_) => Rule::At(self.unwinder.rule_at(number, code.offset, offset)),
+            };
+            let outcome = code.map_or(Outcome::Done(Vec::new(), end::UNKNOWN_FILE), |code| cut.unwind(&code, rule));
+            match outcome {
+                Outcome::Wants(number) => self.rests.put_back(cut, number),
+                Outcome::Done(places, end) => {
+                    self.rests.done(&cut);
+                    (self.tell)(Resolved::Unwound { stack: cut.stack, places, end });
+                }
+            }
+        }
+        let given = self.room.given();
+        if given != self.given {
+            self.given = given;
+            self.unwinder.set_rests_done(given);
         }
     }
 
@@ -423,54 +416,32 @@ impl Desk {
         (self.tell)(Resolved::Forgotten(idle.into_iter().collect()));
     }
 
-    /// Finds the processes whose mappings may have changed. Nothing that is recorded waits for this.
-    fn compare(&mut self) {
-        if self.compared.elapsed() < PERIOD {
-            return;
-        }
-        self.compared = Instant::now();
-        for (image, process) in &mut self.processes {
-            let changes = self.unwinder.changes_of(process.pid);
-            if !process.is_compared && !process.has_ended && (changes.is_none() || changes != process.changes) {
-                (process.changes, process.is_compared) = (changes, true);
-                self.to_compare.push_back(*image);
-            }
-        }
-    }
-
     fn give_work(&mut self) {
-        while let Some(worker) = self.idle.pop() {
-            let Some(job) = self.next_job() else { return self.idle.push(worker) };
+        // The first worker is given what is short, and the others what is left.
+        self.idle.sort_unstable();
+        let mut idle = std::mem::take(&mut self.idle).into_iter();
+        for worker in idle.by_ref() {
+            let Some(job) = self.next_job(worker == 0) else {
+                self.idle.push(worker);
+                continue;
+            };
             // A worker ends after the desk.
             let _ = self.workers[worker].send(job);
         }
     }
 
     /// What is to be done next, the most urgent first.
-    fn next_job(&mut self) -> Option<Job> {
-        if let Some(job) = self.queue.next_urgent() {
+    fn next_job(&mut self, is_short: bool) -> Option<Job> {
+        if let Some((image, pid)) = self.rests.next_unread() {
+            self.reading.insert(image, self.unwinder.code_changes_of(pid));
+            return Some(Job::Space(image, pid));
+        }
+        let urgent = if is_short { self.queue.next_short() } else { self.queue.next_urgent() };
+        if let Some(job) = urgent {
             self.opening += usize::from(matches!(job, Job::Open(..)));
             return Some(job);
         }
-        self.next_to_locate().or_else(|| self.next_in_background())
-    }
-
-    fn next_to_locate(&mut self) -> Option<Job> {
-        let is_due = |image: &Image| {
-            self.processes.get(image).is_some_and(|process| {
-                !matches!(process.space, Space::Lent) && process.located.is_none_or(|at| at.elapsed() >= PAUSE)
-            })
-        };
-        let at = self.to_locate.iter().position(is_due)?;
-        let image = self.to_locate.remove(at)?;
-        let process = self.processes.get_mut(&image)?;
-        self.kept -= usize::from(process.is_kept());
-        self.lent += 1;
-        let space = match std::mem::replace(&mut process.space, Space::Lent) {
-            Space::Kept(space) => space,
-            _ => Box::new(AddressSpace::new(process.pid)),
-        };
-        Some(Job::Locate(image, space, std::mem::take(&mut process.stacks)))
+        if is_short { None } else { self.processes.next_to_locate().or_else(|| self.next_in_background()) }
     }
 
     /// What keeps one worker busy at most, and not all the time.
@@ -480,31 +451,12 @@ impl Desk {
         }
         let numbers = &self.numbers;
         let job = self.queue.next_in_background(|module| numbers.contains_key(module.identity()));
-        if job.is_some() || Instant::now() < self.compare_next || !self.queue.may_work_in_background() {
+        if job.is_some() || !self.queue.may_work_in_background() {
             return job;
         }
-        let processes = &self.processes;
-        let mut live = std::iter::from_fn(|| self.to_compare.pop_front())
-            .filter_map(|image| Some((image, processes.get(&image)?.pid)));
-        let (image, pid) = live.next()?;
-        self.begun_comparing = Instant::now();
+        let job = self.processes.next_to_compare()?;
         self.queue.begin_in_background();
-        Some(Job::Mappings(image, pid))
-    }
-
-    /// Takes mappings back that were lent. They are kept where code may be looked up in them again.
-    fn keep(&mut self, image: Image, space: Box<AddressSpace>) {
-        self.lent -= 1;
-        let Entry::Occupied(mut entry) = self.processes.entry(image) else { return };
-        let process = entry.get_mut();
-        process.located = Some(Instant::now());
-        process.space = Space::None;
-        if process.is_done() {
-            entry.remove();
-        } else if space.has_generated_code() && self.kept < MAX_KEPT {
-            process.space = Space::Kept(space);
-            self.kept += 1;
-        }
+        Some(job)
     }
 
     /// Tells when nothing is left to do that somebody may wait for.
@@ -512,34 +464,10 @@ impl Desk {
         let is_waiting = !self.in_work.is_empty()
             || self.queue.has_files_to_open()
             || self.opening > 0
-            || !self.to_locate.is_empty()
-            || self.lent > 0;
+            || !self.rests.is_empty()
+            || self.processes.is_busy();
         if !self.settles.is_empty() && !is_waiting {
             self.settles.drain(..).map(Resolved::Settled).for_each(&mut self.tell);
         }
-    }
-}
-
-impl Process {
-    fn new(pid: Pid) -> Self {
-        Self {
-            pid,
-            space: Space::None,
-            stacks: Vec::new(),
-            located: None,
-            changes: None,
-            mappings: None,
-            is_compared: false,
-            has_ended: false,
-        }
-    }
-
-    fn is_kept(&self) -> bool {
-        matches!(self.space, Space::Kept(_))
-    }
-
-    /// Whether it has ended, and nothing is left to do.
-    fn is_done(&self) -> bool {
-        self.has_ended && self.stacks.is_empty() && !matches!(self.space, Space::Lent)
     }
 }

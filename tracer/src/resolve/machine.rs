@@ -1,11 +1,17 @@
 //! What all processes of the machine have mapped: what they start is likely to map that, too.
 
-use std::{fs, sync::Arc};
+use std::{
+    fs,
+    io::{self, BufReader},
+    sync::Arc,
+};
 
 use hashbrown::HashSet;
 
-use super::worker::read;
-use crate::files::{module::Module, root::ProcessDirectory};
+use crate::{
+    files::{module::Module, root::ProcessDirectory},
+    space::maps,
+};
 
 /// Most files, and most bytes of them all.
 const MAX_FILES: usize = 512;
@@ -40,4 +46,12 @@ pub(super) fn look(mut tell: impl FnMut(Arc<Module>)) {
             }
         }
     }
+}
+
+/// The executable mappings of a process.
+pub(super) fn read(process: &ProcessDirectory) -> io::Result<Vec<maps::Mapping>> {
+    let mut text = BufReader::with_capacity(1 << 16, process.file("maps")?);
+    let mappings = maps::read(&mut text, |mapping| mapping.executable)?;
+    // An exiting process has no mappings any more, but does not say so.
+    if mappings.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(mappings) }
 }

@@ -68,6 +68,11 @@ impl Queue {
             self.at_large += usize::from(is_large(&module));
             return Some(Job::Compile(Some(number), module));
         }
+        self.next_short()
+    }
+
+    /// Of that, what takes little time.
+    pub(super) fn next_short(&mut self) -> Option<Job> {
         if let Some(pid) = self.met.keys().next().copied()
             && let Some(unknown) = self.met.remove(&pid)
         {

@@ -3,14 +3,18 @@
 use std::{
     collections::hash_map::DefaultHasher,
     hash::{Hash as _, Hasher as _},
-    io::{self, BufReader},
+    io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, mpsc},
 };
 
 use hashbrown::HashSet;
 
-use super::{Located, machine, program};
+use super::{
+    machine::{self, read},
+    program,
+    resolved::Located,
+};
 use crate::{
     event::{Image, Pid, UnknownFile},
     files::{
@@ -18,6 +22,7 @@ use crate::{
         root::ProcessDirectory,
     },
     heap::StackIndex,
+    priority,
     space::{
         address_space::{AddressSpace, is_file},
         maps,
@@ -25,10 +30,6 @@ use crate::{
     trails::{self, Site},
     unwinder::{self, Compiled},
 };
-
-/// Nice values of a worker that somebody waits for, and of one that nobody waits for.
-const URGENT: i32 = -10;
-const BACKGROUND: i32 = 15;
 
 /// Work for a worker.
 pub(super) enum Job {
@@ -38,6 +39,8 @@ pub(super) enum Job {
     Open(Pid, Vec<UnknownFile>),
     /// Looks up what lies in no file.
     Locate(Image, Box<AddressSpace>, Vec<(StackIndex, Vec<Site>)>),
+    /// Looks which files a process has mapped, where.
+    Space(Image, Pid),
     /// Looks which executable mappings a process has.
     Mappings(Image, Pid),
     /// Opens what a process that has just become a program will map.
@@ -51,6 +54,8 @@ pub(super) enum Done {
     Compiled(Option<u32>, Box<Compiled>),
     Opened(Vec<(UnknownFile, Opening)>),
     Located(Image, Box<AddressSpace>, Vec<Located>),
+    /// `None`: there is no such process any more.
+    Space(Image, Option<Box<AddressSpace>>),
     /// What tells these mappings from others.
     Mappings(Image, Option<u64>),
     /// Of a program.
@@ -86,6 +91,10 @@ pub(super) fn run(jobs: &mpsc::Receiver<Job>, tell: impl Fn(Done, bool)) {
                 let located = locate(&mut space, stacks);
                 Done::Located(image, space, located)
             }
+            Job::Space(image, pid) => {
+                let mut space = Box::new(AddressSpace::new(pid));
+                Done::Space(image, space.refresh().is_ok().then_some(space))
+            }
             Job::Mappings(image, pid) => Done::Mappings(image, mappings(pid).ok()),
             Job::Program(pid) => {
                 program::look(pid, &mut programs, |module| tell(Done::Found(module), false));
@@ -103,15 +112,12 @@ pub(super) fn run(jobs: &mpsc::Receiver<Job>, tell: impl Fn(Done, bool)) {
 /// Until a file is known that a process has met, its stacks are cut: that goes before what others do for a moment. What nobody waits
 /// for goes behind.
 fn set_priority(job: &Job) {
-    let nice = match job {
-        Job::Compile(Some(_), _) | Job::Open(..) | Job::Program(_) => URGENT,
-        Job::Locate(..) => 0,
-        Job::Compile(None, _) | Job::Mappings(..) | Job::Machine => BACKGROUND,
-    };
-    // Of this thread. Not everybody may.
-    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice) {
-        tracing::trace!("cannot set a priority: {error}");
-    }
+    priority::set_own(match job {
+        Job::Compile(Some(_), _) | Job::Open(..) | Job::Space(..) | Job::Program(_) => priority::URGENT,
+        // Whoever opens files keeps others from doing so for as long as that takes.
+        Job::Locate(..) | Job::Mappings(..) | Job::Machine => priority::NORMAL,
+        Job::Compile(None, _) => priority::BACKGROUND,
+    });
 }
 
 /// What is in the file is hostile: should it make the compiler panic, it has no table.
@@ -163,12 +169,4 @@ fn mappings(pid: Pid) -> io::Result<u64> {
         (mapping.start, mapping.end, mapping.offset, mapping.device, mapping.inode).hash(&mut hasher);
     }
     Ok(hasher.finish())
-}
-
-/// The executable mappings of a process.
-pub(super) fn read(process: &ProcessDirectory) -> io::Result<Vec<maps::Mapping>> {
-    let mut text = BufReader::with_capacity(1 << 16, process.file("maps")?);
-    let mappings = maps::read(&mut text, |mapping| mapping.executable)?;
-    // An exiting process has no mappings any more, but does not say so.
-    if mappings.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(mappings) }
 }

@@ -14,9 +14,6 @@ use super::{
     source::Source,
 };
 
-/// Folders whose files are not looked at, and why.
-const LEFT_OUT: &[(&str, &str)] = &[("tracer/src/resolve/", "is being taken apart")];
-
 /// How often a name may be passed on. More is a name that passes on itself.
 const MOST_PASSES: usize = 8;
 
@@ -46,8 +43,7 @@ impl fmt::Display for Circle {
 pub(super) fn circles(sources: &[Source]) -> Vec<Circle> {
     let mut crates: BTreeMap<&str, Vec<&Source>> = BTreeMap::new();
     for source in sources {
-        let is_left_out = LEFT_OUT.iter().any(|(folder, _)| source.path.starts_with(folder));
-        if let Some(root) = crate_of(&source.path, sources).filter(|_| !is_left_out) {
+        if let Some(root) = crate_of(&source.path, sources) {
             crates.entry(root).or_default().push(source);
         }
     }

@@ -58,8 +58,7 @@ pub(super) const RULES: &[Rule] = &[
     Rule {
         name: "file-length",
         within: RUST,
-        // Are being split.
-        except: &["tracer-ebpf/src/mappings.rs", "tracer-ebpf/src/walk.rs", "tracer/src/resolve/desk.rs"],
+        except: &[],
         check: Check::MaxLines(500),
         advice: "split it by concern: 500 lines at most",
     },

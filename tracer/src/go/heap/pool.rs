@@ -9,18 +9,14 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use rustix::process::setpriority_process;
 
 use super::follower::{Follower, HeapSnapshot};
-use crate::golang::heap::Sample;
+use crate::{golang::heap::Sample, priority};
 
 /// Most threads.
 const WORKERS: usize = 4;
 /// Longest time without a look at what is due.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Priority ("nice") of the threads: on a busy machine none must miss a garbage collection. Each look is followed by a rest that is
-/// longer (`follower.rs`).
-const PRIORITY: i32 = -10;
 
 /// What a follower is told.
 pub enum Input {
@@ -119,9 +115,8 @@ struct Followed {
 
 /// Follows heaps until nobody is left to tell.
 fn run(jobs: &mpsc::Receiver<Job>) {
-    if let Err(error) = setpriority_process(None, PRIORITY) {
-        tracing::debug!("cannot raise the priority of a thread that follows Go heaps: {error}");
-    }
+    // On a busy machine none must miss a garbage collection. Each look is followed by a rest that is longer (`follower.rs`).
+    priority::set_own(priority::URGENT);
     let mut all: HashMap<u64, Followed> = HashMap::new();
     loop {
         let now = Instant::now();

@@ -1,0 +1,15 @@
+//! Priorities of tracer's own threads, as nice values: what somebody waits for goes before what others do for a moment.
+
+/// Of a thread that little is done by at a time, and whose delay costs stacks or records.
+pub const URGENT: i32 = -10;
+/// Of any other.
+pub const NORMAL: i32 = 0;
+/// Of a thread that nobody waits for.
+pub const BACKGROUND: i32 = 15;
+
+/// Gives the current thread a priority. Not everybody may: then it stays as it is.
+pub fn set_own(nice: i32) {
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice) {
+        tracing::trace!("cannot set a priority: {error}");
+    }
+}

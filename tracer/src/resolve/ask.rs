@@ -1,0 +1,38 @@
+//! What the desk hears of.
+
+use super::{rests::Rest, worker::Done};
+use crate::{
+    event::{Image, Pid, UnknownFile},
+    heap::StackIndex,
+    space::address_space::AddressSpace,
+    trails::Site,
+};
+
+/// What is to be done when files are known.
+pub(super) type Then = Box<dyn FnOnce() + Send>;
+
+/// What the desk hears of.
+pub(super) enum Input {
+    Ask(Ask),
+    /// Work was done; unless `is_last`, there is more to come of it.
+    Done {
+        worker: usize,
+        done: Done,
+        is_last: bool,
+    },
+    /// Nobody asks any more.
+    End,
+}
+
+/// What is asked.
+pub(super) enum Ask {
+    Follow(Box<AddressSpace>, Then),
+    Began { image: Image, pid: Pid, is_program: bool },
+    Ended(Image),
+    Find(Pid, UnknownFile),
+    Retry(u32),
+    Locate(Image, Vec<(StackIndex, Vec<Site>)>),
+    Unwind(Image, u32, Box<(StackIndex, Rest)>),
+    Machine,
+    Settle(u64),
+}

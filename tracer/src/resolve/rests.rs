@@ -1,0 +1,325 @@
+//! Stacks that end at a file of which nothing was known, with the memory that the rest of each is in: unwound as soon as the file is
+//! known, by the mappings that the process had.
+//!
+//! Those are read at once, for a process may end before its files are known; and nothing is unwound by others than those of the
+//! moment that the stack is of: changes are counted.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use hashbrown::HashMap;
+use tracer_ebpf::{MAX_FRAMES, end, unwind::place};
+
+use crate::{
+    event::{Image, Pid, StackMemory},
+    heap::StackIndex,
+    unwind::{Registers, Step, Stop, step},
+};
+
+/// How often mappings are read again at once that have changed meanwhile.
+const MAX_ATTEMPTS: u32 = 16;
+/// How often the mappings of one image may have changed for stacks from before to be unwound.
+const MAX_KNOWN: usize = 8;
+
+/// Bytes of the rests of stacks that are done with.
+#[derive(Clone, Debug, Default)]
+pub struct Room(Arc<AtomicU64>);
+
+impl Room {
+    /// So many more bytes are.
+    pub fn give(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// All so far.
+    pub(super) fn given(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The memory of one stack. Its room is given back with it.
+#[derive(Debug)]
+pub struct Rest {
+    registers: Registers,
+    changes: u64,
+    start: u64,
+    memory: Vec<u8>,
+    size: u64,
+    room: Room,
+}
+
+impl Rest {
+    /// The first part of one.
+    pub fn new(part: &StackMemory<'_>, room: &Room) -> Self {
+        let StackMemory { registers, changes, start, bytes, .. } = *part;
+        Self { registers, changes, start, memory: bytes.to_owned(), size: part.size(), room: room.clone() }
+    }
+
+    /// Adds what follows.
+    pub fn add(&mut self, part: &StackMemory<'_>) {
+        self.size += part.size();
+        if self.start.checked_add(self.memory.len() as u64) == Some(part.start) {
+            self.memory.reserve_exact(part.bytes.len());
+            self.memory.extend_from_slice(part.bytes);
+        }
+    }
+
+    /// The word at an address.
+    fn word(&self, address: u64) -> Option<u64> {
+        let at = usize::try_from(address.checked_sub(self.start)?).ok()?;
+        self.memory.get(at..)?.first_chunk().map(|word| u64::from_ne_bytes(*word))
+    }
+}
+
+impl Drop for Rest {
+    fn drop(&mut self) {
+        self.room.give(self.size);
+    }
+}
+
+/// An executable mapping.
+#[derive(Clone, Debug)]
+pub(super) struct Code {
+    /// Its addresses.
+    pub(super) range: Range<u64>,
+    /// Offset of its first byte in the file.
+    pub(super) offset: u64,
+    /// Number of the file; `None`: it is none, or has none.
+    pub(super) number: Option<u32>,
+}
+
+impl Code {
+    fn offset_of(&self, address: u64) -> u64 {
+        (address - self.range.start).saturating_add(self.offset)
+    }
+}
+
+/// One that waits.
+pub(super) struct Cut {
+    image: Image,
+    pub(super) stack: StackIndex,
+    /// Of the file that it ends at.
+    pub(super) number: u32,
+    rest: Rest,
+}
+
+/// The mappings of an image.
+struct Space {
+    pid: Pid,
+    /// What they were at which count of changes, the latest last.
+    known: VecDeque<(u64, Arc<[Code]>)>,
+    is_reading: bool,
+    /// Stacks that wait for them to be read.
+    waiting: Vec<Cut>,
+    /// How many stacks there are.
+    stacks: usize,
+    /// Since they were read for the last time, they have been read so often in vain.
+    attempts: u32,
+    /// They cannot be read any more: the process has ended, is another program, or changes them all the time.
+    is_gone: bool,
+    has_ended: bool,
+}
+
+/// All stacks that wait.
+#[derive(Default)]
+pub(super) struct Rests {
+    spaces: HashMap<Image, Space>,
+    /// Whose mappings are to be read.
+    unread: VecDeque<(Image, Pid)>,
+    /// Those that wait for a file, by its number.
+    waiting: HashMap<u32, Vec<Cut>>,
+    /// Those whose file is known.
+    ready: VecDeque<Cut>,
+}
+
+/// What is known of an address of a file.
+pub(super) enum Rule {
+    /// The rule that holds there.
+    At(u64),
+    /// Nothing yet.
+    NotYet,
+    /// Nothing ever: the file cannot be read.
+    Never,
+}
+
+/// What has come of one.
+pub(super) enum Outcome {
+    /// Its places, leaf first, and one of [`end`].
+    Done(Vec<u64>, u32),
+    /// It goes on in the file with this number.
+    Wants(u32),
+}
+
+impl Rests {
+    pub(super) fn is_empty(&self) -> bool {
+        self.spaces.values().all(|space| space.stacks == 0)
+    }
+
+    /// Takes one in, of the process `pid`.
+    pub(super) fn add(
+        &mut self,
+        image: Image,
+        pid: Pid,
+        (number, is_known): (u32, bool),
+        stack: StackIndex,
+        rest: Rest,
+    ) {
+        let space = self.spaces.entry(image).or_insert_with(|| {
+            self.unread.push_back((image, pid));
+            Space::of(pid)
+        });
+        space.stacks += 1;
+        // They have changed since they were read.
+        if !space.is_reading && !space.is_gone && space.known.back().is_none_or(|(changes, _)| *changes < rest.changes)
+        {
+            space.is_reading = true;
+            self.unread.push_back((image, pid));
+        }
+        let cut = Cut { image, stack, number, rest };
+        if is_known { self.ready.push_back(cut) } else { self.waiting.entry(number).or_default().push(cut) }
+    }
+
+    /// An image has ended.
+    pub(super) fn ended(&mut self, image: Image) {
+        if let Some(space) = self.spaces.get_mut(&image) {
+            (space.is_gone, space.has_ended) = (true, true);
+            self.drop_unused(image);
+        }
+    }
+
+    /// Files are known.
+    pub(super) fn known(&mut self, numbers: impl IntoIterator<Item = u32>) {
+        for number in numbers {
+            self.ready.extend(self.waiting.remove(&number).unwrap_or_default());
+        }
+    }
+
+    /// Whose mappings are to be read next.
+    pub(super) fn next_unread(&mut self) -> Option<(Image, Pid)> {
+        self.unread.pop_front()
+    }
+
+    /// The mappings of an image were read; `changes`: how many there had been before and after, if they were counted. `None`: it has
+    /// ended.
+    pub(super) fn has_read(&mut self, image: Image, changes: (Option<u64>, Option<u64>), code: Option<Vec<Code>>) {
+        let Some(space) = self.spaces.get_mut(&image) else { return };
+        match (code, changes) {
+            (Some(code), (Some(before), Some(after))) if before == after => {
+                space.attempts = 0;
+                space.known.push_back((after, code.into()));
+                if space.known.len() > MAX_KNOWN {
+                    space.known.pop_front();
+                }
+            }
+            (Some(_), (Some(_), Some(_))) if !space.is_gone && space.attempts < MAX_ATTEMPTS => {
+                space.attempts += 1;
+                return self.unread.push_back((image, space.pid));
+            }
+            _ => space.is_gone = true,
+        }
+        space.is_reading = false;
+        self.ready.extend(space.waiting.drain(..));
+    }
+
+    /// Whether there is something to unwind.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The next one to unwind, with the mappings to do it by; without, when nobody can.
+    pub(super) fn next(&mut self) -> Option<(Cut, Option<Arc<[Code]>>)> {
+        while let Some(cut) = self.ready.pop_front() {
+            let Some(space) = self.spaces.get_mut(&cut.image) else { continue };
+            let known = space.known.iter().find(|(changes, _)| *changes == cut.rest.changes);
+            match known {
+                Some((_, code)) => {
+                    let code = Arc::clone(code);
+                    return Some((cut, Some(code)));
+                }
+                None if space.is_reading => space.waiting.push(cut),
+                None => return Some((cut, None)),
+            }
+        }
+        None
+    }
+
+    /// One is done with.
+    pub(super) fn done(&mut self, cut: &Cut) {
+        if let Some(space) = self.spaces.get_mut(&cut.image) {
+            space.stacks -= 1;
+            self.drop_unused(cut.image);
+        }
+    }
+
+    /// One waits for another file.
+    pub(super) fn put_back(&mut self, cut: Cut, number: u32) {
+        self.waiting.entry(number).or_default().push(cut);
+    }
+
+    fn drop_unused(&mut self, image: Image) {
+        if self.spaces.get(&image).is_some_and(|space| space.has_ended && space.stacks == 0) {
+            self.spaces.remove(&image);
+        }
+    }
+}
+
+impl Space {
+    /// One whose mappings are to be read.
+    fn of(pid: Pid) -> Self {
+        Self {
+            pid,
+            known: VecDeque::new(),
+            is_reading: true,
+            waiting: Vec::new(),
+            stacks: 0,
+            attempts: 0,
+            is_gone: false,
+            has_ended: false,
+        }
+    }
+}
+
+impl Cut {
+    /// Goes on from the last frame, by the `rule` of a file's number, its mapping and an offset in it.
+    pub(super) fn unwind(&self, code: &[Code], rule: impl Fn(u32, &Code, u64) -> Rule) -> Outcome {
+        let find = |address: u64| {
+            let at = code.partition_point(|code| code.range.end <= address);
+            code.get(at).filter(|code| code.range.contains(&address))
+        };
+        let mut places = Vec::new();
+        let mut frame = self.rest.registers;
+        // It has one already, at the least.
+        while places.len() + 1 < MAX_FRAMES {
+            let Some(code) = find(frame.code()) else { return Outcome::Done(places, end::NO_MAPPING) };
+            // As the BPF side has found it, or it is another file by now.
+            if places.is_empty() && code.number != Some(self.number) {
+                return Outcome::Done(places, end::UNKNOWN_FILE);
+            }
+            let Some(number) = code.number else { return Outcome::Done(places, end::NO_RULE) };
+            let rule = match rule(number, code, code.offset_of(frame.code())) {
+                Rule::At(rule) => rule,
+                Rule::NotYet => return Outcome::Wants(number),
+                Rule::Never => return Outcome::Done(places, end::UNKNOWN_FILE),
+            };
+            match step(rule, frame, |address| self.rest.word(address)) {
+                Step::Caller(caller) => frame = caller,
+                Step::Root => return Outcome::Done(places, end::ROOT),
+                Step::Stopped(Stop::NoRule) => return Outcome::Done(places, end::NO_RULE),
+                Step::Stopped(Stop::Unsupported) => return Outcome::Done(places, end::UNSUPPORTED_RULE),
+                Step::Stopped(Stop::BadMemory) => return Outcome::Done(places, end::BAD_MEMORY),
+            }
+            let in_file = |code: &Code| Some(place::in_file(code.number?, code.offset_of(frame.pc)));
+            places.push(find(frame.code()).and_then(in_file).unwrap_or(place::at(frame.pc)));
+        }
+        Outcome::Done(places, end::DEPTH)
+    }
+}
+
+#[cfg(test)]
+mod tests;

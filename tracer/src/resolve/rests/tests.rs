@@ -1,0 +1,168 @@
+//! Stacks that wait: for which file and which mappings, and what becomes of them.
+
+use tracer_ebpf::unwind::{fp, kind, rule};
+
+use super::*;
+
+const IMAGE: Image = Image(3);
+const PID: Pid = 77;
+/// Where the stack's memory begins.
+const STACK: u64 = 0x7000;
+/// CFA = stack pointer + 16: a word of its own, then the return address.
+const CALLED: u64 = rule(kind::SP, fp::SAME, 0, 16);
+const OUTERMOST: u64 = rule(kind::STOP, fp::SAME, 0, 0);
+
+fn stack(index: u32) -> StackIndex {
+    StackIndex::from_raw(index)
+}
+
+/// Two files: number 5 at 0x1000, from its second page on; number 6 at 0x9000. And generated code at 0x20000.
+fn code() -> Vec<Code> {
+    vec![
+        Code { range: 0x1000..0x3000, offset: 0x1000, number: Some(5) },
+        Code { range: 0x9000..0xa000, offset: 0, number: Some(6) },
+        Code { range: 0x2_0000..0x2_1000, offset: 0, number: None },
+    ]
+}
+
+/// A frame at 0x1100 that was called from `callers`, in parts as records bring it.
+fn rest(changes: u64, callers: &[u64], room: &Room) -> Rest {
+    let words: Vec<u64> = callers.iter().flat_map(|caller| [0, *caller]).collect();
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let registers = Registers { pc: 0x1100, sp: STACK, fp: 0, exact: false };
+    let part = |start: usize, bytes| StackMemory { id: 1, registers, changes, start: STACK + start as u64, bytes };
+    let (first, second) = bytes.split_at(bytes.len().min(8));
+    let mut rest = Rest::new(&part(0, first), room);
+    rest.add(&part(8, second));
+    rest
+}
+
+fn cut(rest: Rest) -> Cut {
+    Cut { image: IMAGE, stack: stack(0), number: 5, rest }
+}
+
+/// Both files are known: code beyond 0x200 of file 6 is the outermost.
+fn known(number: u32, _: &Code, offset: u64) -> Rule {
+    Rule::At(if number == 6 && offset >= 0x200 { OUTERMOST } else { CALLED })
+}
+
+fn unwound(cut: &Cut, rule: impl Fn(u32, &Code, u64) -> Rule) -> Result<(Vec<u64>, u32), u32> {
+    match cut.unwind(&code(), rule) {
+        Outcome::Done(places, end) => Ok((places, end)),
+        Outcome::Wants(number) => Err(number),
+    }
+}
+
+#[test]
+fn frames_are_told_as_places_up_to_the_outermost() {
+    let room = Room::default();
+    let whole = cut(rest(0, &[0x2080, 0x9100, 0x9300], &room));
+    let places = vec![place::in_file(5, 0x2080), place::in_file(6, 0x100), place::in_file(6, 0x300)];
+    assert_eq!(unwound(&whole, known), Ok((places.clone(), end::ROOT)));
+    let not_yet = |number: u32, code: &Code, at: u64| if number == 5 { known(number, code, at) } else { Rule::NotYet };
+    assert_eq!(unwound(&whole, not_yet), Err(6), "it goes on in a file that is not known yet");
+    assert_eq!(unwound(&whole, |_, _, _| Rule::Never), Ok((vec![], end::UNKNOWN_FILE)), "it cannot be read");
+    // Of what is not there nothing is made up.
+    let short = cut(rest(0, &[0x2080, 0x9100], &room));
+    assert_eq!(unwound(&short, known), Ok((places[..2].to_vec(), end::BAD_MEMORY)));
+    let astray = cut(rest(0, &[0x2080, 0x5000], &room));
+    assert_eq!(unwound(&astray, known), Ok((vec![places[0], place::at(0x5000)], end::NO_MAPPING)));
+    let generated = cut(rest(0, &[0x2_0010], &room));
+    assert_eq!(unwound(&generated, known), Ok((vec![place::at(0x2_0010)], end::NO_RULE)));
+    let another = Cut { number: 9, ..cut(rest(0, &[0x2080], &room)) };
+    assert_eq!(unwound(&another, known), Ok((vec![], end::UNKNOWN_FILE)), "another file is mapped there by now");
+}
+
+#[test]
+fn a_stack_that_never_ends_is_cut() {
+    let deep = cut(rest(0, &vec![0x2080; 2 * MAX_FRAMES], &Room::default()));
+    let (places, end) = unwound(&deep, known).unwrap();
+    assert_eq!((places.len(), end), (MAX_FRAMES - 1, end::DEPTH));
+}
+
+/// What comes out next: which stack, and whether there are mappings to unwind it by.
+fn next(rests: &mut Rests) -> Option<(StackIndex, bool)> {
+    let (cut, code) = rests.next()?;
+    rests.done(&cut);
+    Some((cut.stack, code.is_some()))
+}
+
+#[test]
+fn a_stack_waits_for_its_file_and_its_mappings() {
+    let (mut rests, room) = (Rests::default(), Room::default());
+    rests.add(IMAGE, PID, (5, false), stack(1), rest(10, &[], &room));
+    rests.add(IMAGE, PID, (6, true), stack(2), rest(10, &[], &room));
+    assert_eq!(rests.next_unread(), Some((IMAGE, PID)));
+    assert_eq!((rests.next_unread(), next(&mut rests)), (None, None), "once; nothing can be unwound yet");
+    rests.has_read(IMAGE, (Some(10), Some(10)), Some(code()));
+    assert_eq!((next(&mut rests), next(&mut rests)), (Some((stack(2), true)), None));
+    assert!(!rests.is_empty());
+    rests.known([5]);
+    assert_eq!(next(&mut rests), Some((stack(1), true)));
+    assert!(rests.is_empty());
+}
+
+/// Nothing is unwound by mappings of another moment.
+#[test]
+fn mappings_are_those_of_the_moment() {
+    let (mut rests, room) = (Rests::default(), Room::default());
+    for changes in [10, 11] {
+        rests.add(IMAGE, PID, (5, true), stack(changes), rest(changes.into(), &[], &room));
+    }
+    rests.next_unread();
+    rests.has_read(IMAGE, (Some(10), Some(11)), Some(code()));
+    assert_eq!(rests.next_unread(), Some((IMAGE, PID)), "they have changed while they were read");
+    rests.has_read(IMAGE, (Some(11), Some(11)), Some(code()));
+    assert_eq!(next(&mut rests), Some((stack(10), false)));
+    assert_eq!(next(&mut rests), Some((stack(11), true)));
+    // Later ones, and earlier ones again.
+    rests.add(IMAGE, PID, (5, true), stack(12), rest(12, &[], &room));
+    assert_eq!((rests.next_unread(), next(&mut rests)), (Some((IMAGE, PID)), None));
+    rests.has_read(IMAGE, (Some(12), Some(12)), Some(code()));
+    rests.add(IMAGE, PID, (5, true), stack(13), rest(11, &[], &room));
+    assert_eq!((next(&mut rests), next(&mut rests)), (Some((stack(12), true)), Some((stack(13), true))));
+    // Where nobody counts, nothing is known.
+    let mut rests = Rests::default();
+    rests.add(IMAGE, PID, (5, true), stack(1), rest(0, &[], &room));
+    rests.has_read(IMAGE, (None, None), Some(code()));
+    assert_eq!(next(&mut rests), Some((stack(1), false)));
+}
+
+#[test]
+fn what_changes_all_the_time_is_given_up() {
+    let (mut rests, room) = (Rests::default(), Room::default());
+    rests.add(IMAGE, PID, (5, true), stack(1), rest(0, &[], &room));
+    let mut reads = 0;
+    while rests.next_unread().is_some() {
+        reads += 1;
+        rests.has_read(IMAGE, (Some(reads), Some(reads + 1)), Some(code()));
+    }
+    assert_eq!(reads, u64::from(MAX_ATTEMPTS) + 1);
+    assert_eq!(next(&mut rests), Some((stack(1), false)));
+}
+
+#[test]
+fn a_process_that_is_gone_leaves_nothing_behind() {
+    let (mut rests, room) = (Rests::default(), Room::default());
+    rests.add(IMAGE, PID, (5, false), stack(1), rest(10, &[], &room));
+    rests.has_read(IMAGE, (Some(10), Some(10)), Some(code()));
+    rests.ended(IMAGE);
+    rests.known([5]);
+    assert_eq!(next(&mut rests), Some((stack(1), true)), "what was read of it is true still");
+    assert!(rests.spaces.is_empty() && rests.waiting.is_empty());
+    rests.add(IMAGE, PID, (5, true), stack(2), rest(10, &[], &room));
+    rests.has_read(IMAGE, (Some(10), None), None);
+    rests.ended(IMAGE);
+    assert_eq!(next(&mut rests), Some((stack(2), false)));
+    assert!(rests.spaces.is_empty());
+}
+
+#[test]
+fn memory_is_given_back() {
+    let room = Room::default();
+    let rest = rest(0, &[1, 2, 3], &room);
+    assert_eq!(room.given(), 0);
+    drop(rest);
+    // Two heads of records, and six words.
+    assert_eq!(room.given(), 2 * size_of::<tracer_ebpf::StackRest>() as u64 + 48);
+}
