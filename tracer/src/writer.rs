@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, mpsc},
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use anyhow::{Context as _, Result, anyhow};
@@ -36,8 +36,13 @@ enum Job {
     Last(Box<Material>, mpsc::Sender<Result<Quality>>),
 }
 
-/// Who names and writes.
-pub struct Writer(mpsc::Sender<Job>);
+/// Who names and writes. When this is dropped, its thread ends before that is over: a file that was made and got no contents is
+/// removed by then.
+pub struct Writer {
+    /// `None` when it is to end.
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Writer {
     /// Starts the thread. It writes to `outputs`, keeps at most `memory` bytes of files that names come from, and tells `written` after
@@ -54,8 +59,8 @@ impl Writer {
         let (jobs, todo) = mpsc::channel();
         let options = Options { top: config.top, value: config.value, by: config.by };
         let work = move || Work { presenter: Presenter::within(memory), outputs, options }.run(&todo, &written);
-        thread::Builder::new().name("writer".to_owned()).spawn(work).context("cannot write reports")?;
-        Ok(Self(jobs))
+        let thread = thread::Builder::new().name("writer".to_owned()).spawn(work).context("cannot write reports")?;
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// Names the Go code of a process, whose executable is known to it as `exe`, by the tables of a runtime or plugin of it.
@@ -82,7 +87,15 @@ impl Writer {
 
     fn put(&self, job: Job) {
         // Its end shows when the last report is to be written.
-        let _ = self.0.send(job);
+        let _ = self.jobs.as_ref().map(|jobs| jobs.send(job));
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.jobs = None;
+        // What it has to say of itself, it has said where somebody waited for a report.
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
