@@ -57,6 +57,10 @@ pub extern "C" fn send_rest(id: u64) -> u64 {
     let Some(thread) = thread::existing(pid_tgid) else { return id };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
+    if thread.walk.mapping.file == 0 {
+        // One too many to have a number: nothing will ever be known of it.
+        return id;
+    }
     // Two threads may read the clock at once, and one thread not twice.
     let own = (id ^ emit::now()).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ pid_tgid << 40 ^ pid_tgid;
     let walk = &mut thread.walk;

@@ -136,6 +136,8 @@ pub(super) struct Rests {
     waiting: HashMap<u32, Vec<Cut>>,
     /// Those whose file is known.
     ready: VecDeque<Cut>,
+    /// How many there are.
+    stacks: usize,
 }
 
 /// What is known of an address of a file.
@@ -158,7 +160,7 @@ pub(super) enum Outcome {
 
 impl Rests {
     pub(super) fn is_empty(&self) -> bool {
-        self.spaces.values().all(|space| space.stacks == 0)
+        self.stacks == 0
     }
 
     /// Takes one in, of the process `pid`.
@@ -175,6 +177,7 @@ impl Rests {
             Space::of(pid)
         });
         space.stacks += 1;
+        self.stacks += 1;
         // They have changed since they were read.
         if !space.is_reading && !space.is_gone && space.known.back().is_none_or(|(changes, _)| *changes < rest.changes)
         {
@@ -253,6 +256,7 @@ impl Rests {
     pub(super) fn done(&mut self, cut: &Cut) {
         if let Some(space) = self.spaces.get_mut(&cut.image) {
             space.stacks -= 1;
+            self.stacks -= 1;
             self.drop_unused(cut.image);
         }
     }
