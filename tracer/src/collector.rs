@@ -221,6 +221,11 @@ impl Collector {
     fn answer(&mut self) {
         let is_due = |asked: &mut Asked| asked.number <= self.settled || Instant::now() >= asked.deadline;
         let due: Vec<Asked> = self.asked.extract_if(.., is_due).collect();
+        if !due.is_empty() {
+            // Whoever asked knows already who is told as one.
+            self.let_go();
+            self.merge();
+        }
         for Asked { min_age, reply, .. } in due {
             // Nobody may wait any more: nothing to do then.
             let _ = reply.send(self.snapshot(min_age));
@@ -303,6 +308,8 @@ impl Collector {
         std::thread::sleep(GRACE);
         self.take_in_all();
         self.account_for_loss();
+        self.let_go();
+        self.merge();
         let (mut number, deadline) = (self.have_settled(), Instant::now() + LAST_SETTLING);
         while self.settled < number
             && let Ok(request) = self.requests.wait(deadline.saturating_duration_since(Instant::now()))

@@ -43,8 +43,11 @@ impl From<aya::maps::MapError> for LoadError {
 impl LoadError {
     /// A refused program. Of the verifier's log, which may be a megabyte, the end says why.
     pub(super) fn refused(name: &str, error: &ProgramError) -> Self {
-        let ProgramError::LoadError { io_error, verifier_log } = error else {
-            return Self::Program(name.to_owned(), refusal::explain(error));
+        let (io_error, verifier_log) = match error {
+            ProgramError::LoadError { io_error, verifier_log } => (io_error, verifier_log),
+            // It hides the number that is behind it.
+            ProgramError::IOError(error) => return Self::Program(name.to_owned(), refusal::explain(error)),
+            _ => return Self::Program(name.to_owned(), refusal::explain(error)),
         };
         let log = verifier_log.to_string();
         tracing::debug!("{log}");
@@ -57,5 +60,17 @@ impl LoadError {
             name.to_owned(),
             format!("{io_error}; its verifier says: {}", lines[lines.len().saturating_sub(6)..].join(" | ")),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors_that_ran_out_are_told_as_that() {
+        let error = ProgramError::IOError(std::io::Error::from_raw_os_error(libc::EMFILE));
+        let words = LoadError::refused("a program", &error).to_string();
+        assert!(words.contains("descriptors"), "{words}");
     }
 }

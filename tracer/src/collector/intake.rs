@@ -68,11 +68,10 @@ impl Intake<'_> {
         self.last = Some(image);
         self.heap.apply(origin, event);
         match event {
-            Event::Stack { id, .. } => {
-                if let Some(stack) = self.heap.stacks().find(id) {
-                    self.places.place(self.heap, stack);
-                }
-            }
+            Event::Stack { id, .. } => match self.heap.stacks().find(id) {
+                Some(stack) => self.places.place(self.heap, stack),
+                None => self.places.forget_rest(id),
+            },
             Event::StackRest(part) => self.places.add_rest(&part),
             Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }) => {
                 let stack = self.heap.intern(image, stack);

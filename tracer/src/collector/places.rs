@@ -72,6 +72,11 @@ impl Places {
         }
     }
 
+    /// There is no room for the stack with this id.
+    pub(super) fn forget_rest(&mut self, id: u64) {
+        self.rests.remove(&id);
+    }
+
     /// Memory of a stack whose record is to follow.
     pub(super) fn add_rest(&mut self, part: &StackMemory<'_>) {
         if self.rests.len() >= MAX_RESTS {

@@ -54,6 +54,8 @@ pub(super) struct Ended {
     together: HashMap<Key, Process>,
     notes: Option<Notes>,
     late: Times,
+    /// Whether no more are put together.
+    is_final: bool,
 }
 
 impl Ended {
@@ -66,7 +68,7 @@ impl Ended {
         stays: impl Fn(Image) -> bool,
     ) -> Vec<Merging> {
         self.apart.push_back(attached);
-        if self.apart.len() < APART + AT_ONCE {
+        if self.is_final || self.apart.len() < APART + AT_ONCE {
             return Vec::new();
         }
         let (mut merging, mut stay) = (Vec::new(), Vec::new());
@@ -83,6 +85,11 @@ impl Ended {
         }
         stay.into_iter().rev().for_each(|attached| self.apart.push_front(attached));
         merging
+    }
+
+    /// Has those that end from now on told one by one, however many they are.
+    pub(super) fn keep_apart(&mut self) {
+        self.is_final = true;
     }
 
     /// Those that are told one by one.

@@ -1,5 +1,7 @@
 //! Attaching to the processes that were chosen, and to those that begin later and fit.
 
+use std::time::Instant;
+
 use anyhow::{Context as _, Result};
 use tracer_ebpf::target;
 
@@ -70,7 +72,11 @@ impl Session {
                 continue;
             }
             match self.attach(pid) {
-                Ok(()) => self.found_late += 1,
+                Ok(()) => {
+                    self.found_late += 1;
+                    let image = self.attached.last().map(Attached::image);
+                    self.new.extend(image.map(|image| (Instant::now(), image)));
+                }
                 Err(error) => {
                     self.abandon(pid);
                     tracing::debug!("not traced: {error:#}");

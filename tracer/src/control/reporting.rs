@@ -31,6 +31,8 @@ impl Session {
         let go = &self.go;
         self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
+        // Nobody is there any more to put their sums together.
+        self.ended.keep_apart();
         self.learn_of_ends();
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);

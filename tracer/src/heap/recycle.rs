@@ -6,7 +6,7 @@ use super::{Heap, StackIndex, StackKind};
 use crate::{event::Image, profile::Values};
 
 impl Heap {
-    /// Gives up stacks of an image that has ended: those that hold nothing, or `all`, but for those in
+    /// Gives up stacks of an image that has ended: those that hold nothing, or `all`, but for those whose first one is in
     /// `except`. What they held and went through is told by the image's stand-in from now on. The indexes that others may have by
     /// that, of which nothing may be kept.
     pub fn recycle(&mut self, image: Image, all: bool, except: &HashSet<StackIndex>) -> Vec<StackIndex> {
@@ -14,7 +14,7 @@ impl Heap {
         let values = |usage: &[Values], stack: StackIndex| usage.get(stack.index()).copied().unwrap_or_default();
         let own = stacks.of(image).filter(|stack| !matches!(stacks.kind(*stack), StackKind::TableFull));
         let unwanted = own.filter(|stack| all || values(usage, *stack).outstanding_blocks == 0);
-        let unwanted: HashSet<StackIndex> = unwanted.filter(|stack| !except.contains(stack)).collect();
+        let unwanted: HashSet<StackIndex> = unwanted.filter(|stack| !except.contains(&stacks.first(*stack))).collect();
         for stack in &unwanted {
             let values = values(usage, *stack);
             if values == Values::default() {
@@ -50,6 +50,22 @@ mod tests {
 
     fn free(heap: &mut Heap, image: Image, addr: u64) {
         heap.apply(Origin { image, tid: image.0, slot: 0 }, Event::Free(addr));
+    }
+
+    /// What is being looked up of a stack is told by the index of the first with its id, whoever has it by now.
+    #[test]
+    fn a_stack_that_waits_stays_although_its_image_is_told_of_another() {
+        let mut heap = Heap::new(100);
+        let waits = allocate(&mut heap, ONE, 0x10, 5, 7);
+        allocate(&mut heap, OTHER, 0x10, 5, 8);
+        for image in [ONE, OTHER] {
+            free(&mut heap, image, 0x10);
+            heap.end(image, 2 << 20, 0);
+        }
+        heap.merge(ONE, OTHER);
+        let except = HashSet::from_iter([waits]);
+        assert!(!heap.recycle(OTHER, true, &except).contains(&waits));
+        assert!(heap.recycle(OTHER, true, &HashSet::new()).contains(&waits));
     }
 
     /// Allocated and outstanding bytes of an image.

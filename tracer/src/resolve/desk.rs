@@ -371,11 +371,17 @@ impl Desk {
             match outcome {
                 Outcome::Wants(number) => self.rests.put_back(cut, number),
                 Outcome::Done(places, end) => {
+                    let cut = if end == end::NO_MAPPING { self.rests.again(cut) } else { Some(cut) };
+                    let Some(cut) = cut else { continue };
                     self.rests.done(&cut);
                     (self.tell)(Resolved::Unwound { stack: cut.stack, places, end });
                 }
             }
         }
+        let tell = &mut self.tell;
+        self.rests.give_up(Instant::now(), |stack| {
+            tell(Resolved::Unwound { stack, places: Vec::new(), end: end::UNKNOWN_FILE });
+        });
         let given = self.room.given();
         if given != self.given {
             self.given = given;

@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use hashbrown::HashMap;
@@ -22,6 +23,11 @@ use crate::{
     unwind::{Registers, Step, Stop, step},
 };
 
+/// How long a stack may wait for its file: as long as its process lives, and after that. A table is compiled in a second at the worst.
+const PATIENCE: Duration = Duration::from_secs(20);
+const LAST_PATIENCE: Duration = Duration::from_secs(2);
+/// How often that is looked at.
+const PERIOD: Duration = Duration::from_millis(250);
 /// How often mappings are read again at once that have changed meanwhile.
 const MAX_ATTEMPTS: u32 = 16;
 /// How often the mappings of one image may have changed for stacks from before to be unwound.
@@ -105,8 +111,11 @@ pub(super) struct Cut {
     image: Image,
     pub(super) stack: StackIndex,
     /// Of the file that it ends at.
-    pub(super) number: u32,
+    number: u32,
     rest: Rest,
+    since: Instant,
+    /// Whether mappings were read once more for it, because those that were known could not be all.
+    is_second: bool,
 }
 
 /// The mappings of an image.
@@ -138,6 +147,8 @@ pub(super) struct Rests {
     ready: VecDeque<Cut>,
     /// How many there are.
     stacks: usize,
+    /// When it was looked which of them have waited for too long.
+    looked: Option<Instant>,
 }
 
 /// What is known of an address of a file.
@@ -184,7 +195,7 @@ impl Rests {
             space.is_reading = true;
             self.unread.push_back((image, pid));
         }
-        let cut = Cut { image, stack, number, rest };
+        let cut = Cut { image, stack, number, rest, since: Instant::now(), is_second: false };
         if is_known { self.ready.push_back(cut) } else { self.waiting.entry(number).or_default().push(cut) }
     }
 
@@ -194,6 +205,41 @@ impl Rests {
             (space.is_gone, space.has_ended) = (true, true);
             self.drop_unused(image);
         }
+    }
+
+    /// Gives up those that wait for a file that nobody will know any more, it seems.
+    pub(super) fn give_up(&mut self, now: Instant, mut tell: impl FnMut(StackIndex)) {
+        if self.looked.is_some_and(|looked| now.saturating_duration_since(looked) < PERIOD) {
+            return;
+        }
+        self.looked = Some(now);
+        let Self { spaces, waiting, .. } = self;
+        let mut given_up: Vec<Cut> = Vec::new();
+        waiting.retain(|_, cuts| {
+            given_up.extend(cuts.extract_if(.., |cut| {
+                let is_gone = spaces.get(&cut.image).is_none_or(|space| space.is_gone);
+                now.saturating_duration_since(cut.since) >= if is_gone { LAST_PATIENCE } else { PATIENCE }
+            }));
+            !cuts.is_empty()
+        });
+        for cut in given_up {
+            self.done(&cut);
+            tell(cut.stack);
+        }
+    }
+
+    /// Has mappings read once more for one that goes on where there are none: they were read while a library was being mapped, piece
+    /// by piece. Gives it back where that was done, or cannot be.
+    pub(super) fn again(&mut self, mut cut: Cut) -> Option<Cut> {
+        let space = self.spaces.get_mut(&cut.image).filter(|space| !space.is_gone && !cut.is_second);
+        let Some(space) = space else { return Some(cut) };
+        if !std::mem::replace(&mut space.is_reading, true) {
+            self.unread.push_back((cut.image, space.pid));
+        }
+        space.known.retain(|(changes, _)| *changes != cut.rest.changes);
+        cut.is_second = true;
+        space.waiting.push(cut);
+        None
     }
 
     /// Files are known.
@@ -215,6 +261,7 @@ impl Rests {
         match (code, changes) {
             (Some(code), (Some(before), Some(after))) if before == after => {
                 space.attempts = 0;
+                space.known.retain(|(changes, _)| *changes != after);
                 space.known.push_back((after, code.into()));
                 if space.known.len() > MAX_KNOWN {
                     space.known.pop_front();

@@ -38,7 +38,7 @@ fn rest(changes: u64, callers: &[u64], room: &Room) -> Rest {
 }
 
 fn cut(rest: Rest) -> Cut {
-    Cut { image: IMAGE, stack: stack(0), number: 5, rest }
+    Cut { image: IMAGE, stack: stack(0), number: 5, rest, since: Instant::now(), is_second: false }
 }
 
 /// Both files are known: code beyond 0x200 of file 6 is the outermost.
@@ -165,4 +165,40 @@ fn memory_is_given_back() {
     drop(rest);
     // Two heads of records, and six words.
     assert_eq!(room.given(), 2 * size_of::<tracer_ebpf::StackRest>() as u64 + 48);
+}
+
+/// Its process is gone, and no other one will ever have the file.
+#[test]
+fn a_file_that_nobody_will_know_is_waited_for_a_while_only() {
+    let (mut rests, room) = (Rests::default(), Room::default());
+    rests.add(IMAGE, PID, (5, false), stack(1), rest(10, &[], &room));
+    rests.add(Image(4), PID, (5, false), stack(2), rest(10, &[], &room));
+    rests.has_read(IMAGE, (Some(10), None), None);
+    let now = Instant::now();
+    let mut given_up = |after: Duration| {
+        let mut all = Vec::new();
+        rests.give_up(now + after, |stack| all.push(stack));
+        all
+    };
+    assert_eq!(given_up(Duration::ZERO), []);
+    assert_eq!(given_up(LAST_PATIENCE), [stack(1)]);
+    assert_eq!(given_up(PATIENCE), [stack(2)], "it lives, and a table may take long");
+    assert!(rests.is_empty() && rests.waiting.is_empty());
+}
+
+/// A library is mapped as a whole, then piece by piece over that, which nobody counts everywhere.
+#[test]
+fn mappings_that_cannot_be_all_are_read_once_more() {
+    let (mut rests, room) = (Rests::default(), Room::default());
+    rests.add(IMAGE, PID, (5, true), stack(1), rest(10, &[], &room));
+    assert!(rests.next_unread().is_some());
+    rests.has_read(IMAGE, (Some(10), Some(10)), Some(Vec::new()));
+    let (cut, code) = rests.next().unwrap();
+    assert_eq!(code.map(|code| code.len()), Some(0));
+    assert!(rests.again(cut).is_none());
+    assert!(rests.next_unread().is_some() && rests.next().is_none());
+    rests.has_read(IMAGE, (Some(10), Some(10)), Some(self::code()));
+    let (cut, code) = rests.next().unwrap();
+    assert_eq!(code.map(|code| code.len()), Some(3));
+    assert!(rests.again(cut).is_some(), "not for ever");
 }
