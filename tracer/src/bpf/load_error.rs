@@ -43,11 +43,8 @@ impl From<aya::maps::MapError> for LoadError {
 impl LoadError {
     /// A refused program. Of the verifier's log, which may be a megabyte, the end says why.
     pub(super) fn refused(name: &str, error: &ProgramError) -> Self {
-        let (io_error, verifier_log) = match error {
-            ProgramError::LoadError { io_error, verifier_log } => (io_error, verifier_log),
-            // It hides the number that is behind it.
-            ProgramError::IOError(error) => return Self::Program(name.to_owned(), refusal::explain(error)),
-            _ => return Self::Program(name.to_owned(), refusal::explain(error)),
+        let ProgramError::LoadError { io_error, verifier_log } = error else {
+            return Self::Program(name.to_owned(), refusal::explain(error));
         };
         let log = verifier_log.to_string();
         tracing::debug!("{log}");

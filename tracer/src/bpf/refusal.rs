@@ -2,6 +2,8 @@
 
 use std::{error::Error, fs, io, thread, time::Duration};
 
+use aya::programs::ProgramError;
+
 use crate::limits;
 
 /// How often a call is made that the kernel asks to be made again, and the pause in between.
@@ -32,7 +34,12 @@ pub(super) fn explain(error: &(dyn Error + 'static)) -> String {
 pub(super) fn number(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if let Some(number) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+        let kernels = match error.downcast_ref() {
+            // It passes for the error that it holds, which is not among its causes.
+            Some(ProgramError::IOError(error)) => Some(error),
+            _ => error.downcast_ref::<io::Error>(),
+        };
+        if let Some(number) = kernels.and_then(io::Error::raw_os_error) {
             return Some(number);
         }
         cause = error.source();

@@ -20,7 +20,7 @@ const MOST_WATCHED: usize = 256;
 impl Session {
     /// Attaches to a running process.
     pub(super) fn attach(&mut self, pid: Pid) -> Result<()> {
-        if self.attached.iter().filter(|attached| !attached.is_over()).count() < MOST_WATCHED {
+        if self.attached.iter().filter(|attached| !attached.is_over()).take(MOST_WATCHED).count() < MOST_WATCHED {
             self.inputs.watch(pid, Input::Exited(pid)).with_context(|| format!("cannot watch process {pid}"))?;
         }
         // Looked at again: the watch began after the first check, and the id may belong to another process by now.

@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use hashbrown::HashSet;
 use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 
 use super::{
@@ -258,10 +257,9 @@ impl Session {
         self.goroutines.forget(attached.pid());
         self.libraries.retain(|libraries| libraries.pid() != attached.pid());
         attached.let_go(memory, &mut self.probes);
-        let go_over: HashSet<Image> = self.go_over.iter().map(|go| go.image).collect();
-        let Self { ended, known, probes, .. } = self;
-        let merging =
-            ended.push(attached, |attached| known.knows(attached.program(), probes), |image| go_over.contains(&image));
+        let Self { ended, known, probes, go_over, .. } = self;
+        let is_known = |attached: &Attached| known.knows(attached.program(), probes);
+        let merging = ended.push(attached, is_known, |image| go_over.iter().any(|go| go.image == image));
         if !merging.is_empty() {
             // The collector's end shows elsewhere.
             let _ = self.requests.send(Request::Merge(merging));

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     event::{Image, Pid},
     files::module::{Identity, Module},
+    heap::StackIndex,
     priority,
     profile::UnwindTable,
     space::address_space::AddressSpace,
@@ -192,7 +193,7 @@ impl Desk {
                 let is_known = self.known.contains_key(&number);
                 match self.processes.pid(image) {
                     Some(pid) => self.rests.add(image, pid, (number, is_known), stack, rest),
-                    None => (self.tell)(Resolved::Unwound { stack, places: Vec::new(), end: end::UNKNOWN_FILE }),
+                    None => (self.tell)(stays_cut(stack)),
                 }
             }
             Ask::Machine => self.queue.look_at_machine(),
@@ -301,7 +302,7 @@ impl Desk {
             Opening::Generated => {
                 self.unwinder.know_generated(number);
                 self.known.insert(number, None);
-                self.rests.known([number]);
+                self.rests.known(number);
                 (self.tell)(Resolved::Known { number, module: None, table: None });
             }
             Opening::Gone => self.unwinder.retry(number),
@@ -322,7 +323,7 @@ impl Desk {
                 self.in_work.remove(&number);
                 self.attempts.remove(&number);
                 self.known.insert(number, Some(Arc::clone(&module)));
-                self.rests.known([number]);
+                self.rests.known(number);
                 (self.tell)(Resolved::Known { number, module: Some(module), table: Some(table).filter(|_| is_met) });
             }
         }
@@ -379,9 +380,7 @@ impl Desk {
             }
         }
         let tell = &mut self.tell;
-        self.rests.give_up(Instant::now(), |stack| {
-            tell(Resolved::Unwound { stack, places: Vec::new(), end: end::UNKNOWN_FILE });
-        });
+        self.rests.give_up(Instant::now(), |stack| tell(stays_cut(stack)));
         let given = self.room.given();
         if given != self.given {
             self.given = given;
@@ -425,8 +424,7 @@ impl Desk {
     fn give_work(&mut self) {
         // The first worker is given what is short, and the others what is left.
         self.idle.sort_unstable();
-        let mut idle = std::mem::take(&mut self.idle).into_iter();
-        for worker in idle.by_ref() {
+        for worker in std::mem::take(&mut self.idle) {
             let Some(job) = self.next_job(worker == 0) else {
                 self.idle.push(worker);
                 continue;
@@ -476,4 +474,9 @@ impl Desk {
             self.settles.drain(..).map(Resolved::Settled).for_each(&mut self.tell);
         }
     }
+}
+
+/// Nobody can unwind the rest of a stack.
+fn stays_cut(stack: StackIndex) -> Resolved {
+    Resolved::Unwound { stack, places: Vec::new(), end: end::UNKNOWN_FILE }
 }

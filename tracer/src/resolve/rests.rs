@@ -183,17 +183,12 @@ impl Rests {
         stack: StackIndex,
         rest: Rest,
     ) {
-        let space = self.spaces.entry(image).or_insert_with(|| {
-            self.unread.push_back((image, pid));
-            Space::of(pid)
-        });
+        let space = self.spaces.entry(image).or_insert_with(|| Space::of(pid));
         space.stacks += 1;
         self.stacks += 1;
-        // They have changed since they were read.
-        if !space.is_reading && !space.is_gone && space.known.back().is_none_or(|(changes, _)| *changes < rest.changes)
-        {
-            space.is_reading = true;
-            self.unread.push_back((image, pid));
+        // They were never read, or have changed since.
+        if !space.is_gone && space.known.back().is_none_or(|(changes, _)| *changes < rest.changes) {
+            space.ask(image, &mut self.unread);
         }
         let cut = Cut { image, stack, number, rest, since: Instant::now(), is_second: false };
         if is_known { self.ready.push_back(cut) } else { self.waiting.entry(number).or_default().push(cut) }
@@ -233,20 +228,16 @@ impl Rests {
     pub(super) fn again(&mut self, mut cut: Cut) -> Option<Cut> {
         let space = self.spaces.get_mut(&cut.image).filter(|space| !space.is_gone && !cut.is_second);
         let Some(space) = space else { return Some(cut) };
-        if !std::mem::replace(&mut space.is_reading, true) {
-            self.unread.push_back((cut.image, space.pid));
-        }
+        space.ask(cut.image, &mut self.unread);
         space.known.retain(|(changes, _)| *changes != cut.rest.changes);
         cut.is_second = true;
         space.waiting.push(cut);
         None
     }
 
-    /// Files are known.
-    pub(super) fn known(&mut self, numbers: impl IntoIterator<Item = u32>) {
-        for number in numbers {
-            self.ready.extend(self.waiting.remove(&number).unwrap_or_default());
-        }
+    /// The file with this number is known.
+    pub(super) fn known(&mut self, number: u32) {
+        self.ready.extend(self.waiting.remove(&number).unwrap_or_default());
     }
 
     /// Whose mappings are to be read next.
@@ -321,17 +312,24 @@ impl Rests {
 }
 
 impl Space {
-    /// One whose mappings are to be read.
+    /// One whose mappings were not read yet.
     fn of(pid: Pid) -> Self {
         Self {
             pid,
             known: VecDeque::new(),
-            is_reading: true,
+            is_reading: false,
             waiting: Vec::new(),
             stacks: 0,
             attempts: 0,
             is_gone: false,
             has_ended: false,
+        }
+    }
+
+    /// Has its mappings read, unless somebody is about to.
+    fn ask(&mut self, image: Image, unread: &mut VecDeque<(Image, Pid)>) {
+        if !std::mem::replace(&mut self.is_reading, true) {
+            unread.push_back((image, self.pid));
         }
     }
 }

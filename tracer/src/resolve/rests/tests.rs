@@ -97,7 +97,7 @@ fn a_stack_waits_for_its_file_and_its_mappings() {
     rests.has_read(IMAGE, (Some(10), Some(10)), Some(code()));
     assert_eq!((next(&mut rests), next(&mut rests)), (Some((stack(2), true)), None));
     assert!(!rests.is_empty());
-    rests.known([5]);
+    rests.known(5);
     assert_eq!(next(&mut rests), Some((stack(1), true)));
     assert!(rests.is_empty());
 }
@@ -147,7 +147,7 @@ fn a_process_that_is_gone_leaves_nothing_behind() {
     rests.add(IMAGE, PID, (5, false), stack(1), rest(10, &[], &room));
     rests.has_read(IMAGE, (Some(10), Some(10)), Some(code()));
     rests.ended(IMAGE);
-    rests.known([5]);
+    rests.known(5);
     assert_eq!(next(&mut rests), Some((stack(1), true)), "what was read of it is true still");
     assert!(rests.spaces.is_empty() && rests.waiting.is_empty());
     rests.add(IMAGE, PID, (5, true), stack(2), rest(10, &[], &room));
