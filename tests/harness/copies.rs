@@ -40,7 +40,8 @@ impl Copies {
     pub(crate) fn start(pid: u32) -> Self {
         let mut programs = compared::load(Config { buffer_size: 1 << 20, ..Config::smallest() });
         let mut events = programs.events().unwrap();
-        let (resolvers, running) = Resolvers::start(Unwinder::new(programs.tables().unwrap()), |_| {}).unwrap();
+        let (tables, changes) = programs.tables().unwrap();
+        let (resolvers, running) = Resolvers::start(Unwinder::new(tables), changes, |_| {}).unwrap();
         let copies = programs.stack_copies().unwrap();
         let mut space = AddressSpace::new(pid);
         space.refresh().unwrap();

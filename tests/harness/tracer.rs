@@ -245,8 +245,9 @@ impl Outcome {
     /// The report, after a run that ended with `code`.
     #[track_caller]
     pub(crate) fn report(&self, code: i32) -> Report {
-        let quality = self.json.as_deref().and_then(|json| json.split("\"quality\":").nth(1)).unwrap_or_default();
-        assert_eq!(self.code(), Some(code), "exit status; the tracer said: {} and {quality:.800}", self.stderr);
+        let quality = self.json.as_deref().and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok());
+        let quality = quality.map(|json| json["quality"].to_string()).unwrap_or_default();
+        assert_eq!(self.code(), Some(code), "exit status; the tracer said: {} and {quality}", self.stderr);
         Report::parse(self.json.as_deref().unwrap_or_else(|| panic!("no report; the tracer said: {}", self.stderr)))
     }
 

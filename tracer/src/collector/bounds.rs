@@ -84,9 +84,10 @@ impl Collector {
             *values.entry(first).or_default() += self.heap.values(StackIndex::from_raw(index as u32));
         }
         known.sort_by_cached_key(|(stack, _)| {
-            let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, .. } =
+            let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, allocated_blocks, .. } =
                 values.get(stack).copied().unwrap_or_default();
-            (outstanding_blocks > 0, outstanding_bytes, allocated_bytes)
+            // The first block of one that has had none is on its way.
+            (outstanding_blocks > 0 || allocated_blocks == 0, outstanding_bytes, allocated_bytes)
         });
         // By a quarter less than there is room for, so that this is not done at once again.
         let mut excess = used - room / 4 * 3;
