@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{Server, load};
+use super::{Server, check_workers, load};
 use crate::{
     harness::{Run, alone, program, require_root, scratch, wait_until},
     live_stacks,
@@ -106,6 +106,21 @@ fn a_postgres_backend_is_traced_under_load_and_stays_well() {
     assert!(named > 0, "no stack goes through the main loop: {:#?}", report.stacks.first());
     assert!(is_in(&report.json["processes"][0]["exe"], &installed("postgres")));
     assert_eq!(postgres.query("select count(*) from pgbench_accounts"), "100000");
+    assert!(postgres.server.is_alive());
+}
+
+/// A client that connects anew for each transaction: a process of the server's for each, which ends with it.
+#[test]
+fn postgres_is_traced_with_a_process_for_each_connection() {
+    require_root();
+    let mut postgres = Postgres::start();
+    load(postgres.client("pgbench").args(["-i", "-q", "-s", "1"]));
+    let tracer = Run::pid(postgres.server.pid()).args(["--scope", "file"]).start();
+    load(postgres.client("pgbench").args(["-n", "-C", "-c", "2", "-t", "20"]));
+    let report = tracer.stop().report(0);
+    check_workers(&report, "postgres", 1 + 2 * 20);
+    let named = report.stacks.iter().filter(|stack| stack.has("_start") && stack.has("PostgresMain")).count();
+    assert!(named > 0, "no stack goes through the main loop: {:#?}", report.stacks.first());
     assert!(postgres.server.is_alive());
 }
 

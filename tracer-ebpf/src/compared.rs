@@ -9,6 +9,7 @@ mod branchless;
 mod cached;
 mod copies;
 mod emit;
+mod epochs;
 mod go;
 mod inflight;
 mod kernel;

@@ -8,6 +8,7 @@ mod alloc;
 mod branchless;
 mod cached;
 mod emit;
+mod epochs;
 mod go;
 mod inflight;
 mod kernel;

@@ -8,13 +8,12 @@
 //! thread changes the mappings, as often as not in a program that maps all the time. Then the tree of mappings
 //! (lib/maple_tree.c) is read without a lock, as the kernel itself reads it for page faults.
 
-use core::{ffi::c_void, mem::offset_of as field_offset};
+use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::pt_regs,
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_loop, bpf_probe_read_kernel, bpf_task_pt_regs},
+        generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_loop, bpf_probe_read_kernel},
     },
     macros::map,
     maps::Array,
@@ -26,7 +25,7 @@ use tracer_ebpf::{
 
 use crate::{
     branchless::is_less,
-    emit,
+    emit, epochs,
     kernel::kernel_word,
     numbers::{number_of, table_of, tell},
     thread::{self, KNOWN, NODE_WORDS, SALT, Thread},
@@ -54,11 +53,8 @@ static KERNEL_MAPPINGS: KernelMappings = KernelMappings {
     mm_changes: 0,
     mm_program: 0,
     mm_start_stack: 0,
+    wanted_length: 0,
 };
-
-/// See [`epoch`].
-#[map]
-static EPOCHS: Array<u64> = Array::with_max_entries(epoch::ALL, 0);
 
 /// The mapping that [`identify`] has found.
 #[map]
@@ -94,25 +90,19 @@ macro_rules! read {
     };
 }
 
-#[inline(always)]
-fn count_of(index: u32) -> u64 {
-    // SAFETY: the pointer comes from a map lookup.
-    EPOCHS.get_ptr(index).map_or(0, |count| unsafe { core::ptr::read_volatile(count) })
-}
-
 /// What mappings of the current process are known by: another number than before whenever what was found may not hold any
 /// more. Never 0.
 #[inline(always)]
 pub(crate) fn tag(thread: &mut Thread, tgid: u32) -> u64 {
-    let count = match count_of(epoch::CHANGES) {
-        changes::COUNTED => count_of(tgid % epoch::PROCESSES),
+    let count = match epochs::count_of(epoch::CHANGES) {
+        changes::COUNTED => epochs::count_of(tgid % epoch::PROCESSES),
         changes::BY_KERNEL if offset_of!(mm_changes) != 0 => u64::from(load!(u32, mm(), mm_changes)),
         _ => {
             thread.salt = thread.salt.wrapping_add(SALT);
             0
         }
     };
-    (thread.salt ^ count.wrapping_add(count_of(epoch::FILES) << 32)) | 1 << 63
+    (thread.salt ^ count.wrapping_add(epochs::count_of(epoch::FILES) << 32)) | 1 << 63
 }
 
 /// The current process's `mm_struct`.
@@ -139,12 +129,6 @@ pub(crate) fn program() -> FileKey {
     }
 }
 
-/// Mappings of a process that may be code or become a file's, and of others, that were counted so far; `None` where nobody counts them.
-#[inline(always)]
-pub(crate) fn changes(tgid: u32) -> Option<u64> {
-    (count_of(epoch::CHANGES) == changes::COUNTED).then(|| count_of(epoch::CODE + tgid % epoch::PROCESSES))
-}
-
 /// Where the stack of the current process's first thread begins; 0 when that is not known.
 #[inline(always)]
 pub(crate) fn stack_start() -> u64 {
@@ -159,44 +143,23 @@ pub(crate) fn trampoline() -> u64 {
     if area.is_null() { 0 } else { load!(u64, area, xol_address) }
 }
 
-/// A mapping may have appeared in the current process. `is_memory`: it is neither code nor a file's, nor mere room for either.
+/// The code, or what may become a file's, that [`epochs::appeared`] is of when all that is known is the pointer to `vm_area_struct`.
 #[inline(always)]
-pub(crate) fn appeared(is_memory: bool) {
-    let index = (bpf_get_current_pid_tgid() >> 32) as u32 % epoch::PROCESSES;
-    add_one(index);
-    if !is_memory {
-        add_one(epoch::CODE + index);
-    }
+pub(crate) fn area_appeared(area: *const c_void) {
+    epochs::appeared(load!(u64, area, area_start), load!(u64, area, area_end));
 }
 
+/// The kernel has found room at `start`, or none, for what `wanted` (`vm_unmapped_area_info`) says.
 #[inline(always)]
-fn add_one(index: u32) {
-    if let Some(count) = EPOCHS.get_ptr_mut(index) {
-        // SAFETY: the pointer comes from a map lookup.
-        unsafe { emit::atomic_add(count, 1) };
-    }
-}
-
-/// Whether the current process is asking for memory of its own that it may read or write and that is no code: by mmap(2).
-#[inline(always)]
-pub(crate) fn asks_for_memory() -> bool {
-    const MMAP: u64 = 9;
-    const ANONYMOUS: u64 = 0x20;
-    const WRITABLE: u64 = 2;
-    const CODE: u64 = 4;
-    // SAFETY: the task is the current one.
-    let registers = unsafe { bpf_task_pt_regs(bpf_get_current_task_btf().cast()) } as u64;
-    let register = |offset: usize| kernel_word(registers.wrapping_add(offset as u64));
-    #[cfg(not(bpf_target_arch = "aarch64"))]
-    {
-        let (call, protection) = (register(field_offset!(pt_regs, orig_rax)), register(field_offset!(pt_regs, rdx)));
-        let flags = register(field_offset!(pt_regs, r10));
-        call == MMAP && flags & ANONYMOUS != 0 && protection & (WRITABLE | CODE) == WRITABLE
-    }
-    #[cfg(bpf_target_arch = "aarch64")]
-    {
-        let _ = (register, MMAP, ANONYMOUS, WRITABLE, CODE);
-        false
+pub(crate) fn room_appeared(start: u64, wanted: u64) {
+    let length = offset_of!(wanted_length);
+    if start & ((1 << PAGE) - 1) != 0 {
+        // The number of an error.
+        epochs::appeared(0, 0);
+    } else if length == 0 {
+        epochs::appeared(0, u64::MAX);
+    } else {
+        epochs::appeared(start, start.wrapping_add(read!(wanted, wanted_length)));
     }
 }
 

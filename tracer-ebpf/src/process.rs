@@ -14,6 +14,7 @@ use tracer_ebpf::{
 
 use crate::{
     emit::{self, Told, count_loss},
+    epochs,
     kernel::kernel_word,
     mappings,
     thread::{self, Thread},
@@ -117,7 +118,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     let Some(entry) = TARGETS.get_ptr_mut(tgid) else { return newcomer(pid_tgid) };
-    mappings::appeared(false);
+    epochs::appeared(0, u64::MAX);
     thread::forget(pid_tgid);
     // The thread that called exec has taken the id of the first one.
     let old_tid: i32 = ctx.arg(1);

@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::{FEntryContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::{alloc, go, mappings, process, registers};
+use crate::{alloc, epochs, go, mappings, process, registers};
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
@@ -122,15 +122,19 @@ pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
 #[fentry(function = "perf_event_mmap")]
 pub fn mapped(ctx: FEntryContext) -> i32 {
     if mappings::is_code(ctx.arg(0)) {
-        mappings::appeared(false);
+        mappings::area_appeared(ctx.arg(0));
     }
     0
 }
 
 /// The kernel has found room for a mapping, of whatever: where [`mapped`] is not allowed.
 #[raw_tracepoint(tracepoint = "vm_unmapped_area")]
-pub fn placed(_ctx: RawTracePointContext) -> i32 {
-    mappings::appeared(mappings::asks_for_memory());
+pub fn placed(ctx: RawTracePointContext) -> i32 {
+    if epochs::asks_for_memory() {
+        epochs::memory_appeared();
+    } else {
+        mappings::room_appeared(ctx.arg(0), ctx.arg(1));
+    }
     0
 }
 

@@ -16,7 +16,7 @@ use aya_ebpf::{
 use tracer_ebpf::{Header, REST_BYTES, REST_RECORDS, StackRest, kind, rests};
 
 use crate::{
-    emit, mappings,
+    emit, epochs, mappings,
     thread::{self, Thread},
 };
 
@@ -50,7 +50,7 @@ pub extern "C" fn send_rest(id: u64) -> u64 {
     let most = unsafe { core::ptr::read_volatile(&raw const REST_LIMIT) };
     let held = count(rests::SENT).wrapping_sub(count(rests::DONE));
     let room = u64::from(REST_RECORDS) * (HEAD + REST_BYTES as u64);
-    let Some(changes) = mappings::changes((pid_tgid >> 32) as u32) else { return id };
+    let Some(changes) = epochs::changes((pid_tgid >> 32) as u32) else { return id };
     if held.wrapping_add(room) > most || !emit::has_much_room() {
         return id;
     }

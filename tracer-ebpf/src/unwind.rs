@@ -219,6 +219,21 @@ pub mod epoch {
     pub const ALL: u32 = CODE + PROCESSES;
 }
 
+/// A mapping that has appeared: one that may be code or become a file's, or a program's whole address space.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Appeared {
+    /// The count ([`epoch::CODE`]) that this was. Written last.
+    pub count: u64,
+    /// First address of what it may lie in.
+    pub start: u64,
+    /// One past the last address.
+    pub end: u64,
+}
+
+/// How many of the latest ones are known of each count: the one that was number `n` is the `n % MAX_APPEARED`th.
+pub const MAX_APPEARED: usize = 16;
+
 /// How changes of the mappings of a process come to be known.
 pub mod changes {
     /// Not at all: mappings are looked up anew for every stack.
@@ -305,6 +320,8 @@ pub struct KernelMappings {
     pub mm_program: u32,
     /// In `mm_struct`: where the stack of the first thread begins, at its outermost frame; 0 when that is not known.
     pub mm_start_stack: u32,
+    /// In `vm_unmapped_area_info`: the length of what room is wanted for; 0 when that is not known.
+    pub wanted_length: u32,
 }
 
 const _: () = {
@@ -312,8 +329,9 @@ const _: () = {
     assert!(size_of::<FileKey>() == 16);
     assert!(size_of::<FileTable>() == 32 + 24 * MAX_SEGMENTS);
     assert!(size_of::<Area>() == 64);
+    assert!(size_of::<Appeared>() == 24);
     assert!(size_of::<UnknownFile>() == 32);
-    assert!(size_of::<KernelMappings>() == 76);
+    assert!(size_of::<KernelMappings>() == 80);
     assert!(FILE_NUMBERS == 1 << (63 - 40)); // as many bits as a place has for it
 };
 

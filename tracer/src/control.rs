@@ -118,7 +118,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         rests: memory.for_rests(),
     })?;
     let events = (programs.events()?, programs.lost_beginnings()?);
-    let tables = programs.tables()?;
+    let (tables, changes) = programs.tables()?;
     let go_maps = programs.go_maps()?;
     if let Some(launcher) = &launcher {
         launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
@@ -133,7 +133,8 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let tell = move |what| {
         let _ = resolved.send(Request::Resolved(what));
     };
-    let (resolvers, running) = Resolvers::start(Unwinder::new(tables), tell).context("cannot open files aside")?;
+    let (resolvers, running) =
+        Resolvers::start(Unwinder::new(tables), changes, tell).context("cannot open files aside")?;
     if config.children {
         resolvers.learn_machine();
     }

@@ -1,11 +1,13 @@
 //! Priorities of tracer's own threads, as nice values: what somebody waits for goes before what others do for a moment.
+//!
+//! None goes behind others. A thread that does may be without a processor for a second on a busy machine, and all others wait for it
+//! as long as it holds a lock of the process: that of its mappings, in the kernel, or one of malloc's. What nobody waits for takes
+//! breaks instead.
 
 /// Of a thread that little is done by at a time, and whose delay costs stacks or records.
 pub const URGENT: i32 = -10;
 /// Of any other.
 pub const NORMAL: i32 = 0;
-/// Of a thread that nobody waits for.
-pub const BACKGROUND: i32 = 15;
 
 /// Gives the current thread a priority. Not everybody may: then it stays as it is.
 pub fn set_own(nice: i32) {

@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    io,
     ops::Range,
     os::unix::fs::FileExt as _,
     sync::Arc,
@@ -70,11 +71,6 @@ impl Unwinder {
     /// Changes of the mappings of a process, and of others, so far; `None` where nobody counts them.
     pub fn changes_of(&self, pid: Pid) -> Option<u64> {
         self.tables.changes_of(pid)
-    }
-
-    /// The same of those mappings only that may be code or become a file's.
-    pub fn code_changes_of(&self, pid: Pid) -> Option<u64> {
-        self.tables.code_changes_of(pid)
     }
 
     /// The number of a file that can be asked for it: not one that is a copy, and lies on a file system that may not answer.
@@ -201,7 +197,7 @@ impl Unwinder {
         (file, (number, known))
     }
 
-    fn write_changes(&mut self) -> std::io::Result<()> {
+    fn write_changes(&mut self) -> io::Result<()> {
         let Self { packed, tables, .. } = self;
         let changes = packed.changed();
         for (shard, rows) in changes.rows {

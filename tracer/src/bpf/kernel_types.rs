@@ -100,6 +100,7 @@ fn mappings(types: &Types<'_>) -> Option<KernelMappings> {
         mm_changes: at("mm_struct", "mm_lock_seq").unwrap_or(0),
         mm_program: at("mm_struct", "exe_file").unwrap_or(0),
         mm_start_stack: at("mm_struct", "start_stack").unwrap_or(0),
+        wanted_length: at("vm_unmapped_area_info", "length").unwrap_or(0),
     })
 }
 
@@ -278,6 +279,7 @@ mod tests {
         let pointers =
             [at.task_mm, at.mm_xol_area, at.area_file, at.area_mm, at.file_inode, at.inode_super, at.mm_tree];
         assert!(pointers.iter().all(|offset| offset % 8 == 0), "{at:?}");
+        assert_ne!(at.wanted_length, 0);
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::{
     object::{Object, PRODUCT},
     release::kernel_version,
     removal::Remover,
-    tables::Tables,
+    tables::{CodeChanges, Tables},
     tracepoints::{attach_changes, load_identify},
 };
 use crate::unwind::{PAGE_SHARDS, ROW_SHARDS};
@@ -171,7 +171,7 @@ impl Programs {
     ///
     /// # Errors
     /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Program`] when the kernel refuses a program.
-    pub fn tables(&mut self) -> Result<Tables, LoadError> {
+    pub fn tables(&mut self) -> Result<(Tables, CodeChanges), LoadError> {
         let identify = load_identify(&mut self.ebpf)?;
         let changes = attach_changes(&mut self.ebpf)?;
         let mut take =
@@ -181,11 +181,14 @@ impl Programs {
             _ => Err(LoadError::Mismatch(format!("{name} is no array"))),
         };
         let (pages, rows, rules) = (large("PAGES")?, large("ROWS")?, large("RULES")?);
-        let mut epochs: Array<MapData, u64> = take("EPOCHS")?.try_into()?;
+        let epochs = large("EPOCHS")?;
+        let code_changes = CodeChanges::new(&epochs, take("APPEARED")?, changes)?;
+        let mut epochs: Array<MapData, u64> = Map::Array(epochs).try_into()?;
         epochs.set(epoch::CHANGES, changes, 0)?;
         let (files, numbers) = (take("TABLES")?.try_into()?, take("FILES")?.try_into()?);
         let rests = take("RESTS")?.try_into()?;
-        Ok(Tables { pages, rows, rules, files, numbers, epochs, rests, identify, changes, files_changed: 0 })
+        let tables = Tables { pages, rows, rules, files, numbers, epochs, rests, identify, changes, files_changed: 0 };
+        Ok((tables, code_changes))
     }
 
     /// Takes the map of beginnings that found the ring buffer full. Once only.

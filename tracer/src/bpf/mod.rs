@@ -31,5 +31,5 @@ pub use self::{
     release::kernel_version,
     site::{Order, Placed, Site},
     statistics::{Runs, Statistics, entries_of},
-    tables::Tables,
+    tables::{CodeChanges, Tables},
 };

@@ -9,13 +9,13 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, MapData, MapError},
+    maps::{Array, HashMap, Map, MapData, MapError},
     programs::ProgramFd,
 };
 use hashbrown::HashSet;
 use tracer_ebpf::{
     rests,
-    unwind::{FileKey, FileTable, changes, epoch, file_slot},
+    unwind::{Appeared, FileKey, FileTable, MAX_APPEARED, changes, epoch, file_slot},
 };
 
 use super::sys;
@@ -33,6 +33,13 @@ pub(super) struct FileTableValue(FileTable);
 
 // SAFETY: integers only, no padding (the ABI asserts the size), any bytes are a value.
 unsafe impl Pod for FileTableValue {}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct AppearedValue([Appeared; MAX_APPEARED]);
+
+// SAFETY: as above.
+unsafe impl Pod for AppearedValue {}
 
 /// How often a file is looked at that cannot be told at once: while another thread changes tracer's own mappings.
 const LOOKS: usize = 100;
@@ -173,22 +180,35 @@ impl Tables {
         self.rests.set(rests::DONE, bytes, 0).map_err(io::Error::other)
     }
 
-    /// Mappings of a process that may be code or become a file's, and of others, that have appeared so far; `None` where they are
-    /// not counted.
-    pub fn code_changes_of(&self, pid: u32) -> Option<u64> {
-        self.count(epoch::CODE + pid % epoch::PROCESSES)
-    }
-
     /// Changes of the mappings of a process, and of others, so far; `None` where they are not counted.
     pub fn changes_of(&self, pid: u32) -> Option<u64> {
-        self.count(pid % epoch::PROCESSES)
+        self.epochs.get(&(pid % epoch::PROCESSES), 0).ok().filter(|_| self.changes == changes::COUNTED)
+    }
+}
+
+/// How often mappings have changed that may be code or become a file's.
+pub struct CodeChanges {
+    epochs: Array<MapData, u64>,
+    appeared: Array<MapData, AppearedValue>,
+    are_counted: bool,
+}
+
+impl CodeChanges {
+    /// As the BPF side counts them in `epochs` and tells the latest in `appeared`; `changes`: how changes come to be known.
+    pub(super) fn new(epochs: &MapData, appeared: Map, changes: u64) -> Result<Self, MapError> {
+        let epochs = MapData::from_fd(epochs.fd().as_fd().try_clone_to_owned()?)?;
+        let (epochs, appeared) = (Map::from_map_data(epochs)?.try_into()?, appeared.try_into()?);
+        Ok(Self { epochs, appeared, are_counted: changes == changes::COUNTED })
     }
 
-    fn count(&self, index: u32) -> Option<u64> {
-        if self.changes != changes::COUNTED {
-            return None;
-        }
-        self.epochs.get(&index, 0).ok()
+    /// How many of a process, and of others, have appeared so far; `None` where they are not counted.
+    pub fn of(&self, pid: u32) -> Option<u64> {
+        self.epochs.get(&(epoch::CODE + pid % epoch::PROCESSES), 0).ok().filter(|_| self.are_counted)
+    }
+
+    /// The latest of them, in no order: some may be overwritten already, which tells their counts.
+    pub fn latest(&self, pid: u32) -> Vec<Appeared> {
+        self.appeared.get(&(pid % epoch::PROCESSES), 0).map_or(Vec::new(), |AppearedValue(latest)| latest.to_vec())
     }
 }
 

@@ -72,7 +72,11 @@ impl Intake<'_> {
                 Some(stack) => self.places.place(self.heap, stack),
                 None => self.places.forget_rest(id),
             },
-            Event::StackRest(part) => self.places.add_rest(&part),
+            Event::StackRest(part) => {
+                if let Some(tracked) = self.images.get(image) {
+                    self.places.add_rest(image, tracked.pid, &part);
+                }
+            }
             Event::GoSample(GoSample { addr, size, charge, stack, time, sweepgen, class }) => {
                 let stack = self.heap.intern(image, stack);
                 if let Some(process) = self.go.get_mut(&(image, slot)) {

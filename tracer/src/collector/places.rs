@@ -7,7 +7,7 @@ use tracer_ebpf::unwind::place;
 
 use super::snapshot::Trail;
 use crate::{
-    event::{Image, StackMemory},
+    event::{Image, Pid, StackMemory},
     files::{module::Module, registry::Files},
     heap::{Heap, StackIndex, StackKind},
     resolve::{Located, Resolvers, Rest},
@@ -16,6 +16,9 @@ use crate::{
 
 /// Most stacks whose memory has come and whose own record has not: it may be lost.
 const MAX_RESTS: usize = 1 << 10;
+
+/// Most images of which it is known that their mappings were asked for: twice does no harm.
+const MAX_ASKED: usize = 1 << 10;
 
 /// The places of all stacks.
 pub(super) struct Places {
@@ -28,6 +31,8 @@ pub(super) struct Places {
     unasked: HashMap<Image, Vec<(StackIndex, Vec<Site>)>>,
     /// What the rests of stacks are in whose own record is yet to come, by id.
     rests: HashMap<u64, Rest>,
+    /// Up to which change of the mappings of an image these were asked for.
+    asked: HashMap<Image, u64>,
     /// All that wait for any of it.
     pending: HashSet<StackIndex>,
 }
@@ -41,6 +46,7 @@ impl Places {
             waiting: HashMap::new(),
             unasked: HashMap::new(),
             rests: HashMap::new(),
+            asked: HashMap::new(),
             pending: HashSet::new(),
         }
     }
@@ -77,8 +83,15 @@ impl Places {
         self.rests.remove(&id);
     }
 
-    /// Memory of a stack whose record is to follow.
-    pub(super) fn add_rest(&mut self, part: &StackMemory<'_>) {
+    /// Memory of a stack of an image whose record is to follow, of the process `pid`.
+    pub(super) fn add_rest(&mut self, image: Image, pid: Pid, part: &StackMemory<'_>) {
+        if self.asked.get(&image).is_none_or(|changes| *changes < part.changes) {
+            if self.asked.len() >= MAX_ASKED {
+                self.asked.clear();
+            }
+            self.asked.insert(image, part.changes);
+            self.resolvers.read_mappings(image, pid);
+        }
         if self.rests.len() >= MAX_RESTS {
             self.rests.clear();
         }

@@ -1,6 +1,6 @@
 //! What the desk hears of.
 
-use super::{rests::Rest, worker::Done};
+use super::{reader::Reading, rests::Rest, worker::Done};
 use crate::{
     event::{Image, Pid, UnknownFile},
     heap::StackIndex,
@@ -20,6 +20,8 @@ pub(super) enum Input {
         done: Done,
         is_last: bool,
     },
+    /// Mappings were read.
+    Read(Reading),
     /// Nobody asks any more.
     End,
 }
@@ -27,11 +29,17 @@ pub(super) enum Input {
 /// What is asked.
 pub(super) enum Ask {
     Follow(Box<AddressSpace>, Then),
-    Began { image: Image, pid: Pid, is_program: bool },
+    Began {
+        image: Image,
+        pid: Pid,
+        is_program: bool,
+    },
     Ended(Image),
     Find(Pid, UnknownFile),
     Retry(u32),
     Locate(Image, Vec<(StackIndex, Vec<Site>)>),
+    /// The mappings of an image are about to be read.
+    Reads(Image, Pid),
     Unwind(Image, u32, Box<(StackIndex, Rest)>),
     Machine,
     Settle(u64),

@@ -1,5 +1,7 @@
 //! Which files are known, what is to be looked at next, and by whom. Never waits for a file.
 
+mod completing;
+
 use std::{
     ops::Range,
     sync::{Arc, mpsc},
@@ -7,30 +9,25 @@ use std::{
 };
 
 use hashbrown::{HashMap, HashSet};
-use tracer_ebpf::end;
 
 use super::{
     ask::{Ask, Input, Then},
     processes::{PAUSE, PERIOD, Processes},
     queue::Queue,
     resolved::{Located, Resolved},
-    rests::{Code, Outcome, Rests, Room, Rule},
+    rests::{Rests, Room},
     worker::{Done, Job, Opening},
 };
 use crate::{
     event::{Image, Pid},
     files::module::{Identity, Module},
-    heap::StackIndex,
     priority,
     profile::UnwindTable,
-    space::address_space::AddressSpace,
     unwinder::{Compiled, Unwinder},
 };
 
 /// How often opening a file is tried: it may be gone from where it was mapped each time, or another may be there.
 const ATTEMPTS: u32 = 20;
-/// Most stacks that are unwound before others are heard.
-const MAX_UNWOUND: usize = 1 << 10;
 
 /// Files that are known from which on it is looked which are in use.
 const MAX_KNOWN: usize = 1024;
@@ -65,8 +62,8 @@ pub(super) struct Desk {
     processes: Processes,
     /// Stacks to be unwound.
     rests: Rests,
-    /// Images whose mappings a worker reads for them, and how often those had changed before.
-    reading: HashMap<Image, Option<u64>>,
+    /// Reads the mappings for that.
+    reader: mpsc::Sender<(Image, Pid)>,
     /// The memory that they do not take any more, and how much of that the BPF side has heard of.
     room: Room,
     given: u64,
@@ -79,6 +76,7 @@ impl Desk {
         unwinder: Unwinder,
         room: Room,
         workers: Vec<mpsc::Sender<Job>>,
+        reader: mpsc::Sender<(Image, Pid)>,
         tell: Box<dyn FnMut(Resolved) + Send>,
     ) -> Self {
         let now = Instant::now();
@@ -99,7 +97,7 @@ impl Desk {
             copies: HashMap::new(),
             processes: Processes::default(),
             rests: Rests::default(),
-            reading: HashMap::new(),
+            reader,
             room,
             given: 0,
             follows: Vec::new(),
@@ -119,6 +117,7 @@ impl Desk {
             for input in first.into_iter().chain(inputs.try_iter()) {
                 match input {
                     Input::Ask(ask) => self.obey(ask),
+                    Input::Read(reading) => self.has_read(reading),
                     Input::Done { worker, done, is_last } => self.take(worker, done, is_last),
                     Input::End => return,
                 }
@@ -134,13 +133,15 @@ impl Desk {
 
     /// How long to wait for inputs.
     fn patience(&self) -> Duration {
-        if self.rests.has_ready() {
+        let most = if self.rests.has_ready() {
             Duration::ZERO
         } else if self.processes.has_stacks() {
             PAUSE
         } else {
             PERIOD
-        }
+        };
+        let rest = self.queue.rest();
+        if rest.is_zero() { most } else { most.min(rest) }
     }
 
     fn obey(&mut self, ask: Ask) {
@@ -188,12 +189,17 @@ impl Desk {
                     (self.tell)(Resolved::Located(located.collect()));
                 }
             }
+            Ask::Reads(image, pid) => {
+                if self.processes.pid(image).is_some() {
+                    self.rests.reads(image, pid);
+                }
+            }
             Ask::Unwind(image, number, cut) => {
                 let (stack, rest) = *cut;
                 let is_known = self.known.contains_key(&number);
                 match self.processes.pid(image) {
                     Some(pid) => self.rests.add(image, pid, (number, is_known), stack, rest),
-                    None => (self.tell)(stays_cut(stack)),
+                    None => (self.tell)(Resolved::stays_cut(stack)),
                 }
             }
             Ask::Machine => self.queue.look_at_machine(),
@@ -256,7 +262,6 @@ impl Desk {
                 (self.tell)(Resolved::Located(stacks));
                 self.processes.give_back(image, space);
             }
-            Done::Space(image, space) => self.has_read(image, space.as_deref()),
             Done::Mappings(image, mappings) => {
                 self.queue.is_done_in_background();
                 if self.processes.has_changed(image, mappings) {
@@ -292,6 +297,13 @@ impl Desk {
                     return self.compile(number, module);
                 }
                 let is_last = *attempts >= ATTEMPTS;
+                tracing::debug!(
+                    number,
+                    found,
+                    is_last,
+                    "{} is another file than was met",
+                    module.path().escape_debug()
+                );
                 let special = Arc::new(Module::special(module.path()));
                 // Who has the other one was told that it would be known.
                 if let Some(found) = found.filter(|found| !self.known.contains_key(found)) {
@@ -305,7 +317,10 @@ impl Desk {
                 self.rests.known(number);
                 (self.tell)(Resolved::Known { number, module: None, table: None });
             }
-            Opening::Gone => self.unwinder.retry(number),
+            Opening::Gone => {
+                tracing::debug!(number, "a file that was met is not mapped any more, or its process has ended");
+                self.unwinder.retry(number);
+            }
         }
     }
 
@@ -333,58 +348,6 @@ impl Desk {
         }
         for (_, then) in self.follows.extract_if(.., |(left, _)| left.is_empty()) {
             then();
-        }
-    }
-
-    /// The mappings of a process were read, for its stacks to be unwound.
-    fn has_read(&mut self, image: Image, space: Option<&AddressSpace>) {
-        let before = self.reading.remove(&image).flatten();
-        let code = space.map(|space| {
-            let mappings = space.code();
-            let code = mappings.map(|(mapping, module)| Code {
-                range: mapping.start..mapping.end,
-                offset: mapping.offset,
-                number: module.and_then(|module| self.number(module)),
-            });
-            code.collect()
-        });
-        let after = space.and_then(|space| self.unwinder.code_changes_of(space.pid()));
-        self.rests.has_read(image, (before, after), code);
-    }
-
-    /// The number of a file, which is compiled if it is not known.
-    fn number(&mut self, module: &Arc<Module>) -> Option<u32> {
-        module.file()?;
-        self.want(Arc::clone(module));
-        self.numbers.get(module.identity()).copied()
-    }
-
-    /// Unwinds stacks that ended at files which are known by now.
-    fn unwind(&mut self) {
-        for _ in 0..MAX_UNWOUND {
-            let Some((cut, code)) = self.rests.next() else { break };
-            let rule = |number: u32, code: &Code, offset: u64| match self.known.get(&number) {
-                None => Rule::NotYet,
-                Some(Some(module)) if module.file().is_none() => Rule::Never,
-                Some(_) => Rule::At(self.unwinder.rule_at(number, code.offset, offset)),
-            };
-            let outcome = code.map_or(Outcome::Done(Vec::new(), end::UNKNOWN_FILE), |code| cut.unwind(&code, rule));
-            match outcome {
-                Outcome::Wants(number) => self.rests.put_back(cut, number),
-                Outcome::Done(places, end) => {
-                    let cut = if end == end::NO_MAPPING { self.rests.again(cut) } else { Some(cut) };
-                    let Some(cut) = cut else { continue };
-                    self.rests.done(&cut);
-                    (self.tell)(Resolved::Unwound { stack: cut.stack, places, end });
-                }
-            }
-        }
-        let tell = &mut self.tell;
-        self.rests.give_up(Instant::now(), |stack| tell(stays_cut(stack)));
-        let given = self.room.given();
-        if given != self.given {
-            self.given = given;
-            self.unwinder.set_rests_done(given);
         }
     }
 
@@ -436,10 +399,6 @@ impl Desk {
 
     /// What is to be done next, the most urgent first.
     fn next_job(&mut self, is_short: bool) -> Option<Job> {
-        if let Some((image, pid)) = self.rests.next_unread() {
-            self.reading.insert(image, self.unwinder.code_changes_of(pid));
-            return Some(Job::Space(image, pid));
-        }
         let urgent = if is_short { self.queue.next_short() } else { self.queue.next_urgent() };
         if let Some(job) = urgent {
             self.opening += usize::from(matches!(job, Job::Open(..)));
@@ -474,9 +433,4 @@ impl Desk {
             self.settles.drain(..).map(Resolved::Settled).for_each(&mut self.tell);
         }
     }
-}
-
-/// Nobody can unwind the rest of a stack.
-fn stays_cut(stack: StackIndex) -> Resolved {
-    Resolved::Unwound { stack, places: Vec::new(), end: end::UNKNOWN_FILE }
 }

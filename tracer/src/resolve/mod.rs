@@ -9,6 +9,7 @@ mod machine;
 mod processes;
 mod program;
 mod queue;
+mod reader;
 mod resolved;
 mod rests;
 mod worker;
@@ -21,6 +22,7 @@ pub use self::{
     rests::{Rest, Room},
 };
 use crate::{
+    bpf::CodeChanges,
     event::{Image, Pid, UnknownFile},
     heap::StackIndex,
     space::address_space::AddressSpace,
@@ -35,6 +37,7 @@ const WORKERS: usize = 3;
 #[derive(Clone)]
 pub struct Resolvers {
     asks: mpsc::Sender<Input>,
+    reader: mpsc::Sender<(Image, Pid)>,
     room: Room,
 }
 
@@ -53,7 +56,11 @@ impl Resolvers {
     ///
     /// # Errors
     /// A thread cannot be started.
-    pub fn start(unwinder: Unwinder, tell: impl FnMut(Resolved) + Send + 'static) -> io::Result<(Self, Running)> {
+    pub fn start(
+        unwinder: Unwinder,
+        changes: CodeChanges,
+        tell: impl FnMut(Resolved) + Send + 'static,
+    ) -> io::Result<(Self, Running)> {
         let (asks, inputs) = mpsc::channel();
         let mut workers = Vec::new();
         for number in 0..WORKERS {
@@ -66,10 +73,17 @@ impl Resolvers {
             thread::Builder::new().name("resolver".to_owned()).spawn(move || worker::run(&todo, tell))?;
             workers.push(jobs);
         }
+        let (reader, asked) = mpsc::channel();
+        let done = asks.clone();
+        let tell_read = move |reading| {
+            // As above.
+            let _ = done.send(Input::Read(reading));
+        };
+        thread::Builder::new().name("mappings".to_owned()).spawn(move || reader::run(&asked, &changes, tell_read))?;
         let room = Room::default();
-        let desk = desk::Desk::new(unwinder, room.clone(), workers, Box::new(tell));
+        let desk = desk::Desk::new(unwinder, room.clone(), workers, reader.clone(), Box::new(tell));
         thread::Builder::new().name("files".to_owned()).spawn(move || desk.run(&inputs))?;
-        Ok((Self { asks: asks.clone(), room }, Running(asks)))
+        Ok((Self { asks: asks.clone(), reader, room }, Running(asks)))
     }
 
     /// Makes all files known that a process has mapped by now, `space`, so that its stacks are complete from the first on; then
@@ -106,6 +120,14 @@ impl Resolvers {
     /// Whose memory the rests of stacks are.
     pub fn room(&self) -> &Room {
         &self.room
+    }
+
+    /// Reads the mappings of an image at once, of the process `pid`, whatever else there is to do: stacks of this moment will be
+    /// unwound by them.
+    pub fn read_mappings(&self, image: Image, pid: Pid) {
+        self.ask(Ask::Reads(image, pid));
+        // As in `ask`.
+        let _ = self.reader.send((image, pid));
     }
 
     /// Unwinds the rest of a stack of an image as soon as the file with this number is known.

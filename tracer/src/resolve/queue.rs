@@ -1,6 +1,10 @@
 //! The order in which files are opened and compiled.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hashbrown::HashMap;
 
@@ -29,6 +33,9 @@ pub(super) struct Queue {
     /// How many workers are at what is large, and at what is not urgent.
     at_large: usize,
     in_background: usize,
+    /// When what is not urgent was begun, and when more of it may be.
+    begun: Option<Instant>,
+    rests_until: Option<Instant>,
 }
 
 impl Queue {
@@ -96,17 +103,24 @@ impl Queue {
         Some(job)
     }
 
-    /// Whether no worker is at what nobody waits for.
+    /// Whether no worker is at what nobody waits for, nor was until just now: half of a processor is enough for that.
     pub(super) fn may_work_in_background(&self) -> bool {
-        self.in_background == 0
+        self.in_background == 0 && self.rest().is_zero()
+    }
+
+    /// How long what nobody waits for is to rest.
+    pub(super) fn rest(&self) -> Duration {
+        self.rests_until.map_or(Duration::ZERO, |until| until.saturating_duration_since(Instant::now()))
     }
 
     pub(super) fn begin_in_background(&mut self) {
         self.in_background += 1;
+        self.begun = Some(Instant::now());
     }
 
     pub(super) fn is_done_in_background(&mut self) {
         self.in_background -= 1;
+        self.rests_until = self.begun.map(|begun| Instant::now() + begun.elapsed());
     }
 
     /// A file that somebody was waiting for is compiled.
@@ -164,10 +178,15 @@ mod tests {
         queue.compile_later(file(2));
         assert!(matches!(queue.next_in_background(|_| false), Some(Job::Machine)));
         assert!(queue.next_in_background(|_| false).is_none());
+        let hour = Duration::from_secs(3600);
+        queue.begun = Instant::now().checked_sub(hour);
         queue.is_done_in_background();
+        assert!(queue.next_in_background(|_| false).is_none() && queue.rest() > hour / 2, "it rests for as long");
+        queue.rests_until = None;
         let is_known = |module: &Module| module.length() == 1;
         assert!(matches!(queue.next_in_background(is_known), Some(Job::Compile(None, module)) if module.length() == 2));
         queue.is_done_in_background();
+        queue.rests_until = None;
         assert!(queue.next_in_background(is_known).is_none() && queue.may_work_in_background());
     }
 

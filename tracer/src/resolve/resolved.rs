@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use tracer_ebpf::end;
+
 use crate::{event::Image, files::module::Module, heap::StackIndex, profile::UnwindTable, trails::Site};
 
 /// What has come to be known.
@@ -33,6 +35,13 @@ pub enum Resolved {
     Mapped(Image),
     /// All is told that was asked before this number was: see [`Resolvers::settle`].
     Settled(u64),
+}
+
+impl Resolved {
+    /// Nobody can unwind the rest of a stack.
+    pub(super) fn stays_cut(stack: StackIndex) -> Self {
+        Self::Unwound { stack, places: Vec::new(), end: end::UNKNOWN_FILE }
+    }
 }
 
 /// A stack whose places were looked up.

@@ -1,8 +1,8 @@
 //! Stacks that end at a file of which nothing was known, with the memory that the rest of each is in: unwound as soon as the file is
 //! known, by the mappings that the process had.
 //!
-//! Those are read at once, for a process may end before its files are known; and nothing is unwound by others than those of the
-//! moment that the stack is of: changes are counted.
+//! Those are read at once, for a process may end before its files are known. Nothing is unwound by others than those of the moment
+//! that the stack is of: it is counted what appears, and known where, so that what has not appeared since was there.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +15,10 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use tracer_ebpf::{MAX_FRAMES, end, unwind::place};
+use tracer_ebpf::{
+    MAX_FRAMES, end,
+    unwind::{Appeared, MAX_APPEARED, place},
+};
 
 use crate::{
     event::{Image, Pid, StackMemory},
@@ -100,6 +103,56 @@ pub(super) struct Code {
     pub(super) number: Option<u32>,
 }
 
+/// The mappings of an image that are code.
+pub(super) struct Known {
+    /// How many changes of them had been counted.
+    changes: u64,
+    /// The latest that had appeared.
+    appeared: Vec<Appeared>,
+    /// By address.
+    code: Vec<Code>,
+}
+
+/// What came of reading mappings.
+pub(super) enum Found<T> {
+    /// They were these all the time.
+    These {
+        /// How many changes of them have been counted.
+        changes: u64,
+        /// The latest that have appeared.
+        appeared: Vec<Appeared>,
+        /// The mappings.
+        mappings: T,
+    },
+    /// They were changed meanwhile.
+    Changed,
+    /// There is no such process any more, or nobody counts changes.
+    Nothing,
+}
+
+impl<T> Found<T> {
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Found<U> {
+        match self {
+            Self::These { changes, appeared, mappings } => {
+                Found::These { changes, appeared, mappings: change(mappings) }
+            }
+            Self::Changed => Found::Changed,
+            Self::Nothing => Found::Nothing,
+        }
+    }
+}
+
+impl Known {
+    /// Those that have appeared when more than so many changes had been counted; `None` when not all of them are known.
+    fn since(&self, changes: u64) -> Option<Vec<&Appeared>> {
+        if self.changes.saturating_sub(changes) > MAX_APPEARED as u64 {
+            return None;
+        }
+        let counts = (changes..self.changes).map(|count| count + 1);
+        counts.map(|count| self.appeared.iter().find(|appeared| appeared.count == count)).collect()
+    }
+}
+
 impl Code {
     fn offset_of(&self, address: u64) -> u64 {
         (address - self.range.start).saturating_add(self.offset)
@@ -121,9 +174,9 @@ pub(super) struct Cut {
 /// The mappings of an image.
 struct Space {
     pid: Pid,
-    /// What they were at which count of changes, the latest last.
-    known: VecDeque<(u64, Arc<[Code]>)>,
-    is_reading: bool,
+    /// What was read of them, the latest last.
+    known: VecDeque<Arc<Known>>,
+    readings: u32,
     /// Stacks that wait for them to be read.
     waiting: Vec<Cut>,
     /// How many stacks there are.
@@ -187,11 +240,16 @@ impl Rests {
         space.stacks += 1;
         self.stacks += 1;
         // They were never read, or have changed since.
-        if !space.is_gone && space.known.back().is_none_or(|(changes, _)| *changes < rest.changes) {
+        if !space.is_gone && space.known.back().is_none_or(|known| known.changes < rest.changes) {
             space.ask(image, &mut self.unread);
         }
         let cut = Cut { image, stack, number, rest, since: Instant::now(), is_second: false };
         if is_known { self.ready.push_back(cut) } else { self.waiting.entry(number).or_default().push(cut) }
+    }
+
+    /// The mappings of an image, of the process `pid`, are about to be read.
+    pub(super) fn reads(&mut self, image: Image, pid: Pid) {
+        self.spaces.entry(image).or_insert_with(|| Space::of(pid)).readings += 1;
     }
 
     /// An image has ended.
@@ -225,11 +283,11 @@ impl Rests {
 
     /// Has mappings read once more for one that goes on where there are none: they were read while a library was being mapped, piece
     /// by piece. Gives it back where that was done, or cannot be.
-    pub(super) fn again(&mut self, mut cut: Cut) -> Option<Cut> {
+    pub(super) fn again(&mut self, mut cut: Cut, known: &Known) -> Option<Cut> {
         let space = self.spaces.get_mut(&cut.image).filter(|space| !space.is_gone && !cut.is_second);
         let Some(space) = space else { return Some(cut) };
         space.ask(cut.image, &mut self.unread);
-        space.known.retain(|(changes, _)| *changes != cut.rest.changes);
+        space.known.retain(|other| other.changes != known.changes);
         cut.is_second = true;
         space.waiting.push(cut);
         None
@@ -245,26 +303,25 @@ impl Rests {
         self.unread.pop_front()
     }
 
-    /// The mappings of an image were read; `changes`: how many there had been before and after, if they were counted. `None`: it has
-    /// ended.
-    pub(super) fn has_read(&mut self, image: Image, changes: (Option<u64>, Option<u64>), code: Option<Vec<Code>>) {
+    /// The mappings of an image were read.
+    pub(super) fn has_read(&mut self, image: Image, found: Found<Vec<Code>>) {
         let Some(space) = self.spaces.get_mut(&image) else { return };
-        match (code, changes) {
-            (Some(code), (Some(before), Some(after))) if before == after => {
+        match found {
+            Found::These { changes, appeared, mappings: code } => {
                 space.attempts = 0;
-                space.known.retain(|(changes, _)| *changes != after);
-                space.known.push_back((after, code.into()));
+                space.known.retain(|known| known.changes != changes);
+                space.known.push_back(Arc::new(Known { changes, appeared, code }));
                 if space.known.len() > MAX_KNOWN {
                     space.known.pop_front();
                 }
             }
-            (Some(_), (Some(_), Some(_))) if !space.is_gone && space.attempts < MAX_ATTEMPTS => {
+            Found::Changed if !space.is_gone && space.attempts < MAX_ATTEMPTS => {
                 space.attempts += 1;
                 return self.unread.push_back((image, space.pid));
             }
-            _ => space.is_gone = true,
+            Found::Changed | Found::Nothing => space.is_gone = true,
         }
-        space.is_reading = false;
+        space.readings = space.readings.saturating_sub(1);
         self.ready.extend(space.waiting.drain(..));
     }
 
@@ -274,16 +331,17 @@ impl Rests {
     }
 
     /// The next one to unwind, with the mappings to do it by; without, when nobody can.
-    pub(super) fn next(&mut self) -> Option<(Cut, Option<Arc<[Code]>>)> {
+    pub(super) fn next(&mut self) -> Option<(Cut, Option<Arc<Known>>)> {
         while let Some(cut) = self.ready.pop_front() {
             let Some(space) = self.spaces.get_mut(&cut.image) else { continue };
-            let known = space.known.iter().find(|(changes, _)| *changes == cut.rest.changes);
-            match known {
-                Some((_, code)) => {
-                    let code = Arc::clone(code);
-                    return Some((cut, Some(code)));
+            // The first look at or after its moment.
+            let known = space.known.iter().filter(|known| known.changes >= cut.rest.changes);
+            match known.min_by_key(|known| known.changes) {
+                Some(known) => {
+                    let known = Arc::clone(known);
+                    return Some((cut, Some(known)));
                 }
-                None if space.is_reading => space.waiting.push(cut),
+                None if space.readings > 0 => space.waiting.push(cut),
                 None => return Some((cut, None)),
             }
         }
@@ -317,7 +375,7 @@ impl Space {
         Self {
             pid,
             known: VecDeque::new(),
-            is_reading: false,
+            readings: 0,
             waiting: Vec::new(),
             stacks: 0,
             attempts: 0,
@@ -328,7 +386,8 @@ impl Space {
 
     /// Has its mappings read, unless somebody is about to.
     fn ask(&mut self, image: Image, unread: &mut VecDeque<(Image, Pid)>) {
-        if !std::mem::replace(&mut self.is_reading, true) {
+        if self.readings == 0 {
+            self.readings = 1;
             unread.push_back((image, self.pid));
         }
     }
@@ -336,18 +395,21 @@ impl Space {
 
 impl Cut {
     /// Goes on from the last frame, by the `rule` of a file's number, its mapping and an offset in it.
-    pub(super) fn unwind(&self, code: &[Code], rule: impl Fn(u32, &Code, u64) -> Rule) -> Outcome {
-        let find = |address: u64| {
-            let at = code.partition_point(|code| code.range.end <= address);
-            code.get(at).filter(|code| code.range.contains(&address))
-        };
+    pub(super) fn unwind(&self, known: &Known, rule: impl Fn(u32, &Code, u64) -> Rule) -> Outcome {
         let mut places = Vec::new();
+        let Some(since) = known.since(self.rest.changes) else { return Outcome::Done(places, end::UNKNOWN_FILE) };
+        let was_there =
+            |code: &&Code| !since.iter().any(|new| new.start < code.range.end && code.range.start < new.end);
+        let find = |address: u64| {
+            let at = known.code.partition_point(|code| code.range.end <= address);
+            known.code.get(at).filter(|code| code.range.contains(&address))
+        };
         let mut frame = self.rest.registers;
         // It has one already, at the least.
         while places.len() + 1 < MAX_FRAMES {
             let Some(code) = find(frame.code()) else { return Outcome::Done(places, end::NO_MAPPING) };
-            // As the BPF side has found it, or it is another file by now.
-            if places.is_empty() && code.number != Some(self.number) {
+            // Something else may have been there. And what the BPF side has found.
+            if !was_there(&code) || places.is_empty() && code.number != Some(self.number) {
                 return Outcome::Done(places, end::UNKNOWN_FILE);
             }
             let Some(number) = code.number else { return Outcome::Done(places, end::NO_RULE) };
@@ -364,7 +426,7 @@ impl Cut {
                 Step::Stopped(Stop::BadMemory) => return Outcome::Done(places, end::BAD_MEMORY),
             }
             let in_file = |code: &Code| Some(place::in_file(code.number?, code.offset_of(frame.pc)));
-            places.push(find(frame.code()).and_then(in_file).unwrap_or(place::at(frame.pc)));
+            places.push(find(frame.code()).filter(was_there).and_then(in_file).unwrap_or(place::at(frame.pc)));
         }
         Outcome::Done(places, end::DEPTH)
     }

@@ -39,8 +39,6 @@ pub(super) enum Job {
     Open(Pid, Vec<UnknownFile>),
     /// Looks up what lies in no file.
     Locate(Image, Box<AddressSpace>, Vec<(StackIndex, Vec<Site>)>),
-    /// Looks which files a process has mapped, where.
-    Space(Image, Pid),
     /// Looks which executable mappings a process has.
     Mappings(Image, Pid),
     /// Opens what a process that has just become a program will map.
@@ -54,8 +52,6 @@ pub(super) enum Done {
     Compiled(Option<u32>, Box<Compiled>),
     Opened(Vec<(UnknownFile, Opening)>),
     Located(Image, Box<AddressSpace>, Vec<Located>),
-    /// `None`: there is no such process any more.
-    Space(Image, Option<Box<AddressSpace>>),
     /// What tells these mappings from others.
     Mappings(Image, Option<u64>),
     /// Of a program.
@@ -91,10 +87,6 @@ pub(super) fn run(jobs: &mpsc::Receiver<Job>, tell: impl Fn(Done, bool)) {
                 let located = locate(&mut space, stacks);
                 Done::Located(image, space, located)
             }
-            Job::Space(image, pid) => {
-                let mut space = Box::new(AddressSpace::new(pid));
-                Done::Space(image, space.refresh().is_ok().then_some(space))
-            }
             Job::Mappings(image, pid) => Done::Mappings(image, mappings(pid).ok()),
             Job::Program(pid) => {
                 program::look(pid, &mut programs, |module| tell(Done::Found(module), false));
@@ -109,14 +101,11 @@ pub(super) fn run(jobs: &mpsc::Receiver<Job>, tell: impl Fn(Done, bool)) {
     }
 }
 
-/// Until a file is known that a process has met, its stacks are cut: that goes before what others do for a moment. What nobody waits
-/// for goes behind.
+/// Until a file is known that a process has met, its stacks are cut: that goes before what others do for a moment.
 fn set_priority(job: &Job) {
     priority::set_own(match job {
-        Job::Compile(Some(_), _) | Job::Open(..) | Job::Space(..) | Job::Program(_) => priority::URGENT,
-        // Whoever opens files keeps others from doing so for as long as that takes.
-        Job::Locate(..) | Job::Mappings(..) | Job::Machine => priority::NORMAL,
-        Job::Compile(None, _) => priority::BACKGROUND,
+        Job::Compile(Some(_), _) | Job::Open(..) | Job::Program(_) => priority::URGENT,
+        Job::Compile(None, _) | Job::Locate(..) | Job::Mappings(..) | Job::Machine => priority::NORMAL,
     });
 }
 

@@ -37,6 +37,11 @@ fn rest(changes: u64, callers: &[u64], room: &Room) -> Rest {
     rest
 }
 
+/// What is read when so many changes were counted.
+fn these(changes: u64, mappings: Vec<Code>) -> Found<Vec<Code>> {
+    Found::These { changes, appeared: Vec::new(), mappings }
+}
+
 fn cut(rest: Rest) -> Cut {
     Cut { image: IMAGE, stack: stack(0), number: 5, rest, since: Instant::now(), is_second: false }
 }
@@ -47,7 +52,11 @@ fn known(number: u32, _: &Code, offset: u64) -> Rule {
 }
 
 fn unwound(cut: &Cut, rule: impl Fn(u32, &Code, u64) -> Rule) -> Result<(Vec<u64>, u32), u32> {
-    match cut.unwind(&code(), rule) {
+    unwound_by(cut, &Known { changes: 0, appeared: Vec::new(), code: code() }, rule)
+}
+
+fn unwound_by(cut: &Cut, known: &Known, rule: impl Fn(u32, &Code, u64) -> Rule) -> Result<(Vec<u64>, u32), u32> {
+    match cut.unwind(known, rule) {
         Outcome::Done(places, end) => Ok((places, end)),
         Outcome::Wants(number) => Err(number),
     }
@@ -73,6 +82,26 @@ fn frames_are_told_as_places_up_to_the_outermost() {
     assert_eq!(unwound(&another, known), Ok((vec![], end::UNKNOWN_FILE)), "another file is mapped there by now");
 }
 
+/// Of a moment before they were read are those that have not appeared since.
+#[test]
+fn what_has_appeared_since_was_not_there() {
+    let stack = cut(rest(10, &[0x2080, 0x9100, 0x9300], &Room::default()));
+    let new = |count, start, end| Appeared { count, start, end };
+    let by = |changes, appeared: &[Appeared]| {
+        unwound_by(&stack, &Known { changes, appeared: appeared.to_vec(), code: code() }, known).unwrap()
+    };
+    let (whole, end) = by(10, &[]);
+    assert_eq!((whole.len(), end), (3, end::ROOT));
+    let elsewhere = [new(12, 0xa000, 0xb000), new(11, 0x8000, 0x9000), new(10, 0, u64::MAX)];
+    assert_eq!(by(12, &elsewhere), (whole.clone(), end::ROOT));
+    let there = [elsewhere[0], new(11, 0x8000, 0x9001)];
+    assert_eq!(by(12, &there), (vec![whole[0], place::at(0x9100)], end::UNKNOWN_FILE));
+    assert_eq!(by(12, &[elsewhere[0], new(11, 0, u64::MAX)]), (vec![], end::UNKNOWN_FILE), "another program");
+    assert_eq!(by(12, &elsewhere[..1]), (vec![], end::UNKNOWN_FILE), "one is overwritten already");
+    let many: Vec<Appeared> = (11..=11 + MAX_APPEARED as u64).map(|count| new(count, 0xa000, 0xb000)).collect();
+    assert_eq!(by(10 + many.len() as u64, &many), (vec![], end::UNKNOWN_FILE), "more than are known for sure");
+}
+
 #[test]
 fn a_stack_that_never_ends_is_cut() {
     let deep = cut(rest(0, &vec![0x2080; 2 * MAX_FRAMES], &Room::default()));
@@ -94,7 +123,7 @@ fn a_stack_waits_for_its_file_and_its_mappings() {
     rests.add(IMAGE, PID, (6, true), stack(2), rest(10, &[], &room));
     assert_eq!(rests.next_unread(), Some((IMAGE, PID)));
     assert_eq!((rests.next_unread(), next(&mut rests)), (None, None), "once; nothing can be unwound yet");
-    rests.has_read(IMAGE, (Some(10), Some(10)), Some(code()));
+    rests.has_read(IMAGE, these(10, code()));
     assert_eq!((next(&mut rests), next(&mut rests)), (Some((stack(2), true)), None));
     assert!(!rests.is_empty());
     rests.known(5);
@@ -102,29 +131,29 @@ fn a_stack_waits_for_its_file_and_its_mappings() {
     assert!(rests.is_empty());
 }
 
-/// Nothing is unwound by mappings of another moment.
+/// Nothing is unwound by mappings of an earlier moment.
 #[test]
-fn mappings_are_those_of_the_moment() {
+fn mappings_are_of_the_moment_or_later() {
     let (mut rests, room) = (Rests::default(), Room::default());
     for changes in [10, 11] {
         rests.add(IMAGE, PID, (5, true), stack(changes), rest(changes.into(), &[], &room));
     }
     rests.next_unread();
-    rests.has_read(IMAGE, (Some(10), Some(11)), Some(code()));
+    rests.has_read(IMAGE, Found::Changed);
     assert_eq!(rests.next_unread(), Some((IMAGE, PID)), "they have changed while they were read");
-    rests.has_read(IMAGE, (Some(11), Some(11)), Some(code()));
-    assert_eq!(next(&mut rests), Some((stack(10), false)));
+    rests.has_read(IMAGE, these(11, code()));
+    assert_eq!(next(&mut rests), Some((stack(10), true)));
     assert_eq!(next(&mut rests), Some((stack(11), true)));
     // Later ones, and earlier ones again.
     rests.add(IMAGE, PID, (5, true), stack(12), rest(12, &[], &room));
     assert_eq!((rests.next_unread(), next(&mut rests)), (Some((IMAGE, PID)), None));
-    rests.has_read(IMAGE, (Some(12), Some(12)), Some(code()));
+    rests.has_read(IMAGE, these(12, code()));
     rests.add(IMAGE, PID, (5, true), stack(13), rest(11, &[], &room));
     assert_eq!((next(&mut rests), next(&mut rests)), (Some((stack(12), true)), Some((stack(13), true))));
     // Where nobody counts, nothing is known.
     let mut rests = Rests::default();
     rests.add(IMAGE, PID, (5, true), stack(1), rest(0, &[], &room));
-    rests.has_read(IMAGE, (None, None), Some(code()));
+    rests.has_read(IMAGE, Found::Nothing);
     assert_eq!(next(&mut rests), Some((stack(1), false)));
 }
 
@@ -135,7 +164,7 @@ fn what_changes_all_the_time_is_given_up() {
     let mut reads = 0;
     while rests.next_unread().is_some() {
         reads += 1;
-        rests.has_read(IMAGE, (Some(reads), Some(reads + 1)), Some(code()));
+        rests.has_read(IMAGE, Found::Changed);
     }
     assert_eq!(reads, u64::from(MAX_ATTEMPTS) + 1);
     assert_eq!(next(&mut rests), Some((stack(1), false)));
@@ -145,13 +174,13 @@ fn what_changes_all_the_time_is_given_up() {
 fn a_process_that_is_gone_leaves_nothing_behind() {
     let (mut rests, room) = (Rests::default(), Room::default());
     rests.add(IMAGE, PID, (5, false), stack(1), rest(10, &[], &room));
-    rests.has_read(IMAGE, (Some(10), Some(10)), Some(code()));
+    rests.has_read(IMAGE, these(10, code()));
     rests.ended(IMAGE);
     rests.known(5);
     assert_eq!(next(&mut rests), Some((stack(1), true)), "what was read of it is true still");
     assert!(rests.spaces.is_empty() && rests.waiting.is_empty());
     rests.add(IMAGE, PID, (5, true), stack(2), rest(10, &[], &room));
-    rests.has_read(IMAGE, (Some(10), None), None);
+    rests.has_read(IMAGE, Found::Nothing);
     rests.ended(IMAGE);
     assert_eq!(next(&mut rests), Some((stack(2), false)));
     assert!(rests.spaces.is_empty());
@@ -173,7 +202,7 @@ fn a_file_that_nobody_will_know_is_waited_for_a_while_only() {
     let (mut rests, room) = (Rests::default(), Room::default());
     rests.add(IMAGE, PID, (5, false), stack(1), rest(10, &[], &room));
     rests.add(Image(4), PID, (5, false), stack(2), rest(10, &[], &room));
-    rests.has_read(IMAGE, (Some(10), None), None);
+    rests.has_read(IMAGE, Found::Nothing);
     let now = Instant::now();
     let mut given_up = |after: Duration| {
         let mut all = Vec::new();
@@ -192,13 +221,15 @@ fn mappings_that_cannot_be_all_are_read_once_more() {
     let (mut rests, room) = (Rests::default(), Room::default());
     rests.add(IMAGE, PID, (5, true), stack(1), rest(10, &[], &room));
     assert!(rests.next_unread().is_some());
-    rests.has_read(IMAGE, (Some(10), Some(10)), Some(Vec::new()));
-    let (cut, code) = rests.next().unwrap();
-    assert_eq!(code.map(|code| code.len()), Some(0));
-    assert!(rests.again(cut).is_none());
+    rests.has_read(IMAGE, these(10, Vec::new()));
+    let (cut, known) = rests.next().unwrap();
+    let known = known.unwrap();
+    assert_eq!(known.code.len(), 0);
+    assert!(rests.again(cut, &known).is_none());
     assert!(rests.next_unread().is_some() && rests.next().is_none());
-    rests.has_read(IMAGE, (Some(10), Some(10)), Some(self::code()));
-    let (cut, code) = rests.next().unwrap();
-    assert_eq!(code.map(|code| code.len()), Some(3));
-    assert!(rests.again(cut).is_some(), "not for ever");
+    rests.has_read(IMAGE, these(10, code()));
+    let (cut, known) = rests.next().unwrap();
+    let known = known.unwrap();
+    assert_eq!(known.code.len(), 3);
+    assert!(rests.again(cut, &known).is_some(), "not for ever");
 }
