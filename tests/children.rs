@@ -10,7 +10,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Held, Outcome, Report, Run, compiled, require_root, slowness};
+use crate::harness::{Held, Outcome, Report, Run, compiled, copy_program, require_root, slowness};
 
 /// What `hold()` has left in each process, as they say: `held PID BYTES BLOCKS`.
 pub(crate) fn told(output: &str) -> BTreeMap<u32, Held> {
@@ -164,7 +164,7 @@ fn programs_that_nobody_has_seen() {
     let folder = crate::harness::scratch();
     for (nth, way) in ["exec", "fork"].into_iter().enumerate() {
         let program = folder.path().join(format!("unseen{nth}"));
-        std::fs::copy(compiled("at_once"), &program).unwrap();
+        copy_program(&compiled("at_once"), &program);
         let path = program.display();
         let script = if way == "exec" { format!("{path} & wait") } else { format!("({path}; true) & wait") };
         let report = Run::launch(&[], ["sh", "-c", &script]).finish().report(0);

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::{
     children::{reported, told},
-    harness::{Cgroup, Held, Report, Run, compiled, require_root, scratch, wait_until},
+    harness::{Cgroup, Held, Report, Run, compiled, copy_program, require_root, scratch, wait_until},
 };
 
 /// Namespaces of users, processes and mounts.
@@ -88,7 +88,7 @@ fn with_root() -> TempDir {
     let copy = |from: &Path, to: &str| {
         let to = root.join(to.trim_start_matches('/'));
         fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(from, to).unwrap();
+        copy_program(from, &to);
     };
     copy(&program, "/tree");
     let libraries = Command::new("ldd").arg(&program).output().unwrap().stdout;

@@ -16,7 +16,10 @@ use serde_json::Value;
 
 use crate::{
     formats::assert_well_formed,
-    harness::{Outcome, Pprof, Run, STOCK, Target, compiled, go_program, is_runtimes, pprof, require_root, scratch},
+    harness::{
+        Outcome, Pprof, Run, STOCK, Target, compiled, copy_program, go_program, is_runtimes, pprof, require_root,
+        scratch,
+    },
 };
 
 /// Ways to build a program that leave other things in it.
@@ -361,7 +364,7 @@ fn pprof_shows_goroutines() {
 fn behind_a_chroot_and_with_the_executable_deleted() {
     let root = scratch();
     let copy = root.path().join("service");
-    fs::copy(go_program("goroutines", STOCK), &copy).unwrap();
+    copy_program(&go_program("goroutines", STOCK), &copy);
     let target =
         Target::start_with(Path::new("/usr/sbin/chroot"), &[root.path().to_str().unwrap(), "/service", "5"], &[]);
     assert_eq!(with_function(&json(&run(target.pid()).finish()), "main.inBulk"), 7);
@@ -412,7 +415,9 @@ fn runtimes_that_are_not_known_are_refused() {
         let version = &mut bytes[info + 33..];
         assert!(version.starts_with(b"go1."));
         version[4..6].copy_from_slice(b"99");
-        fs::write(&copy, bytes).unwrap();
+        let written = folder.path().join("written");
+        fs::write(&written, bytes).unwrap();
+        copy_program(&written, &copy);
         fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let target = Target::start_with(&copy, &["5"], &[]);
         let outcome = run(target.pid()).finish();
@@ -434,7 +439,7 @@ fn no_rights_to_look() {
     let target = Target::start_with(&go_program("goroutines", STOCK), &["5"], &[]);
     let folder = scratch();
     let copy = folder.path().join("tracer");
-    fs::copy(Run::tracer(), &copy).unwrap();
+    copy_program(Run::tracer(), &copy);
     fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
         .args(["goroutines", "--pid", &target.pid().to_string()])

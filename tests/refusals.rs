@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::{Outcome, Run, Target, compiled, require_root, scratch};
+use crate::harness::{Outcome, Run, Target, compiled, copy_program, require_root, scratch};
 
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
@@ -137,7 +137,7 @@ fn no_rights_as_a_user() {
     let target = sleeper();
     let folder = scratch();
     let copy = folder.path().join("tracer");
-    fs::copy(Run::tracer(), &copy).unwrap();
+    copy_program(Run::tracer(), &copy);
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
         .args(["--pid", &target.pid().to_string()])
@@ -213,7 +213,7 @@ fn probes_by_perf_events_without_the_right() {
     let target = sleeper();
     let folder = scratch();
     let copy = folder.path().join("tracer");
-    fs::copy(Run::tracer(), &copy).unwrap();
+    copy_program(Run::tracer(), &copy);
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let documented = "-all,+bpf,+perfmon,+sys_ptrace,+checkpoint_restore";

@@ -1,10 +1,10 @@
 //! Selections on real processes: who is traced, and what is told of those that cannot be.
 
-use std::{fs, path::PathBuf};
+use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use crate::harness::{Cgroup, Report, Run, Running, Target, compiled, require_root, scratch};
+use crate::harness::{Cgroup, Report, Run, Running, Target, compiled, copy_program, require_root, scratch};
 
 const STEP: &str = "1000000";
 
@@ -16,7 +16,7 @@ struct Named {
 
 fn start(folder: &TempDir, name: &str) -> Named {
     let path = folder.path().join(name);
-    fs::copy(compiled("swells"), &path).unwrap();
+    copy_program(&compiled("swells"), &path);
     Named { target: Target::start(&path), path }
 }
 

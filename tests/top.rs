@@ -1,7 +1,6 @@
 //! `tracer top` on real processes: the one that grows comes first, by as much as it says itself; limits of cgroups; terminals.
 
 use std::{
-    fs,
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
     process::{Command, Stdio},
@@ -13,7 +12,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::harness::{Cgroup, Run, Target, compiled, with_default_signals};
+use crate::harness::{Cgroup, Run, Target, compiled, copy_program, with_default_signals};
 
 /// What counters of the kernel may be wrong by, and what a process takes beside, bytes: each processor keeps some to itself.
 const ALLOWANCE: i64 = 4 << 20;
@@ -107,7 +106,7 @@ fn limits_of_cgroups_and_containers_are_told() {
 fn without_a_terminal_there_is_one_table() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("\u{1b}[2Jevil");
-    fs::copy(compiled("swells"), &program).unwrap();
+    copy_program(&compiled("swells"), &program);
     let _target = Target::start(&program);
     let outcome = Run::bare().args(["top", "-i", "100ms", "-n", "100000"]).finish();
     assert_eq!(outcome.code(), Some(0), "{}", outcome.stderr);

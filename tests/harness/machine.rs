@@ -5,6 +5,7 @@ use std::{
     net::{Ipv4Addr, TcpListener},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
+    process::Command,
     sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -62,6 +63,14 @@ pub(crate) fn preloadable(name: &str) -> String {
 pub(crate) fn program(name: &str, package: &str) -> PathBuf {
     let found = ["/usr/bin", "/usr/sbin"].iter().map(|folder| Path::new(folder).join(name)).find(|path| path.exists());
     found.unwrap_or_else(|| panic!("{name} is missing: apt-get install {package}"))
+}
+
+/// Copies a program, by a process of its own: whoever forks in another thread while this one has the copy open for writing hands that
+/// on to a child, and nobody can run it ("Text file busy") until the child has become another program.
+#[track_caller]
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("--").args([from, to]).status().unwrap();
+    assert!(status.success(), "cp {} {}: {status}", from.display(), to.display());
 }
 
 /// A folder that every user may enter.
