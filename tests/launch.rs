@@ -38,6 +38,17 @@ fn the_status_is_the_commands() {
     }
 }
 
+/// The loader is the program, and maps the other one as it would a library.
+#[test]
+fn a_program_that_the_loader_is_told_to_run() {
+    let program = compiled("launched");
+    let path = program.to_str().unwrap();
+    let loader = "/lib64/ld-linux-x86-64.so.2";
+    check("by the loader", &[], &[loader, path, "7"], &program, 7);
+    let command = format!("exec {loader} {path} 7");
+    check("by the loader, from a shell", &[], &["sh", "-c", &command], &program, 7);
+}
+
 /// The loader gives up before the program begins, while the command is held.
 #[test]
 fn a_command_that_ends_while_it_is_loaded() {

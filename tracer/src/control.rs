@@ -47,6 +47,7 @@ use crate::{
     memory::Memory,
     outputs::Outputs,
     present::GoTrace,
+    probe::outcomes::Way,
     resolve::{Resolvers, Running},
     signals::{Signals, Stage},
     unwinder::Unwinder,
@@ -105,6 +106,9 @@ pub fn run(mut config: Config) -> Result<Exit> {
         newcomers = chosen.newcomers;
         config.subject = Subject::Pids(chosen.pids);
         notes.extend(chosen.notes);
+    }
+    if config.returns == Some(Way::Link) {
+        notes.extend(["--returns=link: what the processes start is not traced".to_owned()]);
     }
     if let Subject::Pids(pids) = &config.subject {
         choosing::check(pids, machine.is_ok())?;

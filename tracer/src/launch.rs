@@ -30,7 +30,14 @@ use self::{
     guardian::{Guardian, Reply, Request},
     inherited::Inherited,
 };
-use crate::{limits, space::link_map::Auxv};
+use crate::{
+    files::{
+        elf::{Bytes, Elf},
+        root::ProcessDirectory,
+    },
+    limits,
+    space::link_map::Auxv,
+};
 
 pub use self::held::Step;
 pub(crate) use self::inherited::is_ignored;
@@ -82,7 +89,7 @@ impl Launcher {
         let child = command.spawn()?;
         let process = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
         let process = Arc::new(pidfd_open(process, PidfdFlags::empty())?);
-        let mut launched = Launched { child, process, guardian, held: true, entry: None };
+        let mut launched = Launched { child, process, guardian, held: true, entry: None, is_loader: false };
         // To its exec.
         launched.step()?;
         Ok(launched)
@@ -97,6 +104,8 @@ pub struct Launched {
     held: bool,
     /// Address of the program's entry, as long as it is not set where it stops.
     entry: Option<u64>,
+    /// Whether it is a loader, to which a program was given: where that begins is not known.
+    is_loader: bool,
 }
 
 impl Launched {
@@ -182,9 +191,19 @@ impl Launched {
         let _ = self.child.wait();
     }
 
+    /// Whether it stops at the program's entry.
+    pub fn stops_at_entry(&self) -> bool {
+        !self.is_loader
+    }
+
     /// Where it is to stop next. Where that cannot be read it does not stop there.
     fn find_entry(&mut self) {
-        self.entry = Auxv::read(self.child.id()).ok().and_then(|auxv| auxv.entry());
+        let pid = self.child.id();
+        let executable = ProcessDirectory::open(pid).and_then(|process| process.executable(pid));
+        self.is_loader = executable
+            .is_ok_and(|executable| Elf::parse(&Bytes::new(&executable.file)).is_ok_and(|elf| elf.is_loader()));
+        let entry = Auxv::read(pid).ok().and_then(|auxv| auxv.entry());
+        self.entry = entry.filter(|_| !self.is_loader);
     }
 }
 

@@ -98,7 +98,7 @@ fn look(pid: Pid) -> What {
     };
     // Asked for first: what the loader does after the look is not for the look to have seen.
     let is_static = is_static(pid);
-    let loaded = is_static || link_map::search_order(pid).is_ok_and(|order| order.is_some());
+    let loaded = is_static || link_map::is_loaded(pid);
     let memory = ProcessDirectory::open(pid).and_then(|process| memory_map::counted(&process));
     let own_memory = memory.ok().map(|memory| memory.anonymous);
     let Ok(space) = mappings(pid) else { return What::Gone };
@@ -111,10 +111,10 @@ fn look(pid: Pid) -> What {
     What::Program(Box::new(Program { process, allocator, has_go, loaded, is_static, own_memory, space }))
 }
 
-/// Whether the process's program is loaded by the kernel alone.
+/// Whether the process's program is loaded by the kernel alone, and is not itself a loader that was given a program to run.
 fn is_static(pid: Pid) -> bool {
     let Ok(executable) = ProcessDirectory::open(pid).and_then(|process| process.executable(pid)) else { return false };
-    Elf::parse(&Bytes::new(&executable.file)).is_ok_and(|elf| !elf.has_interpreter())
+    Elf::parse(&Bytes::new(&executable.file)).is_ok_and(|elf| !elf.has_interpreter() && !elf.is_loader())
 }
 
 #[cfg(test)]

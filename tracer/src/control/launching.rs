@@ -41,6 +41,9 @@ impl Session {
             if !found && self.load_allocator(pid)? {
                 self.enable_again(pid)?;
                 found = true;
+                if !launched.stops_at_entry() {
+                    return Ok(true);
+                }
             }
             if step == Step::Entry {
                 let known = self.image_of(pid);

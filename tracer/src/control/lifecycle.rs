@@ -124,6 +124,8 @@ struct Search {
     from: u64,
     pause: Duration,
     next: Instant,
+    /// When it was looked for, or is, for the last time.
+    asked: Instant,
     /// Whether somebody looks.
     is_looking: bool,
     /// Whether the probes went, or never were there.
@@ -146,6 +148,7 @@ impl Search {
             from,
             pause: PAUSE.0,
             next: now.instant,
+            asked: now.instant,
             is_looking: false,
             probes_lost,
             same_program: false,
@@ -277,7 +280,7 @@ impl Life {
         if search.is_looking || now.instant < search.next {
             return Vec::new();
         }
-        search.is_looking = true;
+        (search.is_looking, search.asked) = (true, now.instant);
         vec![if search.same_program { Action::Probe } else { Action::Look }]
     }
 
@@ -299,7 +302,8 @@ impl Life {
         let paused = self.paused_since.is_some();
         let Stage::Looking(search) = &mut self.stage else { return Vec::new() };
         search.rest(now);
-        let age = search.age(now);
+        // As old as it was then: a look at a large program takes its time.
+        let age = search.asked.saturating_duration_since(search.begun);
         match look {
             Look::Gone => {}
             Look::Foreign(what) => self.cannot_be_recorded(&what),

@@ -211,6 +211,11 @@ impl<'data> Elf<'data> {
         self.symbols_in(SHT_DYNSYM, [name])[0].is_some()
     }
 
+    /// Whether it is a dynamic loader (glibc's, musl's), which may be run as a program with another one's path.
+    pub fn is_loader(&self) -> bool {
+        !self.has_interpreter() && ["_r_debug", "_dl_debug_state"].iter().any(|name| self.exports(name))
+    }
+
     /// Whether it has no sections.
     pub fn is_bare(&self) -> bool {
         self.sections.is_empty()

@@ -25,6 +25,12 @@ pub enum NotTraceable {
     /// It has exited and waits for its parent.
     #[error("process {0} ({1}) has already exited (it is a zombie): trace the process that replaces it")]
     Zombie(u32, String),
+    /// Its first thread has ended, and others run.
+    #[error(
+        "the first thread of process {0} ({1}) has ended, and with it went what tracer looks at it by, though others run on: trace it \
+         from before that, or from its start (tracer -- CMD)"
+    )]
+    FirstThreadEnded(u32, String),
     /// It is not a 64-bit program.
     #[error("process {0} ({1}) is a 32-bit program: only 64-bit x86-64 programs can be traced")]
     Not64Bit(u32, String),
@@ -71,6 +77,9 @@ pub fn check(pid: u32) -> Result<Status, NotTraceable> {
     };
     if stat.is_kernel_thread() {
         return Err(NotTraceable::KernelThread(pid, stat.comm));
+    }
+    if stat.state == 'Z' && !stat.is_over() {
+        return Err(NotTraceable::FirstThreadEnded(pid, stat.comm));
     }
     if matches!(stat.state, 'Z' | 'X') {
         return Err(NotTraceable::Zombie(pid, stat.comm));

@@ -60,14 +60,24 @@ pub fn search_order(pid: u32) -> io::Result<Option<Vec<u64>>> {
     search_order_in(&auxv, |addr| memory.word(addr))
 }
 
+/// Whether the loader of process `pid` is done, but for what is opened later.
+pub fn is_loaded(pid: u32) -> bool {
+    let is_loaded = || {
+        let memory = Memory::open(pid)?;
+        let debug = debug(&Auxv::read(pid)?, |addr| memory.word(addr))?;
+        // Its state lies behind the head of the list and an address; it is 0 when the list is as it should be.
+        let state = debug.map(|debug| memory.word(debug.wrapping_add(24))).transpose()?;
+        Ok::<bool, io::Error>(state.is_some_and(|state| state as u32 == 0))
+    };
+    is_loaded().unwrap_or(false)
+}
+
 /// The same of any memory: `word` reads the 64-bit word at an address. At most [`MAX_OBJECTS`] objects.
 ///
 /// # Errors
 /// Those of `word`.
 pub fn search_order_in(auxv: &Auxv, word: impl Fn(u64) -> io::Result<u64>) -> io::Result<Option<Vec<u64>>> {
-    let (Some(headers), Some(count)) = (auxv.get(AT_PHDR), auxv.get(AT_PHNUM)) else { return Ok(None) };
-    let Some(dynamic) = dynamic_section(&word, headers, count)? else { return Ok(None) };
-    let Some(debug) = debug_pointer(&word, dynamic)? else { return Ok(None) };
+    let Some(debug) = debug(auxv, &word)? else { return Ok(None) };
     let mut order = Vec::new();
     // struct r_debug: int version, padding, then the head of the list.
     let mut object = word(debug.wrapping_add(8))?;
@@ -77,6 +87,13 @@ pub fn search_order_in(auxv: &Auxv, word: impl Fn(u64) -> io::Result<u64>) -> io
         object = word(object.wrapping_add(24))?;
     }
     Ok((!order.is_empty()).then_some(order))
+}
+
+/// Address of the loader's `r_debug`.
+fn debug(auxv: &Auxv, word: impl Fn(u64) -> io::Result<u64>) -> io::Result<Option<u64>> {
+    let (Some(headers), Some(count)) = (auxv.get(AT_PHDR), auxv.get(AT_PHNUM)) else { return Ok(None) };
+    let Some(dynamic) = dynamic_section(&word, headers, count)? else { return Ok(None) };
+    debug_pointer(&word, dynamic)
 }
 
 /// Address of the executable's dynamic section.
@@ -112,6 +129,7 @@ mod tests {
 
     #[test]
     fn this_process_has_libc_in_its_order() {
+        assert!(is_loaded(std::process::id()));
         let order = search_order(std::process::id()).unwrap().unwrap();
         let maps = fs::read_to_string("/proc/self/maps").unwrap();
         let holds = |addr: u64, name: &str| {
