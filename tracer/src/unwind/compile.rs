@@ -15,7 +15,7 @@ use super::{
 pub struct Sections<'a> {
     /// `.eh_frame` and its address.
     pub eh_frame: Option<(&'a [u8], u64)>,
-    /// `.debug_frame` and its address. Looked at only when `.eh_frame` says nothing.
+    /// `.debug_frame` and its address. It holds for what `.eh_frame` says nothing of.
     pub debug_frame: Option<(&'a [u8], u64)>,
     /// Address of `.text`, which pointers may be relative to.
     pub text_address: u64,
@@ -54,21 +54,28 @@ pub fn compile(sections: &Sections<'_>) -> Result<Table, UnwindError> {
     if let Some(got) = sections.got_address {
         bases = bases.set_got(got);
     }
-    let mut collector = Collector::default();
+    let mut loaded = Collector::default();
     if let Some((bytes, address)) = sections.eh_frame {
         let mut section = EhFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        collect(&section, bytes, &bases.clone().set_eh_frame(address), false, &mut collector);
+        collect(&section, bytes, &bases.clone().set_eh_frame(address), false, &mut loaded);
     }
-    if let Some((bytes, address)) = sections.debug_frame.filter(|_| collector.is_empty()) {
+    let mut beside = Collector::default();
+    if let Some((bytes, address)) = sections.debug_frame {
         let mut section = DebugFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        collect(&section, bytes, &bases.set_eh_frame(address), true, &mut collector);
+        collect(&section, bytes, &bases.set_eh_frame(address), true, &mut beside);
     }
-    match (collector.is_empty(), collector.unreadable()) {
-        (true, 0) => Err(UnwindError::Empty),
-        (true, entries) => Err(UnwindError::Unreadable { entries }),
-        (false, _) => Ok(collector.finish()),
+    match (loaded.is_empty(), beside.is_empty(), loaded.unreadable() + beside.unreadable()) {
+        (true, true, 0) => Err(UnwindError::Empty),
+        (true, true, entries) => Err(UnwindError::Unreadable { entries }),
+        (true, false, _) => Ok(beside.finish()),
+        (false, true, _) => Ok(loaded.finish()),
+        (false, false, _) => {
+            let mut table = loaded.finish();
+            table.join(&beside.finish());
+            Ok(table)
+        }
     }
 }
 

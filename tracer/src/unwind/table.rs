@@ -40,6 +40,8 @@ pub struct Stats {
     pub code_bytes: u64,
     /// Bytes of code whose rule is unsupported.
     pub unsupported_bytes: u64,
+    /// Bytes of code whose rules come from the code itself.
+    pub synthesized_bytes: u64,
     /// Rows by reason, in the order of [`Reason::ALL`].
     unsupported: [usize; Reason::ALL.len()],
 }
@@ -130,6 +132,51 @@ impl Table {
         for &(address, rule) in &rows[to..] {
             self.push(address, rule);
         }
+    }
+
+    /// Takes rows for what nothing is said of so far. Their addresses go up, and the last one says that there is no rule.
+    pub fn fill(&mut self, rows: &[(u64, u64)]) {
+        let own = std::mem::take(&mut self.rows);
+        let (mut own, mut given) = (own.into_iter().peekable(), rows.iter().copied().peekable());
+        let (mut rule, mut other) = (NONE, NONE);
+        while let Some(address) = own.peek().into_iter().chain(given.peek()).map(|row| row.0).min() {
+            while let Some(row) = own.next_if(|row| row.0 == address) {
+                rule = row.1;
+            }
+            while let Some(row) = given.next_if(|row| row.0 <= address) {
+                other = row.1;
+            }
+            self.push(address, if rule == NONE { other } else { rule });
+        }
+    }
+
+    /// Takes another table for what nothing is said of so far.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.fill(&other.rows);
+        let Stats { functions, unreadable, overlapping, dropped, code_bytes, .. } = other.stats;
+        let stats = &mut self.stats;
+        stats.functions += functions;
+        stats.unreadable += unreadable;
+        stats.overlapping += overlapping;
+        stats.dropped += dropped;
+        stats.code_bytes = stats.code_bytes.saturating_add(code_bytes);
+        (stats.unsupported, stats.unsupported_bytes) = Default::default();
+        self.count_unsupported();
+    }
+
+    /// The parts of some code that nothing is said of.
+    pub fn gaps(&self, code: Range<u64>) -> Vec<Range<u64>> {
+        let mut gaps = Vec::new();
+        let mut at = code.start;
+        while at < code.end {
+            let after = self.rows.partition_point(|row| row.0 <= at);
+            let next = self.rows.get(after).map_or(code.end, |row| row.0.min(code.end));
+            if self.rule_at(at) == NONE {
+                gaps.push(at..next);
+            }
+            at = next;
+        }
+        gaps
     }
 
     /// Adds a row above all others, or in the place of the last one.
@@ -269,6 +316,30 @@ impl Collector {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_said_already_stays() {
+        let (one, two) = (rule(kind::SP, fp::SAME, 0, 8), rule(kind::SP, fp::SAME, 0, 16));
+        let rows = vec![(0x10, one), (0x20, NONE), (0x30, one), (0x40, NONE)];
+        for (given, expected) in [
+            (vec![], rows.clone()),
+            (
+                vec![(0, two), (0x50, NONE)],
+                vec![(0, two), (0x10, one), (0x20, two), (0x30, one), (0x40, two), (0x50, NONE)],
+            ),
+            (vec![(0x12, two), (0x18, NONE)], rows.clone()),
+            (vec![(0x18, two), (0x38, NONE)], vec![(0x10, one), (0x20, two), (0x30, one), (0x40, NONE)]),
+            (vec![(0x18, one), (0x28, two), (0x38, NONE)], vec![(0x10, one), (0x28, two), (0x30, one), (0x40, NONE)]),
+        ] {
+            let mut table = Table::of(rows.clone());
+            table.fill(&given);
+            assert_eq!(table.rows(), expected, "{given:?}");
+        }
+        let table = Table::of(rows);
+        assert_eq!(table.gaps(0x8..0x28), [0x8..0x10, 0x20..0x28]);
+        assert_eq!(table.gaps(0x18..u64::MAX), [0x20..0x30, 0x40..u64::MAX]);
+        assert_eq!(table.gaps(0x12..0x18), []);
+    }
 
     #[test]
     fn gos_code_fills_what_is_left_with_one_row_for_an_address() {

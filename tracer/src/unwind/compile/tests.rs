@@ -168,6 +168,24 @@ fn every_kind_of_rule_is_recognized() {
     check_every_kind(&assemble(EVERY_KIND));
 }
 
+/// A program whose start brings `.eh_frame`, and whose own functions have `.debug_frame` only.
+#[test]
+fn debug_frame_holds_for_what_eh_frame_leaves_out() {
+    let text = |sections: &str, offset: u32, more: &str| {
+        assemble(&format!(
+            "{sections}\n.text\nfirst: .cfi_startproc\nnop\n.cfi_def_cfa_offset {offset}\nset: nop\n.cfi_endproc\n.skip 64, 0x90\n{more}"
+        ))
+    };
+    let second = "second: .cfi_startproc\nnop\n.cfi_def_cfa_offset 48\nchanged: nop\n.cfi_endproc";
+    let (loaded, beside) = (text("", 32, ""), text(".cfi_sections .debug_frame", 64, second));
+    let sections = Sections { debug_frame: beside.section(".debug_frame"), ..loaded.sections() };
+    let table = compile(&sections).unwrap();
+    assert_eq!(loaded.address("set"), beside.address("set"));
+    assert_eq!(table.rule_at(loaded.address("set")), rule(kind::SP, fp::SAME, 0, 32));
+    assert_eq!(table.rule_at(beside.address("changed")), rule(kind::SP, fp::SAME, 0, 48));
+    assert_eq!(table.stats.functions, 3);
+}
+
 #[test]
 fn debug_frame_says_the_same() {
     let binary = assemble(&format!(".cfi_sections .debug_frame\n{EVERY_KIND}"));
