@@ -178,7 +178,7 @@ fn containers_by_their_ids() {
     }
 }
 
-/// Their allocators are found, linked in either way. What musl brings has no unwind information, so stacks end early, which is told.
+/// Their allocators are found, linked in either way.
 #[test]
 fn other_c_libraries() {
     require_root();

@@ -27,6 +27,7 @@ mod launch;
 mod launcher;
 mod live_stacks;
 mod loss;
+mod no_tables;
 mod outputs;
 mod processes;
 mod refusals;

@@ -4,6 +4,7 @@
 //! such bytes (`targets/`, one program each); `cargo test` runs those that were kept (`corpus/TARGET/`).
 
 pub mod frames;
+pub mod synthesis;
 
 pub mod elf;
 pub mod symbols;

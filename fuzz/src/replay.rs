@@ -5,8 +5,9 @@ use std::{fs, panic, path::Path};
 type Target = (&'static str, fn(&[u8]));
 
 /// All targets, each by the name of its folder.
-const TARGETS: [Target; 13] = [
+const TARGETS: [Target; 14] = [
     ("frames", crate::frames::run),
+    ("synthesis", crate::synthesis::run),
     ("elf", crate::elf::run),
     ("symbols", crate::symbols::run),
     ("names", crate::names::run),

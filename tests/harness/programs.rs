@@ -11,6 +11,13 @@ use super::build::{C, CXX, MUSL, RUST, Source};
 const WITH_FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"];
 const WITHOUT_FRAME_POINTERS: &[&str] = &["-fomit-frame-pointer"];
 
+/// No unwind information at all, but for what the C library brings.
+macro_rules! without_tables {
+    ($($flag:literal),*) => {
+        &["-fno-asynchronous-unwind-tables", "-fno-unwind-tables", $($flag),*]
+    };
+}
+
 /// An allocator in the executable: its functions are called by name, and libraries find them.
 const EXPORTED_ALLOCATOR: &[&str] = &["-fno-builtin", "-rdynamic", "-fno-omit-frame-pointer"];
 
@@ -86,6 +93,48 @@ const PROGRAMS: &[Source] = &[
     },
     Source { name: "no_rules", compiler: C, files: &["no_rules.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "no rules", compiler: C, files: &["no_rules.s"], flags: &["-shared", "-nostdlib"] },
+    Source {
+        name: "no tables -O0",
+        compiler: C,
+        files: &["no_tables.c"],
+        flags: without_tables!("-O0", "-fomit-frame-pointer"),
+    },
+    Source {
+        name: "no tables -O2",
+        compiler: C,
+        files: &["no_tables.c"],
+        flags: without_tables!("-fomit-frame-pointer"),
+    },
+    Source {
+        name: "no tables -O3",
+        compiler: C,
+        files: &["no_tables.c"],
+        flags: without_tables!("-O3", "-fomit-frame-pointer"),
+    },
+    Source {
+        name: "no tables, frame pointers",
+        compiler: C,
+        files: &["no_tables.c"],
+        flags: without_tables!("-fno-omit-frame-pointer"),
+    },
+    Source {
+        name: "no tables, static",
+        compiler: C,
+        files: &["no_tables.c"],
+        flags: without_tables!("-static", "-fomit-frame-pointer"),
+    },
+    Source {
+        name: "no tables, musl",
+        compiler: MUSL,
+        files: &["no_tables.c"],
+        flags: without_tables!("-fomit-frame-pointer"),
+    },
+    Source {
+        name: "no tables, static musl",
+        compiler: MUSL,
+        files: &["no_tables.c"],
+        flags: without_tables!("-static", "-fomit-frame-pointer"),
+    },
     Source { name: "silent files", compiler: C, files: &["silent_files.c"], flags: &[] },
     Source { name: "signals", compiler: C, files: &["signals.c"], flags: WITH_FRAME_POINTERS },
     Source {

@@ -36,7 +36,9 @@ static ALLOCATES void below(caller *code, void *frame_pointer, int blocks)
 
 int main(int argument_count, char **arguments)
 {
-    caller *library = dlsym(dlopen(arguments[1], RTLD_NOW), "through");
+    void *opened = dlopen(arguments[1], RTLD_NOW);
+    caller *library = dlsym(opened, "through");
+    caller *unproved = dlsym(opened, "beyond");
     caller *keeps = generate(keeps_frame_pointer, sizeof keeps_frame_pointer);
     caller *uses = generate(uses_frame_pointer, sizeof uses_frame_pointer);
     void *frame[] = {NULL, (char *)innocent + 8};
@@ -47,6 +49,9 @@ int main(int argument_count, char **arguments)
         if (!strcmp(order, "library")) {
             below(library, NULL, 100);
             below(library, frame, 100);
+        } else if (!strcmp(order, "unproved")) {
+            below(unproved, NULL, 100);
+            below(unproved, frame, 100);
         } else if (!strcmp(order, "generated")) {
             below(uses, NULL, 100);
             below(uses, frame, 100);

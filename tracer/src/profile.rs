@@ -292,6 +292,8 @@ pub struct UnwindTable {
     pub code_bytes: u64,
     /// Bytes of those at which no rule says who called.
     pub uncovered_bytes: u64,
+    /// Bytes of code whose rules come from the code itself: no unwind information describes them.
+    pub synthesized_bytes: u64,
     /// Why there is no table, if there is none.
     pub problem: Option<String>,
 }

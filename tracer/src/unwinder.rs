@@ -1,6 +1,8 @@
 //! Unwinding tables of the files that traced processes map: reads what a file says, has it compiled, and tells the BPF side of it
 //! under the file's number. Who asks for which file is in `resolve/`.
 
+mod undescribed;
+
 use std::{
     fs::File,
     io,
@@ -167,6 +169,7 @@ impl Unwinder {
             build_time,
             code_bytes,
             uncovered_bytes: code_bytes,
+            synthesized_bytes: 0,
             problem: None,
         };
         let mut known = FileTable { told: 1, state: file::KNOWN, ..FileTable::default() };
@@ -178,6 +181,7 @@ impl Unwinder {
                         file.rows = table.rows().len();
                         file.bytes = self.packed.size() - before;
                         file.uncovered_bytes = uncovered_bytes(&segments, &table);
+                        file.synthesized_bytes = table.stats.synthesized_bytes;
                         (known.first_page, known.pages) = (placed.first_page, placed.pages);
                         let code = segments.iter().filter(|segment| segment.executable);
                         for (to, segment) in known.segments.iter_mut().zip(code) {
@@ -264,7 +268,7 @@ fn read(module: &Module) -> Result<(Vec<Segment>, Table), String> {
 /// The segments and the unwinding table of an ELF file.
 ///
 /// # Errors
-/// In words: it is no ELF file, or its unwind information makes no sense.
+/// In words: it is no ELF file, or its unwind information makes no sense and its code proves nothing.
 pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
     let bytes = Bytes::new(file);
     let elf = Elf::parse(&bytes).map_err(|error| error.to_string())?;
@@ -279,10 +283,11 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
         text_address: elf.section_at(".text", 0).map_or(0, |(_, address)| address),
         got_address: elf.section_at(".got", 0).map(|(_, address)| address),
     };
-    let mut table = match unwind::compile(&sections) {
+    let (mut table, problem) = match unwind::compile(&sections) {
+        Ok(table) => (table, None),
         // All of it, where nothing is in C.
-        Err(UnwindError::NoSection | UnwindError::Empty) if go => Table::default(),
-        compiled => compiled.map_err(|error| error.to_string())?,
+        Err(UnwindError::NoSection | UnwindError::Empty) if go => (Table::default(), None),
+        Err(problem) => (Table::default(), Some(problem)),
     };
     if go {
         for code in segments.iter().filter(|segment| segment.executable) {
@@ -291,6 +296,11 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
         if let Some((code, rule)) = callback(file, &elf, &segments) {
             table.replace(code, rule);
         }
+    } else if elf.is_x86_64() {
+        undescribed::describe(&elf, &mut table);
+    }
+    if let Some(problem) = problem.filter(|_| table.rows().is_empty()) {
+        return Err(problem.to_string());
     }
     table.mark_entry(elf.entry());
     Ok((segments, table))

@@ -3,6 +3,7 @@
 //! The file belongs to the target. The `object` crate checks every offset; what is added here are bounds on what is read
 //! into memory, and reads that do not move the file's position, because the file is shared between threads.
 
+pub mod code;
 pub mod needed;
 
 use std::{borrow::Cow, cell::Cell, fs::File, ops::Range, os::unix::fs::FileExt, rc::Rc};

@@ -56,6 +56,7 @@ pub(super) fn profile() -> Profile {
             build_time: Duration::from_micros(1_250),
             code_bytes: 65_536,
             uncovered_bytes: 48,
+            synthesized_bytes: 96,
             problem: None,
         }],
         modules: vec![

@@ -14,6 +14,7 @@ mod pack;
 mod program;
 mod rule;
 mod step;
+mod synthesis;
 mod table;
 
 #[cfg(test)]
@@ -27,4 +28,5 @@ pub use frames::Frames;
 pub use pack::{Changes, Full, PAGE_SHARDS, Packed, Placed, ROW_SHARDS};
 pub use rule::Reason;
 pub use step::{Registers, Step, Stop, step};
+pub use synthesis::{MAX_CODE, Synthesized, Undescribed, synthesize};
 pub use table::{Stats, Table};

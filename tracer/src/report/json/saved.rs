@@ -38,6 +38,7 @@ impl Serialize for Saved<'_, UnwindTable> {
         object.serialize_entry("build_seconds", &table.build_time.as_secs_f64())?;
         object.serialize_entry("code_bytes", &table.code_bytes)?;
         object.serialize_entry("uncovered_bytes", &table.uncovered_bytes)?;
+        object.serialize_entry("synthesized_bytes", &table.synthesized_bytes)?;
         object.serialize_entry("problem", &table.problem)?;
         object.end()
     }

@@ -76,7 +76,7 @@ fn fields_are_those_of_the_format_and_no_others() {
             },
             "unwind_tables": [{
                 "file": "/usr/bin/leaky", "rows": 1_200, "bytes": 5_632, "build_seconds": 0.00125,
-                "code_bytes": 65_536, "uncovered_bytes": 48, "problem": null,
+                "code_bytes": 65_536, "uncovered_bytes": 48, "synthesized_bytes": 96, "problem": null,
             }],
             "modules": [{
                 "file": "/usr/bin/leaky", "build_id": "0123456789abcdef",

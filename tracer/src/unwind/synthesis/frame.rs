@@ -1,0 +1,268 @@
+//! What is known of a frame at an instruction: where the stack pointer is, and where the caller's frame pointer.
+
+use iced_x86::{Instruction, Register};
+use tracer_ebpf::unwind::{fp, kind, rule};
+
+/// What a register, or a word of the frame, holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Value {
+    /// Anything.
+    Unknown,
+    /// What the frame pointer held when the function was called.
+    CallersFramePointer,
+    /// 0, the ABI's mark of the outermost frame.
+    Zero,
+    /// The CFA plus this.
+    Cfa(i32),
+    /// This address, from the first one of the code on. So are those below.
+    Address(i32),
+    /// A number of a table of distances to code.
+    Distance(i32),
+    /// What is in such a table, as an address.
+    Target(i32),
+    /// What is in a table of addresses.
+    Entry(i32),
+}
+use Value::{CallersFramePointer, Cfa, Unknown, Zero};
+
+pub(super) const RSP: usize = 4;
+pub(super) const RBP: usize = 5;
+
+/// Stack pointer, frame pointer, and where the caller's was saved.
+pub(super) type Essence = (Value, Value, Option<i32>);
+
+/// What is known before an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Frame {
+    pub(super) registers: [Value; 16],
+    /// Where the caller's frame pointer was saved, from the CFA.
+    pub(super) slot: Option<i32>,
+    /// Whether the return address was changed, or taken off the stack.
+    pub(super) is_lost: bool,
+    /// The call that this lies right behind, padding aside; 0: none.
+    pub(super) behind: u64,
+    /// A call on the way behind which code begins that looks like another function; 0: none.
+    pub(super) suspect: u64,
+    /// What a register was compared with, and what that says of it on one way: it is not above.
+    pub(super) compared: Option<u32>,
+    pub(super) bound: Option<u32>,
+    /// Where the stack pointer is if the last comparison says equal.
+    pub(super) if_equal: Option<i32>,
+    /// Words of the frame that hold addresses in it.
+    pub(super) spilled: [(i32, Value); 2],
+}
+
+impl Frame {
+    /// What holds where a function begins.
+    pub(super) fn at_entry() -> Self {
+        let mut registers = [Unknown; 16];
+        (registers[RSP], registers[RBP]) = (Cfa(-8), CallersFramePointer);
+        Self {
+            registers,
+            slot: None,
+            is_lost: false,
+            behind: 0,
+            suspect: 0,
+            compared: None,
+            bound: None,
+            if_equal: None,
+            spilled: [(0, Unknown); 2],
+        }
+    }
+
+    /// What a call leaves of it. `pops`: whether those that are called may take arguments off the stack.
+    pub(super) fn after_call(mut self, call: u64, pops: bool) -> Self {
+        for number in [0, 1, 2, 6, 7, 8, 9, 10, 11] {
+            self.registers[number] = Unknown;
+        }
+        if pops {
+            self.registers[RSP] = Unknown;
+        }
+        (self.compared, self.bound, self.if_equal, self.behind) = (None, None, None, call);
+        self
+    }
+
+    pub(super) fn stack_pointer(&self) -> Value {
+        self.registers[RSP]
+    }
+
+    pub(super) fn frame_pointer(&self) -> Value {
+        self.registers[RBP]
+    }
+
+    /// Whether all is as it was when the function was called.
+    pub(super) fn is_as_called(&self) -> bool {
+        !self.is_lost && self.stack_pointer() == Cfa(-8) && self.frame_pointer() == CallersFramePointer
+    }
+
+    /// A frame as compilers make it to keep frame pointers.
+    pub(super) fn is_standard(&self) -> bool {
+        self.frame_pointer() == Cfa(-16) && self.slot == Some(-16)
+    }
+
+    /// What unwinding needs of it.
+    pub(super) fn essence(&self) -> Essence {
+        (self.stack_pointer(), self.frame_pointer(), self.slot)
+    }
+
+    pub(super) fn register(&self, register: Register) -> Value {
+        number(register).map_or(Unknown, |number| self.registers[number])
+    }
+
+    /// Where in the frame the memory operand of an instruction is.
+    pub(super) fn place(&self, instruction: &Instruction) -> Option<i32> {
+        if instruction.memory_index() != Register::None || instruction.segment_prefix() != Register::None {
+            return None;
+        }
+        match self.register(instruction.memory_base()) {
+            Cfa(base) => base.checked_add(i32::try_from(instruction.memory_displacement64().cast_signed()).ok()?),
+            _ => None,
+        }
+    }
+
+    /// Puts a value of so many bytes into the frame.
+    pub(super) fn store(&mut self, at: i32, size: i32, value: Value) {
+        let (at, end) = (i64::from(at), i64::from(at) + i64::from(size));
+        let overlaps = |word: i32| i64::from(word) < end && at < i64::from(word) + 8;
+        for spilled in &mut self.spilled {
+            if spilled.1 != Unknown && overlaps(spilled.0) {
+                *spilled = (0, Unknown);
+            }
+        }
+        if self.slot.is_some_and(|slot| overlaps(slot) && !(value == CallersFramePointer && i64::from(slot) == at)) {
+            self.slot = None;
+        }
+        self.is_lost |= at < 0 && end > -8;
+        if size != 8 {
+            return;
+        }
+        match value {
+            CallersFramePointer if self.slot.is_none() => self.slot = Some(at as i32),
+            Cfa(_) => {
+                if let Some(free) = self.spilled.iter_mut().find(|spilled| spilled.1 == Unknown) {
+                    *free = (at as i32, value);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The word at a place in the frame.
+    pub(super) fn load(&self, at: i32) -> Value {
+        if self.slot == Some(at) {
+            return CallersFramePointer;
+        }
+        let spilled = self.spilled.iter().find(|spilled| spilled.1 != Unknown && spilled.0 == at);
+        spilled.map_or(Unknown, |spilled| spilled.1)
+    }
+
+    /// Puts a value into a register. A part of one is not known afterwards.
+    pub(super) fn set(&mut self, register: Register, value: Value) {
+        let Some(at) = number(register.full_register()) else { return };
+        self.registers[at] = if register.is_gpr64() { value } else { Unknown };
+        if let (RSP, Cfa(to)) = (at, self.registers[at]) {
+            self.is_lost |= to > -8;
+            // What lies below may be written by a signal handler.
+            if self.frame_pointer() == CallersFramePointer && self.slot.is_some_and(|slot| slot < to) {
+                self.slot = None;
+            }
+        }
+    }
+
+    fn move_stack_pointer(&mut self, by: i32) {
+        let Cfa(from) = self.stack_pointer() else {
+            self.registers[RSP] = Unknown;
+            return;
+        };
+        self.registers[RSP] = from.checked_add(by).map_or(Unknown, Cfa);
+        if let Cfa(to) = self.stack_pointer() {
+            self.is_lost |= to > -8;
+            if by > 0 && self.slot.is_some_and(|slot| slot < to) {
+                self.slot = None;
+            }
+        }
+    }
+
+    pub(super) fn push(&mut self, value: Value) {
+        self.move_stack_pointer(-8);
+        if let Cfa(at) = self.stack_pointer() {
+            self.store(at, 8, value);
+        }
+    }
+
+    pub(super) fn pop(&mut self) -> Value {
+        let value = match self.stack_pointer() {
+            Cfa(at) => self.load(at),
+            _ => Unknown,
+        };
+        self.move_stack_pointer(8);
+        value
+    }
+
+    /// Says that nobody knows where the frame pointer was saved.
+    pub(super) fn forget_slot(&mut self) {
+        self.slot = None;
+    }
+
+    /// The frame pointer is set to 0. Whoever keeps a copy of it has a caller.
+    pub(super) fn zero_frame_pointer(&mut self) {
+        let copies = self.registers.iter().filter(|value| **value == CallersFramePointer).count();
+        let is_mark = self.slot.is_none() && copies == 1 && self.frame_pointer() == CallersFramePointer;
+        self.registers[RBP] = if is_mark { Zero } else { Unknown };
+    }
+
+    /// What holds where two ways meet.
+    pub(super) fn merge(&self, other: &Self) -> Self {
+        let mut merged = *self;
+        for (value, other) in merged.registers.iter_mut().zip(other.registers) {
+            if *value != other {
+                *value = Unknown;
+            }
+        }
+        for (spilled, other) in merged.spilled.iter_mut().zip(other.spilled) {
+            if *spilled != other {
+                *spilled = (0, Unknown);
+            }
+        }
+        fn same<T: PartialEq + Default>(value: &mut T, other: T) {
+            if *value != other {
+                *value = T::default();
+            }
+        }
+        same(&mut merged.slot, other.slot);
+        same(&mut merged.behind, other.behind);
+        same(&mut merged.suspect, other.suspect);
+        same(&mut merged.compared, other.compared);
+        same(&mut merged.bound, other.bound);
+        same(&mut merged.if_equal, other.if_equal);
+        merged.is_lost |= other.is_lost;
+        merged
+    }
+
+    /// The rule that holds here, if any.
+    pub(super) fn rule(&self) -> Option<u64> {
+        if self.frame_pointer() == Zero && self.slot.is_none() {
+            return Some(rule(kind::STOP, fp::SAME, 0, 0));
+        }
+        if self.is_lost {
+            return None;
+        }
+        // What was saved holds whatever the register is used for meanwhile.
+        let (fp_kind, fp_offset) = match (self.slot, self.frame_pointer()) {
+            (Some(slot), _) => (fp::AT_CFA, i16::try_from(slot).ok()?),
+            (None, CallersFramePointer) => (fp::SAME, 0),
+            (None, _) => return None,
+        };
+        match self.essence() {
+            _ if self.is_standard() => Some(rule(kind::FP, fp_kind, fp_offset, 16)),
+            (Cfa(at), ..) => Some(rule(kind::SP, fp_kind, fp_offset, at.checked_neg()?)),
+            (_, Cfa(at), _) => Some(rule(kind::FP, fp_kind, fp_offset, at.checked_neg()?)),
+            _ => None,
+        }
+    }
+}
+
+/// Number of a whole register.
+fn number(register: Register) -> Option<usize> {
+    register.is_gpr64().then(|| register.number())
+}

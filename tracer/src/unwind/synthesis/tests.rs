@@ -1,0 +1,164 @@
+//! Functions of a few instructions, and the rules that they prove.
+
+use tracer_ebpf::unwind::{fp, kind, rule};
+
+use super::{Undescribed, synthesize};
+
+/// Where the code is.
+const CODE: u64 = 0x1000;
+
+const NONE: u64 = rule(kind::NONE, 0, 0, 0);
+const STOP: u64 = rule(kind::STOP, 0, 0, 0);
+
+/// By the stack pointer; the frame pointer is in its register.
+const fn sp(offset: i32) -> u64 {
+    rule(kind::SP, fp::SAME, 0, offset)
+}
+
+/// By the stack pointer; the frame pointer was saved.
+const fn saved(offset: i32, at: i16) -> u64 {
+    rule(kind::SP, fp::AT_CFA, at, offset)
+}
+
+/// By the frame pointer.
+const STANDARD: u64 = rule(kind::FP, fp::AT_CFA, -16, 16);
+
+fn rules(code: &[u8], functions: &[u64], entry: u64) -> Vec<(u64, u64)> {
+    let loaded = |address: u64| code.get(usize::try_from(address.checked_sub(CODE)?).ok()?..);
+    let synthesized = synthesize(&Undescribed {
+        code: vec![(CODE, code)],
+        loaded: &loaded,
+        functions: functions.to_vec(),
+        pointers: Vec::new(),
+        no_return: Vec::new(),
+        entry,
+        is_fixed: false,
+    });
+    synthesized.rows.iter().map(|(address, rule)| (address.wrapping_sub(CODE), *rule)).collect()
+}
+
+/// The rules of one function.
+#[track_caller]
+fn check(code: &[u8], expected: &[(u64, u64)]) {
+    assert_eq!(rules(code, &[CODE], 0), expected);
+}
+
+#[test]
+fn frames_are_made_and_left() {
+    // push rbx; sub rsp, 16; call rax; add rsp, 16; pop rbx; ret
+    check(
+        &[0x53, 0x48, 0x83, 0xec, 0x10, 0xff, 0xd0, 0x48, 0x83, 0xc4, 0x10, 0x5b, 0xc3],
+        &[(0, sp(8)), (1, sp(16)), (5, sp(32)), (11, sp(16)), (12, sp(8)), (13, NONE)],
+    );
+    // push rbp; mov rbp, rsp; sub rsp, rax; call rax; leave; ret
+    check(
+        &[0x55, 0x48, 0x89, 0xe5, 0x48, 0x29, 0xc4, 0xff, 0xd0, 0xc9, 0xc3],
+        &[(0, sp(8)), (1, saved(16, -16)), (4, STANDARD), (10, sp(8)), (11, NONE)],
+    );
+    // push rbx; push rbp; mov ebp, 0; call rax; pop rbp; pop rbx; ret: the register is used for something else.
+    check(
+        &[0x53, 0x55, 0xbd, 0, 0, 0, 0, 0xff, 0xd0, 0x5d, 0x5b, 0xc3],
+        &[(0, sp(8)), (1, sp(16)), (2, saved(24, -24)), (10, sp(16)), (11, sp(8)), (12, NONE)],
+    );
+    // lea r10, [rsp + 8]; and rsp, -16; push [r10 - 8]; push rbp; mov rbp, rsp; call rax; pop rbp; lea rsp, [r10 - 8]; ret
+    // What r10 holds is not known behind the call, so nothing proves the end; what comes before it stands.
+    let realigned = [
+        0x4c, 0x8d, 0x54, 0x24, 0x08, 0x48, 0x83, 0xe4, 0xf0, 0x41, 0xff, 0x72, 0xf8, 0x55, 0x48, 0x89, 0xe5, 0xff,
+        0xd0, 0x5d, 0x49, 0x8d, 0x62, 0xf8, 0xc3,
+    ];
+    check(&realigned, &[(0, sp(8)), (9, NONE)]);
+}
+
+#[test]
+fn what_does_not_agree_has_no_rule() {
+    // push rbx; ret
+    check(&[0x53, 0xc3], &[]);
+    // test eax, eax; je +1; push rbx; nop; ret: two ways with different frames.
+    check(&[0x85, 0xc0, 0x74, 0x01, 0x53, 0x90, 0xc3], &[]);
+    // mov ebp, 0; ret: the caller's frame pointer is gone.
+    check(&[0xbd, 0, 0, 0, 0, 0xc3], &[]);
+    // mov rbp, rsp; mov [rsp], rax; ret: another return address.
+    check(&[0x48, 0x89, 0x04, 0x24, 0xc3], &[(0, sp(8)), (4, NONE)]);
+    // mov [rip], rsp; mov rsp, rax; call rax; mov rsp, [rip]; ret: the stack pointer is kept where nobody can tell.
+    let kept = [0x48, 0x89, 0x25, 0, 0, 0, 0, 0x48, 0x89, 0xc4, 0xff, 0xd0, 0x48, 0x8b, 0x25, 0, 0, 0, 0, 0xc3];
+    check(&kept, &[(0, sp(8)), (10, NONE)]);
+    // An instruction that is none.
+    check(&[0x06], &[]);
+}
+
+#[test]
+fn ways_meet_and_return() {
+    // push rbx; test eax, eax; je +2; call rax; pop rbx; ret
+    check(&[0x53, 0x85, 0xc0, 0x74, 0x02, 0xff, 0xd0, 0x5b, 0xc3], &[(0, sp(8)), (1, sp(16)), (8, sp(8)), (9, NONE)]);
+    // A loop: push rbx; call rax; jmp -4
+    check(&[0x53, 0xff, 0xd0, 0xeb, 0xfc], &[(0, sp(8)), (1, sp(16)), (5, NONE)]);
+}
+
+/// push rbx; call rax; (loop:) call rcx; jmp loop: a server, which never returns.
+#[test]
+fn loops_without_end_behind_a_call_are_parts_of_the_function() {
+    check(&[0x53, 0xff, 0xd0, 0xff, 0xd1, 0xeb, 0xfc], &[(0, sp(8)), (1, sp(16)), (7, NONE)]);
+}
+
+/// sub rsp, 8; call +0x17 (which traps); and behind it another function, which nothing calls: push rbx; ...
+#[test]
+fn what_follows_a_call_that_does_not_return_is_no_part_of_the_function() {
+    let mut code = vec![0x48, 0x83, 0xec, 0x08, 0xe8, 0x17, 0, 0, 0];
+    code.resize(16, 0x90);
+    code.extend([0x53, 0xff, 0xd0, 0x5b, 0xc3]);
+    code.resize(32, 0x90);
+    // ud2
+    code.extend([0x0f, 0x0b]);
+    let rules = rules(&code, &[CODE], 0);
+    let at = |address: u64| rules[..rules.partition_point(|row| row.0 <= address)].last().map_or(NONE, |row| row.1);
+    assert_eq!([at(0), at(4), at(16), at(17), at(20)], [sp(8), sp(16), sp(8), sp(16), sp(8)], "{rules:x?}");
+}
+
+#[test]
+fn the_program_begins_without_a_caller() {
+    // xor ebp, ebp; mov rdi, rsp; and rsp, -16; call rax; hlt
+    let start = [0x31, 0xed, 0x48, 0x89, 0xe7, 0x48, 0x83, 0xe4, 0xf0, 0xff, 0xd0, 0xf4];
+    assert_eq!(rules(&start, &[], CODE), [(0, STOP), (11, NONE)]);
+    // Any function, from where it says so.
+    assert_eq!(rules(&start, &[CODE], 0), [(0, sp(8)), (2, STOP), (11, NONE)]);
+    // mov rax, rbp; xor ebp, ebp; call rcx; it keeps a copy.
+    let copy = [0x48, 0x89, 0xe8, 0x31, 0xed, 0xff, 0xd1, 0xc3];
+    assert!(rules(&copy, &[CODE], 0).iter().all(|row| row.1 != STOP));
+}
+
+#[test]
+fn jumps_by_tables_are_followed() {
+    // push rbx; cmp edi, 1; ja +0x10 (pop); lea rax, [rip + 0x10]; movsxd rdi, [rax + rdi*4]; add rdi, rax; jmp rdi; pop rbx; ret; table
+    let mut code = vec![0x53, 0x83, 0xff, 0x01, 0x77, 0x10];
+    code.extend([0x48, 0x8d, 0x05, 0x0e, 0, 0, 0]);
+    code.extend([0x48, 0x63, 0x3c, 0xb8, 0x48, 0x01, 0xc7, 0xff, 0xe7]);
+    code.extend([0x5b, 0xc3, 0xff, 0xd0, 0x5b]);
+    // At 0x1b: ret. The table begins at 0x1b, so it is put behind.
+    let table = code.len() as u64;
+    assert_eq!(table, 0x1b);
+    // Its entries: to the `pop`, and to the `call` behind it.
+    code.extend((0x16i32 - 0x1b).to_le_bytes());
+    code.extend((0x18i32 - 0x1b).to_le_bytes());
+    let rules = rules(&code, &[CODE], 0);
+    let at = |address: u64| rules[..rules.partition_point(|row| row.0 <= address)].last().map_or(NONE, |row| row.1);
+    assert_eq!([at(0x16), at(0x17)], [sp(16), sp(8)], "{rules:x?}");
+}
+
+#[test]
+fn code_of_any_kind_takes_bounded_work() {
+    // Jumps that lead everywhere, and nothing else.
+    let code: Vec<u8> = (0..1 << 16u32).flat_map(|at| [0x74, (at * 7) as u8]).collect();
+    rules(&code, &(0..1 << 10).map(|at| CODE + 128 * at).collect::<Vec<_>>(), CODE);
+    // Addresses at the end of all.
+    let loaded = |_| None;
+    let undescribed = Undescribed {
+        code: vec![(u64::MAX - 4, &[0x53, 0xff, 0xd0, 0x5b][..]), (0, &[0xc3])],
+        loaded: &loaded,
+        functions: vec![u64::MAX - 4, 0, 7],
+        pointers: vec![u64::MAX],
+        no_return: Vec::new(),
+        entry: u64::MAX,
+        is_fixed: true,
+    };
+    assert!(synthesize(&undescribed).rows.is_sorted_by(|a, b| a.0 < b.0));
+}

@@ -1,0 +1,53 @@
+//! Rules for what a file's unwind information leaves out, from its code.
+
+use std::ops::Range;
+
+use tracer_ebpf::unwind::kind;
+
+use crate::{
+    files::elf::{Elf, code::CodeHints},
+    unwind::{MAX_CODE, Table, Undescribed, synthesize},
+};
+
+/// Adds rules for code that the table says nothing of, where its instructions prove them.
+pub(super) fn describe(elf: &Elf<'_>, table: &mut Table) {
+    let gaps: Vec<Range<u64>> =
+        elf.code().iter().flat_map(|code| table.gaps(code.address..code.address.saturating_add(code.size))).collect();
+    let mut room = MAX_CODE as u64;
+    let code = gaps.iter().map_while(|gap| {
+        let size = gap.end - gap.start;
+        room = room.checked_sub(size)?;
+        Some((gap.start, elf.loaded_range(gap.start, size)?))
+    });
+    let mut code: Vec<(u64, &[u8])> = code.collect();
+    code.retain(|(_, bytes)| !is_padding(bytes));
+    if code.is_empty() {
+        return;
+    }
+    let is_wanted = |address: u64| {
+        let before = code.partition_point(|(start, _)| *start <= address).checked_sub(1);
+        before.is_some_and(|index| address - code[index].0 < code[index].1.len() as u64)
+    };
+    let CodeHints { functions, pointers, no_return } = elf.code_hints(is_wanted);
+    let synthesized = synthesize(&Undescribed {
+        loaded: &|address| elf.loaded(address),
+        functions,
+        pointers,
+        no_return,
+        entry: elf.entry(),
+        is_fixed: elf.has_fixed_addresses(),
+        code,
+    });
+    table.fill(&synthesized.rows);
+    let pairs = synthesized.rows.windows(2);
+    let sizes = pairs.filter(|pair| pair[0].1 as u8 != kind::NONE).map(|pair| pair[1].0 - pair[0].0);
+    table.stats.synthesized_bytes = sizes.sum();
+}
+
+/// Whether these bytes are no more than what compilers and linkers put between functions: `nop` in its forms, `int3`, zeroes.
+fn is_padding(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| [0, 0xcc, 0x90, 0x66, 0x2e, 0x0f, 0x1f, 0x40, 0x44, 0x80, 0x84].contains(byte))
+}
+
+#[cfg(test)]
+mod tests;

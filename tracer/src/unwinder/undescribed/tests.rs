@@ -1,0 +1,122 @@
+//! Takes files for code of which nothing is known, and compares the rules that come from it with what their unwind information says.
+
+use std::{fs::File, io::Write as _, path::Path};
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
+use tracer_ebpf::unwind::fp;
+
+use super::*;
+use crate::{
+    files::elf::Bytes,
+    unwind::{Reason, Sections, compile},
+};
+
+/// What came of a comparison: of bytes of code, or of calls.
+#[derive(Debug, Default)]
+struct Outcome {
+    compared: u64,
+    equal: u64,
+    wrong: u64,
+    none: u64,
+}
+
+impl Outcome {
+    fn add(&mut self, count: u64, agree: Option<bool>) {
+        self.compared += count;
+        match agree {
+            Some(true) => self.equal += count,
+            Some(false) => self.wrong += count,
+            None => self.none += count,
+        }
+    }
+}
+
+/// Whether a rule leads to the same caller as the true one; `None` where there is none, or one goes by the stack pointer and the other by
+/// the frame pointer.
+fn agrees(given: u64, truth: u64) -> Option<bool> {
+    if given as u8 != truth as u8 {
+        return None;
+    }
+    // What was saved may be in its register still.
+    let is_saved = |rule: u64| (rule >> 8) as u8 == fp::AT_CFA;
+    let same_place = is_saved(given) != is_saved(truth) || (given >> 16) as u16 == (truth >> 16) as u16;
+    Some(given >> 32 == truth >> 32 && same_place)
+}
+
+fn is_compared(truth: u64) -> bool {
+    [kind::SP, kind::FP].contains(&(truth as u8)) && Reason::of(truth).is_none()
+}
+
+/// All bytes of a file, its calls, and those of them whose rule is wrong.
+fn compare(path: &Path) -> (Outcome, Outcome, Vec<u64>) {
+    let file = File::open(path).unwrap();
+    let bytes = Bytes::new(&file);
+    let elf = Elf::parse(&bytes).unwrap();
+    let sections = Sections {
+        eh_frame: elf.section_at(".eh_frame", 64 << 20),
+        text_address: elf.section_at(".text", 0).map_or(0, |(_, address)| address),
+        ..Sections::default()
+    };
+    let truth = compile(&sections).unwrap();
+    let mut given = Table::default();
+    describe(&elf, &mut given);
+    let (mut all, mut calls, mut wrong) = (Outcome::default(), Outcome::default(), Vec::new());
+    for code in elf.code() {
+        let bytes = elf.loaded_range(code.address, code.size).unwrap();
+        let mut decoder = Decoder::with_ip(64, bytes, code.address, DecoderOptions::NONE);
+        let mut instruction = Instruction::default();
+        while decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            let (given, truth) = (given.rule_at(instruction.ip()), truth.rule_at(instruction.ip()));
+            if !is_compared(truth) {
+                continue;
+            }
+            all.add(instruction.len() as u64, agrees(given, truth));
+            if [FlowControl::Call, FlowControl::IndirectCall].contains(&instruction.flow_control()) {
+                calls.add(1, agrees(given, truth));
+                if agrees(given, truth) == Some(false) {
+                    wrong.push(instruction.ip());
+                }
+            }
+        }
+    }
+    (all, calls, wrong)
+}
+
+/// At calls, which is where callers are, there is nothing to tell them apart; between them it is the unwind information that is
+/// wrong in some functions in assembler (`__mpn_mul_1` pushes two registers that it says nothing of).
+#[test]
+fn rules_from_code_are_those_of_unwind_information() {
+    let mut files = 0;
+    for name in ["libc.so.6", "libm.so.6", "libgmp.so.10", "libsqlite3.so.0", "libcrypto.so.3"] {
+        let path = Path::new("/usr/lib/x86_64-linux-gnu").join(name);
+        if !path.exists() {
+            writeln!(std::io::stderr(), "{name} is not installed: not compared").unwrap();
+            continue;
+        }
+        files += 1;
+        let (all, calls, wrong) = compare(&path);
+        assert!(wrong.is_empty(), "{name}: {wrong:x?}");
+        assert!(all.wrong * 1000 < all.compared, "{name}: {all:?}");
+        assert!(
+            all.equal * 10 > all.compared * 8 && calls.equal * 10 > calls.compared * 8,
+            "{name}: {all:?}, {calls:?}"
+        );
+    }
+    assert!(files > 0);
+}
+
+/// A library without sections, as they may be taken away.
+#[test]
+fn code_without_sections_is_found() {
+    let mut bytes = std::fs::read("/usr/lib/x86_64-linux-gnu/libm.so.6").unwrap();
+    // Offset, number and size of section headers.
+    bytes[40..48].fill(0);
+    bytes[60..64].fill(0);
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&bytes).unwrap();
+    let (segments, table) = super::super::compile_file(&file).unwrap();
+    let covered = super::super::code_bytes(&segments) - super::super::uncovered_bytes(&segments, &table);
+    assert!(covered * 2 > super::super::code_bytes(&segments), "{covered}");
+    assert_eq!(table.stats.synthesized_bytes, covered);
+}
