@@ -94,6 +94,18 @@ fn ways_meet_and_return() {
     check(&[0x53, 0xff, 0xd0, 0xeb, 0xfc], &[(0, sp(8)), (1, sp(16)), (5, NONE)]);
 }
 
+/// sub rsp, 8; test eax, eax; je +6; mov [rsp], rbp; mov ebp, eax; call rax; ...: whether it was saved is not known where ways meet.
+#[test]
+fn what_only_one_way_says_does_not_hold() {
+    check(
+        &[
+            0x48, 0x83, 0xec, 0x08, 0x85, 0xc0, 0x74, 0x06, 0x48, 0x89, 0x2c, 0x24, 0x89, 0xc5, 0xff, 0xd0, 0x48, 0x83,
+            0xc4, 0x08, 0xc3,
+        ],
+        &[(0, sp(8)), (4, sp(16)), (12, saved(16, -16)), (14, NONE)],
+    );
+}
+
 /// push rbx; call rax; (loop:) call rcx; jmp loop: a server, which never returns.
 #[test]
 fn loops_without_end_behind_a_call_are_parts_of_the_function() {
