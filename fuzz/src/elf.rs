@@ -5,7 +5,7 @@ use tracer::{
         elf::{Bytes, Elf},
         module::Module,
     },
-    probe::resolve::{Binding, allocator},
+    probe::resolve::allocator,
     symbolize::language,
     unwinder,
 };
@@ -23,12 +23,9 @@ pub fn run(data: &[u8]) {
             assert!(table.rows().is_sorted_by(|a, b| a.0 < b.0));
             assert!(unwinder::uncovered_bytes(&segments, &table) <= unwinder::code_bytes(&segments));
         }
-        for binding in [Binding::Dynamic, Binding::Static] {
-            let file = file.try_clone().expect("a second handle");
-            for function in allocator(file, binding).ok().flatten().unwrap_or_default() {
-                for offset in function.returns.offsets.into_iter().chain([function.file_offset]) {
-                    assert!(offset < data.len() as u64, "a probe outside of the file");
-                }
+        for function in allocator(file).ok().flatten().map(|found| found.functions).unwrap_or_default() {
+            for offset in function.returns.offsets.into_iter().chain([function.file_offset]) {
+                assert!(offset < data.len() as u64, "a probe outside of the file");
             }
         }
         let module = Module::of_file("input", file.try_clone().expect("a second handle")).expect("an identity");

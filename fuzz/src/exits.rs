@@ -2,8 +2,8 @@
 
 use tracer::{
     probe::{
-        allocators::Shape,
         exits::{Analysis, Exits, Image, Known, Pointer, exits},
+        family::Shape,
     },
     unwind::{Frames, Sections},
 };

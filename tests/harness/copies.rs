@@ -13,7 +13,6 @@ use nix::{
 use tracer::{
     attach,
     bpf::{Config, Events, Links, Programs, StackCopies},
-    probe::allocators::Shape,
     resolve::{Resolvers, Running},
     space::address_space::AddressSpace,
     unwinder::Unwinder,
@@ -49,8 +48,9 @@ impl Copies {
         resolvers.follow(space, move || told.send(()).unwrap());
         is_known.recv().unwrap();
         events.enable(pid, Target::default()).unwrap();
-        let allocator = attach::allocator(pid).unwrap().expect("it has an allocator");
-        let allocates = allocator.functions.iter().filter(|function| function.shape != Shape::Free);
+        let allocators = attach::allocators(pid).unwrap().expect("it has an allocator");
+        let allocator = &allocators.files()[0];
+        let allocates = allocator.functions.functions.iter().filter(|function| !function.shape.frees());
         let mut offsets: Vec<u64> = allocates.map(|function| function.file_offset).collect();
         offsets.sort_unstable();
         offsets.dedup();

@@ -18,7 +18,7 @@ use nix::{
     },
     unistd::Pid,
 };
-use tracer::probe::{allocators::Shape, exits::Exits, resolve::Function};
+use tracer::probe::{exits::Exits, family::Shape, resolve::Function};
 use tracer_ebpf::exit::{self, Packed};
 
 /// Most that is complained about; one fault makes many.
@@ -41,7 +41,7 @@ pub(crate) struct Calls {
 #[derive(Debug, Default)]
 pub(crate) struct Checked {
     /// By function.
-    pub(crate) calls: BTreeMap<&'static str, Calls>,
+    pub(crate) calls: BTreeMap<String, Calls>,
     /// What was wrong, in words.
     pub(crate) faults: Vec<String>,
 }
@@ -49,7 +49,7 @@ pub(crate) struct Checked {
 /// Runs a program whose allocator is in `file`, with the names of the functions as its arguments. It reads a byte from its
 /// input, then comes to an `int3`; what follows is checked. Functions whose exits are not proven are left out.
 pub(crate) fn check(mut command: Command, file: &Path, functions: &[Function]) -> Checked {
-    command.args(functions.iter().map(|function| function.name));
+    command.args(functions.iter().map(|function| &function.name));
     let mut child = command.stdin(Stdio::piped()).spawn().expect("the program is there");
     let mut checked = Checked::default();
     if let Err(error) = follow(&mut child, file, functions, &mut checked) {
@@ -186,7 +186,7 @@ impl<'a> Probes<'a> {
         if let (Some((cookie, emulated)), Some(call)) = (self.exits.get(&regs.rip), call.as_mut())
             && exit::return_slot(*cookie, regs.rsp, regs.rbp) == call.slot
         {
-            let calls = checked.calls.entry(self.functions[call.function].name).or_default();
+            let calls = checked.calls.entry(self.functions[call.function].name.clone()).or_default();
             calls.passed += 1;
             calls.stepped += usize::from(!emulated);
             call.outcomes.extend(self.outcome(pid, regs, call, exit::place(*cookie, regs.eflags), checked)?);
@@ -205,7 +205,7 @@ impl<'a> Probes<'a> {
         call: &mut Option<Running>,
         checked: &mut Checked,
     ) -> nix::Result<()> {
-        let name = self.functions[function].name;
+        let name = &self.functions[function].name;
         if let Some(outer) = call.as_ref().filter(|outer| !outer.outcomes.is_empty()) {
             checked
                 .faults
@@ -247,13 +247,13 @@ impl<'a> Probes<'a> {
     }
 
     fn compare(&self, pid: Pid, regs: &user_regs_struct, call: &Running, checked: &mut Checked) -> nix::Result<()> {
-        let Function { name, shape, .. } = self.functions[call.function];
+        let Function { name, shape, .. } = &self.functions[call.function];
         let real = match shape {
             Shape::PosixMemalign if regs.rax as u32 != 0 => 0,
             Shape::PosixMemalign => word(pid, call.first)?,
             _ => regs.rax,
         };
-        let calls = checked.calls.entry(name).or_default();
+        let calls = checked.calls.entry(name.clone()).or_default();
         calls.returned += 1;
         calls.failed += usize::from(real == 0);
         if call.outcomes != [real] {

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::warn;
-use tracer_ebpf::{Header, SIZE_OVERFLOW, entry, exit, kind, shape};
+use tracer_ebpf::{Header, SIZE_OVERFLOW, entry, exit, kind};
 
 use crate::{
     emit::{self, count_loss},
@@ -34,11 +34,11 @@ struct Entered<'a> {
     caller: u64,
 }
 
-/// Entry of a function that allocates, of which the cookie tells what [`entry`] says, and whose first arguments these are.
+/// Entry of a function that allocates, of which the cookie tells what [`entry`] says.
 /// realloc takes the old block out, until the outcome is known. With `decides`, the kernel takes the return address out only
 /// if this says so: the result.
 #[inline(always)]
-pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, arguments: [u64; 3], decides: bool) -> bool {
+pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     let mut flags = (cookie >> entry::FUNCTION << 16) as u32;
     if cookie & entry::AT_INSTRUCTIONS != 0 {
         flags |= CALL_PLAIN_RETURN;
@@ -47,18 +47,18 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, arguments: [u64; 3], decide
         flags |= CALL_MAY_VANISH;
     }
     let Some(entered) = entered(ctx, flags) else { return false };
-    let [first, second, third] = arguments;
-    let shape = cookie & entry::SHAPE;
-    let (count, size, pointer) = match shape {
-        shape::CALLOC => (first, second, 0),
-        shape::MEMALIGN => (1, second, 0),
-        shape::POSIX_MEMALIGN => (1, third, first),
-        shape::REALLOC => (1, second, first),
-        shape::REALLOCARRAY => (second, third, first),
-        _ => (1, first, 0),
-    };
+    // In map memory: the verifier would go through all that follows once for each way to choose among them. Read no earlier: the stack
+    // has no room for them.
+    let arguments = &mut entered.thread.arguments;
+    for (number, argument) in arguments.iter_mut().enumerate().skip(1).take(entry::ARGUMENTS) {
+        *argument = ctx.arg(number - 1).unwrap_or(0);
+    }
+    arguments[entry::ONE as usize] = 1;
+    let size = argument(entered.thread, cookie >> entry::SIZE);
+    let count = argument(entered.thread, cookie >> entry::COUNT);
+    let pointer = argument(entered.thread, cookie >> entry::BLOCK);
     let mut op = Op::Returned;
-    if shape == shape::POSIX_MEMALIGN {
+    if cookie & entry::STORED != 0 {
         op = Op::Stored;
     } else if pointer != 0 {
         op = Op::Realloc;
@@ -82,6 +82,12 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, arguments: [u64; 3], decide
     }
     begin(ctx, entered, op, product(count, size), pointer, flags);
     taken
+}
+
+/// The argument of this number.
+#[inline(always)]
+fn argument(thread: &Thread, number: u64) -> u64 {
+    thread.arguments[(core::hint::black_box(number) & entry::ARGUMENT) as usize]
 }
 
 /// `count * size`, or [`SIZE_OVERFLOW`]. By halves: BPF has no 128-bit product, which a plain check compiles to.
@@ -275,7 +281,9 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
         flags |= CALL_UNWANTED;
     }
     // Before the stack is looked for: with these in registers the verifier would go through that once for each shape.
-    *inflight::place(thread, slot) = Call { sp, size, pointer, caller, stack: 0, root: 0, op: op as u32, flags };
+    let pc = registers::program_counter(ctx.as_ptr());
+    let op = op as u32;
+    *inflight::place(thread, slot) = Call { sp, size, pointer, caller, stack: 0, root: 0, pc, inner: pc, op, flags };
     if wanted {
         let stack = stack::capture(ctx, thread, pid_tgid, caller);
         let root = thread.frames.cache[0].sp;

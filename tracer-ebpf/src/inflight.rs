@@ -46,8 +46,8 @@ pub(crate) enum Entry {
 ///
 /// A call in flight at the same address has left the stack, unless it has jumped to this one at its end (`jmp realloc`):
 /// then this one has its return address, or that of the kernel's trampoline. A call at a higher address may be an outer one.
-/// Within it, what the allocator's own file calls is a part of it; what other files call (a new-handler that logs), and
-/// what a signal handler calls, is a call of its own.
+/// Within it, what the allocator's own file calls is a part of it, of whichever allocator; what other files call (a new-handler that
+/// logs), and what a signal handler calls, is a call of its own.
 #[inline(always)]
 pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
     window::read_window(thread, sp);
@@ -74,12 +74,14 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_p
     let thread = unsafe { &mut *scanned };
     let (same, outer) = (thread.search.same, thread.search.outer);
     if same == PART {
+        let part_of = thread.search.outer_index as u32;
+        place(thread, part_of).inner = pc;
         return Entry::Nested;
     }
     if same >= REPLACED {
         return Entry::Own { slot: (same - REPLACED) as u32, caller };
     }
-    let inside = outer != NONE && mappings::share_a_file(thread, tgid, pc, caller.wrapping_sub(1));
+    let inside = outer != NONE && calls_for(thread, tgid, caller);
     let full = thread.used & ALL == ALL;
     if inside || full {
         let oldest = thread.last.wrapping_add(1) & (MAX_IN_FLIGHT as u32 - 1);
@@ -91,6 +93,7 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_p
         };
         let way = walk::approach(thread, tgid, caller, sp.wrapping_add(8), frame_pointer, slot);
         if inside && !way.signal && (way.reached || !way.whole) {
+            place(thread, index).inner = pc;
             return Entry::Nested;
         }
         let over = way.whole && !way.signal && way.sp == root && root != 0;
@@ -102,6 +105,20 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_p
         }
     }
     Entry::Own { slot: free_slot(thread), caller }
+}
+
+/// Whether who calls does that for the innermost call that the new one may be inside of: from the file of that, or of the function that
+/// was last called as a part of it (an interposer that calls the next allocator, and what that calls).
+#[inline(always)]
+fn calls_for(thread: &mut Thread, tgid: u32, caller: u64) -> bool {
+    let index = thread.search.outer_index as u32;
+    let (pc, inner) = {
+        let call = place(thread, index);
+        (call.pc, call.inner)
+    };
+    let caller = caller.wrapping_sub(1);
+    mappings::share_a_file(thread, tgid, pc, caller)
+        || inner != pc && mappings::share_a_file(thread, tgid, inner, caller)
 }
 
 /// Looks at one call in flight; 1 ends the loop.
@@ -131,7 +148,7 @@ extern "C" fn scan(index: u64, thread: *mut *mut Thread) -> i64 {
             trampoline != 0 && thread.search.in_slot == trampoline
         };
         if jumped {
-            thread.search.same = PART;
+            (thread.search.same, thread.search.outer_index) = (PART, u64::from(index));
             return 1;
         }
         // A function that jumps to one whose return is seen in another way is seen to its end as that.

@@ -31,7 +31,7 @@ fn cookie(ctx: &ProbeContext) -> u64 {
 /// unwinder in it, which the kernel takes a third of a second to verify.
 #[uprobe]
 pub fn enter(ctx: ProbeContext) -> u32 {
-    alloc::enter(&ctx, cookie(&ctx), [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)], false);
+    alloc::enter(&ctx, cookie(&ctx), false);
     0
 }
 
@@ -47,7 +47,7 @@ pub extern "C" fn session(ctx: *mut c_void) -> u32 {
     if unsafe { bpf_get_func_ip(ctx.as_ptr()) } != registers::program_counter(ctx.as_ptr()) {
         return session_return(ctx.as_ptr());
     }
-    let taken = alloc::enter(&ctx, cookie(&ctx), [arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 2)], true);
+    let taken = alloc::enter(&ctx, cookie(&ctx), true);
     u32::from(!taken)
 }
 
@@ -62,6 +62,13 @@ extern "C" fn session_return(ctx: *mut c_void) -> u32 {
 #[uprobe]
 pub fn enter_free(ctx: ProbeContext) -> u32 {
     alloc::free(arg(&ctx, 0));
+    0
+}
+
+/// A function that frees, whose second argument is the block.
+#[uprobe]
+pub fn enter_free_second(ctx: ProbeContext) -> u32 {
+    alloc::free(arg(&ctx, 1));
     0
 }
 

@@ -157,6 +157,9 @@ pub(crate) struct Call {
     pub(crate) stack: u64,
     /// Stack pointer of the outermost frame of that stack; 0: not known.
     pub(crate) root: u64,
+    /// Where its function is, and where the one is that was last called as a part of it: who calls from these files does that for it.
+    pub(crate) pc: u64,
+    pub(crate) inner: u64,
     pub(crate) op: u32,
     /// `CALL_` bits; from bit 16 on the number of its function.
     pub(crate) flags: u32,
@@ -211,6 +214,8 @@ pub(crate) struct Thread {
     /// Return addresses that the kernel was told to take out and that have not come back; never too low.
     pub(crate) taken: u64,
     pub(crate) search: Search,
+    /// Arguments of the call that comes in, by their numbers, and 1 in the last place.
+    pub(crate) arguments: [u64; 8],
     /// Its process, as it was known at `epoch`.
     pub(crate) target: Target,
     /// Count of changes at which `target` was looked up; see [`refresh`](crate::process::refresh).

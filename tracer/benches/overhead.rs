@@ -25,10 +25,7 @@ use median::median;
 use rounds::Rounds;
 use tracer::{
     bpf::{Links, Programs},
-    probe::{
-        allocators::Shape,
-        resolve::{self, Binding},
-    },
+    probe::resolve,
 };
 use tracing::Tracing;
 
@@ -162,11 +159,11 @@ fn libc(pid: u32) -> Result<PathBuf> {
 /// Empty programs at the sites that tracer would probe.
 fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
     let mut programs = compared::load()?;
-    let functions = resolve::allocator(std::fs::File::open(libc)?, Binding::Dynamic)?.context("libc without malloc")?;
+    let found = resolve::allocator(&std::fs::File::open(libc)?)?.context("libc without malloc")?;
     let mut links = Links::default();
     let task = std::num::NonZeroU32::try_from(pid)?;
-    for function in functions.iter().filter(|function| ["malloc", "free"].contains(&function.name)) {
-        if function.shape != Shape::Free {
+    for function in found.functions.iter().filter(|function| ["malloc", "free"].contains(&&*function.name)) {
+        if !function.shape.frees() {
             links.attach(&mut programs, "empty_return", libc, [function.file_offset], task)?;
         }
         links.attach(&mut programs, "empty_entry", libc, [function.file_offset], task)?;

@@ -23,7 +23,6 @@ use tempfile::TempDir;
 use tracer::{
     attach,
     bpf::{Links, Runs, Statistics},
-    probe::allocators::Shape,
 };
 use tracing::Tracing;
 
@@ -116,8 +115,9 @@ fn measure(what: &str, load: &Load) -> Result<()> {
 /// The program `name` at the entry of every function that allocates: ns of a run.
 fn at_entries(pid: u32, name: &'static str) -> Result<f64> {
     let mut programs = compared::load()?;
-    let allocator = attach::allocator(pid)?.context("no allocator")?;
-    let allocates = allocator.functions.iter().filter(|function| function.shape != Shape::Free);
+    let allocators = attach::allocators(pid)?.context("no allocator")?;
+    let allocator = allocators.files().first().context("no allocator")?;
+    let allocates = allocator.functions.functions.iter().filter(|function| !function.shape.frees());
     let mut offsets: Vec<u64> = allocates.map(|function| function.file_offset).collect();
     offsets.sort_unstable();
     offsets.dedup();

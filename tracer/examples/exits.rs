@@ -14,7 +14,7 @@ use std::{env, fs::File, path::Path, process::Command};
 use anyhow::{Context, Result};
 use tracer::probe::{
     exits::Exits,
-    resolve::{Binding, Function, allocator},
+    resolve::{Function, allocator},
 };
 
 #[derive(Default)]
@@ -41,11 +41,8 @@ fn main() -> Result<()> {
     for path in files {
         let begin = std::time::Instant::now();
         let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
-        let dynamic = allocator(file.try_clone()?, Binding::Dynamic);
-        let functions = match dynamic.with_context(|| format!("cannot read {path}"))? {
-            Some(functions) => functions,
-            None => allocator(file, Binding::Static)?.unwrap_or_default(),
-        };
+        let found = allocator(&file).with_context(|| format!("cannot read {path}"))?;
+        let functions = found.map(|found| found.functions).unwrap_or_default();
         println!("{path}: {} functions, {:.1} ms", functions.len(), begin.elapsed().as_secs_f64() * 1e3);
         for function in &functions {
             describe(function, options.each);

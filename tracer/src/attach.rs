@@ -6,6 +6,7 @@ mod guard;
 mod look;
 mod probed_code;
 pub mod probes;
+mod putting;
 mod returns;
 
 use std::{
@@ -17,7 +18,7 @@ use anyhow::{Result, anyhow};
 use tracer_ebpf::unwind::FileKey;
 
 pub use self::{
-    find::{Allocator, allocator, file_name, is_libc},
+    find::{Allocator, Allocators, allocators, file_name, is_libc},
     guard::SUSPENSE,
     look::{Lookers, Program, Seen, What},
     returns::Returns,
@@ -25,10 +26,9 @@ pub use self::{
 use self::{
     find::{Phase, describe, find, mappings},
     guard::Guard,
-    probes::{Probes, Scope},
+    probes::{Own, Probes, Scope},
 };
 use crate::{
-    bpf::{Links, Order},
     clock::monotonic,
     control::{
         known::Known,
@@ -60,12 +60,12 @@ pub struct Attached {
     target: Process,
     life: Life,
     /// None where only the heap of its Go runtime is followed.
-    allocator: Option<Allocator>,
-    links: Links,
+    allocators: Option<Allocators>,
+    links: Own,
     guard: Guard,
     returns: Returns,
     /// What a look has found that is to be probed.
-    found: Option<Allocator>,
+    found: Option<Allocators>,
     /// Its mappings, until the collector is told.
     space: Option<Box<AddressSpace>>,
     /// What the kernel knows its program's file by, where that is known, and when it began: nanoseconds of CLOCK_MONOTONIC.
@@ -77,14 +77,14 @@ pub struct Attached {
 }
 
 impl Attached {
-    fn new(image: Image, target: Process, life: Life, allocator: Option<Allocator>, returns: Returns) -> Self {
+    fn new(image: Image, target: Process, life: Life, allocators: Option<Allocators>, returns: Returns) -> Self {
         Self {
             pid: target.pid,
             image,
             target,
             life,
-            allocator,
-            links: Links::default(),
+            allocators,
+            links: Own::default(),
             guard: Guard::new(Instant::now()),
             returns,
             found: None,
@@ -105,7 +105,7 @@ impl Attached {
         let paused = scope == Scope::Process;
         let life = self.life.forked(pid, time, paused, now());
         let returns = Returns { among_others: self.returns.among_others || paused, ..self.returns };
-        let forked = Self::new(image, target, life, self.allocator.clone(), returns);
+        let forked = Self::new(image, target, life, self.allocators.clone(), returns);
         Self { gave_up: self.gave_up, ..forked }
     }
 
@@ -210,15 +210,15 @@ impl Attached {
         target.image = self.image.0;
         target.quality.unseen_spans = self.life.unseen_spans() + u64::from(self.life.late().is_some());
         target.ended = self.life.ended().map(|after| End { after, signal: self.killed_by });
-        if self.allocator.is_some() {
+        if self.allocators.is_some() {
             target.heaps = vec![SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None }];
         }
         target
     }
 
-    /// Path of the file whose allocator is probed, as the process sees it: hostile text.
-    pub fn probed(&self) -> Option<&str> {
-        self.allocator.as_ref().map(|allocator| allocator.module.path())
+    /// Paths of the files whose allocators are probed, as the process sees them: hostile text.
+    pub fn probed(&self) -> Vec<&str> {
+        self.allocators.iter().flat_map(Allocators::paths).collect()
     }
 
     /// All mappings of the process as they are now.
@@ -276,24 +276,24 @@ impl Attached {
     }
 
     fn is_program(&mut self, program: Program, probes: &Probes) -> Look {
-        let Program { process, allocator, has_go, loaded, is_static, own_memory, space } = program;
-        let look = match &allocator {
+        let Program { process, allocators, has_go, loaded, is_static, own_memory, space } = program;
+        let look = match &allocators {
             None if has_go => Look::OtherHeap,
             None => return Look::Nothing { loaded, is_static },
-            Some(allocator) => {
-                let covered = probes.covers(&allocator.module);
-                Look::Allocator { probed: self.is_on(allocator), covered, own_memory }
+            Some(allocators) => {
+                let covered = allocators.files().iter().all(|allocator| probes.covers(&allocator.module));
+                Look::Allocator { probed: self.is_on(allocators), covered, own_memory }
             }
         };
         self.is_now(process);
-        (self.found, self.space) = (allocator, Some(Box::new(space)));
+        (self.found, self.space) = (allocators, Some(Box::new(space)));
         look
     }
 
     /// Puts probes to the allocator that was found, or that of its parent. What is to be done then.
     pub fn probe(&mut self, probes: &mut Probes) -> Vec<Action> {
-        let Some(allocator) = self.found.take().or_else(|| self.allocator.clone()) else { return Vec::new() };
-        let probing = match self.reattach(probes, allocator, self.pid) {
+        let Some(allocators) = self.found.take().or_else(|| self.allocators.clone()) else { return Vec::new() };
+        let probing = match self.reattach(probes, allocators, self.pid) {
             true => Probing::InForce,
             false if status::is_alive(self.pid) => Probing::Refused,
             false => Probing::Gone,
@@ -311,7 +311,7 @@ impl Attached {
     /// Lets go of all that a process takes which has ended and will only be reported. `memory`: what is known of its memory.
     pub fn let_go(&mut self, memory: Option<Memory>, probes: &mut Probes) {
         self.target = Process { memory, ..self.target() };
-        (self.allocator, self.found, self.space) = (None, None, None);
+        (self.allocators, self.found, self.space) = (None, None, None);
         self.guard.forget();
         std::mem::take(&mut self.links).detach_aside(&mut probes.programs);
     }
@@ -330,7 +330,7 @@ impl Attached {
     /// A signal has ended the process.
     pub fn was_killed(&mut self, signal: u8) {
         self.killed_by = Some(signal);
-        if i32::from(signal) == libc::SIGTRAP && self.allocator.is_some() {
+        if i32::from(signal) == libc::SIGTRAP && self.allocators.is_some() {
             // That of a breakpoint that belongs to nobody where it was met.
             self.was_unseen(format!(
                 "process {} was ended by SIGTRAP: it may have run a copy that it had made of its own code, with the probes in \
@@ -354,18 +354,20 @@ impl Attached {
         self.life.next().or(self.is_suspect().then_some(self.guard.next()))
     }
 
-    /// Looks for the allocator of a program that is being loaded in place of the one before, and moves the probes to it.
-    /// Whether it is there.
+    /// Looks for the allocators of a program that is being loaded in place of the one before, and moves the probes to those that are there
+    /// by now. `first`: none were found before. Whether there are any.
     ///
     /// # Errors
     /// The process has ended, or its files cannot be read.
-    pub fn load(&mut self, probes: &mut Probes) -> Result<bool> {
+    pub fn load(&mut self, probes: &mut Probes, first: bool) -> Result<bool> {
         let space = mappings(self.pid)?;
-        let Some(allocator) = find(self.pid, &space, Phase::Loading)? else { return Ok(false) };
-        if self.life.has_lost_probes() || !self.is_on(&allocator) {
+        let Some(allocators) = find(self.pid, &space, Phase::Loading)? else { return Ok(false) };
+        if !first {
+            self.attach_others(probes, allocators);
+        } else if self.life.has_lost_probes() || !self.is_on(&allocators) {
             // It is held: nothing is missed in between, and no call is seen by old and new ones.
             self.links.close_multi();
-            self.reattach(probes, allocator, self.pid);
+            self.reattach(probes, allocators, self.pid);
         }
         self.life.was_held();
         self.is_now(describe(self.pid, &status::check(self.pid)?, &space));
@@ -378,80 +380,15 @@ impl Attached {
         self.tell();
     }
 
-    /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
-    /// life of one thread. Whether there was another.
-    pub fn move_to_another_thread(&mut self, probes: &mut Probes) -> bool {
-        if self.is_over() || !self.links.end_with_thread() {
-            return false;
-        }
-        let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
-        let Some(allocator) = self.allocator.clone() else { return false };
-        self.reattach(probes, allocator, thread)
+    /// Whether the probes are on all of these allocators.
+    fn is_on(&self, allocators: &Allocators) -> bool {
+        allocators.files().iter().all(|allocator| self.has(allocator))
     }
 
-    /// Sees outcomes at instructions from now on, where that can be: a return address had to be left alone.
-    pub fn leave_returns_alone(&mut self, probes: &mut Probes) {
-        // In file scope they are.
-        if self.is_over()
-            || probes.scope() == Scope::File
-            || self.returns.asked.is_some()
-            || std::mem::replace(&mut self.returns.declined, true)
-        {
-            return;
-        }
-        if let Some(allocator) = self.allocator.clone() {
-            self.reattach(probes, allocator, self.pid);
-        }
-    }
-
-    /// Whether the probes are on this allocator.
-    fn is_on(&self, allocator: &Allocator) -> bool {
-        self.allocator.as_ref().is_some_and(|own| own.module.identity() == allocator.module.identity())
-    }
-
-    fn reattach(&mut self, probes: &mut Probes, allocator: Allocator, task: u32) -> bool {
-        // What is not recorded yet has no calls that could be seen by halves.
-        let order = if self.life.is_paused() { Order::AtOnce } else { Order::InTurn };
-        match probes.attach(&allocator, self.pid, task, self.returns, order) {
-            Ok(links) => {
-                (self.allocator, self.gave_up) = (Some(allocator), false);
-                self.guard.forget();
-                std::mem::replace(&mut self.links, links).detach_aside(&mut probes.programs);
-                true
-            }
-            // What it did until then is all there is.
-            Err(_) if !status::is_alive(self.pid) => false,
-            Err(error) => {
-                tracing::warn!("cannot move the probes of process {}: {error:#}", self.pid);
-                false
-            }
-        }
-    }
-
-    /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
-    /// are not; no more often than once in `pause`. Whether they were away.
-    pub fn keep_probes(&mut self, probes: &mut Probes, now: Instant, pause: Duration) -> bool {
-        let nothing = !self.guard.is_due(now) || self.gave_up || self.life.came_later() || !self.life.is_settled();
-        let Some(allocator) = self.allocator.clone().filter(|_| !nothing) else { return false };
-        let offsets = probes.offsets(&allocator.module, &self.links);
-        let Some(gone) = self.guard.check(self.pid, &allocator.module, offsets, pause) else { return false };
-        probes.forget(&allocator.module);
-        let again = self.reattach(probes, allocator.clone(), self.pid) && {
-            let offsets = probes.offsets(&allocator.module, &self.links);
-            self.guard.look(self.pid, &allocator.module, offsets) == Some(0)
-        };
-        self.gave_up = !again;
-        let away = self.guard.renewed().as_millis();
-        let what = format!(
-            "{} of {} probes went from the code of process {}, which has dropped, moved or replaced it",
-            gone.missing, gone.of, self.pid
-        );
-        self.was_unseen(if again {
-            format!("{what}; they are there again, and at most {away} ms were not recorded")
-        } else {
-            format!("{what}; what it did since then, or up to {away} ms before, is not recorded")
-        });
-        true
+    /// Whether an allocator is one of those that it was found to have.
+    fn has(&self, allocator: &Allocator) -> bool {
+        let mut own = self.allocators.iter().flat_map(Allocators::files);
+        own.any(|own| own.module.identity() == allocator.module.identity())
     }
 
     /// Has the probes looked for the next time that somebody asks.

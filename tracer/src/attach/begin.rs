@@ -4,8 +4,8 @@ use anyhow::{Result, anyhow};
 
 use super::{
     Attached, Returns,
-    find::{Allocator, Phase, describe, find, mappings},
-    probes::Probes,
+    find::{Allocators, Phase, describe, find, mappings},
+    probes::{Probes, Put},
 };
 use crate::{
     bpf::Order,
@@ -37,7 +37,7 @@ impl Attached {
             let target = describe(pid, &status, &space);
             return Ok(Self::new(image, target, Life::recorded(pid), None, Returns::default()));
         }
-        let allocator = found.ok_or_else(|| {
+        let allocators = found.ok_or_else(|| {
             match status::check(pid) {
                 Ok(_) => {}
                 Err(NotTraceable::Exhausted(exhausted)) => return anyhow!(exhausted),
@@ -59,7 +59,7 @@ impl Attached {
                 status.comm
             )
         })?;
-        Self::with(probes, (pid, image), &status, &space, allocator, returns)
+        Self::with(probes, (pid, image), &status, &space, allocators, returns)
     }
 
     /// Of a process with no allocator but that of its Go runtime.
@@ -85,7 +85,7 @@ impl Attached {
     ) -> Result<Option<Self>> {
         let space = mappings(pid).map_err(|error| explain(pid, &status, error))?;
         let found = find(pid, &space, Phase::Loading).map_err(|error| explain(pid, &status, error))?;
-        found.map(|allocator| Self::with(probes, (pid, image), &status, &space, allocator, returns)).transpose()
+        found.map(|allocators| Self::with(probes, (pid, image), &status, &space, allocators, returns)).transpose()
     }
 
     fn with(
@@ -93,13 +93,16 @@ impl Attached {
         (pid, image): (Pid, Image),
         status: &Status,
         space: &AddressSpace,
-        allocator: Allocator,
+        allocators: Allocators,
         returns: Returns,
     ) -> Result<Self> {
-        let links =
-            probes.attach(&allocator, pid, pid, returns, Order::AtOnce).map_err(|error| explain(pid, status, error))?;
+        let put = probes.attach(allocators.files(), pid, pid, returns, Order::AtOnce);
+        let Put { own, unseen } = put.map_err(|error| explain(pid, status, error))?;
         let target = describe(pid, status, space);
-        Ok(Self { links, ..Self::new(image, target, Life::recorded(pid), Some(allocator), returns) })
+        let mut attached =
+            Self { links: own, ..Self::new(image, target, Life::recorded(pid), Some(allocators), returns) };
+        unseen.into_iter().for_each(|note| attached.was_unseen(note));
+        Ok(attached)
     }
 }
 

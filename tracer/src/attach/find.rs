@@ -1,4 +1,4 @@
-//! Which allocator a process has, and what it is besides.
+//! Which allocators a process has, and what it is besides.
 
 use std::{
     fs::File,
@@ -15,7 +15,7 @@ use crate::{
         module::{Identity, Module},
         root,
     },
-    probe::resolve::{self, Binding, Function},
+    probe::resolve::{self, Function, Functions},
     process::status::Status,
     profile::{Language, Process},
     report::visible,
@@ -24,20 +24,36 @@ use crate::{
     symbolize,
 };
 
-/// The file that a process takes `malloc` from.
+/// A file by whose functions a process allocates.
 #[derive(Clone)]
 pub struct Allocator {
     /// The file.
     pub module: Arc<Module>,
     /// Its functions that allocate and free.
-    pub functions: Arc<[Function]>,
+    pub functions: Arc<Functions>,
 }
 
-/// The allocator of a running process; `None` when it has none that is known.
+/// What a process allocates with: at least one file, in the order in which the loader searches them.
+#[derive(Clone)]
+pub struct Allocators(Arc<[Allocator]>);
+
+impl Allocators {
+    /// The files.
+    pub fn files(&self) -> &[Allocator] {
+        &self.0
+    }
+
+    /// Paths of the files, as the process sees them: hostile text.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|allocator| allocator.module.path())
+    }
+}
+
+/// The allocators of a running process; `None` when it has none that is known.
 ///
 /// # Errors
 /// No right to look at the process, or it has ended.
-pub fn allocator(pid: Pid) -> Result<Option<Allocator>> {
+pub fn allocators(pid: Pid) -> Result<Option<Allocators>> {
     find(pid, &mappings(pid)?, Phase::Running)
 }
 
@@ -58,57 +74,62 @@ pub(super) enum Phase {
 }
 
 /// What was found in files, by what they are.
-type Found = HashMap<(Identity, Binding), Searched>;
+type Found = HashMap<Identity, Searched>;
 
-/// A file, and the functions of the allocator that it has.
-type Searched = (Arc<Module>, Option<Arc<[Function]>>);
+/// A file, and the functions of allocators that it has.
+type Searched = (Arc<Module>, Option<Arc<Functions>>);
 
 /// Files that were searched. They are held open, so that no other file gets their identity; many processes map the same ones.
 static SEARCHED: Mutex<Option<Found>> = Mutex::new(None);
 /// Most of them.
-const MAX_SEARCHED: usize = 128;
+const MAX_SEARCHED: usize = 512;
 
-/// The file that the process with these mappings takes `malloc` from, as its dynamic loader decides: the first in its search
-/// order that defines it.
-pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Option<Allocator>> {
-    let modules = candidates(pid, space, phase);
-    // Nothing but itself is mapped: a static executable.
-    let alone = modules.len() == 1;
-    for module in modules {
-        let binding = if alone { Binding::Static } else { Binding::Dynamic };
+/// The files by whose functions the process with these mappings allocates. All that it has mapped are searched: the loader binds each
+/// name on its own, and an allocator under names of its own is called beside the C library's.
+pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Option<Allocators>> {
+    let mut allocators: Vec<Allocator> = Vec::new();
+    for module in candidates(pid, space, phase) {
         if let Some(exhausted) = module.exhausted() {
             bail!("{exhausted}");
         }
-        match search(&module, binding) {
-            Ok((module, Some(functions))) => {
-                tracing::debug!(file = module.path(), ?functions, "allocator");
-                return Ok(Some(Allocator { module, functions }));
-            }
+        match search(&module) {
+            Ok((module, Some(functions))) => allocators.push(Allocator { module, functions }),
             Ok((_, None)) => {}
             Err(error) => tracing::warn!("{}: {error}; it is left out", visible(module.path())),
         }
     }
-    Ok(None)
+    Ok((!allocators.is_empty()).then(|| Allocators(allocators.into())))
 }
 
-/// The functions of an allocator that a file has; and the file, as it is held open already where that is so.
-fn search(module: &Arc<Module>, binding: Binding) -> io::Result<Searched> {
-    let key = (module.identity().clone(), binding);
-    if let Some((known, functions)) = searched().get_or_insert_default().get(&key) {
+/// The functions of allocators that a file has; and the file, as it is held open already where that is so.
+fn search(module: &Arc<Module>) -> io::Result<Searched> {
+    if let Some((known, functions)) = searched().get_or_insert_default().get(module.identity()) {
         // Elsewhere it may have another name.
         let held = if known.path() == module.path() { known } else { module };
         return Ok((Arc::clone(held), functions.clone()));
     }
-    let Some(path) = module.open_path() else { return Ok((Arc::clone(module), None)) };
+    let Some(path) = module.open_path().filter(|_| module.is_elf()) else { return Ok((Arc::clone(module), None)) };
     // Opened anew: the position of an open file is shared, and others read this one too.
-    let functions = resolve::allocator(File::open(path)?, binding)?.map(Arc::from);
+    let functions = resolve::allocator(&File::open(path)?)?.map(Arc::new);
+    if let Some(functions) = &functions {
+        tell(module, functions);
+    }
     let mut searched = searched();
     let searched = searched.get_or_insert_default();
     if searched.len() >= MAX_SEARCHED {
         searched.clear();
     }
-    searched.insert(key, (Arc::clone(module), functions.clone()));
+    searched.insert(module.identity().clone(), (Arc::clone(module), functions.clone()));
     Ok((Arc::clone(module), functions))
+}
+
+fn tell(module: &Module, Functions { functions, name, .. }: &Functions) {
+    let path = visible(module.path());
+    tracing::debug!("{path} allocates: {}", name.unwrap_or("by the names of the C library or of C++"));
+    for Function { name, file_offset, emulated, .. } in functions {
+        let cost = if *emulated { "cheap" } else { "dear: the kernel steps over it" };
+        tracing::debug!("{name} of {path}: probed at {file_offset:#x} ({cost})");
+    }
 }
 
 fn searched() -> MutexGuard<'static, Option<Found>> {

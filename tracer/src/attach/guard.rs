@@ -1,7 +1,10 @@
 //! Whether the probes of a process are still where they were put: looked at now and then, and believed to be gone only at the second
 //! look, for the first one may have been at an exec of which nothing has been heard yet.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::probed_code::ProbedCode;
 use crate::{event::Pid, files::module::Module, space::address_space::AddressSpace};
@@ -13,8 +16,8 @@ pub const SUSPENSE: Duration = Duration::from_millis(50);
 
 /// What is known of the probes of one process.
 pub(super) struct Guard {
-    /// What is probed, as it was last looked at; `None` where that is not known, or not worth another look.
-    probed: Option<ProbedCode>,
+    /// What is probed, a file each, as it was last looked at; `None` where that is not known, or not worth another look.
+    probed: Option<Vec<ProbedCode>>,
     /// When all probes were seen in force last.
     seen: Instant,
     /// When they are to be looked for again.
@@ -61,15 +64,20 @@ impl Guard {
         now >= self.next
     }
 
-    /// Looks for the probes of process `pid` at `offsets` in a file; not to be done again before `pause` is over. `Some` when they are gone
-    /// for certain.
-    pub(super) fn check(&mut self, pid: Pid, module: &Module, offsets: &[u64], pause: Duration) -> Option<Gone> {
+    /// Looks for the probes of process `pid` that are at these offsets in these files; not to be done again before `pause` is over. `Some`
+    /// when they are gone for certain.
+    pub(super) fn check(
+        &mut self,
+        pid: Pid,
+        probed: impl FnOnce() -> Vec<(Arc<Module>, Vec<u64>)>,
+        pause: Duration,
+    ) -> Option<Gone> {
         let now = Instant::now();
         self.next = now + CHECKING.max(pause);
         let seen = |missing: Option<usize>| missing.filter(|missing| *missing == 0);
-        let known = seen(self.probed.as_ref().map(ProbedCode::missing));
+        let known = seen(self.probed.as_ref().map(|probed| probed.iter().map(ProbedCode::missing).sum()));
         // Not looked at yet, or mapped elsewhere.
-        let missing = known.or_else(|| self.look(pid, module, offsets))?;
+        let missing = known.or_else(|| self.look(pid, &probed()))?;
         if missing == 0 {
             (self.seen, self.suspect) = (now, false);
             return None;
@@ -78,7 +86,7 @@ impl Guard {
             self.next = now + SUSPENSE;
             return None;
         }
-        let of = self.probed.as_ref().map_or(missing, ProbedCode::instructions);
+        let of = self.probed.as_ref().map_or(missing, |probed| probed.iter().map(ProbedCode::instructions).sum());
         Some(Gone { missing, of })
     }
 
@@ -90,11 +98,14 @@ impl Guard {
     }
 
     /// How many probes are not in the code of the process, as it is mapped now. `None` when it has ended.
-    pub(super) fn look(&mut self, pid: Pid, module: &Module, offsets: &[u64]) -> Option<usize> {
-        let mut probed = ProbedCode::new(pid, module, offsets);
+    pub(super) fn look(&mut self, pid: Pid, probed: &[(Arc<Module>, Vec<u64>)]) -> Option<usize> {
         let mut space = AddressSpace::new(pid);
         space.refresh().ok()?;
-        probed.locate(module, &space);
-        Some(self.probed.insert(probed).missing())
+        let located = probed.iter().map(|(module, offsets)| {
+            let mut probed = ProbedCode::new(pid, module, offsets);
+            probed.locate(module, &space);
+            probed
+        });
+        Some(self.probed.insert(located.collect()).iter().map(ProbedCode::missing).sum())
     }
 }

@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-use super::find::{Allocator, Phase, describe, find, mappings};
+use super::find::{Allocators, Phase, describe, find, mappings};
 use crate::{
     event::{Image, Pid},
     files::{
@@ -49,7 +49,7 @@ pub struct Program {
     /// What it is.
     pub process: Process,
     /// What it allocates with.
-    pub allocator: Option<Allocator>,
+    pub allocators: Option<Allocators>,
     /// Whether it has the heap of a Go runtime.
     pub has_go: bool,
     /// Whether its loader is done.
@@ -102,13 +102,13 @@ fn look(pid: Pid) -> What {
     let memory = ProcessDirectory::open(pid).and_then(|process| memory_map::counted(&process));
     let own_memory = memory.ok().map(|memory| memory.anonymous);
     let Ok(space) = mappings(pid) else { return What::Gone };
-    let allocator = find(pid, &space, Phase::Running).unwrap_or_else(|error| {
+    let allocators = find(pid, &space, Phase::Running).unwrap_or_else(|error| {
         tracing::debug!("cannot look at process {pid}: {error:#}");
         None
     });
     let process = describe(pid, &status, &space);
     let has_go = process.language == Language::Go;
-    What::Program(Box::new(Program { process, allocator, has_go, loaded, is_static, own_memory, space }))
+    What::Program(Box::new(Program { process, allocators, has_go, loaded, is_static, own_memory, space }))
 }
 
 /// Whether the process's program is loaded by the kernel alone, and is not itself a loader that was given a program to run.
@@ -142,7 +142,7 @@ mod tests {
             }
         };
         assert!(!program.has_go);
-        assert!(program.allocator.is_some_and(|allocator| allocator.module.path().contains("libc")));
+        assert!(program.allocators.is_some_and(|found| found.paths().any(|path| path.contains("libc"))));
         assert!(program.own_memory.is_some_and(|bytes| bytes > 4096) && program.space.code().count() > 1);
         child.kill().unwrap();
         child.wait().unwrap();

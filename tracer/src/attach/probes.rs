@@ -5,14 +5,17 @@ use std::{cell::OnceCell, num::NonZeroU32, sync::Arc};
 use anyhow::{Context as _, Result};
 
 use super::{
-    find::{Allocator, file_name, is_libc},
+    find::{Allocator, Allocators, file_name, is_libc},
     returns::Returns,
 };
 use crate::{
     bpf::{Links, Order, Placed, Programs, Site},
     clock::monotonic,
     event::Pid,
-    files::{module::Module, root},
+    files::{
+        module::{Identity, Module},
+        root,
+    },
     probe::{
         outcomes::{self, Means},
         risks::{self, Risk},
@@ -38,6 +41,52 @@ pub struct Probes {
     scope: Scope,
     /// Files that are probed for everybody, and since when. Held, so that no other gets its identity.
     files: Vec<Probed>,
+    /// Number of the next function.
+    next: u16,
+}
+
+/// The probes of one process alone, by the files that they are on: none in file scope.
+#[derive(Default)]
+#[must_use = "links are detached through `detach_aside`"]
+pub struct Own(Vec<(Identity, Links)>);
+
+impl Own {
+    /// Whether there are probes on a file.
+    pub fn covers(&self, module: &Module) -> bool {
+        self.on(module).is_some()
+    }
+
+    fn on(&self, module: &Module) -> Option<&Links> {
+        self.0.iter().find(|(identity, _)| identity == module.identity()).map(|(_, links)| links)
+    }
+
+    /// Takes in others, on other files.
+    pub fn extend(&mut self, others: Self) {
+        self.0.extend(others.0);
+    }
+
+    /// Whether they end with the one thread that they were attached to, not with the process.
+    pub fn end_with_thread(&self) -> bool {
+        self.0.iter().any(|(_, links)| links.end_with_thread())
+    }
+
+    /// See [`Links::close_multi`].
+    pub fn close_multi(&mut self) {
+        self.0.iter_mut().for_each(|(_, links)| links.close_multi());
+    }
+
+    /// Takes them off without waiting for that.
+    pub fn detach_aside(self, programs: &mut Programs) {
+        self.0.into_iter().for_each(|(_, links)| links.detach_aside(programs));
+    }
+}
+
+/// What came of putting probes on the files of a process.
+pub struct Put {
+    /// Those that are for the process alone.
+    pub own: Own,
+    /// What is not seen because a file cannot be probed.
+    pub unseen: Vec<String>,
 }
 
 /// A file that is probed for everybody.
@@ -51,7 +100,7 @@ struct Probed {
 impl Probes {
     /// None yet.
     pub fn new(programs: Programs, scope: Scope) -> Self {
-        Self { programs, scope, files: Vec::new() }
+        Self { programs, scope, files: Vec::new(), next: 0 }
     }
 
     /// For whom they are.
@@ -64,9 +113,10 @@ impl Probes {
         self.of(module).is_some()
     }
 
-    /// Since when, nanoseconds of CLOCK_MONOTONIC.
-    pub fn covered_since(&self, module: &Module) -> Option<u64> {
-        self.of(module).map(|probed| probed.since)
+    /// Since when all of these are probed for everybody, nanoseconds of CLOCK_MONOTONIC.
+    pub fn covered_since(&self, allocators: &Allocators) -> Option<u64> {
+        let since = |allocator: &Allocator| self.of(&allocator.module).map(|probed| probed.since);
+        allocators.files().iter().map(since).collect::<Option<Vec<u64>>>()?.into_iter().max()
     }
 
     fn of(&self, module: &Module) -> Option<&Probed> {
@@ -74,33 +124,63 @@ impl Probes {
     }
 
     /// Offsets of the probed instructions in an allocator's file, bytes; `own`: the probes of the process alone.
-    pub fn offsets<'a>(&'a self, module: &Module, own: &'a Links) -> &'a [u64] {
-        self.of(module).map_or(own, |probed| &probed.links).offsets()
+    pub fn offsets<'a>(&'a self, module: &Module, own: &'a Own) -> &'a [u64] {
+        self.of(module).map(|probed| &probed.links).or_else(|| own.on(module)).map_or(&[], Links::offsets)
     }
 
-    /// Probes an allocator of the process `pid`, of which `task` is a thread. What it gives back is for that process alone: nothing
-    /// in file scope.
+    /// Probes allocators of the process `pid`, of which `task` is a thread.
     ///
     /// # Errors
-    /// The kernel refuses; nothing stays attached then.
-    pub fn attach(
+    /// The kernel refuses, for each of them; nothing stays attached then.
+    pub fn attach<'a>(
+        &mut self,
+        allocators: impl IntoIterator<Item = &'a Allocator>,
+        pid: Pid,
+        task: u32,
+        returns: Returns,
+        order: Order,
+    ) -> Result<Put> {
+        let mut put = Put { own: Own::default(), unseen: Vec::new() };
+        let (mut failure, mut any) = (None, false);
+        for allocator in allocators {
+            match self.attach_one(allocator, pid, task, returns, order) {
+                Ok(links) => {
+                    put.own.0.extend(links.map(|links| (allocator.module.identity().clone(), links)));
+                    any = true;
+                }
+                Err(error) => {
+                    put.unseen.push(format!("{error:#}: what process {pid} allocates by that file is not recorded"));
+                    failure = failure.or(Some(error));
+                }
+            }
+        }
+        match failure {
+            Some(error) if !any => Err(error),
+            _ => Ok(put),
+        }
+    }
+
+    /// Probes one allocator: the probes, if they are for the process alone.
+    fn attach_one(
         &mut self,
         allocator: &Allocator,
         pid: Pid,
         task: u32,
         returns: Returns,
         order: Order,
-    ) -> Result<Links> {
+    ) -> Result<Option<Links>> {
+        let first = self.next;
+        self.next = first.wrapping_add(allocator.functions.functions.len() as u16);
         match self.scope {
             Scope::Process => {
                 let task = NonZeroU32::new(task).context("process id 0")?;
-                probe(&mut self.programs, allocator, pid, Some(task), returns, order)
+                probe(&mut self.programs, allocator, first, pid, Some(task), returns, order).map(Some)
             }
-            Scope::File if self.covers(&allocator.module) => Ok(Links::default()),
+            Scope::File if self.covers(&allocator.module) => Ok(None),
             Scope::File => {
-                let links = probe(&mut self.programs, allocator, pid, None, returns, order)?;
+                let links = probe(&mut self.programs, allocator, first, pid, None, returns, order)?;
                 self.files.push(Probed { module: Arc::clone(&allocator.module), links, since: monotonic() });
-                Ok(Links::default())
+                Ok(None)
             }
         }
     }
@@ -129,6 +209,7 @@ impl Probes {
 fn probe(
     programs: &mut Programs,
     allocator: &Allocator,
+    first: u16,
     pid: Pid,
     task: Option<NonZeroU32>,
     returns: Returns,
@@ -138,7 +219,7 @@ fn probe(
     let found = OnceCell::new();
     let risk = || found.get_or_init(|| risk(pid, allocator, returns)).clone();
     let means = Means { asked: returns.asked, sessions: programs.has_sessions(), risk: &risk };
-    let plan = outcomes::plan(&allocator.functions, &means);
+    let plan = outcomes::plan(&allocator.functions.functions, first, &means);
     let mut links = Links::default();
     // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.
     let sites = |places: Vec<(u64, u64)>| places.into_iter().map(|(offset, cookie)| Site { offset, cookie }).collect();
@@ -151,8 +232,7 @@ fn probe(
         let because = if choice.because.is_empty() { String::new() } else { format!(", because {}", choice.because) };
         tracing::debug!("outcomes of {name} are seen {}{because}", choice.way);
     }
-    let dear: Vec<&str> = allocator.functions.iter().filter(|f| !f.emulated).map(|f| f.name).collect();
-    tracing::debug!(instructions = links.len(), ?dear, "probes attached");
+    tracing::debug!(instructions = links.len(), "probes attached to {}", visible(allocator.module.path()));
     Ok(links)
 }
 
@@ -173,11 +253,11 @@ fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
     space.refresh().ok()?;
     let executable = root::executable(pid).ok();
     let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
-    if is_executable(&allocator.module) {
-        return Some(Risk::OwnAllocator);
-    }
-    if let Some(risk) = risks::of_allocator(file_name(allocator.module.path())) {
-        return Some(risk);
+    if !allocator.functions.is_known {
+        let own = if is_executable(&allocator.module) { Some(Risk::OwnAllocator) } else { None };
+        if let Some(risk) = own.or_else(|| risks::of_allocator(file_name(allocator.module.path()))) {
+            return Some(risk);
+        }
     }
     let mut files: Vec<Arc<Module>> = Vec::new();
     for (module, _) in space.executable_files() {
@@ -185,6 +265,8 @@ fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
             files.push(module);
         }
     }
-    let defines = |module: &Module| is_libc(module.path()) || module.identity() == allocator.module.identity();
+    // An executable defines for itself whatever it has.
+    let is_allocator = |module: &Module| module.identity() == allocator.module.identity() && !is_executable(module);
+    let defines = |module: &Module| is_libc(module.path()) || is_allocator(module);
     files.iter().find_map(|module| risks::of_file(module.file()?, defines(module)))
 }

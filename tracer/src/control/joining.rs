@@ -31,13 +31,13 @@ impl Session {
         let flags = self.follow_flags() | paused;
         self.probes.programs.newcomers()?.ask_for(Some(flags)).context("cannot ask for processes that begin")?;
         if self.probes.scope() == Scope::File
-            && let Ok(Some(allocator)) = attach::allocator(std::process::id())
+            && let Ok(Some(allocators)) = attach::allocators(std::process::id())
         {
             // Most programs take that of the machine, and so have probes from their first instruction on.
             let own = std::process::id();
-            let links =
-                self.probes.attach(&allocator, own, own, Returns::new(self.config.returns, true), Order::AtOnce)?;
-            links.detach_aside(&mut self.probes.programs);
+            let returns = Returns::new(self.config.returns, true);
+            let put = self.probes.attach(allocators.files(), own, own, returns, Order::AtOnce)?;
+            put.own.detach_aside(&mut self.probes.programs);
         }
         self.look_for_newcomers();
         Ok(())

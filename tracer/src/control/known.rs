@@ -5,7 +5,7 @@ use hashbrown::HashMap;
 use tracer_ebpf::unwind::FileKey;
 
 use crate::{
-    attach::{Allocator, Program, probes::Probes},
+    attach::{Allocators, Program, probes::Probes},
     profile::Language,
 };
 
@@ -18,13 +18,13 @@ pub struct Known {
     pub exe: String,
     /// What it is written in.
     pub language: Language,
-    allocator: Allocator,
+    allocators: Allocators,
 }
 
 impl Known {
     /// Since when whoever runs it has probes from its first instruction on, nanoseconds of CLOCK_MONOTONIC.
     pub fn covered_since(&self, probes: &Probes) -> Option<u64> {
-        probes.covered_since(&self.allocator.module)
+        probes.covered_since(&self.allocators)
     }
 }
 
@@ -48,11 +48,11 @@ impl KnownPrograms {
 
     /// A program was looked at. What has another heap than that of its allocator is looked at each time.
     pub(super) fn learn(&mut self, program: Option<FileKey>, seen: &Program) {
-        let (Some(program), Some(allocator)) = (program, &seen.allocator) else { return };
+        let (Some(program), Some(allocators)) = (program, &seen.allocators) else { return };
         if seen.has_go || self.0.len() >= MAX_KNOWN && !self.0.contains_key(&program) {
             return;
         }
         let (exe, language) = (seen.process.exe.clone(), seen.process.language);
-        self.0.insert(program, Known { exe, language, allocator: allocator.clone() });
+        self.0.insert(program, Known { exe, language, allocators: allocators.clone() });
     }
 }

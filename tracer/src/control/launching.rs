@@ -38,7 +38,8 @@ impl Session {
         let mut step = Step::Mapped;
         let mut found = false;
         while step != Step::Exited {
-            if !found && self.load_allocator(pid)? {
+            // Others may come with the libraries that are still to be loaded.
+            if self.load_allocators(pid, !found)? && !found {
                 self.enable_again(pid)?;
                 found = true;
                 if !launched.stops_at_entry() {
@@ -64,10 +65,11 @@ impl Session {
         Ok(true)
     }
 
-    /// Attaches to the allocator of a process that is being loaded. Whether it is there.
-    pub(super) fn load_allocator(&mut self, pid: Pid) -> Result<bool> {
+    /// Attaches to those allocators of a process that is being loaded that are there by now; `first`: none were before. Whether there are
+    /// any.
+    pub(super) fn load_allocators(&mut self, pid: Pid, first: bool) -> Result<bool> {
         if let Some(attached) = self.attached.iter_mut().find(|attached| attached.pid() == pid) {
-            return attached.load(&mut self.probes);
+            return attached.load(&mut self.probes, first);
         }
         let returns = self.returns();
         let image = self.next_image();

@@ -253,7 +253,7 @@ impl Session {
         let Some(at) = self.attached.iter().position(ended) else { return };
         let mut attached = self.attached.remove(at);
         self.end_go(image);
-        let memory = self.coverage.end(image, attached.probed());
+        let memory = self.coverage.end(image, &attached.probed());
         self.goroutines.forget(attached.pid());
         self.libraries.retain(|libraries| libraries.pid() != attached.pid());
         attached.let_go(memory, &mut self.probes);

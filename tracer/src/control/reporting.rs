@@ -82,7 +82,7 @@ impl Session {
             let go =
                 go.iter().filter(|go| go.image == attached.image()).map(GoTrace::held).fold(0, u64::saturating_add);
             if !(attached.life().came_later() && attached.is_over()) {
-                process.memory = self.coverage.memory(attached.image(), go, attached.probed());
+                process.memory = self.coverage.memory(attached.image(), go, &attached.probed());
             }
         }
         processes.extend(self.ended.together());

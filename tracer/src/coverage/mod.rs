@@ -107,7 +107,7 @@ impl Coverage {
     }
 
     /// An image has ended: what is known of its memory, as by [`memory`](Self::memory). Nothing is kept.
-    pub fn end(&mut self, image: Image, probed: Option<&str>) -> Option<Memory> {
+    pub fn end(&mut self, image: Image, probed: &[&str]) -> Option<Memory> {
         let mut process = self.remove(image)?;
         (process.ended, process.last.children) = (true, Vec::new());
         Some(process.memory(0, probed, self.started))
@@ -209,7 +209,7 @@ impl Coverage {
 
     /// What is known of a process, which holds `elsewhere` bytes in other heaps than that of an allocator, and whose allocator
     /// in the file `probed` is recorded.
-    pub fn memory(&mut self, image: Image, elsewhere: u64, probed: Option<&str>) -> Option<Memory> {
+    pub fn memory(&mut self, image: Image, elsewhere: u64, probed: &[&str]) -> Option<Memory> {
         let Self { processes, pids, started, .. } = self;
         let process = processes.get_mut(&image)?;
         process.last.children.retain(|child| !pids.contains(child));
@@ -293,7 +293,7 @@ impl Process {
         }
     }
 
-    fn memory(&mut self, elsewhere: u64, probed: Option<&str>, started: Instant) -> Memory {
+    fn memory(&mut self, elsewhere: u64, probed: &[&str], started: Instant) -> Memory {
         if let Some(Search::Running(answer)) = &self.search
             && let Ok(reasons) = answer.try_recv()
         {
@@ -307,7 +307,7 @@ impl Process {
             areas.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
             memory.reasons = areas.into_iter().map(|(area, bytes)| Reason::Grown(area, bytes)).collect();
             if let Some(Search::Done(reasons)) = &self.search {
-                let is_probed = |path: &str| probed.is_some_and(|probed| probed == path);
+                let is_probed = |path: &str| probed.contains(&path);
                 let unseen = |reason: &&Reason| !matches!(reason, Reason::Allocator(_, path) if is_probed(path));
                 memory.reasons.extend(reasons.iter().filter(unseen).cloned());
             }

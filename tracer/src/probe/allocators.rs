@@ -1,122 +1,134 @@
-//! The catalogue: names of allocator functions and how each takes its arguments. Data; a new name is one line.
+//! What is known of a function by its name: whose it is, and how it takes its arguments.
 
-/// How a function takes its arguments and gives its result.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Shape {
-    /// `f(size) -> block`, further arguments ignored.
-    Malloc,
-    /// The same, but it may throw instead of returning.
-    New,
-    /// `f(count, size) -> block`.
-    Calloc,
-    /// `f(alignment, size) -> block`.
-    Memalign,
-    /// `f(&block, alignment, size) -> 0 on success`.
-    PosixMemalign,
-    /// `f(block, size) -> block`.
-    Realloc,
-    /// `f(block, count, size) -> block`.
-    Reallocarray,
-    /// `f(block)`, further arguments ignored.
-    Free,
+use std::sync::OnceLock;
+
+use hashbrown::HashMap;
+
+use super::{
+    catalogue::FAMILIES,
+    family::{Family, Shape},
+};
+
+/// Families by their index in the catalogue.
+pub type FamilyIndex = usize;
+
+/// A name of the catalogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Whose it is.
+    pub family: FamilyIndex,
+    /// How the function takes its arguments.
+    pub shape: Shape,
 }
 
-impl Shape {
-    /// How many of the leading integer arguments are read.
-    pub fn arguments(self) -> usize {
-        match self {
-            Self::Malloc | Self::New | Self::Free => 1,
-            Self::Calloc | Self::Memalign | Self::Realloc => 2,
-            Self::PosixMemalign | Self::Reallocarray => 3,
-        }
+/// Longest name that is looked at, bytes; without what compilers add.
+pub const LONGEST: usize = 80;
+
+/// What is known by a name.
+pub fn known(name: &[u8]) -> Option<Known> {
+    let name = plain(rust_name(name).unwrap_or(name));
+    if name.len() > LONGEST {
+        return None;
     }
+    static NAMES: OnceLock<HashMap<Vec<u8>, Known>> = OnceLock::new();
+    let names = NAMES.get_or_init(|| {
+        let mut names = HashMap::new();
+        for (family, Family { prefixes, functions, .. }) in FAMILIES.iter().enumerate() {
+            for (prefix, (name, shape)) in prefixes.iter().flat_map(|prefix| functions.iter().map(move |f| (prefix, f)))
+            {
+                let known = Known { family, shape: *shape };
+                // What several have is that of the first.
+                names.entry([prefix.as_bytes(), name.as_bytes()].concat()).or_insert(known);
+            }
+        }
+        names
+    });
+    names.get(name).copied()
 }
 
-/// Functions that are looked for in the file that the process takes `malloc` from.
-pub const CATALOGUE: &[(&str, Shape)] = &[
-    // ISO C, POSIX, BSD and GNU.
-    ("malloc", Shape::Malloc),
-    ("calloc", Shape::Calloc),
-    ("realloc", Shape::Realloc),
-    ("reallocarray", Shape::Reallocarray),
-    ("free", Shape::Free),
-    ("cfree", Shape::Free),
-    ("memalign", Shape::Memalign),
-    ("posix_memalign", Shape::PosixMemalign),
-    ("aligned_alloc", Shape::Memalign),
-    ("valloc", Shape::Malloc),
-    ("pvalloc", Shape::Malloc),
-    ("free_sized", Shape::Free),
-    ("free_aligned_sized", Shape::Free),
-    // C++ (Itanium ABI), where the allocator brings its own: jemalloc, tcmalloc, mimalloc.
-    ("_Znwm", Shape::New),
-    ("_Znam", Shape::New),
-    ("_ZnwmRKSt9nothrow_t", Shape::Malloc),
-    ("_ZnamRKSt9nothrow_t", Shape::Malloc),
-    ("_ZnwmSt11align_val_t", Shape::New),
-    ("_ZnamSt11align_val_t", Shape::New),
-    ("_ZnwmSt11align_val_tRKSt9nothrow_t", Shape::Malloc),
-    ("_ZnamSt11align_val_tRKSt9nothrow_t", Shape::Malloc),
-    ("_ZdlPv", Shape::Free),
-    ("_ZdaPv", Shape::Free),
-    ("_ZdlPvm", Shape::Free),
-    ("_ZdaPvm", Shape::Free),
-    ("_ZdlPvRKSt9nothrow_t", Shape::Free),
-    ("_ZdaPvRKSt9nothrow_t", Shape::Free),
-    ("_ZdlPvSt11align_val_t", Shape::Free),
-    ("_ZdaPvSt11align_val_t", Shape::Free),
-    ("_ZdlPvmSt11align_val_t", Shape::Free),
-    ("_ZdaPvmSt11align_val_t", Shape::Free),
-    ("_ZdlPvSt11align_val_tRKSt9nothrow_t", Shape::Free),
-    ("_ZdaPvSt11align_val_tRKSt9nothrow_t", Shape::Free),
-    // jemalloc's extended interface.
-    ("mallocx", Shape::Malloc),
-    ("rallocx", Shape::Realloc),
-    ("dallocx", Shape::Free),
-    ("sdallocx", Shape::Free),
-    // mimalloc's and tcmalloc's own names, which programs may call directly.
-    ("mi_malloc", Shape::Malloc),
-    ("mi_new", Shape::New),
-    ("mi_new_aligned", Shape::New),
-    ("mi_new_nothrow", Shape::Malloc),
-    ("mi_new_aligned_nothrow", Shape::Malloc),
-    ("mi_zalloc", Shape::Malloc),
-    ("mi_calloc", Shape::Calloc),
-    ("mi_realloc", Shape::Realloc),
-    ("mi_free", Shape::Free),
-    ("tc_malloc", Shape::Malloc),
-    ("tc_calloc", Shape::Calloc),
-    ("tc_realloc", Shape::Realloc),
-    ("tc_free", Shape::Free),
-    ("tc_memalign", Shape::Memalign),
-    ("tc_posix_memalign", Shape::PosixMemalign),
-    ("tc_valloc", Shape::Malloc),
-    ("tc_pvalloc", Shape::Malloc),
-    ("tc_new", Shape::New),
-    ("tc_newarray", Shape::New),
-    ("tc_new_nothrow", Shape::Malloc),
-    ("tc_newarray_nothrow", Shape::Malloc),
-    ("tc_delete", Shape::Free),
-    ("tc_deletearray", Shape::Free),
-    ("tc_delete_sized", Shape::Free),
-    ("tc_deletearray_sized", Shape::Free),
-];
+/// A name without what a compiler adds to that of a function which it has made local and has not changed.
+fn plain(name: &[u8]) -> &[u8] {
+    let end = [&b".lto_priv."[..], b".llvm."].iter().find_map(|mark| find(name, mark));
+    &name[..end.unwrap_or(name.len())]
+}
 
-/// Shape of a function in the catalogue.
-pub fn shape(name: &str) -> Option<Shape> {
-    CATALOGUE.iter().find(|(known, _)| *known == name).map(|(_, shape)| *shape)
+/// The name that a function was cloned from whose arguments the compiler may have changed.
+pub fn cloned_from(name: &[u8]) -> Option<&[u8]> {
+    let end = [&b".part."[..], b".isra.", b".constprop."].iter().filter_map(|mark| find(name, mark)).min()?;
+    Some(&name[..end])
+}
+
+fn find(name: &[u8], part: &[u8]) -> Option<usize> {
+    name.windows(part.len()).position(|window| window == part)
+}
+
+/// The name of one of the functions that Rust's compiler makes for its allocator, as it was before it was mangled:
+/// `_RNvCs…_7___rustc12___rust_alloc` is `__rust_alloc`.
+fn rust_name(name: &[u8]) -> Option<&[u8]> {
+    let crate_name = &b"_7___rustc"[..];
+    let after = name.strip_prefix(b"_RNvCs")?;
+    let length = &after[find(after, crate_name)? + crate_name.len()..];
+    let digits = length.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    length[digits..].strip_prefix(b"_")
+}
+
+/// Prefix of a name that jemalloc alone has, and which of those names it is.
+pub fn jemalloc_prefix(name: &[u8]) -> Option<(&[u8], usize)> {
+    const OWN: [&[u8]; 8] =
+        [b"sdallocx", b"mallocx", b"rallocx", b"xallocx", b"sallocx", b"dallocx", b"nallocx", b"mallctl"];
+    OWN.iter().enumerate().find_map(|(index, own)| Some((name.strip_suffix(*own)?, index)))
+}
+
+/// The family of jemalloc, by whose prefix its functions are known.
+pub fn jemalloc() -> FamilyIndex {
+    FAMILIES.iter().position(|family| family.name == "jemalloc").unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn shape(name: &str) -> Option<(&'static str, Shape)> {
+        known(name.as_bytes()).map(|known| (FAMILIES[known.family].name, known.shape))
+    }
+
     #[test]
-    fn names_are_unique() {
-        for (index, (name, _)) in CATALOGUE.iter().enumerate() {
-            assert!(!CATALOGUE[..index].iter().any(|(other, _)| other == name), "{name} twice");
+    fn names_tell() {
+        for (name, expected) in [
+            ("posix_memalign", Some(("malloc", Shape::PosixMemalign))),
+            ("mallocate", None),
+            ("je_malloc", Some(("jemalloc", Shape::Malloc))),
+            ("_rjem_sdallocx", Some(("jemalloc", Shape::Free))),
+            ("xmalloc", None),
+            ("mallocx", Some(("jemalloc", Shape::Malloc))),
+            ("mi_heap_calloc", Some(("mimalloc", Shape::CallocInHeap))),
+            ("sn_rust_realloc", Some(("snmalloc", Shape::ReallocFrom))),
+            ("__rust_alloc", Some(("Rust", Shape::Malloc))),
+            ("_RNvCsfLfy6EI15iL_7___rustc14___rust_realloc", Some(("Rust", Shape::ReallocFrom))),
+            ("_RNvCsfLfy6EI15iL_7___rustc26___rust_alloc_error_handler", None),
+            ("_RNvCs", None),
+            ("malloc.lto_priv.0", Some(("malloc", Shape::Malloc))),
+            ("je_free.llvm.1234567", Some(("jemalloc", Shape::Free))),
+            ("malloc.cold", None),
+            ("malloc.part.0", None),
+            ("", None),
+        ] {
+            assert_eq!(shape(name), expected, "{name}");
         }
-        assert_eq!(shape("posix_memalign"), Some(Shape::PosixMemalign));
-        assert_eq!(shape("mallocate"), None);
+        assert_eq!(cloned_from(b"je_malloc.constprop.0.isra.0"), Some(&b"je_malloc"[..]));
+        assert_eq!(cloned_from(b"malloc.cold"), None);
+        assert_eq!(jemalloc_prefix(b"fancy_mallocx"), Some((&b"fancy_"[..], 1)));
+        assert_eq!(jemalloc_prefix(b"sdallocx"), Some((&b""[..], 0)));
+        assert_eq!(jemalloc_prefix(b"malloc"), None);
+        assert_eq!(FAMILIES[jemalloc()].name, "jemalloc");
+    }
+
+    #[test]
+    fn a_family_has_each_name_once() {
+        for family in FAMILIES {
+            for (index, (name, _)) in family.functions.iter().enumerate() {
+                assert!(!family.functions[..index].iter().any(|(other, _)| other == name), "{name} twice");
+            }
+        }
     }
 }

@@ -24,7 +24,7 @@ pub use self::{
     image::{Image, Known, Pointer},
     proof::{ExitSite, Exits, Unproven},
 };
-use super::allocators::Shape;
+use super::family::Shape;
 
 /// Exits of the function of this shape whose entry is probed at `site`: an instruction on its straight line, at which the
 /// stack pointer is as it was at the first. No exit is an entry of `image`.
@@ -38,7 +38,7 @@ pub fn exits(analysis: &mut Analysis<'_>, site: u64, shape: Shape) -> Exits {
 fn prove(analysis: &mut Analysis<'_>, site: u64, shape: Shape) -> Result<Vec<ExitSite>, Unproven> {
     let graph = analysis.graph(site)?;
     let depths = depth::depths(&graph)?;
-    let is_int = shape == Shape::PosixMemalign;
+    let is_int = shape.stores();
     let results = flow::Results::of(&graph, &depth::exposed(&graph, &depths), is_int);
     let sites = choice::choose(analysis.image(), &graph, &depths, &results)?;
     analysis.agree(&graph, is_int, &sites)?;

@@ -3,20 +3,20 @@
 
 use hashbrown::HashMap;
 use object::{
-    Endianness, Object, ObjectSection, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationFlags,
-    RelocationTarget, SegmentFlags,
-    elf::{FileHeader64, PF_X, R_X86_64_GLOB_DAT, R_X86_64_IRELATIVE, R_X86_64_JUMP_SLOT},
-    read::elf::ElfFile,
+    Object, ObjectSection, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationFlags, RelocationTarget,
+    SegmentFlags,
+    elf::{PF_X, R_X86_64_GLOB_DAT, R_X86_64_IRELATIVE, R_X86_64_JUMP_SLOT, SHN_UNDEF},
+    read::elf::Sym as _,
 };
 
-use super::exits::{Analysis, Image, Known, Pointer};
+use super::{
+    exits::{Analysis, Image, Known, Pointer},
+    symbols::{Elf, each_function},
+};
 use crate::{
     files::elf::Bounded,
     unwind::{Frames, Sections},
 };
-
-/// A 64-bit ELF file.
-pub(super) type Elf<'data> = ElfFile<'data, FileHeader64<Endianness>, Bounded<'data>>;
 
 /// Functions that allocators call when nothing else is left, and that never return.
 const NO_RETURN: [&str; 14] = [
@@ -69,7 +69,7 @@ pub(super) fn with_analysis<'data, T>(
     entries: &[u64],
     f: impl FnOnce(&mut Analysis<'_>) -> T,
 ) -> T {
-    let named = named(elf);
+    let named = named(elf, data);
     let pointers = pointers(elf, &named);
     let frames = Frames::of(&sections(elf, data));
     f(&mut Analysis::new(Image {
@@ -83,7 +83,7 @@ pub(super) fn with_analysis<'data, T>(
 }
 
 /// The code from an address on, to the end of its piece at least.
-fn executable<'data>(elf: &Elf<'data>, data: Bounded<'data>, address: u64) -> Option<&'data [u8]> {
+pub(super) fn executable<'data>(elf: &Elf<'data>, data: Bounded<'data>, address: u64) -> Option<&'data [u8]> {
     let piece = address - address % PIECE;
     elf.segments().find_map(|segment| {
         let executable = matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.0 & PF_X.0 != 0);
@@ -97,13 +97,17 @@ fn executable<'data>(elf: &Elf<'data>, data: Bounded<'data>, address: u64) -> Op
 }
 
 /// The file's own functions whose names say what becomes of a call, by address.
-fn named(elf: &Elf<'_>) -> HashMap<u64, Known> {
-    let symbols = elf.dynamic_symbols().chain(elf.symbols());
-    let named = symbols.filter_map(|symbol| {
-        let known = known(symbol.name().ok()?)?;
-        (!symbol.is_undefined() && symbol.address() != 0).then(|| (symbol.address(), known))
+fn named<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> HashMap<u64, Known> {
+    let endian = elf.endian();
+    let begins = |name: &[u8]| NO_RETURN.iter().chain(&RETURNS_FIRST).any(|known| name.starts_with(known.as_bytes()));
+    let mut named = HashMap::new();
+    each_function(elf, data, begins, |name, symbol| {
+        let (address, is_here) = (symbol.st_value(endian), symbol.st_shndx(endian) != SHN_UNDEF);
+        if let Some(known) = std::str::from_utf8(name).ok().and_then(known).filter(|_| is_here && address != 0) {
+            named.insert(address, known);
+        }
     });
-    named.collect()
+    named
 }
 
 /// What the loader puts into pointers that belong to it, by the pointer's address. Others may be written to.

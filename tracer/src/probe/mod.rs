@@ -2,10 +2,14 @@
 //! probe. Knows ELF and machine code; knows nothing of BPF.
 
 pub mod allocators;
+mod catalogue;
 pub mod exits;
+pub mod family;
 mod image;
 pub mod outcomes;
+mod reach;
 pub mod resolve;
 pub mod returns;
 pub mod risks;
 pub mod site;
+mod symbols;

@@ -10,10 +10,14 @@ use std::fmt;
 use tracer_ebpf::{
     entry,
     exit::{Exit, Frame, Outcome, Place},
-    shape,
 };
 
-use super::{allocators::Shape, exits::Exits, resolve::Function, risks::Risk};
+use super::{
+    exits::Exits,
+    family::{Arguments, Shape},
+    resolve::Function,
+    risks::Risk,
+};
 
 /// A way to see the outcome of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,21 +70,28 @@ pub struct Plan {
     /// Name of each program and its places.
     pub programs: Vec<(&'static str, Places)>,
     /// For each function that allocates, its name and how its calls are seen to their end.
-    pub choices: Vec<(&'static str, Choice)>,
+    pub choices: Vec<(String, Choice)>,
 }
 
 /// Plans the probes of an allocator.
-pub fn plan(functions: &[Function], means: &Means<'_>) -> Plan {
+///
+/// `first` is the number of the first function; the others have the next ones.
+pub fn plan(functions: &[Function], first: u16, means: &Means<'_>) -> Plan {
     let (mut links, mut exits, mut sessions) = (Places::new(), Places::new(), Places::new());
-    let (mut enters, mut frees) = (Places::new(), Places::new());
+    let (mut enters, mut frees, mut second_frees) = (Places::new(), Places::new(), Places::new());
     let mut choices = Vec::new();
-    for (number, function) in functions.iter().enumerate() {
-        let Some(shape) = shape_number(function.shape) else {
-            frees.push((function.file_offset, 0));
+    for (index, function) in functions.iter().enumerate() {
+        match function.shape {
+            Shape::Free => frees.push((function.file_offset, 0)),
+            Shape::FreeInHeap => second_frees.push((function.file_offset, 0)),
+            _ => {}
+        }
+        if function.shape.frees() {
             continue;
-        };
+        }
         let choice = choose(function, means);
-        let mut cookie = shape | (number as u64 & 0xffff) << entry::FUNCTION;
+        let number = first.wrapping_add(index as u16);
+        let mut cookie = told_of(function.shape) | u64::from(number) << entry::FUNCTION;
         if matches!(choice.way, Way::Exits | Way::Returns) {
             cookie |= entry::AT_INSTRUCTIONS;
         }
@@ -97,7 +108,7 @@ pub fn plan(functions: &[Function], means: &Means<'_>) -> Plan {
         if choice.way != Way::Session {
             enters.push(place);
         }
-        choices.push((function.name, choice));
+        choices.push((function.name.clone(), choice));
     }
     let mut programs = vec![
         ("leave", links),
@@ -105,6 +116,7 @@ pub fn plan(functions: &[Function], means: &Means<'_>) -> Plan {
         ("session", sessions),
         ("enter", enters),
         ("enter_free", frees),
+        ("enter_free_second", second_frees),
     ];
     for (_, places) in &mut programs {
         // Functions that end in the same code share its exits.
@@ -121,7 +133,7 @@ fn choose(function: &Function, means: &Means<'_>) -> Choice {
     let exits = function.exits.as_ref().filter(|exits| exits.sites().len() == function.exit_places.len());
     let (proven, cheap) =
         exits.map_or((false, false), |exits| (!exits.sites().is_empty(), exits.are_cheap(function.shape)));
-    let throws = function.shape == Shape::New;
+    let throws = function.shape.throws();
     match means.asked {
         Some(Way::Exits) if proven => return choice(Way::Exits, "it was asked for"),
         Some(Way::Session) if means.sessions && !throws => return choice(Way::Session, "it was asked for"),
@@ -154,7 +166,7 @@ fn choose(function: &Function, means: &Means<'_>) -> Choice {
 
 /// Whether a call that is not seen to its end has allocated nothing: one that may throw.
 fn may_vanish(function: &Function) -> bool {
-    function.shape == Shape::New
+    function.shape.throws()
 }
 
 /// What the program at a `ret` instruction is told: the result is in the register of results, the return address on top of
@@ -165,18 +177,12 @@ fn at_ret() -> u64 {
     Exit { frame, outcome }.pack().unwrap_or_default()
 }
 
-/// What the program at the entry of a function that allocates is told of it; `None` for one that frees.
-fn shape_number(shape: Shape) -> Option<u64> {
-    match shape {
-        Shape::Malloc => Some(shape::MALLOC),
-        Shape::New => Some(shape::NEW),
-        Shape::Calloc => Some(shape::CALLOC),
-        Shape::Memalign => Some(shape::MEMALIGN),
-        Shape::PosixMemalign => Some(shape::POSIX_MEMALIGN),
-        Shape::Realloc => Some(shape::REALLOC),
-        Shape::Reallocarray => Some(shape::REALLOCARRAY),
-        Shape::Free => None,
-    }
+/// What the program at the entry of a function that allocates is told of its arguments and its result.
+fn told_of(shape: Shape) -> u64 {
+    let Arguments { block, count, size } = shape.arguments();
+    let count = if count == 0 { entry::ONE } else { u64::from(count) };
+    let stored = if shape.stores() { entry::STORED } else { 0 };
+    u64::from(size) << entry::SIZE | count << entry::COUNT | u64::from(block) << entry::BLOCK | stored
 }
 
 #[cfg(test)]
@@ -193,7 +199,7 @@ mod tests {
         let told = Exit { frame: Frame { from_frame_pointer: false, offset: 8 }, outcome };
         let site = |emulated| ExitSite { address: 0x1010, exit: told, emulated };
         Function {
-            name: "f",
+            name: "f".to_owned(),
             shape,
             file_offset: 0x1000,
             emulated: true,
@@ -235,9 +241,9 @@ mod tests {
     #[test]
     fn programs_go_where_they_are_to_go() {
         let functions = [function(Shape::Free, None, true), function(Shape::Malloc, Some(true), true)];
-        let plan = plan(&functions, &Means { asked: None, sessions: true, risk: &|| None });
+        let plan = plan(&functions, 7, &Means { asked: None, sessions: true, risk: &|| None });
         let exit = functions[1].exit_places[0];
-        let entered = shape::MALLOC | entry::AT_INSTRUCTIONS | 1 << entry::FUNCTION;
+        let entered = 1 | entry::ONE << entry::COUNT | entry::AT_INSTRUCTIONS | 8 << entry::FUNCTION;
         let expected =
             [("leave_at_exit", vec![exit]), ("enter", vec![(0x1000, entered)]), ("enter_free", vec![(0x1000, 0)])];
         assert_eq!(plan.programs, expected);

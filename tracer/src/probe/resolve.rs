@@ -6,17 +6,21 @@ use std::fs::File;
 
 use hashbrown::HashMap;
 use object::{
-    Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget, SymbolFlags,
-    elf::{EM_X86_64, STT_GNU_IFUNC},
-    read::elf::FileHeader as _,
+    Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget,
+    elf::{DF_1_PIE, DT_FLAGS_1, EM_X86_64, ET_EXEC, PT_DYNAMIC, PT_INTERP},
+    read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _},
 };
 
 use super::{
-    allocators::{CATALOGUE, Shape},
+    allocators,
+    catalogue::FAMILIES,
     exits::{Exits, exits},
-    image::{self, Elf, with_analysis},
+    family::{Evidence, Shape},
+    image::{self, executable, with_analysis},
+    reach::{Target, reaches},
     returns::{self, Bound, Returns},
     site::{self, WINDOW},
+    symbols::{self, Candidate, Elf, Found},
 };
 use crate::files::elf::{Bounded, Bytes};
 
@@ -24,7 +28,7 @@ use crate::files::elf::{Bounded, Bytes};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     /// Its name.
-    pub name: &'static str,
+    pub name: String,
     /// How it takes its arguments.
     pub shape: Shape,
     /// Offset of the probed instruction in the file, bytes.
@@ -39,6 +43,17 @@ pub struct Function {
     pub returns: Returns,
 }
 
+/// The functions of a file that allocate and free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Functions {
+    /// They themselves, at least one.
+    pub functions: Vec<Function>,
+    /// What people call the allocator, where its names tell.
+    pub name: Option<&'static str>,
+    /// Whether all of them are of allocators that are known: those call no code of the program's but by hooks.
+    pub is_known: bool,
+}
+
 /// Why a file gives no functions.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
@@ -50,61 +65,61 @@ pub enum ResolveError {
     Machine(u16),
 }
 
-/// Which symbols count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Binding {
-    /// Those that the dynamic loader binds to.
-    Dynamic,
-    /// All: for a static executable, which has no loader.
-    Static,
-}
-
-/// Functions of the catalogue that `file` defines, if `malloc` is one of them; `None` if it is not.
+/// Functions of `file` by which memory is allocated and freed; `None` if there are none.
 ///
 /// # Errors
 /// [`ResolveError`] when the file cannot be read as an x86-64 ELF file.
-pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, ResolveError> {
-    let bytes = Bytes::new(&file);
+pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
+    let bytes = Bytes::new(file);
     let data = bytes.bounded();
     let elf = Elf::parse(data)?;
     let machine = elf.elf_header().e_machine(elf.endian());
     if machine != EM_X86_64 {
         return Err(ResolveError::Machine(machine.0));
     }
-    let found = match binding {
-        Binding::Dynamic => catalogued(&elf, elf.dynamic_symbols()),
-        Binding::Static => catalogued(&elf, elf.symbols()),
-    };
-    if !found.iter().any(|(name, ..)| *name == "malloc") {
+    let found = symbols::find(&elf, data);
+    if found.candidates.is_empty() {
         return Ok(None);
     }
-    let entries: Vec<u64> = found.iter().map(|(_, _, address, _)| *address).collect();
-    let mut pointers = None;
+    let code = |address: u64| executable(&elf, data, address);
+    let accepted = accepted(&elf, found, code, is_static(&elf, data));
+    if accepted.is_empty() {
+        return Ok(None);
+    }
+    let (name, is_known) = allocators_of(&accepted);
     let mut functions: Vec<Function> = Vec::new();
-    let mut sites = Vec::new();
-    for (name, shape, address, size) in found {
-        let Some((mut function, site)) = function(&elf, data, name, shape, address, size) else { continue };
-        // Aliases are one function; the first name in the catalogue stands for it.
-        if functions.iter().any(|known| known.file_offset == function.file_offset) {
+    let (mut entries, mut sites) = (Vec::new(), Vec::new());
+    for candidate in &accepted {
+        let Some((function, site)) = function(&elf, data, candidate) else {
+            tracing::warn!("{} has no code in its file: it is not probed", candidate.name);
+            continue;
+        };
+        // Aliases are one function; the first name stands for it.
+        if let Some(known) = functions.iter_mut().find(|known| known.file_offset == function.file_offset) {
+            if function.shape.throws() && function.shape.arguments() == known.shape.arguments() {
+                known.shape = function.shape;
+            }
             continue;
         }
-        if shape != Shape::Free {
-            let pointers = pointers.get_or_insert_with(|| pointers_to_code(&elf));
-            function.returns = returns::returns(
-                address,
-                |address| code(&elf, data, address, WINDOW as u64).map(|(_, code)| code),
-                |slot| pointers.get(&slot).copied().unwrap_or(Bound::Elsewhere),
-                |address| entries.contains(&address),
-            );
-            let offsets = function.returns.addresses.iter().filter_map(|address| offset(&elf, *address));
-            function.returns.offsets = offsets.collect();
-        }
+        entries.push(candidate.address);
         sites.push(site);
         functions.push(function);
     }
+    let mut pointers = None;
+    for (function, entry) in functions.iter_mut().zip(&entries).filter(|(function, _)| !function.shape.frees()) {
+        let pointers = pointers.get_or_insert_with(|| pointers_to_code(&elf));
+        function.returns = returns::returns(
+            *entry,
+            code,
+            |slot| pointers.get(&slot).copied().unwrap_or(Bound::Elsewhere),
+            |address| entries.contains(&address),
+        );
+        let offsets = function.returns.addresses.iter().filter_map(|address| offset(&elf, *address));
+        function.returns.offsets = offsets.collect();
+    }
     with_analysis(&elf, data, &entries, &sites, |analysis| {
         for (function, site) in functions.iter_mut().zip(&sites) {
-            if function.shape != Shape::Free {
+            if !function.shape.frees() {
                 let exits = exits(analysis, *site, function.shape);
                 let places = exits.sites().iter().map(|site| Some((offset(&elf, site.address)?, site.exit.pack()?)));
                 function.exit_places = places.collect::<Option<_>>().unwrap_or_default();
@@ -113,49 +128,117 @@ pub fn allocator(file: File, binding: Binding) -> Result<Option<Vec<Function>>, 
             }
         }
     });
-    Ok(Some(functions))
+    Ok((!functions.is_empty()).then_some(Functions { functions, name, is_known }))
 }
 
-/// Symbols of the catalogue with address and size, in the catalogue's order.
-fn catalogued<'data, I>(elf: &Elf<'data>, symbols: I) -> Vec<(&'static str, Shape, u64, u64)>
-where
-    I: Iterator<Item: ObjectSymbol<'data>>,
-{
-    let _ = elf;
-    let mut found: Vec<(usize, u64, u64)> = Vec::new();
-    for symbol in symbols {
-        let Ok(name) = symbol.name() else { continue };
-        let Some(index) = CATALOGUE.iter().position(|(known, _)| *known == name) else { continue };
-        if symbol.is_undefined() || symbol.address() == 0 {
+/// What people call the allocator, and whether nothing but what is known of it is there.
+fn allocators_of(accepted: &[Candidate]) -> (Option<&'static str>, bool) {
+    let own = |candidate: &&Candidate| FAMILIES[candidate.known.family].is_known;
+    let known = accepted.iter().find(own);
+    // What brings the names of the C library with it has no prefix, or defines them as other names for its own functions.
+    let is_plain = |candidate: &Candidate| {
+        accepted.iter().filter(own).any(|other| {
+            let is_alias = other.address == candidate.address;
+            is_alias || FAMILIES[other.known.family].functions.iter().any(|(name, _)| *name == other.name)
+        })
+    };
+    let name = known.map(|known| FAMILIES[known.known.family].name);
+    let is_known = accepted.iter().all(|candidate| own(&candidate) || is_plain(candidate));
+    (name, is_known)
+}
+
+/// The functions of a file that are taken for what their names say, in the order of the catalogue.
+fn accepted<'data>(
+    elf: &Elf<'data>,
+    found: Found,
+    code: impl Fn(u64) -> Option<&'data [u8]> + Copy,
+    is_static: bool,
+) -> Vec<Candidate> {
+    let evidence = |candidate: &Candidate| FAMILIES[candidate.known.family].evidence;
+    let mut accepted: Vec<Candidate> = Vec::new();
+    let mut others: Vec<&Candidate> = Vec::new();
+    for candidate in &found.candidates {
+        if candidate.chooses {
+            tracing::warn!("{} is chosen at run time (IFUNC) and cannot be probed by its symbol", candidate.name);
             continue;
         }
-        if matches!(symbol.flags(), SymbolFlags::Elf { st_info, .. } if st_info.st_type() == STT_GNU_IFUNC) {
-            tracing::warn!("{name} is chosen at run time (IFUNC) and cannot be probed by its symbol");
-            continue;
-        }
-        if !found.iter().any(|(other, ..)| *other == index) {
-            found.push((index, symbol.address(), symbol.size()));
+        match evidence(candidate) {
+            Evidence::Names => accepted.push(candidate.clone()),
+            Evidence::ExportOr(names) => {
+                let is_enough =
+                    candidate.is_exported || found.has_all(names) || is_static && found.has_all(&["malloc"]);
+                accepted.extend(is_enough.then(|| candidate.clone()));
+            }
+            Evidence::All(names) => accepted.extend(found.has_all(names).then(|| candidate.clone())),
+            Evidence::NoImport | Evidence::NothingBehind => others.push(candidate),
         }
     }
-    found.sort_unstable();
-    found.into_iter().map(|(index, address, size)| (CATALOGUE[index].0, CATALOGUE[index].1, address, size)).collect()
+    let imported = imported(elf, &found);
+    for kind in [Evidence::NoImport, Evidence::NothingBehind] {
+        let of_kind: Vec<&Candidate> = others.iter().copied().filter(|other| evidence(other) == kind).collect();
+        let here: Vec<u64> = accepted.iter().map(|other| other.address).collect();
+        let is_one_of_ours = |address: u64| kind == Evidence::NothingBehind && here.contains(&address);
+        let pointer = |slot: u64| imported.get(&slot).copied().unwrap_or(Target::Elsewhere);
+        if !of_kind.iter().any(|other| reaches(other.address, code, pointer, is_one_of_ours)) {
+            accepted.extend(of_kind.into_iter().cloned());
+        }
+    }
+    for clone in &found.clones {
+        tracing::debug!("{clone} may take other arguments than the function that it was made of: it is not probed");
+    }
+    accepted.sort_by(|a, b| {
+        let key = |candidate: &Candidate| (candidate.known.family, candidate.name.len());
+        key(a).cmp(&key(b)).then_with(|| a.name.cmp(&b.name))
+    });
+    accepted
 }
 
-fn function<'data>(
-    elf: &Elf<'data>,
-    data: Bounded<'data>,
-    name: &'static str,
-    shape: Shape,
-    address: u64,
-    size: u64,
-) -> Option<(Function, u64)> {
-    let (start, code) = code(elf, data, address, if size == 0 { 256 } else { size.min(WINDOW as u64) })?;
-    let site = site::choose(code, shape.arguments());
-    let file_offset = start + site.offset;
+/// What the pointers lead to that the loader binds, by the pointer's address: to the file's own functions, and to those of other
+/// files' allocators.
+fn imported(elf: &Elf<'_>, found: &Found) -> HashMap<u64, Target> {
+    if found.imports.is_empty() {
+        return HashMap::new();
+    }
+    let (Some(relocations), Some(symbols)) = (elf.dynamic_relocations(), elf.dynamic_symbol_table()) else {
+        return HashMap::new();
+    };
+    let bound = relocations.filter_map(|(slot, relocation)| {
+        let RelocationTarget::Symbol(index) = relocation.target() else { return None };
+        let symbol = symbols.symbol_by_index(index).ok()?;
+        let target = match symbol.name_bytes() {
+            _ if symbol.is_definition() => Target::Here(symbol.address()),
+            Ok(name) if allocators::known(name).is_some() => Target::Wanted,
+            _ => return None,
+        };
+        Some((slot, target))
+    });
+    bound.collect()
+}
+
+/// Whether the file is a program that the kernel alone loads.
+fn is_static<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> bool {
+    let endian = elf.endian();
+    let headers = elf.elf_program_headers();
+    if headers.iter().any(|header| header.p_type(endian) == PT_INTERP) {
+        return false;
+    }
+    let is_pie = || {
+        let dynamic = headers.iter().filter(|header| header.p_type(endian) == PT_DYNAMIC);
+        let entries = dynamic.filter_map(|header| header.dynamic(endian, data).ok().flatten()).flatten();
+        let mut flags = entries.filter(|entry| entry.d_tag(endian) == DT_FLAGS_1);
+        flags.any(|flags| flags.d_val(endian) & DF_1_PIE.0 != 0)
+    };
+    elf.elf_header().e_type(endian) == ET_EXEC || is_pie()
+}
+
+fn function<'data>(elf: &Elf<'data>, data: Bounded<'data>, candidate: &Candidate) -> Option<(Function, u64)> {
+    let Candidate { name, known, address, size, .. } = candidate;
+    let (start, code) = code(elf, data, *address, if *size == 0 { 256 } else { (*size).min(WINDOW as u64) })?;
+    let site = site::choose(code, known.shape.read());
     let function = Function {
-        name,
-        shape,
-        file_offset,
+        name: name.clone(),
+        shape: known.shape,
+        file_offset: start + site.offset,
         emulated: site.emulated,
         exits: None,
         exit_places: Vec::new(),
@@ -210,7 +293,7 @@ mod tests {
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
         let path = maps.lines().find(|line| line.contains("libc.so") || line.contains("libc-")).unwrap();
         let path = path.split_whitespace().last().unwrap();
-        let functions = allocator(File::open(path).unwrap(), Binding::Dynamic).unwrap().unwrap();
+        let functions = allocator(&File::open(path).unwrap()).unwrap().unwrap().functions;
         for name in ["malloc", "calloc", "realloc", "free", "posix_memalign"] {
             assert!(functions.iter().any(|function| function.name == name), "{name} in {functions:?}");
         }
@@ -228,13 +311,13 @@ mod tests {
     #[test]
     fn a_file_that_only_uses_malloc_has_none() {
         let own = File::open("/proc/self/exe").unwrap();
-        assert!(allocator(own, Binding::Dynamic).unwrap().is_none());
+        assert_eq!(allocator(&own).unwrap(), None);
     }
 
     #[test]
     fn garbage_is_refused() {
         let mut file = tempfile::tempfile().unwrap();
         std::io::Write::write_all(&mut file, b"\x7fELF\x02\x01\x01 but nothing that follows makes sense").unwrap();
-        assert!(matches!(allocator(file, Binding::Dynamic), Err(ResolveError::Corrupt(_))));
+        assert!(matches!(allocator(&file), Err(ResolveError::Corrupt(_))));
     }
 }

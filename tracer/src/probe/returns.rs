@@ -11,6 +11,8 @@ use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Regist
 
 /// Instructions that are looked at.
 const MAX_INSTRUCTIONS: usize = 20_000;
+/// Bytes of the longest instruction.
+const LONGEST: usize = 15;
 /// Most returns that a function may have: each is a probe.
 const MAX_RETURNS: usize = 64;
 
@@ -55,7 +57,15 @@ pub fn returns<'a>(
             complete = false;
             continue;
         };
-        for instruction in &mut Decoder::with_ip(64, bytes, start, DecoderOptions::NONE) {
+        let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
+        loop {
+            if !decoder.can_decode() || decoder.max_position() - decoder.position() < LONGEST && decoder.ip() > start {
+                // What follows is in the next piece.
+                complete &= decoder.ip() > start;
+                paths.extend(Some(decoder.ip()).filter(|next| *next > start));
+                break;
+            }
+            let instruction = decoder.decode();
             if instruction.is_invalid() || left == 0 {
                 complete = false;
                 break;

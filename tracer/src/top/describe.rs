@@ -153,9 +153,11 @@ fn look(Id { pid, .. }: Id, exe: Option<String>) -> Description {
     let language = own.as_ref().filter(|module| module.file().is_some()).map(|module| symbolize::language(module));
     let runtime = space.executable_files().find_map(|(module, _)| Runtime::of_file(module.path()));
     let readable = own.is_some_and(|module| module.file().is_some());
-    let found = attach::allocator(pid).ok().flatten();
-    let allocator = found.as_ref().map(|found| {
-        if of_executable(&found.module) { "its own".to_owned() } else { allocator_name(found.module.path()).to_owned() }
+    let found = attach::allocators(pid).ok().flatten();
+    let allocator = found.as_ref().and_then(|found| found.files().first()).map(|first| match first.functions.name {
+        Some(name) => name.to_owned(),
+        None if of_executable(&first.module) => "its own".to_owned(),
+        None => allocator_name(first.module.path()).to_owned(),
     });
     let tracing = match (language, &allocator, runtime) {
         (Some(Language::Go), ..) => match go::process::open(pid) {

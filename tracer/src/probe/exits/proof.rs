@@ -3,7 +3,7 @@
 use thiserror::Error;
 use tracer_ebpf::exit::{Exit, Outcome, Place};
 
-use crate::probe::allocators::Shape;
+use crate::probe::family::Shape;
 
 /// An instruction at which the outcome of a call is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Exits {
     pub fn are_cheap(&self, shape: Shape) -> bool {
         let gives_block = |place| match place {
             Place::Register { .. } | Place::Stack(_) => true,
-            Place::Constant(result) => shape == Shape::PosixMemalign && result == 0,
+            Place::Constant(result) => shape.stores() && result == 0,
             Place::Unknown => false,
         };
         let Self::Proven(sites) = self else { return false };

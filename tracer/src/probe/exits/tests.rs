@@ -4,7 +4,7 @@ use tracer_ebpf::exit::{Exit, Frame, Outcome, Place};
 
 use super::{Analysis, ExitSite, Exits, Image, Known, Pointer, Unproven, exits};
 use crate::{
-    probe::allocators::Shape,
+    probe::family::Shape,
     unwind::{Frames, Sections},
 };
 

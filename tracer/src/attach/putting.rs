@@ -1,0 +1,112 @@
+//! Putting the probes of a traced process on what it allocates with, again where they have gone.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+
+use super::{
+    Attached,
+    find::{Allocator, Allocators},
+    probes::{Own, Probes, Put, Scope},
+};
+use crate::{bpf::Order, files::module::Module, process::status};
+
+impl Attached {
+    /// Puts probes on allocators in the place of those that are there. Whether they are in force.
+    pub(super) fn reattach(&mut self, probes: &mut Probes, allocators: Allocators, task: u32) -> bool {
+        // What is not recorded yet has no calls that could be seen by halves.
+        let order = if self.life.is_paused() { Order::AtOnce } else { Order::InTurn };
+        let put = probes.attach(allocators.files(), self.pid, task, self.returns, order);
+        self.were_put(probes, put, allocators, true)
+    }
+
+    /// Puts probes on those allocators that have none yet, beside those that are there.
+    pub(super) fn attach_others(&mut self, probes: &mut Probes, allocators: Allocators) -> bool {
+        let others = allocators.files().iter().filter(|allocator| !self.has(allocator));
+        let others: Vec<Allocator> = others.cloned().collect();
+        if others.is_empty() {
+            return true;
+        }
+        let put = probes.attach(&others, self.pid, self.pid, self.returns, Order::InTurn);
+        self.were_put(probes, put, allocators, false)
+    }
+
+    /// Probes were put on allocators, in the place of those that were there or beside them. Whether they are in force.
+    fn were_put(&mut self, probes: &mut Probes, put: Result<Put>, allocators: Allocators, anew: bool) -> bool {
+        match put {
+            Ok(Put { own, unseen }) => {
+                (self.allocators, self.gave_up) = (Some(allocators), false);
+                self.guard.forget();
+                if anew {
+                    std::mem::replace(&mut self.links, own).detach_aside(&mut probes.programs);
+                } else {
+                    self.links.extend(own);
+                }
+                unseen.into_iter().for_each(|note| self.was_unseen(note));
+                true
+            }
+            // What it did until then is all there is.
+            Err(_) if !status::is_alive(self.pid) => false,
+            Err(error) => {
+                tracing::warn!("cannot move the probes of process {}: {error:#}", self.pid);
+                false
+            }
+        }
+    }
+
+    /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
+    /// life of one thread. Whether there was another.
+    pub fn move_to_another_thread(&mut self, probes: &mut Probes) -> bool {
+        if self.is_over() || !self.links.end_with_thread() {
+            return false;
+        }
+        let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
+        let Some(allocators) = self.allocators.clone() else { return false };
+        self.reattach(probes, allocators, thread)
+    }
+
+    /// Sees outcomes at instructions from now on, where that can be: a return address had to be left alone.
+    pub fn leave_returns_alone(&mut self, probes: &mut Probes) {
+        // In file scope they are.
+        if self.is_over()
+            || probes.scope() == Scope::File
+            || self.returns.asked.is_some()
+            || std::mem::replace(&mut self.returns.declined, true)
+        {
+            return;
+        }
+        if let Some(allocators) = self.allocators.clone() {
+            self.reattach(probes, allocators, self.pid);
+        }
+    }
+
+    /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
+    /// are not; no more often than once in `pause`. Whether they were away.
+    pub fn keep_probes(&mut self, probes: &mut Probes, now: Instant, pause: Duration) -> bool {
+        let nothing = !self.guard.is_due(now) || self.gave_up || self.life.came_later() || !self.life.is_settled();
+        let Some(allocators) = self.allocators.clone().filter(|_| !nothing) else { return false };
+        let probed = |probes: &Probes, own: &Own| -> Vec<(Arc<Module>, Vec<u64>)> {
+            let files = allocators.files().iter().map(|allocator| &allocator.module);
+            files.map(|module| (Arc::clone(module), probes.offsets(module, own).to_vec())).collect()
+        };
+        let Some(gone) = self.guard.check(self.pid, || probed(probes, &self.links), pause) else { return false };
+        allocators.files().iter().for_each(|allocator| probes.forget(&allocator.module));
+        let again = self.reattach(probes, allocators.clone(), self.pid)
+            && self.guard.look(self.pid, &probed(probes, &self.links)) == Some(0);
+        self.gave_up = !again;
+        let away = self.guard.renewed().as_millis();
+        let what = format!(
+            "{} of {} probes went from the code of process {}, which has dropped, moved or replaced it",
+            gone.missing, gone.of, self.pid
+        );
+        self.was_unseen(if again {
+            format!("{what}; they are there again, and at most {away} ms were not recorded")
+        } else {
+            format!("{what}; what it did since then, or up to {away} ms before, is not recorded")
+        });
+        true
+    }
+}

@@ -1,0 +1,136 @@
+//! What is to be known of an allocator, and in which ways functions take their arguments: the terms of the catalogue.
+
+/// How a function takes its arguments and gives its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// `f(size) -> block`, further arguments ignored.
+    Malloc,
+    /// The same, but it may throw instead of returning.
+    New,
+    /// `f(count, size) -> block`.
+    Calloc,
+    /// The same, but it may throw instead of returning.
+    NewArray,
+    /// `f(alignment, size) -> block`; or of a heap in the place of the alignment.
+    Memalign,
+    /// `f(heap, size) -> block`, but it may throw instead of returning.
+    NewInHeap,
+    /// `f(heap, count, size) -> block`.
+    CallocInHeap,
+    /// The same, but it may throw instead of returning.
+    NewArrayInHeap,
+    /// `f(heap, alignment, size) -> block`.
+    MemalignInHeap,
+    /// `f(&block, alignment, size) -> 0 on success`.
+    PosixMemalign,
+    /// `f(block, size) -> block`.
+    Realloc,
+    /// The same, but it may throw instead of returning.
+    Renew,
+    /// `f(block, count, size) -> block`.
+    Reallocarray,
+    /// The same, but it may throw instead of returning.
+    RenewArray,
+    /// `f(block, alignment, size) -> block`.
+    Realign,
+    /// `f(block, old size, alignment, size) -> block`, or with the middle two the other way round.
+    ReallocFrom,
+    /// `f(heap, block, size) -> block`.
+    ReallocInHeap,
+    /// `f(heap, block, count, size) -> block`.
+    ReallocarrayInHeap,
+    /// `f(heap, block, alignment, size) -> block`.
+    RealignInHeap,
+    /// `f(block)`, further arguments ignored.
+    Free,
+    /// `f(heap, block)`, further arguments ignored.
+    FreeInHeap,
+}
+
+/// Which arguments of a function are what, from 1 on; 0: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arguments {
+    /// The block that is given back, or where the new one is stored.
+    pub block: u8,
+    /// How many elements.
+    pub count: u8,
+    /// Bytes, of each element where there is a count.
+    pub size: u8,
+}
+
+impl Shape {
+    /// Which argument is what.
+    pub fn arguments(self) -> Arguments {
+        let (block, count, size) = match self {
+            Self::Malloc | Self::New => (0, 0, 1),
+            Self::Calloc | Self::NewArray => (0, 1, 2),
+            Self::Memalign | Self::NewInHeap => (0, 0, 2),
+            Self::CallocInHeap | Self::NewArrayInHeap => (0, 2, 3),
+            Self::MemalignInHeap => (0, 0, 3),
+            Self::PosixMemalign | Self::Realign => (1, 0, 3),
+            Self::Realloc | Self::Renew => (1, 0, 2),
+            Self::Reallocarray | Self::RenewArray => (1, 2, 3),
+            Self::ReallocFrom => (1, 0, 4),
+            Self::ReallocInHeap => (2, 0, 3),
+            Self::ReallocarrayInHeap => (2, 3, 4),
+            Self::RealignInHeap => (2, 0, 4),
+            Self::Free => (1, 0, 0),
+            Self::FreeInHeap => (2, 0, 0),
+        };
+        Arguments { block, count, size }
+    }
+
+    /// How many of the leading integer arguments are read.
+    pub fn read(self) -> usize {
+        let Arguments { block, count, size } = self.arguments();
+        usize::from(block.max(count).max(size))
+    }
+
+    /// Whether it frees, and allocates nothing.
+    pub fn frees(self) -> bool {
+        matches!(self, Self::Free | Self::FreeInHeap)
+    }
+
+    /// Whether the result is a status, and the block is stored where an argument says.
+    pub fn stores(self) -> bool {
+        self == Self::PosixMemalign
+    }
+
+    /// Whether it may throw instead of returning.
+    pub fn throws(self) -> bool {
+        matches!(
+            self,
+            Self::New | Self::NewArray | Self::NewInHeap | Self::NewArrayInHeap | Self::Renew | Self::RenewArray
+        )
+    }
+}
+
+/// When the functions of a family are taken for what their names say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Always: nobody else has such names.
+    Names,
+    /// Where the file exports them, or has functions by all these names.
+    ExportOr(&'static [&'static str]),
+    /// Where the file has functions by all these names.
+    All(&'static [&'static str]),
+    /// Where they do not end in a `malloc` of another file: there they are seen as calls of that.
+    NoImport,
+    /// Where no other allocator is behind them, in this file or another one.
+    NothingBehind,
+}
+
+/// The functions of one allocator, or of one interface that several have.
+#[derive(Debug)]
+pub struct Family {
+    /// What people call it.
+    pub name: &'static str,
+    /// What stands before the names, one of these.
+    pub prefixes: &'static [&'static str],
+    /// When they are taken for what they seem.
+    pub evidence: Evidence,
+    /// Whether it is known what its functions call: no code of the program's but by hooks.
+    pub is_known: bool,
+    /// Its functions.
+    pub functions: &'static [(&'static str, Shape)],
+}

@@ -1,0 +1,191 @@
+//! The symbols of a file that may be functions of an allocator: found fast among millions of others.
+
+use object::{
+    Endianness,
+    elf::{FileHeader64, SHN_UNDEF, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64},
+    read::elf::{ElfFile, SectionHeader as _, Sym as _, SymbolTable},
+};
+
+use super::{
+    allocators::{self, FamilyIndex, Known, LONGEST, cloned_from, jemalloc_prefix},
+    catalogue::FAMILIES,
+};
+use crate::files::elf::Bounded;
+
+/// A 64-bit ELF file.
+pub(super) type Elf<'data> = ElfFile<'data, FileHeader64<Endianness>, Bounded<'data>>;
+
+/// Most symbols of one table that are looked at.
+const MAX_SYMBOLS: usize = 1 << 24;
+/// Most that are taken from one file.
+const MAX_FOUND: usize = 1024;
+/// Most prefixes of jemalloc in one file.
+const MAX_PREFIXES: usize = 8;
+/// Bytes of a name that are looked at: mangled, and with what compilers add.
+const MAX_NAME: usize = LONGEST + 64;
+
+/// A function of the file that has a name of the catalogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Candidate {
+    /// Its name.
+    pub(super) name: String,
+    /// What the catalogue says of that.
+    pub(super) known: Known,
+    /// Its address, as the file was linked.
+    pub(super) address: u64,
+    /// Bytes; 0 when it is not known.
+    pub(super) size: u64,
+    /// Whether other files can call it by its name.
+    pub(super) is_exported: bool,
+    /// Whether it is one that chooses the function at run time (IFUNC).
+    pub(super) chooses: bool,
+}
+
+/// What a file has.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Functions, those that are exported first.
+    pub(super) candidates: Vec<Candidate>,
+    /// Names of functions that were made of such by a compiler, with other arguments.
+    pub(super) clones: Vec<String>,
+    /// Names of the catalogue that the file takes from others.
+    pub(super) imports: Vec<String>,
+}
+
+impl Found {
+    /// Whether the file has functions by all these names.
+    pub(super) fn has_all(&self, names: &[&str]) -> bool {
+        names.iter().all(|name| self.candidates.iter().any(|candidate| candidate.name == *name))
+    }
+}
+
+type Table<'data> = SymbolTable<'data, FileHeader64<Endianness>, Bounded<'data>>;
+
+/// Looks through the symbols of a file: those for other files, then its own.
+pub(super) fn find<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> Found {
+    let mut found = Found::default();
+    let mut prefixes: Vec<(Vec<u8>, u32)> = Vec::new();
+    let tables = [(elf.elf_dynamic_symbol_table(), true), (elf.elf_symbol_table(), false)];
+    let names = tables.map(|(table, exported)| (table, exported, names(elf, table, data)));
+    for (table, exported, names) in names {
+        each(elf, table, names, begins_like_one, |name, symbol| {
+            if let Some((prefix, which)) = jemalloc_prefix(name) {
+                note(&mut prefixes, prefix, which);
+            }
+            take(&mut found, name, symbol, exported, allocators::known);
+        });
+    }
+    // Two names that only jemalloc has make a prefix one of its.
+    prefixes.retain(|(prefix, seen)| {
+        seen.count_ones() >= 2
+            && !FAMILIES[allocators::jemalloc()].prefixes.iter().any(|known| known.as_bytes() == prefix)
+    });
+    for (prefix, _) in &prefixes {
+        for (table, exported, names) in names {
+            each(elf, table, names, begins_like_one, |name, symbol| {
+                take(&mut found, name, symbol, exported, |name| with_prefix(name, prefix));
+            });
+        }
+    }
+    found
+}
+
+/// What jemalloc's function of this name is, where it was given this prefix.
+fn with_prefix(name: &[u8], prefix: &[u8]) -> Option<Known> {
+    let family: FamilyIndex = allocators::jemalloc();
+    let plain = name.strip_prefix(prefix)?;
+    let (_, shape) = FAMILIES[family].functions.iter().find(|(known, _)| known.as_bytes() == plain)?;
+    Some(Known { family, shape: *shape })
+}
+
+fn note(prefixes: &mut Vec<(Vec<u8>, u32)>, prefix: &[u8], which: usize) {
+    if let Some((_, seen)) = prefixes.iter_mut().find(|(known, _)| known == prefix) {
+        *seen |= 1 << which;
+    } else if prefixes.len() < MAX_PREFIXES {
+        prefixes.push((prefix.to_vec(), 1 << which));
+    }
+}
+
+fn take(
+    found: &mut Found,
+    name: &[u8],
+    symbol: &Sym64<Endianness>,
+    is_exported: bool,
+    known: impl Fn(&[u8]) -> Option<Known>,
+) {
+    let endian = Endianness::Little;
+    let text = || String::from_utf8_lossy(name).into_owned();
+    let Some(known) = known(name) else {
+        if cloned_from(name).and_then(known).is_some() && found.clones.len() < MAX_FOUND {
+            found.clones.push(text());
+        }
+        return;
+    };
+    if symbol.st_shndx(endian) == SHN_UNDEF {
+        if is_exported && found.imports.len() < MAX_FOUND {
+            found.imports.push(text());
+        }
+        return;
+    }
+    let (address, size) = (symbol.st_value(endian), symbol.st_size(endian));
+    let is_there = found.candidates.iter().any(|other| other.address == address && other.name.as_bytes() == name);
+    if address == 0 || is_there || found.candidates.len() >= MAX_FOUND {
+        return;
+    }
+    let chooses = symbol.st_type() == STT_GNU_IFUNC;
+    found.candidates.push(Candidate { name: text(), known, address, size, is_exported, chooses });
+}
+
+/// The names of a table, one behind the other.
+fn names<'data>(elf: &Elf<'data>, table: &Table<'data>, data: Bounded<'data>) -> &'data [u8] {
+    let section = elf.elf_section_table().section(table.string_section());
+    section.and_then(|section| section.data(elf.endian(), data)).unwrap_or_default()
+}
+
+/// Calls `f` with the name of each function of both tables whose name begins as `begins` wants.
+pub(super) fn each_function<'data>(
+    elf: &Elf<'data>,
+    data: Bounded<'data>,
+    begins: impl Fn(&[u8]) -> bool,
+    mut f: impl FnMut(&[u8], &Sym64<Endianness>),
+) {
+    for table in [elf.elf_dynamic_symbol_table(), elf.elf_symbol_table()] {
+        each(elf, table, names(elf, table, data), &begins, &mut f);
+    }
+}
+
+fn each<'data>(
+    elf: &Elf<'data>,
+    table: &Table<'data>,
+    names: &'data [u8],
+    begins: impl Fn(&[u8]) -> bool,
+    mut f: impl FnMut(&[u8], &Sym64<Endianness>),
+) {
+    let endian = elf.endian();
+    if names.is_empty() {
+        return;
+    }
+    for symbol in table.symbols().iter().take(MAX_SYMBOLS) {
+        if !matches!(symbol.st_type(), STT_FUNC | STT_GNU_IFUNC | STT_NOTYPE) {
+            continue;
+        }
+        let Some(rest) = names.get(symbol.st_name(endian) as usize..) else { continue };
+        if !begins(rest) {
+            continue;
+        }
+        let rest = &rest[..rest.len().min(MAX_NAME)];
+        if let Some(end) = rest.iter().position(|byte| *byte == 0) {
+            f(&rest[..end], symbol);
+        }
+    }
+}
+
+/// Whether it may be worth reading a name to its end: most of those that are mangled are not.
+fn begins_like_one(name: &[u8]) -> bool {
+    match name {
+        [b'_', b'Z', rest @ ..] => matches!(rest, [b'n' | b'd', ..]) || rest.starts_with(b"N3rml"),
+        [b'_', b'R', rest @ ..] => rest.starts_with(b"NvCs"),
+        [0, ..] | [] => false,
+        _ => true,
+    }
+}
