@@ -1,7 +1,7 @@
 //! Tests of the tracer as its users run it: the binary, on real processes, against programs that know the truth.
 //!
 //! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
-//! exact numbers ([`exactness`], [`allocators`], [`languages`], [`processes`], [`children`], [`containers`]), harm that is not done ([`returns`]), launched commands, loss, real servers,
+//! exact numbers ([`exactness`], [`allocators`], [`several`], [`languages`], [`processes`], [`children`], [`containers`]), harm that is not done ([`returns`]), launched commands, loss, real servers,
 //! refusals and hostile targets, formats, what kernels take; the heap of Go programs, also next to that of C, their
 //! goroutines, and leaks of these; what grows, and what does not ([`growth`]).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -34,6 +34,7 @@ mod refusals;
 mod returns;
 mod selection;
 mod services;
+mod several;
 mod silence;
 mod stacks;
 mod storm;

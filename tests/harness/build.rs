@@ -5,6 +5,7 @@ use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::{Path, PathBuf},
     process::Command,
+    sync::{Mutex, PoisonError},
 };
 
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/programs");
@@ -23,6 +24,25 @@ pub(super) const MUSL: Compiler = Compiler { name: "musl-gcc", flags: C.flags };
 pub(super) const CXX: Compiler = Compiler { name: "g++", flags: &["-std=c++20", "-O2", "-w", "-pthread"] };
 pub(super) const RUST: Compiler =
     Compiler { name: "rustc", flags: &["--edition", "2024", "-O", "-C", "force-frame-pointers=yes", "-A", "warnings"] };
+
+/// Builds the package in a folder of the programs, with a feature: its executable, which has its name.
+#[track_caller]
+pub(super) fn build_package(name: &str, feature: &str) -> PathBuf {
+    // Each feature leaves its executable in the same place.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let manifest = Path::new(SOURCES).join(name).join("Cargo.toml");
+    let mut build = Command::new("cargo");
+    build.args(["build", "--release", "--locked", "--quiet", "--features", feature, "--manifest-path"]);
+    let output = build.arg(manifest).arg("--target-dir").arg(&folder).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run cargo ({error})"));
+    assert!(output.status.success(), "{build:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let program = folder.join(feature);
+    fs::copy(folder.join("release").join(name), folder.join(format!("{feature}.part"))).unwrap();
+    fs::rename(folder.join(format!("{feature}.part")), &program).unwrap();
+    program
+}
 
 /// A program to be compiled.
 pub(super) struct Source {

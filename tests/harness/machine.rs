@@ -51,9 +51,12 @@ pub(crate) const ALLOCATORS: [Preloaded; 3] = [
 /// One that has a profiler, besides.
 const PROFILING: Preloaded = Preloaded { file: "libtcmalloc.so.4", package: "libgoogle-perftools4" };
 
+/// One whose functions of the C library's names call those of another file.
+const PROXY: Preloaded = Preloaded { file: "libtbbmalloc_proxy.so.2", package: "libtbbmalloc2" };
+
 /// Path of the allocator whose file name contains `name`.
 pub(crate) fn preloadable(name: &str) -> String {
-    let known = ALLOCATORS.iter().chain([&PROFILING]).find(|allocator| allocator.file.contains(name)).unwrap();
+    let known = ALLOCATORS.iter().chain([&PROFILING, &PROXY]).find(|allocator| allocator.file.contains(name)).unwrap();
     let path = Path::new("/usr/lib/x86_64-linux-gnu").join(known.file);
     assert!(path.exists(), "{} is missing: apt-get install {}", path.display(), known.package);
     path.to_string_lossy().into_owned()

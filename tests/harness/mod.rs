@@ -31,7 +31,7 @@ pub(crate) use machine::{
 };
 pub(crate) use oracle::{End, Oracle, executable_mappings};
 pub(crate) use pprof::{Pprof, pprof};
-pub(crate) use programs::compiled;
+pub(crate) use programs::{compiled, rust_on};
 pub(crate) use report::{Held, Report, Stack};
 pub(crate) use shadow::follow;
 pub(crate) use sites::{callers_of, check_sites, deviation};

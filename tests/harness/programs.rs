@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use super::build::{C, CXX, MUSL, RUST, Source};
+use super::build::{C, CXX, MUSL, RUST, Source, build_package};
 
 /// The rest is the same, so that results can be compared.
 const WITH_FRAME_POINTERS: &[&str] = &["-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer"];
@@ -20,6 +20,37 @@ macro_rules! without_tables {
 
 /// An allocator in the executable: its functions are called by name, and libraries find them.
 const EXPORTED_ALLOCATOR: &[&str] = &["-fno-builtin", "-rdynamic", "-fno-omit-frame-pointer"];
+
+/// The family under the names that jemalloc has with a prefix.
+const JE_NAMES: &[&str] = &[
+    "-fno-builtin",
+    "-Dmalloc=je_malloc",
+    "-Dcalloc=je_calloc",
+    "-Drealloc=je_realloc",
+    "-Dreallocarray=je_reallocarray",
+    "-Dfree=je_free",
+    "-Dmemalign=je_memalign",
+    "-Dposix_memalign=je_posix_memalign",
+    "-Daligned_alloc=je_aligned_alloc",
+    "-Dvalloc=je_valloc",
+    "-Dpvalloc=je_pvalloc",
+];
+
+/// The family under mimalloc's own names.
+const MI_NAMES: &[&str] = &[
+    "-fno-builtin",
+    "-Dmalloc=mi_malloc",
+    "-Dcalloc=mi_calloc",
+    "-Drealloc=mi_realloc",
+    "-Dreallocarray=mi_reallocarray",
+    "-Dfree=mi_free",
+    "-Dmemalign=mi_memalign",
+    "-Dposix_memalign=mi_posix_memalign",
+    "-Daligned_alloc=mi_aligned_alloc",
+    "-Dvalloc=mi_valloc",
+    "-Dpvalloc=mi_pvalloc",
+    "-l:libmimalloc.so.2.0",
+];
 
 const PROGRAMS: &[Source] = &[
     Source { name: "32 bits", compiler: C, files: &["thirty_two_bits.s"], flags: &["-m32", "-nostdlib", "-static"] },
@@ -42,6 +73,18 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-omit-frame-pointer", "-g"],
     },
     Source { name: "cpp", compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "cpp, static jemalloc",
+        compiler: CXX,
+        files: &["cpp.cpp"],
+        flags: &["-fno-omit-frame-pointer", "-static-libstdc++", "-l:libjemalloc.a", "-ldl", "-lm"],
+    },
+    Source {
+        name: "cpp, static tcmalloc",
+        compiler: CXX,
+        files: &["cpp.cpp"],
+        flags: &["-fno-omit-frame-pointer", "-static-libstdc++", "-l:libtcmalloc_minimal.a"],
+    },
     Source { name: "deep", compiler: C, files: &["deep.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "dies", compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS },
     Source {
@@ -69,6 +112,13 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-builtin", "-rdynamic"],
     },
     Source {
+        name: "family, prefixed allocator",
+        compiler: C,
+        files: &["family.c", "own_allocator.c"],
+        flags: JE_NAMES,
+    },
+    Source { name: "family, names of mimalloc", compiler: C, files: &["family.c"], flags: MI_NAMES },
+    Source {
         name: "fibers",
         compiler: C,
         files: &["fibers.c", "pausing_malloc.c"],
@@ -78,12 +128,30 @@ const PROGRAMS: &[Source] = &[
     Source { name: "generated code", compiler: C, files: &["generated.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "grows", compiler: C, files: &["grows.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "hostile", compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "interposer",
+        compiler: C,
+        files: &["interposer.c"],
+        flags: &["-fno-builtin", "-shared", "-fPIC", "-ldl"],
+    },
+    Source {
+        name: "interposer of a part",
+        compiler: C,
+        files: &["interposer.c"],
+        flags: &["-fno-builtin", "-shared", "-fPIC", "-ldl", "-DPART"],
+    },
     Source { name: "launched", compiler: CXX, files: &["launched.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "loader", compiler: C, files: &["loader.c"], flags: &["-ldl"] },
     Source { name: "main_exits", compiler: C, files: &["main_exits.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "many mappings", compiler: C, files: &["many_mappings.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "memory", compiler: C, files: &["memory.c"], flags: &["-pthread"] },
     Source { name: "migrants", compiler: C, files: &["migrants.c"], flags: &["-fno-builtin", "-rdynamic", "-pthread"] },
+    Source {
+        name: "mimalloc_shapes",
+        compiler: C,
+        files: &["mimalloc_shapes.c"],
+        flags: &["-fno-omit-frame-pointer", "-l:libmimalloc.so.2.0"],
+    },
     Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "no allocator",
@@ -178,6 +246,12 @@ const PROGRAMS: &[Source] = &[
     Source { name: "probed", compiler: C, files: &["probed.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "rust_service", compiler: RUST, files: &["rust_service.rs"], flags: &[] },
     Source { name: "same_place", compiler: C, files: &["same_place.c"], flags: WITHOUT_FRAME_POINTERS },
+    Source {
+        name: "several",
+        compiler: C,
+        files: &["several.c", "prefixed_allocator.c"],
+        flags: &["-fno-builtin", "-fno-omit-frame-pointer", "-l:libtbbmalloc.so.2"],
+    },
     Source { name: "shapes -O0", compiler: CXX, files: &["shapes.cpp"], flags: &["-O0", "-fomit-frame-pointer"] },
     Source { name: "shapes -O2", compiler: CXX, files: &["shapes.cpp"], flags: &["-O2", "-fomit-frame-pointer"] },
     Source { name: "shapes -O3", compiler: CXX, files: &["shapes.cpp"], flags: &["-O3", "-fomit-frame-pointer"] },
@@ -202,6 +276,12 @@ const PROGRAMS: &[Source] = &[
 pub(crate) fn compiled(name: &str) -> PathBuf {
     let source = PROGRAMS.iter().find(|source| source.name == name);
     source.unwrap_or_else(|| panic!("no program {name:?} in {}", file!())).build()
+}
+
+/// Path of `rust_service` on an allocator, which is a feature of the package `rust_allocators`.
+#[track_caller]
+pub(crate) fn rust_on(allocator: &str) -> PathBuf {
+    build_package("rust_allocators", allocator)
 }
 
 /// Says where they are: `cargo xtask test --vm` asks that.

@@ -2,7 +2,7 @@
 //! function that allocated, which is somewhere on the stack; a global allocator keeps count.
 
 use std::{
-    alloc::{GlobalAlloc, Layout, System},
+    alloc::{GlobalAlloc, Layout},
     cell::Cell,
     collections::{BTreeMap, HashMap},
     hint::black_box,
@@ -13,6 +13,18 @@ use std::{
     },
     thread,
 };
+
+/// What keeps the memory, as `rust_allocators` has it.
+#[cfg(feature = "mimalloc")]
+use mimalloc::MiMalloc as Keeper;
+#[cfg(feature = "rpmalloc")]
+use rpmalloc::RpMalloc as Keeper;
+#[cfg(feature = "snmalloc")]
+use snmalloc_rs::SnMalloc as Keeper;
+#[cfg(not(any(feature = "jemalloc", feature = "mimalloc", feature = "rpmalloc", feature = "snmalloc")))]
+use std::alloc::System as Keeper;
+#[cfg(feature = "jemalloc")]
+use tikv_jemallocator::Jemalloc as Keeper;
 
 const HOLDERS: [&str; 7] =
     ["hold_vectors", "hold_boxes", "hold_hash_map", "hold_strings", "hold_tree", "hold_from_thread", "hold_zeroed"];
@@ -101,7 +113,7 @@ unsafe impl GlobalAlloc for Counting {
     // SAFETY: the system's allocator keeps what the trait demands.
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
-        let block = unsafe { System.alloc(layout) };
+        let block = unsafe { Keeper.alloc(layout) };
         self.begin(block, layout.size());
         block
     }
@@ -109,7 +121,7 @@ unsafe impl GlobalAlloc for Counting {
     // SAFETY: the system's allocator keeps what the trait demands.
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promise.
-        let block = unsafe { System.alloc_zeroed(layout) };
+        let block = unsafe { Keeper.alloc_zeroed(layout) };
         self.begin(block, layout.size());
         block
     }
@@ -118,20 +130,21 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         self.end(block, layout.size());
         // SAFETY: the caller's promise.
-        unsafe { System.dealloc(block, layout) }
+        unsafe { Keeper.dealloc(block, layout) }
     }
 
     // SAFETY: as above.
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         self.end(block, layout.size());
         // SAFETY: the caller's promise.
-        let moved = unsafe { System.realloc(block, layout, size) };
+        let moved = unsafe { Keeper.realloc(block, layout, size) };
         self.begin(moved, size);
         moved
     }
 }
 
-/// Works for a holder.
+/// Works for a holder. Inlined: else the holder may end in a jump to this, and would not be on the stack.
+#[inline(always)]
 fn count_as<T>(name: &str, f: impl FnOnce() -> T) -> T {
     let holder = 1 + HOLDERS.iter().position(|holder| *holder == name).unwrap();
     let before = HOLDER.replace(holder);

@@ -14,7 +14,7 @@ use std::{fmt, path::Path};
 
 use anyhow::{Result, bail};
 
-use crate::command;
+use crate::{command, workspace::Workspace};
 
 /// Debian's compiler with the BPF target, from its security suite.
 const BPF_COMPILER: &[&str] = &["rustc-web", "libstd-rust-web-dev-bpf"];
@@ -37,9 +37,12 @@ const TEST_PACKAGES: &[&str] = &[
     "gdb",
     "g++",
     "libjemalloc2",
+    "libjemalloc-dev",
     "libtcmalloc-minimal4",
     "libgoogle-perftools4",
+    "libgoogle-perftools-dev",
     "libmimalloc2.0",
+    "libtbbmalloc2",
     "musl-tools",
     "rust-web-clippy",
 ];
@@ -166,6 +169,7 @@ pub(crate) fn for_tests() -> Result<()> {
     if command::find("cargo-deny").is_none() {
         rust::install_cargo_deny()?;
     }
+    rust::fetch_package(&Workspace::load()?.root.join("tests/programs/rust_allocators"))?;
     Ok(())
 }
 

@@ -77,6 +77,14 @@ pub(super) fn install_cargo_deny() -> Result<()> {
     cargo_install("cargo-deny", CARGO_DENY, &options, &[("CARGO_PROFILE_DEV_DEBUG", "0")])
 }
 
+/// Brings the sources that a package of the tests is built from, which is apart from the workspace.
+pub(super) fn fetch_package(folder: &Path) -> Result<()> {
+    let manifest = folder.join("Cargo.toml");
+    command::with_retries("cargo", NETWORK_PAUSE, |_| {
+        command::run(command::program("cargo").args(["fetch", "--locked", "--quiet", "--manifest-path"]).arg(&manifest))
+    })
+}
+
 fn cargo_install(name: &str, version: &str, options: &[&str], variables: &[(&str, &str)]) -> Result<()> {
     command::with_retries("cargo install", NETWORK_PAUSE, |_| {
         let mut install = command::cargo();

@@ -1,0 +1,142 @@
+//! Allocators that are not the first file to export `malloc`: in the executable under names of their own, several in one process,
+//! and interposers that pass calls on. Each block is seen, once.
+
+use std::path::Path;
+
+use crate::harness::{
+    Held, Run, Target, Truth, check_functions, check_holders, compiled, preloadable, require_root, rust_on,
+};
+
+/// Has a program do what it does, and compares every function with its truth.
+#[track_caller]
+fn check(what: &str, program: &Path, preload: &[&str], functions: Option<&Path>) {
+    require_root();
+    let preload = preload.join(":");
+    let environment = [("LD_PRELOAD", &*preload)];
+    let environment = if preload.is_empty() { &environment[..0] } else { &environment };
+    let mut target = Target::start_with(program, &[], environment);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_nothing_lost(what);
+    report.assert_complete(what);
+    check_functions(what, &report, &truth, functions);
+    if functions.is_none() && truth.facts.contains_key("unmatched_frees") {
+        let allocated = Held { bytes: truth.fact("allocated_bytes"), blocks: truth.fact("allocated_blocks") };
+        assert_eq!(report.allocated(), allocated, "{what}: every allocation counts once");
+        assert_eq!(report.quality("unmatched_frees"), truth.fact("unmatched_frees"), "{what}: frees count once");
+    }
+}
+
+/// Names that jemalloc has when it is linked into an executable with a prefix: they are in its own table of symbols only.
+#[test]
+fn family_by_names_with_a_prefix() {
+    check("je_", &compiled("family, prefixed allocator"), &[], None);
+}
+
+#[test]
+fn family_by_names_of_mimalloc() {
+    let _ = preloadable("mimalloc");
+    check("mi_", &compiled("family, names of mimalloc"), &[], None);
+}
+
+/// Each way in which its functions take their arguments.
+#[test]
+fn shapes_of_mimalloc() {
+    let _ = preloadable("mimalloc");
+    check("shapes of mimalloc", &compiled("mimalloc_shapes"), &[], None);
+}
+
+#[test]
+fn three_at_once() {
+    let program = compiled("several");
+    // The loader makes threads with memory of the C library's.
+    check("three at once", &program, &[], Some(&program));
+}
+
+/// Names that only an executable's own table of symbols has: nobody else asks for them.
+#[test]
+fn operators_of_a_static_allocator() {
+    require_root();
+    for program in ["cpp, static jemalloc", "cpp, static tcmalloc"] {
+        let mut target = Target::start_with(&compiled(program), &[], &[]);
+        let tracer = Run::pid(target.pid()).start();
+        let truth = target.ask("begin");
+        let report = tracer.stop().report(0);
+        report.assert_nothing_lost(program);
+        report.assert_complete(program);
+        check_holders(program, &report, &truth);
+    }
+}
+
+#[test]
+fn an_interposer_that_passes_all_on() {
+    let interposer = compiled("interposer");
+    check("interposer", &compiled("family"), &[interposer.to_str().unwrap()], None);
+}
+
+/// What the interposer has not is the C library's own; blocks of one are resized and freed by the other.
+#[test]
+fn an_interposer_of_a_part() {
+    let interposer = compiled("interposer of a part");
+    check("part", &compiled("family"), &[interposer.to_str().unwrap()], None);
+}
+
+#[test]
+fn interposers_in_a_row() {
+    let (first, second) = (compiled("interposer of a part"), compiled("interposer"));
+    let row = [first.to_str().unwrap(), second.to_str().unwrap(), &preloadable("jemalloc")];
+    check("row", &compiled("family"), &row, None);
+}
+
+/// An allocator whose functions of the C library's names are in another file than those that do the work.
+#[test]
+fn a_proxy() {
+    check("TBB", &compiled("family"), &[&preloadable("tbbmalloc_proxy")], None);
+}
+
+/// Launched, allocators come one by one as the loader maps their files.
+#[test]
+fn three_at_once_from_the_first_instruction() {
+    require_root();
+    let program = compiled("several");
+    let outcome = Run::launch(&[], [program.to_str().unwrap(), "at once"]).finish();
+    let report = outcome.report(0);
+    report.assert_nothing_lost("launched");
+    let mut truth = Truth::default();
+    outcome.stdout.lines().for_each(|line| truth.read(line));
+    assert!(truth.total().blocks > 0, "{}", outcome.stdout);
+    check_functions("launched", &report, &truth, Some(&program));
+}
+
+#[track_caller]
+fn check_rust(allocator: &str) {
+    require_root();
+    let mut target = Target::start_with(&rust_on(allocator), &[], &[]);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_nothing_lost(allocator);
+    report.assert_complete(allocator);
+    check_holders(allocator, &report, &truth);
+}
+
+#[test]
+fn rust_on_jemalloc() {
+    check_rust("jemalloc");
+}
+
+#[test]
+fn rust_on_mimalloc() {
+    check_rust("mimalloc");
+}
+
+#[test]
+fn rust_on_snmalloc() {
+    check_rust("snmalloc");
+}
+
+#[test]
+fn rust_on_rpmalloc() {
+    check_rust("rpmalloc");
+}
