@@ -47,6 +47,13 @@ fn shapes_of_mimalloc() {
     check("shapes of mimalloc", &compiled("mimalloc_shapes"), &[], None);
 }
 
+/// One name proves nothing: whoever has few of them means something else by it.
+#[test]
+fn names_that_are_a_programs_own() {
+    let program = compiled("alike");
+    check("names alike", &program, &[], Some(&program));
+}
+
 #[test]
 fn three_at_once() {
     let program = compiled("several");

@@ -85,6 +85,7 @@ const PROGRAMS: &[Source] = &[
         files: &["cpp.cpp"],
         flags: &["-fno-omit-frame-pointer", "-static-libstdc++", "-l:libtcmalloc_minimal.a"],
     },
+    Source { name: "alike", compiler: C, files: &["alike.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "deep", compiler: C, files: &["deep.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "dies", compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS },
     Source {

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io,
+    panic::catch_unwind,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -73,8 +74,8 @@ pub(super) enum Phase {
     Running,
 }
 
-/// What was found in files, by what they are.
-type Found = HashMap<Identity, Searched>;
+/// What was found in files, by what they are and how long.
+type Found = HashMap<(Identity, u64), Searched>;
 
 /// A file, and the functions of allocators that it has.
 type Searched = (Arc<Module>, Option<Arc<Functions>>);
@@ -103,14 +104,19 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
 
 /// The functions of allocators that a file has; and the file, as it is held open already where that is so.
 fn search(module: &Arc<Module>) -> io::Result<Searched> {
-    if let Some((known, functions)) = searched().get_or_insert_default().get(module.identity()) {
+    // A file that was written anew where it lies is another one.
+    let key = (module.identity().clone(), module.length());
+    if let Some((known, functions)) = searched().get_or_insert_default().get(&key) {
         // Elsewhere it may have another name.
         let held = if known.path() == module.path() { known } else { module };
         return Ok((Arc::clone(held), functions.clone()));
     }
     let Some(path) = module.open_path().filter(|_| module.is_elf()) else { return Ok((Arc::clone(module), None)) };
     // Opened anew: the position of an open file is shared, and others read this one too.
-    let functions = resolve::allocator(&File::open(path)?)?.map(Arc::new);
+    let file = File::open(path)?;
+    // What is in it is hostile: should that make the search panic, it has none.
+    let found = catch_unwind(|| resolve::allocator(&file));
+    let functions = found.map_err(|_| io::Error::other("its symbols make no sense"))??.map(Arc::new);
     if let Some(functions) = &functions {
         tell(module, functions);
     }
@@ -119,7 +125,7 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
     if searched.len() >= MAX_SEARCHED {
         searched.clear();
     }
-    searched.insert(module.identity().clone(), (Arc::clone(module), functions.clone()));
+    searched.insert(key, (Arc::clone(module), functions.clone()));
     Ok((Arc::clone(module), functions))
 }
 

@@ -1,7 +1,7 @@
 //! The catalogue of allocators: data. A new allocator is one entry, a new function of a known one is one line.
 
 use super::family::{
-    Evidence::{All, ExportOr, Names, NoImport, NothingBehind},
+    Evidence::{All, ExportOr, Names, NoImport, NothingBehind, Several},
     Family,
     Shape::{
         Calloc, CallocInHeap, Free, FreeInHeap, Malloc, Memalign, MemalignInHeap, New, NewArray, NewArrayInHeap,
@@ -9,6 +9,10 @@ use super::family::{
         ReallocarrayInHeap, Renew, RenewArray,
     },
 };
+
+/// One of these is exported by whoever takes the place of the C library's.
+pub(super) const MAIN: [&str; 7] =
+    ["malloc", "calloc", "realloc", "free", "memalign", "posix_memalign", "aligned_alloc"];
 
 /// All allocators that are known. Where one file has functions of several, a name belongs to the first that has it.
 pub(super) const FAMILIES: &[Family] = &[
@@ -86,7 +90,8 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         name: "jemalloc",
         prefixes: &["", "je_", "_rjem_", "jemalloc_"],
-        evidence: Names,
+        // Without a prefix these are the ones of its extended interface.
+        evidence: Several(2),
         is_known: true,
         functions: &[
             ("malloc", Malloc),
@@ -191,7 +196,7 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         name: "mimalloc",
         prefixes: &["mi_"],
-        evidence: All(&["mi_free"]),
+        evidence: Several(3),
         is_known: true,
         functions: &[
             ("malloc", Malloc),
@@ -298,7 +303,7 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         name: "rpmalloc",
         prefixes: &["rp"],
-        evidence: All(&["rpfree"]),
+        evidence: All(&["rpmalloc", "rpfree"]),
         is_known: true,
         functions: &[
             ("malloc", Malloc),

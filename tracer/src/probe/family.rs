@@ -110,7 +110,9 @@ impl Shape {
 pub enum Evidence {
     /// Always: nobody else has such names.
     Names,
-    /// Where the file exports them, or has functions by all these names.
+    /// Where the file has so many functions of the family with the same prefix, or more.
+    Several(usize),
+    /// Where the file exports them, beside one of those that nobody does without; or has functions by all these names.
     ExportOr(&'static [&'static str]),
     /// Where the file has functions by all these names.
     All(&'static [&'static str]),

@@ -6,14 +6,14 @@ use std::fs::File;
 
 use hashbrown::HashMap;
 use object::{
-    Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget,
-    elf::{DF_1_PIE, DT_FLAGS_1, EM_X86_64, ET_EXEC, PT_DYNAMIC, PT_INTERP},
+    Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget, SegmentFlags,
+    elf::{DF_1_PIE, DT_FLAGS_1, EM_X86_64, ET_EXEC, PF_X, PT_DYNAMIC, PT_INTERP},
     read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _},
 };
 
 use super::{
     allocators,
-    catalogue::FAMILIES,
+    catalogue::{FAMILIES, MAIN},
     exits::{Exits, exits},
     family::{Evidence, Shape},
     image::{self, executable, with_analysis},
@@ -165,9 +165,13 @@ fn accepted<'data>(
         match evidence(candidate) {
             Evidence::Names => accepted.push(candidate.clone()),
             Evidence::ExportOr(names) => {
-                let is_enough =
-                    candidate.is_exported || found.has_all(names) || is_static && found.has_all(&["malloc"]);
+                let is_enough = candidate.is_exported && found.has_any(&MAIN)
+                    || found.has_all(names)
+                    || is_static && found.has_all(&["malloc"]);
                 accepted.extend(is_enough.then(|| candidate.clone()));
+            }
+            Evidence::Several(least) => {
+                accepted.extend((found.like(candidate) >= least).then(|| candidate.clone()));
             }
             Evidence::All(names) => accepted.extend(found.has_all(names).then(|| candidate.clone())),
             Evidence::NoImport | Evidence::NothingBehind => others.push(candidate),
@@ -247,9 +251,14 @@ fn function<'data>(elf: &Elf<'data>, data: Bounded<'data>, candidate: &Candidate
     Some((function, address + site.offset))
 }
 
+/// Whether what is in a segment may run.
+fn is_code<'data>(segment: &impl ObjectSegment<'data>) -> bool {
+    matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.0 & PF_X.0 != 0)
+}
+
 /// Where the code at an address is in the file, bytes.
 fn offset(elf: &Elf<'_>, address: u64) -> Option<u64> {
-    elf.segments().find_map(|segment| {
+    elf.segments().filter(is_code).find_map(|segment| {
         let inside = address.checked_sub(segment.address())?;
         let (offset, file_size) = segment.file_range();
         if inside < file_size { offset.checked_add(inside) } else { None }
@@ -258,7 +267,7 @@ fn offset(elf: &Elf<'_>, address: u64) -> Option<u64> {
 
 /// The code at an address, at most `wanted` bytes, and its offset in the file.
 fn code<'data>(elf: &Elf<'data>, data: Bounded<'data>, address: u64, wanted: u64) -> Option<(u64, &'data [u8])> {
-    let (start, available) = elf.segments().find_map(|segment| {
+    let (start, available) = elf.segments().filter(is_code).find_map(|segment| {
         let inside = address.checked_sub(segment.address()).filter(|inside| *inside < segment.size())?;
         let (offset, file_size) = segment.file_range();
         Some((offset.checked_add(inside)?, file_size.checked_sub(inside)?))

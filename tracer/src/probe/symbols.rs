@@ -2,7 +2,7 @@
 
 use object::{
     Endianness,
-    elf::{FileHeader64, SHN_UNDEF, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64},
+    elf::{FileHeader64, SHN_ABS, SHN_UNDEF, STT_FUNC, STT_GNU_IFUNC, STT_NOTYPE, Sym64},
     read::elf::{ElfFile, SectionHeader as _, Sym as _, SymbolTable},
 };
 
@@ -56,6 +56,30 @@ impl Found {
     /// Whether the file has functions by all these names.
     pub(super) fn has_all(&self, names: &[&str]) -> bool {
         names.iter().all(|name| self.candidates.iter().any(|candidate| candidate.name == *name))
+    }
+}
+
+impl Found {
+    /// Whether the file has a function by any of these names.
+    pub(super) fn has_any(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.candidates.iter().any(|candidate| candidate.name == *name))
+    }
+
+    /// How many functions of its family the file has with the prefix that this one has.
+    pub(super) fn like(&self, candidate: &Candidate) -> usize {
+        let of_family = |other: &&Candidate| other.known.family == candidate.known.family;
+        let prefix = |candidate: &Candidate| {
+            let functions = FAMILIES[candidate.known.family].functions.iter();
+            // The longest one: `aligned_alloc` ends with no other name, but `free_sized` and the like may.
+            let plain = functions.map(|(name, _)| *name).filter(|name| candidate.name.ends_with(name));
+            plain.map(str::len).max().map(|length| candidate.name[..candidate.name.len() - length].to_owned())
+        };
+        let own = prefix(candidate);
+        let alike = self.candidates.iter().filter(of_family).filter(|other| prefix(other) == own);
+        let mut names: Vec<&str> = alike.map(|candidate| candidate.name.as_str()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.len()
     }
 }
 
@@ -125,6 +149,11 @@ fn take(
         if is_exported && found.imports.len() < MAX_FOUND {
             found.imports.push(text());
         }
+        return;
+    }
+    // What has no type, and is not for others, may be a label in front of anything.
+    let is_label = symbol.st_type() == STT_NOTYPE && !is_exported;
+    if is_label || symbol.st_shndx(endian) == SHN_ABS {
         return;
     }
     let (address, size) = (symbol.st_value(endian), symbol.st_size(endian));

@@ -57,6 +57,8 @@ pub(super) struct Desk {
     /// How many jobs to open files are under way.
     opening: usize,
     attempts: HashMap<u32, u32>,
+    /// Tables of files that nobody has wanted yet.
+    untold: HashMap<u32, UnwindTable>,
     /// Copies of files that processes had mapped when they began to be recorded, by where.
     copies: HashMap<Pid, Vec<Mapped>>,
     processes: Processes,
@@ -94,6 +96,7 @@ impl Desk {
             compiled: Vec::new(),
             opening: 0,
             attempts: HashMap::new(),
+            untold: HashMap::new(),
             copies: HashMap::new(),
             processes: Processes::default(),
             rests: Rests::default(),
@@ -209,17 +212,28 @@ impl Desk {
 
     /// Has a file compiled that is not known yet: the number under which it will be.
     fn want(&mut self, module: Arc<Module>) -> Option<u32> {
-        if let Some(number) = self.numbers.get(module.identity()) {
-            return Some(*number).filter(|number| !self.known.contains_key(number));
+        if let Some(&number) = self.numbers.get(module.identity()) {
+            self.tell_table(number);
+            return Some(number).filter(|number| !self.known.contains_key(number));
         }
         let number = self.unwinder.number_of(&module)?;
         self.numbers.insert(module.identity().clone(), number);
         if self.known.contains_key(&number) {
             // By another name: some file systems tell several of one file.
+            self.tell_table(number);
             return None;
         }
         self.compile(number, module);
         Some(number)
+    }
+
+    /// Tells of the table of a file that was compiled before anybody wanted it.
+    fn tell_table(&mut self, number: u32) {
+        if let Some(Some(module)) = self.known.get(&number)
+            && let Some(table) = self.untold.remove(&number)
+        {
+            (self.tell)(Resolved::Known { number, module: Some(Arc::clone(module)), table: Some(table) });
+        }
     }
 
     fn compile(&mut self, number: u32, module: Arc<Module>) {
@@ -339,7 +353,13 @@ impl Desk {
                 self.attempts.remove(&number);
                 self.known.insert(number, Some(Arc::clone(&module)));
                 self.rests.known(number);
-                (self.tell)(Resolved::Known { number, module: Some(module), table: Some(table).filter(|_| is_met) });
+                let table = if is_met {
+                    Some(table)
+                } else {
+                    self.untold.insert(number, table);
+                    None
+                };
+                (self.tell)(Resolved::Known { number, module: Some(module), table });
             }
         }
         let known = &self.known;
@@ -380,6 +400,7 @@ impl Desk {
         }
         self.unwinder.forget(&idle);
         self.known.retain(|number, _| !idle.contains(number));
+        self.untold.retain(|number, _| !idle.contains(number));
         self.numbers.retain(|_, number| !idle.contains(number));
         (self.tell)(Resolved::Forgotten(idle.into_iter().collect()));
     }

@@ -116,6 +116,8 @@ impl<'k> Attempt<'k> {
             }
             self.walk(program, index)?;
         }
+        // What was not looked at to its end says nothing.
+        self.is_refused |= program.budget.is_spent();
         if self.has_tables && self.known.tables.is_empty() && !self.addresses.is_empty() && !self.known.is_last {
             // One table ends where the next one begins.
             self.known.tables = std::mem::take(&mut self.addresses);
@@ -241,7 +243,9 @@ impl<'k> Attempt<'k> {
                 if frame.is_as_called() {
                     self.returns.insert(instruction.ip());
                     self.parts.blocks[index as usize].is_end = true;
-                } else if !frame.is_lost && frame.stack_pointer() != Unknown {
+                } else if frame.is_lost {
+                    self.bad.push(index);
+                } else if frame.stack_pointer() != Unknown {
                     self.disagree(program, index, frame)?;
                 }
             }
@@ -250,6 +254,7 @@ impl<'k> Attempt<'k> {
                     frame.behind = 0;
                     self.jump(program, index, &targets, frame)?;
                 }
+                None if frame.is_lost => self.bad.push(index),
                 None => self.parts.blocks[index as usize].is_end = frame.is_as_called(),
             },
             FlowControl::Call | FlowControl::IndirectCall => {
@@ -355,9 +360,10 @@ impl<'k> Attempt<'k> {
     ) -> Option<Vec<u64>> {
         let table = Table::of(&program.effects, frame, instruction)?;
         self.has_tables |= table.bound.is_none();
-        // All of the function is looked through for its end.
-        program.budget.take(switch::STEPS);
-        switch::targets(&table, &program.text, program.loaded, self.entry, &self.known.tables)
+        program.budget.take(switch::steps(&table));
+        let targets = switch::targets(&table, &program.text, program.loaded, self.entry, &self.known.tables)?;
+        // Each is a way to be remembered.
+        program.budget.take(targets.len() as u64).then_some(targets)
     }
 
     /// Takes a way out of a block, to where, by a jump or the return of a call (0: neither).
@@ -371,6 +377,9 @@ impl<'k> Attempt<'k> {
         let falls_behind_call = !is_jump && frame.behind != 0;
         if to != self.entry && program.text.at(to).is_none_or(|at| program.text.marks(at) & mark::ENTRY != 0) {
             // Another function, whose caller is this one's.
+            if frame.is_lost && is_jump {
+                self.bad.push(from);
+            }
             if frame.is_lost || frame.stack_pointer() == Unknown {
                 return Ok(());
             }

@@ -17,8 +17,9 @@ use super::{
 const MAX_ENTRIES: u64 = 4096;
 /// Most bytes that the next function is looked for in.
 const MAX_FUNCTION: usize = 1 << 18;
-/// What it takes to look at a table, beside instructions that are looked at.
-pub(super) const STEPS: u64 = 64;
+/// What it takes to look at a table, beside instructions that are looked at; and at one whose end is that of the function.
+const STEPS: u64 = 64;
+const STEPS_TO_END: u64 = 1024;
 
 /// Where a table is.
 pub(super) struct Table {
@@ -43,6 +44,11 @@ impl Table {
         };
         Some(Self { address: effects.address(near), is_relative, bound: frame.bound })
     }
+}
+
+/// How much work it is to look at a table.
+pub(super) fn steps(table: &Table) -> u64 {
+    if table.bound.is_none() { STEPS_TO_END } else { STEPS }
 }
 
 /// Where a jump by a table may lead, in the function that begins at `entry`. `others`: addresses of what may be other tables.
