@@ -303,7 +303,8 @@ pub(super) const FAMILIES: &[Family] = &[
     Family {
         name: "rpmalloc",
         prefixes: &["rp"],
-        evidence: All(&["rpmalloc", "rpfree"]),
+        // Linkers leave out what nobody calls.
+        evidence: Several(2),
         is_known: true,
         functions: &[
             ("malloc", Malloc),
