@@ -28,6 +28,19 @@ fn check(what: &str, program: &Path, preload: &[&str], functions: Option<&Path>)
     }
 }
 
+/// Has a program do what it does, and compares what each function holds with its truth.
+#[track_caller]
+fn check_held(what: &str, program: &Path) {
+    require_root();
+    let mut target = Target::start_with(program, &[], &[]);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_nothing_lost(what);
+    report.assert_complete(what);
+    check_holders(what, &report, &truth);
+}
+
 /// Names that jemalloc has when it is linked into an executable with a prefix: they are in its own table of symbols only.
 #[test]
 fn family_by_names_with_a_prefix() {
@@ -64,15 +77,8 @@ fn three_at_once() {
 /// Names that only an executable's own table of symbols has: nobody else asks for them.
 #[test]
 fn operators_of_a_static_allocator() {
-    require_root();
     for program in ["cpp, static jemalloc", "cpp, static tcmalloc"] {
-        let mut target = Target::start_with(&compiled(program), &[], &[]);
-        let tracer = Run::pid(target.pid()).start();
-        let truth = target.ask("begin");
-        let report = tracer.stop().report(0);
-        report.assert_nothing_lost(program);
-        report.assert_complete(program);
-        check_holders(program, &report, &truth);
+        check_held(program, &compiled(program));
     }
 }
 
@@ -118,14 +124,7 @@ fn three_at_once_from_the_first_instruction() {
 
 #[track_caller]
 fn check_rust(allocator: &str) {
-    require_root();
-    let mut target = Target::start_with(&rust_on(allocator), &[], &[]);
-    let tracer = Run::pid(target.pid()).start();
-    let truth = target.ask("begin");
-    let report = tracer.stop().report(0);
-    report.assert_nothing_lost(allocator);
-    report.assert_complete(allocator);
-    check_holders(allocator, &report, &truth);
+    check_held(allocator, &rust_on(allocator));
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub struct Known {
     pub family: FamilyIndex,
     /// How the function takes its arguments.
     pub shape: Shape,
+    /// The name in the catalogue: without the family's prefix.
+    pub function: &'static str,
 }
 
 /// Longest name that is looked at, bytes; without what compilers add.
@@ -36,7 +38,7 @@ pub fn known(name: &[u8]) -> Option<Known> {
         for (family, Family { prefixes, functions, .. }) in FAMILIES.iter().enumerate() {
             for (prefix, (name, shape)) in prefixes.iter().flat_map(|prefix| functions.iter().map(move |f| (prefix, f)))
             {
-                let known = Known { family, shape: *shape };
+                let known = Known { family, shape: *shape, function: name };
                 // What several have is that of the first.
                 names.entry([prefix.as_bytes(), name.as_bytes()].concat()).or_insert(known);
             }

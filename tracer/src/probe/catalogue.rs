@@ -2,7 +2,7 @@
 
 use super::family::{
     Evidence::{All, ExportOr, Names, NoImport, NothingBehind, Several},
-    Family,
+    Family, Shape,
     Shape::{
         Calloc, CallocInHeap, Free, FreeInHeap, Malloc, Memalign, MemalignInHeap, New, NewArray, NewArrayInHeap,
         NewInHeap, PosixMemalign, Realign, RealignInHeap, Realloc, ReallocFrom, ReallocInHeap, Reallocarray,
@@ -22,27 +22,22 @@ pub(super) const FAMILIES: &[Family] = &[
         prefixes: &[""],
         evidence: ExportOr(&["malloc", "free"]),
         is_known: false,
+        functions: PLAIN,
+    },
+    // glibc's own names for them.
+    Family {
+        name: "malloc",
+        prefixes: &["__libc_"],
+        evidence: ExportOr(&["malloc", "free"]),
+        is_known: false,
         functions: &[
             ("malloc", Malloc),
             ("calloc", Calloc),
             ("realloc", Realloc),
-            ("reallocarray", Reallocarray),
             ("free", Free),
-            ("cfree", Free),
             ("memalign", Memalign),
-            ("posix_memalign", PosixMemalign),
-            ("aligned_alloc", Memalign),
             ("valloc", Malloc),
             ("pvalloc", Malloc),
-            ("free_sized", Free),
-            ("free_aligned_sized", Free),
-            ("__libc_malloc", Malloc),
-            ("__libc_calloc", Calloc),
-            ("__libc_realloc", Realloc),
-            ("__libc_free", Free),
-            ("__libc_memalign", Memalign),
-            ("__libc_valloc", Malloc),
-            ("__libc_pvalloc", Malloc),
         ],
     },
     // C++ (Itanium ABI). Those of the C++ library call `malloc` of another file.
@@ -381,8 +376,8 @@ pub(super) const FAMILIES: &[Family] = &[
     },
 ];
 
-/// The functions of those who have no others.
-const PLAIN: &[(&str, super::family::Shape)] = &[
+/// The functions of the C library, which some have with a prefix, and no others.
+const PLAIN: &[(&str, Shape)] = &[
     ("malloc", Malloc),
     ("calloc", Calloc),
     ("realloc", Realloc),

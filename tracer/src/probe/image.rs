@@ -82,13 +82,17 @@ pub(super) fn with_analysis<'data, T>(
     }))
 }
 
+/// Whether what is in a segment may run.
+pub(super) fn is_code<'data>(segment: &impl ObjectSegment<'data>) -> bool {
+    matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.0 & PF_X.0 != 0)
+}
+
 /// The code from an address on, to the end of its piece at least.
 pub(super) fn executable<'data>(elf: &Elf<'data>, data: Bounded<'data>, address: u64) -> Option<&'data [u8]> {
     let piece = address - address % PIECE;
-    elf.segments().find_map(|segment| {
-        let executable = matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.0 & PF_X.0 != 0);
+    elf.segments().filter(is_code).find_map(|segment| {
         let (offset, size) = segment.file_range();
-        let inside = address.checked_sub(segment.address()).filter(|inside| executable && *inside < size)?;
+        let inside = address.checked_sub(segment.address()).filter(|inside| *inside < size)?;
         let start = piece.saturating_sub(segment.address());
         let length = (PIECE + MORE).min(size.checked_sub(start)?);
         let bytes = data.read_bytes_at(offset.checked_add(start)?, length).ok()?;

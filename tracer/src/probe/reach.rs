@@ -1,7 +1,9 @@
 //! What a function comes to call, as far as its code says so: whether another allocator is behind it.
 
 use hashbrown::HashSet;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+
+use super::returns::slot;
 
 /// Instructions that are looked at.
 const MAX_INSTRUCTIONS: usize = 20_000;
@@ -75,12 +77,6 @@ pub(super) fn reaches<'a>(
         }
     }
     false
-}
-
-/// Address of the pointer that an instruction calls or jumps through.
-fn slot(instruction: &Instruction) -> Option<u64> {
-    let through = instruction.op0_kind() == OpKind::Memory && instruction.memory_base() == Register::RIP;
-    through.then(|| instruction.ip_rel_memory_address())
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::fs::File;
 
 use hashbrown::HashMap;
 use object::{
-    Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget, SegmentFlags,
-    elf::{DF_1_PIE, DT_FLAGS_1, EM_X86_64, ET_EXEC, PF_X, PT_DYNAMIC, PT_INTERP},
+    Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget,
+    elf::{DF_1_PIE, DT_FLAGS_1, EM_X86_64, ET_EXEC, PT_DYNAMIC, PT_INTERP},
     read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _},
 };
 
@@ -16,7 +16,7 @@ use super::{
     catalogue::{FAMILIES, MAIN},
     exits::{Exits, exits},
     family::{Evidence, Shape},
-    image::{self, executable, with_analysis},
+    image::{self, executable, is_code, with_analysis},
     reach::{Target, reaches},
     returns::{self, Bound, Returns},
     site::{self, WINDOW},
@@ -203,18 +203,23 @@ fn imported(elf: &Elf<'_>, found: &Found) -> HashMap<u64, Target> {
     if found.imports.is_empty() {
         return HashMap::new();
     }
+    bound_to(elf, |name, here| match here {
+        Some(address) => Some(Target::Here(address)),
+        None => allocators::known(name).map(|_| Target::Wanted),
+    })
+}
+
+/// What `of` makes of the symbols that the loader binds pointers to, by the pointer's address: of a symbol's name, and its address if
+/// the file itself has it.
+fn bound_to<T>(elf: &Elf<'_>, of: impl Fn(&[u8], Option<u64>) -> Option<T>) -> HashMap<u64, T> {
     let (Some(relocations), Some(symbols)) = (elf.dynamic_relocations(), elf.dynamic_symbol_table()) else {
         return HashMap::new();
     };
     let bound = relocations.filter_map(|(slot, relocation)| {
         let RelocationTarget::Symbol(index) = relocation.target() else { return None };
         let symbol = symbols.symbol_by_index(index).ok()?;
-        let target = match symbol.name_bytes() {
-            _ if symbol.is_definition() => Target::Here(symbol.address()),
-            Ok(name) if allocators::known(name).is_some() => Target::Wanted,
-            _ => return None,
-        };
-        Some((slot, target))
+        let here = symbol.is_definition().then(|| symbol.address());
+        Some((slot, of(symbol.name_bytes().unwrap_or_default(), here)?))
     });
     bound.collect()
 }
@@ -251,11 +256,6 @@ fn function<'data>(elf: &Elf<'data>, data: Bounded<'data>, candidate: &Candidate
     Some((function, address + site.offset))
 }
 
-/// Whether what is in a segment may run.
-fn is_code<'data>(segment: &impl ObjectSegment<'data>) -> bool {
-    matches!(segment.flags(), SegmentFlags::Elf { p_flags, .. } if p_flags.0 & PF_X.0 != 0)
-}
-
 /// Where the code at an address is in the file, bytes.
 fn offset(elf: &Elf<'_>, address: u64) -> Option<u64> {
     elf.segments().filter(is_code).find_map(|segment| {
@@ -277,20 +277,10 @@ fn code<'data>(elf: &Elf<'data>, data: Bounded<'data>, address: u64, wanted: u64
 
 /// What the loader will put into pointers to functions, by the pointer's address.
 fn pointers_to_code(elf: &Elf<'_>) -> HashMap<u64, Bound> {
-    let (Some(relocations), Some(symbols)) = (elf.dynamic_relocations(), elf.dynamic_symbol_table()) else {
-        return HashMap::new();
-    };
-    let bound = relocations.filter_map(|(slot, relocation)| {
-        let RelocationTarget::Symbol(index) = relocation.target() else { return None };
-        let symbol = symbols.symbol_by_index(index).ok()?;
-        let bound = match symbol.name() {
-            Ok(name) if image::never_returns(name) => Bound::NoReturn,
-            _ if symbol.is_definition() => Bound::Here(symbol.address()),
-            _ => Bound::Elsewhere,
-        };
-        Some((slot, bound))
-    });
-    bound.collect()
+    bound_to(elf, |name, here| {
+        let never_returns = std::str::from_utf8(name).is_ok_and(image::never_returns);
+        Some(if never_returns { Bound::NoReturn } else { here.map_or(Bound::Elsewhere, Bound::Here) })
+    })
 }
 
 #[cfg(test)]

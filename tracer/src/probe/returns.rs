@@ -109,8 +109,8 @@ pub fn returns<'a>(
     Returns { addresses: found, offsets: Vec::new(), complete }
 }
 
-/// Address of the pointer that an indirect branch goes through: `jmp [rip + x]`.
-fn slot(instruction: &Instruction) -> Option<u64> {
+/// Address of the pointer that an indirect call or branch goes through: `jmp [rip + x]`.
+pub(super) fn slot(instruction: &Instruction) -> Option<u64> {
     let relative = instruction.op0_kind() == OpKind::Memory && instruction.memory_base() == Register::RIP;
     relative.then(|| instruction.memory_displacement64())
 }

@@ -41,6 +41,13 @@ pub(super) struct Candidate {
     pub(super) chooses: bool,
 }
 
+impl Candidate {
+    /// What its name has in front of that in the catalogue, where nothing is behind it.
+    fn prefix(&self) -> Option<&str> {
+        self.name.strip_suffix(self.known.function)
+    }
+}
+
 /// What a file has.
 #[derive(Debug, Default)]
 pub(super) struct Found {
@@ -67,15 +74,9 @@ impl Found {
 
     /// How many functions of its family the file has with the prefix that this one has.
     pub(super) fn like(&self, candidate: &Candidate) -> usize {
-        let of_family = |other: &&Candidate| other.known.family == candidate.known.family;
-        let prefix = |candidate: &Candidate| {
-            let functions = FAMILIES[candidate.known.family].functions.iter();
-            // The longest one: `aligned_alloc` ends with no other name, but `free_sized` and the like may.
-            let plain = functions.map(|(name, _)| *name).filter(|name| candidate.name.ends_with(name));
-            plain.map(str::len).max().map(|length| candidate.name[..candidate.name.len() - length].to_owned())
-        };
-        let own = prefix(candidate);
-        let alike = self.candidates.iter().filter(of_family).filter(|other| prefix(other) == own);
+        let is_alike =
+            |other: &&Candidate| other.known.family == candidate.known.family && other.prefix() == candidate.prefix();
+        let alike = self.candidates.iter().filter(is_alike);
         let mut names: Vec<&str> = alike.map(|candidate| candidate.name.as_str()).collect();
         names.sort_unstable();
         names.dedup();
@@ -118,8 +119,8 @@ pub(super) fn find<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> Found {
 fn with_prefix(name: &[u8], prefix: &[u8]) -> Option<Known> {
     let family: FamilyIndex = allocators::jemalloc();
     let plain = name.strip_prefix(prefix)?;
-    let (_, shape) = FAMILIES[family].functions.iter().find(|(known, _)| known.as_bytes() == plain)?;
-    Some(Known { family, shape: *shape })
+    let (function, shape) = FAMILIES[family].functions.iter().find(|(known, _)| known.as_bytes() == plain)?;
+    Some(Known { family, shape: *shape, function })
 }
 
 fn note(prefixes: &mut Vec<(Vec<u8>, u32)>, prefix: &[u8], which: usize) {
