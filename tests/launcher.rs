@@ -171,10 +171,17 @@ fn ctrl_c_is_one_signal() {
     let mut lines = BufReader::new(script.stdout.take().unwrap()).lines().map(|line| line.unwrap());
     assert!(lines.any(|line| line.trim_end() == "ready"), "the command did not begin");
     let mut keyboard = script.stdin.take().unwrap();
-    keyboard.write_all(b"\x03").unwrap();
-    thread::sleep(Duration::from_millis(500) * slowness());
-    keyboard.write_all(b"\x1c").unwrap();
-    thread::sleep(Duration::from_millis(500) * slowness());
+    let mut shown = Vec::new();
+    for (key, sign) in [(b"\x03", "got 02"), (b"\x1c", "got 03")] {
+        keyboard.write_all(key).unwrap();
+        let has_it = |line: String| {
+            shown.push(line);
+            shown.last().is_some_and(|line| line.trim_end().ends_with(sign))
+        };
+        assert!(lines.any(has_it), "no {sign}: {shown:#?}");
+        // Time for a second one to come, which must not.
+        thread::sleep(Duration::from_millis(300) * slowness());
+    }
     let tracer = fs::read_dir("/proc").unwrap().find_map(|process| {
         let pid = process.unwrap().file_name().to_str()?.parse::<u32>().ok()?;
         let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
@@ -182,10 +189,10 @@ fn ctrl_c_is_one_signal() {
         (name == "tracer\n" && line.contains(folder.path().to_str()?)).then_some(pid)
     });
     signal(tracer.unwrap(), Signal::SIGTERM);
-    let lines: Vec<String> = lines.collect();
-    let got: Vec<&str> = lines.iter().filter_map(|line| Some(line[line.find("got ")?..].trim_end())).collect();
+    shown.extend(lines);
+    let got: Vec<&str> = shown.iter().filter_map(|line| Some(line[line.find("got ")?..].trim_end())).collect();
     let status = script.wait().unwrap();
-    assert_eq!(got, ["got 02", "got 03", "got 15"], "{lines:#?}\ntracer: {tracer:?}, {status}");
+    assert_eq!(got, ["got 02", "got 03", "got 15"], "{shown:#?}\ntracer: {tracer:?}, {status}");
     assert_eq!(status.code(), Some(9));
 }
 
