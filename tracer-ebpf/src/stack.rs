@@ -1,14 +1,26 @@
 //! The stack of the caller, as an id; its places are sent once.
 
-use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::LruHashMap, programs::ProbeContext};
+use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::{Array, LruHashMap}, programs::ProbeContext};
 use tracer_ebpf::{Header, MAX_FRAMES, end, kind};
 
-use crate::{emit, emit::count_loss, registers, rests, thread::Thread, walk};
+use crate::{
+    emit::{self, count_loss},
+    process, registers, rests,
+    thread::{SENT, Thread},
+    walk,
+};
 
 /// Ids of stacks whose places were sent, of whichever process. Only a filter: user space owns the stacks, so an evicted id costs one more
 /// record, never a stack.
 #[map]
 static SENT_STACKS: LruHashMap<u64, u8> = LruHashMap::with_max_entries(1 << 16, 0);
+
+/// How often user space has forgotten stacks, which are to be sent again then.
+#[map]
+static STACKS_EPOCH: Array<u64> = Array::with_max_entries(1, 0);
+
+/// Spreads a count over all bits of what it is mixed into.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// A stack that was found; its frames are in the thread's cache.
 pub(crate) struct Found {
@@ -38,11 +50,14 @@ pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, ca
     if end == end::UNKNOWN_FILE {
         id = rests::send_rest(id);
     }
-    if thread.frames.sent == id {
+    // What was sent before user space forgot stacks may be of those.
+    let mark = id ^ process::epoch(&STACKS_EPOCH).wrapping_mul(SPREAD);
+    let at = id as usize & (SENT - 1);
+    if thread.frames.sent[at] == mark {
         return id;
     }
     if SENT_STACKS.get_ptr(id).is_some() {
-        thread.frames.sent = id;
+        thread.frames.sent[at] = mark;
         return id;
     }
     walk::write_places(thread);

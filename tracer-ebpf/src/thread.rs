@@ -43,8 +43,26 @@ pub(crate) struct Known {
     pub(crate) mapping: Mapping,
 }
 
+/// What was found out before of an address that a walk came to.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    /// It holds as long as the process has this tag.
+    pub(crate) tag: u64,
+    /// Which address, and whether it is one of a return: see [`walk`](crate::walk).
+    pub(crate) key: u64,
+    /// File and offset.
+    pub(crate) place: u64,
+    /// The rule that holds there.
+    pub(crate) rule: u64,
+}
+
+/// How many of those are kept, each by the last bits of its address.
+pub(crate) const PLACES: usize = 128;
 /// How many mappings are kept, each by a page of it.
 pub(crate) const KNOWN: usize = 64;
+/// How many stacks a thread knows to have been sent.
+pub(crate) const SENT: usize = 64;
 /// Words of a node of the kernel's tree of mappings.
 pub(crate) const NODE_WORDS: usize = 32;
 
@@ -61,6 +79,8 @@ pub(crate) struct Walk {
     pub(crate) fp_slot: u64,
     /// Where the frame is: file and offset.
     pub(crate) place: u64,
+    /// The rule that holds there.
+    pub(crate) rule: u64,
     /// Frames so far.
     pub(crate) count: u64,
     /// Of those, how many of the last were replayed from the cache without a gap.
@@ -112,8 +132,8 @@ pub(crate) struct Frames {
     pub(crate) cached: u64,
     /// Tag of the process when it was made.
     pub(crate) tag: u64,
-    /// Id of a stack whose addresses were sent; 0: none.
-    pub(crate) sent: u64,
+    /// Stacks whose places were sent, by the last bits of their ids: each as [`stack`](crate::stack) marks it; 0: none.
+    pub(crate) sent: [u64; SENT],
     pub(crate) cache: [Frame; MAX_FRAMES],
     pub(crate) fresh: [Frame; MAX_FRAMES],
     /// Words of the window that must be as they were for all of `cache` to hold, as long as its leaf does: how many (0: not
@@ -230,6 +250,8 @@ pub(crate) struct Thread {
     pub(crate) trampoline: u64,
     /// Mappings that were found, by the last bits of a page's number.
     pub(crate) known: [Known; KNOWN],
+    /// Addresses that walks came to, by their last bits.
+    pub(crate) places: [Place; PLACES],
     /// Part of the tag: another one for each thread that this was the state of.
     pub(crate) salt: u64,
     /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
@@ -247,7 +269,7 @@ impl Thread {
         (self.owner, self.epoch, self.tick) = (owner, TARGETS_CHANGE, zero);
         (self.used, self.last) = (zero as u32, zero as u32);
         (self.given_up, self.taken, self.go_left) = (zero, zero, zero);
-        (self.frames.cached, self.frames.sent, self.frames.checks) = (zero, zero, zero);
+        (self.frames.cached, self.frames.checks) = (zero, zero);
         (self.frames.tag, self.trampoline) = (zero, zero);
         self.salt = self.salt.wrapping_add(SALT);
     }

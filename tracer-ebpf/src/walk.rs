@@ -16,7 +16,7 @@ use crate::{
     cached::{check, compare, is_cached, list_checks},
     mappings, returns,
     rules::rule_at,
-    thread::{Context, Thread, Walk},
+    thread::{Context, PLACES, Thread, Walk},
     window::word,
 };
 
@@ -323,21 +323,45 @@ extern "C" fn merge_frame(index: u64, context: *mut Context) -> i64 {
     0
 }
 
-/// One step by the tables: the frame becomes its caller. 0, or how the walk ended.
+/// Finds place and rule of the frame: 0, or why there is no rule. What was found before holds as long as the mappings do, which a tag
+/// stands for, and so do the tables that it was found in.
 #[inline(always)]
-fn step(thread: &mut Thread) -> u32 {
-    thread.walk.fp_slot = 0;
-    thread.walk.unreadable = 0;
-    let pc = thread.walk.pc.wrapping_sub(thread.walk.back);
-    thread.walk.place = place::at(thread.walk.pc);
+fn look_up(thread: &mut Thread) -> u32 {
+    let (address, tag) = (thread.walk.pc, thread.walk.tag);
+    let key = address << 1 | thread.walk.back;
+    let at = (address ^ address >> 7) as usize & (PLACES - 1);
+    let known = &thread.places[at];
+    if known.key == key && known.tag == tag {
+        (thread.walk.place, thread.walk.rule) = (known.place, known.rule);
+        return 0;
+    }
+    let pc = address.wrapping_sub(thread.walk.back);
+    thread.walk.place = place::at(address);
     let found = mappings::find(thread, pc);
     if mappings::is_told(found) {
-        thread.walk.place = mappings::place_of(&thread.walk.mapping, thread.walk.pc);
+        thread.walk.place = mappings::place_of(&thread.walk.mapping, address);
     }
     if found != 0 {
         return found;
     }
     let rule = rule_at(&thread.walk.mapping, pc);
+    thread.walk.rule = rule;
+    let place = thread.walk.place;
+    let known = &mut thread.places[at];
+    (known.tag, known.key, known.place, known.rule) = (tag, key, place, rule);
+    0
+}
+
+/// One step by the tables: the frame becomes its caller. 0, or how the walk ended.
+#[inline(always)]
+fn step(thread: &mut Thread) -> u32 {
+    thread.walk.fp_slot = 0;
+    thread.walk.unreadable = 0;
+    let found = look_up(thread);
+    if found != 0 {
+        return found;
+    }
+    let rule = thread.walk.rule;
     let offset = ((rule as i64) >> 32) as u64;
     let fp_kind = (rule >> 8) as u8;
     let fp_offset = ((rule << 32) as i64 >> 48) as u64;

@@ -63,6 +63,9 @@ pub struct Events {
     targets: HashMap<MapData, u32, TargetValue>,
     targets_epoch: Array<MapData, u64>,
     sent_stacks: HashMap<MapData, u64, u8>,
+    stacks_epoch: Array<MapData, u64>,
+    /// How often stacks were forgotten so far.
+    forgotten: u64,
     paused: HashMap<MapData, u32, u8>,
     /// Changes of `targets` so far.
     changes: u64,
@@ -75,10 +78,11 @@ impl Events {
         lost_frees: MapData,
         targets: HashMap<MapData, u32, TargetValue>,
         targets_epoch: Array<MapData, u64>,
-        sent_stacks: HashMap<MapData, u64, u8>,
+        (sent_stacks, stacks_epoch): (HashMap<MapData, u64, u8>, Array<MapData, u64>),
         paused: HashMap<MapData, u32, u8>,
     ) -> Self {
-        Self { ring, loss, lost_frees, targets, targets_epoch, sent_stacks, paused, changes: 0 }
+        let (forgotten, changes) = (0, 0);
+        Self { ring, loss, lost_frees, targets, targets_epoch, sent_stacks, stacks_epoch, forgotten, paused, changes }
     }
 
     /// Waits until many records are there, or `bell` can be read, or for `timeout`.
@@ -108,11 +112,16 @@ impl Events {
         self.loss.get(&0, 0).map(|value| value.0)
     }
 
-    /// Has the addresses of these stacks sent again when they are next met by a thread that has met another since.
+    /// Has the places of these stacks sent again when they are next met.
     pub fn forget_stacks(&mut self, ids: impl IntoIterator<Item = u64>) {
         for id in ids {
             // Most are not there any more: the kernel keeps the last few ten thousand.
             let _ = self.sent_stacks.remove(&id);
+        }
+        // What threads know of them is of the time before.
+        self.forgotten += 1;
+        if let Err(error) = self.stacks_epoch.set(0, self.forgotten, 0) {
+            tracing::warn!("stacks that were forgotten may not come again: {error}");
         }
     }
 

@@ -162,7 +162,7 @@ impl Programs {
             lost_frees,
             take("TARGETS")?.try_into()?,
             take("TARGETS_EPOCH")?.try_into()?,
-            take("SENT_STACKS")?.try_into()?,
+            (take("SENT_STACKS")?.try_into()?, take("STACKS_EPOCH")?.try_into()?),
             take("PAUSED")?.try_into()?,
         ))
     }
