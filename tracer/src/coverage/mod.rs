@@ -41,7 +41,9 @@ const SHARE_OF_COUNTERS: u32 = 200;
 const SHARE_OF_LOOKS: u32 = 200;
 /// How long they take at a time at most, where little was read before.
 const BURST: Duration = Duration::from_millis(10);
-/// How long the end of a trace waits for the search for reasons.
+/// How long a report looks at the mappings of processes.
+const REPORT: Duration = Duration::from_millis(500);
+/// How long the end of a trace waits for the searches for reasons.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// The part of unexplained memory, as 1 of so many, that a kind of memory must have to be named.
 const WORTH_A_WORD: u64 = 20;
@@ -196,15 +198,47 @@ impl Coverage {
         read
     }
 
-    /// Looks at all processes in full, for a report. `last`: there will be no other.
+    /// Looks at all processes for a report: at their counters, and, until that has taken too long, at their mappings; at those first that
+    /// have most to explain. `last`: there will be no other.
     pub fn look(&mut self, follows_go: impl Fn(Pid) -> bool, last: bool) {
+        let until = Instant::now() + REPORT;
+        let images = self.count_all();
         let Self { requests, processes, .. } = self;
-        for process in processes.values_mut() {
-            process.look(requests, follows_go(process.pid));
-            if last {
-                process.finish_search();
+        for (looked, image) in images.iter().enumerate() {
+            if Instant::now() >= until {
+                tracing::debug!("of {} processes only the counters were read", images.len() - looked);
+                break;
+            }
+            if let Some(process) = processes.get_mut(image) {
+                process.look(requests, follows_go(process.pid));
             }
         }
+        if last {
+            let until = Instant::now() + PATIENCE;
+            processes.values_mut().for_each(|process| process.finish_search(until));
+        }
+    }
+
+    /// Reads the counters of all processes; those that are alive, beginning with the one that they leave most to explain of.
+    fn count_all(&mut self) -> Vec<Image> {
+        let mut read = Vec::new();
+        for (image, process) in &mut self.processes {
+            match process.open().and_then(|directory| memory_map::counted(&directory)) {
+                Ok(usage) => read.push((*image, Instant::now(), usage)),
+                Err(_) => process.ended = true,
+            }
+        }
+        let images: Vec<Image> = read.iter().map(|(image, ..)| *image).collect();
+        let held = self.requests.ask(|reply| Request::Held { images, reply });
+        let held = held.unwrap_or_else(|_| vec![0; read.len()]);
+        let mut counted: Vec<(u64, Image)> = Vec::new();
+        for ((image, at, usage), recorded) in read.into_iter().zip(held) {
+            if let Some(process) = self.processes.get_mut(&image) {
+                counted.push((process.count(at, usage, recorded), image));
+            }
+        }
+        counted.sort_unstable_by_key(|(unexplained, _)| std::cmp::Reverse(*unexplained));
+        counted.into_iter().map(|(_, image)| image).collect()
     }
 
     /// What is known of a process, which holds `elsewhere` bytes in other heaps than that of an allocator, and whose allocator
@@ -231,10 +265,23 @@ impl Process {
         if grew >= recorded.saturating_add(WORTH_A_LOOK) {
             return true;
         }
-        let account = Account { fresh: grew, ..Account::default() };
+        self.count(at, usage, recorded);
+        false
+    }
+
+    /// Takes counters for what is known of its memory; bytes that have come and that what was recorded does not explain.
+    fn count(&mut self, at: Instant, usage: Usage, recorded: u64) -> u64 {
+        let account = self.by_counters(usage, recorded);
+        let unexplained = account.unexplained();
         let children = std::mem::take(&mut self.last.children);
         self.last = Reading { at, usage, recorded, account, children };
-        false
+        unexplained
+    }
+
+    /// Without knowing where it is, what is not held now is not known to have ever been.
+    fn by_counters(&self, usage: Usage, recorded: u64) -> Account {
+        let fresh = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
+        Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into() }
     }
 
     /// Looks at all mappings.
@@ -258,12 +305,7 @@ impl Process {
                 let covered = requests.ask(|reply| Request::Covered { image: self.image, ranges, reply }).ok();
                 account::account(&end, &pieces, &covered.unwrap_or_default(), go)
             }
-            // Without knowing where it is, what is not held now is not known to have ever been.
-            _ => {
-                let fresh = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
-                let unexplained = fresh.saturating_sub(held(requests, self.image));
-                Account { fresh, unexplained: [(Area::Mapped, unexplained)].into() }
-            }
+            _ => self.by_counters(usage, held(requests, self.image)),
         };
         // After the records up to now have been taken in, which the question for what is covered sees to.
         let recorded = held(requests, self.image);
@@ -287,9 +329,10 @@ impl Process {
         }
     }
 
-    fn finish_search(&mut self) {
+    fn finish_search(&mut self, until: Instant) {
         if let Some(Search::Running(answer)) = &self.search {
-            self.search = Some(Search::Done(answer.recv_timeout(PATIENCE).unwrap_or_default()));
+            let patience = until.saturating_duration_since(Instant::now());
+            self.search = Some(Search::Done(answer.recv_timeout(patience).unwrap_or_default()));
         }
     }
 
