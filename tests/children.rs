@@ -113,6 +113,13 @@ fn of_a_running_process_alone() {
     }
 }
 
+/// It works on the memory of its parent, which ends before it: nobody sees what it does then, and that is told.
+#[test]
+fn one_that_shares_memory_and_outlives_its_parent() {
+    let report = trace(&[], "outlive").report(5);
+    report.assert_gap("unfollowed_processes", 1);
+}
+
 /// Their beginnings find the ring buffer full: they are followed as soon as somebody looks, and that is told.
 #[test]
 fn that_began_unheard() {

@@ -117,6 +117,18 @@ static void by_clone(void) {
     free(stack);
 }
 
+static int after_its_parent(void *parent) {
+    while (getppid() == (pid_t)(long)parent) usleep(1000);
+    hold(4000);
+    _exit(0);
+}
+
+// The child goes on in the memory of a parent that is no more.
+static void outlive(void) {
+    char *stack = malloc(1 << 16);
+    clone(after_its_parent, stack + (1 << 16), CLONE_VM | SIGCHLD, (void *)(long)getpid());
+}
+
 static void by_spawn(const char *self) {
     for (int i = 1; i <= 3; i++) {
         char count[12];
@@ -255,6 +267,7 @@ int main(int argc, char **argv) {
     if (strcmp(way, "daemon") == 0) as_daemon();
     if (strcmp(way, "vfork") == 0) by_vfork();
     if (strcmp(way, "clone") == 0) by_clone();
+    if (strcmp(way, "outlive") == 0) outlive();
     if (strcmp(way, "spawn") == 0) by_spawn("/proc/self/exe");
     if (strcmp(way, "exec") == 0) by_exec("/proc/self/exe");
     if (strcmp(way, "workers") == 0) by_workers();

@@ -20,6 +20,7 @@ mod registers;
 mod rests;
 mod returns;
 mod rules;
+mod sharers;
 mod stack;
 mod thread;
 mod walk;

@@ -16,7 +16,7 @@ use crate::{
     emit::{self, Told, count_loss},
     epochs,
     kernel::kernel_word,
-    mappings,
+    mappings, sharers,
     thread::{self, Thread},
 };
 
@@ -104,6 +104,20 @@ fn forget_pause(target: &Target) {
     }
 }
 
+/// A process has nothing to do with the memory of its image any more. Others that have are not followed without the one that it was
+/// made for.
+#[inline(always)]
+fn end_share(target: &Target) {
+    if target.flags & target::SHARED != 0 {
+        sharers::ends(target.image);
+    } else {
+        let left = sharers::left(target.image);
+        if left != 0 {
+            count_loss!(processes, left);
+        }
+    }
+}
+
 /// A number that no image has had.
 #[inline(always)]
 fn next_image() -> Option<u32> {
@@ -126,6 +140,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
     let before = unsafe { *entry };
     let shared = before.flags & target::SHARED != 0;
+    end_share(&before);
     let image = if shared && before.flags & target::FOLLOW == 0 { None } else { next_image() };
     let Some(image) = image else {
         let _ = TARGETS.remove(tgid);
@@ -221,6 +236,7 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
         return;
     }
     if shared {
+        sharers::begins(parent.image);
         return;
     }
     let id = u64::from(child_tgid) << 32 | u64::from(child_tgid);
@@ -260,6 +276,7 @@ pub(crate) fn thread_exit() {
     if is_last {
         let _ = TARGETS.remove(tgid);
         let shared = target.flags & target::SHARED != 0;
+        end_share(&target);
         if !shared {
             forget_pause(&target);
         }

@@ -1,6 +1,12 @@
 //! The stack of the caller, as an id; its places are sent once.
 
-use aya_ebpf::{EbpfContext, bindings::BPF_ANY, macros::map, maps::{Array, LruHashMap}, programs::ProbeContext};
+use aya_ebpf::{
+    EbpfContext,
+    bindings::BPF_ANY,
+    macros::map,
+    maps::{Array, LruHashMap},
+    programs::ProbeContext,
+};
 use tracer_ebpf::{Header, MAX_FRAMES, end, kind};
 
 use crate::{

@@ -245,7 +245,7 @@ pub(super) fn gap(gap: &Gap) -> String {
         Missing::Heaps => format!("{} not seen, or not in full (the notes tell why)", count("Go heap")),
         Missing::Processes => {
             format!(
-                "{} not followed that traced ones started (too many at a time, or the ring buffer was full)",
+                "{} not followed that traced ones started (too many at a time, a full ring buffer, or the memory of one that has ended)",
                 count("process")
             )
         }
@@ -388,7 +388,7 @@ mod tests {
                 "50.0 MiB (52,428,800 bytes) of 60.0 MiB of new memory not explained (see memory)",
                 "12 time spans in which nothing was recorded (the notes tell why)",
                 "13 Go heaps not seen, or not in full (the notes tell why)",
-                "3 processes not followed that traced ones started (too many at a time, or the ring buffer was full)",
+                "3 processes not followed that traced ones started (too many at a time, a full ring buffer, or the memory of one that has ended)",
                 "1 allocation lost (the ring buffer was full)",
                 "2 frees lost (the ring buffer was full)",
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",
