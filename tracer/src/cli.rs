@@ -17,7 +17,7 @@ use self::{
 };
 use crate::{
     attach::probes::Scope,
-    config::{Config, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, TopConfig, Verbosity},
+    config::{Config, DoctorConfig, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, TopConfig, Verbosity},
     probe::outcomes::Way,
     report::{By, Format, Value},
     select::{Invalid, Selection},
@@ -32,6 +32,8 @@ pub enum Request {
     Goroutines(GoroutinesConfig),
     /// To show which processes grow.
     Top(TopConfig),
+    /// To say what works.
+    Doctor(DoctorConfig),
     /// To print a text that the command line itself gave: help, version, man page, completion.
     Print(Vec<u8>),
     /// Nothing that makes sense: this is what to say.
@@ -48,6 +50,7 @@ fn request(parsed: Result<Cli, clap::Error>) -> Request {
         (Some(what), _) => generate(what).map(Request::Print).map_err(|error| usage(ErrorKind::Io, &error.to_string())),
         (None, Some(Job::Goroutines(cli))) => goroutines(cli).map(Request::Goroutines),
         (None, Some(Job::Top(cli))) => Ok(Request::Top(top(&cli))),
+        (None, Some(Job::Doctor(cli))) => Ok(Request::Doctor(DoctorConfig { pid: cli.pid, json: cli.json })),
         (None, None) => config(Cli { job: None, ..cli }).map(|config| Request::Trace(Box::new(config))),
     });
     match checked {

@@ -81,6 +81,15 @@ pub struct TopConfig {
     pub top: usize,
 }
 
+/// A look at what works.
+#[derive(Clone, Copy, Debug)]
+pub struct DoctorConfig {
+    /// The process that is looked at, too.
+    pub pid: Option<u32>,
+    /// Whether to write JSON.
+    pub json: bool,
+}
+
 /// How the heap of Go programs is to be seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GoHeapChoice {

@@ -16,7 +16,6 @@ mod launching;
 pub mod lifecycle;
 mod lives;
 mod notes;
-pub mod preflight;
 mod reporting;
 
 use std::{
@@ -28,7 +27,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use self::{ended::Ended, inputs::Inputs, known::KnownPrograms, notes::Notes, preflight::Machine};
+use self::{ended::Ended, inputs::Inputs, known::KnownPrograms, notes::Notes};
 use crate::{
     attach::{Attached, Lookers, Seen, probes::Probes},
     bpf::{self, GoMaps, Programs},
@@ -46,6 +45,7 @@ use crate::{
     launch::{Launched, Launcher},
     memory::Memory,
     outputs::Outputs,
+    preflight::Machine,
     present::GoTrace,
     probe::outcomes::Way,
     resolve::{Resolvers, Running},

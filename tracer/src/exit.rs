@@ -45,6 +45,14 @@ Exit status:
   1  processes cannot be seen, or nothing can be written
   2  the command line makes no sense";
 
+/// What the help of `doctor` says.
+pub const DOCTOR_HELP: &str = "\
+Exit status:
+  0  tracing will work
+  1  it will not
+  2  the command line makes no sense
+  3  it will work, but not see everything: the last lines say why";
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(match exit {

@@ -5,8 +5,10 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod doctor;
 pub mod exit;
 pub mod limits;
+pub mod preflight;
 pub mod signals;
 pub mod top;
 

@@ -7,13 +7,16 @@ use std::{
 };
 
 use tracer::{
+    bpf::LoadError,
     cli::{self, Request},
     config::Verbosity,
-    control,
+    control, doctor,
     exit::Exit,
     files::opener,
     go::goroutines,
-    limits, report, top,
+    limits,
+    preflight::Missing,
+    report, top,
 };
 
 fn main() -> ExitCode {
@@ -25,6 +28,8 @@ fn main() -> ExitCode {
         Request::Goroutines(config) => run(config.verbosity, || goroutines::run(&config)),
         // What is told beside would be lost under the next screen.
         Request::Top(config) => run(Verbosity::Quiet, || top::run(&config)),
+        // What is told beside is in the report.
+        Request::Doctor(config) => run(Verbosity::Quiet, || doctor::run(&config)),
         Request::Print(text) => match io::stdout().write_all(&text) {
             Ok(()) => Exit::Complete,
             Err(_) => Exit::Failed,
@@ -58,7 +63,10 @@ fn run(verbosity: Verbosity, job: impl FnOnce() -> anyhow::Result<Exit>) -> Exit
     job().unwrap_or_else(|error| {
         let numbers = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
         let advice = numbers.filter_map(limits::exhausted).next();
-        let message = advice.map_or_else(|| format!("{error:#}"), |advice| format!("{error:#}: {advice}"));
+        let mut message = advice.map_or_else(|| format!("{error:#}"), |advice| format!("{error:#}: {advice}"));
+        if error.chain().any(|cause| cause.is::<Missing>() || cause.is::<LoadError>()) {
+            message.push_str("; `tracer doctor` tries what works on this machine");
+        }
         // Names from outside may be in the message: nothing that a terminal would obey.
         let _ = writeln!(io::stderr(), "tracer: {}", report::visible(&message));
         Exit::Failed

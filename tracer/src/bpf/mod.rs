@@ -19,6 +19,8 @@ mod statistics;
 mod sys;
 mod tables;
 mod tracepoints;
+mod trial_calls;
+pub mod trials;
 
 pub use self::{
     attach::{Links, attach_lifecycle},
@@ -30,6 +32,6 @@ pub use self::{
     object::Object,
     release::kernel_version,
     site::{Order, Placed, Site},
-    statistics::{Runs, Statistics, entries_of},
+    statistics::{Runs, Statistics, entries_of, named_objects},
     tables::{CodeChanges, Tables},
 };

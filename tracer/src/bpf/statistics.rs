@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::{
-    maps::{MapInfo, MapType},
+    maps::{MapInfo, MapType, loaded_maps},
     programs::loaded_programs,
     sys::{Stats, enable_stats},
 };
@@ -74,6 +74,17 @@ pub fn entries_of(pid: u32) -> io::Result<BTreeMap<String, u64>> {
         }
     }
     Ok(entries)
+}
+
+/// How many programs and maps of this name the kernel has, whoever holds them. Names are the first 15 bytes.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn named_objects(name: &str) -> io::Result<usize> {
+    // What goes meanwhile is no more.
+    let programs = loaded_programs().filter_map(Result::ok).filter(|program| program.name_as_str() == Some(name));
+    let maps = loaded_maps().filter_map(Result::ok).filter(|map| map.name_as_str() == Some(name));
+    Ok(programs.count() + maps.count())
 }
 
 /// Ids of the programs that the descriptors of a process refer to, themselves or through a link.

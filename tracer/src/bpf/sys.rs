@@ -140,7 +140,7 @@ pub(super) enum Moment {
 }
 
 impl Moment {
-    fn attach_type(self) -> u32 {
+    pub(super) fn attach_type(self) -> u32 {
         if self == Self::Session { TRACE_UPROBE_SESSION } else { TRACE_UPROBE_MULTI }
     }
 }
@@ -333,7 +333,7 @@ pub(super) fn grace_period() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+pub(super) fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(result) {
         // SAFETY: the kernel has just made it for this call.
         Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),

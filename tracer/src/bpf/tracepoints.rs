@@ -33,7 +33,7 @@ pub(super) fn attach_changes(ebpf: &mut Ebpf) -> Result<u64, LoadError> {
     }
 }
 
-fn mapped(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+pub(super) fn mapped(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     let name = "mapped";
     let mismatch = |error: &dyn std::fmt::Display| LoadError::Mismatch(format!("program {name}: {error}"));
     let program = ebpf.program_mut(name).ok_or_else(|| LoadError::Mismatch(format!("no program {name}")))?;

@@ -20,7 +20,8 @@ which call stacks hold memory that nobody has freed.
   sudo tracer -- ./service --port 8080         launch and trace from the first instruction
   sudo tracer --comm 'php-fpm*' --user www-data  all that run now and fit
   sudo tracer goroutines --pid 4711            what the goroutines of a Go process wait for
-  sudo tracer top                              which process grows?";
+  sudo tracer top                              which process grows?
+  sudo tracer doctor                           what works on this machine, and what is missing?";
 
 /// The command line of tracer.
 #[derive(Parser, Debug)]
@@ -174,6 +175,20 @@ pub(super) enum Job {
     Goroutines(GoroutinesCli),
     /// Show which processes grow, with their limits and whether they can be traced; reads /proc only, without probes
     Top(TopCli),
+    /// Try what works on this machine and what is missing, and what can be seen of a process; changes nothing
+    Doctor(DoctorCli),
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = exit::DOCTOR_HELP)]
+pub(super) struct DoctorCli {
+    /// Look at this process, too: what would be probed, which stacks and names there will be, what is not seen
+    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) pid: Option<u32>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Args, Debug)]

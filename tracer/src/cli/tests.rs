@@ -11,7 +11,9 @@ fn parse(line: &str) -> Request {
 fn config(line: &str) -> Config {
     match parse(line) {
         Request::Trace(config) => *config,
-        Request::Goroutines(_) | Request::Top(_) | Request::Print(_) => panic!("{line}: does not trace"),
+        Request::Goroutines(_) | Request::Top(_) | Request::Doctor(_) | Request::Print(_) => {
+            panic!("{line}: does not trace")
+        }
         Request::Refuse(error) => panic!("{line}: {error}"),
     }
 }
@@ -29,6 +31,15 @@ fn refusal(line: &str) -> String {
 #[test]
 fn the_definition_is_sound() {
     Cli::command().debug_assert();
+}
+
+#[test]
+fn the_doctor_looks_at_one_process_at_most() {
+    assert!(matches!(parse("doctor"), Request::Doctor(DoctorConfig { pid: None, json: false })));
+    assert!(matches!(parse("doctor -p 7 --json"), Request::Doctor(DoctorConfig { pid: Some(7), json: true })));
+    for line in ["doctor --pid 0", "doctor --pid -1", "doctor --pid x", "doctor 7"] {
+        refusal(line);
+    }
 }
 
 #[test]

@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use hashbrown::HashSet;
 
-use super::preflight::Missing;
 use crate::{
     attach::probes::Scope,
     config::Subject,
     event::Pid,
+    preflight::Missing,
     process::status::{self, NotTraceable},
     select::{Facts, Selection, names::Names, processes},
 };

@@ -3,7 +3,15 @@
 use std::collections::BTreeMap;
 
 /// What is about kernels: what they take, the numbers, the stacks, how probes follow processes, and that no thread is harmed.
-const CHOSEN: &[&str] = &["kernels::", "exactness::", "stacks::", "processes::", "returns::fibers_"];
+const CHOSEN: &[&str] = &[
+    "kernels::",
+    "exactness::",
+    "stacks::",
+    "processes::",
+    "returns::fibers_",
+    "doctor::this_machine_",
+    "doctor::an_unprivileged_user_",
+];
 
 /// Why the others are not among those.
 const NOT_CHOSEN: &str = "not about kernels, and emulation is slow; name them to run them there";

@@ -1,0 +1,194 @@
+//! The system calls of [trials](super::trials): objects of the kernel that are made of a few numbers, without aya's parser, so that what
+//! the kernel says of each is heard as it says it.
+
+use std::{
+    ffi::CStr,
+    fs, io,
+    mem::offset_of,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+};
+
+use super::sys;
+
+/// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
+const MAP_CREATE: libc::c_long = 0;
+const LOOKUP_ELEM: libc::c_long = 1;
+const PROG_LOAD: libc::c_long = 5;
+const RAW_TRACEPOINT_OPEN: libc::c_long = 17;
+
+/// Bytes of what the kernel's verifier says.
+const LOG: usize = 4096;
+/// What the kernel's objects of trials are called.
+const NAME: [u8; 16] = *b"tracer_doctor\0\0\0";
+
+/// Kinds of perf events that are uprobes: their number, and which bit of `config` has the return probed (documented in
+/// Documentation/ABI/testing/sysfs-bus-event_source-devices-uprobe of the kernel).
+const UPROBE_TYPE: &str = "/sys/bus/event_source/devices/uprobe/type";
+const UPROBE_RETURN: &str = "/sys/bus/event_source/devices/uprobe/format/retprobe";
+
+/// Of include/uapi/linux/perf_event.h.
+const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
+const PERF_EVENT_IOC_ENABLE: libc::c_ulong = 0x2400;
+const PERF_EVENT_IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
+
+/// The begin of the member of the kernel's `union bpf_attr` for making a map.
+#[repr(C)]
+#[derive(Default)]
+struct MapAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    inner: u32,
+    node: u32,
+    name: [u8; 16],
+}
+
+/// The member for reading an entry.
+#[repr(C)]
+struct EntryAttr {
+    map: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// The begin of the member for loading a program.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramAttr {
+    kind: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach_type: u32,
+}
+
+/// The member for attaching to a raw tracepoint.
+#[repr(C)]
+struct TracepointAttr {
+    name: u64,
+    program: u32,
+    reserved: u32,
+}
+
+/// The kernel's `struct perf_event_attr` of its second version (PERF_ATTR_SIZE_VER1), as uprobes use it.
+#[repr(C)]
+#[derive(Default)]
+struct EventAttr {
+    kind: u32,
+    size: u32,
+    config: u64,
+    period: u64,
+    sample: u64,
+    format: u64,
+    flags: u64,
+    wakeup: u32,
+    breakpoint: u32,
+    path: u64,
+    offset: u64,
+}
+
+/// Makes a map.
+pub(super) fn create_map(kind: u32, key_size: u32, value_size: u32, entries: u32) -> io::Result<OwnedFd> {
+    let mut attr = MapAttr { kind, key_size, value_size, entries, name: NAME, ..MapAttr::default() };
+    // SAFETY: the attribute has the kernel's layout, and holds numbers only.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, MAP_CREATE, &raw mut attr, size_of::<MapAttr>()) };
+    sys::descriptor(result)
+}
+
+/// The first value of an array of 64-bit numbers.
+pub(super) fn first_value(map: BorrowedFd<'_>) -> io::Result<u64> {
+    let (key, mut value) = (0u32, 0u64);
+    let mut attr = EntryAttr {
+        map: map.as_raw_fd() as u32,
+        reserved: 0,
+        key: (&raw const key) as u64,
+        value: (&raw mut value) as u64,
+        flags: 0,
+    };
+    // SAFETY: the attribute has the kernel's layout; key and value are as long as the map's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_ELEM, &raw mut attr, size_of::<EntryAttr>()) };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Loads a program. With the error comes what the verifier says.
+pub(super) fn load(kind: u32, attach_type: u32, instructions: &[u64]) -> Result<OwnedFd, (io::Error, String)> {
+    let license = c"Dual MIT/GPL";
+    let mut log = vec![0u8; LOG];
+    let mut attr = ProgramAttr {
+        kind,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        log_level: 1,
+        log_size: LOG as u32,
+        log: log.as_mut_ptr() as u64,
+        name: NAME,
+        expected_attach_type: attach_type,
+        ..ProgramAttr::default()
+    };
+    // SAFETY: the attribute has the kernel's layout; instructions, licence and log are as long as it says, and outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, &raw mut attr, size_of::<ProgramAttr>()) };
+    sys::descriptor(result).map_err(|error| {
+        let text = CStr::from_bytes_until_nul(&log).map(|text| text.to_string_lossy().into_owned());
+        (error, text.unwrap_or_default())
+    })
+}
+
+/// Attaches a program to a raw tracepoint, until what is given back is dropped.
+pub(super) fn open_raw_tracepoint(name: &CStr, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = TracepointAttr { name: name.as_ptr() as u64, program: program.as_raw_fd() as u32, reserved: 0 };
+    // SAFETY: the attribute has the kernel's layout, and the name ends with a zero.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, RAW_TRACEPOINT_OPEN, &raw mut attr, size_of::<TracepointAttr>()) };
+    sys::descriptor(result)
+}
+
+/// Has a program run whenever this thread comes to the instruction at `offset` of the file at `path`, or at the return of the function
+/// that begins there, by a perf event, until what is given back is dropped.
+pub(super) fn open_uprobe(path: &CStr, offset: u64, at_return: bool, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let kind = fs::read_to_string(UPROBE_TYPE)?.trim().parse().map_err(io::Error::other)?;
+    let config = if at_return {
+        let place = fs::read_to_string(UPROBE_RETURN)?;
+        let bit: u32 = place.trim().trim_start_matches("config:").parse().map_err(io::Error::other)?;
+        1u64.checked_shl(bit).unwrap_or_default()
+    } else {
+        0
+    };
+    let attr = EventAttr {
+        kind,
+        size: size_of::<EventAttr>() as u32,
+        config,
+        path: path.as_ptr() as u64,
+        offset,
+        ..EventAttr::default()
+    };
+    // SAFETY: the attribute has the kernel's layout and says its size; the path ends with a zero.
+    let result = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC) };
+    let event = match i32::try_from(result) {
+        // SAFETY: the kernel has just made it for this call.
+        Ok(fd) if fd >= 0 => unsafe { OwnedFd::from_raw_fd(fd) },
+        _ => return Err(io::Error::last_os_error()),
+    };
+    for (request, argument) in [(PERF_EVENT_IOC_SET_BPF, program.as_raw_fd()), (PERF_EVENT_IOC_ENABLE, 0)] {
+        // SAFETY: both take a number.
+        if unsafe { libc::ioctl(event.as_raw_fd(), request, argument) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(event)
+}
+
+// The kernel counts bytes of attributes.
+const _: () = assert!(size_of::<EventAttr>() == 72 && offset_of!(EventAttr, path) == 56);
+const _: () = assert!(offset_of!(MapAttr, name) == 28 && offset_of!(ProgramAttr, expected_attach_type) == 68);
