@@ -137,3 +137,17 @@ fn an_allocator_on_a_silent_file_system() {
     assert!(notes.contains("could not be read"), "{notes}");
     assert_eq!(report.json["quality"]["complete"], false);
 }
+
+/// The doctor says what it could not read, and comes to an end.
+#[test]
+fn a_doctor_does_not_wait_for_a_silent_file_system() {
+    let served = Served::start("deep");
+    served.fall_silent();
+    let outcome = Run::bare().args(["doctor", "--pid", &served.target.pid().to_string()]).finish();
+    assert_eq!(outcome.code(), Some(3), "{}", outcome.stdout);
+    assert!(
+        outcome.stdout.contains("cannot be opened") && outcome.stdout.contains("did not answer"),
+        "{}",
+        outcome.stdout
+    );
+}

@@ -10,7 +10,8 @@ use tracer::{
     bpf::LoadError,
     cli::{self, Request},
     config::Verbosity,
-    control, doctor,
+    control,
+    doctor::{self, filtered},
     exit::Exit,
     files::opener,
     go::goroutines,
@@ -22,6 +23,9 @@ use tracer::{
 fn main() -> ExitCode {
     if env::args_os().next().is_some_and(|name| name == opener::NAME) {
         return if opener::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    if env::args_os().next().is_some_and(|name| name == filtered::NAME) {
+        return if filtered::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let exit = match cli::parse() {
         Request::Trace(config) => run(config.verbosity, || control::run(*config)),

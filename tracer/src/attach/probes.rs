@@ -237,7 +237,7 @@ fn probe(
 }
 
 /// What in a process return probes could harm.
-fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
+pub fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
     if returns.declined {
         return Some(Risk::Seen);
     }

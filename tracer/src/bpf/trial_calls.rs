@@ -154,9 +154,15 @@ pub(super) fn open_raw_tracepoint(name: &CStr, program: BorrowedFd<'_>) -> io::R
     sys::descriptor(result)
 }
 
-/// Has a program run whenever this thread comes to the instruction at `offset` of the file at `path`, or at the return of the function
+/// Has a program run whenever the thread `pid`, or this one if it is 0, comes to the instruction at `offset` of the file at `path`, or at the return of the function
 /// that begins there, by a perf event, until what is given back is dropped.
-pub(super) fn open_uprobe(path: &CStr, offset: u64, at_return: bool, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+pub(super) fn open_uprobe(
+    path: &CStr,
+    offset: u64,
+    at_return: bool,
+    pid: u32,
+    program: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
     let kind = fs::read_to_string(UPROBE_TYPE)?.trim().parse().map_err(io::Error::other)?;
     let config = if at_return {
         let place = fs::read_to_string(UPROBE_RETURN)?;
@@ -174,7 +180,8 @@ pub(super) fn open_uprobe(path: &CStr, offset: u64, at_return: bool, program: Bo
         ..EventAttr::default()
     };
     // SAFETY: the attribute has the kernel's layout and says its size; the path ends with a zero.
-    let result = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attr, 0, -1, -1, PERF_FLAG_FD_CLOEXEC) };
+    let result =
+        unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attr, pid, -1, -1, PERF_FLAG_FD_CLOEXEC) };
     let event = match i32::try_from(result) {
         // SAFETY: the kernel has just made it for this call.
         Ok(fd) if fd >= 0 => unsafe { OwnedFd::from_raw_fd(fd) },
@@ -187,6 +194,29 @@ pub(super) fn open_uprobe(path: &CStr, offset: u64, at_return: bool, program: Bo
         }
     }
     Ok(event)
+}
+
+/// Has this thread's system calls of that number fail with EPERM from now on.
+pub(super) fn refuse_system_call(number: u32) -> io::Result<()> {
+    let step =
+        |code: u32, if_so: u8, if_not: u8, k: u32| libc::sock_filter { code: code as u16, jt: if_so, jf: if_not, k };
+    let mut filter = [
+        // The number is what comes first in `struct seccomp_data`.
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, number),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: numbers only.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the program is as long as it says, and outlives the call.
+    match unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 // The kernel counts bytes of attributes.

@@ -18,7 +18,7 @@ use super::{
     site::Site,
     sys::{self, Moment},
     tracepoints,
-    trial_calls::{create_map, first_value, load, open_raw_tracepoint, open_uprobe},
+    trial_calls::{create_map, first_value, load, open_raw_tracepoint, open_uprobe, refuse_system_call},
 };
 
 /// Of `enum bpf_map_type` (include/uapi/linux/bpf.h).
@@ -27,6 +27,9 @@ const RING_BUFFER: u32 = 27;
 /// Of `enum bpf_prog_type`.
 const KPROBE: u32 = 2;
 const RAW_TRACEPOINT: u32 = 17;
+
+/// Number of the system call that return probes put at their trampoline (arch/x86/entry/syscalls/syscall_64.tbl of the kernel).
+const URETPROBE: u32 = 335;
 
 /// Helper functions of the kernel's, by their numbers in `enum bpf_func_id`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,12 +131,12 @@ pub fn run() -> io::Result<()> {
     sys::run(program.as_fd(), 0).map(drop)
 }
 
-/// How often a program runs that is attached to the function at `offset` of the file at `path`, which `call` has called once in this
-/// thread.
+/// How often a program runs that is attached to the function at `offset` of the file at `path`, for the process `pid` or this thread,
+/// which `call` has called once.
 ///
 /// # Errors
 /// The kernel refuses.
-pub fn uprobe(way: Uprobe, path: &Path, offset: u64, call: impl FnOnce()) -> io::Result<u64> {
+pub fn uprobe(way: Uprobe, path: &Path, offset: u64, pid: Option<u32>, call: impl FnOnce()) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let count = create_map(ARRAY, 4, 8, 1)?;
     let moment = match way {
@@ -144,15 +147,23 @@ pub fn uprobe(way: Uprobe, path: &Path, offset: u64, call: impl FnOnce()) -> io:
     let attach_type = moment.map_or(0, Moment::attach_type);
     let program = loaded(KPROBE, attach_type, &counting(count.as_fd()))?;
     let link = match moment {
-        None => open_uprobe(&path, offset, way == Uprobe::ReturnEvent, program.as_fd())?,
+        None => open_uprobe(&path, offset, way == Uprobe::ReturnEvent, pid.unwrap_or(0), program.as_fd())?,
         Some(moment) => {
             let site = Site { offset, cookie: 0 };
-            sys::link_multi(program.as_fd(), &path, &[site], std::process::id(), moment)?
+            sys::link_multi(program.as_fd(), &path, &[site], pid.unwrap_or_else(std::process::id), moment)?
         }
     };
     call();
     drop(link);
     first_value(count.as_fd())
+}
+
+/// Gives this process a filter of system calls that refuses the trampoline of return probes, as filters do that do not know it.
+///
+/// # Errors
+/// The kernel has no filters, or a filter forbids them.
+pub fn refuse_trampolines() -> io::Result<()> {
+    refuse_system_call(URETPROBE)
 }
 
 /// Whether traces use uprobe-multi links on this kernel, where it has them.

@@ -5,7 +5,7 @@
 //! looked at one by one. New memory that recorded blocks have been in is explained, freed or not: allocators keep what is freed.
 
 mod account;
-mod reasons;
+pub mod reasons;
 mod turns;
 
 use std::{

@@ -49,7 +49,7 @@ const MAX_THREADS: usize = 256;
 const PYTHON_BY_MALLOC: &[u8] = b"PYTHONMALLOC=malloc";
 
 /// What there is in process `pid`.
-pub(super) fn look(pid: u32) -> Vec<Reason> {
+pub fn look(pid: u32) -> Vec<Reason> {
     let mut space = AddressSpace::new(pid);
     if let Err(error) = space.refresh() {
         tracing::debug!("cannot look for what takes memory in {pid}: {error}");

@@ -61,6 +61,8 @@ pub struct Line {
     pub needed_for: &'static str,
     /// What to do about it; empty where nothing is to be done.
     pub advice: String,
+    /// More of what was found, one thing each: hostile text.
+    pub details: Vec<String>,
     need: Need,
 }
 
@@ -68,7 +70,13 @@ impl Line {
     /// Something of which nothing is known yet.
     pub fn new(topic: impl Into<String>, need: Need, needed_for: &'static str) -> Self {
         let (found, advice) = (String::new(), String::new());
-        Self { topic: topic.into(), status: Status::NotNeeded, found, needed_for, advice, need }
+        let details = Vec::new();
+        Self { topic: topic.into(), status: Status::NotNeeded, found, needed_for, advice, details, need }
+    }
+
+    /// The same with more of what was found.
+    pub fn with_details(self, details: Vec<String>) -> Self {
+        Self { details, ..self }
     }
 
     /// It works.

@@ -2,11 +2,13 @@
 //! nothing stays.
 
 mod examination;
+pub mod filtered;
 mod json;
 mod kernel;
 pub mod line;
 mod process;
 mod rights;
+mod subject;
 mod text;
 
 #[cfg(test)]
@@ -18,13 +20,20 @@ use anyhow::{Context as _, Result};
 
 pub use self::{examination::Examination, process::Process};
 use self::{kernel::Kernel, line::Verdict, rights::Rights};
-use crate::{config::DoctorConfig, exit::Exit, preflight::Machine};
+use crate::{
+    config::DoctorConfig,
+    exit::Exit,
+    files::opener,
+    memory::{Memory, default_bound},
+    preflight::Machine,
+};
 
 /// Examines as `config` says, and prints what was found.
 ///
 /// # Errors
 /// The rights of this process cannot be told, or nothing can be written.
 pub fn run(config: &DoctorConfig) -> Result<Exit> {
+    opener::start(Memory::within(default_bound(), 0).for_copies());
     let examination = examine(config.pid)?;
     let text = if config.json {
         serde_json::to_string_pretty(&json::value(&examination))?
@@ -51,8 +60,8 @@ pub fn examine(pid: Option<u32>) -> Result<Examination> {
     let machine = Machine::this().context("cannot tell the rights of this process")?;
     let release = machine.release.clone();
     let rights = Rights::this(machine);
-    let Kernel { sections, by_events, .. } = kernel::examine(&rights, &release);
+    let Kernel { sections, by_events, sessions } = kernel::examine(&rights, &release);
     let machine = std::iter::once(rights.section(by_events)).chain(sections).collect();
-    let process = pid.map(|pid| Process { pid, comm: String::new(), sections: Vec::new() });
+    let process = pid.map(|pid| process::examine(pid, sessions));
     Ok(Examination { release, machine, process })
 }

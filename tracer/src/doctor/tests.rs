@@ -5,8 +5,13 @@ use std::path::Path;
 use super::{
     Examination, json,
     line::{Line, Need, Section, Verdict},
-    process::Process,
+    process::{File, Probed, Process},
     text,
+};
+use crate::{
+    probe::outcomes::{Choice, Way},
+    space::memory_map::Usage,
+    symbolize::Names,
 };
 
 /// An examination with a line of each kind, and hostile names.
@@ -35,8 +40,29 @@ fn examination() -> Examination {
             comm: "evil\n\u{202e}name".to_owned(),
             sections: vec![Section {
                 title: "allocators",
-                lines: vec![Line::new("/srv/\u{1b}]0;x\u{7}lib.so", Need::Required, "").works("glibc")],
+                lines: vec![
+                    Line::new("/srv/\u{1b}]0;x\u{7}lib.so", Need::Required, "")
+                        .works("glibc")
+                        .with_details(vec!["malloc\u{1b} at 0x1000: push r12 (cheap)".to_owned()]),
+                ],
             }],
+            functions: vec![Probed {
+                file: "/srv/lib.so".to_owned(),
+                function: "malloc".to_owned(),
+                offset: 0x1000,
+                instruction: "push r12".to_owned(),
+                cheap: true,
+                outcome: Some(Choice { way: Way::Exits, because: String::new() }),
+            }],
+            files: vec![File {
+                path: "/srv/lib.so".to_owned(),
+                code_bytes: 1000,
+                synthesized_bytes: 20,
+                uncovered_bytes: 10,
+                problem: None,
+                names: Some(Names { table: true, ..Names::default() }),
+            }],
+            memory: Some(Usage { anonymous: 1 << 20, file: 4096, shared: 0 }),
         }),
     }
 }

@@ -29,9 +29,10 @@ pub(super) fn lines(examination: &Examination) -> Vec<String> {
 }
 
 fn put(line: &Line, lines: &mut Vec<String>) {
-    let Line { topic, status, found, needed_for, advice, .. } = line;
+    let Line { topic, status, found, needed_for, advice, details, .. } = line;
     let purpose = if needed_for.is_empty() { String::new() } else { format!(" ({needed_for})") };
     lines.push(format!("  {:STATUS$}  {}: {}{purpose}", status.word(), visible(topic), visible(found)));
+    lines.extend(details.iter().map(|detail| format!("  {:STATUS$}    {}", "", visible(detail))));
     if !advice.is_empty() {
         lines.push(format!("  {:STATUS$}    -> {}", "", visible(advice)));
     }

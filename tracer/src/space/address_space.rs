@@ -153,6 +153,11 @@ impl AddressSpace {
         self.code.iter().any(|code| code.module.is_none())
     }
 
+    /// Whether the process's runtime names such code in a perf map.
+    pub fn has_perf_map(&self) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.perf_map.open().is_some())
+    }
+
     /// Every executable mapping by address, and its file; `None` for generated code.
     pub fn code(&self) -> impl Iterator<Item = (&Mapping, Option<&Arc<Module>>)> {
         self.code.iter().map(|code| (&code.mapping, code.module.as_ref()))

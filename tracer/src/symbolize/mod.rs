@@ -10,6 +10,7 @@ mod guard;
 mod language;
 mod nesting;
 mod source;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -20,6 +21,7 @@ use hashbrown::HashMap;
 
 pub use demangle::demangle;
 pub use language::language;
+pub use survey::Names;
 
 use self::{
     source::{Function, Source},
@@ -101,6 +103,11 @@ impl Symbolizer {
         self.resolve_files(queries);
         let mut perf_maps = HashMap::new();
         queries.iter().map(|query| self.frames(query, &mut perf_maps)).collect()
+    }
+
+    /// Where names of a file come from; `None` when it is no ELF file, or cannot be read.
+    pub fn names_of(&mut self, module: &Module) -> Option<Names> {
+        survey::names(module, &self.debug_directories, &mut self.work)
     }
 
     /// The files in which addresses have been named, by path.
