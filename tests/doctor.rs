@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    os::unix::fs::FileExt as _,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -11,8 +11,8 @@ use serde_json::Value;
 use tracer::bpf::named_objects;
 
 use crate::harness::{
-    Outcome, Run, STOCK, Target, compiled, copy_program, go_program, probed_bytes, program, require_root, scratch,
-    wait_until,
+    Outcome, Run, STOCK, Target, compiled, copy_for_all, copy_program, go_program, probed_bytes, program, require_root,
+    scratch, wait_until, with_capabilities,
 };
 
 /// What objects of the kernel are called that trials make.
@@ -28,15 +28,6 @@ fn parsed(outcome: &Outcome) -> Value {
 fn check<'a>(checks: &'a Value, name: &str) -> &'a Value {
     let found = checks.as_array().unwrap().iter().find(|check| check["name"] == name);
     found.unwrap_or_else(|| panic!("no {name} in {checks:#}"))
-}
-
-/// A copy of the tracer that every user may run.
-fn copy_for_all() -> (tempfile::TempDir, std::path::PathBuf) {
-    let folder = scratch();
-    let copy = folder.path().join("tracer");
-    copy_program(Run::tracer(), &copy);
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    (folder, copy)
 }
 
 /// Where traces work (other tests say so), it says that they will, and that what they rest on does.
@@ -71,7 +62,7 @@ fn this_machine_can_be_traced() {
 #[test]
 fn an_unprivileged_user_is_told_what_is_missing() {
     require_root();
-    let (_folder, copy) = copy_for_all();
+    let (_folder, copy) = copy_for_all(Run::tracer());
     let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
         .args(["doctor", "--json"])
         .finish();
@@ -95,7 +86,7 @@ fn an_unprivileged_user_is_told_what_is_missing() {
 #[test]
 fn the_one_capability_that_is_missing_is_named() {
     require_root();
-    let (_folder, copy) = copy_for_all();
+    let (_folder, copy) = copy_for_all(Run::tracer());
     const ALL: [(&str, &str); 4] = [
         ("bpf", "CAP_BPF"),
         ("perfmon", "CAP_PERFMON"),
@@ -103,12 +94,9 @@ fn the_one_capability_that_is_missing_is_named() {
         ("checkpoint_restore", "CAP_CHECKPOINT_RESTORE"),
     ];
     for (left_out, name) in ALL {
-        let others: Vec<String> =
-            ALL.iter().filter(|(other, _)| *other != left_out).map(|(other, _)| format!("+{other}")).collect();
-        let set = format!("-all,{}", others.join(","));
-        let sets = ["--bounding-set=", "--inh-caps=", "--ambient-caps="].map(|option| format!("{option}{set}"));
-        let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-        let arguments: Vec<&str> = user.into_iter().chain(sets.iter().map(String::as_str)).collect();
+        let others: Vec<&str> = ALL.iter().map(|(other, _)| *other).filter(|other| *other != left_out).collect();
+        let arguments = with_capabilities(&others);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let outcome = Run::through("setpriv", &arguments, &copy).args(["doctor", "--json"]).finish();
         let report = parsed(&outcome);
         assert_eq!(outcome.code(), Some(1), "{report:#}");
@@ -132,7 +120,7 @@ fn the_one_capability_that_is_missing_is_named() {
 #[test]
 fn who_lacks_rights_is_sent_to_it() {
     require_root();
-    let (_folder, copy) = copy_for_all();
+    let (_folder, copy) = copy_for_all(Run::tracer());
     let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
         .args(["--pid", "1"])
         .finish();
@@ -304,7 +292,7 @@ fn of_a_process_that_ends_meanwhile() {
 fn of_a_process_of_another_user() {
     require_root();
     let target = Target::start(&compiled("deep"));
-    let (_folder, copy) = copy_for_all();
+    let (_folder, copy) = copy_for_all(Run::tracer());
     let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
         .args(["doctor", "--pid", &target.pid().to_string()])
         .finish();

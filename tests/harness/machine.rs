@@ -76,6 +76,24 @@ pub(crate) fn copy_program(from: &Path, to: &Path) {
     assert!(status.success(), "cp {} {}: {status}", from.display(), to.display());
 }
 
+/// Arguments for setpriv: a user who is nobody, with these capabilities and no others.
+pub(crate) fn with_capabilities(capabilities: &[&str]) -> Vec<String> {
+    let set = capabilities.iter().fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
+    let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"].map(str::to_owned);
+    let sets = ["--bounding-set", "--inh-caps", "--ambient-caps"].map(|option| format!("{option}={set}"));
+    user.into_iter().chain(sets).collect()
+}
+
+/// A copy of the tracer that every user may run, and its folder.
+#[track_caller]
+pub(crate) fn copy_for_all(tracer: &Path) -> (TempDir, PathBuf) {
+    let folder = scratch();
+    let copy = folder.path().join("tracer");
+    copy_program(tracer, &copy);
+    fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    (folder, copy)
+}
+
 /// A folder that every user may enter.
 pub(crate) fn scratch() -> TempDir {
     let folder = tempfile::tempdir().unwrap();

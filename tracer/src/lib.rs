@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod exit;
 pub mod limits;
 pub mod preflight;
+pub mod privileges;
 pub mod signals;
 pub mod top;
 

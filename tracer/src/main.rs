@@ -7,9 +7,9 @@ use std::{
 };
 
 use tracer::{
-    bpf::LoadError,
+    bpf::{LoadError, trials::uses_multi_here},
     cli::{self, Request},
-    config::Verbosity,
+    config::{Config, Subject, Verbosity},
     control,
     doctor::{self, filtered},
     exit::Exit,
@@ -17,6 +17,7 @@ use tracer::{
     go::goroutines,
     limits,
     preflight::Missing,
+    privileges::{self, Role},
     report, top,
 };
 
@@ -28,7 +29,10 @@ fn main() -> ExitCode {
         return if filtered::serve().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let exit = match cli::parse() {
-        Request::Trace(config) => run(config.verbosity, || control::run(*config)),
+        Request::Trace(config) => run(config.verbosity, || {
+            give_up_rights(&config);
+            control::run(*config)
+        }),
         Request::Goroutines(config) => run(config.verbosity, || goroutines::run(&config)),
         // What is told beside would be lost under the next screen.
         Request::Top(config) => run(Verbosity::Quiet, || top::run(&config)),
@@ -45,6 +49,14 @@ fn main() -> ExitCode {
         }
     };
     exit.into()
+}
+
+/// Before there is a thread. A command that is launched has all rights that tracer was started with.
+fn give_up_rights(config: &Config) {
+    if !matches!(config.subject, Subject::Command(_)) {
+        let by_events = config.perf_events || !uses_multi_here();
+        privileges::keep_those_of(Role::Tracer { by_events });
+    }
 }
 
 fn run(verbosity: Verbosity, job: impl FnOnce() -> anyhow::Result<Exit>) -> Exit {

@@ -171,6 +171,11 @@ pub fn uses_multi(release: &str) -> bool {
     multi::is_supported(super::kernel_version(release))
 }
 
+/// The same on the running kernel.
+pub fn uses_multi_here() -> bool {
+    uses_multi(&rustix::system::uname().release().to_string_lossy())
+}
+
 /// What the running kernel says of its structures.
 ///
 /// # Errors

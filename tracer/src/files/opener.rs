@@ -29,7 +29,10 @@ use super::{
     channel::{pair, receive, send},
     file_system,
 };
-use crate::priority;
+use crate::{
+    priority,
+    privileges::{self, Role},
+};
 
 /// What the helper is called by: its first argument.
 pub const NAME: &str = "tracer: files";
@@ -358,6 +361,7 @@ impl Facts {
 /// # Errors
 /// When nothing can be read there.
 pub fn serve() -> io::Result<()> {
+    privileges::keep_those_of(Role::Opener);
     // Somebody waits for each file.
     priority::set_own(priority::URGENT);
     let stdin = io::stdin();

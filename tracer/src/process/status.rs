@@ -38,7 +38,9 @@ pub enum NotTraceable {
     #[error("{0}")]
     Exhausted(String),
     /// It cannot be looked at.
-    #[error("cannot look at process {pid} ({what}): {error}; run tracer as root (sudo), or with CAP_SYS_PTRACE")]
+    #[error(
+        "cannot look at process {pid} ({what}): {error}; run tracer as root (sudo), or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+    )]
     Forbidden {
         /// The process.
         pid: u32,
