@@ -3,8 +3,8 @@
 use std::{fs, path::Path, process::Command};
 
 use crate::harness::{
-    Outcome, Report, Run, STOCK, Target, compiled, copy_for_all, copy_program, go_program, require_root,
-    with_capabilities,
+    Outcome, Report, Run, STOCK, Target, alone, check_functions, compiled, copy_for_all, copy_program, go_program,
+    require_root, with_capabilities,
 };
 
 /// What a trace needs, and what it needs to see all of other users' processes.
@@ -35,15 +35,16 @@ fn printed(outcome: &Outcome) -> Report {
 fn enough_for_a_trace_of_another_users_process() {
     require_root();
     let (_folder, copy) = copy_for_all(Run::tracer());
-    let mut target = Target::start(&compiled("deep"));
+    let _turn = alone();
+    let mut target = Target::start(&compiled("family"));
     let pid = target.pid().to_string();
     let tracer = run(&for_traces(&[]), &copy).args(["--pid", &pid, "-o", "-", "--format", "json"]).start();
     let truth = target.ask("begin");
     let report = printed(&tracer.stop());
-    report.assert_nothing_lost("deep");
+    report.assert_nothing_lost("family");
     assert_eq!(report.outstanding(), truth.total());
     assert_eq!(report.json["quality"]["complete"], true, "{}", report.json["quality"]);
-    assert!(report.stacks.iter().all(|stack| stack.has("main")), "names");
+    check_functions("family", &report, &truth, None);
 }
 
 #[test]
@@ -51,7 +52,8 @@ fn enough_for_one_whose_executable_is_deleted() {
     require_root();
     let (folder, copy) = copy_for_all(Run::tracer());
     let program = folder.path().join("deleted");
-    copy_program(&compiled("deep"), &program);
+    copy_program(&compiled("family"), &program);
+    let _turn = alone();
     let mut target = Target::start(&program);
     fs::remove_file(&program).unwrap();
     let pid = target.pid().to_string();
@@ -90,7 +92,8 @@ fn by_file_capabilities() {
         Ok(output) if output.status.success() => {}
         failed => return println!("skipped: no file capabilities here: {failed:?}"),
     }
-    let mut target = Target::start(&compiled("deep"));
+    let _turn = alone();
+    let mut target = Target::start(&compiled("family"));
     let pid = target.pid().to_string();
     let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
     let tracer = Run::through("setpriv", &user, &copy).args(["--pid", &pid, "-o", "-", "--format", "json"]).start();
@@ -108,7 +111,8 @@ fn what_is_not_needed_is_given_up() {
     const USERS: u64 = 1 << 7;
     const PTRACE: u64 = 1 << 19;
     require_root();
-    let mut target = Target::start(&compiled("deep"));
+    let _turn = alone();
+    let mut target = Target::start(&compiled("family"));
     let tracer = Run::pid(target.pid()).start();
     let permitted = |status: &Path| {
         let text = fs::read_to_string(status).unwrap();

@@ -11,6 +11,8 @@ const CHOSEN: &[&str] = &[
     "returns::fibers_",
     "doctor::this_machine_",
     "doctor::an_unprivileged_user_",
+    "privileges::enough_for_a_trace_",
+    "privileges::enough_for_one_",
 ];
 
 /// Why the others are not among those.
