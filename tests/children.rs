@@ -113,6 +113,20 @@ fn of_a_running_process_alone() {
     }
 }
 
+/// What a child without probes does on the memory of its parent is not seen: what it may have freed is uncertain.
+#[test]
+fn of_a_running_process_on_its_memory() {
+    for way in ["vfork", "clone"] {
+        let (outcome, truth) = of_a_running_one(&[], way);
+        let report = outcome.report(3);
+        let held: u64 = reported(&report).values().map(|held| held.bytes).sum();
+        let certain = held - report.uncertain_bytes("hold");
+        let truth: u64 = truth.values().map(|held| held.bytes).sum();
+        assert!(held >= 300_000 && certain <= truth, "{way}: {certain} of {held}, {truth}");
+        report.assert_gap("unseen_spans", 3);
+    }
+}
+
 /// It works on the memory of its parent, which ends before it: nobody sees what it does then, and that is told.
 #[test]
 fn one_that_shares_memory_and_outlives_its_parent() {

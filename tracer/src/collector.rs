@@ -183,7 +183,7 @@ impl Collector {
             Request::Keep(image) => self.images.keep(image),
             Request::Drop(image) => self.drop_image(image),
             Request::Merge(merging) => self.merging.extend(merging),
-            Request::Interrupted(until) => self.heap.frees_lost_without_trace(until),
+            Request::Unseen(image, until) => self.heap.frees_of_lost_without_trace(image, until),
             Request::Ended(image) => {
                 self.take_in_all();
                 // Unless its own record has told.

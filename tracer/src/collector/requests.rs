@@ -63,8 +63,9 @@ pub enum Request {
     Drop(Image),
     /// Tell of these as one from now on.
     Merge(Vec<Merging>),
-    /// The probes of a process were away until this time, nanoseconds of CLOCK_MONOTONIC: what was freed meanwhile is not known.
-    Interrupted(u64),
+    /// What happened on the memory of this image was not seen until this time, nanoseconds of CLOCK_MONOTONIC: its probes were away, or
+    /// somebody without any has shared it. What was freed meanwhile is not known.
+    Unseen(Image, u64),
     /// The process of this image has ended: a notice tells it when all that it has done is taken in.
     Ended(Image),
     /// What is held now, by blocks of at least this age.

@@ -60,6 +60,7 @@ impl Session {
                 let process_scope = self.probes.scope() == Scope::Process;
                 if let Some(attached) = self.find(image).filter(|_| process_scope) {
                     attached.was_shared();
+                    self.send(Request::Unseen(image, monotonic()))?;
                 }
                 Ok(())
             }
@@ -68,7 +69,7 @@ impl Session {
                     && attached.move_to_another_thread(&mut self.probes)
                 {
                     self.interruptions += 1;
-                    self.send(Request::Interrupted(monotonic()))?;
+                    self.send(Request::Unseen(image, monotonic()))?;
                 }
                 Ok(())
             }
@@ -162,7 +163,8 @@ impl Session {
         let now = Instant::now();
         for index in 0..self.attached.len() {
             if self.attached[index].keep_probes(&mut self.probes, now, pause) {
-                self.send(Request::Interrupted(monotonic()))?;
+                let image = self.attached[index].image();
+                self.send(Request::Unseen(image, monotonic()))?;
             }
         }
         Ok(())

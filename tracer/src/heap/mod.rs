@@ -206,6 +206,13 @@ impl Heap {
         self.uncertain_until = self.uncertain_until.max(Some(time));
     }
 
+    /// Frees of an image were not seen, up to `time`: all its blocks from before are uncertain.
+    pub fn frees_of_lost_without_trace(&mut self, image: Image, time: u64) {
+        if let Some(process) = self.processes.get_mut(&image) {
+            process.frees_lost_without_trace(time);
+        }
+    }
+
     /// What every stack holds, in no order. Blocks younger than `min_age` nanoseconds at `now` are left out of the
     /// outstanding amounts.
     pub fn usage(&self, now: u64, min_age: u64) -> Vec<StackUsage> {

@@ -32,6 +32,8 @@ pub(super) struct ProcessHeap {
     suspended: HashMap<(u32, u8), Block>,
     /// Blocks that were allocated within [`RESOLUTION`] of a lost free of their address: nobody knows which came first.
     ambiguous: HashSet<u64>,
+    /// Blocks from before may have been freed unseen.
+    uncertain_until: Option<u64>,
     /// The last frees of each thread.
     last_frees: Box<[LastFrees; LAST_FREES]>,
     /// Frees of blocks that were not known.
@@ -63,6 +65,7 @@ impl ProcessHeap {
             footprint: Footprint::default(),
             suspended: HashMap::new(),
             ambiguous: HashSet::new(),
+            uncertain_until: None,
             last_frees: Box::new([LastFrees::default(); LAST_FREES]),
             unknown_frees: 0,
             inherits: false,
@@ -214,10 +217,16 @@ impl ProcessHeap {
         self.footprint.covered(range)
     }
 
+    /// Frees were not seen, up to `time`.
+    pub(super) fn frees_lost_without_trace(&mut self, time: u64) {
+        self.uncertain_until = self.uncertain_until.max(Some(time));
+    }
+
     /// Calls `f` with every outstanding block and whether a lost free may have ended it.
     pub(super) fn for_each_block(&self, mut f: impl FnMut(Block, bool)) {
         for block in self.blocks.iter() {
-            f(block, !self.ambiguous.is_empty() && self.ambiguous.contains(&block.addr));
+            let may_be_gone = self.uncertain_until.is_some_and(|until| block.time <= until);
+            f(block, may_be_gone || !self.ambiguous.is_empty() && self.ambiguous.contains(&block.addr));
         }
         for block in self.suspended.values() {
             f(*block, false);

@@ -286,6 +286,20 @@ fn frees_lost_without_trace_make_what_is_older_uncertain() {
 }
 
 #[test]
+fn frees_of_one_image_that_nobody_saw_make_no_other_one_uncertain() {
+    let other = Origin { image: Image(IMAGE.0 + 1), ..origin(1) };
+    let mut heap = heap(&[
+        (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
+        (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS))),
+        (other, Event::Alloc(block(0x10, 4, 7, MS))),
+    ]);
+    heap.frees_of_lost_without_trace(IMAGE, 5 * MS);
+    heap.frees_of_lost_without_trace(Image(IMAGE.0 + 2), 5 * MS);
+    let usage = heap.usage(u64::MAX, 0)[0];
+    assert_eq!((usage.values.outstanding_bytes, usage.uncertain_bytes), (7, 1));
+}
+
+#[test]
 fn young_blocks_are_left_out_when_asked() {
     let heap =
         heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS)))]);
