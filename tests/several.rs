@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use crate::harness::{
-    Held, Run, Target, Truth, check_functions, check_holders, compiled, preloadable, require_root, rust_on,
+    Held, Report, Run, Target, Truth, check_functions, check_holders, compiled, preloadable, require_root, rust_on,
 };
 
 /// Has a program do what it does, and compares every function with its truth.
@@ -31,6 +31,13 @@ fn check(what: &str, program: &Path, preload: &[&str], functions: Option<&Path>)
 /// Has a program do what it does, and compares what each function holds with its truth.
 #[track_caller]
 fn check_held(what: &str, program: &Path) {
+    let (report, truth) = held(what, program);
+    check_holders(what, &report, &truth);
+}
+
+/// What was reported of a program, complete, and the truth.
+#[track_caller]
+fn held(what: &str, program: &Path) -> (Report, Truth) {
     require_root();
     let mut target = Target::start_with(program, &[], &[]);
     let tracer = Run::pid(target.pid()).start();
@@ -38,7 +45,7 @@ fn check_held(what: &str, program: &Path) {
     let report = tracer.stop().report(0);
     report.assert_nothing_lost(what);
     report.assert_complete(what);
-    check_holders(what, &report, &truth);
+    (report, truth)
 }
 
 /// Names that jemalloc has when it is linked into an executable with a prefix: they are in its own table of symbols only.
@@ -82,10 +89,42 @@ fn operators_of_a_static_allocator() {
     }
 }
 
+/// What a new-handler allocates that is in the allocator's own file, and what an operator new does for itself: a block is a part of
+/// another one only if that lies in it.
+#[test]
+fn what_is_allocated_inside_of_an_allocation_in_the_same_file() {
+    check_held("a new-handler", &compiled("notes, static"));
+    let what = "an operator that keeps books";
+    let (report, mut truth) = held(what, &compiled("notes, operators"));
+    let noted = Held { bytes: truth.fact("noted_bytes"), blocks: truth.fact("noted_blocks") };
+    // It is called from there.
+    let caller = truth.held.get_mut("from_new").unwrap();
+    *caller = *caller + noted;
+    check_holders(what, &report, &truth);
+}
+
 #[test]
 fn an_interposer_that_passes_all_on() {
     let interposer = compiled("interposer");
     check("interposer", &compiled("family"), &[interposer.to_str().unwrap()], None);
+}
+
+/// What an interposer allocates for itself, by itself or through the C library, are blocks of their own.
+#[test]
+fn an_interposer_that_keeps_books() {
+    require_root();
+    let (program, interposer) = (compiled("family"), compiled("notebook"));
+    let environment = [("LD_PRELOAD", interposer.to_str().unwrap()), ("NOTED", "1")];
+    let mut target = Target::start_with(&program, &[], &environment);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_nothing_lost("books");
+    report.assert_complete("books");
+    check_functions("books", &report, &truth, Some(&program));
+    let noted = Held { bytes: truth.fact("noted_bytes"), blocks: truth.fact("noted_blocks") };
+    assert!(noted.blocks > 1000, "{noted}");
+    assert_eq!(report.outstanding(), truth.total() + noted, "with its own blocks");
 }
 
 /// What the interposer has not is the C library's own; blocks of one are resized and freed by the other.

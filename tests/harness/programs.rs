@@ -204,6 +204,24 @@ const PROGRAMS: &[Source] = &[
         files: &["no_tables.c"],
         flags: without_tables!("-static", "-fomit-frame-pointer"),
     },
+    Source {
+        name: "notebook",
+        compiler: C,
+        files: &["notebook.c"],
+        flags: &["-fno-builtin", "-shared", "-fPIC", "-ldl"],
+    },
+    Source {
+        name: "notes, static",
+        compiler: CXX,
+        files: &["notes.cpp"],
+        flags: &["-static", "-fno-omit-frame-pointer", "-fno-builtin"],
+    },
+    Source {
+        name: "notes, operators",
+        compiler: CXX,
+        files: &["notes.cpp"],
+        flags: &["-static", "-fno-omit-frame-pointer", "-fno-builtin", "-DOPERATORS"],
+    },
     Source { name: "silent files", compiler: C, files: &["silent_files.c"], flags: &[] },
     Source { name: "signals", compiler: C, files: &["signals.c"], flags: WITH_FRAME_POINTERS },
     Source {

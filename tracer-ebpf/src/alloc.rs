@@ -46,14 +46,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     if cookie & entry::MAY_VANISH != 0 {
         flags |= CALL_MAY_VANISH;
     }
-    let Some(entered) = entered(ctx, flags) else { return false };
-    // In map memory: the verifier would go through all that follows once for each way to choose among them. Read no earlier: the stack
-    // has no room for them.
-    let arguments = &mut entered.thread.arguments;
-    for (number, argument) in arguments.iter_mut().enumerate().skip(1).take(entry::ARGUMENTS) {
-        *argument = ctx.arg(number - 1).unwrap_or(0);
-    }
-    arguments[entry::ONE as usize] = 1;
+    let Some(entered) = entered(ctx, cookie, flags) else { return false };
     let size = argument(entered.thread, cookie >> entry::SIZE);
     let count = argument(entered.thread, cookie >> entry::COUNT);
     let pointer = argument(entered.thread, cookie >> entry::BLOCK);
@@ -173,29 +166,32 @@ fn finish(thread: &mut Thread, call: Call, slot: u32, result: u64, pid_tgid: u64
     let image = thread.target.image;
     let header = |kind| Header::new(kind, image, slot, pid_tgid);
     let unwanted = call.flags & CALL_UNWANTED != 0;
+    let mut addr = result;
     if call.op == Op::Stored as u32 {
         // An int: the upper half of the register means nothing.
-        if result as u32 != 0 || unwanted {
+        if result as u32 != 0 {
             return;
         }
         // SAFETY: the helper checks the address.
-        let stored = unsafe { bpf_probe_read_user(call.pointer as *const u64) };
-        if let Some(addr) = stored.ok().filter(|addr| *addr != 0) {
-            emit::block(header(kind::ALLOC), addr, call.size, call.stack, thread.now());
-        }
-        return;
+        addr = unsafe { bpf_probe_read_user(call.pointer as *const u64).unwrap_or(0) };
     }
-    if call.op == Op::Realloc as u32 {
-        return finish_realloc(thread, call, result, unwanted, header);
+    if call.parts > 0 && addr != 0 {
+        inflight::take_back(slot, addr);
     }
-    if result != 0 && !unwanted {
-        emit::block(header(kind::ALLOC), result, call.size, call.stack, thread.now());
+    let sent = if call.op == Op::Realloc as u32 {
+        finish_realloc(thread, call, addr, unwanted, header)
+    } else {
+        let is_block = addr != 0 && !unwanted;
+        is_block && emit::block(header(kind::ALLOC), addr, call.size, call.stack, thread.now())
+    };
+    if sent {
+        inflight::allocated_inside(thread, &call, addr);
     }
 }
 
-/// The outcome of a realloc with an old block.
+/// The outcome of a realloc with an old block: whether there is a new one that was told.
 #[inline(always)]
-fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, header: impl Fn(u8) -> Header) {
+fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, header: impl Fn(u8) -> Header) -> bool {
     let time = thread.now();
     let target = &thread.target;
     let take_lost = call.flags & CALL_TAKE_LOST != 0;
@@ -205,30 +201,37 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
         } else {
             emit::survivor(header(kind::REALLOC_FAILED), target, call.pointer);
         }
-        return;
+        return false;
     }
     if result == 0 || unwanted {
         if !take_lost {
             emit::end_of_block(header(kind::REALLOC_FREED), target, call.pointer);
         }
-        return;
+        return false;
     }
     let sent = emit::block(header(kind::REALLOC_DONE), result, call.size, call.stack, time);
     if !sent && !take_lost {
         // User space still holds the old block in suspense: it must learn that it is gone.
         emit::lost_free(target, call.pointer);
     }
+    sent
 }
 
 /// Thread, process and slot of a call that is its own, or `None` when there is nothing to record.
 #[inline(always)]
-fn entered<'a>(ctx: &ProbeContext, flags: u32) -> Option<Entered<'a>> {
+fn entered<'a>(ctx: &ProbeContext, cookie: u64, flags: u32) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = current(ctx, pid_tgid)?;
+    // In map memory: the verifier would go through all that follows once for each way to choose among them.
+    let arguments = &mut thread.arguments;
+    for (number, argument) in arguments.iter_mut().enumerate().skip(1).take(entry::ARGUMENTS) {
+        *argument = ctx.arg(number - 1).unwrap_or(0);
+    }
+    arguments[entry::ONE as usize] = 1;
+    let old = if cookie & entry::STORED != 0 { 0 } else { argument(thread, cookie >> entry::BLOCK) };
     let sp = registers::stack_pointer(ctx.as_ptr());
     let frame_pointer = registers::frame_pointer(ctx.as_ptr());
-    let pc = registers::program_counter(ctx.as_ptr());
-    match inflight::classify(thread, (pid_tgid >> 32) as u32, pc, sp, frame_pointer, flags) {
+    match inflight::classify(thread, (pid_tgid >> 32) as u32, old, sp, frame_pointer, flags) {
         Entry::Nested => None,
         Entry::Own { slot, caller } => Some(Entered { thread, pid_tgid, sp, slot, caller }),
     }
@@ -281,9 +284,10 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
         flags |= CALL_UNWANTED;
     }
     // Before the stack is looked for: with these in registers the verifier would go through that once for each shape.
-    let pc = registers::program_counter(ctx.as_ptr());
     let op = op as u32;
-    *inflight::place(thread, slot) = Call { sp, size, pointer, caller, stack: 0, root: 0, pc, inner: pc, op, flags };
+    let (outer, outer_slot) = (thread.search.outer, thread.search.outer_index as u32);
+    *inflight::place(thread, slot) =
+        Call { sp, size, pointer, caller, stack: 0, root: 0, outer, outer_slot, parts: 0, op, flags };
     if wanted {
         let stack = stack::capture(ctx, thread, pid_tgid, caller);
         let root = thread.frames.cache[0].sp;

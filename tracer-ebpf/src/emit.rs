@@ -17,7 +17,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use tracer_ebpf::{
-    Address, Began, Block, Header, Loss, LostFree, MAX_LOST_BEGINNINGS, Moment, Target,
+    Address, Began, Block, Header, Loss, LostFree, MAX_LOST_BEGINNINGS, Moment, Part, Target,
     golang::Sample,
     unwind::{FileKey, UnknownFile},
 };
@@ -168,6 +168,14 @@ pub(crate) fn end_of_block(header: Header, target: &Target, addr: u64) -> bool {
         lost_free(target, addr);
     }
     sent
+}
+
+/// A block that was told is a part of another one, which will be told. When that cannot be sent, it counts as a lost free.
+#[inline(always)]
+pub(crate) fn part_of_a_block(header: Header, target: &Target, addr: u64, size: u64) {
+    if !send(&Part { header, addr, size }) {
+        lost_free(target, addr);
+    }
 }
 
 /// Keeps the address of a free that could not be sent.

@@ -3,23 +3,23 @@
 //! A call is known by the stack pointer at its entry, which is where its return address lies. A thread may be on several
 //! stacks in turn (fibers, signal handlers on stacks of their own), so an address says nothing of which call is inside of
 //! which, and a call at a lower address has not returned for that: the calls are in no order. What is inside of a call is
-//! found by unwinding to it. A call that never returns (an exception, a longjmp, a cancelled thread) is dropped when its
+//! found by what becomes of its block ([`take_back`]). A call that never returns (an exception, a longjmp, a cancelled thread) is dropped when its
 //! return slot holds something else, or when the thread enters the allocator at its very address again.
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_probe_read_user, generated::bpf_loop};
-use tracer_ebpf::MAX_IN_FLIGHT;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_loop};
+use tracer_ebpf::{Header, MAX_IN_FLIGHT, kind};
 
 use crate::{
-    emit::count_loss,
+    emit::{self, count_loss},
     mappings, returns,
-    thread::{CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Thread},
+    thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Op, PARTS, PartBlock, Thread},
     walk, window,
 };
 
 /// Value of an address or index that was not found.
-const NONE: u64 = u64::MAX;
+pub(crate) const NONE: u64 = u64::MAX;
 /// Values of `Search::same`: a call at the very stack pointer of the new one is none, one that the new one is a part of,
 /// or one that the new one replaces, whose index is added to the last.
 const APART: u64 = 0;
@@ -42,16 +42,18 @@ pub(crate) enum Entry {
     Own { slot: u32, caller: u64 },
 }
 
-/// Decides what a call at stack pointer `sp`, of which an instruction is at `pc`, is, drops calls that can no longer be running, and makes room for it.
+/// Decides what a call at stack pointer `sp` is, drops calls that can no longer be running, and makes room for it. `old` is the block
+/// that it resizes; 0: none.
 ///
 /// A call in flight at the same address has left the stack, unless it has jumped to this one at its end (`jmp realloc`):
-/// then this one has its return address, or that of the kernel's trampoline. A call at a higher address may be an outer one.
-/// Within it, what the allocator's own file calls is a part of it, of whichever allocator; what other files call (a new-handler that
-/// logs), and what a signal handler calls, is a call of its own.
+/// then this one has its return address, or that of the kernel's trampoline. A call at a higher address may be an outer one. One that
+/// resizes the very block that the outer one does is a part of that; any other is a call of its own until it is known what
+/// becomes of its block.
 #[inline(always)]
-pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
+pub(crate) fn classify(thread: &mut Thread, tgid: u32, old: u64, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
     window::read_window(thread, sp);
     let in_slot = window::word(&mut thread.walk, sp);
+    thread.search.outer = NONE;
     if thread.used == 0 {
         return Entry::Own { slot: 0, caller: in_slot };
     }
@@ -66,7 +68,7 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_p
     }
     let search = &mut thread.search;
     (search.sp, search.in_slot, search.caller, search.flags) = (sp, in_slot, caller, u64::from(flags));
-    (search.same, search.outer, search.outer_index) = (APART, NONE, NONE);
+    (search.same, search.outer_index) = (APART, NONE);
     let mut scanned: *mut Thread = thread;
     // SAFETY: the callback is given a pointer that outlives the loop.
     unsafe { bpf_loop(MAX_IN_FLIGHT as u32, scan as *mut c_void, (&raw mut scanned).cast(), 0) };
@@ -74,26 +76,27 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_p
     let thread = unsafe { &mut *scanned };
     let (same, outer) = (thread.search.same, thread.search.outer);
     if same == PART {
-        let part_of = thread.search.outer_index as u32;
-        place(thread, part_of).inner = pc;
         return Entry::Nested;
     }
     if same >= REPLACED {
         return Entry::Own { slot: (same - REPLACED) as u32, caller };
     }
-    let inside = outer != NONE && calls_for(thread, tgid, caller);
+    let resizes = outer != NONE && old != 0 && {
+        let index = thread.search.outer_index as u32;
+        let call = place(thread, index);
+        call.op == Op::Realloc as u32 && call.pointer == old
+    };
     let full = thread.used & ALL == ALL;
-    if inside || full {
+    if resizes || full {
         let oldest = thread.last.wrapping_add(1) & (MAX_IN_FLIGHT as u32 - 1);
-        let looked_for = if inside { thread.search.outer_index } else { u64::from(oldest) };
+        let looked_for = if resizes { thread.search.outer_index } else { u64::from(oldest) };
         let index = unknown(&mut thread.search.found, looked_for) as u32;
         let (slot, root) = {
             let call = place(thread, index);
             (call.sp, call.root)
         };
         let way = walk::approach(thread, tgid, caller, sp.wrapping_add(8), frame_pointer, slot);
-        if inside && !way.signal && (way.reached || !way.whole) {
-            place(thread, index).inner = pc;
+        if resizes && !way.signal && (way.reached || !way.whole) {
             return Entry::Nested;
         }
         let over = way.whole && !way.signal && way.sp == root && root != 0;
@@ -107,18 +110,56 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_p
     Entry::Own { slot: free_slot(thread), caller }
 }
 
-/// Whether who calls does that for the innermost call that the new one may be inside of: from the file of that, or of the function that
-/// was last called as a part of it (an interposer that calls the next allocator, and what that calls).
+/// Takes down that a block was allocated inside of a call, if it may be what that call's block is made of: with others in front of it or
+/// behind it, it is at least as large.
 #[inline(always)]
-fn calls_for(thread: &mut Thread, tgid: u32, caller: u64) -> bool {
-    let index = thread.search.outer_index as u32;
-    let (pc, inner) = {
-        let call = place(thread, index);
-        (call.pc, call.inner)
+pub(crate) fn allocated_inside(thread: &mut Thread, call: &Call, addr: u64) {
+    if call.outer == NONE {
+        return;
+    }
+    let slot = call.outer_slot;
+    if thread.used >> (slot & 15) & 1 == 0 {
+        return;
+    }
+    let count = {
+        let outer = place(thread, slot);
+        if outer.sp != call.outer || call.size < outer.size {
+            return;
+        }
+        outer.parts = outer.parts.wrapping_add(1);
+        outer.parts - 1
     };
-    let caller = caller.wrapping_sub(1);
-    mappings::share_a_file(thread, tgid, pc, caller)
-        || inner != pc && mappings::share_a_file(thread, tgid, inner, caller)
+    let last = PARTS as u32 - 1;
+    let at = if count <= last { count } else { 1 + count % last };
+    *part(thread, slot, at) = PartBlock { addr, size: call.size };
+}
+
+/// A place for a block that was allocated inside of a call.
+#[inline(always)]
+fn part(thread: &mut Thread, slot: u32, at: u32) -> &mut PartBlock {
+    &mut thread.parts[core::hint::black_box(slot * PARTS as u32 + at) as usize & (MAX_IN_FLIGHT * PARTS - 1)]
+}
+
+/// Takes back what was told of blocks that the block at `result` lies in, which the call in this slot is about to return: it is made of
+/// those. Two blocks that live share no memory, so who called, and from where, does not matter; user space knows which of
+/// them have ended since. A global function, as [`mappings::look_up_mapping`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn take_back(slot: u32, result: u64) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = thread::existing(pid_tgid) else { return 0 };
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let thread = unsafe { &mut *thread };
+    let count = place(thread, slot).parts;
+    let header = Header::new(kind::PART, thread.target.image, slot, pid_tgid);
+    for at in 0..PARTS as u32 {
+        let PartBlock { addr, size } = *part(thread, slot, at);
+        let inside = result.wrapping_sub(addr);
+        if at < count && (inside < size || inside == 0) {
+            emit::part_of_a_block(header, &thread.target, addr, size);
+        }
+    }
+    0
 }
 
 /// Looks at one call in flight; 1 ends the loop.

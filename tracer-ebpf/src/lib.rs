@@ -90,6 +90,8 @@ pub mod kind {
     pub const SHARER_ENDED: u8 = 12;
     /// [`StackRest`](super::StackRest) and memory: where the rest of a stack is that ends at a file of which nothing is known.
     pub const STACK_REST: u8 = 13;
+    /// [`Part`](super::Part): a block that was told is a part of another one, which an outer call is about to return.
+    pub const PART: u8 = 14;
     /// [`unwind::UnknownFile`](super::unwind::UnknownFile): code of a file was met of which nothing is known.
     pub const UNKNOWN_FILE: u8 = 16;
 }
@@ -138,6 +140,18 @@ pub struct Block {
     pub stack: u64,
     /// Nanoseconds of CLOCK_MONOTONIC at the return of the call.
     pub time: u64,
+}
+
+/// A record about a block that is none of its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Kind and thread.
+    pub header: Header,
+    /// Start of the block.
+    pub addr: u64,
+    /// Bytes, as they were told.
+    pub size: u64,
 }
 
 /// A record about a point in a thread's life.

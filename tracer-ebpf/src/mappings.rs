@@ -169,17 +169,6 @@ pub(crate) fn is_code(area: *const c_void) -> bool {
     load!(u64, area, area_flags) & EXECUTABLE != 0
 }
 
-/// Whether two addresses belong to the same file.
-#[inline(always)]
-pub(crate) fn share_a_file(thread: &mut Thread, tgid: u32, one: u64, other: u64) -> bool {
-    begin(thread, tgid);
-    let first = find(thread, one);
-    let (file, base) = (thread.walk.mapping.file, thread.walk.mapping.base);
-    let second = find(thread, other);
-    let mapping = &thread.walk.mapping;
-    is_told(first) & is_told(second) & (file == mapping.file) & ((file != 0) | (base == mapping.base))
-}
-
 /// Whether [`find`] has found a mapping, even if it is one of a file that is not known yet.
 #[inline(always)]
 pub(crate) fn is_told(found: u32) -> bool {

@@ -177,13 +177,26 @@ pub(crate) struct Call {
     pub(crate) stack: u64,
     /// Stack pointer of the outermost frame of that stack; 0: not known.
     pub(crate) root: u64,
-    /// Where its function is, and where the one is that was last called as a part of it: who calls from these files does that for it.
-    pub(crate) pc: u64,
-    pub(crate) inner: u64,
+    /// The innermost call that it may be inside of: its stack pointer ([`u64::MAX`]: none), and its slot.
+    pub(crate) outer: u64,
+    pub(crate) outer_slot: u32,
+    /// How many blocks were noted that may turn out to be what this call's block is made of: in [`Thread::parts`], as far as they fit.
+    pub(crate) parts: u32,
     pub(crate) op: u32,
     /// `CALL_` bits; from bit 16 on the number of its function.
     pub(crate) flags: u32,
 }
+
+/// A block that was allocated inside of a call.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct PartBlock {
+    pub(crate) addr: u64,
+    pub(crate) size: u64,
+}
+
+/// How many of those are kept of one call: the first and the last ones.
+pub(crate) const PARTS: usize = 4;
 
 /// The new block is of no interest (outside the size filter).
 pub(crate) const CALL_UNWANTED: u32 = 1;
@@ -225,6 +238,8 @@ pub(crate) struct Thread {
     pub(crate) owner: u64,
     /// Calls in flight, in no order.
     pub(crate) calls: [Call; MAX_IN_FLIGHT],
+    /// Blocks that were allocated inside of them, [`PARTS`] places for each.
+    pub(crate) parts: [PartBlock; MAX_IN_FLIGHT * PARTS],
     /// Which of the slots hold one, a bit for each.
     pub(crate) used: u32,
     /// The slot that was filled last.

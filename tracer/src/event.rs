@@ -82,6 +82,13 @@ pub enum Event<'a> {
     ReallocFailed(u64),
     /// That realloc freed the old block and gave none back.
     ReallocFreed(u64),
+    /// This block of so many bytes is a part of another one, which follows.
+    Part {
+        /// Where it begins.
+        addr: u64,
+        /// Bytes, as they were told.
+        size: u64,
+    },
     /// What a stack id stands for.
     Stack {
         /// The id.
@@ -212,6 +219,7 @@ pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::REALLOC_DONE => Event::ReallocDone(allocation(body)?),
         kind::REALLOC_FAILED => Event::ReallocFailed(body.try_get_u64_ne()?),
         kind::REALLOC_FREED => Event::ReallocFreed(body.try_get_u64_ne()?),
+        kind::PART => Event::Part { addr: body.try_get_u64_ne()?, size: body.try_get_u64_ne()? },
         kind::STACK => stack(body)?,
         kind::STACK_REST => stack_rest(body)?,
         kind::GO_SAMPLE => go_sample(body)?,
@@ -305,6 +313,7 @@ mod tests {
             (vec![header(kind::REALLOC_TAKE), 6], Event::ReallocTake(6)),
             (vec![header(kind::REALLOC_FAILED), 7], Event::ReallocFailed(7)),
             (vec![header(kind::REALLOC_FREED), 8], Event::ReallocFreed(8)),
+            (vec![header(kind::PART), 5, 6], Event::Part { addr: 5, size: 6 }),
             (
                 vec![header(kind::GO_SAMPLE), 1, 2, 3, 4, 5, 7 << 32 | 6],
                 Event::GoSample(GoSample { addr: 1, size: 2, charge: 3, stack: 4, time: 5, sweepgen: 6, class: 7 }),
@@ -355,6 +364,7 @@ mod tests {
         for record in [
             vec![],
             vec![header(kind::FREE)],
+            vec![header(kind::PART), 5],
             vec![header(0), 1],
             vec![header(200), 1],
             vec![header(kind::ALLOC), 1, 2, 3],

@@ -47,6 +47,15 @@ impl Books<'_> {
         }
     }
 
+    /// A block was none of its own: all is as if it had never begun.
+    pub(super) fn take_back(&mut self, block: &Block) {
+        self.end(block);
+        let usage = self.usage(block.stack);
+        usage.allocated_bytes = usage.allocated_bytes.saturating_sub(block.size);
+        usage.allocated_blocks -= 1;
+        usage.freed_blocks -= 1;
+    }
+
     #[inline]
     pub(super) fn end(&mut self, block: &Block) {
         self.room.taken -= 1;

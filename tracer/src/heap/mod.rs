@@ -146,6 +146,7 @@ impl Heap {
             Event::ReallocDone(block) => process.realloc_done(origin.tid, origin.slot, block, &mut books),
             Event::ReallocFailed(_) => process.put_back(origin.tid, origin.slot, &mut books),
             Event::ReallocFreed(_) => process.realloc_freed(origin.tid, origin.slot, &mut books),
+            Event::Part { addr, size } => process.is_part(addr, size, &mut books),
             Event::Stack { id, frames, end } => books.stacks.define(origin.image, id, frames, end),
             // Objects of Go, files and what stacks are found in are kept elsewhere.
             Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) => {}

@@ -166,6 +166,18 @@ impl ProcessHeap {
         }
     }
 
+    /// The block of so many bytes at an address is a part of another one, which is about to be told: it was none of its own. If it has
+    /// ended since, there is another one, or none.
+    pub(super) fn is_part(&mut self, addr: u64, size: u64, books: &mut Books<'_>) {
+        if self.blocks.get(addr).is_some_and(|block| block.size == size)
+            && let Some(block) = self.blocks.remove(addr)
+        {
+            books.take_back(&block);
+            self.held = self.held.saturating_sub(size);
+            self.unmark(addr);
+        }
+    }
+
     /// The realloc failed: its old block lives on, with its age and its stack.
     pub(super) fn put_back(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {
         if let Some(old) = self.suspended.remove(&(tid, slot))

@@ -63,6 +63,25 @@ fn realloc_to_nothing_ends_the_block() {
     assert_eq!(held(&heap, 7), (0, 0));
 }
 
+/// A block that another one is made of was none of its own, unless it has ended and something else has its place.
+#[test]
+fn a_part_of_a_block_is_none() {
+    let inner = Event::Alloc(block(0x10, 100, 7, MS));
+    let part = Event::Part { addr: 0x10, size: 100 };
+    let outer = Event::Alloc(block(0x18, 60, 8, MS));
+    let heap_after = |events: &[Event<'_>]| {
+        let events: Vec<_> = events.iter().map(|event| (origin(1), *event)).collect();
+        heap(&events)
+    };
+    let made_of = heap_after(&[inner, part, outer]);
+    assert_eq!((held(&made_of, 7), held(&made_of, 8)), ((0, 0), (60, 1)));
+    let allocated: u64 = made_of.usage(u64::MAX, 0).iter().map(|usage| usage.values.allocated_blocks).sum();
+    assert_eq!((allocated, made_of.counters().missed_frees), (1, 0));
+    let other = Event::Alloc(block(0x10, 32, 9, MS));
+    let ended = heap_after(&[inner, Event::Free(0x10), other, part, outer]);
+    assert_eq!((held(&ended, 9), held(&ended, 8)), ((32, 1), (60, 1)));
+}
+
 #[test]
 fn block_in_a_running_realloc_is_still_held() {
     let heap = heap(&[(origin(1), Event::Alloc(block(0x10, 100, 7, MS))), (origin(1), Event::ReallocTake(0x10))]);
