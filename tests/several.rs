@@ -161,6 +161,14 @@ fn three_at_once_from_the_first_instruction() {
     check_functions("launched", &report, &truth, Some(&program));
 }
 
+/// Operators that come to another file's malloc on some ways only: blocks of their own are seen.
+#[test]
+fn operators_with_memory_of_their_own() {
+    for program in ["pool", "pool, small blocks only"] {
+        check_held(program, &compiled(program));
+    }
+}
+
 #[track_caller]
 fn check_rust(allocator: &str) {
     check_held(allocator, &rust_on(allocator));

@@ -261,6 +261,13 @@ const PROGRAMS: &[Source] = &[
         files: &["plugin.c"],
         flags: &["-fomit-frame-pointer", "-shared", "-fPIC", "-DAT_ONCE=second_at_once", "-DLATER=second_later"],
     },
+    Source { name: "pool", compiler: CXX, files: &["pool.cpp"], flags: WITH_FRAME_POINTERS },
+    Source {
+        name: "pool, small blocks only",
+        compiler: CXX,
+        files: &["pool.cpp"],
+        flags: &["-fno-omit-frame-pointer", "-static-libstdc++", "-DSMALL_ONLY"],
+    },
     Source { name: "plugins", compiler: C, files: &["plugins.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "probed", compiler: C, files: &["probed.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "rust_service", compiler: RUST, files: &["rust_service.rs"], flags: &[] },

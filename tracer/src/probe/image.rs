@@ -61,6 +61,12 @@ pub(super) fn never_returns(name: &str) -> bool {
     NO_RETURN.contains(&name)
 }
 
+/// Addresses of the file's own functions that never return, as their names say.
+pub(super) fn endless<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> Vec<u64> {
+    let named = named(elf, data).into_iter();
+    named.filter(|(_, known)| *known == Known::NoReturn).map(|(address, _)| address).collect()
+}
+
 /// Calls `f` with an analysis of the file. `family` and `entries` as in [`Image`].
 pub(super) fn with_analysis<'data, T>(
     elf: &Elf<'data>,

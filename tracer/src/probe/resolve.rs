@@ -6,8 +6,8 @@ use std::fs::File;
 
 use hashbrown::HashMap;
 use object::{
-    Object, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationTarget,
-    elf::{DF_1_PIE, DT_FLAGS_1, EM_X86_64, ET_EXEC, PT_DYNAMIC, PT_INTERP},
+    Object, ObjectSection, ObjectSegment, ObjectSymbol, ObjectSymbolTable, ReadRef, RelocationFlags, RelocationTarget,
+    elf::{DF_1_PIE, DT_FLAGS_1, EM_X86_64, ET_EXEC, PT_DYNAMIC, PT_INTERP, R_X86_64_RELATIVE},
     read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _},
 };
 
@@ -17,7 +17,7 @@ use super::{
     exits::{Exits, exits},
     family::{Evidence, Shape},
     image::{self, executable, is_code, with_analysis},
-    reach::{Target, reaches},
+    reach::{Target, always_calls},
     returns::{self, Bound, Returns},
     site::{self, WINDOW},
     symbols::{self, Candidate, Elf, Found},
@@ -82,7 +82,7 @@ pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
         return Ok(None);
     }
     let code = |address: u64| executable(&elf, data, address);
-    let accepted = accepted(&elf, found, code, is_static(&elf, data));
+    let accepted = accepted(&elf, data, found, code, is_static(&elf, data));
     if accepted.is_empty() {
         return Ok(None);
     }
@@ -150,6 +150,7 @@ fn allocators_of(accepted: &[Candidate]) -> (Option<&'static str>, bool) {
 /// The functions of a file that are taken for what their names say, in the order of the catalogue.
 fn accepted<'data>(
     elf: &Elf<'data>,
+    data: Bounded<'data>,
     found: Found,
     code: impl Fn(u64) -> Option<&'data [u8]> + Copy,
     is_static: bool,
@@ -178,13 +179,23 @@ fn accepted<'data>(
         }
     }
     let imported = imported(elf, &found);
+    let endless = if others.is_empty() { Vec::new() } else { image::endless(elf, data) };
     for kind in [Evidence::NoImport, Evidence::NothingBehind] {
-        let of_kind: Vec<&Candidate> = others.iter().copied().filter(|other| evidence(other) == kind).collect();
-        let here: Vec<u64> = accepted.iter().map(|other| other.address).collect();
-        let is_one_of_ours = |address: u64| kind == Evidence::NothingBehind && here.contains(&address);
+        let of_kind = others.iter().copied().filter(|other| evidence(other) == kind);
+        let (frees, allocates): (Vec<&Candidate>, Vec<&Candidate>) =
+            of_kind.partition(|other| other.known.shape.frees());
+        let ours = accepted.iter().filter(|other| kind == Evidence::NothingBehind && !other.known.shape.frees());
+        let ours: Vec<u64> = ours.map(|other| other.address).collect();
+        let at = |address: u64| match address {
+            _ if ours.contains(&address) => Target::Wanted,
+            _ if endless.contains(&address) => Target::Endless,
+            _ => Target::Here(address),
+        };
         let pointer = |slot: u64| imported.get(&slot).copied().unwrap_or(Target::Elsewhere);
-        if !of_kind.iter().any(|other| reaches(other.address, code, pointer, is_one_of_ours)) {
-            accepted.extend(of_kind.into_iter().cloned());
+        // One that gives out blocks of its own, and seldom others', is seen; those that it takes from others count once.
+        let mut own = allocates.into_iter().filter(|other| !always_calls(other.address, code, pointer, at)).peekable();
+        if own.peek().is_some() {
+            accepted.extend(own.chain(frees).cloned());
         }
     }
     for clone in &found.clones {
@@ -198,15 +209,26 @@ fn accepted<'data>(
 }
 
 /// What the pointers lead to that the loader binds, by the pointer's address: to the file's own functions, and to those of other
-/// files' allocators.
+/// files that allocate, or never return.
 fn imported(elf: &Elf<'_>, found: &Found) -> HashMap<u64, Target> {
     if found.imports.is_empty() {
         return HashMap::new();
     }
-    bound_to(elf, |name, here| match here {
+    let mut imported = bound_to(elf, |name, here| match here {
         Some(address) => Some(Target::Here(address)),
-        None => allocators::known(name).map(|_| Target::Wanted),
-    })
+        None if allocators::known(name).is_some_and(|known| !known.shape.frees()) => Some(Target::Wanted),
+        None => std::str::from_utf8(name).is_ok_and(image::never_returns).then_some(Target::Endless),
+    });
+    // Pointers to the file's own functions that nobody writes to.
+    let got =
+        elf.section_by_name(".got").map(|section| section.address()..section.address().saturating_add(section.size()));
+    for (slot, relocation) in elf.dynamic_relocations().into_iter().flatten() {
+        let is_own = relocation.flags() == RelocationFlags::Elf { r_type: R_X86_64_RELATIVE };
+        if is_own && got.as_ref().is_some_and(|got| got.contains(&slot)) {
+            imported.insert(slot, Target::Here(relocation.addend().cast_unsigned()));
+        }
+    }
+    imported
 }
 
 /// What `of` makes of the symbols that the loader binds pointers to, by the pointer's address: of a symbol's name, and its address if
