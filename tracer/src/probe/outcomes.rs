@@ -95,7 +95,7 @@ pub fn plan(functions: &[Function], first: u16, means: &Means<'_>) -> Plan {
         if matches!(choice.way, Way::Exits | Way::Returns) {
             cookie |= entry::AT_INSTRUCTIONS;
         }
-        if may_vanish(function) {
+        if may_vanish(function, choice.way) {
             cookie |= entry::MAY_VANISH;
         }
         let place = (function.file_offset, cookie);
@@ -164,9 +164,9 @@ fn choose(function: &Function, means: &Means<'_>) -> Choice {
     }
 }
 
-/// Whether a call that is not seen to its end has allocated nothing: one that may throw.
-fn may_vanish(function: &Function) -> bool {
-    function.shape.throws()
+/// Whether a call that is not seen to its end has allocated nothing: one that may throw, if each of its returns is seen.
+fn may_vanish(function: &Function, way: Way) -> bool {
+    function.shape.throws() && (way != Way::Returns || function.returns.complete)
 }
 
 /// What the program at a `ret` instruction is told: the result is in the register of results, the return address on top of
@@ -235,6 +235,16 @@ mod tests {
             ("returns that are not all known cannot", &unknown, Some(Way::Returns), false, None, Way::Link),
         ] {
             assert_eq!(way(function, asked, sessions, risk), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_may_return_unseen_does_not_vanish() {
+        let means = Means { asked: None, sessions: true, risk: &|| None };
+        for (exit, complete, expected) in [(None, false, false), (None, true, true), (Some(true), false, true)] {
+            let plan = plan(&[function(Shape::New, exit, complete)], 0, &means);
+            let (_, places) = plan.programs.iter().find(|(name, _)| *name == "enter").unwrap();
+            assert_eq!(places[0].1 & entry::MAY_VANISH != 0, expected, "exit {exit:?}, all returns {complete}");
         }
     }
 
