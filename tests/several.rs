@@ -1,7 +1,7 @@
 //! Allocators that are not the first file to export `malloc`: in the executable under names of their own, several in one process,
 //! and interposers that pass calls on. Each block is seen, once.
 
-use std::path::Path;
+use std::{ffi::OsStr, path::Path};
 
 use crate::harness::{
     Held, Report, Run, Target, Truth, check_functions, check_holders, compiled, preloadable, require_root, rust_on,
@@ -167,6 +167,60 @@ fn operators_with_memory_of_their_own() {
     for program in ["pool", "pool, small blocks only"] {
         check_held(program, &compiled(program));
     }
+}
+
+/// Libraries that are opened while the process is traced.
+#[test]
+fn an_allocator_that_comes_later() {
+    require_root();
+    let program = compiled("plugins");
+    let (first, second) = (compiled("plugin, own allocator"), compiled("plugin, second"));
+    let mut target = Target::start_with(&program, &[first.to_str().unwrap(), second.to_str().unwrap()], &[]);
+    let mut tracer = Run::pid(target.pid()).start();
+    target.say("begin");
+    tracer.wait_for_line(" WARN process");
+    target.say("later");
+    target.until("next");
+    target.say("next");
+    let truth = target.ask("later");
+    let outcome = tracer.stop();
+    let report = outcome.report(3);
+    assert!(outcome.stderr.contains("while it was traced"), "{}", outcome.stderr);
+    report.assert_gap("unseen_spans", 1);
+    let held = |function: &str| report.by_caller(None).get(function).copied().unwrap_or_default();
+    for function in ["first_later", "second_at_once", "second_later"] {
+        assert_eq!(held(function), truth.held[function], "{function}");
+    }
+}
+
+/// A function that is chosen at run time is not seen, which is told.
+#[test]
+fn an_allocator_that_is_chosen_at_run_time() {
+    require_root();
+    let library = compiled("chosen allocator");
+    let mut target = Target::start_with(&compiled("family"), &[], &[("LD_PRELOAD", library.to_str().unwrap())]);
+    let tracer = Run::pid(target.pid()).start();
+    target.ask("begin");
+    let outcome = tracer.stop();
+    outcome.report(3).assert_gap("unseen_spans", 1);
+    assert!(outcome.stderr.contains("malloc at run time (IFUNC)"), "{}", outcome.stderr);
+}
+
+/// A library that is written anew in its place, between two programs that are run with it: it has the same inode, and other functions.
+#[test]
+fn an_allocator_that_is_written_anew() {
+    require_root();
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("library.so");
+    let (before, after) = (compiled("own allocator"), compiled("own allocator, written anew"));
+    let program = compiled("at_once");
+    let script = "cat $1 > $0; LD_PRELOAD=$0 $3 < /dev/null; cat $2 > $0; LD_PRELOAD=$0 $3 < /dev/null";
+    let script = [OsStr::new("/bin/sh"), OsStr::new("-c"), OsStr::new(script)];
+    let paths = [library.as_os_str(), before.as_os_str(), after.as_os_str(), program.as_os_str()];
+    let outcome = Run::launch(&[], script.into_iter().chain(paths)).finish();
+    let report = outcome.report(3);
+    assert!(outcome.stderr.contains("was written anew in its place"), "{}", outcome.stderr);
+    assert!(report.gaps().contains(&"unseen_spans".to_owned()), "{:?}", report.gaps());
 }
 
 #[track_caller]

@@ -244,6 +244,18 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-builtin", "-shared", "-fPIC"],
     },
     Source {
+        name: "own allocator, written anew",
+        compiler: C,
+        files: &["own_allocator.c"],
+        flags: &["-O0", "-fno-builtin", "-shared", "-fPIC"],
+    },
+    Source {
+        name: "chosen allocator",
+        compiler: C,
+        files: &["chosen.c"],
+        flags: &["-fno-builtin", "-shared", "-fPIC", "-Wl,-Bsymbolic"],
+    },
+    Source {
         name: "pausing allocator",
         compiler: C,
         files: &["pausing_malloc.c"],
@@ -260,6 +272,20 @@ const PROGRAMS: &[Source] = &[
         compiler: C,
         files: &["plugin.c"],
         flags: &["-fomit-frame-pointer", "-shared", "-fPIC", "-DAT_ONCE=second_at_once", "-DLATER=second_later"],
+    },
+    Source {
+        name: "plugin, own allocator",
+        compiler: C,
+        files: &["plugin.c", "prefixed_allocator.c"],
+        flags: &[
+            "-fno-builtin",
+            "-fomit-frame-pointer",
+            "-shared",
+            "-fPIC",
+            "-Dmalloc=je_malloc",
+            "-DAT_ONCE=first_at_once",
+            "-DLATER=first_later",
+        ],
     },
     Source { name: "pool", compiler: CXX, files: &["pool.cpp"], flags: WITH_FRAME_POINTERS },
     Source {

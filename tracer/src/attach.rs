@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow};
+use hashbrown::HashSet;
 use tracer_ebpf::unwind::FileKey;
 
 pub use self::{
@@ -66,6 +67,8 @@ pub struct Attached {
     returns: Returns,
     /// What a look has found that is to be probed.
     found: Option<Allocators>,
+    /// Files that it had mapped as code when libraries had come last.
+    code_files: HashSet<((u32, u32), u64)>,
     /// Its mappings, until the collector is told.
     space: Option<Box<AddressSpace>>,
     /// What the kernel knows its program's file by, where that is known, and when it began: nanoseconds of CLOCK_MONOTONIC.
@@ -88,6 +91,7 @@ impl Attached {
             guard: Guard::new(Instant::now()),
             returns,
             found: None,
+            code_files: HashSet::new(),
             space: None,
             program: None,
             gave_up: false,
@@ -241,6 +245,7 @@ impl Attached {
         self.image = image;
         self.has_become(program);
         (self.gave_up, self.found, self.space) = (false, None, None);
+        self.code_files.clear();
         self.guard.forget();
         self.handle(Event::Execed { time: program.beginning.time, probes_lost, known: program.is_covered })
     }
@@ -388,7 +393,7 @@ impl Attached {
     /// Whether an allocator is one of those that it was found to have.
     fn has(&self, allocator: &Allocator) -> bool {
         let mut own = self.allocators.iter().flat_map(Allocators::files);
-        own.any(|own| own.module.identity() == allocator.module.identity())
+        own.any(|own| own.module.is_same(&allocator.module))
     }
 
     /// Has the probes looked for the next time that somebody asks.

@@ -99,8 +99,9 @@ impl Attached {
         let put = probes.attach(allocators.files(), pid, pid, returns, Order::AtOnce);
         let Put { own, unseen } = put.map_err(|error| explain(pid, status, error))?;
         let target = describe(pid, status, space);
-        let mut attached =
-            Self { links: own, ..Self::new(image, target, Life::recorded(pid), Some(allocators), returns) };
+        let mut attached = Self { links: own, ..Self::new(image, target, Life::recorded(pid), None, returns) };
+        attached.tell_of_files(&allocators);
+        attached.allocators = Some(allocators);
         unseen.into_iter().for_each(|note| attached.was_unseen(note));
         Ok(attached)
     }

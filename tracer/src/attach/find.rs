@@ -2,13 +2,13 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, BufReader},
     panic::catch_unwind,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, bail};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::{
     event::Pid,
@@ -36,17 +36,25 @@ pub struct Allocator {
 
 /// What a process allocates with: at least one file, in the order in which the loader searches them.
 #[derive(Clone)]
-pub struct Allocators(Arc<[Allocator]>);
+pub struct Allocators {
+    files: Arc<[Allocator]>,
+    unseen: Arc<[String]>,
+}
 
 impl Allocators {
     /// The files.
     pub fn files(&self) -> &[Allocator] {
-        &self.0
+        &self.files
+    }
+
+    /// What may be allocated unseen by files of the process, or be told wrongly.
+    pub fn unseen(&self) -> &[String] {
+        &self.unseen
     }
 
     /// Paths of the files, as the process sees them: hostile text.
     pub fn paths(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|allocator| allocator.module.path())
+        self.files.iter().map(|allocator| allocator.module.path())
     }
 }
 
@@ -65,6 +73,13 @@ pub(super) fn mappings(pid: Pid) -> Result<AddressSpace> {
     Ok(space)
 }
 
+/// Devices and inodes of the files that a process has mapped as code, as far as it can be read.
+pub(super) fn code_files(pid: Pid) -> HashSet<((u32, u32), u64)> {
+    let text = File::open(format!("/proc/{pid}/maps"));
+    let code = text.and_then(|text| maps::read(BufReader::new(text), |one| one.executable && one.inode != 0));
+    code.unwrap_or_default().into_iter().map(|mapping| (mapping.device, mapping.inode)).collect()
+}
+
 /// Where a program is in its life.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -74,11 +89,19 @@ pub(super) enum Phase {
     Running,
 }
 
-/// What was found in files, by what they are and how long.
-type Found = HashMap<(Identity, u64), Searched>;
+/// What was found in files, by what they are.
+type Found = HashMap<Identity, Searched>;
 
-/// A file, and the functions of allocators that it has.
-type Searched = (Arc<Module>, Option<Arc<Functions>>);
+/// What was found in a file.
+#[derive(Clone)]
+struct Searched {
+    /// The file.
+    module: Arc<Module>,
+    /// Its functions of allocators.
+    functions: Option<Arc<Functions>>,
+    /// Whether it had been searched before something else was written into it.
+    rewritten: bool,
+}
 
 /// Files that were searched. They are held open, so that no other file gets their identity; many processes map the same ones.
 static SEARCHED: Mutex<Option<Found>> = Mutex::new(None);
@@ -88,45 +111,80 @@ const MAX_SEARCHED: usize = 512;
 /// The files by whose functions the process with these mappings allocates. All that it has mapped are searched: the loader binds each
 /// name on its own, and an allocator under names of its own is called beside the C library's.
 pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Option<Allocators>> {
-    let mut allocators: Vec<Allocator> = Vec::new();
+    let (mut allocators, mut unseen) = (Vec::new(), Vec::new());
     for module in candidates(pid, space, phase) {
         if let Some(exhausted) = module.exhausted() {
             bail!("{exhausted}");
         }
-        match search(&module) {
-            Ok((module, Some(functions))) => allocators.push(Allocator { module, functions }),
-            Ok((_, None)) => {}
-            Err(error) => tracing::warn!("{}: {error}; it is left out", visible(module.path())),
+        let path = visible(module.path());
+        if module.file().is_none() && path.starts_with('/') {
+            unseen.push(format!(
+                "{path} cannot be opened: what it may allocate by functions of that file is not recorded"
+            ));
+        }
+        let Searched { module: searched, functions, rewritten } = match search(&module) {
+            Ok(searched) => searched,
+            Err(error) => {
+                unseen.push(format!("{path}: {error}; what it may allocate by functions of that file is not recorded"));
+                continue;
+            }
+        };
+        if rewritten {
+            unseen.push(format!(
+                "{path} was written anew in its place after it had been read: stacks through it, and what is allocated by it, may be told \
+                 wrongly"
+            ));
+        }
+        let Some(functions) = functions else { continue };
+        if !functions.chosen.is_empty() {
+            let names = functions.chosen.join(", ");
+            unseen
+                .push(format!("{path} chooses {names} at run time (IFUNC): what it allocates by that is not recorded"));
+        }
+        if !functions.functions.is_empty() {
+            allocators.push(Allocator { module: searched, functions });
         }
     }
-    Ok((!allocators.is_empty()).then(|| Allocators(allocators.into())))
+    Ok((!allocators.is_empty()).then(|| Allocators { files: allocators.into(), unseen: unseen.into() }))
 }
 
 /// The functions of allocators that a file has; and the file, as it is held open already where that is so.
 fn search(module: &Arc<Module>) -> io::Result<Searched> {
-    // A file that was written anew where it lies is another one.
-    let key = (module.identity().clone(), module.length());
-    if let Some((known, functions)) = searched().get_or_insert_default().get(&key) {
-        // Elsewhere it may have another name.
-        let held = if known.path() == module.path() { known } else { module };
-        return Ok((Arc::clone(held), functions.clone()));
+    let mut rewritten = false;
+    if let Some(known) = searched().get_or_insert_default().get(module.identity()) {
+        if known.module.version() == module.version() {
+            // Elsewhere it may have another name.
+            let held = if known.module.path() == module.path() { &known.module } else { module };
+            return Ok(Searched { module: Arc::clone(held), ..known.clone() });
+        }
+        rewritten = true;
     }
-    let Some(path) = module.open_path().filter(|_| module.is_elf()) else { return Ok((Arc::clone(module), None)) };
+    let Some(path) = module.open_path().filter(|_| module.is_elf()) else {
+        return Ok(Searched { module: Arc::clone(module), functions: None, rewritten });
+    };
     // Opened anew: the position of an open file is shared, and others read this one too.
     let file = File::open(path)?;
     // What is in it is hostile: should that make the search panic, it has none.
     let found = catch_unwind(|| resolve::allocator(&file));
-    let functions = found.map_err(|_| io::Error::other("its symbols make no sense"))??.map(Arc::new);
+    let functions = match found.map_err(|_| io::Error::other("its symbols make no sense"))? {
+        // No loader has made of it what is called by names.
+        Err(error) => {
+            tracing::warn!("{}: {error}; it is left out", visible(module.path()));
+            None
+        }
+        Ok(found) => found.map(Arc::new),
+    };
     if let Some(functions) = &functions {
         tell(module, functions);
     }
-    let mut searched = searched();
-    let searched = searched.get_or_insert_default();
-    if searched.len() >= MAX_SEARCHED {
-        searched.clear();
+    let mut all = searched();
+    let all = all.get_or_insert_default();
+    if all.len() >= MAX_SEARCHED {
+        all.clear();
     }
-    searched.insert(key, (Arc::clone(module), functions.clone()));
-    Ok((Arc::clone(module), functions))
+    let searched = Searched { module: Arc::clone(module), functions, rewritten };
+    all.insert(module.identity().clone(), searched.clone());
+    Ok(searched)
 }
 
 fn tell(module: &Module, Functions { functions, name, .. }: &Functions) {
@@ -197,11 +255,4 @@ pub(super) fn describe(pid: Pid, status: &Status, space: &AddressSpace) -> Proce
     let language = module.map_or(Language::C, |module| symbolize::language(&module));
     let place = place_of(pid).unwrap_or_default();
     Process { place, ..Process::new(pid, status.comm.clone(), status.exe.clone(), language) }
-}
-
-/// For errors of files that belong to others.
-impl From<resolve::ResolveError> for io::Error {
-    fn from(error: resolve::ResolveError) -> Self {
-        Self::new(io::ErrorKind::InvalidData, error)
-    }
 }

@@ -120,7 +120,7 @@ impl Probes {
     }
 
     fn of(&self, module: &Module) -> Option<&Probed> {
-        self.files.iter().find(|probed| probed.module.identity() == module.identity())
+        self.files.iter().find(|probed| probed.module.is_same(module))
     }
 
     /// Offsets of the probed instructions in an allocator's file, bytes; `own`: the probes of the process alone.
@@ -178,6 +178,8 @@ impl Probes {
             }
             Scope::File if self.covers(&allocator.module) => Ok(None),
             Scope::File => {
+                // What was in it before.
+                self.forget(&allocator.module);
                 let links = probe(&mut self.programs, allocator, first, pid, None, returns, order)?;
                 self.files.push(Probed { module: Arc::clone(&allocator.module), links, since: monotonic() });
                 Ok(None)

@@ -9,10 +9,10 @@ use anyhow::Result;
 
 use super::{
     Attached,
-    find::{Allocator, Allocators},
+    find::{Allocator, Allocators, Phase, code_files, find, mappings},
     probes::{Own, Probes, Put, Scope},
 };
-use crate::{bpf::Order, files::module::Module, process::status};
+use crate::{bpf::Order, files::module::Module, process::status, report::visible};
 
 impl Attached {
     /// Puts probes on allocators in the place of those that are there. Whether they are in force.
@@ -28,16 +28,45 @@ impl Attached {
         let others = allocators.files().iter().filter(|allocator| !self.has(allocator));
         let others: Vec<Allocator> = others.cloned().collect();
         if others.is_empty() {
+            self.tell_of_files(&allocators);
             return true;
         }
         let put = probes.attach(&others, self.pid, self.pid, self.returns, Order::InTurn);
         self.were_put(probes, put, allocators, false)
     }
 
+    /// Libraries of the process have come or gone: those that allocate are probed from now on.
+    pub fn libraries_came(&mut self, probes: &mut Probes) {
+        if self.is_over() || self.gave_up || !self.life.is_settled() {
+            return;
+        }
+        let files = code_files(self.pid);
+        if files.is_subset(&self.code_files) {
+            return;
+        }
+        self.code_files = files;
+        // Who has no right to look, or is too late for that, has been told.
+        let found = mappings(self.pid).and_then(|space| find(self.pid, &space, Phase::Running));
+        let Ok(Some(allocators)) = found else { return };
+        let is_new = |allocator: &&Allocator| !self.has(allocator) && !probes.covers(&allocator.module);
+        let new = allocators.files().iter().filter(is_new);
+        let new: Vec<String> = new.map(|allocator| visible(allocator.module.path()).to_string()).collect();
+        if self.attach_others(probes, allocators) {
+            for path in new {
+                self.was_unseen(format!(
+                    "process {} has loaded {path} while it was traced: what it allocated by that before tracer had found it is not \
+                     recorded",
+                    self.pid
+                ));
+            }
+        }
+    }
+
     /// Probes were put on allocators, in the place of those that were there or beside them. Whether they are in force.
     fn were_put(&mut self, probes: &mut Probes, put: Result<Put>, allocators: Allocators, anew: bool) -> bool {
         match put {
             Ok(Put { own, unseen }) => {
+                self.tell_of_files(&allocators);
                 (self.allocators, self.gave_up) = (Some(allocators), false);
                 self.guard.forget();
                 if anew {
@@ -51,9 +80,20 @@ impl Attached {
             // What it did until then is all there is.
             Err(_) if !status::is_alive(self.pid) => false,
             Err(error) => {
-                tracing::warn!("cannot move the probes of process {}: {error:#}", self.pid);
+                let what =
+                    if anew { "the probes cannot be put again" } else { "what it allocates by that is not recorded" };
+                self.was_unseen(format!("process {}: {error:#}; {what}", self.pid));
                 false
             }
+        }
+    }
+
+    /// Tells of files of which it is not known what is allocated by them, but of those that were told.
+    pub(super) fn tell_of_files(&mut self, found: &Allocators) {
+        let told = self.allocators.clone();
+        let was_told = |note: &String| told.as_ref().is_some_and(|told| told.unseen().contains(note));
+        for note in found.unseen().iter().filter(|note| !was_told(note)) {
+            self.was_unseen(format!("process {}: {note}", self.pid));
         }
     }
 

@@ -46,7 +46,8 @@ impl Session {
                 Ok(())
             }
             Notice::Mapped(image) => {
-                if let Some(attached) = self.attached.iter().find(|attached| attached.image() == image) {
+                if let Some(attached) = self.attached.iter_mut().find(|attached| attached.image() == image) {
+                    attached.libraries_came(&mut self.probes);
                     let pid = attached.pid();
                     self.attach_go_libraries(pid, image);
                 }

@@ -46,6 +46,8 @@ pub struct Module {
     original: Option<OwnedFd>,
     /// Bytes, when it was opened.
     length: u64,
+    /// When its contents had changed last then, nanoseconds.
+    written: u64,
     /// Whether it belongs to root, and others cannot write to it.
     safe: bool,
     root: Option<Arc<Root>>,
@@ -84,6 +86,7 @@ impl Module {
         Self {
             original,
             length: facts.length,
+            written: facts.changed.0,
             safe,
             root: root.cloned(),
             ..Self::of(path, file, facts.device, facts.inode)
@@ -96,7 +99,9 @@ impl Module {
     /// It cannot be told from other files.
     pub fn of_file(path: &str, file: File) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        Ok(Self { length: metadata.len(), ..Self::of(path, file, metadata.dev(), metadata.ino()) })
+        let written = metadata.mtime().cast_unsigned().wrapping_mul(1_000_000_000);
+        let written = written.wrapping_add(metadata.mtime_nsec().cast_unsigned());
+        Ok(Self { length: metadata.len(), written, ..Self::of(path, file, metadata.dev(), metadata.ino()) })
     }
 
     fn of(path: &str, file: File, device: u64, inode: u64) -> Self {
@@ -111,6 +116,7 @@ impl Module {
             file: None,
             original: None,
             length: 0,
+            written: 0,
             safe: false,
             root: None,
             build_id: OnceLock::new(),
@@ -142,6 +148,17 @@ impl Module {
     /// Its length when it was opened, bytes.
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// What tells its contents from others that it may have had, or have later: how long it was when it was opened (bytes), and when it had
+    /// been written last.
+    pub fn version(&self) -> (u64, u64) {
+        (self.length, self.written)
+    }
+
+    /// Whether another one is this file with the contents that it had.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.identity == other.identity && self.version() == other.version()
     }
 
     /// What tells it from other files.

@@ -46,8 +46,10 @@ pub struct Function {
 /// The functions of a file that allocate and free.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Functions {
-    /// They themselves, at least one.
+    /// They themselves, at least one unless some are chosen at run time.
     pub functions: Vec<Function>,
+    /// Names of those that are chosen at run time (IFUNC), which are not probed.
+    pub chosen: Vec<String>,
     /// What people call the allocator, where its names tell.
     pub name: Option<&'static str>,
     /// Whether all of them are of allocators that are known: those call no code of the program's but by hooks.
@@ -82,8 +84,11 @@ pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
         return Ok(None);
     }
     let code = |address: u64| executable(&elf, data, address);
+    let chosen = found.candidates.iter().filter(|candidate| candidate.chooses);
+    let mut chosen: Vec<String> = chosen.map(|candidate| candidate.name.clone()).collect();
+    chosen.dedup();
     let accepted = accepted(&elf, data, found, code, is_static(&elf, data));
-    if accepted.is_empty() {
+    if accepted.is_empty() && chosen.is_empty() {
         return Ok(None);
     }
     let (name, is_known) = allocators_of(&accepted);
@@ -128,7 +133,8 @@ pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
             }
         }
     });
-    Ok((!functions.is_empty()).then_some(Functions { functions, name, is_known }))
+    let is_any = !functions.is_empty() || !chosen.is_empty();
+    Ok(is_any.then_some(Functions { functions, chosen, name, is_known }))
 }
 
 /// What people call the allocator, and whether nothing but what is known of it is there.
@@ -160,7 +166,6 @@ fn accepted<'data>(
     let mut others: Vec<&Candidate> = Vec::new();
     for candidate in &found.candidates {
         if candidate.chooses {
-            tracing::warn!("{} is chosen at run time (IFUNC) and cannot be probed by its symbol", candidate.name);
             continue;
         }
         match evidence(candidate) {
