@@ -314,8 +314,10 @@ fn frees_of_one_image_that_nobody_saw_make_no_other_one_uncertain() {
     ]);
     heap.frees_of_lost_without_trace(IMAGE, 5 * MS);
     heap.frees_of_lost_without_trace(Image(IMAGE.0 + 2), 5 * MS);
-    let usage = heap.usage(u64::MAX, 0)[0];
-    assert_eq!((usage.values.outstanding_bytes, usage.uncertain_bytes), (7, 1));
+    let usage = heap.usage(u64::MAX, 0);
+    let mut held: Vec<_> = usage.iter().map(|of| (of.values.outstanding_bytes, of.uncertain_bytes)).collect();
+    held.sort_unstable();
+    assert_eq!(held, [(3, 1), (4, 0)]);
 }
 
 #[test]
