@@ -202,16 +202,20 @@ impl Coverage {
     /// have most to explain. `last`: there will be no other.
     pub fn look(&mut self, follows_go: impl Fn(Pid) -> bool, last: bool) {
         let until = Instant::now() + REPORT;
-        let images = self.count_all();
+        let counted = self.count_all();
         let Self { requests, processes, .. } = self;
-        for (looked, image) in images.iter().enumerate() {
-            if Instant::now() >= until {
-                tracing::debug!("of {} processes only the counters were read", images.len() - looked);
-                break;
-            }
-            if let Some(process) = processes.get_mut(image) {
+        let mut by_counters = 0;
+        for (image, at, usage, recorded) in counted {
+            let Some(process) = processes.get_mut(&image) else { continue };
+            if Instant::now() < until {
                 process.look(requests, follows_go(process.pid));
+            } else {
+                process.count(at, usage, recorded);
+                by_counters += 1;
             }
+        }
+        if by_counters > 0 {
+            tracing::debug!("of {by_counters} processes only the counters were read");
         }
         if last {
             let until = Instant::now() + PATIENCE;
@@ -219,8 +223,9 @@ impl Coverage {
         }
     }
 
-    /// Reads the counters of all processes; those that are alive, beginning with the one that they leave most to explain of.
-    fn count_all(&mut self) -> Vec<Image> {
+    /// Reads the counters of all processes: of those that are alive when, what they say, and how much was held of what was recorded.
+    /// Begins with the one that this leaves most to explain of.
+    fn count_all(&mut self) -> Vec<(Image, Instant, Usage, u64)> {
         let mut read = Vec::new();
         for (image, process) in &mut self.processes {
             match process.open().and_then(|directory| memory_map::counted(&directory)) {
@@ -231,14 +236,13 @@ impl Coverage {
         let images: Vec<Image> = read.iter().map(|(image, ..)| *image).collect();
         let held = self.requests.ask(|reply| Request::Held { images, reply });
         let held = held.unwrap_or_else(|_| vec![0; read.len()]);
-        let mut counted: Vec<(u64, Image)> = Vec::new();
-        for ((image, at, usage), recorded) in read.into_iter().zip(held) {
-            if let Some(process) = self.processes.get_mut(&image) {
-                counted.push((process.count(at, usage, recorded), image));
-            }
-        }
-        counted.sort_unstable_by_key(|(unexplained, _)| std::cmp::Reverse(*unexplained));
-        counted.into_iter().map(|(_, image)| image).collect()
+        let counted = read.into_iter().zip(held).map(|((image, at, usage), held)| (image, at, usage, held));
+        let mut counted: Vec<_> = counted.collect();
+        counted.sort_by_cached_key(|(image, _, usage, recorded)| {
+            let process = self.processes.get(image);
+            std::cmp::Reverse(process.map(|process| process.by_counters(*usage, *recorded).unexplained()))
+        });
+        counted
     }
 
     /// What is known of a process, which holds `elsewhere` bytes in other heaps than that of an allocator, and whose allocator
@@ -265,17 +269,19 @@ impl Process {
         if grew >= recorded.saturating_add(WORTH_A_LOOK) {
             return true;
         }
-        self.count(at, usage, recorded);
+        let account = Account { fresh: grew, ..Account::default() };
+        let children = std::mem::take(&mut self.last.children);
+        self.last = Reading { at, usage, recorded, account, children };
         false
     }
 
-    /// Takes counters for what is known of its memory; bytes that have come and that what was recorded does not explain.
-    fn count(&mut self, at: Instant, usage: Usage, recorded: u64) -> u64 {
-        let account = self.by_counters(usage, recorded);
-        let unexplained = account.unexplained();
-        let children = std::mem::take(&mut self.last.children);
+    /// Takes counters for what is known of its memory, unless a look at its mappings has shown more that is not explained.
+    fn count(&mut self, at: Instant, usage: Usage, recorded: u64) {
+        let Reading { account: looked, children, .. } = &mut self.last;
+        let (looked, children) = (std::mem::take(looked), std::mem::take(children));
+        let counted = self.by_counters(usage, recorded);
+        let account = if counted.unexplained() < looked.unexplained() { looked } else { counted };
         self.last = Reading { at, usage, recorded, account, children };
-        unexplained
     }
 
     /// Without knowing where it is, what is not held now is not known to have ever been.
@@ -396,6 +402,21 @@ mod tests {
 
     use super::*;
     use crate::collector;
+
+    #[test]
+    fn counters_hide_nothing_that_a_look_has_shown() {
+        let usage = |anonymous| Usage { anonymous, file: 0, shared: 0 };
+        let at = Instant::now();
+        let account = Account { fresh: 50, unexplained: [(Area::Mapped, 50)].into() };
+        let last = Reading { at, usage: usage(100), recorded: 0, account, children: Vec::new() };
+        let begin = Begin { usage: usage(100), regions: None };
+        let (image, search) = (Image(1), None);
+        let mut process = Process { pid: 1, image, started: 0, begin, last, ended: false, next_look: at, search };
+        process.count(at, usage(120), 5);
+        assert_eq!((process.figures(0).anonymous_end, process.figures(0).unexplained), (120, 50));
+        process.count(at, usage(200), 20);
+        assert_eq!((process.figures(0).fresh, process.figures(0).unexplained), (100, 80));
+    }
 
     #[test]
     fn what_cannot_be_read_is_told() {
