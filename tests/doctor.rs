@@ -166,7 +166,8 @@ fn what_would_be_probed_is_what_is_probed() {
     let before = (opened(), fs::read_to_string(format!("/proc/{pid}/maps")).unwrap());
     let process = of(pid, 0);
     assert_eq!(before, (opened(), fs::read_to_string(format!("/proc/{pid}/maps")).unwrap()), "it is as it was");
-    assert_eq!(probed_bytes(pid, "libc.so.6"), 0, "probes are left");
+    // Commands of other tests may be traced meanwhile with everybody who maps their C library.
+    wait_until("its probes are gone", || probed_bytes(pid, "libc.so.6") == 0);
     wait_until("its objects are gone", || named_objects(NAME).unwrap() == 0);
     let functions = process["functions"].as_array().unwrap();
     let place =
@@ -176,7 +177,7 @@ fn what_would_be_probed_is_what_is_probed() {
         assert!(function["instruction"].as_str().is_some_and(|text| text.len() > 2), "{function}");
         assert_eq!(function["cheap"], true, "{function}");
         assert_eq!(function["outcome"].is_null(), name == "free", "{function}");
-        assert_ne!(place(function), BREAKPOINT, "{function}");
+        wait_until("nobody probes it", || place(function) != BREAKPOINT);
     }
     let tracer = Run::pid(pid).start();
     for function in functions {
@@ -282,7 +283,7 @@ fn of_a_process_that_ends_meanwhile() {
         target.wait().unwrap();
         let outcome = running.outcome();
         assert!(matches!(outcome.code(), Some(0 | 1)), "{}{}", outcome.stdout, outcome.stderr);
-        let told = outcome.stdout.contains("ended") || outcome.stdout.contains("no process");
+        let told = ["ended", "exited", "no process"].iter().any(|words| outcome.stdout.contains(words));
         assert_eq!(told, outcome.code() == Some(1), "{}", outcome.stdout);
     }
 }

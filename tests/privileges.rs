@@ -115,11 +115,13 @@ fn what_is_not_needed_is_given_up() {
     let mut target = Target::start(&compiled("family"));
     let tracer = Run::pid(target.pid()).start();
     let permitted = |status: &Path| {
-        let text = fs::read_to_string(status).unwrap();
+        // Some threads are there for a moment only.
+        let text = fs::read_to_string(status).ok()?;
         let line = text.lines().find_map(|line| line.strip_prefix("CapPrm:")).unwrap();
-        u64::from_str_radix(line.trim(), 16).unwrap()
+        Some(u64::from_str_radix(line.trim(), 16).unwrap())
     };
-    assert_ne!(permitted(Path::new("/proc/self/status")) & (MODULES | USERS), 0, "the tests have one");
+    let own = permitted(Path::new("/proc/self/status")).unwrap();
+    assert_ne!(own & (MODULES | USERS), 0, "the tests have one");
     let mut threads: Vec<std::path::PathBuf> =
         fs::read_dir(format!("/proc/{}/task", tracer.pid())).unwrap().map(|thread| thread.unwrap().path()).collect();
     let children: String =
@@ -127,7 +129,7 @@ fn what_is_not_needed_is_given_up() {
     assert_ne!(children, "", "a helper");
     threads.extend(children.split_whitespace().map(|pid| format!("/proc/{pid}").into()));
     for thread in threads {
-        let has = permitted(&thread.join("status"));
+        let Some(has) = permitted(&thread.join("status")) else { continue };
         assert_eq!((has & (MODULES | USERS), has & PTRACE), (0, PTRACE), "{}: {has:x}", thread.display());
     }
     let truth = target.ask("begin");
