@@ -27,8 +27,8 @@ pub enum Role {
     Opener,
 }
 
-/// Has this process, which has one thread still, give up for good all capabilities but those of its role. What it launches would lack
-/// them, too.
+/// Has this process, which has one thread still, give up for good all capabilities but those of its role. What it launches lacks
+/// them, too, but as root.
 pub fn keep_those_of(role: Role) {
     let now = match capabilities(None) {
         Ok(now) => now,

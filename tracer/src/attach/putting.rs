@@ -45,9 +45,18 @@ impl Attached {
             return;
         }
         self.code_files = files;
-        // Who has no right to look, or is too late for that, has been told.
         let found = mappings(self.pid).and_then(|space| find(self.pid, &space, Phase::Running));
-        let Ok(Some(allocators)) = found else { return };
+        let allocators = match found {
+            Ok(Some(allocators)) => allocators,
+            Ok(None) => return,
+            Err(_) if !status::is_alive(self.pid) => return,
+            Err(error) => {
+                return self.was_unseen(format!(
+                    "process {} has loaded files while it was traced that could not be searched for allocators: {error:#}",
+                    self.pid
+                ));
+            }
+        };
         let is_new = |allocator: &&Allocator| !self.has(allocator) && !probes.covers(&allocator.module);
         let new = allocators.files().iter().filter(is_new);
         let new: Vec<String> = new.map(|allocator| visible(allocator.module.path()).to_string()).collect();

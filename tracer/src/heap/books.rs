@@ -52,8 +52,8 @@ impl Books<'_> {
         self.end(block);
         let usage = self.usage(block.stack);
         usage.allocated_bytes = usage.allocated_bytes.saturating_sub(block.size);
-        usage.allocated_blocks -= 1;
-        usage.freed_blocks -= 1;
+        usage.allocated_blocks = usage.allocated_blocks.saturating_sub(1);
+        usage.freed_blocks = usage.freed_blocks.saturating_sub(1);
     }
 
     #[inline]

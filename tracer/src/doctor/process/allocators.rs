@@ -50,7 +50,9 @@ pub(super) fn examine(pid: u32, sessions: bool, has_go_heap: bool) -> (Vec<Line>
         }
     };
     let all: Vec<(Line, Vec<Probed>)> = found.files().iter().map(|allocator| one(pid, allocator, sessions)).collect();
-    let (lines, functions): (Vec<Line>, Vec<Vec<Probed>>) = all.into_iter().unzip();
+    let (mut lines, functions): (Vec<Line>, Vec<Vec<Probed>>) = all.into_iter().unzip();
+    let others = || Line::new("allocators", Need::ForCompleteness, "recording all that is allocated");
+    lines.extend(found.unseen().iter().map(|what| others().degraded(what.clone(), "")));
     (lines, functions.into_iter().flatten().collect())
 }
 
