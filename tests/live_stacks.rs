@@ -23,7 +23,7 @@ struct Tally {
     /// Only as far as the copy of the stack goes.
     in_part: usize,
     at_root: usize,
-    /// Cut, because mappings were being changed.
+    /// Cut, because mappings were being changed, or a file was not known yet.
     busy: usize,
     distinct: HashSet<Vec<u64>>,
     deepest: usize,
@@ -34,8 +34,8 @@ impl Tally {
     fn take(&mut self, what: &str, oracle: &Oracle, copy: &StackCopy) -> bool {
         let found = addresses(copy);
         let (expected, expected_end) = oracle.unwind(copy, MAX_FRAMES);
-        if copy.head.end == end::BUSY && expected.starts_with(found) {
-            // Another thread has changed the mappings at that very moment, which is told.
+        if [end::BUSY, end::UNKNOWN_FILE].contains(&copy.head.end) && expected.starts_with(found) {
+            // Another thread has changed the mappings at that very moment, or the file is being read still, which is told.
             self.busy += 1;
             return false;
         }

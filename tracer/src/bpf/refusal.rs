@@ -2,7 +2,7 @@
 
 use std::{error::Error, fs, io, thread, time::Duration};
 
-use aya::programs::ProgramError;
+use aya::{maps::MapError, programs::ProgramError};
 
 use crate::limits;
 
@@ -34,9 +34,9 @@ pub(super) fn explain(error: &(dyn Error + 'static)) -> String {
 pub(super) fn number(error: &(dyn Error + 'static)) -> Option<i32> {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        let kernels = match error.downcast_ref() {
-            // It passes for the error that it holds, which is not among its causes.
-            Some(ProgramError::IOError(error)) => Some(error),
+        // Some pass for the error that they hold, which is not among their causes.
+        let kernels = match (error.downcast_ref(), error.downcast_ref()) {
+            (Some(ProgramError::IOError(error)), _) | (_, Some(MapError::IoError(error))) => Some(error),
             _ => error.downcast_ref::<io::Error>(),
         };
         if let Some(number) = kernels.and_then(io::Error::raw_os_error) {
