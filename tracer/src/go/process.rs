@@ -110,10 +110,14 @@ impl Libraries {
         found
     }
 
-    /// The same, looked for until nothing is left that may not be ready.
+    /// The same, looked for until nothing is left that may not be ready, or has been left alone for as long: what is not mapped any more
+    /// will never be ready.
     pub fn look_at_all(&mut self, pause: impl Fn()) -> Found {
         let mut all = self.look();
-        while self.is_waiting() {
+        for _ in 1..ATTEMPTS {
+            if !self.is_waiting() {
+                break;
+            }
             pause();
             let more = self.look();
             all.runtimes.extend(more.runtimes);
