@@ -11,8 +11,8 @@ use serde_json::Value;
 use tracer::bpf::named_objects;
 
 use crate::harness::{
-    Outcome, Run, STOCK, Target, compiled, copy_for_all, copy_program, go_program, probed_bytes, program, require_root,
-    scratch, wait_until, with_capabilities,
+    NOBODY, Outcome, Run, STOCK, Target, compiled, copy_for_all, copy_program, go_program, probed_bytes, program,
+    require_root, scratch, wait_until, with_capabilities,
 };
 
 /// What objects of the kernel are called that trials make.
@@ -63,9 +63,7 @@ fn this_machine_can_be_traced() {
 fn an_unprivileged_user_is_told_what_is_missing() {
     require_root();
     let (_folder, copy) = copy_for_all(Run::tracer());
-    let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
-        .args(["doctor", "--json"])
-        .finish();
+    let outcome = Run::through("setpriv", &NOBODY, &copy).args(["doctor", "--json"]).finish();
     let report = parsed(&outcome);
     assert_eq!((outcome.code(), report["verdict"].as_str()), (Some(1), Some("nothing")), "{report:#}");
     for name in
@@ -121,9 +119,7 @@ fn the_one_capability_that_is_missing_is_named() {
 fn who_lacks_rights_is_sent_to_it() {
     require_root();
     let (_folder, copy) = copy_for_all(Run::tracer());
-    let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
-        .args(["--pid", "1"])
-        .finish();
+    let outcome = Run::through("setpriv", &NOBODY, &copy).args(["--pid", "1"]).finish();
     assert_eq!(outcome.code(), Some(1));
     assert!(outcome.stderr.contains("tracer doctor"), "{}", outcome.stderr);
 }
@@ -294,9 +290,7 @@ fn of_a_process_of_another_user() {
     require_root();
     let target = Target::start(&compiled("deep"));
     let (_folder, copy) = copy_for_all(Run::tracer());
-    let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
-        .args(["doctor", "--pid", &target.pid().to_string()])
-        .finish();
+    let outcome = Run::through("setpriv", &NOBODY, &copy).args(["doctor", "--pid", &target.pid().to_string()]).finish();
     assert_eq!(outcome.code(), Some(1), "{}", outcome.stdout);
     let line = outcome.stdout.lines().find(|line| line.contains("process: cannot look at process"));
     assert!(line.is_some_and(|line| line.contains("CAP_SYS_PTRACE")), "{}", outcome.stdout);

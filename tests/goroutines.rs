@@ -17,8 +17,8 @@ use serde_json::Value;
 use crate::{
     formats::assert_well_formed,
     harness::{
-        Outcome, Pprof, Run, STOCK, Target, compiled, copy_program, go_program, is_runtimes, pprof, require_root,
-        scratch,
+        NOBODY, Outcome, Pprof, Run, STOCK, Target, compiled, copy_for_all, copy_program, go_program, is_runtimes,
+        pprof, require_root, scratch,
     },
 };
 
@@ -437,13 +437,9 @@ fn runtimes_that_are_not_known_are_refused() {
 fn no_rights_to_look() {
     require_root();
     let target = Target::start_with(&go_program("goroutines", STOCK), &["5"], &[]);
-    let folder = scratch();
-    let copy = folder.path().join("tracer");
-    copy_program(Run::tracer(), &copy);
-    fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
-        .args(["goroutines", "--pid", &target.pid().to_string()])
-        .finish();
+    let (_folder, copy) = copy_for_all(Run::tracer());
+    let outcome =
+        Run::through("setpriv", &NOBODY, &copy).args(["goroutines", "--pid", &target.pid().to_string()]).finish();
     check_refused(&outcome, 1, &["cannot look at process", "CAP_SYS_PTRACE"]);
 }
 

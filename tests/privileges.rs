@@ -3,8 +3,8 @@
 use std::{fs, path::Path, process::Command};
 
 use crate::harness::{
-    Outcome, Report, Run, STOCK, Target, alone, check_functions, compiled, copy_for_all, copy_program, go_program,
-    require_root, with_capabilities,
+    NOBODY, Outcome, Report, Run, STOCK, Target, alone, check_functions, compiled, copy_for_all, copy_program,
+    go_program, require_root, with_capabilities,
 };
 
 /// What a trace needs, and what it needs to see all of other users' processes.
@@ -95,8 +95,7 @@ fn by_file_capabilities() {
     let _turn = alone();
     let mut target = Target::start(&compiled("family"));
     let pid = target.pid().to_string();
-    let user = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-    let tracer = Run::through("setpriv", &user, &copy).args(["--pid", &pid, "-o", "-", "--format", "json"]).start();
+    let tracer = Run::through("setpriv", &NOBODY, &copy).args(["--pid", &pid, "-o", "-", "--format", "json"]).start();
     let truth = target.ask("begin");
     let report = printed(&tracer.stop());
     assert_eq!(report.outstanding(), truth.total());

@@ -2,13 +2,12 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use crate::harness::{Outcome, Run, Target, compiled, copy_program, require_root, scratch};
+use crate::harness::{NOBODY, Outcome, Run, Target, compiled, copy_for_all, require_root, scratch};
 
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
@@ -135,13 +134,8 @@ fn no_rights_as_root() {
 fn no_rights_as_a_user() {
     require_root();
     let target = sleeper();
-    let folder = scratch();
-    let copy = folder.path().join("tracer");
-    copy_program(Run::tracer(), &copy);
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    let outcome = Run::through("setpriv", &["--reuid=65534", "--regid=65534", "--clear-groups"], &copy)
-        .args(["--pid", &target.pid().to_string()])
-        .finish();
+    let (_folder, copy) = copy_for_all(Run::tracer());
+    let outcome = Run::through("setpriv", &NOBODY, &copy).args(["--pid", &target.pid().to_string()]).finish();
     check(&outcome, FAILED, &["CAP_BPF", "sudo"]);
 }
 
@@ -211,14 +205,10 @@ fn too_few_descriptors() {
 fn probes_by_perf_events_without_the_right() {
     require_root();
     let target = sleeper();
-    let folder = scratch();
-    let copy = folder.path().join("tracer");
-    copy_program(Run::tracer(), &copy);
-    fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (_folder, copy) = copy_for_all(Run::tracer());
     let documented = "-all,+bpf,+perfmon,+sys_ptrace,+checkpoint_restore";
     let (inheritable, ambient) = (format!("--inh-caps={documented}"), format!("--ambient-caps={documented}"));
-    let user = ["--reuid=65534", "--regid=65534", "--clear-groups", &inheritable, &ambient];
+    let user: Vec<&str> = NOBODY.into_iter().chain([&*inheritable, &*ambient]).collect();
     let pid = target.pid().to_string();
     let run = |further: &[&str]| {
         Run::through("setpriv", &user, &copy).args(["--pid", &pid, "-d", "100ms"]).args(further).finish()

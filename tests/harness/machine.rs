@@ -76,12 +76,15 @@ pub(crate) fn copy_program(from: &Path, to: &Path) {
     assert!(status.success(), "cp {} {}: {status}", from.display(), to.display());
 }
 
-/// Arguments for setpriv: a user who is nobody, with these capabilities and no others.
+/// Arguments for setpriv: a user who is nobody.
+pub(crate) const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+
+/// The same, with these capabilities and no others.
 pub(crate) fn with_capabilities(capabilities: &[&str]) -> Vec<String> {
     let set = capabilities.iter().fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
-    let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"].map(str::to_owned);
+    let user = NOBODY.into_iter().chain(["--no-new-privs"]).map(str::to_owned);
     let sets = ["--bounding-set", "--inh-caps", "--ambient-caps"].map(|option| format!("{option}={set}"));
-    user.into_iter().chain(sets).collect()
+    user.chain(sets).collect()
 }
 
 /// A copy of the tracer that every user may run, and its folder.
