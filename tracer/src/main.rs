@@ -7,7 +7,7 @@ use std::{
 };
 
 use tracer::{
-    bpf::{LoadError, trials::uses_multi_here},
+    bpf::{LoadError, uses_multi_here},
     cli::{self, Request},
     config::{Config, Subject, Verbosity},
     control,

@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 
 use super::{
     Attached, Returns,
-    find::{Allocators, Phase, code_files, describe, find, mappings},
+    find::{Allocators, Phase, code_files_in, describe, find, mappings},
     probes::{Probes, Put},
 };
 use crate::{
@@ -31,8 +31,6 @@ impl Attached {
         go: bool,
         returns: Returns,
     ) -> Result<Self> {
-        // Before they are searched: what comes while they are is looked at once more.
-        let code_files = code_files(pid);
         let space = mappings(pid).map_err(|error| explain(pid, &status, error))?;
         let found = find(pid, &space, Phase::Running).map_err(|error| explain(pid, &status, error))?;
         if found.is_none() && go {
@@ -62,7 +60,7 @@ impl Attached {
             )
         })?;
         let attached = Self::with(probes, (pid, image), &status, &space, allocators, returns)?;
-        Ok(Self { code_files, ..attached })
+        Ok(Self { code_files: code_files_in(&space), ..attached })
     }
 
     /// Of a process with no allocator but that of its Go runtime.

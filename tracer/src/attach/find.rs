@@ -80,6 +80,12 @@ pub(super) fn code_files(pid: Pid) -> HashSet<((u32, u32), u64)> {
     code.unwrap_or_default().into_iter().map(|mapping| (mapping.device, mapping.inode)).collect()
 }
 
+/// The same of a process whose mappings were read.
+pub(super) fn code_files_in(space: &AddressSpace) -> HashSet<((u32, u32), u64)> {
+    let files = space.code().map(|(mapping, _)| mapping).filter(|mapping| mapping.inode != 0);
+    files.map(|mapping| (mapping.device, mapping.inode)).collect()
+}
+
 /// Where a program is in its life.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -187,12 +193,11 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
     Ok(searched)
 }
 
-fn tell(module: &Module, Functions { functions, name, .. }: &Functions) {
+fn tell(module: &Module, functions: &Functions) {
     let path = visible(module.path());
-    tracing::debug!("{path} allocates: {}", name.unwrap_or("by the names of the C library or of C++"));
-    for Function { name, file_offset, emulated, .. } in functions {
-        let cost = if *emulated { "cheap" } else { "dear: the kernel steps over it" };
-        tracing::debug!("{name} of {path}: probed at {file_offset:#x} ({cost})");
+    tracing::debug!("{path} allocates: {}", functions.allocator());
+    for Function { name, file_offset, emulated, .. } in &functions.functions {
+        tracing::debug!("{name} of {path}: probed at {file_offset:#x} ({})", resolve::cost(*emulated));
     }
 }
 

@@ -20,7 +20,6 @@ use super::{
     load_error::LoadError,
     multi::{self, Multi},
     object::{Object, PRODUCT},
-    release::kernel_version,
     removal::Remover,
     tables::{CodeChanges, Tables},
     tracepoints::{attach_changes, load_identify},
@@ -125,8 +124,7 @@ impl Programs {
             .map_max_entries("ROWS", ROW_SHARDS as u32)
             .load(object)?;
         // Before a map is taken out.
-        let kernel = kernel_version(&rustix::system::uname().release().to_string_lossy());
-        let multi = if !config.perf_events && multi::is_supported(kernel) {
+        let multi = if !config.perf_events && multi::uses_multi_here() {
             let failed =
                 |error| tracing::warn!("probes will cost more than they need to: no uprobe-multi links: {error}");
             Multi::load(object, &ebpf).map_err(failed).ok()

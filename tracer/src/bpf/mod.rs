@@ -29,6 +29,7 @@ pub use self::{
     golang::GoMaps,
     load_error::LoadError,
     loader::{Config, Programs},
+    multi::uses_multi_here,
     object::Object,
     release::kernel_version,
     site::{Order, Placed, Site},

@@ -18,6 +18,7 @@ use aya_obj::{Object, ProgramSection};
 use hashbrown::{HashMap, hash_map::Entry};
 
 use super::{
+    kernel_version,
     load_error::LoadError,
     refusal,
     site::{Order, Placed},
@@ -44,9 +45,14 @@ pub(super) struct Loaded {
     moment: Moment,
 }
 
-/// Whether the kernel has what is needed.
-pub(super) fn is_supported(kernel: Option<(u32, u32)>) -> bool {
-    kernel.is_some_and(|version| version >= KERNEL)
+/// Whether a kernel of this release has what is needed.
+pub(super) fn is_supported(release: &str) -> bool {
+    kernel_version(release).is_some_and(|version| version >= KERNEL)
+}
+
+/// Whether traces use uprobe-multi links on the running kernel, where it has them.
+pub fn uses_multi_here() -> bool {
+    is_supported(&rustix::system::uname().release().to_string_lossy())
 }
 
 impl Multi {

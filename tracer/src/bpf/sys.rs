@@ -13,14 +13,14 @@ use super::site::Site;
 /// Of the kernel's `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const UPDATE_ELEM: libc::c_long = 2;
 const GET_NEXT_KEY: libc::c_long = 4;
-const PROG_LOAD: libc::c_long = 5;
+pub(super) const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 const BTF_LOAD: libc::c_long = 18;
 const LOOKUP_AND_DELETE_BATCH: libc::c_long = 25;
 const LINK_CREATE: libc::c_long = 28;
 
 /// Of `enum bpf_prog_type`: uprobes are kprobes there.
-const PROG_TYPE_KPROBE: u32 = 2;
+pub(super) const PROG_TYPE_KPROBE: u32 = 2;
 /// Of `enum bpf_attach_type`.
 const TRACE_UPROBE_MULTI: u32 = 48;
 const TRACE_UPROBE_SESSION: u32 = 57;
@@ -30,12 +30,12 @@ const BATCH: usize = 4096;
 
 /// The member of the kernel's `union bpf_attr` for operations on one entry.
 #[repr(C)]
-struct EntryAttr {
-    map_fd: u32,
-    reserved: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+pub(super) struct EntryAttr {
+    pub(super) map_fd: u32,
+    pub(super) reserved: u32,
+    pub(super) key: u64,
+    pub(super) value: u64,
+    pub(super) flags: u64,
 }
 
 /// The `batch` member of the kernel's `union bpf_attr`.
@@ -65,27 +65,27 @@ struct BtfAttr {
 /// The begin of the member of the kernel's `union bpf_attr` for loading a program.
 #[repr(C)]
 #[derive(Default)]
-struct ProgramAttr {
-    kind: u32,
-    instruction_count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    interface: u32,
-    expected_attach_type: u32,
-    btf: u32,
-    function_info_size: u32,
-    function_info: u64,
-    function_info_count: u32,
-    line_info_size: u32,
-    line_info: u64,
-    line_info_count: u32,
-    reserved: u32,
+pub(super) struct ProgramAttr {
+    pub(super) kind: u32,
+    pub(super) instruction_count: u32,
+    pub(super) instructions: u64,
+    pub(super) license: u64,
+    pub(super) log_level: u32,
+    pub(super) log_size: u32,
+    pub(super) log: u64,
+    pub(super) kernel_version: u32,
+    pub(super) flags: u32,
+    pub(super) name: [u8; 16],
+    pub(super) interface: u32,
+    pub(super) expected_attach_type: u32,
+    pub(super) btf: u32,
+    pub(super) function_info_size: u32,
+    pub(super) function_info: u64,
+    pub(super) function_info_count: u32,
+    pub(super) line_info_size: u32,
+    pub(super) line_info: u64,
+    pub(super) line_info_count: u32,
+    pub(super) reserved: u32,
 }
 
 /// The member of the kernel's `union bpf_attr` for uprobe-multi links.

@@ -5,15 +5,14 @@ use std::{
     ffi::CStr,
     fs, io,
     mem::offset_of,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use super::sys;
+use super::sys::{self, EntryAttr, PROG_LOAD, ProgramAttr};
 
 /// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const MAP_CREATE: libc::c_long = 0;
 const LOOKUP_ELEM: libc::c_long = 1;
-const PROG_LOAD: libc::c_long = 5;
 const RAW_TRACEPOINT_OPEN: libc::c_long = 17;
 
 /// Bytes of what the kernel's verifier says.
@@ -43,34 +42,6 @@ struct MapAttr {
     inner: u32,
     node: u32,
     name: [u8; 16],
-}
-
-/// The member for reading an entry.
-#[repr(C)]
-struct EntryAttr {
-    map: u32,
-    reserved: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
-
-/// The begin of the member for loading a program.
-#[repr(C)]
-#[derive(Default)]
-struct ProgramAttr {
-    kind: u32,
-    instruction_count: u32,
-    instructions: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    interface: u32,
-    expected_attach_type: u32,
 }
 
 /// The member for attaching to a raw tracepoint.
@@ -110,7 +81,7 @@ pub(super) fn create_map(kind: u32, key_size: u32, value_size: u32, entries: u32
 pub(super) fn first_value(map: BorrowedFd<'_>) -> io::Result<u64> {
     let (key, mut value) = (0u32, 0u64);
     let mut attr = EntryAttr {
-        map: map.as_raw_fd() as u32,
+        map_fd: map.as_raw_fd() as u32,
         reserved: 0,
         key: (&raw const key) as u64,
         value: (&raw mut value) as u64,
@@ -182,11 +153,7 @@ pub(super) fn open_uprobe(
     // SAFETY: the attribute has the kernel's layout and says its size; the path ends with a zero.
     let result =
         unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attr, pid, -1, -1, PERF_FLAG_FD_CLOEXEC) };
-    let event = match i32::try_from(result) {
-        // SAFETY: the kernel has just made it for this call.
-        Ok(fd) if fd >= 0 => unsafe { OwnedFd::from_raw_fd(fd) },
-        _ => return Err(io::Error::last_os_error()),
-    };
+    let event = sys::descriptor(result)?;
     for (request, argument) in [(PERF_EVENT_IOC_SET_BPF, program.as_raw_fd()), (PERF_EVENT_IOC_ENABLE, 0)] {
         // SAFETY: both take a number.
         if unsafe { libc::ioctl(event.as_raw_fd(), request, argument) } != 0 {

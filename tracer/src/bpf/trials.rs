@@ -16,7 +16,7 @@ use super::{
     loader::Programs,
     multi, refusal,
     site::Site,
-    sys::{self, Moment},
+    sys::{self, Moment, PROG_TYPE_KPROBE as KPROBE},
     tracepoints,
     trial_calls::{create_map, first_value, load, open_raw_tracepoint, open_uprobe, refuse_system_call},
 };
@@ -25,7 +25,6 @@ use super::{
 const ARRAY: u32 = 2;
 const RING_BUFFER: u32 = 27;
 /// Of `enum bpf_prog_type`.
-const KPROBE: u32 = 2;
 const RAW_TRACEPOINT: u32 = 17;
 
 /// Number of the system call that return probes put at their trampoline (arch/x86/entry/syscalls/syscall_64.tbl of the kernel).
@@ -168,12 +167,7 @@ pub fn refuse_trampolines() -> io::Result<()> {
 
 /// Whether traces use uprobe-multi links on this kernel, where it has them.
 pub fn uses_multi(release: &str) -> bool {
-    multi::is_supported(super::kernel_version(release))
-}
-
-/// The same on the running kernel.
-pub fn uses_multi_here() -> bool {
-    uses_multi(&rustix::system::uname().release().to_string_lossy())
+    multi::is_supported(release)
 }
 
 /// What the running kernel says of its structures.

@@ -265,28 +265,32 @@ impl Process {
 
     /// Its counters were read when `recorded` bytes were held of what was recorded. Whether more has come than that explains.
     fn was_counted(&mut self, at: Instant, usage: Usage, recorded: u64) -> bool {
-        let grew = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
+        let grew = self.grew(usage);
         if grew >= recorded.saturating_add(WORTH_A_LOOK) {
             return true;
         }
         let account = Account { fresh: grew, ..Account::default() };
-        let children = std::mem::take(&mut self.last.children);
-        self.last = Reading { at, usage, recorded, account, children };
+        (self.last.at, self.last.usage, self.last.recorded, self.last.account) = (at, usage, recorded, account);
         false
+    }
+
+    /// Anonymous memory that has come since recording began, by the counters.
+    fn grew(&self, usage: Usage) -> u64 {
+        usage.anonymous.saturating_sub(self.begin.usage.anonymous)
     }
 
     /// Takes counters for what is known of its memory, unless a look at its mappings has shown more that is not explained.
     fn count(&mut self, at: Instant, usage: Usage, recorded: u64) {
-        let Reading { account: looked, children, .. } = &mut self.last;
-        let (looked, children) = (std::mem::take(looked), std::mem::take(children));
         let counted = self.by_counters(usage, recorded);
-        let account = if counted.unexplained() < looked.unexplained() { looked } else { counted };
-        self.last = Reading { at, usage, recorded, account, children };
+        (self.last.at, self.last.usage, self.last.recorded) = (at, usage, recorded);
+        if counted.unexplained() >= self.last.account.unexplained() {
+            self.last.account = counted;
+        }
     }
 
     /// Without knowing where it is, what is not held now is not known to have ever been.
     fn by_counters(&self, usage: Usage, recorded: u64) -> Account {
-        let fresh = usage.anonymous.saturating_sub(self.begin.usage.anonymous);
+        let fresh = self.grew(usage);
         Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into() }
     }
 

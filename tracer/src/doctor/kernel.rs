@@ -98,15 +98,17 @@ fn is_forbidden(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES))
 }
 
+/// What to do about capabilities that are missing, if any are.
+fn with_rights(lacking: &[&str]) -> Option<String> {
+    (!lacking.is_empty()).then(|| format!("run tracer as root (sudo), or with {}", lacking.join(" and ")))
+}
+
 /// What to do about an error. `lacking`: capabilities that are missing of those that the kernel asks for.
 fn advice(error: &io::Error, lacking: &[&str]) -> String {
     match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) if !lacking.is_empty() => {
-            format!("run tracer as root (sudo), or with {}", lacking.join(" and "))
-        }
-        Some(libc::EPERM | libc::EACCES) => {
+        _ if is_forbidden(error) => with_rights(lacking).unwrap_or_else(|| {
             "the rights are there: a seccomp filter (of a container) or the kernel's lockdown forbids it".to_owned()
-        }
+        }),
         Some(libc::ENOMEM) => "raise memory.max of the cgroup that tracer runs in, or run it outside".to_owned(),
         Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -Hn)".to_owned(),
         Some(libc::ENOSYS) => "a kernel with CONFIG_BPF_SYSCALL=y and CONFIG_UPROBE_EVENTS=y is needed".to_owned(),
@@ -223,8 +225,8 @@ impl Uprobes {
         let need = |wanted: bool| if wanted { Need::Required } else { Need::Optional };
         let event = Line::new("uprobes by perf events", need(by_events), "probes on functions, without multi links");
         let return_event = Line::new("return probes by perf events", need(by_events), "the same at returns");
-        let events = |line: Line, result: &io::Result<u64>| match result {
-            Err(error) if !by_events && is_forbidden(error) => {
+        let events = |line: Line, result: io::Result<u64>| match result {
+            Err(error) if !by_events && is_forbidden(&error) => {
                 line.not_needed("not allowed without CAP_SYS_ADMIN; multi links are used")
             }
             result => hit(line, result, 1, rights, EVENTS),
@@ -236,17 +238,17 @@ impl Uprobes {
         );
         let session = Line::new("uprobe sessions", Need::Optional, "returns of functions without exits that are known");
         vec![
-            events(event, &self.event),
-            events(return_event, &self.return_event),
+            events(event, self.event),
+            events(return_event, self.return_event),
             match self.multi {
                 Ok(1) if !wants_multi => multi.not_needed(
                     "they work, but fall silent when the first thread of a process ends: used from Linux 6.13 on",
                 ),
-                result => or_older(multi, &result, 1, rights),
+                result => or_older(multi, result, 1, rights),
             },
             match self.session {
                 _ if by_events => session.not_needed("used with multi links only"),
-                result => or_older(session, &result, 2, rights),
+                result => or_older(session, result, 2, rights),
             },
         ]
     }
@@ -267,24 +269,21 @@ fn filters(way: Uprobe) -> Option<Line> {
 }
 
 /// A probe that was to be hit so often.
-fn hit(line: Line, result: &io::Result<u64>, expected: u64, rights: &Rights, wanted: CapabilitySet) -> Line {
+fn hit(line: Line, result: io::Result<u64>, expected: u64, rights: &Rights, wanted: CapabilitySet) -> Line {
     match result {
-        Ok(hits) if *hits == expected => line.works("one on tracer's own file was hit"),
+        Ok(hits) if hits == expected => line.works("one on tracer's own file was hit"),
         Ok(hits) => line.missing(
             format!("one on tracer's own file was hit {hits} times, not {expected}"),
             "something else on this machine handles breakpoints first: a debugger, a hypervisor",
         ),
-        Err(error) => {
-            let again = error.raw_os_error().map_or(io::Error::from(error.kind()), io::Error::from_raw_os_error);
-            tried(line, Err(again), "", rights, wanted)
-        }
+        Err(error) => tried(line, Err(error), "", rights, wanted),
     }
 }
 
 /// The same of what older kernels do not have, where another way does.
-fn or_older(line: Line, result: &io::Result<u64>, expected: u64, rights: &Rights) -> Line {
+fn or_older(line: Line, result: io::Result<u64>, expected: u64, rights: &Rights) -> Line {
     match result {
-        Err(error) if !is_forbidden(error) => line.degraded(
+        Err(error) if !is_forbidden(&error) => line.degraded(
             format!("this kernel has none ({error}): perf events, or single steps, are used"),
             "nothing; Linux 6.13 has them",
         ),
@@ -298,12 +297,7 @@ fn own(rights: &Rights) -> Vec<Line> {
     let mut programs = match Programs::load(Config::smallest()) {
         Ok(programs) => programs,
         Err(error) => {
-            let lacking = rights.missing(TRACING);
-            let advice = if lacking.is_empty() {
-                "see above".to_owned()
-            } else {
-                format!("run tracer as root (sudo), or with {}", lacking.join(" and "))
-            };
+            let advice = with_rights(&rights.missing(TRACING)).unwrap_or_else(|| "see above".to_owned());
             return vec![line.missing(error.to_string(), advice)];
         }
     };

@@ -43,6 +43,11 @@ pub struct Function {
     pub returns: Returns,
 }
 
+/// What a hit of a probe on an instruction costs, which the kernel emulates or steps.
+pub fn cost(emulated: bool) -> &'static str {
+    if emulated { "cheap" } else { "dear: the kernel steps over it" }
+}
+
 /// The functions of a file that allocate and free.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Functions {
@@ -54,6 +59,13 @@ pub struct Functions {
     pub name: Option<&'static str>,
     /// Whether all of them are of allocators that are known: those call no code of the program's but by hooks.
     pub is_known: bool,
+}
+
+impl Functions {
+    /// What people call the allocator, or how it is known that it is one.
+    pub fn allocator(&self) -> &'static str {
+        self.name.unwrap_or("by the names of the C library or of C++")
+    }
 }
 
 /// Why a file gives no functions.

@@ -10,7 +10,7 @@ use crate::{
     files::module::Module,
     probe::{
         outcomes::{self, Choice, Means, Way},
-        resolve::Function,
+        resolve::{Function, cost},
     },
 };
 
@@ -71,7 +71,7 @@ fn one(pid: u32, allocator: &Allocator, sessions: bool) -> (Line, Vec<Probed>) {
         outcome: choices.next_if(|(name, _)| *name == function.name).map(|(_, choice)| choice),
     };
     let probed: Vec<Probed> = functions.functions.iter().map(probed).collect();
-    let name = functions.name.unwrap_or("by the names of the C library or of C++");
+    let name = functions.allocator();
     let dear = probed.iter().filter(|probed| is_dear(probed)).count();
     let cost = if dear == 0 { "all cheap".to_owned() } else { format!("{dear} dear") };
     let line = Line::new(module.path(), Need::Required, "recording allocations")
@@ -92,7 +92,7 @@ fn is_dear(probed: &Probed) -> bool {
 
 fn words(probed: &Probed) -> String {
     let Probed { function, offset, instruction, cheap, outcome, .. } = probed;
-    let cost = if *cheap { "cheap" } else { "dear: the kernel steps over it" };
+    let cost = cost(*cheap);
     let outcome = outcome.as_ref().map_or_else(String::new, |Choice { way, because }| {
         let because = if because.is_empty() { String::new() } else { format!(", because {because}") };
         format!("; outcomes {way}{because}")
