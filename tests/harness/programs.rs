@@ -223,6 +223,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-static", "-fno-omit-frame-pointer", "-fno-builtin", "-DOPERATORS"],
     },
     Source { name: "silent files", compiler: C, files: &["silent_files.c"], flags: &[] },
+    Source { name: "sampled", compiler: CXX, files: &["sampled.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "signals", compiler: C, files: &["signals.c"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "own backtrace",

@@ -9,12 +9,12 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::warn;
-use tracer_ebpf::{Header, SIZE_OVERFLOW, entry, exit, kind};
+use tracer_ebpf::{Header, SIZE_OVERFLOW, Target, entry, exit, kind};
 
 use crate::{
     emit::{self, count_loss},
     inflight::{self, Entry},
-    process, registers, stack,
+    process, registers, sampling, stack,
     thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread},
 };
 
@@ -46,14 +46,20 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     if cookie & entry::MAY_VANISH != 0 {
         flags |= CALL_MAY_VANISH;
     }
+    if sampling::is_on() {
+        match judged(ctx, cookie) {
+            sampling::NOTHING => return false,
+            sampling::FOLLOW => flags |= CALL_UNWANTED,
+            _ => {}
+        }
+    }
     let Some(entered) = entered(ctx, cookie, flags) else { return false };
-    let size = argument(entered.thread, cookie >> entry::SIZE);
-    let count = argument(entered.thread, cookie >> entry::COUNT);
+    let size = size(entered.thread, cookie);
     let pointer = argument(entered.thread, cookie >> entry::BLOCK);
     let mut op = Op::Returned;
     if cookie & entry::STORED != 0 {
         op = Op::Stored;
-    } else if pointer != 0 {
+    } else if pointer != 0 && (!sampling::is_on() || sampling::end(&entered.thread.target, pointer)) {
         op = Op::Realloc;
         let target = &entered.thread.target;
         let header = Header::new(kind::REALLOC_TAKE, target.image, entered.slot, entered.pid_tgid);
@@ -73,13 +79,47 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
             count_loss!(returns_declined, 1);
         }
     }
-    begin(ctx, entered, op, product(count, size), pointer, flags);
+    begin(ctx, entered, op, size, pointer, flags);
     taken
+}
+
+/// What is to become of a call where allocations are sampled: see [`sampling::judge`].
+#[inline(always)]
+fn judged(ctx: &ProbeContext, cookie: u64) -> u32 {
+    let Some(thread) = current(ctx, bpf_get_current_pid_tgid()) else { return sampling::NOTHING };
+    read_arguments(ctx, thread);
+    sampling::judge(cookie, registers::stack_pointer(ctx.as_ptr()), registers::frame_pointer(ctx.as_ptr()))
+}
+
+/// Takes the arguments of a call down. In map memory: the verifier would go through all that follows once for each way to choose
+/// among them.
+#[inline(always)]
+fn read_arguments(ctx: &ProbeContext, thread: &mut Thread) {
+    let arguments = &mut thread.arguments;
+    for (number, argument) in arguments.iter_mut().enumerate().skip(1).take(entry::ARGUMENTS) {
+        *argument = ctx.arg(number - 1).unwrap_or(0);
+    }
+    arguments[entry::ONE as usize] = 1;
+}
+
+/// Bytes that a call asks for.
+#[inline(always)]
+pub(crate) fn size(thread: &Thread, cookie: u64) -> u64 {
+    product(argument(thread, cookie >> entry::COUNT), argument(thread, cookie >> entry::SIZE))
+}
+
+/// Whether blocks of this size are of interest.
+#[inline(always)]
+pub(crate) fn is_wanted(size: u64) -> bool {
+    // SAFETY: reads of globals that user space wrote before loading.
+    let (min, max) =
+        unsafe { (core::ptr::read_volatile(&raw const MIN_SIZE), core::ptr::read_volatile(&raw const MAX_SIZE)) };
+    size >= min && size <= max
 }
 
 /// The argument of this number.
 #[inline(always)]
-fn argument(thread: &Thread, number: u64) -> u64 {
+pub(crate) fn argument(thread: &Thread, number: u64) -> u64 {
     thread.arguments[(core::hint::black_box(number) & entry::ARGUMENT) as usize]
 }
 
@@ -112,12 +152,19 @@ pub(crate) fn free(addr: u64) {
         // SAFETY: the pointer comes from a map lookup, and only this thread uses its slot.
         let thread = unsafe { &mut *thread };
         if process::refresh(thread, pid_tgid) {
-            emit::end_of_block(Header::new(kind::FREE, thread.target.image, 0, pid_tgid), &thread.target, addr);
+            freed(&thread.target, pid_tgid, addr);
         }
         return;
     }
     let Some(target) = process::target(pid_tgid) else { return };
-    emit::end_of_block(Header::new(kind::FREE, target.image, 0, pid_tgid), &target, addr);
+    freed(&target, pid_tgid, addr);
+}
+
+#[inline(always)]
+fn freed(target: &Target, pid_tgid: u64, addr: u64) {
+    if !sampling::is_on() || sampling::end(target, addr) {
+        emit::end_of_block(Header::new(kind::FREE, target.image, 0, pid_tgid), target, addr);
+    }
 }
 
 /// Return of a function that allocates, through the kernel's trampoline.
@@ -182,23 +229,44 @@ fn finish(thread: &mut Thread, call: Call, slot: u32, result: u64, pid_tgid: u64
         finish_realloc(thread, call, addr, unwanted, header)
     } else {
         let is_block = addr != 0 && !unwanted;
-        is_block && emit::block(header(kind::ALLOC), addr, call.size, call.stack, thread.now())
+        is_block && send_block(thread, header(kind::ALLOC), addr, &call)
     };
     if sent {
         inflight::allocated_inside(thread, &call, addr);
     }
 }
 
+/// Tells of a new block. Where allocations are sampled its end is looked for from now on.
+#[inline(always)]
+fn send_block(thread: &mut Thread, header: Header, addr: u64, call: &Call) -> bool {
+    let time = thread.now();
+    if !sampling::is_on() {
+        return emit::block(header, addr, call.size, call.stack, time);
+    }
+    if !sampling::begin(&thread.target, addr) {
+        emit::lost_block(call.size);
+        return false;
+    }
+    let sent = emit::block(header, addr, call.size, call.stack, time);
+    if !sent {
+        sampling::end(&thread.target, addr);
+    }
+    sent
+}
+
 /// The outcome of a realloc with an old block: whether there is a new one that was told.
 #[inline(always)]
 fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, header: impl Fn(u8) -> Header) -> bool {
-    let time = thread.now();
-    let target = &thread.target;
+    let target = thread.target;
+    let target = &target;
     let take_lost = call.flags & CALL_TAKE_LOST != 0;
     if result == 0 && call.size > 0 {
         if take_lost {
             emit::not_lost(target, call.pointer);
         } else {
+            if sampling::is_on() {
+                sampling::begin(target, call.pointer);
+            }
             emit::survivor(header(kind::REALLOC_FAILED), target, call.pointer);
         }
         return false;
@@ -209,7 +277,7 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
         }
         return false;
     }
-    let sent = emit::block(header(kind::REALLOC_DONE), result, call.size, call.stack, time);
+    let sent = send_block(thread, header(kind::REALLOC_DONE), result, &call);
     if !sent && !take_lost {
         // User space still holds the old block in suspense: it must learn that it is gone.
         emit::lost_free(target, call.pointer);
@@ -222,12 +290,7 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
 fn entered<'a>(ctx: &ProbeContext, cookie: u64, flags: u32) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = current(ctx, pid_tgid)?;
-    // In map memory: the verifier would go through all that follows once for each way to choose among them.
-    let arguments = &mut thread.arguments;
-    for (number, argument) in arguments.iter_mut().enumerate().skip(1).take(entry::ARGUMENTS) {
-        *argument = ctx.arg(number - 1).unwrap_or(0);
-    }
-    arguments[entry::ONE as usize] = 1;
+    read_arguments(ctx, thread);
     let old = if cookie & entry::STORED != 0 { 0 } else { argument(thread, cookie >> entry::BLOCK) };
     let sp = registers::stack_pointer(ctx.as_ptr());
     let frame_pointer = registers::frame_pointer(ctx.as_ptr());
@@ -276,10 +339,8 @@ fn no_room(ctx: &ProbeContext) {
 #[inline(always)]
 fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u64, mut flags: u32) {
     let Entered { thread, pid_tgid, sp, slot, caller } = entered;
-    // SAFETY: reads of globals that user space wrote before loading.
-    let (min, max) =
-        unsafe { (core::ptr::read_volatile(&raw const MIN_SIZE), core::ptr::read_volatile(&raw const MAX_SIZE)) };
-    let wanted = size >= min && size <= max;
+    // Where allocations are sampled, most are not.
+    let wanted = flags & CALL_UNWANTED == 0 && is_wanted(size);
     if !wanted {
         flags |= CALL_UNWANTED;
     }

@@ -17,7 +17,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use tracer_ebpf::{
-    Address, Began, Block, Header, Loss, LostFree, MAX_LOST_BEGINNINGS, Moment, Part, Target,
+    Address, Began, Block, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Moment, Part, Target,
     golang::Sample,
     unwind::{FileKey, UnknownFile},
 };
@@ -28,7 +28,7 @@ static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// Addresses whose free could not be sent, with the time of that free.
 #[map]
-static LOST_FREES: HashMap<LostFree, u64> = HashMap::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
+static LOST_FREES: HashMap<BlockKey, u64> = HashMap::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
 
 /// Beginnings of images that could not be sent, by image: user space takes them from here.
 #[map]
@@ -145,18 +145,23 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn block(header: Header, addr: u64, size: u64, stack: u64, time: u64) -> bool {
     let sent = send(&Block { header, addr, size, stack, time });
     if !sent {
-        count_loss!(allocs, 1);
-        count_loss!(alloc_bytes, size);
+        lost_block(size);
     }
     sent
+}
+
+/// A block of so many bytes cannot be told.
+#[inline(always)]
+pub(crate) fn lost_block(size: u64) {
+    count_loss!(allocs, 1);
+    count_loss!(alloc_bytes, size);
 }
 
 /// A sampled object of a Go program.
 #[inline(always)]
 pub(crate) fn sample(sample: &Sample) {
     if !send(sample) {
-        count_loss!(allocs, 1);
-        count_loss!(alloc_bytes, sample.size);
+        lost_block(sample.size);
     }
 }
 
@@ -183,7 +188,7 @@ pub(crate) fn part_of_a_block(header: Header, target: &Target, addr: u64, size: 
 pub(crate) fn lost_free(target: &Target, addr: u64) {
     count_loss!(frees, 1);
     let time = now();
-    let key = LostFree { addr, image: target.image, reserved: 0 };
+    let key = BlockKey { addr, image: target.image, reserved: 0 };
     if LOST_FREES.insert(key, time, u64::from(BPF_ANY)).is_err() {
         count_loss!(frees_unrecorded, 1);
         if let Some(loss) = loss() {
@@ -197,7 +202,7 @@ pub(crate) fn lost_free(target: &Target, addr: u64) {
 /// An old block whose lost realloc did not end it after all.
 #[inline(always)]
 pub(crate) fn not_lost(target: &Target, addr: u64) {
-    let key = LostFree { addr, image: target.image, reserved: 0 };
+    let key = BlockKey { addr, image: target.image, reserved: 0 };
     let _ = LOST_FREES.remove(key);
 }
 

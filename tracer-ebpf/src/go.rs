@@ -12,22 +12,22 @@ use aya_ebpf::{
     EbpfContext as _,
     helpers::{
         bpf_get_current_pid_tgid, bpf_probe_read_user,
-        generated::{bpf_get_attach_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns},
+        generated::{bpf_get_attach_cookie, bpf_ktime_get_ns},
     },
     macros::map,
-    maps::{Array, HashMap, LruHashMap},
+    maps::{HashMap, LruHashMap},
     programs::ProbeContext,
 };
 use tracer_ebpf::{
     Header,
-    golang::{CLASSES, HEADER_FREE, MAX_SMALL, Runtime, SPACINGS, Sample, TINY, cookie},
+    golang::{CLASSES, HEADER_FREE, MAX_SMALL, Runtime, Sample, TINY, cookie},
     kind, span,
 };
 
 use crate::{
     alloc,
     emit::{self, count_loss},
-    registers, stack,
+    registers, spacing, stack,
     thread::Thread,
     window,
 };
@@ -35,11 +35,6 @@ use crate::{
 /// Runtimes of traced processes, by tgid (upper half) and number.
 #[map]
 static GO_RUNTIMES: HashMap<u64, Runtime> = HashMap::with_max_entries(4096, 0);
-
-/// Distances between samples, bytes: quantiles of the exponential distribution, the last of which stands for its tail. Filled
-/// by user space.
-#[map]
-static GO_SPACING: Array<u64> = Array::with_max_entries(SPACINGS as u32 + 1, 0);
 
 /// Sampled objects whose address is not known yet, by goroutine.
 #[map]
@@ -102,32 +97,12 @@ pub(crate) fn allocate(ctx: &ProbeContext) {
         thread.go_left = left - charge;
         return;
     }
-    thread.go_left = distance();
+    thread.go_left = spacing::distance();
     if left == 0 {
         // The thread's first: the distance begins here.
         return;
     }
     sample(ctx, thread, pid_tgid, charge);
-}
-
-/// A distance between samples, never 0.
-#[inline(always)]
-fn distance() -> u64 {
-    let mut sum = 1;
-    // The tail of an exponential distribution is one itself.
-    for _ in 0..3 {
-        // SAFETY: no arguments.
-        let random = unsafe { bpf_get_prandom_u32() };
-        let index = random >> 20;
-        let part = u64::from(random) & 0xf_ffff;
-        let from = GO_SPACING.get(index).copied().unwrap_or(0);
-        let to = GO_SPACING.get(index + 1).copied().unwrap_or(0);
-        if index != SPACINGS as u32 - 1 {
-            return sum + from + (((to - from) * part) >> 20);
-        }
-        sum += from;
-    }
-    sum
 }
 
 /// What a probe was told when it was attached: its cookie.

@@ -155,9 +155,6 @@ pub struct Sample {
     pub class: u32,
 }
 
-/// Entries of the map GO_SPACING: exponentially distributed distances between samples, in order.
-pub const SPACINGS: usize = 1 << 12;
-
 const _: () = {
     assert!(size_of::<Runtime>() == 152);
     assert!(size_of::<Sample>() == 56);

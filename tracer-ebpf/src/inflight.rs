@@ -13,7 +13,7 @@ use tracer_ebpf::{Header, MAX_IN_FLIGHT, kind};
 
 use crate::{
     emit::{self, count_loss},
-    mappings, returns,
+    mappings, returns, sampling,
     thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Op, PARTS, PartBlock, Thread},
     walk, window,
 };
@@ -29,7 +29,7 @@ const REPLACED: u64 = 2;
 const ALL: u32 = (1 << MAX_IN_FLIGHT) - 1;
 
 #[inline(always)]
-fn read_word(addr: u64) -> Option<u64> {
+pub(crate) fn read_word(addr: u64) -> Option<u64> {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_user(addr as *const u64).ok() }
 }
@@ -130,7 +130,8 @@ pub(crate) fn allocated_inside(thread: &mut Thread, call: &Call, addr: u64) {
         outer.parts - 1
     };
     let last = PARTS as u32 - 1;
-    let at = if count <= last { count } else { 1 + count % last };
+    // The first one stays, the others are kept in turn.
+    let at = if count <= last { count } else { 1 + (count - 1) % last };
     *part(thread, slot, at) = PartBlock { addr, size: call.size };
 }
 
@@ -152,12 +153,20 @@ pub extern "C" fn take_back(slot: u32, result: u64) -> u32 {
     let thread = unsafe { &mut *thread };
     let count = place(thread, slot).parts;
     let header = Header::new(kind::PART, thread.target.image, slot, pid_tgid);
+    let mut found = 0u32;
     for at in 0..PARTS as u32 {
         let PartBlock { addr, size } = *part(thread, slot, at);
         let inside = result.wrapping_sub(addr);
         if at < count && (inside < size || inside == 0) {
-            emit::part_of_a_block(header, &thread.target, addr, size);
+            found += 1;
+            if !sampling::is_on() || sampling::end(&thread.target, addr) {
+                emit::part_of_a_block(header, &thread.target, addr, size);
+            }
         }
+    }
+    if found == 0 && count > PARTS as u32 {
+        // It may be one of those that were not kept, which is then told twice.
+        count_loss!(outcomes_unseen, 1);
     }
     0
 }

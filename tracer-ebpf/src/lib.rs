@@ -360,10 +360,13 @@ pub struct TaskFields {
     pub tgid: u32,
 }
 
-/// Key of the set of frees that could not be sent.
+/// Entries of the map SPACING: exponentially distributed distances between samples, in order.
+pub const SPACINGS: usize = 1 << 12;
+
+/// A block, as key of the set of frees that could not be sent (LOST_FREES) and of the set of sampled blocks (SAMPLED).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct LostFree {
+pub struct BlockKey {
     /// Start of the block.
     pub addr: u64,
     /// Image.
@@ -416,7 +419,7 @@ const _: () = {
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
     assert!(size_of::<TaskFields>() == 20);
-    assert!(size_of::<LostFree>() == 16);
+    assert!(size_of::<BlockKey>() == 16);
     assert!(size_of::<Loss>() == 96);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header
 };

@@ -195,8 +195,25 @@ pub(crate) struct PartBlock {
     pub(crate) size: u64,
 }
 
+/// A call that was left out where allocations are sampled.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct LeftOut {
+    /// Stack pointer at its entry; 0: none.
+    pub(crate) sp: u64,
+    /// Its return address.
+    pub(crate) caller: u64,
+    /// Bytes asked for.
+    pub(crate) size: u64,
+    /// Number of its function.
+    pub(crate) function: u64,
+}
+
+/// How many of those are remembered.
+pub(crate) const LEFT_OUT: usize = 8;
+
 /// How many of those are kept of one call: the first and the last ones.
-pub(crate) const PARTS: usize = 4;
+pub(crate) const PARTS: usize = 8;
 
 /// The new block is of no interest (outside the size filter).
 pub(crate) const CALL_UNWANTED: u32 = 1;
@@ -261,6 +278,11 @@ pub(crate) struct Thread {
     pub(crate) time: u64,
     /// Bytes that its goroutines may still allocate before an object is sampled; 0: not drawn yet.
     pub(crate) go_left: u64,
+    /// The same of its allocations of C, C++ and Rust.
+    pub(crate) left: u64,
+    /// Its latest calls that were left out, in a ring, and how many there have been.
+    pub(crate) left_out: [LeftOut; LEFT_OUT],
+    pub(crate) left_out_next: u64,
     /// Address of the kernel's code that return probes return to; 0 when it is not known.
     pub(crate) trampoline: u64,
     /// Mappings that were found, by the last bits of a page's number.
@@ -284,6 +306,7 @@ impl Thread {
         (self.owner, self.epoch, self.tick) = (owner, TARGETS_CHANGE, zero);
         (self.used, self.last) = (zero as u32, zero as u32);
         (self.given_up, self.taken, self.go_left) = (zero, zero, zero);
+        (self.left, self.left_out_next) = (zero, zero);
         (self.frames.cached, self.frames.checks) = (zero, zero);
         (self.frames.tag, self.trampoline) = (zero, zero);
         self.salt = self.salt.wrapping_add(SALT);

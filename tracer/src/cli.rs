@@ -64,6 +64,9 @@ fn usage(kind: ErrorKind, message: &str) -> clap::Error {
     Cli::command().error(kind, message)
 }
 
+/// Mean of bytes between samples of a Go program's allocations, unless it is said otherwise.
+const GO_SAMPLE: u64 = 32 << 10;
+
 fn invalid(message: &str) -> clap::Error {
     usage(ErrorKind::InvalidValue, message)
 }
@@ -102,8 +105,9 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
     if sizes.0 > sizes.1 {
         return conflict("--min-size is larger than --max-size: no allocation would be recorded");
     }
-    if let (Some(_), CliGoHeap::Buckets | CliGoHeap::Enable) = (cli.min_age, cli.go_heap) {
-        let way = cli.go_heap.to_possible_value().map(|way| way.get_name().to_owned()).unwrap_or_default();
+    let go_heap = cli.go_heap.unwrap_or(CliGoHeap::Auto);
+    if let (Some(_), CliGoHeap::Buckets | CliGoHeap::Enable) = (cli.min_age, go_heap) {
+        let way = go_heap.to_possible_value().map(|way| way.get_name().to_owned()).unwrap_or_default();
         return conflict(&format!(
             "--min-age cannot be used with --go-heap={way}: the profile that a Go runtime keeps does not tell the ages of \
              objects; take --go-heap=sample, or leave --go-heap away, which samples then"
@@ -126,6 +130,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         None if launches || by_link => Some(Scope::Process),
         None => None,
     };
+    let mean = cli.sample.map(sample).transpose().map_err(invalid)?;
     let verbosity = cli.output.verbosity();
     let outputs = cli.output.outputs()?;
     Ok(Config {
@@ -134,14 +139,15 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         interval: cli.interval,
         min_age: cli.min_age.unwrap_or_default(),
         sizes,
-        go_heap: match cli.go_heap {
+        go_heap: match go_heap {
             CliGoHeap::Auto => GoHeapChoice::Auto,
             CliGoHeap::Buckets => GoHeapChoice::Buckets,
             CliGoHeap::Sample => GoHeapChoice::Sample,
             CliGoHeap::Enable => GoHeapChoice::Enable,
             CliGoHeap::Off => GoHeapChoice::Off,
         },
-        sample: sample(cli.sample).map_err(invalid)?,
+        sample: mean.filter(|_| cli.go_heap.is_none()),
+        go_sample: mean.unwrap_or(GO_SAMPLE),
         top: cli.top,
         value: match cli.value {
             CliValue::Bytes => Value::Bytes,

@@ -17,7 +17,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
-use tracer_ebpf::{Loss, LostFree, Target};
+use tracer_ebpf::{BlockKey, Loss, Target};
 
 use self::{
     images::Images,
@@ -62,6 +62,17 @@ struct Asked {
     reply: mpsc::Sender<Snapshot>,
 }
 
+/// Which blocks are of interest.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest {
+    /// Those of at least this age.
+    pub min_age: Duration,
+    /// Whether none is left out for its size.
+    pub all_sizes: bool,
+    /// Mean of bytes between two that are recorded; `None`: all are.
+    pub sample: Option<u64>,
+}
+
 /// The collector's state. Belongs to its thread.
 pub struct Collector {
     events: Events,
@@ -72,6 +83,8 @@ pub struct Collector {
     min_age: u64,
     /// Whether blocks of all sizes are recorded.
     all_sizes: bool,
+    /// Mean of bytes between two that are recorded; `None`: all are.
+    sample: Option<u64>,
     images: Images,
     lost_beginnings: LostBeginnings,
     recycle_next: Instant,
@@ -99,23 +112,25 @@ pub struct Collector {
 
 impl Collector {
     /// A collector that reads `events`, obeys `requests` and calls `notify`, within `memory`. The growth that it tells of is that
-    /// of blocks of at least `min_age`. `all_sizes`: no block is left out for its size.
+    /// of blocks that are of interest.
     pub fn new(
         (events, lost_beginnings): (Events, LostBeginnings),
         resolvers: Resolvers,
         memory: Memory,
-        (min_age, all_sizes): (Duration, bool),
+        Interest { min_age, all_sizes, sample }: Interest,
         requests: Requested,
         notify: Box<dyn Fn(Notice) + Send>,
     ) -> Self {
         let min_age = nanoseconds(min_age);
+        let heap = Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks(block(min_age)));
         Self {
             events,
-            heap: Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks(block(min_age))).with_min_age(min_age),
+            heap: heap.with_min_age(min_age).with_samples(sample),
             memory,
             history: History::new(monotonic()),
             min_age,
             all_sizes,
+            sample,
             images: Images::default(),
             lost_beginnings,
             recycle_next: Instant::now(),
@@ -361,6 +376,7 @@ impl Collector {
             self.heap.end(image, time, self.min_age);
             self.history.forget_image(image);
         }
+        self.events.forget_blocks(self.heap.take_gone());
     }
 
     /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
@@ -392,7 +408,7 @@ impl Collector {
     }
 
     fn end_lost_frees(&mut self) {
-        let mut frees: Vec<(LostFree, u64)> = Vec::new();
+        let mut frees: Vec<(BlockKey, u64)> = Vec::new();
         if let Err(error) = self.events.take_lost_frees(&mut frees) {
             tracing::error!("cannot read the set of lost frees: {error}; all blocks up to now are uncertain");
             self.heap.frees_lost_without_trace(monotonic());

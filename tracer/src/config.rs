@@ -25,8 +25,10 @@ pub struct Config {
     pub sizes: (u64, u64),
     /// How the heap of Go programs is seen.
     pub go_heap: GoHeapChoice,
-    /// Mean of bytes between samples, where allocations are sampled.
-    pub sample: u64,
+    /// Mean of bytes between samples of allocations of C, C++ and Rust; `None`: all are recorded.
+    pub sample: Option<u64>,
+    /// The same of Go programs, where their heaps are sampled.
+    pub go_sample: u64,
     /// How many stacks a text report shows.
     pub top: usize,
     /// What stacks are ordered by, and what flame graphs show.

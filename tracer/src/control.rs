@@ -31,7 +31,7 @@ use self::{ended::Ended, inputs::Inputs, known::KnownPrograms, notes::Notes};
 use crate::{
     attach::{Attached, Lookers, Seen, probes::Probes},
     bpf::{self, GoMaps, Programs},
-    collector::{self, Collector, Notice, Request, Requests},
+    collector::{self, Collector, Interest, Notice, Request, Requests},
     config::{Config, Subject, Verbosity},
     coverage::Coverage,
     event::{Image, Pid},
@@ -120,6 +120,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         diagnostics: config.verbosity >= Verbosity::Verbose,
         perf_events: config.perf_events,
         rests: memory.for_rests(),
+        samples: config.sample.map(|mean| bpf::Samples { mean, room: memory.samples() }),
     })?;
     let events = (programs.events()?, programs.lost_beginnings()?);
     let (tables, changes) = programs.tables()?;
@@ -146,7 +147,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         events,
         resolvers.clone(),
         memory,
-        (config.min_age, config.sizes == (0, u64::MAX)),
+        Interest { min_age: config.min_age, all_sizes: config.sizes == (0, u64::MAX), sample: config.sample },
         requested,
         Box::new(move |notice| inbox(Input::Notice(notice))),
     );

@@ -23,6 +23,10 @@ pub const FRAME: u64 = 40;
 /// What each different place takes with its names, bytes.
 pub const PLACE: u64 = 400;
 
+/// What the address of a sampled block takes in the kernel, bytes; and most of them.
+const SAMPLE: u64 = 80;
+const MOST_SAMPLES: u32 = 1 << 22;
+
 /// A bound, and the shares of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -59,6 +63,11 @@ impl Memory {
     /// Most blocks, if each takes so many bytes: they cannot be folded, so a part is left for stacks.
     pub fn blocks(self, block: u64) -> u64 {
         self.for_books() / 4 * 3 / block
+    }
+
+    /// Most samples that the kernel keeps the addresses of, at [`SAMPLE`] bytes each.
+    pub fn samples(self) -> u32 {
+        u32::try_from(self.for_books() / 4 / SAMPLE).unwrap_or(u32::MAX).clamp(1, MOST_SAMPLES)
     }
 
     /// Most stacks that are told apart.

@@ -3,6 +3,7 @@
 mod containers;
 mod go;
 mod names;
+mod native;
 mod processes;
 mod quality;
 mod renewal;
@@ -27,7 +28,10 @@ use crate::{
     go::heap::{HeapStack, HeapUsage},
     golang::Runtime,
     heap::{Series, StackIndex},
-    profile::{Frame, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values, quality::Truncation},
+    profile::{
+        Estimate, Frame, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values,
+        quality::{Sampling, Truncation},
+    },
 };
 
 /// What is known of a trace besides its snapshot.
@@ -42,6 +46,8 @@ pub struct Trace {
     pub selected: bool,
     /// Whether only allocations of some sizes are recorded.
     pub filtered: bool,
+    /// Mean of bytes between two allocations of C, C++ and Rust that are recorded; `None`: all are.
+    pub sample: Option<u64>,
     /// Times that a process ran unseen; notes tell of each.
     pub unseen_spans: u64,
     /// Go heaps that are not seen, or not in full; notes tell of each.
@@ -76,7 +82,7 @@ impl Presenter {
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps);
         quality.notes.extend(quality::folded(snapshot.folded));
         quality.notes.extend_from_slice(self.names.notes());
-        let Trace { started, duration, mut processes, selected, filtered, .. } = trace;
+        let Trace { started, duration, mut processes, selected, filtered, sample, .. } = trace;
         self.containers.name(&mut processes);
         let by_image = ByImage::new(&processes);
         for go in &go {
@@ -84,7 +90,8 @@ impl Presenter {
                 processes[place].heaps.push(go.seen());
             }
         }
-        let mode = go.first().map_or(Mode::Exact, |go| go.seen().mode);
+        let mut estimates: Vec<(Sampling, u64)> = go.iter().filter_map(GoTrace::estimate).collect();
+        let mut mode = go.first().map_or(Mode::Exact, |go| go.seen().mode);
         let snapshots = same::merged(snapshot.stacks);
         let heard: HashSet<u32> = snapshots.iter().map(|stack| stack.image.0).collect();
         let cut: Vec<Image> = snapshots.iter().filter(|stack| is_cut(stack)).map(|stack| stack.image).collect();
@@ -101,6 +108,13 @@ impl Presenter {
         }
         doubt_what_replaces_others(&mut stacks);
         stacks.sort_by_key(|stack| Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
+        if let Some(mean) = sample {
+            let native = native::estimate(&mut processes, &by_image, &stacks, mean);
+            mode = if native.is_empty() { mode } else { Mode::Sampled };
+            quality.notes.extend(native::few_samples(&native));
+            estimates.extend(native);
+        }
+        quality.sampling = quality::together(&estimates);
         quality.outstanding_bytes = stacks.iter().fold(0, |sum, s| s.values.outstanding_bytes.saturating_add(sum));
         quality.targets = processes.iter().map(|process| process.count).sum();
 
@@ -155,6 +169,7 @@ impl Presenter {
                     values,
                     uncertain_bytes: 0,
                     oldest,
+                    estimate: None,
                     growth: None,
                     at_end: None,
                     holders: u64::from(values.outstanding_blocks > 0),
@@ -181,7 +196,7 @@ impl Presenter {
             Trail::Known(_) => self.names.of(stack.stack).cloned().unwrap_or_else(|| stand_in("[unknown]")),
         };
         let growth = growth(stack.held.as_ref(), &stack.values);
-        let StackSnapshot { pid, image, values, uncertain_bytes, oldest, holders, .. } = stack;
+        let StackSnapshot { pid, image, values, uncertain_bytes, oldest, estimate, holders, .. } = stack;
         StackEntry {
             pid,
             image: image.0,
@@ -190,6 +205,7 @@ impl Presenter {
             values,
             uncertain_bytes,
             oldest,
+            estimate,
             growth,
             at_end: None,
             holders,
@@ -206,6 +222,7 @@ fn end_stack(stack: &mut StackEntry, others_live: bool) {
         stack.at_end = Some((values.outstanding_bytes, values.outstanding_blocks));
         (values.outstanding_bytes, values.outstanding_blocks) = (0, 0);
         (stack.uncertain_bytes, stack.oldest) = (0, None);
+        stack.estimate = stack.estimate.map(|_| Estimate::default());
     }
 }
 

@@ -112,12 +112,44 @@ pub struct StackEntry {
     pub uncertain_bytes: u64,
     /// Age of the oldest block that is held. `None` when none is.
     pub oldest: Option<Duration>,
+    /// How what is held was estimated; `None` where it was counted, or the error is not known by stack.
+    pub estimate: Option<Estimate>,
     /// How the held bytes change. `None` when that was not followed.
     pub growth: Option<Growth>,
     /// Bytes and blocks that it held when its process ended, where others live on: those are not outstanding any more.
     pub at_end: Option<(u64, u64)>,
     /// How many of the processes that its process [stands for](Process::count) held something by it.
     pub holders: u64,
+}
+
+/// How an amount was estimated from samples.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Estimate {
+    /// Samples that are held.
+    pub samples: u64,
+    /// Variance of the estimated bytes that are held, bytes squared.
+    pub variance: f64,
+}
+
+impl Estimate {
+    /// Takes what was estimated by other samples to it.
+    pub fn absorb(&mut self, other: &Self) {
+        self.samples += other.samples;
+        self.variance += other.variance;
+    }
+
+    /// The same for what may have been counted instead.
+    pub fn absorb_into(one: &mut Option<Self>, other: Option<Self>) {
+        match (one.as_mut(), other) {
+            (Some(one), Some(other)) => one.absorb(&other),
+            _ => *one = one.or(other),
+        }
+    }
+
+    /// One standard deviation of the bytes that are held.
+    pub fn standard_error(&self) -> f64 {
+        self.variance.sqrt()
+    }
 }
 
 /// How something that is held changes with time.

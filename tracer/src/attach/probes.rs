@@ -220,7 +220,8 @@ fn probe(
     let file = allocator.module.probe_path().context("the allocator's file is not open")?;
     let found = OnceCell::new();
     let risk = || found.get_or_init(|| risk(pid, allocator, returns)).clone();
-    let means = Means { asked: returns.asked, sessions: programs.has_sessions(), risk: &risk };
+    let means =
+        Means { asked: returns.asked, sessions: programs.has_sessions(), samples: programs.samples(), risk: &risk };
     let plan = outcomes::plan(&allocator.functions.functions, first, &means);
     let mut links = Links::default();
     // A call must not be seen entering before its return can be seen; the switch in the collector covers the rest.

@@ -11,7 +11,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, RingBuf},
 };
 use rustix::event::{PollFd, PollFlags, poll};
-use tracer_ebpf::{Began, Loss, LostFree, NEWCOMERS_ASKED, TARGETS_CHANGE, Target};
+use tracer_ebpf::{Began, BlockKey, Loss, NEWCOMERS_ASKED, TARGETS_CHANGE, Target};
 
 use super::sys;
 use crate::event::Image;
@@ -23,10 +23,16 @@ pub(super) struct TargetValue(Target);
 #[derive(Clone, Copy)]
 pub(super) struct LossValue(Loss);
 
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub(super) struct BlockValue(BlockKey);
+
 // SAFETY: integers only, no padding (the ABI asserts the sizes), any bytes are a value.
 unsafe impl Pod for TargetValue {}
 // SAFETY: as above.
 unsafe impl Pod for LossValue {}
+// SAFETY: as above.
+unsafe impl Pod for BlockValue {}
 
 /// Words of a record of a beginning.
 type BeganWords = [u64; size_of::<Began>() / 8];
@@ -67,6 +73,7 @@ pub struct Events {
     /// How often stacks were forgotten so far.
     forgotten: u64,
     paused: HashMap<MapData, u32, u8>,
+    sampled: HashMap<MapData, BlockValue, u8>,
     /// Changes of `targets` so far.
     changes: u64,
 }
@@ -79,10 +86,21 @@ impl Events {
         targets: HashMap<MapData, u32, TargetValue>,
         targets_epoch: Array<MapData, u64>,
         (sent_stacks, stacks_epoch): (HashMap<MapData, u64, u8>, Array<MapData, u64>),
-        paused: HashMap<MapData, u32, u8>,
+        (paused, sampled): (HashMap<MapData, u32, u8>, HashMap<MapData, BlockValue, u8>),
     ) -> Self {
-        let (forgotten, changes) = (0, 0);
-        Self { ring, loss, lost_frees, targets, targets_epoch, sent_stacks, stacks_epoch, forgotten, paused, changes }
+        Self {
+            ring,
+            loss,
+            lost_frees,
+            targets,
+            targets_epoch,
+            sent_stacks,
+            stacks_epoch,
+            forgotten: 0,
+            paused,
+            sampled,
+            changes: 0,
+        }
     }
 
     /// Waits until many records are there, or `bell` can be read, or for `timeout`.
@@ -125,11 +143,19 @@ impl Events {
         }
     }
 
+    /// Has the ends of these blocks no longer looked for, where only samples are recorded: their images are no more.
+    pub fn forget_blocks(&mut self, blocks: impl IntoIterator<Item = (Image, u64)>) {
+        for (image, addr) in blocks {
+            // Not there: it has ended, and the record of that is lost or yet to come.
+            let _ = self.sampled.remove(&BlockValue(BlockKey { addr, image: image.0, reserved: 0 }));
+        }
+    }
+
     /// Takes the addresses of lost frees out of their set, with the time of each.
     ///
     /// # Errors
     /// When the kernel refuses; what was taken until then is returned all the same, in `frees`.
-    pub fn take_lost_frees(&mut self, frees: &mut Vec<(LostFree, u64)>) -> std::io::Result<()> {
+    pub fn take_lost_frees(&mut self, frees: &mut Vec<(BlockKey, u64)>) -> std::io::Result<()> {
         sys::take_all(self.lost_frees.fd().as_fd(), frees)
     }
 

@@ -1,10 +1,12 @@
 //! What the BPF programs must know to sample the allocations of Go programs.
 
+use std::borrow::BorrowMut;
+
 use aya::{
     Pod,
     maps::{Array, HashMap, MapData, MapError},
 };
-use tracer_ebpf::golang::{Runtime, SPACINGS};
+use tracer_ebpf::{SPACINGS, golang::Runtime};
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -33,11 +35,16 @@ impl GoMaps {
     /// # Errors
     /// When the kernel refuses.
     pub fn set_mean(&mut self, mean: u64) -> Result<(), MapError> {
-        for (index, distance) in spacings(mean).enumerate() {
-            self.spacing.set(index as u32, distance, 0)?;
-        }
-        Ok(())
+        set_spacing(&mut self.spacing, mean)
     }
+}
+
+/// Has samples taken every `mean` bytes.
+pub(super) fn set_spacing<T: BorrowMut<MapData>>(spacing: &mut Array<T, u64>, mean: u64) -> Result<(), MapError> {
+    for (index, distance) in spacings(mean).enumerate() {
+        spacing.set(index as u32, distance, 0)?;
+    }
+    Ok(())
 }
 
 /// Quantiles of the exponential distribution with this mean, in steps of 1 / [`SPACINGS`]; the last two are the one from which

@@ -15,7 +15,7 @@ use tracer_ebpf::{
 use super::{
     copies::StackCopies,
     events::{Events, LostBeginnings, Newcomers},
-    golang::GoMaps,
+    golang::{GoMaps, set_spacing},
     kernel_types::Layouts,
     load_error::LoadError,
     multi::{self, Multi},
@@ -39,6 +39,17 @@ pub struct Config {
     pub perf_events: bool,
     /// Most memory that stacks which end at unknown files may take until they are unwound, bytes; 0: they stay as they are.
     pub rests: u64,
+    /// Which allocations of C, C++ and Rust are recorded; `None`: all.
+    pub samples: Option<Samples>,
+}
+
+/// That some allocations are recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct Samples {
+    /// Mean of bytes between two of them.
+    pub mean: u64,
+    /// Most of them that are held at a time.
+    pub room: u32,
 }
 
 #[repr(transparent)]
@@ -65,7 +76,14 @@ unsafe impl Pod for KernelMappingsValue {}
 impl Config {
     /// For programs whose records nobody reads.
     pub fn smallest() -> Self {
-        Self { buffer_size: PAGE, sizes: (0, u64::MAX), diagnostics: false, perf_events: false, rests: 0 }
+        Self {
+            buffer_size: PAGE,
+            sizes: (0, u64::MAX),
+            diagnostics: false,
+            perf_events: false,
+            rests: 0,
+            samples: None,
+        }
     }
 }
 
@@ -75,6 +93,7 @@ pub struct Programs {
     /// Where the kernel has uprobe-multi links.
     pub(super) multi: Option<Multi>,
     pub(super) remover: Remover,
+    samples: bool,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
 }
 
@@ -109,20 +128,27 @@ impl Programs {
         let Layouts { return_instances, task_fields, mappings } = Layouts::read();
         let mappings = KernelMappingsValue(mappings.ok_or(LoadError::NoTypes)?);
         let (return_instances, task_fields) = (ReturnInstancesValue(return_instances), TaskFieldsValue(task_fields));
+        let samples = u64::from(config.samples.is_some());
         let mut ebpf = EbpfLoader::new()
             .override_global("WAKEUP_BYTES", &wakeup, true)
             .override_global("MIN_SIZE", &min, true)
             .override_global("MAX_SIZE", &max, true)
             .override_global("REST_LIMIT", &config.rests, true)
+            .override_global("SAMPLES", &samples, true)
             .override_global("RETURN_INSTANCES", &return_instances, true)
             .override_global("TASK_FIELDS", &task_fields, true)
             .override_global("KERNEL_MAPPINGS", &mappings, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
             .map_max_entries("STACK_COPIES", StackCopies::BUFFER)
+            .map_max_entries("SAMPLED", config.samples.map_or(1, |samples| samples.room.max(1)))
             .map_max_entries("PAGES", PAGE_SHARDS as u32)
             .map_max_entries("ROWS", ROW_SHARDS as u32)
             .load(object)?;
+        if let Some(Samples { mean, .. }) = config.samples {
+            let map = ebpf.map_mut("SPACING").ok_or_else(|| LoadError::Mismatch("no map SPACING".to_owned()))?;
+            set_spacing(&mut Array::try_from(map)?, mean)?;
+        }
         // Before a map is taken out.
         let multi = if !config.perf_events && multi::uses_multi_here() {
             let failed =
@@ -136,12 +162,17 @@ impl Programs {
         } else {
             None
         };
-        Ok(Self { ebpf, multi, remover: Remover::default(), logger })
+        Ok(Self { ebpf, multi, remover: Remover::default(), samples: config.samples.is_some(), logger })
     }
 
     /// Whether the kernel lets the entry of a function decide whether its return is probed.
     pub fn has_sessions(&self) -> bool {
         self.multi.is_some()
+    }
+
+    /// Whether only some allocations are recorded.
+    pub fn samples(&self) -> bool {
+        self.samples
     }
 
     /// Takes the maps that the reading side owns. Once only.
@@ -161,7 +192,7 @@ impl Programs {
             take("TARGETS")?.try_into()?,
             take("TARGETS_EPOCH")?.try_into()?,
             (take("SENT_STACKS")?.try_into()?, take("STACKS_EPOCH")?.try_into()?),
-            take("PAUSED")?.try_into()?,
+            (take("PAUSED")?.try_into()?, take("SAMPLED")?.try_into()?),
         ))
     }
 
@@ -207,7 +238,7 @@ impl Programs {
     pub fn go_maps(&mut self) -> Result<GoMaps, LoadError> {
         let mut take =
             |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
-        Ok(GoMaps { runtimes: take("GO_RUNTIMES")?.try_into()?, spacing: take("GO_SPACING")?.try_into()? })
+        Ok(GoMaps { runtimes: take("GO_RUNTIMES")?.try_into()?, spacing: take("SPACING")?.try_into()? })
     }
 
     /// The map by which the programs are told what to do with processes that become other programs and are not traced. Once only.

@@ -28,7 +28,7 @@ pub use self::{
     events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,
     load_error::LoadError,
-    loader::{Config, Programs},
+    loader::{Config, Programs, Samples},
     multi::uses_multi_here,
     object::Object,
     release::kernel_version,

@@ -6,7 +6,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-use tracer_ebpf::LostFree;
+use tracer_ebpf::BlockKey;
 
 use super::site::Site;
 
@@ -182,8 +182,8 @@ pub(super) fn update<V: MapValue + ?Sized>(
 
 /// Moves all entries of the set of lost frees to `frees`: address, image and time (ns of CLOCK_MONOTONIC) of each.
 /// Look-up and removal are one step: a free that is lost in between would be removed unread otherwise.
-pub(super) fn take_all(map: BorrowedFd<'_>, frees: &mut Vec<(LostFree, u64)>) -> io::Result<()> {
-    let mut keys = vec![LostFree { addr: 0, image: 0, reserved: 0 }; BATCH];
+pub(super) fn take_all(map: BorrowedFd<'_>, frees: &mut Vec<(BlockKey, u64)>) -> io::Result<()> {
+    let mut keys = vec![BlockKey { addr: 0, image: 0, reserved: 0 }; BATCH];
     let mut times = vec![0u64; BATCH];
     let mut position = 0u64;
     let mut next = 0u64;

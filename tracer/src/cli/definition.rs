@@ -64,13 +64,14 @@ pub(super) struct Cli {
 
     /// How the heap of a Go program is seen: by the profile that its runtime keeps, if it does (buckets); by sampled
     /// allocations (sample); by the runtime's profile, turned on for the time of the trace (enable: writes to the process);
-    /// auto takes the first that is there
-    #[arg(long, value_enum, value_name = "WAY", default_value_t = CliGoHeap::Auto)]
-    pub(super) go_heap: CliGoHeap,
+    /// auto, the default, takes the first that is there
+    #[arg(long, value_enum, value_name = "WAY")]
+    pub(super) go_heap: Option<CliGoHeap>,
 
-    /// Mean number of bytes between two samples of a Go program's allocations
-    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, default_value = "32KiB", value_parser = size)]
-    pub(super) sample: u64,
+    /// Record samples only, one for every SIZE bytes that are allocated on average, and estimate the rest: costs less. Beside
+    /// --go-heap, of Go heaps only, which are sampled by 32KiB unless this says otherwise
+    #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size)]
+    pub(super) sample: Option<u64>,
 
     /// How many stacks a text report shows
     #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, default_value_t = 10)]

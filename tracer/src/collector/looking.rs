@@ -11,7 +11,7 @@ use super::{
 use crate::{
     clock::monotonic,
     event::Image,
-    heap::{Series, StackIndex},
+    heap::{Series, StackIndex, StackUsage},
 };
 
 impl Collector {
@@ -32,7 +32,7 @@ impl Collector {
             let (pid, since) = self.images.of(image);
             let unknown = unknown_frees.entry(image).or_insert_with(|| self.unknown_frees(image));
             let young = self.heap.values(usage.stack).outstanding_bytes.saturating_sub(usage.values.outstanding_bytes);
-            let held = self.held(since, usage.stack, &times);
+            let held = self.held(since, usage.stack, &times).map(|held| held.sampled(self.grain(&usage)));
             let stack = StackSnapshot {
                 pid,
                 image,
@@ -40,6 +40,7 @@ impl Collector {
                 values: usage.values,
                 uncertain_bytes: usage.uncertain_bytes,
                 holders: usage.holders,
+                estimate: usage.estimate,
                 oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
                 held: held.map(|held| held.replacing(unknown.clone()).aged(young, self.min_age)),
                 trail: self.places.trail(&self.heap, usage.stack),
@@ -78,6 +79,14 @@ impl Collector {
             unheard: self.unheard,
             unwind_tables: self.unwind_tables.clone(),
         }
+    }
+
+    /// What one sample of a stack stands for, bytes; 0 where all blocks are recorded.
+    fn grain(&self, usage: &StackUsage) -> f64 {
+        let Some(mean) = self.sample else { return 0.0 };
+        let samples = usage.estimate.map_or(0, |estimate| estimate.samples);
+        // No sample stands for less.
+        (usage.values.outstanding_bytes as f64 / samples.max(1) as f64).max(mean as f64)
     }
 
     fn end(&self, stack: StackIndex) -> u32 {

@@ -7,7 +7,7 @@ use tracer_ebpf::Loss;
 use crate::{
     event::{Image, Pid},
     heap::{Counters, Series, StackIndex},
-    profile::{UnwindTable, Values},
+    profile::{Estimate, UnwindTable, Values},
     trails::Sites,
 };
 
@@ -60,6 +60,8 @@ pub struct StackSnapshot {
     pub uncertain_bytes: u64,
     /// Age of the oldest block.
     pub oldest: Option<Duration>,
+    /// How what it holds was estimated; `None` where every block was recorded.
+    pub estimate: Option<Estimate>,
     /// How many images hold something by it: several where they have ended and are told as one.
     pub holders: u64,
     /// Bytes that it held in the course of time. `None` when it is not followed.
@@ -76,6 +78,7 @@ impl StackSnapshot {
         self.values += other.values;
         self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
         self.oldest = self.oldest.max(other.oldest);
+        Estimate::absorb_into(&mut self.estimate, other.estimate);
         // They may be the same ones.
         self.holders = self.holders.max(other.holders);
         Series::absorb_into(&mut self.held, other.held.as_ref());

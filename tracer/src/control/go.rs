@@ -66,7 +66,7 @@ impl Session {
 
     /// Begins to follow the heap of a Go runtime.
     pub(super) fn follow_go(&mut self, pid: Pid, image: Image, process: GoProcess, begins: bool) -> Result<()> {
-        let Config { go_heap: choice, sample: mean, min_age, sizes, .. } = self.config;
+        let Config { go_heap: choice, go_sample: mean, min_age, sizes, .. } = self.config;
         let number = self.go.iter().filter(|go| go.pid() == pid).count();
         let number = u8::try_from(number).ok().filter(|number| u32::from(*number) < RUNTIMES);
         let number = number.with_context(|| format!("the process has more than {RUNTIMES} Go runtimes"))?;

@@ -92,6 +92,7 @@ impl Session {
         }
         let in_processes = processes.iter().map(|process| process.quality.unseen_spans).sum::<u64>();
         let trace = Trace {
+            sample: self.config.sample,
             started: self.started,
             duration: self.clock.elapsed(),
             processes,

@@ -3,6 +3,7 @@
 use super::{
     blocks::Block,
     stacks::{StackIndex, Stacks},
+    weights::{Weight, Weights},
     young::Young,
 };
 use crate::profile::Values;
@@ -12,6 +13,7 @@ pub(super) struct Books<'a> {
     pub(super) stacks: &'a mut Stacks,
     pub(super) usage: &'a mut Vec<Values>,
     pub(super) room: &'a mut Room,
+    pub(super) weights: Weights,
     pub(super) young: &'a mut Option<Young>,
     pub(super) counters: &'a mut Counters,
 }
@@ -35,36 +37,38 @@ impl Books<'_> {
     #[inline]
     pub(super) fn begin(&mut self, block: &Block) {
         self.room.taken += 1;
-        let size = block.size;
+        let Weight { bytes, blocks } = self.weights.of(block);
         let usage = self.usage(block.stack);
         // An allocator of the target's own may claim to have given more than there is.
-        usage.outstanding_bytes = usage.outstanding_bytes.saturating_add(size);
-        usage.outstanding_blocks += 1;
-        usage.allocated_bytes = usage.allocated_bytes.saturating_add(size);
-        usage.allocated_blocks += 1;
+        usage.outstanding_bytes = usage.outstanding_bytes.saturating_add(bytes);
+        usage.outstanding_blocks += blocks;
+        usage.allocated_bytes = usage.allocated_bytes.saturating_add(bytes);
+        usage.allocated_blocks += blocks;
         if let Some(young) = self.young {
-            young.begin(block);
+            young.begin(block, bytes);
         }
     }
 
     /// A block was none of its own: all is as if it had never begun.
     pub(super) fn take_back(&mut self, block: &Block) {
         self.end(block);
+        let Weight { bytes, blocks } = self.weights.of(block);
         let usage = self.usage(block.stack);
-        usage.allocated_bytes = usage.allocated_bytes.saturating_sub(block.size);
-        usage.allocated_blocks = usage.allocated_blocks.saturating_sub(1);
-        usage.freed_blocks = usage.freed_blocks.saturating_sub(1);
+        usage.allocated_bytes = usage.allocated_bytes.saturating_sub(bytes);
+        usage.allocated_blocks = usage.allocated_blocks.saturating_sub(blocks);
+        usage.freed_blocks = usage.freed_blocks.saturating_sub(blocks);
     }
 
     #[inline]
     pub(super) fn end(&mut self, block: &Block) {
         self.room.taken -= 1;
+        let Weight { bytes, blocks } = self.weights.of(block);
         let usage = self.usage(block.stack);
-        usage.outstanding_bytes = usage.outstanding_bytes.saturating_sub(block.size);
-        usage.outstanding_blocks -= 1;
-        usage.freed_blocks += 1;
+        usage.outstanding_bytes = usage.outstanding_bytes.saturating_sub(bytes);
+        usage.outstanding_blocks -= blocks;
+        usage.freed_blocks += blocks;
         if let Some(young) = self.young {
-            young.end(block);
+            young.end(block, bytes);
         }
     }
 }

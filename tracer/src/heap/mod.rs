@@ -12,6 +12,7 @@ mod process;
 mod recycle;
 mod stacks;
 mod trend;
+mod weights;
 mod young;
 
 use std::ops::Range;
@@ -22,6 +23,7 @@ use self::{
     blocks::Block,
     books::{Books, Room},
     process::ProcessHeap,
+    weights::{Weight, Weights},
     young::Young,
 };
 pub use self::{
@@ -31,7 +33,7 @@ pub use self::{
 };
 use crate::{
     event::{Event, Frames, Image, Origin},
-    profile::Values,
+    profile::{Estimate, Values},
 };
 
 /// All heaps of one trace.
@@ -42,6 +44,9 @@ pub struct Heap {
     stacks: Stacks,
     usage: Vec<Values>,
     room: Room,
+    weights: Weights,
+    /// Blocks that the BPF side is to forget, where it keeps those that are outstanding.
+    gone: Option<Vec<(Image, u64)>>,
     /// What is held by blocks that are too young to be of interest, if some are.
     young: Option<Young>,
     /// Blocks at least this old when frees were lost without a trace may have been freed.
@@ -56,13 +61,14 @@ struct Left {
     blocks: u64,
     uncertain_bytes: u64,
     oldest: u64,
+    estimate: Estimate,
     /// How many images that have ended held something by it.
     images: u64,
 }
 
 impl Default for Left {
     fn default() -> Self {
-        Self { bytes: 0, blocks: 0, uncertain_bytes: 0, oldest: u64::MAX, images: 0 }
+        Self { bytes: 0, blocks: 0, uncertain_bytes: 0, oldest: u64::MAX, estimate: Estimate::default(), images: 0 }
     }
 }
 
@@ -72,16 +78,19 @@ impl Left {
         self.blocks += other.blocks;
         self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
         self.oldest = self.oldest.min(other.oldest);
+        self.estimate.absorb(&other.estimate);
         self.images += other.images;
     }
 
     #[inline]
-    fn add(&mut self, block: &Block, ambiguous: bool, uncertain_until: Option<u64>) {
-        self.bytes = self.bytes.saturating_add(block.size);
-        self.blocks += 1;
+    fn add(&mut self, block: &Block, weights: Weights, ambiguous: bool, uncertain_until: Option<u64>) {
+        let Weight { bytes, blocks } = weights.of(block);
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.blocks += blocks;
         self.oldest = self.oldest.min(block.time);
+        self.estimate.absorb(&weights.estimate(block));
         if ambiguous || uncertain_until.is_some_and(|until| block.time <= until) {
-            self.uncertain_bytes = self.uncertain_bytes.saturating_add(block.size);
+            self.uncertain_bytes = self.uncertain_bytes.saturating_add(bytes);
         }
     }
 }
@@ -103,6 +112,8 @@ pub struct StackUsage {
     pub uncertain_bytes: u64,
     /// Time of its oldest outstanding block, nanoseconds of CLOCK_MONOTONIC.
     pub oldest: Option<u64>,
+    /// How what it holds was estimated; `None` where every block was recorded.
+    pub estimate: Option<Estimate>,
     /// How many images hold something by it: several where they have ended and are told as one.
     pub holders: u64,
 }
@@ -116,6 +127,8 @@ impl Heap {
             stacks: Stacks::new(max_stacks),
             usage: Vec::new(),
             room: Room { taken: 0, most: u64::MAX },
+            weights: Weights::default(),
+            gone: None,
             young: None,
             uncertain_until: None,
             counters: Counters::default(),
@@ -132,13 +145,24 @@ impl Heap {
         Self { young: (min_age > 0).then(|| Young::new(min_age)), ..self }
     }
 
+    /// The same of allocations of which only samples are recorded, so many bytes apart on average.
+    pub fn with_samples(self, mean: Option<u64>) -> Self {
+        let Some(mean) = mean else { return self };
+        Self { weights: Weights::sampled(mean), gone: Some(Vec::new()), ..self }
+    }
+
+    /// The blocks of images that were dropped since this was last asked, where only samples are recorded.
+    pub fn take_gone(&mut self) -> Vec<(Image, u64)> {
+        self.gone.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
     /// Takes one event in.
     #[inline]
     pub fn apply(&mut self, origin: Origin, event: Event<'_>) {
         self.counters.events += 1;
         let process = self.processes.entry(origin.image).or_insert_with(|| ProcessHeap::new(origin.image));
-        let Self { stacks, usage, room, young, counters, .. } = self;
-        let mut books = Books { stacks, usage, room, young, counters };
+        let Self { stacks, usage, room, young, counters, weights, .. } = self;
+        let mut books = Books { stacks, usage, room, weights: *weights, young, counters };
         match event {
             Event::Alloc(block) => process.alloc(origin.tid, block, &mut books),
             Event::Free(addr) => process.free(origin.tid, addr, &mut books),
@@ -168,9 +192,9 @@ impl Heap {
     /// A free that was lost at `time`, found in the set of lost frees. All events from before that time must have been
     /// applied.
     pub fn apply_lost_free(&mut self, image: Image, addr: u64, time: u64) {
-        let Self { processes, stacks, usage, room, young, counters, .. } = self;
+        let Self { processes, stacks, usage, room, young, counters, weights, .. } = self;
         let Some(process) = processes.get_mut(&image) else { return };
-        process.lost_free(addr, time, &mut Books { stacks, usage, room, young, counters });
+        process.lost_free(addr, time, &mut Books { stacks, usage, room, weights: *weights, young, counters });
     }
 
     /// An image begins as a copy of another one: its process was forked.
@@ -180,23 +204,29 @@ impl Heap {
 
     /// Drops an image as if it had never been: its process has become another program.
     pub fn forget(&mut self, image: Image) {
-        let Self { processes, stacks, usage, room, young, counters, .. } = self;
+        let Self { processes, stacks, usage, room, young, counters, weights, gone, .. } = self;
         let Some(process) = processes.remove(&image) else { return };
-        process.forget_all(&mut Books { stacks, usage, room, young, counters });
+        if let Some(gone) = gone {
+            process.for_each_block(|block, _| gone.push((image, block.addr)));
+        }
+        process.forget_all(&mut Books { stacks, usage, room, weights: *weights, young, counters });
     }
 
     /// An image has ended at `now`: what its stacks held by blocks of at least `min_age` is kept, its blocks are not.
     pub fn end(&mut self, image: Image, now: u64, min_age: u64) {
         let Some(process) = self.processes.remove(&image) else { return };
-        let Self { left, room, young, uncertain_until, .. } = self;
+        let Self { left, room, weights, gone, young, uncertain_until, .. } = self;
         process.for_each_block(|block, ambiguous| {
             room.taken -= 1;
+            if let Some(gone) = gone {
+                gone.push((image, block.addr));
+            }
             if let Some(young) = young {
-                young.end(&block);
+                young.end(&block, weights.of(&block).bytes);
             }
             if is_of_age(&block, now, min_age) {
                 let left = left.entry(block.stack).or_default();
-                left.add(&block, ambiguous, *uncertain_until);
+                left.add(&block, *weights, ambiguous, *uncertain_until);
                 left.images = 1;
             }
         });
@@ -226,18 +256,25 @@ impl Heap {
                 if is_of_age(&block, now, min_age)
                     && let Some(held) = held.get_mut(block.stack.index())
                 {
-                    held.add(&block, ambiguous, self.uncertain_until);
+                    held.add(&block, self.weights, ambiguous, self.uncertain_until);
                 }
             });
         }
         let usage = self.usage.iter().zip(held).enumerate().filter(|(_, (values, _))| values.allocated_blocks > 0);
         let usage =
-            usage.map(|(index, (values, Left { bytes, blocks, uncertain_bytes, oldest, images }))| StackUsage {
-                stack: StackIndex::new(index),
-                values: Values { outstanding_bytes: bytes, outstanding_blocks: blocks, ..*values },
-                uncertain_bytes,
-                oldest: (blocks > 0).then_some(oldest),
-                holders: if blocks > 0 { images.max(1) } else { 0 },
+            usage.map(|(index, (values, Left { bytes, blocks, uncertain_bytes, oldest, estimate, images }))| {
+                StackUsage {
+                    stack: StackIndex::new(index),
+                    values: self.weights.whole(Values {
+                        outstanding_bytes: bytes,
+                        outstanding_blocks: blocks,
+                        ..*values
+                    }),
+                    uncertain_bytes,
+                    oldest: (blocks > 0).then_some(oldest),
+                    estimate: self.weights.told(estimate),
+                    holders: if blocks > 0 { images.max(1) } else { 0 },
+                }
             });
         usage.collect()
     }
@@ -270,7 +307,7 @@ impl Heap {
 
     /// Amounts of a stack, of blocks of every age.
     pub fn values(&self, stack: StackIndex) -> Values {
-        self.usage.get(stack.index()).copied().unwrap_or_default()
+        self.weights.whole(self.usage.get(stack.index()).copied().unwrap_or_default())
     }
 
     /// Takes a look at what is held at `now`, for growth: by blocks of the age that the heap was made with.

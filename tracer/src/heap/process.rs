@@ -106,13 +106,15 @@ impl ProcessHeap {
         let stack = books.stacks.intern(self.image, new.stack);
         let block = Block { addr: new.addr, size: new.size, stack, time: new.time };
         books.begin(&block);
-        self.held = self.held.saturating_add(new.size);
-        self.footprint.add(new.addr, new.size);
+        self.held = self.held.saturating_add(books.weights.of(&block).bytes);
+        let reach = books.weights.reach();
+        let size = new.size.saturating_add(2 * reach);
+        self.footprint.add(new.addr.saturating_sub(reach), size);
         self.unmark(new.addr);
         if let Some(old) = self.blocks.insert(block) {
             // Its memory is the new block's.
             books.end(&old);
-            self.held = self.held.saturating_sub(old.size);
+            self.held = self.held.saturating_sub(books.weights.of(&old).bytes);
             books.counters.missed_frees += 1;
         }
     }
@@ -122,7 +124,7 @@ impl ProcessHeap {
         self.unmark(addr);
         if let Some(old) = self.blocks.remove(addr) {
             books.end(&old);
-            self.held = self.held.saturating_sub(old.size);
+            self.held = self.held.saturating_sub(books.weights.of(&old).bytes);
             books.counters.missed_frees += 1;
         }
     }
@@ -173,7 +175,7 @@ impl ProcessHeap {
             && let Some(block) = self.blocks.remove(addr)
         {
             books.take_back(&block);
-            self.held = self.held.saturating_sub(size);
+            self.held = self.held.saturating_sub(books.weights.of(&block).bytes);
             self.unmark(addr);
         }
     }
@@ -184,7 +186,7 @@ impl ProcessHeap {
             && let Some(other) = self.blocks.insert(old)
         {
             books.end(&other);
-            self.held = self.held.saturating_sub(other.size);
+            self.held = self.held.saturating_sub(books.weights.of(&other).bytes);
             books.counters.missed_frees += 1;
         }
     }
@@ -248,7 +250,7 @@ impl ProcessHeap {
     #[inline]
     fn end(&mut self, block: Block, books: &mut Books<'_>) {
         books.end(&block);
-        self.held = self.held.saturating_sub(block.size);
+        self.held = self.held.saturating_sub(books.weights.of(&block).bytes);
         self.footprint.free(block.addr, block.size);
     }
 

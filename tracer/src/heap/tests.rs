@@ -450,3 +450,48 @@ fn sizes_that_cannot_be_end_at_the_largest_number() {
     values += values;
     assert_eq!((values.outstanding_bytes, values.allocated_bytes, values.freed_blocks), (u64::MAX, u64::MAX, 4));
 }
+
+#[test]
+fn samples_stand_for_what_they_were_taken_from_and_what_is_freed_leaves_nothing() {
+    let mut heap = Heap::new(MAX_STACKS).with_samples(Some(1 << 20)).with_min_age(100 * MS);
+    let usage = |heap: &Heap| heap.usage(u64::MAX, 0)[0];
+    for addr in 1..=4 {
+        heap.apply(origin(1), Event::Alloc(block(addr << 4, 1 << 10, 7, MS)));
+    }
+    heap.apply(origin(1), Event::ReallocTake(0x10));
+    heap.apply(origin(1), Event::ReallocDone(block(0x50, 1 << 30, 7, MS)));
+    heap.apply(origin(1), Event::Part { addr: 0x20, size: 1 << 10 });
+    let held = usage(&heap);
+    // Two that stand for 1,024.5 each, and a huge one.
+    assert_eq!(held.values.outstanding_blocks, 2 * 1024 + 2);
+    assert!(held.values.outstanding_bytes.abs_diff((2 << 20) + (1 << 30)) < 2_000, "{held:?}");
+    let estimate = held.estimate.unwrap();
+    assert_eq!(estimate.samples, 3);
+    assert!((estimate.standard_error() / f64::from(1 << 20) - 2.0_f64.sqrt()).abs() < 1e-3, "{estimate:?}");
+    assert_eq!(heap.held(IMAGE), held.values.outstanding_bytes);
+    for addr in [0x30, 0x40, 0x50] {
+        heap.apply(origin(1), Event::Free(addr));
+    }
+    let held = usage(&heap);
+    assert_eq!(
+        (held.values.outstanding_bytes, held.values.outstanding_blocks, held.estimate),
+        (0, 0, Some(Default::default()))
+    );
+    assert_eq!((heap.held(IMAGE), heap.counters().unmatched_frees), (0, 0));
+}
+
+/// The BPF side keeps the addresses of samples until they end, and nobody ends those of an image that is no more.
+#[test]
+fn samples_of_images_that_are_no_more_are_told() {
+    let event = Event::Alloc(block(0x10, 1, 7, MS));
+    for ends in [|heap: &mut Heap| heap.end(IMAGE, MS, 0), |heap: &mut Heap| heap.forget(IMAGE)] {
+        let mut heap = Heap::new(MAX_STACKS).with_samples(Some(1 << 20));
+        heap.apply(origin(1), event);
+        assert_eq!(heap.take_gone(), []);
+        ends(&mut heap);
+        assert_eq!((heap.take_gone(), heap.take_gone()), (vec![(IMAGE, 0x10)], vec![]));
+    }
+    let mut exact = heap(&[(origin(1), event)]);
+    exact.forget(IMAGE);
+    assert_eq!(exact.take_gone(), []);
+}

@@ -31,8 +31,8 @@ impl Young {
         Self { age, width, first: 0, intervals: VecDeque::new() }
     }
 
-    /// A block was born.
-    pub(super) fn begin(&mut self, block: &Block) {
+    /// A block was born that stands for so many bytes.
+    pub(super) fn begin(&mut self, block: &Block, held: u64) {
         let number = self.interval(block);
         if self.intervals.is_empty() {
             self.first = number;
@@ -45,18 +45,18 @@ impl Young {
         }
         if let Some(interval) = self.intervals.get_mut(at as usize) {
             let bytes = interval.entry(block.stack).or_default();
-            *bytes = bytes.saturating_add(block.size);
+            *bytes = bytes.saturating_add(held);
         }
     }
 
     /// A block has ended.
-    pub(super) fn end(&mut self, block: &Block) {
+    pub(super) fn end(&mut self, block: &Block, held: u64) {
         let at = self.interval(block).checked_sub(self.first);
         let interval = at.and_then(|at| self.intervals.get_mut(at as usize));
         if let Some(interval) = interval
             && let Some(bytes) = interval.get_mut(&block.stack)
         {
-            *bytes = bytes.saturating_sub(block.size);
+            *bytes = bytes.saturating_sub(held);
             if *bytes == 0 {
                 interval.remove(&block.stack);
             }

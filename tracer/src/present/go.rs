@@ -30,6 +30,11 @@ impl GoTrace {
         stacks.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add)
     }
 
+    /// How good its numbers are, where they are estimates, and how many bytes those are of.
+    pub(super) fn estimate(&self) -> Option<(Sampling, u64)> {
+        self.seen().sampling.map(|sampling| (sampling, self.held()))
+    }
+
     /// How the heap was seen.
     pub(super) fn seen(&self) -> SeenHeap {
         let mode = match self.way {

@@ -7,7 +7,7 @@ use hashbrown::HashSet;
 use super::go::GoTrace;
 use crate::{
     collector::{Snapshot, Trail},
-    go::heap::{HeapSnapshot, HeapStack, Way},
+    go::heap::{HeapStack, Way},
     golang::heap,
     heap::StackIndex,
     profile::quality::{Collections, Quality, Sampling, Truncation},
@@ -44,7 +44,7 @@ pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
     let collections: Vec<Collections> = collections.collect();
     let sum = |field: fn(&heap::Sampling) -> u64| sampling.iter().map(|sampling| field(sampling)).sum();
     Quality {
-        sampling: together(&sampling, go),
+        sampling: None,
         missed_cycles: sum(|sampling| sampling.missed_cycles),
         cycles: collections.iter().map(Collections::while_traced).sum(),
         collections,
@@ -92,28 +92,32 @@ const ENOUGH_SAMPLES: u64 = 100;
 /// What to do where so few samples are held that the numbers are hardly better than guesses.
 fn few_samples(go: &GoTrace) -> Option<String> {
     let heap::Sampling { mean_bytes, samples, .. } = *go.heap.sampling.as_ref()?;
-    if go.way != Way::Sampled || samples == 0 || samples >= ENOUGH_SAMPLES || mean_bytes <= 1 {
+    if go.way == Way::Sampled { are_few(&go.name(), samples, mean_bytes) } else { None }
+}
+
+/// What to do where a heap of this name is told by so many samples.
+pub(super) fn are_few(name: &str, samples: u64, mean_bytes: u64) -> Option<String> {
+    if samples == 0 || samples >= ENOUGH_SAMPLES || mean_bytes <= 1 {
         return None;
     }
     // The largest power of two that gives enough.
     let wanted: u64 = 1 << (mean_bytes * samples / ENOUGH_SAMPLES).max(1).ilog2();
     let size = if wanted < 1024 { format!("{wanted}B") } else { format!("{}KiB", wanted / 1024) };
     let would = samples * mean_bytes / wanted;
-    Some(format!("{} is told by few samples ({samples}): --sample={size} would give about {would}", go.name()))
+    Some(format!("{name} is told by few samples ({samples}): --sample={size} would give about {would}"))
 }
 
-/// How good the estimates of several processes are together.
-fn together(sampling: &[&heap::Sampling], go: &[GoTrace]) -> Option<Sampling> {
-    let mean_bytes = sampling.first()?.mean_bytes;
-    let held = |heap: &HeapSnapshot| heap.stacks.iter().map(|stack| stack.values.outstanding_bytes).sum::<u64>() as f64;
-    let (mut sum, mut variance) = (0.0, 0.0);
-    for heap in go.iter().map(|go| &go.heap) {
-        let Some(sampling) = &heap.sampling else { continue };
-        sum += held(heap);
-        variance += (sampling.relative_error * held(heap)).powi(2);
+/// How good estimates are together, each with the bytes that it is of.
+pub(super) fn together(estimates: &[(Sampling, u64)]) -> Option<Sampling> {
+    let (Sampling { mean_bytes, .. }, _) = *estimates.first()?;
+    let (mut sum, mut variance, mut samples) = (0.0, 0.0, 0);
+    for (sampling, held) in estimates {
+        sum += *held as f64;
+        variance += (sampling.relative_error * *held as f64).powi(2);
+        samples += sampling.samples;
     }
     let relative_error = if sum > 0.0 { variance.sqrt() / sum } else { 0.0 };
-    Some(Sampling { mean_bytes, samples: sampling.iter().map(|sampling| sampling.samples).sum(), relative_error })
+    Some(Sampling { mean_bytes, samples, relative_error })
 }
 
 /// How many stacks that hold something end before the thread's root, by the reason that the BPF side gave.

@@ -84,6 +84,7 @@ mod tests {
             values,
             uncertain_bytes: 0,
             oldest: None,
+            estimate: None,
             growth: Some(Growth { trend, rate: Some(Rate { per_second, error: 1.0 }) }),
             at_end: None,
             holders: 1,

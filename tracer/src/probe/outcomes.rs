@@ -49,6 +49,8 @@ pub struct Means<'a> {
     pub asked: Option<Way>,
     /// Whether the kernel has return probes of which the entry decides.
     pub sessions: bool,
+    /// Whether most calls are not to be seen to their end.
+    pub samples: bool,
     /// What in the process return probes could harm. Found out when it is first asked for.
     pub risk: &'a dyn Fn() -> Option<Risk>,
 }
@@ -142,6 +144,11 @@ fn choose(function: &Function, means: &Means<'_>) -> Choice {
         // As if nothing had been asked for.
         _ => {}
     }
+    // At instructions every call costs as much as one that is recorded.
+    let declines = means.samples && means.sessions && !throws && (means.risk)().is_none();
+    if declines {
+        return choice(Way::Session, "most calls are not recorded, and their returns are left alone");
+    }
     if proven && cheap {
         return choice(Way::Exits, "");
     }
@@ -210,7 +217,7 @@ mod tests {
     }
 
     fn way(function: &Function, asked: Option<Way>, sessions: bool, risk: Option<Risk>) -> Way {
-        choose(function, &Means { asked, sessions, risk: &|| risk.clone() }).way
+        choose(function, &Means { asked, sessions, samples: false, risk: &|| risk.clone() }).way
     }
 
     #[test]
@@ -240,7 +247,7 @@ mod tests {
 
     #[test]
     fn what_may_return_unseen_does_not_vanish() {
-        let means = Means { asked: None, sessions: true, risk: &|| None };
+        let means = Means { asked: None, sessions: true, samples: false, risk: &|| None };
         for (exit, complete, expected) in [(None, false, false), (None, true, true), (Some(true), false, true)] {
             let plan = plan(&[function(Shape::New, exit, complete)], 0, &means);
             let (_, places) = plan.programs.iter().find(|(name, _)| *name == "enter").unwrap();
@@ -251,7 +258,7 @@ mod tests {
     #[test]
     fn programs_go_where_they_are_to_go() {
         let functions = [function(Shape::Free, None, true), function(Shape::Malloc, Some(true), true)];
-        let plan = plan(&functions, 7, &Means { asked: None, sessions: true, risk: &|| None });
+        let plan = plan(&functions, 7, &Means { asked: None, sessions: true, samples: false, risk: &|| None });
         let exit = functions[1].exit_places[0];
         let entered = 1 | entry::ONE << entry::COUNT | entry::AT_INSTRUCTIONS | 8 << entry::FUNCTION;
         let expected =

@@ -9,7 +9,7 @@ use super::{
     index::{Index, Program},
     options::By,
 };
-use crate::profile::{Frames, Growth, Heap, Profile, Rate, StackEntry, Trend};
+use crate::profile::{Estimate, Frames, Growth, Heap, Profile, Rate, StackEntry, Trend};
 
 /// Equal stacks of some processes.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +74,7 @@ impl Merged<'_> {
         entry.values += other.values;
         entry.uncertain_bytes = entry.uncertain_bytes.saturating_add(other.uncertain_bytes);
         entry.oldest = entry.oldest.max(other.oldest);
+        Estimate::absorb_into(&mut entry.estimate, other.estimate);
         entry.at_end = match (entry.at_end, other.at_end) {
             (Some(one), Some(two)) => Some((one.0.saturating_add(two.0), one.1.saturating_add(two.1))),
             (one, two) => one.or(two),

@@ -71,7 +71,9 @@ fn write_header(
     if let Some(sampling) = &profile.quality.sampling {
         let Sampling { mean_bytes, samples, relative_error } = *sampling;
         let error = 100.0 * relative_error;
-        let bytes = if profile.has_several_heaps() { "the Go heap's" } else { "all" };
+        let heaps = profile.processes.iter().flat_map(|process| &process.heaps);
+        let is_all = heaps.into_iter().all(|seen| seen.sampling.is_some());
+        let bytes = if profile.has_several_heaps() && !is_all { "the Go heap's" } else { "all" };
         writeln!(
             out,
             "  sampling     {} held, one every {} on average; standard error of {bytes} bytes {error:.1}%",
@@ -128,6 +130,11 @@ fn write_stack(profile: &Profile, index: &Index<'_>, merged: &Merged<'_>, out: &
     let oldest = entry.oldest.map_or_else(|| "unknown".to_owned(), numbers::duration);
     let growth = if *lives { words::growth(entry.growth) } else { "not freed by its end".to_owned() };
     writeln!(out, "    oldest {oldest}, {growth}")?;
+    if let Some(estimate) = &entry.estimate {
+        let (samples, error) = (numbers::count(estimate.samples, "sample"), estimate.standard_error());
+        let share = 100.0 * error / (entry.values.outstanding_bytes as f64).max(1.0);
+        writeln!(out, "    estimated from {samples}, standard error {} ({share:.0}%)", numbers::size(error as u64))?;
+    }
     writeln!(out, "    allocated {} in total", allocated(&entry.values))?;
     if entry.uncertain_bytes > 0 {
         writeln!(

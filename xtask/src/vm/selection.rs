@@ -9,6 +9,7 @@ const CHOSEN: &[&str] = &[
     "stacks::",
     "processes::",
     "returns::fibers_",
+    "sampling::a_command_",
     "doctor::this_machine_",
     "doctor::an_unprivileged_user_",
     "privileges::enough_for_a_trace_",

@@ -60,7 +60,7 @@ fn one(pid: u32, allocator: &Allocator, sessions: bool) -> (Line, Vec<Probed>) {
     let (module, functions) = (&allocator.module, &allocator.functions);
     let found = OnceCell::new();
     let risk = || found.get_or_init(|| probes::risk(pid, allocator, Returns::default())).clone();
-    let means = Means { asked: None, sessions, risk: &risk };
+    let means = Means { asked: None, sessions, samples: false, risk: &risk };
     let mut choices = outcomes::plan(&functions.functions, 0, &means).choices.into_iter().peekable();
     let probed = |function: &Function| Probed {
         file: module.path().to_owned(),

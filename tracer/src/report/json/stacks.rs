@@ -20,6 +20,10 @@ impl Serialize for Saved<'_, StackEntry> {
         object.serialize_entry("allocated_bytes", &self.0.values.allocated_bytes)?;
         object.serialize_entry("allocated_blocks", &self.0.values.allocated_blocks)?;
         object.serialize_entry("uncertain_bytes", &self.0.uncertain_bytes)?;
+        if let Some(estimate) = &self.0.estimate {
+            object.serialize_entry("samples", &estimate.samples)?;
+            object.serialize_entry("standard_error_bytes", &estimate.standard_error())?;
+        }
         object.serialize_entry("oldest_seconds", &self.0.oldest.map(|oldest| oldest.as_secs_f64()))?;
         let rate = self.0.growth.and_then(|growth| growth.rate);
         object.serialize_entry("trend", &self.0.growth.map(|growth| growth.trend.name()))?;
