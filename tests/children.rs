@@ -135,6 +135,15 @@ fn one_that_shares_memory_and_outlives_its_parent() {
 }
 
 /// Their beginnings find the ring buffer full: they are followed as soon as somebody looks, and that is told.
+/// A process that starts another by vfork goes on before that has become a program, and may be gone by then: nothing is missed.
+#[test]
+fn whose_parents_leave_at_once() {
+    require_root();
+    let outcome = Run::launch(&[], [compiled("leaves").to_str().unwrap()]).finish();
+    let gaps = Report::parse(&outcome.file("out.json")).gap("unfollowed_processes");
+    assert_eq!(gaps, 0, "{}", outcome.stdout);
+}
+
 #[test]
 fn that_began_unheard() {
     require_root();

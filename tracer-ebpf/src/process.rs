@@ -107,9 +107,14 @@ fn forget_pause(target: &Target) {
 /// A process has nothing to do with the memory of its image any more. Others that have are not followed without the one that it was
 /// made for.
 #[inline(always)]
-fn end_share(target: &Target) {
+fn end_share(target: &Target, becomes_program: bool) {
     if target.flags & target::SHARED != 0 {
-        sharers::ends(target.image);
+        if !becomes_program {
+            sharers::ends(target.image);
+        } else if sharers::becomes_program(target.image) {
+            // It is followed after all.
+            count_loss!(processes, u64::MAX);
+        }
     } else {
         let left = sharers::left(target.image);
         if left != 0 {
@@ -140,7 +145,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     // SAFETY: the pointer comes from a map lookup; at an exec the process has one thread left, this one.
     let before = unsafe { *entry };
     let shared = before.flags & target::SHARED != 0;
-    end_share(&before);
+    end_share(&before, true);
     let image = if shared && before.flags & target::FOLLOW == 0 { None } else { next_image() };
     let Some(image) = image else {
         let _ = TARGETS.remove(tgid);
@@ -276,7 +281,7 @@ pub(crate) fn thread_exit() {
     if is_last {
         let _ = TARGETS.remove(tgid);
         let shared = target.flags & target::SHARED != 0;
-        end_share(&target);
+        end_share(&target, false);
         if !shared {
             forget_pause(&target);
         }
