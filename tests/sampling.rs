@@ -89,7 +89,7 @@ fn estimates_are_within_their_error_in_every_way_to_see_outcomes() {
 #[test]
 fn parts_of_a_call_have_one_chance_together() {
     let allocator = compiled("own allocator");
-    for way in ["auto", "exits", "link"] {
+    for way in ["auto", "link"] {
         check_process(&format!("own allocator, {way}"), Some(&allocator), &["--returns", way]);
     }
     check_process("interposer", Some(&compiled("interposer")), &[]);

@@ -142,6 +142,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-builtin", "-shared", "-fPIC", "-ldl", "-DPART"],
     },
     Source { name: "launched", compiler: CXX, files: &["launched.cpp"], flags: WITH_FRAME_POINTERS },
+    Source { name: "leaves", compiler: C, files: &["leaves.c"], flags: &[] },
     Source { name: "loader", compiler: C, files: &["loader.c"], flags: &["-ldl"] },
     Source { name: "main_exits", compiler: C, files: &["main_exits.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "many mappings", compiler: C, files: &["many_mappings.c"], flags: WITHOUT_FRAME_POINTERS },

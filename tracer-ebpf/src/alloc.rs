@@ -15,7 +15,7 @@ use crate::{
     emit::{self, count_loss},
     inflight::{self, Entry},
     process, registers, sampling, stack,
-    thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread},
+    thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, LEFT_OUT, Op, Thread},
 };
 
 /// Allocations smaller than this are not recorded. Set by user space before loading.
@@ -88,7 +88,17 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
 fn judged(ctx: &ProbeContext, cookie: u64) -> u32 {
     let Some(thread) = current(ctx, bpf_get_current_pid_tgid()) else { return sampling::NOTHING };
     read_arguments(ctx, thread);
-    sampling::judge(cookie, registers::stack_pointer(ctx.as_ptr()), registers::frame_pointer(ctx.as_ptr()))
+    let (sp, frame_pointer) = (registers::stack_pointer(ctx.as_ptr()), registers::frame_pointer(ctx.as_ptr()));
+    let verdict = sampling::judge(cookie, sp);
+    if verdict != sampling::RECORD_OUTERMOST {
+        return verdict;
+    }
+    for at in 0..LEFT_OUT as u32 {
+        if sampling::lies_inside(at, sp, frame_pointer) != 0 {
+            return sampling::NOTHING;
+        }
+    }
+    sampling::RECORD
 }
 
 /// Takes the arguments of a call down. In map memory: the verifier would go through all that follows once for each way to choose

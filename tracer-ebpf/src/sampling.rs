@@ -41,6 +41,8 @@ const WRAPPER_MARKS: usize = 1 << 12;
 pub(crate) const NOTHING: u32 = 0;
 pub(crate) const RECORD: u32 = 1;
 pub(crate) const FOLLOW: u32 = 2;
+/// It is to be recorded unless it lies inside of one that was left out.
+pub(crate) const RECORD_OUTERMOST: u32 = 3;
 
 /// Whether only some allocations are recorded.
 #[inline(always)]
@@ -83,11 +85,12 @@ fn mark_wrapper(function: u64) {
     }
 }
 
-/// What is to become of a call of which the arguments are in [`Thread::arguments`]; `cookie` is that of its probe, `sp` and
-/// `frame_pointer` are its registers. A global function, as [`mappings::look_up_mapping`](crate::mappings) is.
+/// What is to become of a call of which the arguments are in [`Thread::arguments`], unless it is to be recorded and
+/// [`lies_inside`] says otherwise; `cookie` is that of its probe, `sp` its stack pointer. A global function, as
+/// [`mappings::look_up_mapping`] is.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn judge(cookie: u64, sp: u64, frame_pointer: u64) -> u32 {
+pub extern "C" fn judge(cookie: u64, sp: u64) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(thread) = thread::existing(pid_tgid) else { return NOTHING };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
@@ -98,21 +101,36 @@ pub extern "C" fn judge(cookie: u64, sp: u64, frame_pointer: u64) -> u32 {
     let ends = old != 0 && SAMPLED.get_ptr(key(&thread.target, old)).is_some();
     let function = (cookie >> entry::FUNCTION) & 0xffff;
     // A call that is in flight may be over, or this one a part of it.
-    if thread.used != 0 || ends || is_wrapper(function) {
-        return if taken && (thread.used != 0 || ends || !is_inside(sp, frame_pointer, size, function)) {
-            RECORD
-        } else {
-            FOLLOW
-        };
-    }
-    if taken {
-        return if is_inside(sp, frame_pointer, size, function) { NOTHING } else { RECORD };
+    if thread.used != 0 || ends {
+        return if taken { RECORD } else { FOLLOW };
     }
     let caller = inflight::read_word(sp).unwrap_or(0);
+    if taken {
+        thread.asked = size;
+        let last = thread.left_out[thread.left_out_next.wrapping_sub(1) as usize & (LEFT_OUT - 1)];
+        let follows = last.sp == sp && holds(sp, last.caller) && size >= last.size;
+        if !follows || last.function == function {
+            return RECORD_OUTERMOST;
+        }
+        // Which of them jumps to the other this does not tell.
+        mark_wrapper(last.function);
+        mark_wrapper(function);
+        return NOTHING;
+    }
+    if is_wrapper(function) {
+        return FOLLOW;
+    }
     let at = thread.left_out_next;
     thread.left_out_next = at.wrapping_add(1);
     thread.left_out[at as usize & (LEFT_OUT - 1)] = LeftOut { sp, caller, size, function };
     NOTHING
+}
+
+/// Whether a return slot holds this address, or, where all returns are taken, the kernel's for that.
+#[inline(always)]
+fn holds(slot: u64, caller: u64) -> bool {
+    let word = inflight::read_word(slot).unwrap_or(0);
+    word == caller || word != 0 && word == mappings::trampoline()
 }
 
 /// Whether an allocation of so many bytes is a sample.
@@ -126,50 +144,25 @@ fn is_taken(thread: &mut Thread, size: u64) -> bool {
     taken
 }
 
-/// Whether a call is a part of one that was left out: it lies inside of that, or has been jumped to at its end, and asks for as
-/// much or more. The function of that is marked.
-#[inline(always)]
-fn is_inside(sp: u64, frame_pointer: u64, size: u64, function: u64) -> bool {
-    let Some(thread) = thread::existing(bpf_get_current_pid_tgid()) else { return false };
-    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
-    let thread = unsafe { &mut *thread };
-    let trampoline = mappings::trampoline();
-    // Where all returns are taken, a return slot holds the kernel's address for that, once it is.
-    let holds = |slot: u64, caller: u64| {
-        let word = inflight::read_word(slot).unwrap_or(0);
-        word == caller || trampoline != 0 && word == trampoline
-    };
-    let caller = inflight::read_word(sp).unwrap_or(0);
-    let last = thread.left_out[thread.left_out_next.wrapping_sub(1) as usize & (LEFT_OUT - 1)];
-    if last.sp == sp && holds(sp, last.caller) && last.function != function && size >= last.size {
-        // Which of them jumps to the other this does not tell.
-        mark_wrapper(last.function);
-        mark_wrapper(function);
-        return true;
-    }
-    for at in 0..LEFT_OUT {
-        let outer = thread.left_out[at];
-        if outer.sp > sp
-            && size >= outer.size
-            && holds(outer.sp, outer.caller)
-            && lies_below(caller, sp, frame_pointer, outer.sp) != 0
-        {
-            mark_wrapper(outer.function);
-            return true;
-        }
-    }
-    false
-}
-
-/// Whether the way up from the call at `sp`, which returns to `caller`, comes to the return slot `slot`, or does not get far enough to
-/// tell; 0: it does not. A global function, as [`judge`] is.
+/// Whether the call at `sp` is a part of one that was left out, whose number in [`Thread::left_out`] this is: it asks for as much or
+/// more, and the way up comes to that one's return slot, or not far enough to tell; 0: it is not. The function of that is marked. A global
+/// function, as [`judge`] is, and apart from it: walking has no room to spare on the BPF stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lies_below(caller: u64, sp: u64, frame_pointer: u64, slot: u64) -> u32 {
+pub extern "C" fn lies_inside(at: u32, sp: u64, frame_pointer: u64) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(thread) = thread::existing(pid_tgid) else { return 0 };
-    // SAFETY: as above.
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
-    let way = walk::approach(thread, (pid_tgid >> 32) as u32, caller, sp.wrapping_add(8), frame_pointer, slot);
-    u32::from(!way.signal && (way.reached || !way.whole))
+    let LeftOut { sp: slot, caller, size, function } = thread.left_out[at as usize & (LEFT_OUT - 1)];
+    if slot <= sp || thread.asked < size || !holds(slot, caller) {
+        return 0;
+    }
+    let from = inflight::read_word(sp).unwrap_or(0);
+    let way = walk::approach(thread, (pid_tgid >> 32) as u32, from, sp.wrapping_add(8), frame_pointer, slot);
+    let inside = !way.signal && (way.reached || !way.whole);
+    if inside {
+        mark_wrapper(function);
+    }
+    u32::from(inside)
 }

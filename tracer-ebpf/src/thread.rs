@@ -283,6 +283,8 @@ pub(crate) struct Thread {
     /// Its latest calls that were left out, in a ring, and how many there have been.
     pub(crate) left_out: [LeftOut; LEFT_OUT],
     pub(crate) left_out_next: u64,
+    /// Bytes that its call asks for which comes in, where it is taken.
+    pub(crate) asked: u64,
     /// Address of the kernel's code that return probes return to; 0 when it is not known.
     pub(crate) trampoline: u64,
     /// Mappings that were found, by the last bits of a page's number.

@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        profile::End,
+        profile::{End, Estimate},
         report::{By, Format, Value, fixture, frames::COLUMNS},
     };
 
@@ -265,6 +265,14 @@ mod tests {
             assert!(text.contains(&format!("  - {words}\n")), "{words}: {text}");
         }
         assert!(text.contains("    uncertain 4.00 KiB (4,096 bytes)"), "{text}");
+    }
+
+    #[test]
+    fn estimates_have_their_error() {
+        let mut profile = fixture::profile();
+        profile.stacks[0].estimate = Some(Estimate { samples: 64, variance: f64::from(1 << 30) * 256.0 });
+        let text = text(&profile, 1, Value::Bytes);
+        assert!(text.contains("    estimated from 64 samples, standard error 512 KiB (50%)\n"), "{text}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::{
-    profile::{Area, Memory, Parent, Reason, Runtime},
+    profile::{Area, Estimate, Memory, Parent, Reason, Runtime},
     report::{Format, Options, fixture},
 };
 
@@ -19,6 +19,16 @@ fn golden() {
     let text = fixture::rendered(Format::Json, &fixture::profile(), &fixture::OPTIONS);
     assert_eq!(text.matches('\n').count(), 1);
     fixture::check_golden("report_bytes.json", &text);
+}
+
+#[test]
+fn estimates_have_their_error() {
+    let mut profile = fixture::profile();
+    profile.stacks[0].estimate = Some(Estimate { samples: 64, variance: 256.0 });
+    let saved = saved(&profile);
+    let stack =
+        |nth: usize| (saved["stacks"][nth]["samples"].as_u64(), saved["stacks"][nth]["standard_error_bytes"].as_f64());
+    assert_eq!((stack(0), stack(1)), ((Some(64), Some(16.0)), (None, None)));
 }
 
 #[test]
