@@ -15,7 +15,9 @@ use crate::{
     emit::{self, count_loss},
     inflight::{self, Entry},
     process, registers, sampling, stack,
-    thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, LEFT_OUT, Op, Thread},
+    thread::{
+        self, CALL_MAY_BE_INSIDE, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread,
+    },
 };
 
 /// Allocations smaller than this are not recorded. Set by user space before loading.
@@ -50,6 +52,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
         match judged(ctx, cookie) {
             sampling::NOTHING => return false,
             sampling::FOLLOW => flags |= CALL_UNWANTED,
+            sampling::RECORD_OUTERMOST => flags |= CALL_MAY_BE_INSIDE,
             _ => {}
         }
     }
@@ -88,17 +91,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
 fn judged(ctx: &ProbeContext, cookie: u64) -> u32 {
     let Some(thread) = current(ctx, bpf_get_current_pid_tgid()) else { return sampling::NOTHING };
     read_arguments(ctx, thread);
-    let (sp, frame_pointer) = (registers::stack_pointer(ctx.as_ptr()), registers::frame_pointer(ctx.as_ptr()));
-    let verdict = sampling::judge(cookie, sp);
-    if verdict != sampling::RECORD_OUTERMOST {
-        return verdict;
-    }
-    for at in 0..LEFT_OUT as u32 {
-        if sampling::lies_inside(at, sp, frame_pointer) != 0 {
-            return sampling::NOTHING;
-        }
-    }
-    sampling::RECORD
+    sampling::judge(cookie, registers::stack_pointer(ctx.as_ptr()))
 }
 
 /// Takes the arguments of a call down. In map memory: the verifier would go through all that follows once for each way to choose
@@ -364,6 +357,9 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
         let root = thread.frames.cache[0].sp;
         let call = inflight::place(thread, slot);
         (call.stack, call.root) = (stack, root);
+        if sampling::is_on() && flags & CALL_MAY_BE_INSIDE != 0 && sampling::lies_inside(sp) != 0 {
+            inflight::place(thread, slot).flags |= CALL_UNWANTED;
+        }
     }
     inflight::push(thread, slot);
 }

@@ -8,19 +8,21 @@
 //! were left out are remembered for a while, and one that is taken is left out after all if it lies inside of one of these and
 //! may be what that one's block is made of. The function of the outer one is known from then on for one that has others inside:
 //! its calls are followed to their end, and what is inside of them is found as where all is recorded.
+//! Whether one lies inside of another its stack tells.
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
-    helpers::bpf_get_current_pid_tgid,
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_loop},
     macros::map,
     maps::{Array, HashMap},
 };
-use tracer_ebpf::{BlockKey, Target, entry};
+use tracer_ebpf::{BlockKey, MAX_FRAMES, Target, entry};
 
 use crate::{
     alloc, inflight, mappings, spacing,
     thread::{self, LEFT_OUT, LeftOut, Thread},
-    walk,
 };
 
 /// Whether allocations are sampled: 0 or 1. Set by user space before loading.
@@ -86,7 +88,7 @@ fn mark_wrapper(function: u64) {
 }
 
 /// What is to become of a call of which the arguments are in [`Thread::arguments`], unless it is to be recorded and
-/// [`lies_inside`] says otherwise; `cookie` is that of its probe, `sp` its stack pointer. A global function, as
+/// [`lies_inside`] says otherwise when its stack is known; `cookie` is that of its probe, `sp` its stack pointer. A global function, as
 /// [`mappings::look_up_mapping`] is.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -144,25 +146,59 @@ fn is_taken(thread: &mut Thread, size: u64) -> bool {
     taken
 }
 
-/// Whether the call at `sp` is a part of one that was left out, whose number in [`Thread::left_out`] this is: it asks for as much or
-/// more, and the way up comes to that one's return slot, or not far enough to tell; 0: it is not. The function of that is marked. A global
-/// function, as [`judge`] is, and apart from it: walking has no room to spare on the BPF stack.
+/// Frames of a stack that are looked at, from the leaf on: calls that are parts of each other are near each other.
+const LOOKED_AT: u32 = 32;
+
+/// Whether the call at `sp`, whose stack has been found, is a part of one that was left out: it asks for as much or more, and that
+/// one's return slot lies in its stack, or further up than that was found; 0: it is not. The function of that is marked. A global
+/// function, as [`judge`] is.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lies_inside(at: u32, sp: u64, frame_pointer: u64) -> u32 {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(thread) = thread::existing(pid_tgid) else { return 0 };
+pub extern "C" fn lies_inside(sp: u64) -> u32 {
+    let Some(thread) = thread::existing(bpf_get_current_pid_tgid()) else { return 0 };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
-    let LeftOut { sp: slot, caller, size, function } = thread.left_out[at as usize & (LEFT_OUT - 1)];
-    if slot <= sp || thread.asked < size || !holds(slot, caller) {
+    let found_to = thread.frames.cache[0].sp;
+    let mut candidates = 0;
+    for at in 0..LEFT_OUT {
+        let LeftOut { sp: slot, caller, size, function } = thread.left_out[at];
+        thread.outer_frames[at] = 0;
+        if slot > sp && thread.asked >= size && holds(slot, caller) {
+            let frame = slot.wrapping_add(8);
+            if found_to < frame {
+                mark_wrapper(function);
+                return 1;
+            }
+            thread.outer_frames[at] = frame;
+            candidates += 1;
+        }
+    }
+    if candidates == 0 {
         return 0;
     }
-    let from = inflight::read_word(sp).unwrap_or(0);
-    let way = walk::approach(thread, (pid_tgid >> 32) as u32, from, sp.wrapping_add(8), frame_pointer, slot);
-    let inside = !way.signal && (way.reached || !way.whole);
-    if inside {
-        mark_wrapper(function);
+    thread.outer_found = 0;
+    let mut looked: *mut Thread = thread;
+    // SAFETY: the callback is given a pointer that outlives the loop.
+    unsafe { bpf_loop(LOOKED_AT, compare_frame as *mut c_void, (&raw mut looked).cast(), 0) };
+    // SAFETY: only this thread uses its state.
+    unsafe { (*looked).outer_found as u32 }
+}
+
+/// Looks whether a frame is that of a caller of one that was left out; 1 ends the loop.
+extern "C" fn compare_frame(index: u64, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let thread = unsafe { &mut **thread };
+    let count = thread.walk.count;
+    if index >= count {
+        return 1;
     }
-    u32::from(inside)
+    let sp = thread.frames.cache[core::hint::black_box(count - 1 - index) as usize & (MAX_FRAMES - 1)].sp;
+    for at in 0..LEFT_OUT {
+        if thread.outer_frames[at] == sp {
+            mark_wrapper(thread.left_out[at].function);
+            thread.outer_found = 1;
+            return 1;
+        }
+    }
+    0
 }

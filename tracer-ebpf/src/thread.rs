@@ -223,6 +223,8 @@ pub(crate) const CALL_TAKE_LOST: u32 = 2;
 pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
 /// It may end without an outcome that is seen, and then it has allocated nothing (an exception, NULL).
 pub(crate) const CALL_MAY_VANISH: u32 = 8;
+/// It was taken as a sample unless it is a part of a call that was not.
+pub(crate) const CALL_MAY_BE_INSIDE: u32 = 16;
 
 /// Of a look at all calls in flight: what is looked for, and what was found. In map memory: on the BPF stack the verifier
 /// would tell every case from every other.
@@ -285,6 +287,9 @@ pub(crate) struct Thread {
     pub(crate) left_out_next: u64,
     /// Bytes that its call asks for which comes in, where it is taken.
     pub(crate) asked: u64,
+    /// Stack pointers of those who made the calls that were left out, where that may be inside of one; whether it is.
+    pub(crate) outer_frames: [u64; LEFT_OUT],
+    pub(crate) outer_found: u64,
     /// Address of the kernel's code that return probes return to; 0 when it is not known.
     pub(crate) trampoline: u64,
     /// Mappings that were found, by the last bits of a page's number.

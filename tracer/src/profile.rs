@@ -146,9 +146,11 @@ impl Estimate {
         }
     }
 
-    /// One standard deviation of the bytes that are held.
+    /// One standard deviation of the bytes that are held, as far as samples tell: as of one more than there are, without which
+    /// those that are few would seem surer than they are.
     pub fn standard_error(&self) -> f64 {
-        self.variance.sqrt()
+        let samples = self.samples.max(1) as f64;
+        (self.variance * (samples + 1.0) / samples).sqrt()
     }
 }
 
