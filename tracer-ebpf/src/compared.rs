@@ -18,6 +18,7 @@ mod numbers;
 mod process;
 mod programs;
 mod registers;
+mod remappings;
 mod rests;
 mod returns;
 mod rules;

@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::{FEntryContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::{alloc, epochs, go, mappings, process, registers};
+use crate::{alloc, epochs, go, mappings, process, registers, remappings};
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
@@ -142,6 +142,27 @@ pub fn placed(ctx: RawTracePointContext) -> i32 {
     } else {
         mappings::room_appeared(ctx.arg(0), ctx.arg(1));
     }
+    0
+}
+
+/// A thread has got the lock of the mappings of some process.
+#[raw_tracepoint(tracepoint = "mmap_lock_acquire_returned")]
+pub fn remapping_begins(ctx: RawTracePointContext) -> i32 {
+    remappings::begins(&ctx);
+    0
+}
+
+/// The kernel has found room for a mapping.
+#[raw_tracepoint(tracepoint = "vm_unmapped_area")]
+pub fn remapping_room(ctx: RawTracePointContext) -> i32 {
+    remappings::room(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// A thread gives the lock of mappings back.
+#[raw_tracepoint(tracepoint = "mmap_lock_released")]
+pub fn remapping_ends(ctx: RawTracePointContext) -> i32 {
+    remappings::ends(&ctx);
     0
 }
 

@@ -10,14 +10,16 @@ use clap::{CommandFactory, Parser, ValueEnum, error::ErrorKind};
 
 use self::{
     definition::{
-        Cli, CliBy, CliFormat, CliGoHeap, CliReturns, CliScope, CliSort, CliValue, Generate, GoroutinesCli, Job,
-        OutputCli, SelectionCli, TopCli,
+        Cli, CliBy, CliFormat, CliGoHeap, CliMmap, CliReturns, CliScope, CliSort, CliValue, Generate, GoroutinesCli,
+        Job, OutputCli, SelectionCli, TopCli,
     },
     values::{Pids, buffer_size, distinct, max_memory, sample, user_id},
 };
 use crate::{
     attach::probes::Scope,
-    config::{Config, DoctorConfig, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, TopConfig, Verbosity},
+    config::{
+        Config, DoctorConfig, GoHeapChoice, GoroutinesConfig, MmapChoice, OutputSpec, Subject, TopConfig, Verbosity,
+    },
     probe::outcomes::Way,
     report::{By, Format, Value},
     select::{Invalid, Selection},
@@ -140,6 +142,11 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
             CliGoHeap::Sample => GoHeapChoice::Sample,
             CliGoHeap::Enable => GoHeapChoice::Enable,
             CliGoHeap::Off => GoHeapChoice::Off,
+        },
+        mmap: match cli.mmap {
+            CliMmap::Auto => MmapChoice::Auto,
+            CliMmap::Always => MmapChoice::Always,
+            CliMmap::Off => MmapChoice::Off,
         },
         sample: sample(cli.sample).map_err(invalid)?,
         top: cli.top,

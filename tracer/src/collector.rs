@@ -26,14 +26,15 @@ use self::{
 };
 pub use self::{
     notice::Notice,
-    requests::{Merging, Request, Requested, Requests, channel},
-    snapshot::{GoStack, Snapshot, StackSnapshot, Trail},
+    requests::{Covered, Merging, Request, Requested, Requests, channel},
+    snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
     bpf::{Events, LostBeginnings},
     clock::monotonic,
     event::{self, Image, Pid},
     heap::{Heap, History, MAX_STACKS},
+    mapped::Mapped,
     memory::{self, Memory},
     priority,
     profile::UnwindTable,
@@ -66,6 +67,9 @@ struct Asked {
 pub struct Collector {
     events: Events,
     heap: Heap,
+    /// What processes map themselves, if that is recorded.
+    mapped: Mapped,
+    records_mapped: bool,
     memory: Memory,
     history: History,
     /// Blocks younger than this are not of interest, nanoseconds.
@@ -99,12 +103,13 @@ pub struct Collector {
 
 impl Collector {
     /// A collector that reads `events`, obeys `requests` and calls `notify`, within `memory`. The growth that it tells of is that
-    /// of blocks of at least `min_age`. `all_sizes`: no block is left out for its size.
+    /// of blocks of at least `min_age`. `all_sizes`: no block is left out for its size. `records_mapped`: what processes
+    /// map themselves is recorded, too.
     pub fn new(
         (events, lost_beginnings): (Events, LostBeginnings),
         resolvers: Resolvers,
         memory: Memory,
-        (min_age, all_sizes): (Duration, bool),
+        (min_age, all_sizes, records_mapped): (Duration, bool, bool),
         requests: Requested,
         notify: Box<dyn Fn(Notice) + Send>,
     ) -> Self {
@@ -112,6 +117,8 @@ impl Collector {
         Self {
             events,
             heap: Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks(block(min_age))).with_min_age(min_age),
+            mapped: Mapped::default(),
+            records_mapped,
             memory,
             history: History::new(monotonic()),
             min_age,
@@ -207,7 +214,10 @@ impl Collector {
                         break;
                     }
                 }
-                let _ = reply.send(self.heap.covered(image, &ranges));
+                let _ = reply.send(self.covered(image, &ranges));
+            }
+            Request::Mapped { image, reply } => {
+                let _ = reply.send(self.mapped.memory_of(image));
             }
             Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
                 self.places.ask();
@@ -296,6 +306,7 @@ impl Collector {
         // It may be paused, and has no need to be any more.
         self.events.resume(image);
         self.heap.forget(image);
+        self.mapped.forget(image);
         self.places.resolvers().ended(image);
     }
 
@@ -350,8 +361,9 @@ impl Collector {
 
     /// What takes records in, and what they come from; and the count of those that make no sense.
     fn intake(&mut self) -> (&mut Events, Intake<'_>, &mut u64) {
-        let Self { events, heap, images, lost_beginnings, late, places, unknown_records, go, .. } = self;
-        let intake = Intake { heap, images, lost_beginnings, late, places, go, notices: Vec::new(), last: None };
+        let Self { events, heap, mapped, images, lost_beginnings, late, places, unknown_records, go, .. } = self;
+        let intake =
+            Intake { heap, mapped, images, lost_beginnings, late, places, go, notices: Vec::new(), last: None };
         (events, intake, unknown_records)
     }
 
@@ -359,6 +371,7 @@ impl Collector {
     fn let_go(&mut self) {
         for (image, time) in self.images.leaving() {
             self.heap.end(image, time, self.min_age);
+            self.mapped.forget(image);
             self.history.forget_image(image);
         }
     }

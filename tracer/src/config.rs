@@ -25,6 +25,8 @@ pub struct Config {
     pub sizes: (u64, u64),
     /// How the heap of Go programs is seen.
     pub go_heap: GoHeapChoice,
+    /// Whether what processes map themselves is recorded.
+    pub mmap: MmapChoice,
     /// Mean of bytes between samples, where allocations are sampled.
     pub sample: u64,
     /// How many stacks a text report shows.
@@ -101,6 +103,17 @@ pub enum GoHeapChoice {
     Sample,
     /// By the profile that the runtime keeps, which is turned on for the time of the trace: writes to the process.
     Enable,
+    /// Not at all.
+    Off,
+}
+
+/// Whether what processes map themselves is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmapChoice {
+    /// Where it costs other processes nothing.
+    Auto,
+    /// Wherever it is possible.
+    Always,
     /// Not at all.
     Off,
 }

@@ -15,6 +15,7 @@ pub mod known;
 mod launching;
 pub mod lifecycle;
 mod lives;
+mod mapping;
 mod notes;
 mod reporting;
 
@@ -128,6 +129,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
     }
     bpf::attach_lifecycle(&mut programs)?;
+    let records_mapped = mapping::record(&mut programs, config.mmap, &mut notes);
     let scope = config.scope.unwrap_or_else(|| choosing::scope(&config.subject));
 
     let (requests, requested) = collector::channel().context("cannot start the collector")?;
@@ -146,7 +148,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         events,
         resolvers.clone(),
         memory,
-        (config.min_age, config.sizes == (0, u64::MAX)),
+        (config.min_age, config.sizes == (0, u64::MAX), records_mapped),
         requested,
         Box::new(move |notice| inbox(Input::Notice(notice))),
     );

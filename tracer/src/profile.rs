@@ -4,6 +4,7 @@
 //! Plain values: no I/O, no clock.
 
 mod heaps;
+mod mapped;
 mod memory;
 mod process;
 pub mod quality;
@@ -17,6 +18,7 @@ use std::{
 use self::quality::Quality;
 pub use self::{
     heaps::{Heap, Mode, SeenHeap},
+    mapped::{MappedKind, MappedStack, MappedValues, Mappings},
     memory::{Area, Memory, Reason, Runtime},
     process::{Container, End, Language, Parent, Place, Process, ProcessQuality},
 };
@@ -255,6 +257,8 @@ pub struct Profile {
     pub processes: Vec<Process>,
     /// What each stack holds, most outstanding bytes first. Those that hold nothing any more are there too.
     pub stacks: Vec<StackEntry>,
+    /// What processes have mapped themselves; `None` when that was not recorded. No part of it is in `stacks`.
+    pub mappings: Option<Mappings>,
     /// Goroutines, largest group first; of a heap those of Go processes. Groups of the first look that
     /// are gone are there too.
     pub goroutines: Vec<GoroutineGroup>,

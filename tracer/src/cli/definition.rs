@@ -68,6 +68,11 @@ pub(super) struct Cli {
     #[arg(long, value_enum, value_name = "WAY", default_value_t = CliGoHeap::Auto)]
     pub(super) go_heap: CliGoHeap,
 
+    /// Whether memory that programs map themselves (mmap, brk, shmat) is recorded, beside what they have from an allocator: auto does it
+    /// where it costs other processes nothing (from Linux 6.4 on)
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = CliMmap::Auto)]
+    pub(super) mmap: CliMmap,
+
     /// Mean number of bytes between two samples of a Go program's allocations
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, default_value = "32KiB", value_parser = size)]
     pub(super) sample: u64,
@@ -277,6 +282,13 @@ pub(super) enum CliGoHeap {
     Buckets,
     Sample,
     Enable,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum CliMmap {
+    Auto,
+    Always,
     Off,
 }
 
