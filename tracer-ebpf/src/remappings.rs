@@ -23,6 +23,7 @@ use crate::{
     kernel::kernel_word,
     mappings, process, returns, stack,
     thread::{self, Thread},
+    window,
 };
 
 /// Which argument of the lock's tracepoints says whether it is taken to write: 1, or 2 where a cgroup's path comes before. Set by
@@ -197,6 +198,7 @@ pub(crate) fn ends(ctx: &RawTracePointContext) {
     if found == COMES {
         let registers = user_registers();
         let (pc, sp, fp) = (register!(registers, rip), register!(registers, rsp), register!(registers, rbp));
+        window::read_window(thread, sp);
         let stack = stack::capture_at(thread, pid_tgid, pc, sp, fp);
         thread.remapper.record.stack = stack;
     }

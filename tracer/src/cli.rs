@@ -153,6 +153,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         value: match cli.value {
             CliValue::Bytes => Value::Bytes,
             CliValue::Count => Value::Count,
+            CliValue::Mapped => Value::Mapped,
         },
         by: match cli.by {
             CliBy::Program => By::Program,

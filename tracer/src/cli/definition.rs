@@ -81,7 +81,8 @@ pub(super) struct Cli {
     #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, default_value_t = 10)]
     pub(super) top: usize,
 
-    /// What stacks are ordered by and flame graphs show: bytes, or the count of blocks
+    /// What stacks are ordered by and flame graphs show: bytes, or the count of blocks; mapped shows what programs have mapped
+    /// themselves
     #[arg(long, value_enum, default_value_t = CliValue::Bytes)]
     pub(super) value: CliValue,
 
@@ -260,6 +261,7 @@ pub(super) struct OutputCli {
 pub(super) enum CliValue {
     Bytes,
     Count,
+    Mapped,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -69,7 +69,9 @@ impl Intake<'_> {
         }
         self.last = Some(image);
         if let Event::Remapping(remapping) = event {
-            let stack = self.heap.intern(image, remapping.stack);
+            // Where memory only goes, nobody is asked whose it is.
+            let known = remapping.stack != 0;
+            let stack = if known { self.heap.intern(image, remapping.stack) } else { StackIndex::from_raw(0) };
             return self.mapped.apply(image, &remapping, stack);
         }
         self.heap.apply(origin, event);

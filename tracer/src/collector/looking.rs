@@ -93,6 +93,7 @@ impl Collector {
             values,
             oldest: oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
             trail: self.places.trail(&self.heap, owner.stack),
+            end: self.end(owner.stack),
         });
         snapshots.collect()
     }

@@ -53,6 +53,8 @@ pub struct MappedSnapshot {
     pub oldest: Option<Duration>,
     /// The stack's addresses.
     pub trail: Trail,
+    /// One of [`tracer_ebpf::end`].
+    pub end: u32,
 }
 
 /// The stack of sampled objects of a Go program; what they are is known elsewhere.

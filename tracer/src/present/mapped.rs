@@ -1,5 +1,7 @@
 //! What processes have mapped themselves, with names, and told from what allocators have mapped.
 
+use std::cmp::Reverse;
+
 use hashbrown::{HashMap, HashSet};
 
 use super::{names::Names, processes::ByImage, stand_in};
@@ -7,7 +9,7 @@ use crate::{
     collector::{MappedSnapshot, Trail},
     event::Image,
     mapped::Owner,
-    profile::{Frame, Frames, MappedStack, Mappings, Process},
+    profile::{Frame, Frames, MappedStack, MappedValues, Mappings, Process},
 };
 
 /// What is known of mapped memory besides what was recorded of it.
@@ -19,7 +21,7 @@ pub struct MappedFacts {
     pub allocators: HashMap<Image, Vec<String>>,
 }
 
-/// The stacks that have mapped something, most bytes first. `of_go`: images whose Go heap is told of. What ended processes had mapped is
+/// The stacks that have mapped something, those first that have most in memory. `of_go`: images whose Go heap is told of. What ended processes had mapped is
 /// nobody's any more where `others_live`.
 pub(super) fn mappings(
     snapshots: Vec<MappedSnapshot>,
@@ -30,7 +32,7 @@ pub(super) fn mappings(
 ) -> Mappings {
     let by_image = ByImage::new(processes);
     let stack = |snapshot: MappedSnapshot| {
-        let MappedSnapshot { pid, image, owner, mut values, oldest, trail } = snapshot;
+        let MappedSnapshot { pid, image, owner, mut values, oldest, trail, .. } = snapshot;
         let frames = match trail {
             Trail::Known(_) => names.of(owner.stack).cloned().unwrap_or_else(|| stand_in("[unknown]")),
             Trail::TableFull => stand_in("[stack table full]"),
@@ -49,9 +51,9 @@ pub(super) fn mappings(
         MappedStack { pid, image, kind: owner.kind, by_allocator, frames, values, resident, oldest }
     };
     let mut stacks: Vec<MappedStack> = snapshots.into_iter().map(stack).collect();
-    stacks.sort_by(|a, b| {
-        let key = |stack: &MappedStack| (stack.values.bytes, stack.values.mapped_bytes, stack.values.reserved_bytes);
-        key(b).cmp(&key(a)).then(a.image.cmp(&b.image))
+    stacks.sort_by_key(|stack| {
+        let MappedValues { bytes, mapped_bytes, reserved_bytes, .. } = stack.values;
+        (Reverse((stack.memory(), bytes, mapped_bytes, reserved_bytes)), stack.image)
     });
     Mappings { stacks }
 }

@@ -133,7 +133,9 @@ fn truncated(snapshot: &Snapshot, go: &[GoTrace]) -> BTreeMap<Truncation, u64> {
     let sampled = snapshot.go_stacks.iter().filter(|stack| held.contains(&stack.stack));
     let sampled = sampled.map(|stack| (&stack.trail, stack.end));
     let mut counts = BTreeMap::new();
-    for (trail, end) in native.chain(sampled) {
+    let mapped = snapshot.mapped.iter().flatten().filter(|stack| stack.values.bytes > 0);
+    let mapped = mapped.map(|stack| (&stack.trail, stack.end));
+    for (trail, end) in native.chain(sampled).chain(mapped) {
         if let (Trail::Known(_), Some(reason)) = (trail, Truncation::of(end)) {
             *counts.entry(reason).or_default() += 1;
         }

@@ -85,10 +85,17 @@ pub struct MappedStack {
     pub oldest: Option<Duration>,
 }
 
+impl MappedStack {
+    /// Bytes in memory, as far as that is known: else it may be all that is mapped.
+    pub fn memory(&self) -> u64 {
+        self.resident.unwrap_or(self.values.bytes)
+    }
+}
+
 /// Everything that was mapped.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Mappings {
-    /// By stack, the one with most bytes first.
+    /// By stack, the one with most in memory first.
     pub stacks: Vec<MappedStack>,
 }
 

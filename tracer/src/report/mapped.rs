@@ -11,6 +11,9 @@ use super::{
 };
 use crate::profile::{MappedStack, Mappings, Profile};
 
+/// The part of all memory, as 1 of so many, that a stack is shown for.
+const WORTH_A_LINE: u64 = 100;
+
 /// Writes how much there is of it, above the stacks.
 pub(super) fn write_summary(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
     let Some(mappings) = &profile.mappings else { return Ok(()) };
@@ -49,7 +52,9 @@ pub(super) fn write_stacks(profile: &Profile, index: &Index<'_>, top: usize, out
         return Ok(());
     }
     writeln!(out, "\nMapped by the program itself (mmap), no part of the heap above:")?;
-    let (shown, rest) = held.split_at(top.min(held.len()));
+    let memory = held.iter().map(|stack| stack.memory()).fold(0, u64::saturating_add);
+    let many = held.iter().take_while(|stack| stack.memory() >= memory / WORTH_A_LINE).count();
+    let (shown, rest) = held.split_at(top.min(many));
     for (place, stack) in shown.iter().enumerate() {
         let bytes = stack.values.bytes;
         let resident = stack.resident.map_or_else(String::new, |bytes| format!(", {}", in_memory(bytes)));
