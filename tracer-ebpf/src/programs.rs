@@ -134,9 +134,11 @@ pub fn mapped(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// The kernel has found room for a mapping, of whatever: where [`mapped`] is not allowed.
+/// The kernel has found room for a mapping, of whatever: where [`mapped`] is not allowed. In place of [`remapping_room`], too: two
+/// programs would cost those twice who are not traced.
 #[raw_tracepoint(tracepoint = "vm_unmapped_area")]
 pub fn placed(ctx: RawTracePointContext) -> i32 {
+    remappings::room(ctx.arg(0), ctx.arg(1));
     if epochs::asks_for_memory() {
         epochs::memory_appeared();
     } else {

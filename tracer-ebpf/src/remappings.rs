@@ -13,6 +13,8 @@ use aya_ebpf::{
         bpf_get_current_pid_tgid, bpf_probe_read_user,
         generated::{bpf_get_current_task_btf, bpf_loop, bpf_task_pt_regs},
     },
+    macros::map,
+    maps::Array,
     programs::RawTracePointContext,
 };
 use tracer_ebpf::{Header, MAX_IN_FLIGHT, kind, remapping};
@@ -33,6 +35,12 @@ static LOCK_ARGUMENT: u32 = 1;
 /// The device of the files that shared anonymous memory is made of. Set by user space before loading.
 #[unsafe(no_mangle)]
 static SHARED_DEVICE: u32 = 0;
+
+/// Threads that have the lock and were looked at, by the last bits of their ids: as long as there are none, nothing else is asked of
+/// who gives it back.
+#[map]
+static REMAPPERS: Array<u64> = Array::with_max_entries(REMAPPER_SLOTS, 0);
+const REMAPPER_SLOTS: u32 = 1024;
 
 const PAGE: u64 = 4096;
 /// Of huge pages, which the kernel aligns large anonymous mappings to (`PMD_SIZE`).
@@ -159,15 +167,36 @@ pub(crate) fn begins(ctx: &RawTracePointContext) {
             let remapper = &mut thread.remapper;
             (remapper.start, remapper.end, remapper.flags) = (start, end, flags);
         }
-        // Last: what is there holds.
-        thread.remapper.call = number + 1;
+        if let Some(remappers) = remappers(pid_tgid) {
+            // SAFETY: the pointer comes from a map lookup.
+            unsafe { emit::atomic_add(remappers, 1) };
+            // Last: what is there holds.
+            thread.remapper.call = number + 1;
+        }
     }
+}
+
+/// Where it is counted that a thread has the lock.
+#[inline(always)]
+fn remappers(pid_tgid: u64) -> Option<*mut u64> {
+    REMAPPERS.get_ptr_mut(pid_tgid as u32 % REMAPPER_SLOTS)
+}
+
+/// Whether the current thread may have the lock, and have been looked at.
+#[inline(always)]
+fn may_remap(pid_tgid: u64) -> bool {
+    // SAFETY: the pointer comes from a map lookup.
+    remappers(pid_tgid).is_some_and(|remappers| unsafe { core::ptr::read_volatile(remappers) } != 0)
 }
 
 /// The kernel has found room for `wanted` (`vm_unmapped_area_info`).
 #[inline(always)]
 pub(crate) fn room(start: u64, wanted: u64) {
-    let Some(thread) = thread::existing(bpf_get_current_pid_tgid()) else { return };
+    let pid_tgid = bpf_get_current_pid_tgid();
+    if !may_remap(pid_tgid) {
+        return;
+    }
+    let Some(thread) = thread::existing(pid_tgid) else { return };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let remapper = unsafe { &mut (*thread).remapper };
     if remapper.call == 0 || start % PAGE != 0 {
@@ -181,10 +210,17 @@ pub(crate) fn room(start: u64, wanted: u64) {
 #[inline(always)]
 pub(crate) fn ends(ctx: &RawTracePointContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
+    if !may_remap(pid_tgid) {
+        return;
+    }
     let Some(thread) = thread::existing(pid_tgid) else { return };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     if unsafe { (*thread).remapper.call } == 0 || mappings::mm() as u64 != ctx.arg::<u64>(0) {
         return;
+    }
+    if let Some(remappers) = remappers(pid_tgid) {
+        // SAFETY: as above.
+        unsafe { emit::atomic_add(remappers, u64::MAX) };
     }
     let found = settle_remapping();
     let Some(thread) = alloc::known(pid_tgid) else { return };

@@ -212,6 +212,9 @@ pub fn attach_remappings(programs: &mut Programs, always: bool) -> Result<(), No
         // Last: what is begun is seen to its end.
         ("remapping_begins", "mmap_lock_acquire_returned"),
     ] {
+        if name == "remapping_room" && programs.placed {
+            continue;
+        }
         raw_tracepoint(&mut programs.ebpf, name, tracepoint)?;
     }
     Ok(())

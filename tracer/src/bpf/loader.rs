@@ -78,6 +78,8 @@ pub struct Programs {
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     /// By what changes of mappings can be recorded, if they can.
     pub(super) remappings: Option<LockPoints>,
+    /// Whether the program `placed` is attached.
+    pub(super) placed: bool,
 }
 
 /// Buffers of at least this size are not full before the reader comes by itself, bytes. It comes every 10 ms; in that time a
@@ -155,7 +157,7 @@ impl Programs {
         } else {
             None
         };
-        Ok(Self { ebpf, multi, remover: Remover::default(), logger, remappings })
+        Ok(Self { ebpf, multi, remover: Remover::default(), logger, remappings, placed: false })
     }
 
     /// Whether the kernel lets the entry of a function decide whether its return is probed.
@@ -190,7 +192,8 @@ impl Programs {
     /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Program`] when the kernel refuses a program.
     pub fn tables(&mut self) -> Result<(Tables, CodeChanges), LoadError> {
         let identify = load_identify(&mut self.ebpf)?;
-        let changes = attach_changes(&mut self.ebpf)?;
+        let (changes, placed) = attach_changes(&mut self.ebpf)?;
+        self.placed = placed;
         let mut take =
             |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
         let mut large = |name: &str| match take(name)? {
