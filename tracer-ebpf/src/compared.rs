@@ -18,6 +18,7 @@ mod numbers;
 mod process;
 mod programs;
 mod registers;
+mod remapped;
 mod remappings;
 mod rests;
 mod returns;

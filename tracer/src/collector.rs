@@ -117,7 +117,7 @@ impl Collector {
         Self {
             events,
             heap: Heap::with_room(memory.stacks(MAX_STACKS), memory.blocks(block(min_age))).with_min_age(min_age),
-            mapped: Mapped::default(),
+            mapped: Mapped::with_room(memory.ranges()),
             records_mapped,
             memory,
             history: History::new(monotonic()),

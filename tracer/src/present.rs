@@ -18,7 +18,10 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 
 use self::{
-    containers::ContainerNames, go::without_runtime, names::Names, processes::ByImage,
+    containers::ContainerNames,
+    go::without_runtime,
+    names::{Names, stand_in},
+    processes::ByImage,
     renewal::doubt_what_replaces_others,
 };
 pub use self::{go::GoTrace, mapped::MappedFacts};
@@ -240,9 +243,4 @@ fn is_cut(stack: &StackSnapshot) -> bool {
 fn growth(held: Option<&Series>, values: &Values) -> Option<Growth> {
     let block = values.outstanding_bytes as f64 / values.outstanding_blocks.max(1) as f64;
     held.map(|held| held.growth(block.max(1.0)))
-}
-
-/// A stack that stands for what is not known.
-fn stand_in(name: &str) -> Frames {
-    vec![Frame { function: Some(name.to_owned()), ..Frame::default() }].into()
 }

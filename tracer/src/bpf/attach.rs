@@ -191,6 +191,9 @@ pub enum NoRemappings {
         "before Linux 6.4 every page fault of the machine would pay for it; --mmap=always has it done all the same"
     )]
     Dear,
+    /// The BPF side reads registers of x86-64 only.
+    #[error("that is possible on x86-64 only")]
+    Machine,
     /// The kernel refuses.
     #[error(transparent)]
     Refused(#[from] LoadError),
@@ -202,7 +205,10 @@ pub enum NoRemappings {
 /// # Errors
 /// Why that cannot be.
 pub fn attach_remappings(programs: &mut Programs, always: bool) -> Result<(), NoRemappings> {
-    let lock = programs.remappings.filter(|_| cfg!(target_arch = "x86_64")).ok_or(NoRemappings::Unknown)?;
+    if !cfg!(target_arch = "x86_64") {
+        return Err(NoRemappings::Machine);
+    }
+    let lock = programs.remappings.ok_or(NoRemappings::Unknown)?;
     if lock.of_page_faults && !always {
         return Err(NoRemappings::Dear);
     }

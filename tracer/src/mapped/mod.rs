@@ -3,32 +3,20 @@
 //! Plain values: no I/O, no clock, no thread. Memory that was there before recording began, or that a forked process has from its
 //! parent, is nobody's here.
 
+mod owner;
 mod ranges;
 
 use std::ops::Range;
 
 use hashbrown::HashMap;
 
+pub use self::owner::Owner;
 use self::ranges::{Mapping, Ranges};
 use crate::{
     event::{Change, Image, Remapping},
     heap::StackIndex,
-    profile::{MappedKind, MappedValues},
+    profile::MappedValues,
 };
-
-/// Most ranges of all processes. Each may have 65,530 (`vm.max_map_count`).
-const MAX_RANGES: usize = 1 << 20;
-
-/// What memory of one process is told by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Owner {
-    /// Stack of the call that mapped it, or that made reserved addresses usable.
-    pub stack: StackIndex,
-    /// What it is.
-    pub kind: MappedKind,
-    /// Whether an allocator mapped it whose blocks are recorded.
-    pub by_allocator: bool,
-}
 
 /// Memory that one stack has mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +31,15 @@ pub struct MappedUsage {
     pub oldest: Option<u64>,
 }
 
+/// Most ranges that one change adds: it cuts two, and what is moved may come in pieces.
+const MOST_AT_ONCE: usize = 4;
+
 /// All that is mapped.
-#[derive(Default)]
 pub struct Mapped {
     images: HashMap<Image, ImageRanges>,
     ranges: usize,
+    /// Most ranges of all processes, each of which may have 65,530 (`vm.max_map_count`).
+    most: usize,
     refused: u64,
 }
 
@@ -59,6 +51,11 @@ struct ImageRanges {
 }
 
 impl Mapped {
+    /// Nothing yet, with room for so many ranges. What is mapped beyond them is counted.
+    pub fn with_room(most: usize) -> Self {
+        Self { images: HashMap::new(), ranges: 0, most, refused: 0 }
+    }
+
     /// A process has changed what it has mapped, by the stack `stack`.
     pub fn apply(&mut self, image: Image, remapping: &Remapping, stack: StackIndex) {
         let Remapping { change, range, old, kind, by_allocator, reserved, time, .. } = *remapping;
@@ -68,7 +65,7 @@ impl Mapped {
         }
         let ImageRanges { ranges, ever } = self.images.entry(image).or_default();
         let before = ranges.len();
-        if self.ranges + 4 > MAX_RANGES && !matches!(change, Change::Unmapped) {
+        if self.ranges + MOST_AT_ONCE > self.most && !matches!(change, Change::Unmapped) {
             // What is there now is not known; it is no memory of who had it before.
             ranges.unmap(range);
             self.refused += 1;

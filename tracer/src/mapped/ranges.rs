@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::Owner;
+use super::owner::Owner;
 
 /// Memory from one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

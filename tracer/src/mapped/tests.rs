@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::profile::MappedKind;
 
 const IMAGE: Image = Image(1);
 const PAGE: u64 = 4096;
@@ -51,7 +52,7 @@ impl Random {
 fn agrees_with_pages() {
     for seed in 0..200 {
         let mut random = Random(seed);
-        let mut mapped = Mapped::default();
+        let mut mapped = Mapped::with_room(1 << 16);
         // Of each page: the stack, and whether it may be used.
         let mut model: Vec<Option<(u32, bool)>> = vec![None; PAGES as usize];
         for stack in 1..200u32 {
@@ -115,7 +116,7 @@ fn agrees_with_pages() {
 
 #[test]
 fn what_is_opened_is_whose_call_that_was_and_what_was_mapped_is_counted_once() {
-    let mut mapped = Mapped::default();
+    let mut mapped = Mapped::with_room(1 << 16);
     let apply = |mapped: &mut Mapped, remapping: Remapping, stack| {
         mapped.apply(IMAGE, &remapping, StackIndex::from_raw(stack));
     };
@@ -135,7 +136,7 @@ fn what_is_opened_is_whose_call_that_was_and_what_was_mapped_is_counted_once() {
 
 #[test]
 fn what_was_not_seen_to_be_mapped_is_nobodys_even_if_it_moves() {
-    let mut mapped = Mapped::default();
+    let mut mapped = Mapped::with_room(1 << 16);
     mapped.apply(IMAGE, &change(Change::Moved { left: false }, 50..60, 0..8), StackIndex::from_raw(1));
     assert_eq!(pages(&mapped), BTreeMap::from([(1, (2, 0))]), "only what there is more of it");
     mapped.apply(IMAGE, &change(Change::Unmapped, 0..u64::MAX / PAGE, 0..0), StackIndex::from_raw(0));
@@ -144,7 +145,7 @@ fn what_was_not_seen_to_be_mapped_is_nobodys_even_if_it_moves() {
 
 #[test]
 fn a_range_is_divided_by_who_has_mapped_it() {
-    let mut mapped = Mapped::default();
+    let mut mapped = Mapped::with_room(1 << 16);
     let by_allocator = Remapping { by_allocator: true, ..change(Change::Mapped, 20..30, 0..0) };
     mapped.apply(IMAGE, &change(Change::Mapped, 10..15, 0..0), StackIndex::from_raw(1));
     mapped.apply(IMAGE, &by_allocator, StackIndex::from_raw(2));
@@ -162,7 +163,7 @@ fn a_range_is_divided_by_who_has_mapped_it() {
 
 #[test]
 fn claims_of_all_addresses_are_survived() {
-    let mut mapped = Mapped::default();
+    let mut mapped = Mapped::with_room(1 << 16);
     for (start, end) in [(0, u64::MAX), (u64::MAX - 1, u64::MAX), (5, 5), (9, 3)] {
         for how in [Change::Mapped, Change::Opened, Change::Closed, Change::Moved { left: true }, Change::Unmapped] {
             let remapping = Remapping { range: (start, end), old: (3, u64::MAX), ..change(how, 0..0, 0..0) };
@@ -170,4 +171,16 @@ fn claims_of_all_addresses_are_survived() {
         }
     }
     assert!(mapped.usage().len() <= 1);
+}
+
+#[test]
+fn what_there_is_no_room_for_is_counted_and_nobodys() {
+    let mut mapped = Mapped::with_room(10);
+    for page in 0..40 {
+        mapped.apply(IMAGE, &change(Change::Mapped, 2 * page..2 * page + 1, 0..0), StackIndex::from_raw(1));
+    }
+    assert_eq!((mapped.ranges, mapped.refused()), (7, 33));
+    // One that has somebody else's memory now is not told any more as his who had it.
+    mapped.apply(IMAGE, &change(Change::Mapped, 0..1, 0..0), StackIndex::from_raw(2));
+    assert_eq!(pages(&mapped), BTreeMap::from([(1, (6, 0))]));
 }

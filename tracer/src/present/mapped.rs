@@ -4,7 +4,10 @@ use std::cmp::Reverse;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{names::Names, processes::ByImage, stand_in};
+use super::{
+    names::{Names, stand_in},
+    processes::ByImage,
+};
 use crate::{
     collector::{MappedSnapshot, Trail},
     event::Image,

@@ -91,3 +91,75 @@ fn write_stack(profile: &Profile, index: &Index<'_>, stack: &MappedStack, out: &
     }
     frames::write_stack(&stack.frames, out)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use crate::{
+        profile::{MappedKind, MappedStack, MappedValues, Mappings, Profile},
+        report::{Format, Value, fixture},
+    };
+
+    const MIB: u64 = 1 << 20;
+
+    fn stack(function: &str, mib: u64, resident: Option<u64>, by_allocator: bool) -> MappedStack {
+        MappedStack {
+            pid: 4711,
+            image: 4711,
+            kind: MappedKind::Anonymous,
+            by_allocator,
+            frames: fixture::entry(&[&fixture::frame(function, "/usr/bin/leaky", None)], (0, 0), (0, 0), 0).frames,
+            values: MappedValues {
+                bytes: mib * MIB,
+                ranges: 2,
+                reserved_bytes: MIB,
+                mapped_bytes: 3 * mib * MIB,
+                mapped_ranges: 5,
+            },
+            resident: resident.map(|mib| mib * MIB),
+            oldest: Some(Duration::from_secs(3)),
+        }
+    }
+
+    fn profile() -> Profile {
+        let stacks = vec![
+            stack("fills", 64, Some(60), false),
+            stack("touches", 900, Some(1), false),
+            stack("malloc", 128, None, true),
+        ];
+        Profile { mappings: Some(Mappings { stacks }), ..fixture::profile() }
+    }
+
+    #[test]
+    fn what_is_mapped_is_no_part_of_the_heap() {
+        let (with, without) = (profile(), fixture::profile());
+        assert_eq!(with.totals(), without.totals());
+        for format in [Format::Folded, Format::Svg] {
+            let of = |profile| fixture::rendered(format, profile, &fixture::OPTIONS);
+            assert_eq!(of(&with), of(&without), "{format:?}");
+        }
+        let text = fixture::rendered(Format::Text, &with, &fixture::OPTIONS);
+        let head = "  mapped       964 MiB (1,010,827,264 bytes) in 4 ranges by the program itself, beside its heap; 61.0 MiB of it \
+                    resident\n               2.00 MiB more only reserved; 128 MiB by allocators, for what they are asked for\n";
+        assert!(text.contains(head), "{text}");
+        let first =
+            "\nM1  64.0 MiB (67,108,864 bytes) in 2 ranges, 6.6% of all mapped bytes, 60.0 MiB of it resident\n";
+        assert!(text.contains(first) && text.contains("\nM2  900 MiB") && !text.contains("malloc\n"), "{text}");
+        assert!(text.contains("    mapped 192 MiB (201,326,592 bytes) by 5 calls in total\n"), "{text}");
+        let plain = fixture::rendered(Format::Text, &without, &fixture::OPTIONS);
+        let rest: String = text.split_once("\n\nMapped by").unwrap().0.replace(head, "");
+        assert_eq!(rest.trim_end(), plain.trim_end(), "nothing else differs");
+    }
+
+    #[test]
+    fn what_is_mapped_is_drawn_when_it_is_asked_for() {
+        let options = crate::report::Options { value: Value::Mapped, ..fixture::OPTIONS };
+        let folded = fixture::rendered(Format::Folded, &profile(), &options);
+        assert_eq!(folded, format!("leaky;fills {}\nleaky;touches {}\n", 64 * MIB, 900 * MIB));
+        let svg = fixture::rendered(Format::Svg, &profile(), &options);
+        assert!(svg.contains("964 MiB (1,010,827,264 bytes) mapped in 4 ranges"), "{svg}");
+        let nothing = fixture::rendered(Format::Svg, &fixture::profile(), &options);
+        assert!(nothing.contains("nothing is mapped by the program itself"), "{nothing}");
+    }
+}
