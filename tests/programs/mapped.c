@@ -17,7 +17,8 @@
 #include <unistd.h>
 
 #define PAGE 4096L
-#define OWN __attribute__((noinline, noclone))
+// Not one with another that does the same, either.
+#define OWN __attribute__((noipa))
 enum { RW = PROT_READ | PROT_WRITE, ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS };
 
 static void check(int right, const char *what)

@@ -31,7 +31,7 @@ use crate::{
     go::heap::{HeapStack, HeapUsage},
     golang::Runtime,
     heap::{Series, StackIndex},
-    profile::{Frame, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values, quality::Truncation},
+    profile::{Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values, quality::Truncation},
 };
 
 /// What is known of a trace besides its snapshot.
