@@ -28,6 +28,7 @@ mod launch;
 mod launcher;
 mod live_stacks;
 mod loss;
+mod mapped;
 mod no_tables;
 mod outputs;
 mod privileges;

@@ -18,6 +18,8 @@ mod numbers;
 mod process;
 mod programs;
 mod registers;
+mod remapped;
+mod remappings;
 mod rests;
 mod returns;
 mod rules;

@@ -17,7 +17,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use tracer_ebpf::{
-    Address, Began, Block, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Moment, Part, Target,
+    Address, Began, Block, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Moment, Part, Remapping, Target,
     golang::Sample,
     unwind::{FileKey, UnknownFile},
 };
@@ -219,6 +219,14 @@ pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
 #[inline(always)]
 pub(crate) fn unknown_file(record: &UnknownFile) -> bool {
     output((&raw const *record).cast(), size_of::<UnknownFile>() as u64, BPF_RB_FORCE_WAKEUP)
+}
+
+/// A change of what a process has mapped.
+#[inline(always)]
+pub(crate) fn remapping(record: &Remapping) {
+    if !send(record) {
+        count_loss!(remappings, 1);
+    }
 }
 
 /// The end of a thread or a process.

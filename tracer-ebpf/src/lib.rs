@@ -94,6 +94,36 @@ pub mod kind {
     pub const PART: u8 = 14;
     /// [`unwind::UnknownFile`](super::unwind::UnknownFile): code of a file was met of which nothing is known.
     pub const UNKNOWN_FILE: u8 = 16;
+    /// [`Remapping`](super::Remapping): a process has changed what memory it has mapped.
+    pub const REMAPPING: u8 = 17;
+}
+
+/// What [`Remapping::what`] says: one of the first ones in its lowest byte, and what the memory is above.
+pub mod remapping {
+    /// The bits that hold which change it is.
+    pub const CHANGE: u64 = 0xff;
+    /// There is memory now, whatever was there before.
+    pub const MAPPED: u64 = 1;
+    /// There is none any more, or a file's.
+    pub const UNMAPPED: u64 = 2;
+    /// Memory was moved, or has become longer or shorter (mremap).
+    pub const MOVED: u64 = 3;
+    /// What was only reserved may be used now (mprotect).
+    pub const OPENED: u64 = 4;
+    /// What is there may not be used any more.
+    pub const CLOSED: u64 = 5;
+    /// It is shared by those who map it: anonymous, of a memfd, or of System V.
+    pub const SHARED: u64 = 1 << 8;
+    /// It is that of the program break.
+    pub const BREAK: u64 = 1 << 9;
+    /// It may not be used: addresses only (PROT_NONE).
+    pub const RESERVED: u64 = 1 << 10;
+    /// An allocator that is recorded has mapped it, in a call of the program's.
+    pub const BY_ALLOCATOR: u64 = 1 << 11;
+    /// It was asked for as a stack.
+    pub const STACK: u64 = 1 << 12;
+    /// What was moved is mapped, and empty, where it was, too.
+    pub const LEFT: u64 = 1 << 13;
 }
 
 /// How an image has come about.
@@ -160,6 +190,28 @@ pub struct Part {
 pub struct Moment {
     /// Kind and thread.
     pub header: Header,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+}
+
+/// A record about memory that a process has mapped or unmapped itself.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remapping {
+    /// Kind and thread.
+    pub header: Header,
+    /// One of [`remapping`], and bits.
+    pub what: u64,
+    /// First address.
+    pub start: u64,
+    /// One past the last.
+    pub end: u64,
+    /// Where it was before, if it was moved.
+    pub old_start: u64,
+    /// One past that.
+    pub old_end: u64,
+    /// Stack of the caller; the stack record with this id was sent before. 0 where memory only goes.
+    pub stack: u64,
     /// Nanoseconds of CLOCK_MONOTONIC.
     pub time: u64,
 }
@@ -404,12 +456,15 @@ pub struct Loss {
     pub processes: u64,
     /// Sampled objects of Go programs whose address did not come to be known.
     pub unresolved: u64,
+    /// Changes of what processes have mapped that found the ring buffer full, or whose place did not come to be known.
+    pub remappings: u64,
 }
 
 const _: () = {
     assert!(size_of::<Address>() == 16); // 24 bytes with the ring buffer's own header
     assert!(size_of::<Block>() == 40); // 48 bytes with the ring buffer's own header
     assert!(size_of::<Moment>() == 16);
+    assert!(size_of::<Remapping>() == 64);
     assert!(size_of::<Began>() == 56);
     assert!(size_of::<StackHead>() == 24);
     assert!(size_of::<StackRest>() == 72);
@@ -420,7 +475,7 @@ const _: () = {
     assert!(size_of::<ReturnInstances>() == 20);
     assert!(size_of::<TaskFields>() == 20);
     assert!(size_of::<BlockKey>() == 16);
-    assert!(size_of::<Loss>() == 96);
+    assert!(size_of::<Loss>() == 104);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header
 };
 

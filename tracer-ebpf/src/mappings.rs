@@ -54,6 +54,7 @@ static KERNEL_MAPPINGS: KernelMappings = KernelMappings {
     mm_program: 0,
     mm_start_stack: 0,
     wanted_length: 0,
+    mm_break: 0,
 };
 
 /// The mapping that [`identify`] has found.
@@ -107,7 +108,7 @@ pub(crate) fn tag(thread: &mut Thread, tgid: u32) -> u64 {
 
 /// The current process's `mm_struct`.
 #[inline(always)]
-fn mm() -> *const u8 {
+pub(crate) fn mm() -> *const u8 {
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task_btf() };
     load!(*const u8, task, task_mm)
@@ -161,6 +162,19 @@ pub(crate) fn room_appeared(start: u64, wanted: u64) {
     } else {
         epochs::appeared(start, start.wrapping_add(read!(wanted, wanted_length)));
     }
+}
+
+/// How many bytes of room the kernel was asked for, as `wanted` (`vm_unmapped_area_info`) says.
+#[inline(always)]
+pub(crate) fn wanted_length(wanted: u64) -> u64 {
+    read!(wanted, wanted_length)
+}
+
+/// Where the program break of the current process is.
+#[inline(always)]
+pub(crate) fn program_break() -> u64 {
+    let at = offset_of!(mm_break);
+    if at == 0 { 0 } else { kernel_word((mm() as u64).wrapping_add(u64::from(at))) }
 }
 
 /// Whether a mapping is code; `area` is one of the kernel's, of a type that the verifier knows.
@@ -232,6 +246,25 @@ pub extern "C" fn look_up_mapping(pc: u64) -> u32 {
     }
     // SAFETY: as above.
     settle(unsafe { &mut *thread }, pc, found)
+}
+
+/// Makes `walk.area` the mapping that `address` lies in, by the kernel's tree alone: whether there is one. For those who hold the lock
+/// of the mappings, so that nobody changes them. A global function, as [`look_up_mapping`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn look_up_area(address: u64) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = thread::existing(pid_tgid) else { return 0 };
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let walk = unsafe { &mut (*thread).walk };
+    (walk.area.start, walk.area.end, walk.wanted) = (0, 0, address);
+    walk.node = load!(u64, mm(), mm_tree);
+    let mut searched: *mut Thread = thread;
+    // SAFETY: the callback is given a pointer that outlives the loop.
+    unsafe { bpf_loop(MAX_DEPTH, descend as *mut c_void, (&raw mut searched).cast(), 0) };
+    // SAFETY: only this thread uses its state.
+    let walk = unsafe { &(*searched).walk };
+    u32::from(walk.node == FOUND && address >= walk.area.start && address < walk.area.end)
 }
 
 /// Makes the area that was found the mapping of the walk, with what is known of its file.

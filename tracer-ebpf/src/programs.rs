@@ -15,7 +15,7 @@ use aya_ebpf::{
     programs::{FEntryContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::{alloc, epochs, go, mappings, process, registers};
+use crate::{alloc, epochs, go, mappings, process, registers, remappings};
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
@@ -134,14 +134,37 @@ pub fn mapped(ctx: FEntryContext) -> i32 {
     0
 }
 
-/// The kernel has found room for a mapping, of whatever: where [`mapped`] is not allowed.
+/// The kernel has found room for a mapping, of whatever: where [`mapped`] is not allowed. In place of [`remapping_room`], too: two
+/// programs would cost those twice who are not traced.
 #[raw_tracepoint(tracepoint = "vm_unmapped_area")]
 pub fn placed(ctx: RawTracePointContext) -> i32 {
+    remappings::room(ctx.arg(0), ctx.arg(1));
     if epochs::asks_for_memory() {
         epochs::memory_appeared();
     } else {
         mappings::room_appeared(ctx.arg(0), ctx.arg(1));
     }
+    0
+}
+
+/// A thread has got the lock of the mappings of some process.
+#[raw_tracepoint(tracepoint = "mmap_lock_acquire_returned")]
+pub fn remapping_begins(ctx: RawTracePointContext) -> i32 {
+    remappings::begins(&ctx);
+    0
+}
+
+/// The kernel has found room for a mapping.
+#[raw_tracepoint(tracepoint = "vm_unmapped_area")]
+pub fn remapping_room(ctx: RawTracePointContext) -> i32 {
+    remappings::room(ctx.arg(0), ctx.arg(1));
+    0
+}
+
+/// A thread gives the lock of mappings back.
+#[raw_tracepoint(tracepoint = "mmap_lock_released")]
+pub fn remapping_ends(ctx: RawTracePointContext) -> i32 {
+    remappings::ends(&ctx);
     0
 }
 

@@ -39,10 +39,14 @@ pub(crate) struct Found {
 /// Finds the stack at a probe whose direct caller is `caller`.
 #[inline(always)]
 pub(crate) fn find(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> Found {
-    let tgid = (pid_tgid >> 32) as u32;
     let sp = registers::stack_pointer(ctx.as_ptr()).wrapping_add(8);
     let fp = registers::frame_pointer(ctx.as_ptr());
-    let end = walk::walk(thread, tgid, caller, sp, fp);
+    find_at(thread, pid_tgid, caller, sp, fp)
+}
+
+#[inline(always)]
+fn find_at(thread: &mut Thread, pid_tgid: u64, caller: u64, sp: u64, fp: u64) -> Found {
+    let end = walk::walk(thread, (pid_tgid >> 32) as u32, caller, sp, fp);
     let (count, hash) = walk::result(thread);
     // One that ended elsewhere is another stack; where nobody could look, something else may have been there each time.
     let then = if end == end::BUSY { thread.walk.tag } else { 0 };
@@ -52,7 +56,21 @@ pub(crate) fn find(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, calle
 /// The stack at a probe whose direct caller is `caller`: its id. Its places are sent if they were not before.
 #[inline(always)]
 pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> u64 {
-    let Found { mut id, count, end } = find(ctx, thread, pid_tgid, caller);
+    let found = find(ctx, thread, pid_tgid, caller);
+    send(thread, pid_tgid, found)
+}
+
+/// The same of code that was interrupted behind an instruction, with these registers.
+#[inline(always)]
+pub(crate) fn capture_at(thread: &mut Thread, pid_tgid: u64, pc: u64, sp: u64, fp: u64) -> u64 {
+    let found = find_at(thread, pid_tgid, pc, sp, fp);
+    send(thread, pid_tgid, found)
+}
+
+/// The id of a stack, whose places are sent if they were not before.
+#[inline(always)]
+fn send(thread: &mut Thread, pid_tgid: u64, found: Found) -> u64 {
+    let Found { mut id, count, end } = found;
     if end == end::UNKNOWN_FILE {
         id = rests::send_rest(id);
     }

@@ -7,7 +7,7 @@ use aya_ebpf::{
     maps::{Array, HashMap},
 };
 use tracer_ebpf::{
-    MAX_FRAMES, MAX_IN_FLIGHT, Stack, StackRest, TARGETS_CHANGE, Target,
+    MAX_FRAMES, MAX_IN_FLIGHT, Remapping, Stack, StackRest, TARGETS_CHANGE, Target,
     unwind::{Area, Mapping},
 };
 
@@ -250,6 +250,29 @@ pub(crate) struct Search {
     pub(crate) wanted_root: u64,
 }
 
+/// A system call that changes mappings, from when it has the lock of them to when it gives that back.
+#[repr(C)]
+pub(crate) struct Remapper {
+    /// Its number, and 1; 0: there is none.
+    pub(crate) call: u64,
+    /// The arguments that it was made with.
+    pub(crate) arguments: [u64; 5],
+    /// The mapping at the address that is its first argument, as it was before: its end (0: there was none), its beginning and what may be
+    /// done.
+    pub(crate) end: u64,
+    pub(crate) start: u64,
+    pub(crate) flags: u64,
+    /// Where the program break was.
+    pub(crate) program_break: u64,
+    /// The room that the kernel has found last, and before that: where it begins, and how long it is.
+    pub(crate) rooms: [(u64, u64); 2],
+    /// Stack pointer of the caller, and whether it is in a call into an allocator.
+    pub(crate) sp: u64,
+    pub(crate) by_allocator: u64,
+    /// What is told of it.
+    pub(crate) record: Remapping,
+}
+
 /// State of one thread. Owned by that thread: nothing else touches it until the thread has ended.
 #[repr(C)]
 pub(crate) struct Thread {
@@ -290,6 +313,8 @@ pub(crate) struct Thread {
     /// Stack pointers of those who made the calls that were left out, where that may be inside of one; whether it is.
     pub(crate) outer_frames: [u64; LEFT_OUT],
     pub(crate) outer_found: u64,
+    /// What it is about to map or unmap.
+    pub(crate) remapper: Remapper,
     /// Address of the kernel's code that return probes return to; 0 when it is not known.
     pub(crate) trampoline: u64,
     /// Mappings that were found, by the last bits of a page's number.
@@ -315,7 +340,7 @@ impl Thread {
         (self.given_up, self.taken, self.go_left) = (zero, zero, zero);
         (self.left, self.left_out_next) = (zero, zero);
         (self.frames.cached, self.frames.checks) = (zero, zero);
-        (self.frames.tag, self.trampoline) = (zero, zero);
+        (self.frames.tag, self.trampoline, self.remapper.call) = (zero, zero, zero);
         self.salt = self.salt.wrapping_add(SALT);
     }
 

@@ -322,6 +322,8 @@ pub struct KernelMappings {
     pub mm_start_stack: u32,
     /// In `vm_unmapped_area_info`: the length of what room is wanted for; 0 when that is not known.
     pub wanted_length: u32,
+    /// In `mm_struct`: where the program break is; 0 when that is not known.
+    pub mm_break: u32,
 }
 
 const _: () = {
@@ -331,7 +333,7 @@ const _: () = {
     assert!(size_of::<Area>() == 64);
     assert!(size_of::<Appeared>() == 24);
     assert!(size_of::<UnknownFile>() == 32);
-    assert!(size_of::<KernelMappings>() == 80);
+    assert!(size_of::<KernelMappings>() == 84);
     assert!(FILE_NUMBERS == 1 << (63 - 40)); // as many bits as a place has for it
 };
 

@@ -81,6 +81,7 @@ fn profile() -> Profile {
             ..Process::new(1, "service".into(), "/usr/bin/service".into(), Language::Cpp)
         }],
         stacks: stacks.collect(),
+        mappings: None,
         goroutines: Vec::new(),
         quality: Quality::default(),
         unwind_tables: Vec::new(),

@@ -10,14 +10,16 @@ use clap::{CommandFactory, Parser, ValueEnum, error::ErrorKind};
 
 use self::{
     definition::{
-        Cli, CliBy, CliFormat, CliGoHeap, CliReturns, CliScope, CliSort, CliValue, Generate, GoroutinesCli, Job,
-        OutputCli, SelectionCli, TopCli,
+        Cli, CliBy, CliFormat, CliGoHeap, CliMmap, CliReturns, CliScope, CliSort, CliValue, Generate, GoroutinesCli,
+        Job, OutputCli, SelectionCli, TopCli,
     },
     values::{Pids, buffer_size, distinct, max_memory, sample, user_id},
 };
 use crate::{
     attach::probes::Scope,
-    config::{Config, DoctorConfig, GoHeapChoice, GoroutinesConfig, OutputSpec, Subject, TopConfig, Verbosity},
+    config::{
+        Config, DoctorConfig, GoHeapChoice, GoroutinesConfig, MmapChoice, OutputSpec, Subject, TopConfig, Verbosity,
+    },
     probe::outcomes::Way,
     report::{By, Format, Value},
     select::{Invalid, Selection},
@@ -148,10 +150,16 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         },
         sample: mean.filter(|_| cli.go_heap.is_none()),
         go_sample: mean.unwrap_or(GO_SAMPLE),
+        mmap: match cli.mmap {
+            CliMmap::Auto => MmapChoice::Auto,
+            CliMmap::Always => MmapChoice::Always,
+            CliMmap::Off => MmapChoice::Off,
+        },
         top: cli.top,
         value: match cli.value {
             CliValue::Bytes => Value::Bytes,
             CliValue::Count => Value::Count,
+            CliValue::Mapped => Value::Mapped,
         },
         by: match cli.by {
             CliBy::Program => By::Program,

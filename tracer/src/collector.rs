@@ -26,14 +26,15 @@ use self::{
 };
 pub use self::{
     notice::Notice,
-    requests::{Merging, Request, Requested, Requests, channel},
-    snapshot::{GoStack, Snapshot, StackSnapshot, Trail},
+    requests::{Covered, Merging, Request, Requested, Requests, channel},
+    snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
     bpf::{Events, LostBeginnings},
     clock::monotonic,
     event::{self, Image, Pid},
     heap::{Heap, History, MAX_STACKS},
+    mapped::Mapped,
     memory::{self, Memory},
     priority,
     profile::UnwindTable,
@@ -71,12 +72,17 @@ pub struct Interest {
     pub all_sizes: bool,
     /// Mean of bytes between two that are recorded; `None`: all are.
     pub sample: Option<u64>,
+    /// Whether what processes map themselves is recorded, too.
+    pub mapped: bool,
 }
 
 /// The collector's state. Belongs to its thread.
 pub struct Collector {
     events: Events,
     heap: Heap,
+    /// What processes map themselves, if that is recorded.
+    mapped: Mapped,
+    records_mapped: bool,
     memory: Memory,
     history: History,
     /// Blocks younger than this are not of interest, nanoseconds.
@@ -117,7 +123,7 @@ impl Collector {
         (events, lost_beginnings): (Events, LostBeginnings),
         resolvers: Resolvers,
         memory: Memory,
-        Interest { min_age, all_sizes, sample }: Interest,
+        Interest { min_age, all_sizes, sample, mapped: records_mapped }: Interest,
         requests: Requested,
         notify: Box<dyn Fn(Notice) + Send>,
     ) -> Self {
@@ -126,6 +132,8 @@ impl Collector {
         Self {
             events,
             heap: heap.with_min_age(min_age).with_samples(sample),
+            mapped: Mapped::with_room(memory.ranges()),
+            records_mapped,
             memory,
             history: History::new(monotonic()),
             min_age,
@@ -222,7 +230,10 @@ impl Collector {
                         break;
                     }
                 }
-                let _ = reply.send(self.heap.covered(image, &ranges));
+                let _ = reply.send(self.covered(image, &ranges));
+            }
+            Request::Mapped { image, reply } => {
+                let _ = reply.send(self.mapped.memory_of(image));
             }
             Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
                 self.places.ask();
@@ -311,6 +322,7 @@ impl Collector {
         // It may be paused, and has no need to be any more.
         self.events.resume(image);
         self.heap.forget(image);
+        self.mapped.forget(image);
         self.places.resolvers().ended(image);
     }
 
@@ -365,8 +377,9 @@ impl Collector {
 
     /// What takes records in, and what they come from; and the count of those that make no sense.
     fn intake(&mut self) -> (&mut Events, Intake<'_>, &mut u64) {
-        let Self { events, heap, images, lost_beginnings, late, places, unknown_records, go, .. } = self;
-        let intake = Intake { heap, images, lost_beginnings, late, places, go, notices: Vec::new(), last: None };
+        let Self { events, heap, mapped, images, lost_beginnings, late, places, unknown_records, go, .. } = self;
+        let intake =
+            Intake { heap, mapped, images, lost_beginnings, late, places, go, notices: Vec::new(), last: None };
         (events, intake, unknown_records)
     }
 
@@ -374,6 +387,7 @@ impl Collector {
     fn let_go(&mut self) {
         for (image, time) in self.images.leaving() {
             self.heap.end(image, time, self.min_age);
+            self.mapped.forget(image);
             self.history.forget_image(image);
         }
         self.events.forget_blocks(self.heap.take_gone());

@@ -25,6 +25,8 @@ pub struct Config {
     pub sizes: (u64, u64),
     /// How the heap of Go programs is seen.
     pub go_heap: GoHeapChoice,
+    /// Whether what processes map themselves is recorded.
+    pub mmap: MmapChoice,
     /// Mean of bytes between samples of allocations of C, C++ and Rust; `None`: all are recorded.
     pub sample: Option<u64>,
     /// The same of Go programs, where their heaps are sampled.
@@ -103,6 +105,17 @@ pub enum GoHeapChoice {
     Sample,
     /// By the profile that the runtime keeps, which is turned on for the time of the trace: writes to the process.
     Enable,
+    /// Not at all.
+    Off,
+}
+
+/// Whether what processes map themselves is recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MmapChoice {
+    /// Where it costs other processes nothing.
+    Auto,
+    /// Wherever it is possible.
+    Always,
     /// Not at all.
     Off,
 }

@@ -15,6 +15,7 @@ pub mod known;
 mod launching;
 pub mod lifecycle;
 mod lives;
+mod mapping;
 mod notes;
 mod reporting;
 
@@ -129,6 +130,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
     }
     bpf::attach_lifecycle(&mut programs)?;
+    let records_mapped = mapping::record(&mut programs, config.mmap, &mut notes);
     let scope = config.scope.unwrap_or_else(|| choosing::scope(&config.subject));
 
     let (requests, requested) = collector::channel().context("cannot start the collector")?;
@@ -147,7 +149,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         events,
         resolvers.clone(),
         memory,
-        Interest { min_age: config.min_age, all_sizes: config.sizes == (0, u64::MAX), sample: config.sample },
+        Interest { min_age: config.min_age, all_sizes: config.sizes == (0, u64::MAX), sample: config.sample, mapped: records_mapped },
         requested,
         Box::new(move |notice| inbox(Input::Notice(notice))),
     );

@@ -1,9 +1,9 @@
 //! Bytes of the ring buffer to [`Event`]s. A record that makes no sense is a counted error, never a panic.
 
 use bytes::{Buf as _, TryGetError};
-use tracer_ebpf::{Header, MAX_FRAMES, REST_BYTES, StackRest, kind, origin, unwind::FileKey};
+use tracer_ebpf::{Header, MAX_FRAMES, REST_BYTES, StackRest, kind, origin, remapping, unwind::FileKey};
 
-use crate::unwind::Registers;
+use crate::{profile::MappedKind, unwind::Registers};
 
 /// Process id (thread group id) of a traced process.
 pub type Pid = u32;
@@ -104,6 +104,8 @@ pub enum Event<'a> {
     GoSample(GoSample),
     /// Code of a file was met of which nothing is known.
     UnknownFile(UnknownFile),
+    /// A process has changed what it has mapped.
+    Remapping(Remapping),
     /// The image began.
     Began(Beginning),
     /// The thread ended.
@@ -115,6 +117,45 @@ pub enum Event<'a> {
     },
     /// A process that worked on the memory of the image ended without becoming a program of its own.
     SharerEnded,
+}
+
+/// What becomes of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// There is memory, whatever was there before.
+    Mapped,
+    /// There is none any more, or a file's.
+    Unmapped,
+    /// Memory of another place is there; it is empty where it was, but mapped, if it was left there.
+    Moved {
+        /// Whether it was.
+        left: bool,
+    },
+    /// What was only reserved may be used.
+    Opened,
+    /// What is there may not be used any more.
+    Closed,
+}
+
+/// A change of what a process has mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remapping {
+    /// What it is.
+    pub change: Change,
+    /// The addresses: the first, and the one behind the last.
+    pub range: (u64, u64),
+    /// Where the memory was before, if it was moved.
+    pub old: (u64, u64),
+    /// What memory it is.
+    pub kind: MappedKind,
+    /// Whether a call into an allocator that is recorded did this.
+    pub by_allocator: bool,
+    /// Whether it may not be used.
+    pub reserved: bool,
+    /// Id of the stack; 0 where memory only goes.
+    pub stack: u64,
+    /// Nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
 }
 
 /// Memory that the rest of a stack is found in, or a part of it.
@@ -224,6 +265,7 @@ pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::STACK_REST => stack_rest(body)?,
         kind::GO_SAMPLE => go_sample(body)?,
         kind::UNKNOWN_FILE => unknown_file(body)?,
+        kind::REMAPPING => remapping(body)?,
         kind::BEGAN => began(body, header.slot())?,
         // The time of these is of no use.
         kind::THREAD_EXIT | kind::ENDED | kind::SHARER_ENDED if body.remaining() < 8 => return Err(Unintelligible),
@@ -239,6 +281,33 @@ pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
 fn allocation(body: &mut &[u8]) -> Result<Allocation, Unintelligible> {
     let (addr, size) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
     Ok(Allocation { addr, size, stack: body.try_get_u64_ne()?, time: body.try_get_u64_ne()? })
+}
+
+fn remapping<'a>(body: &mut &[u8]) -> Result<Event<'a>, Unintelligible> {
+    let what = body.try_get_u64_ne()?;
+    let has = |bit: u64| what & bit != 0;
+    let change = match what & remapping::CHANGE {
+        remapping::MAPPED => Change::Mapped,
+        remapping::UNMAPPED => Change::Unmapped,
+        remapping::MOVED => Change::Moved { left: has(remapping::LEFT) },
+        remapping::OPENED => Change::Opened,
+        remapping::CLOSED => Change::Closed,
+        _ => return Err(Unintelligible),
+    };
+    let kind = if has(remapping::BREAK) {
+        MappedKind::Break
+    } else if has(remapping::SHARED) {
+        MappedKind::Shared
+    } else if has(remapping::STACK) {
+        MappedKind::Stack
+    } else {
+        MappedKind::Anonymous
+    };
+    let (by_allocator, reserved) = (has(remapping::BY_ALLOCATOR), has(remapping::RESERVED));
+    let range = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    let old = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    let (stack, time) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    Ok(Event::Remapping(Remapping { change, range, old, kind, by_allocator, reserved, stack, time }))
 }
 
 fn began<'a>(body: &mut &[u8], how: u8) -> Result<Event<'a>, Unintelligible> {

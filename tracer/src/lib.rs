@@ -34,6 +34,7 @@ pub mod bpf;
 pub mod event;
 pub mod golang;
 pub mod heap;
+pub mod mapped;
 pub mod probe;
 pub mod process;
 pub mod select;

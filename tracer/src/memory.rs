@@ -26,6 +26,8 @@ pub const PLACE: u64 = 400;
 /// What the address of a sampled block takes in the kernel, bytes; and most of them.
 const SAMPLE: u64 = 80;
 const MOST_SAMPLES: u32 = 1 << 22;
+/// What a range takes that a process has mapped itself, bytes: its place in a tree, and its part of an answer.
+const RANGE: u64 = 160;
 
 /// A bound, and the shares of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +60,11 @@ impl Memory {
     /// For blocks and stacks together, reports of them included, bytes.
     pub fn for_books(self) -> u64 {
         self.rest / 2
+    }
+
+    /// Most ranges that processes have mapped themselves: a sixteenth of the books, which each block and stack leaves free.
+    pub fn ranges(self) -> usize {
+        usize::try_from(self.for_books() / 16 / RANGE).unwrap_or(usize::MAX).clamp(1 << 10, 1 << 20)
     }
 
     /// Most blocks, if each takes so many bytes: they cannot be folded, so a part is left for stacks.

@@ -2,6 +2,7 @@
 
 mod containers;
 mod go;
+mod mapped;
 mod names;
 mod native;
 mod processes;
@@ -17,11 +18,14 @@ use std::{
 
 use hashbrown::{HashMap, HashSet};
 
-pub use self::go::GoTrace;
 use self::{
-    containers::ContainerNames, go::without_runtime, names::Names, processes::ByImage,
+    containers::ContainerNames,
+    go::without_runtime,
+    names::{Names, stand_in},
+    processes::ByImage,
     renewal::doubt_what_replaces_others,
 };
+pub use self::{go::GoTrace, mapped::MappedFacts};
 use crate::{
     collector::{Snapshot, StackSnapshot, Trail},
     event::{Image, Pid},
@@ -29,7 +33,7 @@ use crate::{
     golang::Runtime,
     heap::{Series, StackIndex},
     profile::{
-        Estimate, Frame, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values,
+        Estimate, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values,
         quality::{Sampling, Truncation},
     },
 };
@@ -52,6 +56,8 @@ pub struct Trace {
     pub unseen_spans: u64,
     /// Go heaps that are not seen, or not in full; notes tell of each.
     pub unseen_heaps: u64,
+    /// What is known of mapped memory besides what was recorded of it.
+    pub mapped: MappedFacts,
     /// What the reader should know.
     pub notes: Vec<String>,
 }
@@ -77,12 +83,15 @@ impl Presenter {
     pub fn profile(&mut self, trace: Trace, snapshot: Snapshot, go: Vec<GoTrace>) -> Profile {
         self.names.look_up(snapshot.stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail)));
         self.names.look_up(snapshot.go_stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail)));
+        let mapped = snapshot.mapped.iter().flatten();
+        self.names.look_up(mapped.map(|stack| (stack.owner.stack, stack.pid, &stack.trail)));
         let mut quality = quality::of(&snapshot, &go);
         quality.notes.splice(0..0, trace.notes);
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps);
         quality.notes.extend(quality::folded(snapshot.folded));
         quality.notes.extend_from_slice(self.names.notes());
-        let Trace { started, duration, mut processes, selected, filtered, sample, .. } = trace;
+        let Trace { started, duration, mut processes, selected, filtered, sample, mapped, .. } = trace;
+        let go_images: HashSet<u32> = go.iter().map(|go| go.image.0).collect();
         self.containers.name(&mut processes);
         let by_image = ByImage::new(&processes);
         for go in &go {
@@ -98,6 +107,9 @@ impl Presenter {
         let mut stacks: Vec<StackEntry> = snapshots.into_iter().map(|stack| self.entry(stack)).collect();
         stacks.extend(go.into_iter().flat_map(|go| self.go_entries(go)));
         let others_live = processes.iter().any(|process| process.ended.is_none());
+        let mappings = snapshot
+            .mapped
+            .map(|all| mapped::mappings(all, &mapped, (&self.names, &processes), &go_images, others_live));
         for stack in &mut stacks {
             let Some(place) = by_image.place(Image(stack.image)) else { continue };
             // Whatever program it was when it allocated.
@@ -141,7 +153,19 @@ impl Presenter {
         }
         let unwind_tables = snapshot.unwind_tables;
         let (kind, goroutines, modules) = (Kind::Heap, Vec::new(), self.names.modules());
-        Profile { kind, started, duration, mode, processes, stacks, goroutines, quality, unwind_tables, modules }
+        Profile {
+            kind,
+            started,
+            duration,
+            mode,
+            processes,
+            stacks,
+            mappings,
+            goroutines,
+            quality,
+            unwind_tables,
+            modules,
+        }
     }
 
     /// What a Go heap holds, stacks of the same frames made one: those of the runtime at the leaf are left out, as in Go's own
@@ -236,9 +260,4 @@ fn is_cut(stack: &StackSnapshot) -> bool {
 fn growth(held: Option<&Series>, values: &Values) -> Option<Growth> {
     let block = values.outstanding_bytes as f64 / values.outstanding_blocks.max(1) as f64;
     held.map(|held| held.growth(block.max(1.0)))
-}
-
-/// A stack that stands for what is not known.
-fn stand_in(name: &str) -> Frames {
-    vec![Frame { function: Some(name.to_owned()), ..Frame::default() }].into()
 }

@@ -4,6 +4,7 @@
 //! Plain values: no I/O, no clock.
 
 mod heaps;
+mod mapped;
 mod memory;
 mod process;
 pub mod quality;
@@ -17,6 +18,7 @@ use std::{
 use self::quality::Quality;
 pub use self::{
     heaps::{Heap, Mode, SeenHeap},
+    mapped::{MappedKind, MappedValues},
     memory::{Area, Memory, Reason, Runtime},
     process::{Container, End, Language, Parent, Place, Process, ProcessQuality},
 };
@@ -273,6 +275,56 @@ impl std::ops::AddAssign for Values {
     }
 }
 
+/// What one stack has mapped.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MappedStack {
+    /// Process that it belongs to.
+    pub pid: u32,
+    /// Its [`image`](Process::image).
+    pub image: u32,
+    /// What it is.
+    pub kind: MappedKind,
+    /// Whether an allocator has mapped it that is recorded: what of it is held is told of its heap, and not here again.
+    pub by_allocator: bool,
+    /// Frames, root first; the caller of the kernel last.
+    pub frames: Frames,
+    /// Amounts.
+    pub values: MappedValues,
+    /// How many bytes of them are resident, or swapped out; `None` when that could not be read.
+    pub resident: Option<u64>,
+    /// Age of the oldest range.
+    pub oldest: Option<Duration>,
+}
+
+impl MappedStack {
+    /// Bytes in memory, as far as that is known: else it may be all that is mapped.
+    pub fn memory(&self) -> u64 {
+        self.resident.unwrap_or(self.values.bytes)
+    }
+}
+
+/// Everything that was mapped.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Mappings {
+    /// By stack, the one with most in memory first.
+    pub stacks: Vec<MappedStack>,
+}
+
+impl Mappings {
+    /// Sums of what programs have mapped, or allocators; how much of it is resident, as far as that is known.
+    pub fn totals(&self, by_allocator: bool) -> (MappedValues, Option<u64>) {
+        let mut totals = MappedValues::default();
+        let mut resident = Some(0u64);
+        for stack in self.stacks.iter().filter(|stack| stack.by_allocator == by_allocator) {
+            totals += stack.values;
+            if stack.values.bytes > 0 {
+                resident = resident.zip(stack.resident).map(|(sum, bytes)| sum.saturating_add(bytes));
+            }
+        }
+        (totals, resident)
+    }
+}
+
 /// Everything that one trace found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
@@ -289,6 +341,8 @@ pub struct Profile {
     pub processes: Vec<Process>,
     /// What each stack holds, most outstanding bytes first. Those that hold nothing any more are there too.
     pub stacks: Vec<StackEntry>,
+    /// What processes have mapped themselves; `None` when that was not recorded. No part of it is in `stacks`.
+    pub mappings: Option<Mappings>,
     /// Goroutines, largest group first; of a heap those of Go processes. Groups of the first look that
     /// are gone are there too.
     pub goroutines: Vec<GoroutineGroup>,

@@ -177,3 +177,51 @@ pub fn attach_lifecycle(programs: &mut Programs) -> Result<(), LoadError> {
     }
     Ok(())
 }
+
+/// Why what processes map is not recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum NoRemappings {
+    /// The kernel does not say how its lock of mappings can be watched, or what its tree of mappings looks like.
+    #[error(
+        "this kernel does not tell of its lock of mappings, or has another tree of them than those from Linux 6.1 on"
+    )]
+    Unknown,
+    /// It would cost every process of the machine.
+    #[error(
+        "before Linux 6.4 every page fault of the machine would pay for it; --mmap=always has it done all the same"
+    )]
+    Dear,
+    /// The BPF side reads registers of x86-64 only.
+    #[error("that is possible on x86-64 only")]
+    Machine,
+    /// The kernel refuses.
+    #[error(transparent)]
+    Refused(#[from] LoadError),
+}
+
+/// Attaches the programs that record what processes map and unmap: to tracepoints of the lock that they take for that. `always`: even
+/// where that costs others something.
+///
+/// # Errors
+/// Why that cannot be.
+pub fn attach_remappings(programs: &mut Programs, always: bool) -> Result<(), NoRemappings> {
+    if !cfg!(target_arch = "x86_64") {
+        return Err(NoRemappings::Machine);
+    }
+    let lock = programs.remappings.ok_or(NoRemappings::Unknown)?;
+    if lock.of_page_faults && !always {
+        return Err(NoRemappings::Dear);
+    }
+    for (name, tracepoint) in [
+        ("remapping_ends", "mmap_lock_released"),
+        ("remapping_room", "vm_unmapped_area"),
+        // Last: what is begun is seen to its end.
+        ("remapping_begins", "mmap_lock_acquire_returned"),
+    ] {
+        if name == "remapping_room" && programs.placed {
+            continue;
+        }
+        raw_tracepoint(&mut programs.ebpf, name, tracepoint)?;
+    }
+    Ok(())
+}

@@ -14,6 +14,8 @@ const HEAD: usize = 12;
 const MEMBER: usize = 12;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const TYPEDEF: u32 = 8;
+const PROTOTYPE: u32 = 13;
 /// Structures without a name inside of one another, at most.
 const NESTING: usize = 4;
 
@@ -26,6 +28,17 @@ pub(super) struct Layouts {
     pub(super) task_fields: TaskFields,
     /// What it knows of mappings; `None` when it does not say.
     pub(super) mappings: Option<KernelMappings>,
+    /// The tracepoints of the lock of mappings.
+    pub(super) lock: Option<LockPoints>,
+}
+
+/// What the tracepoints of the lock of mappings (`mmap_lock_acquire_returned`, `mmap_lock_released`) tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LockPoints {
+    /// Which argument says whether it is taken to write.
+    pub(super) writes: u32,
+    /// Whether page faults take the lock, too, as they do before Linux 6.4.
+    pub(super) of_page_faults: bool,
 }
 
 impl Layouts {
@@ -51,8 +64,18 @@ impl Layouts {
             return_instances: return_instances.unwrap_or_default(),
             task_fields: task_fields.unwrap_or_default(),
             mappings,
+            lock: types.as_ref().and_then(lock_points),
         }
     }
+}
+
+fn lock_points(types: &Types<'_>) -> Option<LockPoints> {
+    // Behind what the program was registered with: the address space, before Linux 6.14 the path of its cgroup, and whether to write.
+    let arguments = types.arguments("btf_trace_mmap_lock_released")?;
+    let area = types.structure("vm_area_struct")?;
+    let has_lock = ["vm_lock", "vm_lock_seq", "vm_refcnt"].iter().any(|member| types.offset(area, member).is_some());
+    Some(LockPoints { writes: u32::try_from(arguments.checked_sub(2)?).ok()?, of_page_faults: !has_lock })
+        .filter(|points| (1..=2).contains(&points.writes))
 }
 
 fn return_instances(types: &Types<'_>) -> Option<ReturnInstances> {
@@ -101,6 +124,7 @@ fn mappings(types: &Types<'_>) -> Option<KernelMappings> {
         mm_program: at("mm_struct", "exe_file").unwrap_or(0),
         mm_start_stack: at("mm_struct", "start_stack").unwrap_or(0),
         wanted_length: at("vm_unmapped_area_info", "length").unwrap_or(0),
+        mm_break: at("mm_struct", "brk").unwrap_or(0),
     })
 }
 
@@ -155,6 +179,17 @@ impl<'a> Types<'a> {
             kind(head).is_some_and(|(kind, _)| kind == STRUCT)
                 && number(head, 0).is_some_and(|at| self.is_named(at, name))
         })
+    }
+
+    /// How many arguments the functions take that a type of that name points to.
+    fn arguments(&self, name: &str) -> Option<usize> {
+        let definition = self.types.iter().copied().find(|head| {
+            kind(head).is_some_and(|(kind, _)| kind == TYPEDEF)
+                && number(head, 0).is_some_and(|at| self.is_named(at, name))
+        })?;
+        let behind = |head: &[u8]| self.types.get((number(head, 8)? as usize).checked_sub(1)?).copied();
+        let prototype = behind(behind(definition)?)?;
+        kind(prototype).filter(|(kind, _)| *kind == PROTOTYPE).map(|(_, count)| count)
     }
 
     /// Offset of a member of a structure, bytes.
@@ -280,6 +315,19 @@ mod tests {
             [at.task_mm, at.mm_xol_area, at.area_file, at.area_mm, at.file_inode, at.inode_super, at.mm_tree];
         assert!(pointers.iter().all(|offset| offset % 8 == 0), "{at:?}");
         assert_ne!(at.wanted_length, 0);
+    }
+
+    #[test]
+    fn the_running_kernel_says_what_the_lock_of_mappings_tells() {
+        if !fs::exists(VMLINUX).unwrap() {
+            return;
+        }
+        let lock = Layouts::read().lock.unwrap();
+        assert!((1..=2).contains(&lock.writes), "{lock:?}");
+        let text = fs::read(VMLINUX).unwrap();
+        let types = Types::parse(&text).unwrap();
+        assert_eq!(types.arguments("btf_trace_vm_unmapped_area"), Some(3), "the data, the address and what was wanted");
+        assert_eq!((types.arguments("mm_struct"), types.arguments("no such type")), (None, None));
     }
 
     #[test]

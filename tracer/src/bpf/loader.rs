@@ -16,7 +16,7 @@ use super::{
     copies::StackCopies,
     events::{Events, LostBeginnings, Newcomers},
     golang::{GoMaps, set_spacing},
-    kernel_types::Layouts,
+    kernel_types::{Layouts, LockPoints},
     load_error::LoadError,
     multi::{self, Multi},
     object::{Object, PRODUCT},
@@ -95,11 +95,27 @@ pub struct Programs {
     pub(super) remover: Remover,
     samples: bool,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
+    /// By what changes of mappings can be recorded, if they can.
+    pub(super) remappings: Option<LockPoints>,
+    /// Whether the program `placed` is attached.
+    pub(super) placed: bool,
 }
 
 /// Buffers of at least this size are not full before the reader comes by itself, bytes. It comes every 10 ms; in that time a
 /// thread that does nothing but allocate writes about 300 kB.
 const NO_WAKEUP: u32 = 16 << 20;
+
+/// The kernel's number of the device that files of shared anonymous memory are on (`shm_mnt` in mm/shmem.c); 0 when that is not known:
+/// a memfd is then taken for a file.
+fn shared_device() -> u32 {
+    let device = || {
+        let memory = rustix::fs::memfd_create("tracer", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+        let device = rustix::fs::fstat(&memory).ok()?.st_dev;
+        // As the kernel keeps it (MKDEV in include/linux/kdev_t.h).
+        Some(rustix::fs::major(device) << 20 | rustix::fs::minor(device))
+    };
+    device().unwrap_or(0)
+}
 
 /// Size of a ring buffer that nothing is sent through, bytes.
 const PAGE: u32 = 4096;
@@ -125,7 +141,10 @@ impl Programs {
         let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
-        let Layouts { return_instances, task_fields, mappings } = Layouts::read();
+        let Layouts { return_instances, task_fields, mappings, lock } = Layouts::read();
+        let remappings = lock.filter(|_| mappings.is_some_and(|mappings| mappings.mm_tree != 0));
+        let lock_argument = lock.map_or(1, |lock| lock.writes);
+        let shared_device = shared_device();
         let mappings = KernelMappingsValue(mappings.ok_or(LoadError::NoTypes)?);
         let (return_instances, task_fields) = (ReturnInstancesValue(return_instances), TaskFieldsValue(task_fields));
         let samples = u64::from(config.samples.is_some());
@@ -138,6 +157,8 @@ impl Programs {
             .override_global("RETURN_INSTANCES", &return_instances, true)
             .override_global("TASK_FIELDS", &task_fields, true)
             .override_global("KERNEL_MAPPINGS", &mappings, true)
+            .override_global("LOCK_ARGUMENT", &lock_argument, true)
+            .override_global("SHARED_DEVICE", &shared_device, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
             .map_max_entries("STACK_COPIES", StackCopies::BUFFER)
@@ -162,7 +183,7 @@ impl Programs {
         } else {
             None
         };
-        Ok(Self { ebpf, multi, remover: Remover::default(), samples: config.samples.is_some(), logger })
+        Ok(Self { ebpf, multi, remover: Remover::default(), samples: config.samples.is_some(), logger, remappings, placed: false })
     }
 
     /// Whether the kernel lets the entry of a function decide whether its return is probed.
@@ -202,7 +223,8 @@ impl Programs {
     /// [`LoadError::Mismatch`] when a map is not there (any more), [`LoadError::Program`] when the kernel refuses a program.
     pub fn tables(&mut self) -> Result<(Tables, CodeChanges), LoadError> {
         let identify = load_identify(&mut self.ebpf)?;
-        let changes = attach_changes(&mut self.ebpf)?;
+        let (changes, placed) = attach_changes(&mut self.ebpf)?;
+        self.placed = placed;
         let mut take =
             |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
         let mut large = |name: &str| match take(name)? {

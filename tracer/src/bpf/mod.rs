@@ -23,7 +23,7 @@ mod trial_calls;
 pub mod trials;
 
 pub use self::{
-    attach::{Links, attach_lifecycle},
+    attach::{Links, NoRemappings, attach_lifecycle, attach_remappings},
     copies::StackCopies,
     events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,

@@ -8,27 +8,28 @@ use tracer_ebpf::unwind::changes;
 
 use super::{load_error::LoadError, refusal};
 
-/// Has changes of mappings counted in the best way that this kernel allows: which it is, one of [`changes`].
+/// Has changes of mappings counted in the best way that this kernel allows: which it is, one of [`changes`], and whether the program
+/// `placed` does it.
 ///
 /// # Errors
 /// [`LoadError::Mismatch`] when the object is of another version.
-pub(super) fn attach_changes(ebpf: &mut Ebpf) -> Result<u64, LoadError> {
+pub(super) fn attach_changes(ebpf: &mut Ebpf) -> Result<(u64, bool), LoadError> {
     match mapped(ebpf) {
         Ok(()) => {
             tracing::debug!("mappings of code are seen when they appear (perf_event_mmap)");
-            return Ok(changes::COUNTED);
+            return Ok((changes::COUNTED, false));
         }
         Err(error) => tracing::debug!("mappings of code are not seen when they appear: {error}"),
     }
     match raw_tracepoint(ebpf, "placed", "vm_unmapped_area") {
         Ok(()) => {
             tracing::debug!("mappings are seen when they are given room (vm_unmapped_area)");
-            Ok(changes::COUNTED)
+            Ok((changes::COUNTED, true))
         }
         Err(error) => {
             tracing::debug!("mappings are not seen when they are given room: {error}");
             tracing::debug!("changes of mappings are counted by the kernel, if it does that (mm_lock_seq)");
-            Ok(changes::BY_KERNEL)
+            Ok((changes::BY_KERNEL, false))
         }
     }
 }

@@ -176,7 +176,7 @@ pub fn uses_multi(release: &str) -> bool {
 /// It says nothing.
 pub fn kernel_types() -> io::Result<KernelTypes> {
     std::fs::File::open(VMLINUX)?;
-    let Layouts { return_instances, task_fields, mappings } = Layouts::read();
+    let Layouts { return_instances, task_fields, mappings, .. } = Layouts::read();
     Ok(KernelTypes {
         mappings: mappings.is_some(),
         tree: mappings.is_some_and(|mappings| mappings.mm_tree != 0),

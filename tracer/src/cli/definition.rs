@@ -68,6 +68,11 @@ pub(super) struct Cli {
     #[arg(long, value_enum, value_name = "WAY")]
     pub(super) go_heap: Option<CliGoHeap>,
 
+    /// Whether memory that programs map themselves (mmap, brk, shmat) is recorded, beside what they have from an allocator: auto does it
+    /// where it costs other processes nothing (from Linux 6.4 on)
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = CliMmap::Auto)]
+    pub(super) mmap: CliMmap,
+
     /// Record samples only, one for every SIZE bytes that are allocated on average, and estimate the rest: costs less. Beside
     /// --go-heap, of Go heaps only, which are sampled by 32KiB unless this says otherwise
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size)]
@@ -77,7 +82,8 @@ pub(super) struct Cli {
     #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, default_value_t = 10)]
     pub(super) top: usize,
 
-    /// What stacks are ordered by and flame graphs show: bytes, or the count of blocks
+    /// What stacks are ordered by and flame graphs show: bytes, or the count of blocks; mapped shows what programs have mapped
+    /// themselves
     #[arg(long, value_enum, default_value_t = CliValue::Bytes)]
     pub(super) value: CliValue,
 
@@ -256,6 +262,7 @@ pub(super) struct OutputCli {
 pub(super) enum CliValue {
     Bytes,
     Count,
+    Mapped,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -278,6 +285,13 @@ pub(super) enum CliGoHeap {
     Buckets,
     Sample,
     Enable,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum CliMmap {
+    Auto,
+    Always,
     Off,
 }
 

@@ -41,6 +41,8 @@ impl Collector {
         for all in [false, true] {
             for image in &ended {
                 if takes_more(self.heap.stacks(), room, ENOUGH_STACKS) {
+                    // It has nothing mapped any more.
+                    self.mapped.forget(*image);
                     freed.extend(self.heap.recycle(*image, all, self.places.pending()));
                 }
             }

@@ -5,7 +5,7 @@ use super::{Collector, Merging};
 impl Collector {
     /// Makes images one that are to be told as one, as soon as their blocks are gone.
     pub(super) fn merge(&mut self) {
-        let Self { merging, heap, images, places, history, go, unheard, .. } = self;
+        let Self { merging, heap, mapped, images, places, history, go, unheard, .. } = self;
         let (mut emptied, mut freed) = (Vec::new(), Vec::new());
         merging.retain(|Merging { from, into, is_unheard }| {
             if !from.iter().all(|image| heap.has_ended(*image)) {
@@ -17,6 +17,7 @@ impl Collector {
                 emptied.extend(merged.0);
                 freed.extend(merged.1);
                 go.retain(|(of, _), _| of != image);
+                mapped.forget(*image);
                 images.merged(*image);
             }
             false

@@ -12,6 +12,7 @@ use crate::{
     go,
     golang::heap::Sample,
     heap::{Heap, StackIndex},
+    mapped::Mapped,
 };
 
 /// A Go runtime whose sampled objects are passed on.
@@ -38,6 +39,7 @@ impl GoHeap {
 /// The parts of the collector that records change.
 pub(super) struct Intake<'a> {
     pub(super) heap: &'a mut Heap,
+    pub(super) mapped: &'a mut Mapped,
     pub(super) images: &'a mut Images,
     pub(super) lost_beginnings: &'a mut LostBeginnings,
     pub(super) late: &'a mut (u64, Duration),
@@ -66,6 +68,12 @@ impl Intake<'_> {
             };
         }
         self.last = Some(image);
+        if let Event::Remapping(remapping) = event {
+            // Where memory only goes, nobody is asked whose it is.
+            let known = remapping.stack != 0;
+            let stack = if known { self.heap.intern(image, remapping.stack) } else { StackIndex::from_raw(0) };
+            return self.mapped.apply(image, &remapping, stack);
+        }
         self.heap.apply(origin, event);
         match event {
             Event::Stack { id, .. } => match self.heap.stacks().find(id) {
@@ -121,6 +129,7 @@ impl Intake<'_> {
         }
         if matches!(how, How::Exec | How::ExecByOtherThread) {
             self.places.resolvers().ended(parent);
+            self.mapped.forget(parent);
             self.go.retain(|(of, _), _| *of != parent);
             // The first thread has ended for this.
             self.forget_notice(Notice::FirstThreadEnded(parent));

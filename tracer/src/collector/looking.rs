@@ -1,17 +1,19 @@
 //! Making a snapshot of what the collector has.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use hashbrown::HashMap;
 
 use super::{
     Collector, nanoseconds,
-    snapshot::{GoStack, Snapshot, StackSnapshot, Trail},
+    requests::Covered,
+    snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
     clock::monotonic,
     event::Image,
     heap::{Series, StackIndex, StackUsage},
+    mapped::MappedUsage,
 };
 
 impl Collector {
@@ -71,6 +73,8 @@ impl Collector {
         Snapshot {
             stacks,
             go_stacks: go_stacks.collect(),
+            mapped: self.records_mapped.then(|| self.mapped_by_stack(now)),
+            refused_remappings: self.mapped.refused(),
             counters: self.heap.counters(),
             folded,
             loss: self.loss,
@@ -87,6 +91,31 @@ impl Collector {
         let samples = usage.estimate.map_or(0, |estimate| estimate.samples);
         // No sample stands for less.
         (usage.values.outstanding_bytes as f64 / samples.max(1) as f64).max(mean as f64)
+    }
+
+    fn mapped_by_stack(&self, now: u64) -> Vec<MappedSnapshot> {
+        let wanted = self.mapped.usage().into_iter().filter(|usage| self.images.is_wanted(usage.image));
+        let snapshots = wanted.map(|MappedUsage { image, owner, values, oldest }| MappedSnapshot {
+            pid: self.images.of(image).0,
+            image,
+            owner,
+            values,
+            oldest: oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
+            trail: self.places.trail(&self.heap, owner.stack),
+            end: self.end(owner.stack),
+        });
+        snapshots.collect()
+    }
+
+    /// What is known of parts of an image's memory.
+    pub(super) fn covered(&self, image: Image, ranges: &[Range<u64>]) -> Vec<Covered> {
+        let covered = ranges.iter().map(|range| {
+            let (own, others) = self.mapped.divide(image, range);
+            let mapped = own.iter().map(|part| part.end - part.start).sum();
+            let blocks = self.heap.covered(image, &others).into_iter().fold(0, u64::saturating_add);
+            Covered { blocks, mapped }
+        });
+        covered.collect()
     }
 
     fn end(&self, stack: StackIndex) -> u32 {

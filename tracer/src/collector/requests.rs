@@ -14,6 +14,7 @@ use super::snapshot::Snapshot;
 use crate::{
     event::{Image, Pid},
     go,
+    mapped::Owner,
     resolve::Resolved,
 };
 
@@ -46,14 +47,21 @@ pub enum Request {
         /// Where the answer goes, in the same order.
         reply: mpsc::Sender<Vec<u64>>,
     },
-    /// How much of each of these parts of an image's memory recorded blocks have been in.
+    /// How much of each of these parts of an image's memory recorded blocks have been in, or is what it has mapped itself.
     Covered {
         /// The image.
         image: Image,
         /// The parts.
         ranges: Vec<Range<u64>>,
         /// Where the answer goes, in the same order.
-        reply: mpsc::Sender<Vec<u64>>,
+        reply: mpsc::Sender<Vec<Covered>>,
+    },
+    /// The memory that an image has mapped, by itself or by its allocators.
+    Mapped {
+        /// The image.
+        image: Image,
+        /// Where the answer goes, by address.
+        reply: mpsc::Sender<Vec<(Range<u64>, Owner)>>,
     },
     /// Record this image, which the BPF side has begun but not recorded yet; a notice tells from when on.
     Resume(Image),
@@ -82,6 +90,15 @@ pub enum Request {
         /// Where the answer goes.
         reply: mpsc::Sender<Snapshot>,
     },
+}
+
+/// What is known of a part of an image's memory: bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Covered {
+    /// In which recorded blocks have been, and which it has not mapped itself.
+    pub blocks: u64,
+    /// That it has mapped itself, not by an allocator that is recorded.
+    pub mapped: u64,
 }
 
 /// Images that have ended, of one process, and are told of as another one's that has.

@@ -7,7 +7,8 @@ use tracer_ebpf::Loss;
 use crate::{
     event::{Image, Pid},
     heap::{Counters, Series, StackIndex},
-    profile::{Estimate, UnwindTable, Values},
+    mapped::Owner,
+    profile::{Estimate, MappedValues, UnwindTable, Values},
     trails::Sites,
 };
 
@@ -15,6 +16,10 @@ use crate::{
 pub struct Snapshot {
     /// By stack, in no order.
     pub stacks: Vec<StackSnapshot>,
+    /// What was mapped, by stack, in no order; `None` when that is not recorded.
+    pub mapped: Option<Vec<MappedSnapshot>>,
+    /// Changes of what was mapped that there was no room for.
+    pub refused_remappings: u64,
     /// Stacks of sampled objects of Go programs, in no order.
     pub go_stacks: Vec<GoStack>,
     /// What went through the heap.
@@ -32,6 +37,24 @@ pub struct Snapshot {
     pub unheard: u64,
     /// What stacks were unwound by.
     pub unwind_tables: Vec<UnwindTable>,
+}
+
+/// What one stack has mapped.
+pub struct MappedSnapshot {
+    /// The process.
+    pub pid: Pid,
+    /// Its image.
+    pub image: Image,
+    /// The stack within this trace, and what it has mapped.
+    pub owner: Owner,
+    /// Amounts.
+    pub values: MappedValues,
+    /// Age of the oldest of it.
+    pub oldest: Option<Duration>,
+    /// The stack's addresses.
+    pub trail: Trail,
+    /// One of [`tracer_ebpf::end`].
+    pub end: u32,
 }
 
 /// The stack of sampled objects of a Go program; what they are is known elsewhere.

@@ -9,7 +9,7 @@ use crate::{
     collector::{Request, Snapshot},
     event::Image,
     files::opener,
-    present::{GoTrace, Trace},
+    present::{GoTrace, MappedFacts, Trace},
     profile::Process,
     writer::Material,
 };
@@ -44,6 +44,19 @@ impl Session {
         for attached in &self.attached {
             self.coverage.begin(attached.pid(), attached.image());
         }
+    }
+
+    /// What is known of mapped memory besides what was recorded of it.
+    fn mapped_facts(&self) -> MappedFacts {
+        let mut facts = MappedFacts::default();
+        for attached in &self.attached {
+            if let Some(resident) = self.coverage.resident(attached.image()) {
+                facts.resident.insert(attached.image(), resident.clone());
+            }
+            let probed = attached.probed().into_iter().map(str::to_owned).collect();
+            facts.allocators.insert(attached.image(), probed);
+        }
+        facts
     }
 
     fn material(&mut self, snapshot: Snapshot, go: Vec<GoTrace>) -> Material {
@@ -86,6 +99,7 @@ impl Session {
             }
         }
         processes.extend(self.ended.together());
+        let mapped = self.mapped_facts();
         for memory in processes.iter_mut().filter_map(|process| process.memory.as_mut()).filter(|_| filtered) {
             // What is filtered out cannot be told from what is not seen.
             (memory.unexplained, memory.reasons) = (0, Vec::new());
@@ -100,6 +114,7 @@ impl Session {
             filtered,
             unseen_spans: unheard + self.found_late + in_processes,
             unseen_heaps: self.unseen_heaps.len(),
+            mapped,
             notes,
         };
         Material { trace, snapshot, go, goroutines: self.goroutines.groups() }

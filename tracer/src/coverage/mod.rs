@@ -6,6 +6,7 @@
 
 mod account;
 pub mod reasons;
+mod resident;
 mod turns;
 
 use std::{
@@ -26,6 +27,7 @@ use crate::{
     collector::{Request, Requests},
     event::{Image, Pid},
     files::root::ProcessDirectory,
+    mapped::Owner,
     process::status,
     profile::{Area, Memory, Reason},
     space::memory_map::{self, Region, Usage},
@@ -89,6 +91,8 @@ struct Reading {
     usage: Usage,
     recorded: u64,
     account: Account,
+    /// How much is resident of what it has mapped; `None` when that was not looked at, or could not be.
+    resident: Option<HashMap<Owner, u64>>,
     /// Its children. What those allocate that are not traced is not recorded.
     children: Vec<Pid>,
 }
@@ -145,7 +149,8 @@ impl Coverage {
             tracing::debug!("cannot read the mappings of process {pid}: {error}");
         });
         let begin = Begin { usage, regions: regions.ok() };
-        let last = Reading { at: now, usage, recorded: 0, account: Account::default(), children: Vec::new() };
+        let account = Account::default();
+        let last = Reading { at: now, usage, recorded: 0, account, resident: None, children: Vec::new() };
         let (ended, next_look, search) = (false, now, None);
         self.processes.insert(image, Process { pid, image, started, begin, last, ended, next_look, search });
         self.pids.insert(pid);
@@ -164,7 +169,7 @@ impl Coverage {
             let to_be_explained = process.was_counted(at, usage, recorded);
             if to_be_explained && at >= process.next_look && self.looks.has_some(at) {
                 let begun = processor_time();
-                process.look(&self.requests, follows_go(process.pid));
+                process.look(&self.requests, follows_go(process.pid), false);
                 let used = processor_time().saturating_sub(begun);
                 self.looks.spend(used);
                 process.next_look = Instant::now() + used * REST;
@@ -208,7 +213,7 @@ impl Coverage {
         for (image, at, usage, recorded) in counted {
             let Some(process) = processes.get_mut(&image) else { continue };
             if Instant::now() < until {
-                process.look(requests, follows_go(process.pid));
+                process.look(requests, follows_go(process.pid), true);
             } else {
                 process.count(at, usage, recorded);
                 by_counters += 1;
@@ -243,6 +248,12 @@ impl Coverage {
             std::cmp::Reverse(process.map(|process| process.by_counters(*usage, *recorded).unexplained()))
         });
         counted
+    }
+
+    /// How much is resident of what an image has mapped, by whom; `None` when that is not known.
+    pub fn resident(&self, image: Image) -> Option<&HashMap<Owner, u64>> {
+        let process = self.processes.get(&image)?;
+        process.last.resident.as_ref().filter(|_| !process.ended)
     }
 
     /// What is known of a process, which holds `elsewhere` bytes in other heaps than that of an allocator, and whose allocator
@@ -294,8 +305,8 @@ impl Process {
         Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into() }
     }
 
-    /// Looks at all mappings.
-    fn look(&mut self, requests: &Requests, go: bool) {
+    /// Looks at all mappings; `pages`: and at which pages there are of what was mapped.
+    fn look(&mut self, requests: &Requests, go: bool, pages: bool) {
         let at = Instant::now();
         let read = self.open().and_then(|directory| Ok((memory_map::usage(&directory)?, directory)));
         let Ok((usage, directory)) = read else {
@@ -319,7 +330,9 @@ impl Process {
         };
         // After the records up to now have been taken in, which the question for what is covered sees to.
         let recorded = held(requests, self.image);
-        self.last = Reading { at, usage, recorded, account, children: reasons::children(self.pid) };
+        let mapped = pages.then(|| requests.ask(|reply| Request::Mapped { image: self.image, reply }).ok()).flatten();
+        let resident = mapped.and_then(|ranges| resident::by_owner(&directory.file("pagemap").ok()?, &ranges));
+        self.last = Reading { at, usage, recorded, account, resident, children: reasons::children(self.pid) };
         if self.search.is_none() && !self.figures(0).is_explained() {
             self.search();
         }
@@ -412,7 +425,7 @@ mod tests {
         let usage = |anonymous| Usage { anonymous, file: 0, shared: 0 };
         let at = Instant::now();
         let account = Account { fresh: 50, unexplained: [(Area::Mapped, 50)].into() };
-        let last = Reading { at, usage: usage(100), recorded: 0, account, children: Vec::new() };
+        let last = Reading { at, usage: usage(100), recorded: 0, account, resident: None, children: Vec::new() };
         let begin = Begin { usage: usage(100), regions: None };
         let (image, search) = (Image(1), None);
         let mut process = Process { pid: 1, image, started: 0, begin, last, ended: false, next_look: at, search };

@@ -86,6 +86,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         duration: clock.elapsed(),
         mode: Mode::Snapshot,
         quality,
+        mappings: None,
         goroutines: groups,
         processes: vec![process],
         stacks: Vec::new(),

@@ -136,3 +136,8 @@ fn call_in_go(go: &HashMap<Pid, Symbols<Arc<Runtime>>>, pid: Pid, site: &Site) -
         _ => None,
     }
 }
+
+/// A stack that stands for what is not known.
+pub(super) fn stand_in(name: &str) -> Frames {
+    vec![Frame { function: Some(name.to_owned()), ..Frame::default() }].into()
+}

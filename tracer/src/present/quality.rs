@@ -59,6 +59,7 @@ pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         inherited_frees: snapshot.counters.inherited_frees,
         unmatched_frees: snapshot.counters.unmatched_frees,
         missed_frees: snapshot.counters.missed_frees,
+        lost_remappings: loss.remappings + snapshot.refused_remappings,
         truncated,
         uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).fold(0, u64::saturating_add),
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add),
@@ -136,7 +137,9 @@ fn truncated(snapshot: &Snapshot, go: &[GoTrace]) -> BTreeMap<Truncation, u64> {
     let sampled = snapshot.go_stacks.iter().filter(|stack| held.contains(&stack.stack));
     let sampled = sampled.map(|stack| (&stack.trail, stack.end));
     let mut counts = BTreeMap::new();
-    for (trail, end) in native.chain(sampled) {
+    let mapped = snapshot.mapped.iter().flatten().filter(|stack| stack.values.bytes > 0);
+    let mapped = mapped.map(|stack| (&stack.trail, stack.end));
+    for (trail, end) in native.chain(sampled).chain(mapped) {
         if let (Trail::Known(_), Some(reason)) = (trail, Truncation::of(end)) {
             *counts.entry(reason).or_default() += 1;
         }

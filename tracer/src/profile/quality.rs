@@ -128,6 +128,8 @@ pub struct Quality {
     pub inherited_frees: u64,
     /// Blocks whose address was handed out again although no free of it was seen.
     pub missed_frees: u64,
+    /// Changes of what programs have mapped themselves that could not be recorded: where that is told, it may be wrong.
+    pub lost_remappings: u64,
     /// Stacks that end before the thread's root, by the reason. No entry is 0.
     pub truncated: BTreeMap<Truncation, u64>,
     /// Outstanding bytes that a lost free may have ended.
@@ -198,6 +200,8 @@ pub enum Missing {
     Calls,
     /// Records that make no sense.
     Records,
+    /// Changes of what programs have mapped themselves.
+    Remappings,
     /// Frees that a later allocation shows.
     UnseenFrees,
     /// Whether bytes are still held.
@@ -231,6 +235,7 @@ impl Missing {
             Self::Moments => "lost_moments",
             Self::Calls => "untracked_calls",
             Self::Records => "unknown_records",
+            Self::Remappings => "lost_remappings",
             Self::UnseenFrees => "missed_frees",
             Self::Certainty => "uncertain_bytes",
             Self::Stacks => "unknown_stack_bytes",
@@ -256,6 +261,7 @@ impl Missing {
             | Self::Records
             | Self::Samples => true,
             Self::Moments
+            | Self::Remappings
             | Self::Frees
             | Self::UnseenFrees
             | Self::Certainty
@@ -302,8 +308,13 @@ impl Quality {
     /// of it, and the exit status.
     pub fn gaps(&self) -> Vec<Gap> {
         let q = self;
-        let events =
-            q.recorded_events + q.lost_allocs + q.lost_frees + q.lost_moments + q.untracked_calls + q.unknown_records;
+        let events = q.recorded_events
+            + q.lost_allocs
+            + q.lost_frees
+            + q.lost_moments
+            + q.untracked_calls
+            + q.unknown_records
+            + q.lost_remappings;
         let samples = q.sampling.map_or(0, |sampling| sampling.samples);
         // Few of them are told by a note only.
         let cycles = if q.missed_cycles as f64 > q.cycles as f64 * INCOMPLETE_CYCLES { q.missed_cycles } else { 0 };
@@ -329,6 +340,7 @@ impl Quality {
             (Missing::Calls, q.untracked_calls, events, share),
             (Missing::Moments, q.lost_moments, events, share),
             (Missing::Records, q.unknown_records, events, share),
+            (Missing::Remappings, q.lost_remappings, events, share),
         ];
         let gaps = all.into_iter().map(|(what, amount, of, tolerated)| Gap { what, amount, of, tolerated });
         gaps.filter(|gap| gap.amount > 0).collect()
@@ -375,7 +387,7 @@ mod tests {
     #[test]
     fn each_way_to_be_incomplete_is_so_at_once_and_in_the_exit_status_beyond_its_share() {
         type Set = fn(&mut Quality, u64);
-        let ways: [(Missing, Set, Option<u64>); 13] = [
+        let ways: [(Missing, Set, Option<u64>); 14] = [
             (Missing::AllAllocations, |q, n| q.silent_targets = n, Some(2)),
             (Missing::Allocations, |q, n| q.lost_allocs = n, Some(1_002)),
             (Missing::Room, |q, n| q.refused_allocs = n, Some(1_001)),
@@ -384,6 +396,7 @@ mod tests {
             (Missing::Calls, |q, n| q.untracked_calls = n, Some(1_002)),
             (Missing::Records, |q, n| q.unknown_records = n, Some(1_002)),
             (Missing::UnseenFrees, |q, n| q.missed_frees = n, Some(1_001)),
+            (Missing::Remappings, |q, n| q.lost_remappings = n, Some(1_002)),
             (Missing::Certainty, |q, n| q.uncertain_bytes = n, Some(1_001)),
             (Missing::Stacks, |q, n| q.unknown_stack_bytes = n, Some(1_001)),
             (Missing::Samples, |q, n| q.unresolved_samples = n, Some(53)),

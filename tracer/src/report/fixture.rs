@@ -47,6 +47,7 @@ pub(super) fn profile() -> Profile {
             zero_sized,
             freed,
         ],
+        mappings: None,
         goroutines: Vec::new(),
         quality: Quality { unmatched_frees: 17, recorded_events: 5_000, ..Quality::default() },
         unwind_tables: vec![UnwindTable {
@@ -256,6 +257,7 @@ pub(super) fn everything_missing() -> Quality {
         inherited_frees: 0,
         unmatched_frees: 6,
         missed_frees: 3,
+        lost_remappings: 14,
         truncated: [(Truncation::Depth, 2), (Truncation::NoRule, 3)].into(),
         uncertain_bytes: 4_096,
         unknown_stack_bytes: 77,

@@ -14,7 +14,7 @@ use super::{
     escape,
     merge::{Merged, unit},
     numbers,
-    options::Options,
+    options::{Options, Value},
     words,
 };
 use crate::profile::{Kind, Profile};
@@ -36,11 +36,11 @@ const GREY: Color = Color { r: 190, g: 190, b: 190 };
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
     let merged = Merged::new(profile, options, LONGEST_NAME);
     if merged.stacks().next().is_none() {
-        return write_empty(profile, out);
+        return write_empty(profile, options.value, out);
     }
     let mut palette = palette(&merged);
     let mut drawing = flamegraph::Options::default();
-    drawing.title = title(profile);
+    drawing.title = title(profile, options.value);
     drawing.subtitle = Some(subtitle(profile));
     drawing.count_name = unit(profile, options.value).to_owned();
     drawing.name_type = "Frame:".to_owned();
@@ -113,9 +113,13 @@ impl Walk<'_> {
     }
 }
 
-fn title(profile: &Profile) -> String {
+fn title(profile: &Profile, value: Value) -> String {
     let totals = profile.totals();
     let held = match profile.kind {
+        Kind::Heap if value == Value::Mapped => {
+            let (mapped, _) = profile.mappings.as_ref().map(|mappings| mappings.totals(false)).unwrap_or_default();
+            format!("{} mapped in {}", numbers::exact_size(mapped.bytes), numbers::count(mapped.ranges, "range"))
+        }
         Kind::Heap => format!(
             "{} outstanding in {}",
             numbers::exact_size(totals.outstanding_bytes),
@@ -163,12 +167,13 @@ fn color(module: &str) -> Color {
 }
 
 /// inferno takes no empty input, so the picture of nothing is our own.
-fn write_empty(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+fn write_empty(profile: &Profile, value: Value, out: &mut impl Write) -> io::Result<()> {
     let nothing = match profile.kind {
+        Kind::Heap if value == Value::Mapped => "nothing is mapped by the program itself",
         Kind::Heap => "nothing is outstanding",
         Kind::Goroutines => "there is no goroutine",
     };
-    let lines = [title(profile), subtitle(profile), nothing.to_owned()];
+    let lines = [title(profile, value), subtitle(profile), nothing.to_owned()];
     writeln!(out, r#"<?xml version="1.0" encoding="UTF-8"?>"#)?;
     writeln!(out, r#"<svg version="1.1" width="1200" height="110" xmlns="http://www.w3.org/2000/svg">"#)?;
     writeln!(out, r##"<rect width="100%" height="100%" fill="#f8f8f8"/>"##)?;
@@ -189,7 +194,7 @@ mod tests {
     use super::*;
     use crate::{
         profile::StackEntry,
-        report::{Format, Value, fixture},
+        report::{Format, fixture},
     };
 
     fn svg(profile: &Profile, value: Value) -> String {

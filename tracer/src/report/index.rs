@@ -56,6 +56,11 @@ impl<'a> Index<'a> {
         Self { profile, by_image, by_pid: HashMap::new(), names, by_name }
     }
 
+    /// The process with this image; `None` when nothing is known of it.
+    pub(super) fn of_image(&self, image: u32) -> Option<&'a Process> {
+        self.by_image.get(&image).copied()
+    }
+
     /// The process of a stack; `None` when nothing is known of it.
     pub(super) fn of_stack(&self, stack: &StackEntry) -> Option<&'a Process> {
         self.by_image.get(&stack.image).copied()

@@ -3,6 +3,7 @@
 //! One object on one line. Its fields are the format's definition, so they are spelled out here and do not follow the
 //! names of the types in [`profile`](crate::profile). Names stay as they are, whatever is in them.
 
+mod mapped;
 mod processes;
 mod quality;
 mod saved;
@@ -64,6 +65,9 @@ impl Serialize for SavedProfile<'_> {
                 object.serialize_entry("groups", &Groups(self.by, &groups))?;
                 object.serialize_entry("totals", &Saved(&profile.totals()))?;
                 object.serialize_entry("stacks", &Saved(&*profile.stacks))?;
+                if let Some(mappings) = &profile.mappings {
+                    object.serialize_entry("mappings", &Saved(mappings))?;
+                }
                 object.serialize_entry("goroutines", &Saved(&*profile.goroutines))?;
                 object.serialize_entry("quality", &Saved(&profile.quality))?;
                 object.serialize_entry("unwind_tables", &Saved(&*profile.unwind_tables))?;

@@ -99,6 +99,17 @@ struct Amount<'a> {
 
 fn amounts<'a>(profile: &'a Profile, index: &mut Index<'a>, value: Value) -> Vec<Amount<'a>> {
     match profile.kind {
+        Kind::Heap if value == Value::Mapped => {
+            let stacks = profile.mappings.iter().flat_map(|mappings| &mappings.stacks);
+            let of = stacks.filter(|stack| !stack.by_allocator).map(|stack| Amount {
+                process: index.of_image(stack.image),
+                pid: stack.pid,
+                heap: None,
+                frames: &stack.frames,
+                amount: stack.values.bytes,
+            });
+            of.collect()
+        }
         Kind::Heap => {
             let of = profile.stacks.iter().map(|entry| Amount {
                 process: index.of_stack(entry),

@@ -12,6 +12,7 @@ mod groups;
 mod head;
 mod index;
 mod json;
+mod mapped;
 mod merge;
 mod name;
 mod numbers;

@@ -73,13 +73,15 @@ pub enum Value {
     Bytes,
     /// Outstanding blocks.
     Count,
+    /// Bytes that programs have mapped themselves, beside their heaps.
+    Mapped,
 }
 
 impl Value {
-    const ALL: [Self; 2] = [Self::Bytes, Self::Count];
+    const ALL: [Self; 3] = [Self::Bytes, Self::Count, Self::Mapped];
 
     /// Names of all values, as [`FromStr`] takes them.
-    pub fn names() -> [&'static str; 2] {
+    pub fn names() -> [&'static str; 3] {
         Self::ALL.map(Self::name)
     }
 
@@ -88,20 +90,22 @@ impl Value {
         match self {
             Self::Bytes => "bytes",
             Self::Count => "count",
+            Self::Mapped => "mapped",
         }
     }
 
     /// The unit that it is counted in.
     pub(super) fn unit(self) -> &'static str {
         match self {
-            Self::Bytes => "bytes",
+            Self::Bytes | Self::Mapped => "bytes",
             Self::Count => "blocks",
         }
     }
 
+    /// That of a heap, which has no mapped bytes: stacks are ranked by their bytes then.
     pub(super) fn of(self, values: &Values) -> u64 {
         match self {
-            Self::Bytes => values.outstanding_bytes,
+            Self::Bytes | Self::Mapped => values.outstanding_bytes,
             Self::Count => values.outstanding_blocks,
         }
     }
@@ -181,7 +185,7 @@ mod tests {
             assert_eq!(value.name().parse(), Ok(value));
         }
         assert_eq!(Format::names(), ["text", "folded", "svg", "pprof", "json"]);
-        assert_eq!(Value::names(), ["bytes", "count"]);
+        assert_eq!(Value::names(), ["bytes", "count", "mapped"]);
     }
 
     #[test]

@@ -20,8 +20,14 @@ use self::{
     message::{Label, Sample},
     strings::Strings,
 };
-use super::{escape::visible, head, index::Index, name, options::Options};
-use crate::profile::{Frames, GoroutineGroup, Kind, Process, Profile, StackEntry};
+use super::{
+    escape::visible,
+    head,
+    index::Index,
+    name,
+    options::{Options, Value},
+};
+use crate::profile::{Frames, GoroutineGroup, Kind, MappedStack, Process, Profile, StackEntry};
 
 /// Types of the samples of a heap profile, and their units.
 const HEAP: &[(&str, &str)] =
@@ -33,9 +39,13 @@ const HEAP_PERIOD: (&str, &str) = ("space", "bytes");
 /// The same of a goroutine profile.
 const GOROUTINES: &[(&str, &str)] = &[("goroutine", "count")];
 
+/// The same of what programs have mapped themselves, and what pprof shows of it.
+const MAPPED: &[(&str, &str)] = &[("mapped_ranges", "count"), ("mapped_space", "bytes"), ("mapped_resident", "bytes")];
+const MAPPED_DEFAULT: &str = "mapped_space";
+
 /// Writes the profile.
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
-    let bytes = Writer::new(profile).message(options)?.encode_to_vec();
+    let bytes = Writer::new(profile, options.value).message(options)?.encode_to_vec();
     let mut gzip = GzEncoder::new(out, Compression::default());
     gzip.write_all(&bytes)?;
     gzip.finish()?;
@@ -53,8 +63,8 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn new(profile: &'a Profile) -> Self {
-        let room = vec![i64::MAX; types(profile.kind).len()];
+    fn new(profile: &'a Profile, value: Value) -> Self {
+        let room = vec![i64::MAX; types(profile.kind, value).len()];
         let (strings, locations) = (Strings::new(), Locations::new(profile));
         Self { profile, index: Index::new(profile), strings, locations, room }
     }
@@ -62,11 +72,16 @@ impl<'a> Writer<'a> {
     fn message(mut self, options: &Options) -> io::Result<message::Profile> {
         let profile = self.profile;
         let sample = match profile.kind {
+            Kind::Heap if options.value == Value::Mapped => {
+                let stacks = profile.mappings.iter().flat_map(|mappings| &mappings.stacks);
+                stacks.filter_map(|stack| self.of_mapped(stack)).collect()
+            }
             Kind::Heap => profile.stacks.iter().filter_map(|entry| self.of_stack(entry)).collect(),
             Kind::Goroutines => profile.goroutines.iter().filter_map(|group| self.of_goroutines(group)).collect(),
         };
-        let types = types(profile.kind);
+        let types = types(profile.kind, options.value);
         let (default, period) = match profile.kind {
+            Kind::Heap if options.value == Value::Mapped => (MAPPED_DEFAULT, HEAP_PERIOD),
             Kind::Heap => (HEAP_DEFAULT, HEAP_PERIOD),
             Kind::Goroutines => (GOROUTINES[0].0, GOROUTINES[0]),
         };
@@ -102,6 +117,16 @@ impl<'a> Writer<'a> {
                 label.push(self.strings.label("heap", entry.heap.name()));
             }
             Sample { location_id: self.stack(&entry.frames), value: self.values(&values), label }
+        })
+    }
+
+    /// `None` when it holds nothing, or is an allocator's.
+    fn of_mapped(&mut self, stack: &'a MappedStack) -> Option<Sample> {
+        let values = [stack.values.ranges, stack.values.bytes, stack.resident.unwrap_or(0)];
+        (!stack.by_allocator && stack.values.bytes > 0).then(|| {
+            let mut label = self.labels_of_process(self.index.of_image(stack.image), stack.pid);
+            label.push(self.strings.label("mapped", stack.kind.name()));
+            Sample { location_id: self.stack(&stack.frames), value: self.values(&values), label }
         })
     }
 
@@ -152,8 +177,9 @@ impl<'a> Writer<'a> {
     }
 }
 
-fn types(kind: Kind) -> &'static [(&'static str, &'static str)] {
+fn types(kind: Kind, value: Value) -> &'static [(&'static str, &'static str)] {
     match kind {
+        Kind::Heap if value == Value::Mapped => MAPPED,
         Kind::Heap => HEAP,
         Kind::Goroutines => GOROUTINES,
     }

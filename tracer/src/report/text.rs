@@ -12,7 +12,7 @@ use super::{
     frames::{self, LONGEST_NAME},
     goroutines, head,
     index::Index,
-    name, numbers,
+    mapped, name, numbers,
     options::Options,
     stacks::{self, Merged},
     words,
@@ -33,7 +33,8 @@ pub(super) fn write_interval(profile: &Profile, options: &Options, out: &mut imp
     write_header(profile, (&index, options), &totals, ranked.len(), out)?;
     head::write_quality(&profile.quality, out)?;
     if ranked.is_empty() {
-        return write_nothing(&totals, out);
+        write_nothing(&totals, out)?;
+        return mapped::write_stacks(profile, &index, options.top, out);
     }
     let (shown, rest) = ranked.split_at(options.top.min(ranked.len()));
     for (place, merged) in shown.iter().enumerate() {
@@ -43,7 +44,8 @@ pub(super) fn write_interval(profile: &Profile, options: &Options, out: &mut imp
         writeln!(out, "\n#{}  {}, {share} of all {}", place + 1, held(values), options.value.unit())?;
         write_stack(profile, &index, merged, out)?;
     }
-    write_rest(rest, !shown.is_empty(), out)
+    write_rest(rest, !shown.is_empty(), out)?;
+    mapped::write_stacks(profile, &index, options.top, out)
 }
 
 /// The stacks that hold blocks, most of the chosen value first.
@@ -91,6 +93,7 @@ fn write_header(
         writeln!(out, "  ended        {held} were held by processes when they ended: not outstanding")?;
     }
     head::write_memory(profile, out)?;
+    mapped::write_summary(profile, out)?;
     match goroutines::summary(profile) {
         Some(summary) => writeln!(out, "  goroutines   {summary}"),
         None => Ok(()),

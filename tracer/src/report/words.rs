@@ -270,6 +270,9 @@ pub(super) fn gap(gap: &Gap) -> String {
         Missing::UnseenFrees => format!("{} missed (the address was handed out again)", count("free")),
         Missing::Stacks => format!("{} held by stacks that are not known", exact_size(gap.amount)),
         Missing::Calls => format!("{} into the allocator not followed", count("call")),
+        Missing::Remappings => {
+            format!("{} of mappings not recorded: what is told of mapped memory may be wrong", count("change"))
+        }
         Missing::Records => format!("{} not understood (a bug in tracer)", count("record")),
     }
 }

@@ -81,7 +81,7 @@ fn fields_are_those_of_the_format_and_no_others() {
                 "complete": true, "gaps": [], "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
                 "inherited_frees": 0,
                 "truncated_stacks": 0, "truncated_by_reason": {}, "uncertain_bytes": 0, "sampling": null,
-                "cycles": 0, "missed_cycles": 0, "collections": [], "uncollected_heaps": 0, "undecided_samples": 0, "unresolved_samples": 0,
+                "cycles": 0, "missed_cycles": 0, "collections": [], "uncollected_heaps": 0, "undecided_samples": 0, "unresolved_samples": 0, "lost_remappings": 0,
                 "notes": [],
             },
             "unwind_tables": [{
@@ -237,7 +237,7 @@ fn each_gap_is_listed_with_its_words() {
             "inherited_frees": 0,
             "truncated_stacks": 5, "truncated_by_reason": {"depth": 2, "no_rule": 3}, "uncertain_bytes": 4_096,
             "sampling": null, "cycles": 90, "missed_cycles": 9,
-            "collections": [{"pid": 4711, "at_begin": 5, "at_end": 17}], "uncollected_heaps": 1, "undecided_samples": 10, "unresolved_samples": 11,
+            "collections": [{"pid": 4711, "at_begin": 5, "at_end": 17}], "uncollected_heaps": 1, "undecided_samples": 10, "unresolved_samples": 11, "lost_remappings": 14,
             "notes": ["the first note"],
         })
     );

@@ -1,0 +1,327 @@
+//! What a system call has done with mappings: by what it was asked for, what was there before, and the kernel's tree of them.
+
+use core::ffi::c_void;
+
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_loop};
+use tracer_ebpf::{MAX_IN_FLIGHT, remapping};
+
+use crate::{
+    mappings, returns,
+    thread::{self, Thread},
+};
+
+/// The device of the files that shared anonymous memory is made of. Set by user space before loading.
+#[unsafe(no_mangle)]
+static SHARED_DEVICE: u32 = 0;
+
+pub(crate) const PAGE: u64 = 4096;
+/// Of huge pages, which the kernel aligns large anonymous mappings to (`PMD_SIZE`).
+const HUGE_PAGE: u64 = 2 << 20;
+
+/// System calls.
+pub(crate) mod call {
+    pub(crate) const MMAP: u64 = 9;
+    pub(crate) const MPROTECT: u64 = 10;
+    pub(crate) const MUNMAP: u64 = 11;
+    pub(crate) const BRK: u64 = 12;
+    pub(crate) const MREMAP: u64 = 25;
+    pub(crate) const SHMAT: u64 = 30;
+    pub(crate) const SHMDT: u64 = 67;
+    pub(crate) const PKEY_MPROTECT: u64 = 329;
+}
+
+/// Flags of mmap(2), and what may be done with memory.
+mod map {
+    pub(super) const SHARED: u64 = 1;
+    pub(super) const TYPE: u64 = 3;
+    pub(super) const FIXED: u64 = 0x10;
+    pub(super) const ANONYMOUS: u64 = 0x20;
+    pub(super) const GROWSDOWN: u64 = 0x100;
+    pub(super) const STACK: u64 = 0x2_0000;
+    pub(super) const HUGETLB: u64 = 0x4_0000;
+    pub(super) const HUGE_SHIFT: u32 = 26;
+    pub(super) const FIXED_NOREPLACE: u64 = 0x10_0000;
+    /// Reading, writing, execution.
+    pub(super) const ANY_USE: u64 = 7;
+}
+
+/// Flags of mremap(2).
+mod remap {
+    pub(super) const FIXED: u64 = 2;
+    pub(super) const DONTUNMAP: u64 = 4;
+}
+
+/// What is not a change, or is of no interest.
+const NOTHING: u32 = 0;
+/// A change by which memory only goes.
+pub(crate) const GOES: u32 = 1;
+/// One by which it comes.
+pub(crate) const COMES: u32 = 2;
+/// Where it has come cannot be told.
+pub(crate) const UNKNOWN: u32 = 3;
+
+/// What the system call of the current thread has done: one of the above, and the record of it. A global function, as
+/// [`mappings::look_up_mapping`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn settle_remapping() -> u32 {
+    let Some(thread) = thread::existing(bpf_get_current_pid_tgid()) else { return NOTHING };
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let thread = unsafe { &mut *thread };
+    let number = thread.remapper.call - 1;
+    thread.remapper.call = 0;
+    let remapper = &mut thread.remapper;
+    let record = &mut remapper.record;
+    (record.old_start, record.old_end, record.stack) = (0, 0, 0);
+    let found = match number {
+        call::MMAP => mmap(thread),
+        call::MUNMAP => {
+            let (start, length) = (remapper.arguments[0], pages(remapper.arguments[1]));
+            if start % PAGE != 0 || length == 0 || mappings::look_up_area(start) != 0 {
+                return NOTHING;
+            }
+            tell(thread, remapping::UNMAPPED, start, start.wrapping_add(length));
+            GOES
+        }
+        call::BRK => brk(thread),
+        call::MREMAP => mremap(thread),
+        call::SHMAT => shmat(thread),
+        call::SHMDT => {
+            let (start, end) = (remapper.start, remapper.end);
+            if end == 0 || mappings::look_up_area(start) != 0 {
+                return NOTHING;
+            }
+            tell(thread, remapping::UNMAPPED, start, end);
+            GOES
+        }
+        _ => mprotect(thread),
+    };
+    if found == COMES {
+        find_call_in_flight(thread);
+        let by_allocator = if thread.remapper.by_allocator != 0 { remapping::BY_ALLOCATOR } else { 0 };
+        thread.remapper.record.what |= by_allocator;
+    }
+    found
+}
+
+#[inline(always)]
+fn tell(thread: &mut Thread, what: u64, start: u64, end: u64) {
+    let record = &mut thread.remapper.record;
+    (record.what, record.start, record.end) = (what, start, end);
+}
+
+#[inline(always)]
+fn pages(bytes: u64) -> u64 {
+    bytes.wrapping_add(PAGE - 1) & !(PAGE - 1)
+}
+
+/// Whether all of a range lies in one mapping; that is `walk.area` then.
+#[inline(always)]
+fn is_mapped(thread: &mut Thread, start: u64, length: u64) -> bool {
+    mappings::look_up_area(start) != 0 && thread.walk.area.end.wrapping_sub(start) >= length
+}
+
+/// Whether a mapping begins at `start`, within room that was found from `room` on.
+#[inline(always)]
+fn begins_at(thread: &mut Thread, room: u64, start: u64, length: u64) -> bool {
+    // Where nothing was, what begins later begins a mapping; at the very begin it may have become one with what was before.
+    is_mapped(thread, start, length) && (start == room || thread.walk.area.start == start)
+}
+
+/// Where in the room that was found a new mapping of that length lies; 0: nowhere. The kernel may ask for more than it needs, to
+/// align the mapping in it.
+#[inline(always)]
+fn placed(thread: &mut Thread, length: u64, offset: u64) -> u64 {
+    for at in 0..2 {
+        let (room, wanted) = thread.remapper.rooms[at];
+        if wanted == 0 {
+            continue;
+        }
+        if begins_at(thread, room, room, length) {
+            return room;
+        }
+        if wanted > length {
+            let aligned = room.wrapping_add(offset.wrapping_sub(room) & (HUGE_PAGE - 1));
+            if begins_at(thread, room, aligned, length) {
+                return aligned;
+            }
+            if begins_at(thread, room, room.wrapping_add(HUGE_PAGE), length) {
+                return room.wrapping_add(HUGE_PAGE);
+            }
+        }
+    }
+    0
+}
+
+#[inline(always)]
+fn mmap(thread: &mut Thread) -> u32 {
+    let [hint, length, protection, flags, _] = thread.remapper.arguments;
+    let mut length = pages(length);
+    if flags & map::HUGETLB != 0 {
+        let shift = flags >> map::HUGE_SHIFT & 63;
+        let size = if shift == 0 { HUGE_PAGE } else { 1 << (shift & 63) };
+        length = length.wrapping_add(size - 1) & !(size - 1);
+    }
+    if length == 0 {
+        return NOTHING;
+    }
+    let fixed = flags & (map::FIXED | map::FIXED_NOREPLACE) != 0;
+    let asked = hint.wrapping_add(if fixed { 0 } else { PAGE - 1 }) & !(PAGE - 1);
+    let found_room = thread.remapper.rooms[0].1 != 0;
+    let start = if fixed || !found_room {
+        if is_mapped(thread, asked, length) { asked } else { 0 }
+    } else {
+        placed(thread, length, 0)
+    };
+    if start == 0 {
+        // It has failed, or, where room was found, been placed in a way that is not known.
+        return if found_room && mappings::look_up_area(thread.remapper.rooms[0].0) != 0 { UNKNOWN } else { NOTHING };
+    }
+    // Where the address was asked for, what is there may be older: the call has failed.
+    let used = thread.walk.area.flags & map::ANY_USE != 0;
+    if used != (protection & map::ANY_USE != 0) {
+        return NOTHING;
+    }
+    // SAFETY: a read of a global that user space wrote before loading.
+    let shared_device = unsafe { core::ptr::read_volatile(&raw const SHARED_DEVICE) };
+    let of_file = thread.walk.area.is_file != 0;
+    let in_memory = of_file && shared_device != 0 && thread.walk.area.key.device == shared_device;
+    let is_shared = flags & map::TYPE == map::SHARED || flags & map::TYPE == map::TYPE;
+    let end = start.wrapping_add(length);
+    if flags & map::ANONYMOUS == 0 && !(is_shared && in_memory) {
+        tell(thread, remapping::UNMAPPED, start, end);
+        return if fixed { GOES } else { NOTHING };
+    }
+    let mut what = remapping::MAPPED;
+    if is_shared {
+        what |= remapping::SHARED;
+    }
+    if !used {
+        what |= remapping::RESERVED;
+    }
+    if flags & (map::STACK | map::GROWSDOWN) != 0 {
+        what |= remapping::STACK;
+    }
+    tell(thread, what, start, end);
+    COMES
+}
+
+#[inline(always)]
+fn brk(thread: &mut Thread) -> u32 {
+    let (before, now) = (pages(thread.remapper.program_break), pages(mappings::program_break()));
+    if before == 0 || now == before {
+        return NOTHING;
+    }
+    if now > before {
+        tell(thread, remapping::MAPPED | remapping::BREAK, before, now);
+        return COMES;
+    }
+    tell(thread, remapping::UNMAPPED, now, before);
+    GOES
+}
+
+#[inline(always)]
+fn mremap(thread: &mut Thread) -> u32 {
+    let [old, old_length, new_length, flags, new] = thread.remapper.arguments;
+    let (old_length, new_length) = (pages(old_length), pages(new_length));
+    let before = thread.remapper.end;
+    if old % PAGE != 0 || new_length == 0 || before == 0 {
+        return NOTHING;
+    }
+    let stays = flags & remap::DONTUNMAP != 0;
+    let found_room = thread.remapper.rooms[0].1 != 0;
+    let start;
+    if flags & remap::FIXED != 0 {
+        let left = !stays && mappings::look_up_area(old) != 0;
+        start = if !left && is_mapped(thread, new, new_length) { new } else { 0 };
+    } else if found_room && (stays || new_length > old_length) {
+        start = placed(thread, new_length, old);
+    } else if new_length > old_length {
+        // In place, which is possible for a whole mapping only.
+        let grew = old.wrapping_add(old_length) == before && is_mapped(thread, old, new_length);
+        start = if grew { old } else { 0 };
+    } else if new_length < old_length {
+        let left = mappings::look_up_area(old.wrapping_add(new_length)) != 0;
+        start = if left { 0 } else { old };
+    } else {
+        return NOTHING;
+    }
+    if start == 0 {
+        return NOTHING;
+    }
+    let left = if stays { remapping::LEFT } else { 0 };
+    tell(thread, remapping::MOVED | left, start, start.wrapping_add(new_length));
+    let record = &mut thread.remapper.record;
+    (record.old_start, record.old_end) = (old, old.wrapping_add(old_length));
+    if new_length < old_length && !stays { GOES } else { COMES }
+}
+
+#[inline(always)]
+fn shmat(thread: &mut Thread) -> u32 {
+    let asked = thread.remapper.arguments[1] & !(PAGE - 1);
+    let (room, wanted) = thread.remapper.rooms[0];
+    let mut start = asked;
+    if wanted != 0 {
+        start = placed(thread, PAGE, 0);
+        if start == 0 {
+            return if mappings::look_up_area(room) != 0 { UNKNOWN } else { NOTHING };
+        }
+    }
+    if start == 0 || mappings::look_up_area(start) == 0 || thread.walk.area.start != start {
+        return NOTHING;
+    }
+    let end = thread.walk.area.end;
+    tell(thread, remapping::MAPPED | remapping::SHARED, start, end);
+    COMES
+}
+
+/// Only what makes reserved addresses memory, or memory reserved addresses.
+#[inline(always)]
+fn mprotect(thread: &mut Thread) -> u32 {
+    let [start, length, protection, ..] = thread.remapper.arguments;
+    let length = pages(length);
+    let was_used = thread.remapper.flags & map::ANY_USE != 0;
+    let is_used = protection & map::ANY_USE != 0;
+    if thread.remapper.end == 0 || was_used == is_used || length == 0 {
+        return NOTHING;
+    }
+    if mappings::look_up_area(start) == 0 || (thread.walk.area.flags & map::ANY_USE != 0) != is_used {
+        return NOTHING;
+    }
+    let what = if is_used { remapping::OPENED } else { remapping::CLOSED };
+    tell(thread, what, start, start.wrapping_add(length));
+    if is_used { COMES } else { GOES }
+}
+
+/// Looks whether the caller is in a call into an allocator: for `remapper.by_allocator`.
+#[inline(always)]
+fn find_call_in_flight(thread: &mut Thread) {
+    thread.remapper.by_allocator = 0;
+    if thread.used == 0 {
+        return;
+    }
+    let mut searched: *mut Thread = thread;
+    // SAFETY: the callback is given a pointer that outlives the loop.
+    unsafe { bpf_loop(MAX_IN_FLIGHT as u32, is_in_flight as *mut c_void, (&raw mut searched).cast(), 0) };
+}
+
+/// Looks at one call; 1 ends the loop.
+extern "C" fn is_in_flight(index: u64, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let thread = unsafe { &mut **thread };
+    let index = index as u32 & (MAX_IN_FLIGHT as u32 - 1);
+    let call = &thread.calls[index as usize & (MAX_IN_FLIGHT - 1)];
+    if thread.used >> index & 1 == 0 || call.sp < thread.remapper.sp {
+        return 0;
+    }
+    // SAFETY: the helper checks the address.
+    let slot = unsafe { bpf_probe_read_user(call.sp as *const u64).unwrap_or(0) };
+    // One that has not returned: a call that was left (longjmp) has its return address overwritten sooner or later.
+    let taken = thread.trampoline != 0 && slot == thread.trampoline;
+    let runs = slot == call.caller || taken || thread.trampoline == 0 && returns::first() != 0;
+    if runs {
+        thread.remapper.by_allocator = 1;
+        return 1;
+    }
+    0
+}

@@ -1,0 +1,77 @@
+//! How much of what a process has mapped is in memory, or swapped out: from `/proc/PID/pagemap`
+//! (Documentation/admin-guide/mm/pagemap.rst), page by page.
+
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
+
+use hashbrown::HashMap;
+
+use crate::mapped::Owner;
+
+const PAGE: u64 = 4096;
+/// Bytes that are read of a page.
+const ENTRY: u64 = 8;
+/// Of an entry: the page is present, or swapped out.
+const THERE: u64 = 3 << 62;
+/// Pages that are looked at in one go, and of one process at most: 16 GiB.
+const BATCH: u64 = 1 << 13;
+const MOST: u64 = 1 << 22;
+
+/// Bytes by whom they were mapped. `None` when they cannot be read, or are too many.
+pub(super) fn by_owner(pagemap: &File, ranges: &[(Range<u64>, Owner)]) -> Option<HashMap<Owner, u64>> {
+    let pages: u64 = ranges.iter().map(|(range, _)| (range.end - range.start) / PAGE).fold(0, u64::saturating_add);
+    if pages > MOST {
+        tracing::debug!(pages, "too many to be looked at one by one");
+        return None;
+    }
+    let mut resident: HashMap<Owner, u64> = HashMap::new();
+    for (range, owner) in ranges {
+        let bytes = of_range(pagemap, range).ok()?;
+        *resident.entry(*owner).or_default() += bytes;
+    }
+    Some(resident)
+}
+
+fn of_range(pagemap: &File, range: &Range<u64>) -> io::Result<u64> {
+    let mut buffer = [0; (BATCH * ENTRY) as usize];
+    let (mut page, last) = (range.start / PAGE, range.end / PAGE);
+    let mut there = 0;
+    while page < last {
+        let part = &mut buffer[..((last - page).min(BATCH) * ENTRY) as usize];
+        let read = pagemap.read_at(part, page * ENTRY)?;
+        // Beyond what a process can have there is nothing.
+        if read < ENTRY as usize {
+            break;
+        }
+        let entries = part[..read].as_chunks::<8>().0;
+        there += entries.iter().filter(|entry| u64::from_ne_bytes(**entry) & THERE != 0).count() as u64;
+        page += entries.len() as u64;
+    }
+    Ok(there * PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{heap::StackIndex, profile::MappedKind};
+
+    #[test]
+    fn what_is_touched_is_there_and_what_is_not_is_not() {
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        let owner =
+            |stack| Owner { stack: StackIndex::from_raw(stack), kind: MappedKind::Anonymous, by_allocator: false };
+        let pages = 3 * BATCH + 5;
+        let mut memory = Vec::<u8>::with_capacity(((pages + 2) * PAGE) as usize);
+        let start = (memory.as_ptr() as u64).next_multiple_of(PAGE);
+        let skip = (start - memory.as_ptr() as u64) as usize;
+        // Every other one of the first hundred: huge pages would make all of them there.
+        memory.resize(skip, 0);
+        let all = start..start + pages * PAGE;
+        let untouched = of_range(&pagemap, &all).unwrap();
+        memory.resize(skip + (100 * PAGE) as usize, 1);
+        let touched = by_owner(&pagemap, &[(all.clone(), owner(1)), (start..start + 100 * PAGE, owner(2))]).unwrap();
+        assert_eq!(touched[&owner(2)], 100 * PAGE);
+        assert!(touched[&owner(1)] >= 100 * PAGE && untouched < 100 * PAGE, "{untouched} {touched:?}");
+        assert_eq!(by_owner(&pagemap, &[(0..(MOST + 1) * PAGE, owner(1))]), None);
+        assert_eq!(of_range(&pagemap, &(1 << 60..(1 << 60) + PAGE)).unwrap_or(0), 0);
+    }
+}

@@ -1,0 +1,127 @@
+//! The ranges of one address space: mapped over, cut, moved and opened as the kernel does it.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use super::owner::Owner;
+
+/// Memory from one call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mapping {
+    pub(super) owner: Owner,
+    /// When it was mapped, nanoseconds of CLOCK_MONOTONIC.
+    pub(super) time: u64,
+    /// Addresses that may not be used.
+    pub(super) reserved: bool,
+}
+
+/// By their first addresses; none overlaps another.
+#[derive(Default)]
+pub(super) struct Ranges(BTreeMap<u64, (u64, Mapping)>);
+
+impl Ranges {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All of them, by address.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Range<u64>, Mapping)> {
+        self.0.iter().map(|(start, (end, mapping))| (*start..*end, *mapping))
+    }
+
+    /// Those that have addresses in `range`, by address.
+    pub(super) fn within(&self, range: &Range<u64>) -> impl Iterator<Item = (Range<u64>, Mapping)> {
+        let before = self.0.range(..=range.start).next_back().map_or(range.start, |(start, _)| *start);
+        let all = self.0.range(before..range.end.max(before));
+        let from = range.start;
+        all.map(|(start, (end, mapping))| (*start..*end, *mapping)).filter(move |(range, _)| range.end > from)
+    }
+
+    /// There is memory, whatever was there before.
+    pub(super) fn map(&mut self, range: &Range<u64>, mapping: Mapping) {
+        self.take(range);
+        self.0.insert(range.start, (range.end, mapping));
+    }
+
+    /// There is none any more.
+    pub(super) fn unmap(&mut self, range: &Range<u64>) {
+        self.take(range);
+    }
+
+    /// Memory has moved from `old` to `new`, and what there is more of it is that of `more`, of the kind that the rest is of. It is
+    /// empty where it was, but there, if it was `left`. Whose the addition is, and how many bytes.
+    pub(super) fn relocate(&mut self, old: &Range<u64>, new: &Range<u64>, left: bool, more: Mapping) -> (Owner, u64) {
+        let length = old.end.saturating_sub(old.start);
+        let moved = self.take(old);
+        if left {
+            self.put(&moved);
+        }
+        self.take(new);
+        let kept: Vec<_> = moved
+            .iter()
+            .map(|(range, mapping)| {
+                let at = |address: u64| new.start.saturating_add(address - old.start).min(new.end);
+                (at(range.start)..at(range.end), *mapping)
+            })
+            .collect();
+        self.put(&kept);
+        let Some(added) = new.start.checked_add(length).map(|start| start..new.end).filter(|added| !added.is_empty())
+        else {
+            return (more.owner, 0);
+        };
+        let last = moved.last().map(|(_, mapping)| *mapping);
+        let (kind, reserved) = last.map_or((more.owner.kind, false), |last| (last.owner.kind, last.reserved));
+        let more = Mapping { owner: Owner { kind, ..more.owner }, reserved, ..more };
+        let bytes = if reserved { 0 } else { added.end - added.start };
+        self.0.insert(added.start, (added.end, more));
+        (more.owner, bytes)
+    }
+
+    /// What was reserved may be used from now on, and is whose call that was. How many bytes of which kind that is.
+    pub(super) fn open(&mut self, range: &Range<u64>, by: Mapping) -> Vec<(Owner, u64)> {
+        let mut opened = Vec::new();
+        let parts = self.take(range).into_iter().map(|(range, mapping)| {
+            if !mapping.reserved {
+                return (range, mapping);
+            }
+            let owner = Owner { kind: mapping.owner.kind, ..by.owner };
+            opened.push((owner, range.end - range.start));
+            (range, Mapping { owner, time: by.time, reserved: false })
+        });
+        let parts: Vec<_> = parts.collect();
+        self.put(&parts);
+        opened
+    }
+
+    /// What is there may not be used any more.
+    pub(super) fn close(&mut self, range: &Range<u64>) {
+        let closed: Vec<_> = self.take(range).into_iter().map(|(r, m)| (r, Mapping { reserved: true, ..m })).collect();
+        self.put(&closed);
+    }
+
+    fn put(&mut self, parts: &[(Range<u64>, Mapping)]) {
+        for (range, mapping) in parts.iter().filter(|(range, _)| !range.is_empty()) {
+            self.0.insert(range.start, (range.end, *mapping));
+        }
+    }
+
+    /// Takes out what is in a range, cutting those that reach beyond it.
+    fn take(&mut self, range: &Range<u64>) -> Vec<(Range<u64>, Mapping)> {
+        if range.is_empty() {
+            return Vec::new();
+        }
+        let hit: Vec<_> = self.within(range).collect();
+        let mut taken = Vec::with_capacity(hit.len());
+        for (whole, mapping) in hit {
+            self.0.remove(&whole.start);
+            if whole.start < range.start {
+                self.0.insert(whole.start, (range.start, mapping));
+            }
+            if range.end < whole.end {
+                self.0.insert(range.end, (whole.end, mapping));
+            }
+            taken.push((whole.start.max(range.start)..whole.end.min(range.end), mapping));
+        }
+        taken
+    }
+}

@@ -1,0 +1,186 @@
+//! Against a model of single pages.
+
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::profile::MappedKind;
+
+const IMAGE: Image = Image(1);
+const PAGE: u64 = 4096;
+/// Pages of the model.
+const PAGES: u64 = 48;
+
+fn change(change: Change, range: Range<u64>, old: Range<u64>) -> Remapping {
+    let [range, old] = [range, old].map(|range| (range.start * PAGE, range.end.saturating_mul(PAGE)));
+    Remapping {
+        change,
+        range,
+        old,
+        kind: MappedKind::Anonymous,
+        by_allocator: false,
+        reserved: false,
+        stack: 0,
+        time: 1,
+    }
+}
+
+/// By stack: pages that may be used, and pages that are reserved.
+fn pages(mapped: &Mapped) -> BTreeMap<u32, (u64, u64)> {
+    let usage = mapped.usage().into_iter().map(|usage| {
+        let MappedValues { bytes, reserved_bytes, .. } = usage.values;
+        assert_eq!((bytes % PAGE, reserved_bytes % PAGE), (0, 0));
+        (usage.owner.stack.raw(), (bytes / PAGE, reserved_bytes / PAGE))
+    });
+    usage.filter(|(_, pages)| *pages != (0, 0)).collect()
+}
+
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+
+    fn range(&mut self) -> Range<u64> {
+        let start = self.below(PAGES - 1);
+        start..start + 1 + self.below((PAGES - start).min(12))
+    }
+}
+
+#[test]
+fn agrees_with_pages() {
+    for seed in 0..200 {
+        let mut random = Random(seed);
+        let mut mapped = Mapped::with_room(1 << 16);
+        // Of each page: the stack, and whether it may be used.
+        let mut model: Vec<Option<(u32, bool)>> = vec![None; PAGES as usize];
+        for stack in 1..200u32 {
+            let range = random.range();
+            let indexes = range.start as usize..range.end as usize;
+            let remapping = match random.below(6) {
+                0 => {
+                    let reserved = random.below(3) == 0;
+                    model[indexes].fill(Some((stack, !reserved)));
+                    Remapping { reserved, ..change(Change::Mapped, range, 0..0) }
+                }
+                1 => {
+                    model[indexes].fill(None);
+                    change(Change::Unmapped, range, 0..0)
+                }
+                2 => {
+                    for page in model[indexes].iter_mut().flatten().filter(|page| !page.1) {
+                        *page = (stack, true);
+                    }
+                    change(Change::Opened, range, 0..0)
+                }
+                3 => {
+                    model[indexes].iter_mut().flatten().for_each(|page| page.1 = false);
+                    change(Change::Closed, range, 0..0)
+                }
+                shape => {
+                    // Longer or shorter, elsewhere without an overlap, or in place.
+                    let old = random.range();
+                    let new =
+                        if shape == 4 { old.start..(old.start + range.end - range.start).min(PAGES) } else { range };
+                    let overlap = old.start.max(new.start) < old.end.min(new.end);
+                    if shape == 5 && overlap {
+                        continue;
+                    }
+                    let left = shape == 5 && old.end - old.start == new.end - new.start && random.below(2) == 0;
+                    let moved: Vec<_> = model[old.start as usize..old.end as usize].to_vec();
+                    let last = moved.iter().rev().find_map(|page| *page);
+                    if !left {
+                        model[old.start as usize..old.end as usize].fill(None);
+                    }
+                    for (at, page) in (new.start as usize..new.end as usize).enumerate() {
+                        let more = Some((stack, last.is_none_or(|(_, usable)| usable)));
+                        model[page] = moved.get(at).copied().unwrap_or(more);
+                    }
+                    change(Change::Moved { left }, new, old)
+                }
+            };
+            mapped.apply(IMAGE, &remapping, StackIndex::from_raw(stack));
+            let mut expected: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+            for (stack, usable) in model.iter().copied().flatten() {
+                let (used, reserved) = expected.entry(stack).or_default();
+                *(if usable { used } else { reserved }) += 1;
+            }
+            assert_eq!(pages(&mapped), expected, "seed {seed}, step {stack}: {remapping:?}");
+            assert_eq!(mapped.ranges, mapped.images[&IMAGE].ranges.len());
+        }
+        mapped.forget(IMAGE);
+        assert_eq!((mapped.ranges, mapped.usage()), (0, Vec::new()));
+    }
+}
+
+#[test]
+fn what_is_opened_is_whose_call_that_was_and_what_was_mapped_is_counted_once() {
+    let mut mapped = Mapped::with_room(1 << 16);
+    let apply = |mapped: &mut Mapped, remapping: Remapping, stack| {
+        mapped.apply(IMAGE, &remapping, StackIndex::from_raw(stack));
+    };
+    apply(&mut mapped, Remapping { reserved: true, ..change(Change::Mapped, 0..100, 0..0) }, 1);
+    assert_eq!(pages(&mapped), BTreeMap::from([(1, (0, 100))]));
+    apply(&mut mapped, change(Change::Opened, 10..20, 0..0), 2);
+    apply(&mut mapped, change(Change::Opened, 15..30, 0..0), 3);
+    assert_eq!(pages(&mapped), BTreeMap::from([(1, (0, 80)), (2, (10, 0)), (3, (10, 0))]));
+    apply(&mut mapped, change(Change::Closed, 0..100, 0..0), 4);
+    assert_eq!(pages(&mapped), BTreeMap::from([(1, (0, 80)), (2, (0, 10)), (3, (0, 10))]));
+    let ever = |stack| {
+        let usage = mapped.usage().into_iter().find(|usage| usage.owner.stack.raw() == stack).unwrap();
+        (usage.values.mapped_bytes / PAGE, usage.values.mapped_ranges)
+    };
+    assert_eq!((ever(1), ever(2), ever(3)), ((0, 0), (10, 1), (10, 1)));
+}
+
+#[test]
+fn what_was_not_seen_to_be_mapped_is_nobodys_even_if_it_moves() {
+    let mut mapped = Mapped::with_room(1 << 16);
+    mapped.apply(IMAGE, &change(Change::Moved { left: false }, 50..60, 0..8), StackIndex::from_raw(1));
+    assert_eq!(pages(&mapped), BTreeMap::from([(1, (2, 0))]), "only what there is more of it");
+    mapped.apply(IMAGE, &change(Change::Unmapped, 0..u64::MAX / PAGE, 0..0), StackIndex::from_raw(0));
+    assert_eq!(pages(&mapped), BTreeMap::new());
+}
+
+#[test]
+fn a_range_is_divided_by_who_has_mapped_it() {
+    let mut mapped = Mapped::with_room(1 << 16);
+    let by_allocator = Remapping { by_allocator: true, ..change(Change::Mapped, 20..30, 0..0) };
+    mapped.apply(IMAGE, &change(Change::Mapped, 10..15, 0..0), StackIndex::from_raw(1));
+    mapped.apply(IMAGE, &by_allocator, StackIndex::from_raw(2));
+    let divide = |range: Range<u64>| {
+        let in_pages = |ranges: Vec<Range<u64>>| ranges.into_iter().map(|r| (r.start / PAGE, r.end / PAGE)).collect();
+        let (own, others) = mapped.divide(IMAGE, &(range.start * PAGE..range.end * PAGE));
+        let (own, others): (Vec<_>, Vec<_>) = (in_pages(own), in_pages(others));
+        (own, others)
+    };
+    assert_eq!(divide(0..40), (vec![(10, 15)], vec![(0, 10), (15, 40)]));
+    assert_eq!(divide(12..13), (vec![(12, 13)], vec![]));
+    assert_eq!(divide(15..20), (vec![], vec![(15, 20)]));
+    assert_eq!(mapped.divide(Image(2), &(0..5)), (vec![], vec![0..5]));
+}
+
+#[test]
+fn claims_of_all_addresses_are_survived() {
+    let mut mapped = Mapped::with_room(1 << 16);
+    for (start, end) in [(0, u64::MAX), (u64::MAX - 1, u64::MAX), (5, 5), (9, 3)] {
+        for how in [Change::Mapped, Change::Opened, Change::Closed, Change::Moved { left: true }, Change::Unmapped] {
+            let remapping = Remapping { range: (start, end), old: (3, u64::MAX), ..change(how, 0..0, 0..0) };
+            mapped.apply(IMAGE, &remapping, StackIndex::from_raw(1));
+        }
+    }
+    assert!(mapped.usage().len() <= 1);
+}
+
+#[test]
+fn what_there_is_no_room_for_is_counted_and_nobodys() {
+    let mut mapped = Mapped::with_room(10);
+    for page in 0..40 {
+        mapped.apply(IMAGE, &change(Change::Mapped, 2 * page..2 * page + 1, 0..0), StackIndex::from_raw(1));
+    }
+    assert_eq!((mapped.ranges, mapped.refused()), (7, 33));
+    // One that has somebody else's memory now is not told any more as his who had it.
+    mapped.apply(IMAGE, &change(Change::Mapped, 0..1, 0..0), StackIndex::from_raw(2));
+    assert_eq!(pages(&mapped), BTreeMap::from([(1, (6, 0))]));
+}
