@@ -353,6 +353,14 @@ pub(super) const FAMILIES: &[Family] = &[
             ("aligned_free", Free),
         ],
     },
+    // What its proxy asks about blocks that may be of another allocator, whose function is the last argument.
+    Family {
+        name: "TBB",
+        prefixes: &["__TBB_malloc_safer_"],
+        evidence: All(&["scalable_malloc", "scalable_free"]),
+        is_known: true,
+        functions: &[("free", Free), ("realloc", Realloc), ("aligned_realloc", Realloc)],
+    },
     Family {
         name: "TBB",
         prefixes: &["_ZN3rml"],

@@ -195,24 +195,38 @@ fn accepted<'data>(
             Evidence::NoImport | Evidence::NothingBehind => others.push(candidate),
         }
     }
-    let imported = imported(elf, &found);
     let endless = if others.is_empty() { Vec::new() } else { image::endless(elf, data) };
     for kind in [Evidence::NoImport, Evidence::NothingBehind] {
         let of_kind = others.iter().copied().filter(|other| evidence(other) == kind);
         let (frees, allocates): (Vec<&Candidate>, Vec<&Candidate>) =
             of_kind.partition(|other| other.known.shape.frees());
-        let ours = accepted.iter().filter(|other| kind == Evidence::NothingBehind && !other.known.shape.frees());
-        let ours: Vec<u64> = ours.map(|other| other.address).collect();
-        let at = |address: u64| match address {
-            _ if ours.contains(&address) => Target::Wanted,
-            _ if endless.contains(&address) => Target::Endless,
-            _ => Target::Here(address),
+        let known = if kind == Evidence::NothingBehind { accepted.clone() } else { Vec::new() };
+        // Whether others that do the same, free or allocate, are behind all calls.
+        let is_behind = |others: &[&Candidate], free: bool| -> Vec<bool> {
+            if others.is_empty() {
+                return Vec::new();
+            }
+            let ours = known.iter().filter(|other| other.known.shape.frees() == free);
+            let ours: Vec<u64> = ours.map(|other| other.address).collect();
+            let imported = imported(elf, &found, free);
+            let at = |address: u64| match address {
+                _ if ours.contains(&address) => Target::Wanted,
+                _ if endless.contains(&address) => Target::Endless,
+                _ => Target::Here(address),
+            };
+            let pointer = |slot: u64| imported.get(&slot).copied().unwrap_or(Target::Elsewhere);
+            others.iter().map(|other| always_calls(other.address, code, pointer, at)).collect()
         };
-        let pointer = |slot: u64| imported.get(&slot).copied().unwrap_or(Target::Elsewhere);
+        let behind = is_behind(&allocates, false);
         // One that gives out blocks of its own, and seldom others', is seen; those that it takes from others count once.
-        let mut own = allocates.into_iter().filter(|other| !always_calls(other.address, code, pointer, at)).peekable();
-        if own.peek().is_some() {
-            accepted.extend(own.chain(frees).cloned());
+        let own: Vec<&Candidate> =
+            allocates.iter().zip(behind).filter(|(_, behind)| !behind).map(|(own, _)| *own).collect();
+        if own.is_empty() {
+            // Blocks of others may be given back on a way of its own.
+            let behind = is_behind(&frees, true);
+            accepted.extend(frees.iter().zip(behind).filter(|(_, behind)| !behind).map(|(own, _)| (*own).clone()));
+        } else {
+            accepted.extend(own.into_iter().chain(frees).cloned());
         }
     }
     for clone in &found.clones {
@@ -226,14 +240,14 @@ fn accepted<'data>(
 }
 
 /// What the pointers lead to that the loader binds, by the pointer's address: to the file's own functions, and to those of other
-/// files that allocate, or never return.
-fn imported(elf: &Elf<'_>, found: &Found) -> HashMap<u64, Target> {
+/// files that free, or allocate, or never return.
+fn imported(elf: &Elf<'_>, found: &Found, free: bool) -> HashMap<u64, Target> {
     if found.imports.is_empty() {
         return HashMap::new();
     }
     let mut imported = bound_to(elf, |name, here| match here {
         Some(address) => Some(Target::Here(address)),
-        None if allocators::known(name).is_some_and(|known| !known.shape.frees()) => Some(Target::Wanted),
+        None if allocators::known(name).is_some_and(|known| known.shape.frees() == free) => Some(Target::Wanted),
         None => std::str::from_utf8(name).is_ok_and(image::never_returns).then_some(Target::Endless),
     });
     // Pointers to the file's own functions that nobody writes to.
