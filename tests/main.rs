@@ -41,3 +41,4 @@ mod silence;
 mod stacks;
 mod storm;
 mod top;
+mod unnamed;
