@@ -203,8 +203,9 @@ fn functions<'data>(
     Ok(is_any.then_some(Functions { functions, chosen, name, is_known, beyond }))
 }
 
-/// How many calls deep a function is followed to one that allocates and is probed.
-const DEEP: usize = 2;
+/// How many calls deep a function is followed to one that allocates and is probed. Stubs by which the loader binds calls are one.
+/// Further down, slow ways of an allocator come to many of its functions.
+const DEEP: usize = 1;
 
 /// Whether the function at an address comes to one that allocates, by its own name or another file's.
 fn comes_to_one<'data>(
