@@ -43,3 +43,4 @@ mod silence;
 mod stacks;
 mod storm;
 mod top;
+mod unnamed;

@@ -36,6 +36,21 @@ const JE_NAMES: &[&str] = &[
     "-Dpvalloc=je_pvalloc",
 ];
 
+/// The same under names that nobody knows.
+const UNKNOWN_NAMES: &[&str] = &[
+    "-fno-builtin",
+    "-Dmalloc=pool_get",
+    "-Dcalloc=pool_get_some",
+    "-Drealloc=pool_resize",
+    "-Dreallocarray=pool_resize_some",
+    "-Dfree=pool_put",
+    "-Dmemalign=pool_get_at",
+    "-Dposix_memalign=pool_tell",
+    "-Daligned_alloc=pool_get_aligned",
+    "-Dvalloc=pool_get_page",
+    "-Dpvalloc=pool_get_pages",
+];
+
 /// The family under mimalloc's own names.
 const MI_NAMES: &[&str] = &[
     "-fno-builtin",
@@ -118,6 +133,12 @@ const PROGRAMS: &[Source] = &[
         files: &["family.c", "own_allocator.c"],
         flags: JE_NAMES,
     },
+    Source {
+        name: "family, unknown names",
+        compiler: C,
+        files: &["family.c", "own_allocator.c"],
+        flags: UNKNOWN_NAMES,
+    },
     Source { name: "family, names of mimalloc", compiler: C, files: &["family.c"], flags: MI_NAMES },
     Source {
         name: "fibers",
@@ -128,6 +149,12 @@ const PROGRAMS: &[Source] = &[
     Source { name: "fork", compiler: C, files: &["fork.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "generated code", compiler: C, files: &["generated.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "grows", compiler: C, files: &["grows.c"], flags: WITHOUT_FRAME_POINTERS },
+    Source {
+        name: "heap_destroy",
+        compiler: C,
+        files: &["heap_destroy.c"],
+        flags: &["-fno-omit-frame-pointer", "-l:libmimalloc.so.2.0"],
+    },
     Source { name: "hostile", compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "interposer",

@@ -1,6 +1,7 @@
 //! A traced process: its allocator, the probes on it, and what has become of it.
 
 mod begin;
+mod chosen;
 mod find;
 mod guard;
 mod look;

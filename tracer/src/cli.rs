@@ -52,7 +52,9 @@ fn request(parsed: Result<Cli, clap::Error>) -> Request {
         (Some(what), _) => generate(what).map(Request::Print).map_err(|error| usage(ErrorKind::Io, &error.to_string())),
         (None, Some(Job::Goroutines(cli))) => goroutines(cli).map(Request::Goroutines),
         (None, Some(Job::Top(cli))) => Ok(Request::Top(top(&cli))),
-        (None, Some(Job::Doctor(cli))) => Ok(Request::Doctor(DoctorConfig { pid: cli.pid, json: cli.json })),
+        (None, Some(Job::Doctor(cli))) => {
+            Ok(Request::Doctor(DoctorConfig { pid: cli.pid, json: cli.json, symbols: cli.symbol }))
+        }
         (None, None) => config(Cli { job: None, ..cli }).map(|config| Request::Trace(Box::new(config))),
     });
     match checked {
@@ -178,6 +180,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
             CliReturns::Ret => Some(Way::Returns),
             CliReturns::Link => Some(Way::Link),
         },
+        symbols: cli.symbol,
         children,
         scope,
         perf_events: cli.perf_events,

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use crate::{
     attach::probes::Scope,
-    probe::outcomes::Way,
+    probe::{asked::Asked, outcomes::Way},
     report::{By, Format, Value},
     select::Selection,
     top::ranking::Sort,
@@ -47,6 +47,8 @@ pub struct Config {
     pub strict: bool,
     /// How the outcomes of calls are seen, where it was asked for by name.
     pub returns: Option<Way>,
+    /// Functions that are to be probed besides those that are known.
+    pub symbols: Vec<Asked>,
     /// Whether what the traced processes start is traced as well.
     pub children: bool,
     /// For whom probes are there; `None`: as the number of processes has it.
@@ -86,12 +88,14 @@ pub struct TopConfig {
 }
 
 /// A look at what works.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct DoctorConfig {
     /// The process that is looked at, too.
     pub pid: Option<u32>,
     /// Whether to write JSON.
     pub json: bool,
+    /// Functions that would be probed besides those that are known.
+    pub symbols: Vec<Asked>,
 }
 
 /// How the heap of Go programs is to be seen.

@@ -48,7 +48,7 @@ use crate::{
     outputs::Outputs,
     preflight::Machine,
     present::GoTrace,
-    probe::outcomes::Way,
+    probe::{asked, outcomes::Way},
     resolve::{Resolvers, Running},
     signals::{Signals, Stage},
     unwinder::Unwinder,
@@ -96,6 +96,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let signals = Signals::start(launcher.is_some(), move |signal| inbox(Input::Signal(signal)))
         .context("cannot watch for signals")?;
     let outputs = Outputs::open(&config.outputs, config.verbosity)?;
+    asked::ask(std::mem::take(&mut config.symbols));
     let memory = Memory::within(config.max_memory, config.buffer_size);
     opener::start(memory.for_copies());
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();

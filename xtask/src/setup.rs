@@ -44,6 +44,7 @@ const TEST_PACKAGES: &[&str] = &[
     "libmimalloc2.0",
     "libtbbmalloc2",
     "musl-tools",
+    "xz-utils",
     "rust-web-clippy",
 ];
 

@@ -55,7 +55,7 @@ impl Attached {
             }
             anyhow!(
                 "process {pid} ({}) has no malloc in its executable or its libraries: there is nothing to probe \
-                 (statically linked and stripped, or an allocator of its own)",
+                 (statically linked and stripped, or an allocator of its own: name its functions with --symbol)",
                 status.comm
             )
         })?;

@@ -10,13 +10,18 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use hashbrown::{HashMap, HashSet};
 
+use super::chosen::with_chosen;
 use crate::{
     event::Pid,
     files::{
         module::{Identity, Module},
         root,
     },
-    probe::resolve::{self, Function, Functions},
+    probe::{
+        asked,
+        beyond::{Beyond, What},
+        resolve::{self, Function, Functions, ResolveError, Search},
+    },
     process::status::Status,
     profile::{Language, Process},
     report::visible,
@@ -105,6 +110,8 @@ struct Searched {
     module: Arc<Module>,
     /// Its functions of allocators.
     functions: Option<Arc<Functions>>,
+    /// What it takes of other files that is not seen.
+    wanted: Arc<[&'static str]>,
     /// Whether it had been searched before something else was written into it.
     rewritten: bool,
 }
@@ -118,6 +125,7 @@ const MAX_SEARCHED: usize = 512;
 /// name on its own, and an allocator under names of its own is called beside the C library's.
 pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Option<Allocators>> {
     let (mut allocators, mut unseen) = (Vec::new(), Vec::new());
+    let (mut beyond, mut wanted): (Vec<(String, Beyond)>, Vec<&str>) = (Vec::new(), Vec::new());
     for module in candidates(pid, space, phase) {
         if let Some(exhausted) = module.exhausted() {
             bail!("{exhausted}");
@@ -128,8 +136,12 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
                 "{path} cannot be opened: what it may allocate by functions of that file is not recorded"
             ));
         }
-        let Searched { module: searched, functions, rewritten } = match search(&module) {
+        let Searched { module: searched, functions, wanted: wants, rewritten } = match search(&module) {
             Ok(searched) => searched,
+            // Who has asked for it sees to it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                bail!("{path}: {error}")
+            }
             Err(error) => {
                 unseen.push(format!("{path}: {error}; what it may allocate by functions of that file is not recorded"));
                 continue;
@@ -141,7 +153,13 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
                  wrongly"
             ));
         }
-        let Some(functions) = functions else { continue };
+        wanted.extend(wants.iter());
+        let Some(mut functions) = functions else { continue };
+        if !functions.chosen.is_empty() && phase == Phase::Running {
+            functions = with_chosen(space, &module, &functions, |module| File::open(module.open_path()?).ok())
+                .unwrap_or(functions);
+        }
+        beyond.extend(functions.beyond.iter().map(|beyond| (path.to_string(), beyond.clone())));
         if !functions.chosen.is_empty() {
             let names = functions.chosen.join(", ");
             unseen
@@ -149,6 +167,24 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
         }
         if !functions.functions.is_empty() {
             allocators.push(Allocator { module: searched, functions });
+        }
+    }
+    for (path, Beyond { name, what, .. }) in
+        beyond.iter().filter(|(_, beyond)| beyond.is_called || wanted.contains(&beyond.name))
+    {
+        unseen.push(match what {
+            What::Blocks => {
+                format!("{path}: {name} allocates as much as no argument tells: blocks of it are not recorded")
+            }
+            What::Ends => {
+                format!("{path}: {name} frees all blocks of a heap at once: they are shown as if they were held")
+            }
+        });
+    }
+    if phase == Phase::Running {
+        unseen.extend(asked::without_file());
+        if let (true, Some(never)) = (allocators.is_empty(), asked::without_file().next()) {
+            bail!("{never}");
         }
     }
     Ok((!allocators.is_empty()).then(|| Allocators { files: allocators.into(), unseen: unseen.into() }))
@@ -166,20 +202,24 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
         rewritten = true;
     }
     let Some(path) = module.open_path().filter(|_| module.is_elf()) else {
-        return Ok(Searched { module: Arc::clone(module), functions: None, rewritten });
+        return Ok(Searched { module: Arc::clone(module), functions: None, wanted: Arc::default(), rewritten });
     };
     // Opened anew: the position of an open file is shared, and others read this one too.
     let file = File::open(path)?;
+    let symbols = symbolize::debug_file(module);
+    let asked = asked::of(module.path());
     // What is in it is hostile: should that make the search panic, it has none.
-    let found = catch_unwind(|| resolve::allocator(&file));
-    let functions = match found.map_err(|_| io::Error::other("its symbols make no sense"))? {
+    let found = catch_unwind(|| resolve::search(&file, symbols.as_ref(), &asked));
+    let Search { functions, wanted } = match found.map_err(|_| io::Error::other("its symbols make no sense"))? {
+        Err(ResolveError::Asked(refusal)) => return Err(io::Error::new(io::ErrorKind::InvalidInput, refusal)),
         // No loader has made of it what is called by names.
         Err(error) => {
             tracing::warn!("{}: {error}; it is left out", visible(module.path()));
-            None
+            Search::default()
         }
-        Ok(found) => found.map(Arc::new),
+        Ok(found) => found,
     };
+    let functions = functions.map(Arc::new);
     if let Some(functions) = &functions {
         tell(module, functions);
     }
@@ -188,7 +228,7 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
     if all.len() >= MAX_SEARCHED {
         all.clear();
     }
-    let searched = Searched { module: Arc::clone(module), functions, rewritten };
+    let searched = Searched { module: Arc::clone(module), functions, wanted: wanted.into(), rewritten };
     all.insert(module.identity().clone(), searched.clone());
     Ok(searched)
 }

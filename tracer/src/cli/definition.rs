@@ -5,7 +5,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
 use super::values::{Pids, duration, interval, pids, size};
-use crate::exit;
+use crate::{exit, probe::asked::Asked};
 
 pub(super) const ABOUT: &str = "Finds memory leaks in a running, unmodified service";
 
@@ -114,6 +114,13 @@ pub(super) struct Cli {
     #[arg(long, value_enum, value_name = "WAY", default_value_t = CliReturns::Auto)]
     pub(super) returns: CliReturns,
 
+    /// Record calls of a function that has no name, or none that is known, of a file that is mapped (its path as the process sees it, or
+    /// file name): SHAPE is the function of the C library that it takes its arguments like (malloc, calloc, realloc, posix_memalign,
+    /// free, ..., or heap_malloc, ... where a heap comes first), OFFSET that of its first instruction in the file. May be given
+    /// several times
+    #[arg(long, value_name = "SHAPE=FILE:NAME|0xOFFSET", allow_hyphen_values = true)]
+    pub(super) symbol: Vec<Asked>,
+
     /// Trace what the processes start, too: the default
     #[arg(long, overrides_with = "no_children")]
     pub(super) children: bool,
@@ -196,6 +203,10 @@ pub(super) struct DoctorCli {
     /// Print one JSON object
     #[arg(long)]
     pub(super) json: bool,
+
+    /// The same as for a trace: a function that is to be probed
+    #[arg(long, value_name = "SHAPE=FILE:NAME|0xOFFSET", allow_hyphen_values = true)]
+    pub(super) symbol: Vec<Asked>,
 }
 
 #[derive(Args, Debug)]

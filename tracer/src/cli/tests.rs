@@ -35,8 +35,8 @@ fn the_definition_is_sound() {
 
 #[test]
 fn the_doctor_looks_at_one_process_at_most() {
-    assert!(matches!(parse("doctor"), Request::Doctor(DoctorConfig { pid: None, json: false })));
-    assert!(matches!(parse("doctor -p 7 --json"), Request::Doctor(DoctorConfig { pid: Some(7), json: true })));
+    assert!(matches!(parse("doctor"), Request::Doctor(DoctorConfig { pid: None, json: false, .. })));
+    assert!(matches!(parse("doctor -p 7 --json"), Request::Doctor(DoctorConfig { pid: Some(7), json: true, .. })));
     for line in ["doctor --pid 0", "doctor --pid -1", "doctor --pid x", "doctor 7"] {
         refusal(line);
     }
@@ -167,6 +167,8 @@ fn what_makes_no_sense_says_what_to_do() {
         ("-p 5 --min-age 5s --go-heap buckets", "--min-age cannot be used with --go-heap=buckets: "),
         ("-p 5 --min-age 5s --go-heap enable", "--min-age cannot be used with --go-heap=enable: "),
         ("-p 5 --sample 0", "1GiB"),
+        ("-p 5 --symbol malloc", "FUNCTION=FILE:NAME"),
+        ("doctor -p 5 --symbol take=x:y", "posix_memalign"),
     ] {
         let message = refusal(line);
         assert!(message.contains(hint), "{line}: {message}");

@@ -24,7 +24,7 @@ impl Session {
         if !self.load(&mut launched).with_context(|| format!("cannot follow the start of {name:?}"))? {
             bail!(
                 "{name:?} has no malloc in its executable or its libraries: there is nothing to trace \
-                 (statically linked and stripped, or an allocator of its own)"
+                 (statically linked and stripped, or an allocator of its own: name its functions with --symbol)"
             );
         }
         self.launched = Some(launched);

@@ -26,6 +26,7 @@ use crate::{
     files::opener,
     memory::{Memory, default_bound},
     preflight::Machine,
+    probe::asked,
 };
 
 /// Examines as `config` says, and prints what was found.
@@ -34,6 +35,7 @@ use crate::{
 /// The rights of this process cannot be told, or nothing can be written.
 pub fn run(config: &DoctorConfig) -> Result<Exit> {
     opener::start(Memory::within(default_bound(), 0).for_copies());
+    asked::ask(config.symbols.clone());
     let examination = examine(config.pid)?;
     let text = if config.json {
         serde_json::to_string_pretty(&json::value(&examination))?

@@ -86,6 +86,11 @@ pub fn jemalloc() -> FamilyIndex {
     FAMILIES.iter().position(|family| family.name == "jemalloc").unwrap_or_default()
 }
 
+/// The family of functions that the command line names.
+pub fn asked_for() -> FamilyIndex {
+    FAMILIES.iter().position(|family| family.prefixes.is_empty()).unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

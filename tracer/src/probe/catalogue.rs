@@ -353,6 +353,14 @@ pub(super) const FAMILIES: &[Family] = &[
             ("aligned_free", Free),
         ],
     },
+    // What its proxy asks about blocks that may be of another allocator, whose function is the last argument.
+    Family {
+        name: "TBB",
+        prefixes: &["__TBB_malloc_safer_"],
+        evidence: All(&["scalable_malloc", "scalable_free"]),
+        is_known: true,
+        functions: &[("free", Free), ("realloc", Realloc), ("aligned_realloc", Realloc)],
+    },
     Family {
         name: "TBB",
         prefixes: &["_ZN3rml"],
@@ -374,6 +382,36 @@ pub(super) const FAMILIES: &[Family] = &[
         is_known: false,
         functions: &[("alloc", Malloc), ("alloc_zeroed", Malloc), ("dealloc", Free), ("realloc", ReallocFrom)],
     },
+    // What the command line names (`--symbol`).
+    Family { name: "as asked for", prefixes: &[], evidence: Names, is_known: false, functions: &[] },
+];
+
+/// Functions that allocate as much as no argument tells: not recorded where they get it in another way than by functions that are
+/// probed. C libraries have them, too, by `malloc`.
+pub(super) const UNTOLD: &[&str] = &[
+    "strdup",
+    "__strdup",
+    "strndup",
+    "__strndup",
+    "wcsdup",
+    "mi_strdup",
+    "mi_strndup",
+    "mi_wcsdup",
+    "mi_mbsdup",
+    "mi_dupenv_s",
+    "mi_heap_strdup",
+    "mi_heap_strndup",
+    "mi_theap_strdup",
+    "mi_theap_strndup",
+];
+
+/// Functions that end all blocks of a heap at once.
+pub(super) const AT_ONCE: &[&str] = &[
+    "mi_heap_destroy",
+    "mi_theap_destroy",
+    "rpmalloc_heap_free_all",
+    "_ZN3rml10pool_resetEPNS_10MemoryPoolE",
+    "_ZN3rml12pool_destroyEPNS_10MemoryPoolE",
 ];
 
 /// The functions of the C library, which some have with a prefix, and no others.

@@ -11,7 +11,7 @@ use object::{
 
 use super::{
     exits::{Analysis, Image, Known, Pointer},
-    symbols::{Elf, each_function},
+    symbols::{Elf, each_function, tables},
 };
 use crate::{
     files::elf::Bounded,
@@ -111,7 +111,7 @@ fn named<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> HashMap<u64, Known> {
     let endian = elf.endian();
     let begins = |name: &[u8]| NO_RETURN.iter().chain(&RETURNS_FIRST).any(|known| name.starts_with(known.as_bytes()));
     let mut named = HashMap::new();
-    each_function(elf, data, begins, |name, symbol| {
+    each_function(&tables(elf, data), begins, |name, symbol| {
         let (address, is_here) = (symbol.st_value(endian), symbol.st_shndx(endian) != SHN_UNDEF);
         if let Some(known) = std::str::from_utf8(name).ok().and_then(known).filter(|_| is_here && address != 0) {
             named.insert(address, known);
@@ -149,7 +149,7 @@ fn pointers(elf: &Elf<'_>, named: &HashMap<u64, Known>) -> HashMap<u64, Pointer>
 }
 
 /// Pointers that a static executable sets itself when it starts, each with the function that chooses what to.
-fn chosen_at_start(elf: &Elf<'_>) -> impl Iterator<Item = (u64, u64)> {
+pub(super) fn chosen_at_start(elf: &Elf<'_>) -> impl Iterator<Item = (u64, u64)> {
     let section = elf.section_by_name(".rela.plt").filter(|section| section.size() <= MAX_RELOCATIONS);
     let bytes = section.and_then(|section| section.data().ok()).unwrap_or_default();
     bytes.chunks_exact(24).filter_map(|entry| {
@@ -164,7 +164,8 @@ fn is_chosen<'data>(symbol: &impl ObjectSymbol<'data>) -> bool {
     matches!(symbol.flags(), SymbolFlags::Elf { st_info, .. } if st_info.st_type() == STT_GNU_IFUNC)
 }
 
-fn sections<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> Sections<'data> {
+/// What says of code where functions begin and how they are left.
+pub(super) fn sections<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> Sections<'data> {
     let section = |name: &str| elf.section_by_name(name);
     let eh_frame = section(".eh_frame").and_then(|section| {
         let (offset, size) = section.file_range()?;

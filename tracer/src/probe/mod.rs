@@ -2,11 +2,16 @@
 //! probe. Knows ELF and machine code; knows nothing of BPF.
 
 pub mod allocators;
+pub mod asked;
+pub mod beyond;
+pub mod bound;
 mod catalogue;
+mod dynamic;
 pub mod exits;
 pub mod family;
 mod image;
 pub mod outcomes;
+mod packed;
 mod reach;
 pub mod resolve;
 pub mod returns;

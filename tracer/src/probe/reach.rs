@@ -40,6 +40,19 @@ pub(super) fn always_calls<'a>(
     !Ways { code, pointer, target, known: HashMap::new(), left: MAX_INSTRUCTIONS }.lead_around(entry, 0)
 }
 
+/// Whether the function at `entry` can come to what is looked for: by itself, or in what it calls in the same file, so many calls deep.
+/// The rest as in [`always_calls`]; what cannot be followed is no way.
+pub(super) fn may_call<'a>(
+    entry: u64,
+    deep: usize,
+    code: impl Fn(u64) -> Option<&'a [u8]>,
+    pointer: impl Fn(u64) -> Target,
+    at: impl Fn(u64) -> Target,
+) -> bool {
+    let target = |address| if address == entry { Target::Here(address) } else { at(address) };
+    Ways { code, pointer, target, known: HashMap::new(), left: MAX_INSTRUCTIONS }.comes_to(entry, deep)
+}
+
 /// Ways through functions that do not come to what is looked for.
 struct Ways<C, P, T> {
     code: C,
@@ -114,6 +127,38 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
         false
     }
 
+    fn comes_to(&mut self, entry: u64, deep: usize) -> bool {
+        let mut seen = HashSet::new();
+        let mut paths = vec![(entry, 0)];
+        while let Some((start, depth)) = paths.pop() {
+            let Some(bytes) = (self.code)(start) else { continue };
+            for instruction in &mut Decoder::with_ip(64, bytes, start, DecoderOptions::NONE) {
+                if instruction.is_invalid() || self.left == 0 || !seen.insert(instruction.ip()) {
+                    break;
+                }
+                self.left -= 1;
+                let flow = instruction.flow_control();
+                let calls = matches!(flow, FlowControl::Call | FlowControl::IndirectCall);
+                if calls
+                    || matches!(
+                        flow,
+                        FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch | FlowControl::IndirectBranch
+                    )
+                {
+                    match self.leads_to(&instruction) {
+                        Target::Wanted => return true,
+                        Target::Here(to) if depth < deep || !calls => paths.push((to, depth + usize::from(calls))),
+                        _ => {}
+                    }
+                }
+                if !calls && flow != FlowControl::Next && flow != FlowControl::ConditionalBranch {
+                    break;
+                }
+            }
+        }
+        false
+    }
+
     fn leads_to(&self, instruction: &Instruction) -> Target {
         if instruction.op0_kind() == OpKind::NearBranch64 {
             return (self.target)(instruction.near_branch_target());
@@ -141,6 +186,27 @@ mod tests {
                 _ => Target::Here(address),
             },
         )
+    }
+
+    #[test]
+    fn what_a_function_can_come_to() {
+        for (what, code, deep, expected) in [
+            ("test; je to jmp 100; ret", &[0x85, 0xc0, 0x74, 0x01, 0xc3, 0xe9, 90, 0, 0, 0][..], 0, true),
+            ("call through the pointer at 200", &[0xff, 0x15, 194, 0, 0, 0, 0xc3], 0, true),
+            ("call +1, which jumps to 100; ret", &[0xe8, 1, 0, 0, 0, 0xc3, 0xe9, 89, 0, 0, 0], 1, true),
+            ("the same, too deep", &[0xe8, 1, 0, 0, 0, 0xc3, 0xe9, 89, 0, 0, 0], 0, false),
+            ("behind a return", &[0xc3, 0xe9, 94, 0, 0, 0], 1, false),
+            ("code that is not there", &[0xeb, 0x20], 1, false),
+        ] {
+            let found = may_call(
+                0,
+                deep,
+                |address| code.get(usize::try_from(address).ok()?..).filter(|code| !code.is_empty()),
+                |slot| if slot == 200 { Target::Wanted } else { Target::Elsewhere },
+                |address| if address == 100 { Target::Wanted } else { Target::Here(address) },
+            );
+            assert_eq!(found, expected, "{what}");
+        }
     }
 
     #[test]

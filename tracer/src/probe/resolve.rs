@@ -13,14 +13,17 @@ use object::{
 
 use super::{
     allocators,
+    asked::{self, Asked, Refusal},
+    beyond::{self, Beyond},
     catalogue::{FAMILIES, MAIN},
     exits::{Exits, exits},
     family::{Evidence, Shape},
     image::{self, executable, is_code, with_analysis},
-    reach::{Target, always_calls},
+    packed,
+    reach::{Target, always_calls, may_call},
     returns::{self, Bound, Returns},
     site::{self, WINDOW},
-    symbols::{self, Candidate, Elf, Found},
+    symbols::{self, Candidate, Elf, Found, Table},
 };
 use crate::files::elf::{Bounded, Bytes};
 
@@ -59,6 +62,17 @@ pub struct Functions {
     pub name: Option<&'static str>,
     /// Whether all of them are of allocators that are known: those call no code of the program's but by hooks.
     pub is_known: bool,
+    /// What else the file has that allocates or frees, and is not seen.
+    pub beyond: Vec<Beyond>,
+}
+
+/// What a file was searched for.
+#[derive(Debug, Default)]
+pub struct Search {
+    /// Its functions that allocate and free.
+    pub functions: Option<Functions>,
+    /// What it takes of other files that is not seen.
+    pub wanted: Vec<&'static str>,
 }
 
 impl Functions {
@@ -77,6 +91,9 @@ pub enum ResolveError {
     /// It is for another kind of machine.
     #[error("made for another architecture (ELF machine {0}); only x86-64 is supported")]
     Machine(u16),
+    /// What the command line asks for cannot be.
+    #[error(transparent)]
+    Asked(#[from] Refusal),
 }
 
 /// Functions of `file` by which memory is allocated and freed; `None` if there are none.
@@ -84,6 +101,15 @@ pub enum ResolveError {
 /// # Errors
 /// [`ResolveError`] when the file cannot be read as an x86-64 ELF file.
 pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
+    search(file, None, &[]).map(|search| search.functions)
+}
+
+/// The same, where symbols that were stripped from the file may be in another one, and functions of it are `asked` for by name
+/// or place.
+///
+/// # Errors
+/// [`ResolveError`] when the file cannot be read as an x86-64 ELF file, or has not what is asked for.
+pub fn search(file: &File, symbols: Option<&File>, asked: &[&Asked]) -> Result<Search, ResolveError> {
     let bytes = Bytes::new(file);
     let data = bytes.bounded();
     let elf = Elf::parse(data)?;
@@ -91,23 +117,51 @@ pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
     if machine != EM_X86_64 {
         return Err(ResolveError::Machine(machine.0));
     }
-    let found = symbols::find(&elf, data);
-    if found.candidates.is_empty() {
+    let mut tables = symbols::tables(&elf, data).to_vec();
+    let packed = if tables[1].is_empty() { packed::symbols(&elf) } else { None };
+    let others: Vec<Bytes<'_>> = symbols.into_iter().chain(&packed).map(Bytes::new).collect();
+    let others: Vec<(Elf<'_>, Bounded<'_>)> = others
+        .iter()
+        .filter_map(|bytes| {
+            let other = Elf::parse(bytes.bounded());
+            let other = other.inspect_err(|error| tracing::debug!("symbols beside a file make no sense: {error}"));
+            Some((other.ok()?, bytes.bounded()))
+        })
+        .collect();
+    tables.extend(others.iter().flat_map(|(elf, data)| symbols::tables(elf, *data)).map(Table::beside));
+    let wanted = beyond::wanted(&tables);
+    let functions = functions(&elf, data, &tables, asked)?;
+    Ok(Search { functions, wanted })
+}
+
+fn functions<'data>(
+    elf: &Elf<'data>,
+    data: Bounded<'data>,
+    tables: &[Table<'_>],
+    asked: &[&Asked],
+) -> Result<Option<Functions>, Refusal> {
+    let found = symbols::find(tables);
+    if found.candidates.is_empty() && asked.is_empty() {
         return Ok(None);
     }
-    let code = |address: u64| executable(&elf, data, address);
-    let chosen = found.candidates.iter().filter(|candidate| candidate.chooses);
+    let code = |address: u64| executable(elf, data, address);
+    let is_known = |name: &str| asked.iter().any(|asked| asked.is_chosen_for(name));
+    let chosen = found.candidates.iter().filter(|candidate| candidate.chooses && !is_known(&candidate.name));
     let mut chosen: Vec<String> = chosen.map(|candidate| candidate.name.clone()).collect();
     chosen.dedup();
-    let accepted = accepted(&elf, data, found, code, is_static(&elf, data));
+    // What was asked for stands for what else is known of a function.
+    let accepted =
+        [asked::find(elf, data, tables, asked)?, accepted(elf, data, found, code, is_static(elf, data))].concat();
     if accepted.is_empty() && chosen.is_empty() {
         return Ok(None);
     }
+    let beyond =
+        beyond::find(elf, tables, is_program(elf, data), |address| comes_to_one(elf, code, &accepted, address));
     let (name, is_known) = allocators_of(&accepted);
     let mut functions: Vec<Function> = Vec::new();
     let (mut entries, mut sites) = (Vec::new(), Vec::new());
     for candidate in &accepted {
-        let Some((function, site)) = function(&elf, data, candidate) else {
+        let Some((function, site)) = function(elf, data, candidate) else {
             tracing::warn!("{} has no code in its file: it is not probed", candidate.name);
             continue;
         };
@@ -124,21 +178,21 @@ pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
     }
     let mut pointers = None;
     for (function, entry) in functions.iter_mut().zip(&entries).filter(|(function, _)| !function.shape.frees()) {
-        let pointers = pointers.get_or_insert_with(|| pointers_to_code(&elf));
+        let pointers = pointers.get_or_insert_with(|| pointers_to_code(elf));
         function.returns = returns::returns(
             *entry,
             code,
             |slot| pointers.get(&slot).copied().unwrap_or(Bound::Elsewhere),
             |address| entries.contains(&address),
         );
-        let offsets = function.returns.addresses.iter().filter_map(|address| offset(&elf, *address));
+        let offsets = function.returns.addresses.iter().filter_map(|address| offset(elf, *address));
         function.returns.offsets = offsets.collect();
     }
-    with_analysis(&elf, data, &entries, &sites, |analysis| {
+    with_analysis(elf, data, &entries, &sites, |analysis| {
         for (function, site) in functions.iter_mut().zip(&sites) {
             if !function.shape.frees() {
                 let exits = exits(analysis, *site, function.shape);
-                let places = exits.sites().iter().map(|site| Some((offset(&elf, site.address)?, site.exit.pack()?)));
+                let places = exits.sites().iter().map(|site| Some((offset(elf, site.address)?, site.exit.pack()?)));
                 function.exit_places = places.collect::<Option<_>>().unwrap_or_default();
                 function.returns.complete &= exits.knows_all_returns();
                 function.exits = Some(exits);
@@ -146,7 +200,35 @@ pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
         }
     });
     let is_any = !functions.is_empty() || !chosen.is_empty();
-    Ok(is_any.then_some(Functions { functions, chosen, name, is_known }))
+    Ok(is_any.then_some(Functions { functions, chosen, name, is_known, beyond }))
+}
+
+/// How many calls deep a function is followed to one that allocates and is probed. Stubs by which the loader binds calls are one.
+/// Further down, slow ways of an allocator come to many of its functions.
+const DEEP: usize = 1;
+
+/// Whether the function at an address comes to one that allocates, by its own name or another file's.
+fn comes_to_one<'data>(
+    elf: &Elf<'_>,
+    code: impl Fn(u64) -> Option<&'data [u8]>,
+    accepted: &[Candidate],
+    address: u64,
+) -> bool {
+    let allocates = |name: &[u8]| allocators::known(name).is_some_and(|known| !known.shape.frees());
+    let pointers = bound_to(elf, |name, here| match here {
+        _ if allocates(name) => Some(Target::Wanted),
+        here => here.map(Target::Here),
+    });
+    let at = |address: u64| {
+        let is_one = accepted.iter().any(|one| one.address == address && !one.known.shape.frees());
+        if is_one { Target::Wanted } else { Target::Here(address) }
+    };
+    may_call(address, DEEP, code, |slot| pointers.get(&slot).copied().unwrap_or(Target::Elsewhere), at)
+}
+
+/// Whether the file is a program, whoever loads it.
+fn is_program<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> bool {
+    elf.elf_program_headers().iter().any(|header| header.p_type(elf.endian()) == PT_INTERP) || is_static(elf, data)
 }
 
 /// What people call the allocator, and whether nothing but what is known of it is there.
@@ -195,24 +277,38 @@ fn accepted<'data>(
             Evidence::NoImport | Evidence::NothingBehind => others.push(candidate),
         }
     }
-    let imported = imported(elf, &found);
     let endless = if others.is_empty() { Vec::new() } else { image::endless(elf, data) };
     for kind in [Evidence::NoImport, Evidence::NothingBehind] {
         let of_kind = others.iter().copied().filter(|other| evidence(other) == kind);
         let (frees, allocates): (Vec<&Candidate>, Vec<&Candidate>) =
             of_kind.partition(|other| other.known.shape.frees());
-        let ours = accepted.iter().filter(|other| kind == Evidence::NothingBehind && !other.known.shape.frees());
-        let ours: Vec<u64> = ours.map(|other| other.address).collect();
-        let at = |address: u64| match address {
-            _ if ours.contains(&address) => Target::Wanted,
-            _ if endless.contains(&address) => Target::Endless,
-            _ => Target::Here(address),
+        let known = if kind == Evidence::NothingBehind { accepted.clone() } else { Vec::new() };
+        // Whether others that do the same, free or allocate, are behind all calls.
+        let is_behind = |others: &[&Candidate], free: bool| -> Vec<bool> {
+            if others.is_empty() {
+                return Vec::new();
+            }
+            let ours = known.iter().filter(|other| other.known.shape.frees() == free);
+            let ours: Vec<u64> = ours.map(|other| other.address).collect();
+            let imported = imported(elf, &found, free);
+            let at = |address: u64| match address {
+                _ if ours.contains(&address) => Target::Wanted,
+                _ if endless.contains(&address) => Target::Endless,
+                _ => Target::Here(address),
+            };
+            let pointer = |slot: u64| imported.get(&slot).copied().unwrap_or(Target::Elsewhere);
+            others.iter().map(|other| always_calls(other.address, code, pointer, at)).collect()
         };
-        let pointer = |slot: u64| imported.get(&slot).copied().unwrap_or(Target::Elsewhere);
+        let behind = is_behind(&allocates, false);
         // One that gives out blocks of its own, and seldom others', is seen; those that it takes from others count once.
-        let mut own = allocates.into_iter().filter(|other| !always_calls(other.address, code, pointer, at)).peekable();
-        if own.peek().is_some() {
-            accepted.extend(own.chain(frees).cloned());
+        let own: Vec<&Candidate> =
+            allocates.iter().zip(behind).filter(|(_, behind)| !behind).map(|(own, _)| *own).collect();
+        if own.is_empty() {
+            // Blocks of others may be given back on a way of its own.
+            let behind = is_behind(&frees, true);
+            accepted.extend(frees.iter().zip(behind).filter(|(_, behind)| !behind).map(|(own, _)| (*own).clone()));
+        } else {
+            accepted.extend(own.into_iter().chain(frees).cloned());
         }
     }
     for clone in &found.clones {
@@ -226,14 +322,14 @@ fn accepted<'data>(
 }
 
 /// What the pointers lead to that the loader binds, by the pointer's address: to the file's own functions, and to those of other
-/// files that allocate, or never return.
-fn imported(elf: &Elf<'_>, found: &Found) -> HashMap<u64, Target> {
+/// files that free, or allocate, or never return.
+fn imported(elf: &Elf<'_>, found: &Found, free: bool) -> HashMap<u64, Target> {
     if found.imports.is_empty() {
         return HashMap::new();
     }
     let mut imported = bound_to(elf, |name, here| match here {
         Some(address) => Some(Target::Here(address)),
-        None if allocators::known(name).is_some_and(|known| !known.shape.frees()) => Some(Target::Wanted),
+        None if allocators::known(name).is_some_and(|known| known.shape.frees() == free) => Some(Target::Wanted),
         None => std::str::from_utf8(name).is_ok_and(image::never_returns).then_some(Target::Endless),
     });
     // Pointers to the file's own functions that nobody writes to.

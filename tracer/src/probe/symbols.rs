@@ -9,6 +9,7 @@ use object::{
 use super::{
     allocators::{self, FamilyIndex, Known, LONGEST, cloned_from, jemalloc_prefix},
     catalogue::FAMILIES,
+    dynamic,
 };
 use crate::files::elf::Bounded;
 
@@ -84,20 +85,53 @@ impl Found {
     }
 }
 
-type Table<'data> = SymbolTable<'data, FileHeader64<Endianness>, Bounded<'data>>;
+/// A table of symbols.
+#[derive(Clone, Copy)]
+pub(super) struct Table<'data> {
+    symbols: &'data [Sym64<Endianness>],
+    /// Their names, one behind the other.
+    names: &'data [u8],
+    /// Whether it is what other files find symbols by.
+    is_exported: bool,
+}
 
-/// Looks through the symbols of a file: those for other files, then its own.
-pub(super) fn find<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> Found {
+impl Table<'_> {
+    /// Whether there is nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        self.symbols.is_empty()
+    }
+
+    /// The same, of a file that is not loaded itself: nobody finds symbols by it.
+    pub(super) fn beside(self) -> Self {
+        Self { is_exported: false, ..self }
+    }
+}
+
+/// The tables of a file: that for other files, and its own. The former is found without section headers, too, as the loader finds it.
+pub(super) fn tables<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> [Table<'data>; 2] {
+    let table = |table: &SymbolTable<'data, FileHeader64<Endianness>, Bounded<'data>>, is_exported| {
+        let section = elf.elf_section_table().section(table.string_section());
+        let names = section.and_then(|section| section.data(elf.endian(), data)).unwrap_or_default();
+        Table { symbols: table.symbols(), names, is_exported }
+    };
+    let (exported, own) = (table(elf.elf_dynamic_symbol_table(), true), table(elf.elf_symbol_table(), false));
+    let as_loaded = || {
+        let (symbols, names) = dynamic::symbols(elf, data)?;
+        Some(Table { symbols, names, is_exported: true })
+    };
+    [if exported.is_empty() { as_loaded().unwrap_or(exported) } else { exported }, own]
+}
+
+/// Looks through tables of symbols: first those for other files.
+pub(super) fn find(tables: &[Table<'_>]) -> Found {
     let mut found = Found::default();
     let mut prefixes: Vec<(Vec<u8>, u32)> = Vec::new();
-    let tables = [(elf.elf_dynamic_symbol_table(), true), (elf.elf_symbol_table(), false)];
-    let names = tables.map(|(table, exported)| (table, exported, names(elf, table, data)));
-    for (table, exported, names) in names {
-        each(elf, table, names, begins_like_one, |name, symbol| {
+    for table in tables {
+        each(table, begins_like_one, |name, symbol| {
             if let Some((prefix, which)) = jemalloc_prefix(name) {
                 note(&mut prefixes, prefix, which);
             }
-            take(&mut found, name, symbol, exported, allocators::known);
+            take(&mut found, name, symbol, table.is_exported, allocators::known);
         });
     }
     // Two names that only jemalloc has make a prefix one of its.
@@ -106,9 +140,9 @@ pub(super) fn find<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> Found {
             && !FAMILIES[allocators::jemalloc()].prefixes.iter().any(|known| known.as_bytes() == prefix)
     });
     for (prefix, _) in &prefixes {
-        for (table, exported, names) in names {
-            each(elf, table, names, begins_like_one, |name, symbol| {
-                take(&mut found, name, symbol, exported, |name| with_prefix(name, prefix));
+        for table in tables {
+            each(table, begins_like_one, |name, symbol| {
+                take(&mut found, name, symbol, table.is_exported, |name| with_prefix(name, prefix));
             });
         }
     }
@@ -166,36 +200,27 @@ fn take(
     found.candidates.push(Candidate { name: text(), known, address, size, is_exported, chooses });
 }
 
-/// The names of a table, one behind the other.
-fn names<'data>(elf: &Elf<'data>, table: &Table<'data>, data: Bounded<'data>) -> &'data [u8] {
-    let section = elf.elf_section_table().section(table.string_section());
-    section.and_then(|section| section.data(elf.endian(), data)).unwrap_or_default()
-}
-
-/// Calls `f` with the name of each function of both tables whose name begins as `begins` wants.
+/// Calls `f` with the name of each function of the tables whose name begins as `begins` wants.
 pub(super) fn each_function<'data>(
-    elf: &Elf<'data>,
-    data: Bounded<'data>,
+    tables: &[Table<'data>],
     begins: impl Fn(&[u8]) -> bool,
-    mut f: impl FnMut(&[u8], &Sym64<Endianness>),
+    mut f: impl FnMut(&'data [u8], &'data Sym64<Endianness>),
 ) {
-    for table in [elf.elf_dynamic_symbol_table(), elf.elf_symbol_table()] {
-        each(elf, table, names(elf, table, data), &begins, &mut f);
+    for table in tables {
+        each(table, &begins, &mut f);
     }
 }
 
 fn each<'data>(
-    elf: &Elf<'data>,
     table: &Table<'data>,
-    names: &'data [u8],
     begins: impl Fn(&[u8]) -> bool,
-    mut f: impl FnMut(&[u8], &Sym64<Endianness>),
+    mut f: impl FnMut(&'data [u8], &'data Sym64<Endianness>),
 ) {
-    let endian = elf.endian();
+    let (endian, names) = (Endianness::Little, table.names);
     if names.is_empty() {
         return;
     }
-    for symbol in table.symbols().iter().take(MAX_SYMBOLS) {
+    for symbol in table.symbols.iter().take(MAX_SYMBOLS) {
         if !matches!(symbol.st_type(), STT_FUNC | STT_GNU_IFUNC | STT_NOTYPE) {
             continue;
         }

@@ -15,7 +15,7 @@ mod survey;
 mod tests;
 mod work;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fs::File, path::PathBuf, sync::Arc};
 
 use hashbrown::HashMap;
 
@@ -53,6 +53,14 @@ pub struct Query<'a> {
     pub addr: u64,
     /// What it belonged to when it was recorded.
     pub place: &'a Place,
+}
+
+/// The file that holds the symbols of a stripped one, where distributions put them; `None` where it has its own.
+pub fn debug_file(module: &Module) -> Option<File> {
+    let bytes = Bytes::new(module.file()?);
+    let elf = Elf::parse(&bytes).ok().filter(|elf| !elf.has_section(".symtab"))?;
+    debug_file::find(module, &elf, &DEBUG_DIRECTORIES.map(PathBuf::from), &mut Work::new(MEMORY))
+        .map(|found| found.file)
 }
 
 /// Names addresses, each once.

@@ -80,7 +80,7 @@ fn offsets(program: &Path, name: &str) -> Vec<u64> {
     let data = fs::read(program).unwrap();
     let file = object::File::parse(&*data).unwrap();
     let symbol = file.symbols().chain(file.dynamic_symbols()).find(|symbol| symbol.name() == Ok(name)).unwrap();
-    let opened = fs::File::open(program).unwrap();
+    let opened = File::open(program).unwrap();
     let bytes = Bytes::new(&opened);
     let segments = Elf::parse(&bytes).unwrap().segments();
     let segment = segments.iter().find(|s| (s.address..s.address + s.size).contains(&symbol.address())).unwrap();

@@ -42,7 +42,8 @@ pub(super) fn examine(pid: u32, sessions: bool, has_go_heap: bool) -> (Vec<Line>
         Ok(None) if has_go_heap => return (vec![line().not_needed("none but that of Go")], Vec::new()),
         Ok(None) => {
             let found = "no malloc in its executable or its libraries: statically linked and stripped, or an allocator of its own";
-            let advice = "keep the table of symbols (build it without -s, do not strip it)";
+            let advice =
+                "keep the table of symbols (build it without -s, do not strip it), or name its functions (--symbol)";
             return (vec![line().missing(found, advice)], Vec::new());
         }
         Err(error) => {

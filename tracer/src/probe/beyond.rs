@@ -1,0 +1,102 @@
+//! What an allocator does that no probe tells: functions whose arguments do not say how much they allocate, and such that free all
+//! of a heap at once.
+
+use object::{
+    Endianness,
+    elf::{SHN_UNDEF, STT_NOTYPE},
+    read::elf::Sym as _,
+};
+
+use super::{
+    asked::calls_of,
+    catalogue::{AT_ONCE, UNTOLD},
+    symbols::{Elf, Table, each_function},
+};
+
+/// How names of functions begin that allocators have for themselves.
+const OWN: [&str; 6] = ["mi_", "_mi_", "rpmalloc", "_ZN3rml", "__interceptor_", "___interceptor_"];
+
+/// What is not seen of a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// Blocks that it allocates.
+    Blocks,
+    /// The end of blocks.
+    Ends,
+}
+
+/// A function of an allocator that is not probed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beyond {
+    /// Its name.
+    pub name: &'static str,
+    /// What is not seen of it.
+    pub what: What,
+    /// Whether code of its own file calls it.
+    pub is_called: bool,
+}
+
+/// Which of a file's functions are such; `is_seen` says of an address whether what it allocates is seen otherwise, and
+/// `is_program` whether the file is one: libraries have them for others.
+pub(super) fn find(
+    elf: &Elf<'_>,
+    tables: &[Table<'_>],
+    is_program: bool,
+    is_seen: impl Fn(u64) -> bool,
+) -> Vec<Beyond> {
+    let endian = Endianness::Little;
+    let mut found: Vec<(&'static str, What, u64)> = Vec::new();
+    each(tables, |name, what, symbol| {
+        let address = symbol.st_value(endian);
+        let is_there = symbol.st_shndx(endian) != SHN_UNDEF && symbol.st_type() != STT_NOTYPE && address != 0;
+        if is_there && !found.iter().any(|(known, ..)| *known == name) && (what == What::Ends || !is_seen(address)) {
+            found.push((name, what, address));
+        }
+    });
+    if found.is_empty() {
+        return Vec::new();
+    }
+    let targets: Vec<u64> = found.iter().map(|(.., address)| *address).collect();
+    let mut calls = if is_program { calls_of(elf, &targets) } else { Vec::new() };
+    // They call each other, and are called by what else the allocator has.
+    if !calls.is_empty() {
+        let is_own = |name: &[u8]| OWN.iter().any(|own| name.starts_with(own.as_bytes()));
+        each_function(tables, is_own, |_, symbol| {
+            let start = symbol.st_value(endian);
+            let own = start..start.saturating_add(symbol.st_size(endian));
+            calls.retain(|(at, _)| !own.contains(at));
+        });
+    }
+    let mut told = Vec::new();
+    let beyond = found.iter().map(|(name, what, address)| {
+        // Of several names of a function, one is told.
+        let is_called = calls.iter().any(|(_, to)| to == address) && !told.contains(address);
+        told.push(*address);
+        Beyond { name, what: *what, is_called }
+    });
+    beyond.collect()
+}
+
+/// Names of such functions that a file takes from others.
+pub(super) fn wanted(tables: &[Table<'_>]) -> Vec<&'static str> {
+    let mut wanted = Vec::new();
+    each(tables, |name, _, symbol| {
+        if symbol.st_shndx(Endianness::Little) == SHN_UNDEF && !wanted.contains(&name) {
+            wanted.push(name);
+        }
+    });
+    wanted
+}
+
+fn each(tables: &[Table<'_>], mut f: impl FnMut(&'static str, What, &object::elf::Sym64<Endianness>)) {
+    let known = || {
+        let of = |names: &'static [&'static str], what| names.iter().map(move |name| (*name, what));
+        of(UNTOLD, What::Blocks).chain(of(AT_ONCE, What::Ends))
+    };
+    let begins = |name: &[u8]| matches!(name, [b's' | b'_' | b'w' | b'm' | b'r', ..]);
+    each_function(tables, begins, |name, symbol| {
+        if let Some((name, what)) = known().find(|(known, _)| known.as_bytes() == name) {
+            f(name, what, symbol);
+        }
+    });
+}
