@@ -40,7 +40,7 @@ fn check(report: &Report, truth: &Truth) {
         truth.held.iter().map(|(name, Held { bytes, blocks })| (name.clone(), (*bytes, *blocks))).collect();
     let expected: BTreeMap<_, _> = expected.into_iter().filter(|(_, mapped)| *mapped != (0, 0)).collect();
     assert_eq!(by_function(report, truth, false), expected, "{:?}", report.gaps());
-    assert_eq!(report.quality("lost_remappings"), 0);
+    assert_eq!(report.gap("lost_remappings"), 0);
     for (name, by_allocator) in [("totals", false), ("by_allocators", true)] {
         let own = stacks(report).iter().filter(|stack| stack["by_allocator"] == by_allocator);
         let sum: u64 = own.map(|stack| number(stack, "bytes")).sum();

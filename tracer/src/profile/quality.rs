@@ -308,13 +308,8 @@ impl Quality {
     /// of it, and the exit status.
     pub fn gaps(&self) -> Vec<Gap> {
         let q = self;
-        let events = q.recorded_events
-            + q.lost_allocs
-            + q.lost_frees
-            + q.lost_moments
-            + q.untracked_calls
-            + q.unknown_records
-            + q.lost_remappings;
+        let events =
+            q.recorded_events + q.lost_allocs + q.lost_frees + q.lost_moments + q.untracked_calls + q.unknown_records;
         let samples = q.sampling.map_or(0, |sampling| sampling.samples);
         // Few of them are told by a note only.
         let cycles = if q.missed_cycles as f64 > q.cycles as f64 * INCOMPLETE_CYCLES { q.missed_cycles } else { 0 };
@@ -340,7 +335,7 @@ impl Quality {
             (Missing::Calls, q.untracked_calls, events, share),
             (Missing::Moments, q.lost_moments, events, share),
             (Missing::Records, q.unknown_records, events, share),
-            (Missing::Remappings, q.lost_remappings, events, share),
+            (Missing::Remappings, q.lost_remappings, events + q.lost_remappings, share),
         ];
         let gaps = all.into_iter().map(|(what, amount, of, tolerated)| Gap { what, amount, of, tolerated });
         gaps.filter(|gap| gap.amount > 0).collect()

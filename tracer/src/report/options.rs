@@ -193,7 +193,7 @@ mod tests {
         let message = "pdf\u{1b}".parse::<Format>().unwrap_err().to_string();
         assert_eq!(message, r#"unknown format "pdf\u{1b}": use one of text, folded, svg, pprof, json"#);
         let message = "words".parse::<Value>().unwrap_err().to_string();
-        assert_eq!(message, r#"unknown value "words": use one of bytes, count"#);
+        assert_eq!(message, r#"unknown value "words": use one of bytes, count, mapped"#);
     }
 
     #[test]

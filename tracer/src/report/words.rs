@@ -404,6 +404,7 @@ mod tests {
                 "8 calls into the allocator not followed",
                 "4 records of ends of threads and processes lost (the ring buffer was full)",
                 "1 record not understood (a bug in tracer)",
+                "14 changes of mappings not recorded: what is told of mapped memory may be wrong",
             ]
         );
     }

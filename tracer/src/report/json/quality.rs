@@ -29,7 +29,9 @@ impl Serialize for Saved<'_, Quality> {
         object.serialize_entry("uncollected_heaps", &quality.uncollected_heaps)?;
         object.serialize_entry("undecided_samples", &quality.undecided_samples)?;
         object.serialize_entry("unresolved_samples", &quality.unresolved_samples)?;
-        object.serialize_entry("lost_remappings", &quality.lost_remappings)?;
+        if quality.lost_remappings > 0 {
+            object.serialize_entry("lost_remappings", &quality.lost_remappings)?;
+        }
         object.serialize_entry("notes", &quality.notes)?;
         object.end()
     }

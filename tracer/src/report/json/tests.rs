@@ -81,7 +81,7 @@ fn fields_are_those_of_the_format_and_no_others() {
                 "complete": true, "gaps": [], "lost_allocs": 0, "lost_frees": 0, "unmatched_frees": 17,
                 "inherited_frees": 0,
                 "truncated_stacks": 0, "truncated_by_reason": {}, "uncertain_bytes": 0, "sampling": null,
-                "cycles": 0, "missed_cycles": 0, "collections": [], "uncollected_heaps": 0, "undecided_samples": 0, "unresolved_samples": 0, "lost_remappings": 0,
+                "cycles": 0, "missed_cycles": 0, "collections": [], "uncollected_heaps": 0, "undecided_samples": 0, "unresolved_samples": 0,
                 "notes": [],
             },
             "unwind_tables": [{
