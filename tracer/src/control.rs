@@ -150,7 +150,12 @@ pub fn run(mut config: Config) -> Result<Exit> {
         events,
         resolvers.clone(),
         memory,
-        Interest { min_age: config.min_age, all_sizes: config.sizes == (0, u64::MAX), sample: config.sample, mapped: records_mapped },
+        Interest {
+            min_age: config.min_age,
+            all_sizes: config.sizes == (0, u64::MAX),
+            sample: config.sample,
+            mapped: records_mapped,
+        },
         requested,
         Box::new(move |notice| inbox(Input::Notice(notice))),
     );

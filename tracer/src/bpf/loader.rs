@@ -183,7 +183,15 @@ impl Programs {
         } else {
             None
         };
-        Ok(Self { ebpf, multi, remover: Remover::default(), samples: config.samples.is_some(), logger, remappings, placed: false })
+        Ok(Self {
+            ebpf,
+            multi,
+            remover: Remover::default(),
+            samples: config.samples.is_some(),
+            logger,
+            remappings,
+            placed: false,
+        })
     }
 
     /// Whether the kernel lets the entry of a function decide whether its return is probed.
