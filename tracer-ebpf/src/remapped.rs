@@ -77,7 +77,7 @@ pub extern "C" fn settle_remapping() -> u32 {
         call::MMAP => mmap(thread),
         call::MUNMAP => {
             let (start, length) = (remapper.arguments[0], pages(remapper.arguments[1]));
-            if start % PAGE != 0 || length == 0 || mappings::look_up_area(start) != 0 {
+            if !start.is_multiple_of(PAGE) || length == 0 || mappings::look_up_area(start) != 0 {
                 return NOTHING;
             }
             tell(thread, remapping::UNMAPPED, start, start.wrapping_add(length));
@@ -225,7 +225,7 @@ fn mremap(thread: &mut Thread) -> u32 {
     let [old, old_length, new_length, flags, new] = thread.remapper.arguments;
     let (old_length, new_length) = (pages(old_length), pages(new_length));
     let before = thread.remapper.end;
-    if old % PAGE != 0 || new_length == 0 || before == 0 {
+    if !old.is_multiple_of(PAGE) || new_length == 0 || before == 0 {
         return NOTHING;
     }
     let stays = flags & remap::DONTUNMAP != 0;

@@ -149,7 +149,7 @@ pub(crate) fn room(start: u64, wanted: u64) {
     let Some(thread) = thread::existing(pid_tgid) else { return };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let remapper = unsafe { &mut (*thread).remapper };
-    if remapper.call == 0 || start % PAGE != 0 {
+    if remapper.call == 0 || !start.is_multiple_of(PAGE) {
         return;
     }
     remapper.rooms[1] = remapper.rooms[0];
