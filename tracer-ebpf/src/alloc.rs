@@ -9,23 +9,17 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::warn;
-use tracer_ebpf::{Header, SIZE_OVERFLOW, Target, entry, exit, kind};
+use tracer_ebpf::{Header, Target, entry, exit, kind};
 
 use crate::{
+    arguments,
     emit::{self, count_loss},
     inflight::{self, Entry},
-    process, registers, sampling, stack,
+    process, registers, samples, sampling, stack,
     thread::{
         self, CALL_MAY_BE_INSIDE, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread,
     },
 };
-
-/// Allocations smaller than this are not recorded. Set by user space before loading.
-#[unsafe(no_mangle)]
-static MIN_SIZE: u64 = 0;
-/// Allocations larger than this are not recorded. Set by user space before loading.
-#[unsafe(no_mangle)]
-static MAX_SIZE: u64 = u64::MAX;
 
 /// A call that came in, ready to be put in flight.
 struct Entered<'a> {
@@ -48,7 +42,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     if cookie & entry::MAY_VANISH != 0 {
         flags |= CALL_MAY_VANISH;
     }
-    if sampling::is_on() {
+    if samples::is_on() {
         match judged(ctx, cookie) {
             sampling::NOTHING => return false,
             sampling::FOLLOW => flags |= CALL_UNWANTED,
@@ -57,12 +51,12 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
         }
     }
     let Some(entered) = entered(ctx, cookie, flags) else { return false };
-    let size = size(entered.thread, cookie);
-    let pointer = argument(entered.thread, cookie >> entry::BLOCK);
+    let size = arguments::size(entered.thread, cookie);
+    let pointer = arguments::argument(entered.thread, cookie >> entry::BLOCK);
     let mut op = Op::Returned;
     if cookie & entry::STORED != 0 {
         op = Op::Stored;
-    } else if pointer != 0 && (!sampling::is_on() || sampling::end(&entered.thread.target, pointer)) {
+    } else if pointer != 0 && (!samples::is_on() || samples::end(&entered.thread.target, pointer)) {
         op = Op::Realloc;
         let target = &entered.thread.target;
         let header = Header::new(kind::REALLOC_TAKE, target.image, entered.slot, entered.pid_tgid);
@@ -90,57 +84,8 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
 #[inline(always)]
 fn judged(ctx: &ProbeContext, cookie: u64) -> u32 {
     let Some(thread) = current(ctx, bpf_get_current_pid_tgid()) else { return sampling::NOTHING };
-    read_arguments(ctx, thread);
+    arguments::read(ctx, thread);
     sampling::judge(cookie, registers::stack_pointer(ctx.as_ptr()))
-}
-
-/// Takes the arguments of a call down. In map memory: the verifier would go through all that follows once for each way to choose
-/// among them.
-#[inline(always)]
-fn read_arguments(ctx: &ProbeContext, thread: &mut Thread) {
-    let arguments = &mut thread.arguments;
-    for (number, argument) in arguments.iter_mut().enumerate().skip(1).take(entry::ARGUMENTS) {
-        *argument = ctx.arg(number - 1).unwrap_or(0);
-    }
-    arguments[entry::ONE as usize] = 1;
-}
-
-/// Bytes that a call asks for.
-#[inline(always)]
-pub(crate) fn size(thread: &Thread, cookie: u64) -> u64 {
-    product(argument(thread, cookie >> entry::COUNT), argument(thread, cookie >> entry::SIZE))
-}
-
-/// Whether blocks of this size are of interest.
-#[inline(always)]
-pub(crate) fn is_wanted(size: u64) -> bool {
-    // SAFETY: reads of globals that user space wrote before loading.
-    let (min, max) =
-        unsafe { (core::ptr::read_volatile(&raw const MIN_SIZE), core::ptr::read_volatile(&raw const MAX_SIZE)) };
-    size >= min && size <= max
-}
-
-/// The argument of this number.
-#[inline(always)]
-pub(crate) fn argument(thread: &Thread, number: u64) -> u64 {
-    thread.arguments[(core::hint::black_box(number) & entry::ARGUMENT) as usize]
-}
-
-/// `count * size`, or [`SIZE_OVERFLOW`]. By halves: BPF has no 128-bit product, which a plain check compiles to.
-#[inline(always)]
-fn product(count: u64, size: u64) -> u64 {
-    let (count_high, count_low) = (count >> 32, count & 0xffff_ffff);
-    let (size_high, size_low) = (size >> 32, size & 0xffff_ffff);
-    if count_high != 0 && size_high != 0 {
-        return SIZE_OVERFLOW;
-    }
-    let cross = count_high * size_low + count_low * size_high;
-    if cross >> 32 != 0 {
-        return SIZE_OVERFLOW;
-    }
-    let low = count_low * size_low;
-    let sum = low.wrapping_add(cross << 32);
-    if sum < low { SIZE_OVERFLOW } else { sum }
 }
 
 /// Entry of free.
@@ -165,7 +110,7 @@ pub(crate) fn free(addr: u64) {
 
 #[inline(always)]
 fn freed(target: &Target, pid_tgid: u64, addr: u64) {
-    if !sampling::is_on() || sampling::end(target, addr) {
+    if !samples::is_on() || samples::end(target, addr) {
         emit::end_of_block(Header::new(kind::FREE, target.image, 0, pid_tgid), target, addr);
     }
 }
@@ -243,16 +188,16 @@ fn finish(thread: &mut Thread, call: Call, slot: u32, result: u64, pid_tgid: u64
 #[inline(always)]
 fn send_block(thread: &mut Thread, header: Header, addr: u64, call: &Call) -> bool {
     let time = thread.now();
-    if !sampling::is_on() {
+    if !samples::is_on() {
         return emit::block(header, addr, call.size, call.stack, time);
     }
-    if !sampling::begin(&thread.target, addr) {
+    if !samples::begin(&thread.target, addr) {
         emit::lost_block(call.size);
         return false;
     }
     let sent = emit::block(header, addr, call.size, call.stack, time);
     if !sent {
-        sampling::end(&thread.target, addr);
+        samples::end(&thread.target, addr);
     }
     sent
 }
@@ -267,8 +212,8 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
         if take_lost {
             emit::not_lost(target, call.pointer);
         } else {
-            if sampling::is_on() {
-                sampling::begin(target, call.pointer);
+            if samples::is_on() {
+                samples::begin(target, call.pointer);
             }
             emit::survivor(header(kind::REALLOC_FAILED), target, call.pointer);
         }
@@ -293,8 +238,8 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
 fn entered<'a>(ctx: &ProbeContext, cookie: u64, flags: u32) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = current(ctx, pid_tgid)?;
-    read_arguments(ctx, thread);
-    let old = if cookie & entry::STORED != 0 { 0 } else { argument(thread, cookie >> entry::BLOCK) };
+    arguments::read(ctx, thread);
+    let old = if cookie & entry::STORED != 0 { 0 } else { arguments::argument(thread, cookie >> entry::BLOCK) };
     let sp = registers::stack_pointer(ctx.as_ptr());
     let frame_pointer = registers::frame_pointer(ctx.as_ptr());
     match inflight::classify(thread, (pid_tgid >> 32) as u32, old, sp, frame_pointer, flags) {
@@ -343,7 +288,7 @@ fn no_room(ctx: &ProbeContext) {
 fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u64, mut flags: u32) {
     let Entered { thread, pid_tgid, sp, slot, caller } = entered;
     // Where allocations are sampled, most are not.
-    let wanted = flags & CALL_UNWANTED == 0 && is_wanted(size);
+    let wanted = flags & CALL_UNWANTED == 0 && arguments::is_wanted(size);
     if !wanted {
         flags |= CALL_UNWANTED;
     }
@@ -357,7 +302,7 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
         let root = thread.frames.cache[0].sp;
         let call = inflight::place(thread, slot);
         (call.stack, call.root) = (stack, root);
-        if sampling::is_on() && flags & CALL_MAY_BE_INSIDE != 0 && sampling::lies_inside(sp) != 0 {
+        if samples::is_on() && flags & CALL_MAY_BE_INSIDE != 0 && sampling::lies_inside(sp, 1) != 0 {
             inflight::place(thread, slot).flags |= CALL_UNWANTED;
         }
     }

@@ -13,7 +13,7 @@ use tracer_ebpf::{Header, MAX_IN_FLIGHT, kind};
 
 use crate::{
     emit::{self, count_loss},
-    mappings, returns, sampling,
+    mappings, returns, samples,
     thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Op, PARTS, PartBlock, Thread},
     walk, window,
 };
@@ -159,7 +159,7 @@ pub extern "C" fn take_back(slot: u32, result: u64) -> u32 {
         let inside = result.wrapping_sub(addr);
         if at < count && (inside < size || inside == 0) {
             found += 1;
-            if !sampling::is_on() || sampling::end(&thread.target, addr) {
+            if !samples::is_on() || samples::end(&thread.target, addr) {
                 emit::part_of_a_block(header, &thread.target, addr, size);
             }
         }

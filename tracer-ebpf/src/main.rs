@@ -5,6 +5,7 @@
 #![expect(unreachable_pub, reason = "a program, not a library; entry points are exported by name")]
 
 mod alloc;
+mod arguments;
 mod branchless;
 mod cached;
 mod emit;
@@ -22,6 +23,7 @@ mod remappings;
 mod rests;
 mod returns;
 mod rules;
+mod samples;
 mod sampling;
 mod sharers;
 mod spacing;

@@ -17,7 +17,7 @@ use aya_ebpf::{
     maps::Array,
     programs::RawTracePointContext,
 };
-use tracer_ebpf::{Header, kind};
+use tracer_ebpf::{Header, kind, remapping};
 
 use crate::{
     alloc,
@@ -25,7 +25,7 @@ use crate::{
     kernel::kernel_word,
     mappings, process,
     remapped::{COMES, GOES, PAGE, UNKNOWN, call, settle_remapping},
-    stack, thread, window,
+    sampling, stack, thread, window,
 };
 
 /// Which argument of the lock's tracepoints says whether it is taken to write: 1, or 2 where a cgroup's path comes before. Set by
@@ -187,6 +187,10 @@ pub(crate) fn ends(ctx: &RawTracePointContext) {
         window::read_window(thread, sp);
         let stack = stack::capture_at(thread, pid_tgid, pc, sp, fp);
         thread.remapper.record.stack = stack;
+        // Calls into an allocator that are not recorded are not in flight.
+        if sampling::is_inside(thread, sp) {
+            thread.remapper.record.what |= remapping::BY_ALLOCATOR;
+        }
     }
     let time = thread.now();
     let record = &mut thread.remapper.record;

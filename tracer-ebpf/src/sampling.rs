@@ -13,25 +13,16 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
     helpers::{bpf_get_current_pid_tgid, generated::bpf_loop},
     macros::map,
-    maps::{Array, HashMap},
+    maps::Array,
 };
-use tracer_ebpf::{BlockKey, MAX_FRAMES, Target, entry};
+use tracer_ebpf::{MAX_FRAMES, entry};
 
 use crate::{
-    alloc, inflight, mappings, spacing,
+    arguments, inflight, mappings, samples, spacing,
     thread::{self, LEFT_OUT, LeftOut, Thread},
 };
-
-/// Whether allocations are sampled: 0 or 1. Set by user space before loading.
-#[unsafe(no_mangle)]
-static SAMPLES: u64 = 0;
-
-/// The blocks that were recorded and have not ended. Its size is set by user space before loading.
-#[map]
-static SAMPLED: HashMap<BlockKey, u8> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 
 /// Whether a function was seen to have others inside, by the last bits of its number: one that has not may be followed, too.
 #[map]
@@ -45,32 +36,6 @@ pub(crate) const RECORD: u32 = 1;
 pub(crate) const FOLLOW: u32 = 2;
 /// It is to be recorded unless it lies inside of one that was left out.
 pub(crate) const RECORD_OUTERMOST: u32 = 3;
-
-/// Whether only some allocations are recorded.
-#[inline(always)]
-pub(crate) fn is_on() -> bool {
-    // SAFETY: a read of a global that user space wrote before loading.
-    unsafe { core::ptr::read_volatile(&raw const SAMPLES) != 0 }
-}
-
-#[inline(always)]
-fn key(target: &Target, addr: u64) -> BlockKey {
-    BlockKey { addr, image: target.image, reserved: 0 }
-}
-
-/// A block is about to be recorded; whether there was room to remember it.
-#[inline(always)]
-pub(crate) fn begin(target: &Target, addr: u64) -> bool {
-    SAMPLED.insert(key(target, addr), 0, u64::from(BPF_ANY)).is_ok()
-}
-
-/// Whether a block was recorded; it is forgotten.
-#[inline(always)]
-pub(crate) fn end(target: &Target, addr: u64) -> bool {
-    let key = key(target, addr);
-    // Looked up first: that takes no lock, and most are not there.
-    SAMPLED.get_ptr(key).is_some() && SAMPLED.remove(key).is_ok()
-}
 
 /// Whether a function was seen to have others inside.
 #[inline(always)]
@@ -97,10 +62,10 @@ pub extern "C" fn judge(cookie: u64, sp: u64) -> u32 {
     let Some(thread) = thread::existing(pid_tgid) else { return NOTHING };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
-    let size = alloc::size(thread, cookie);
-    let taken = alloc::is_wanted(size) && is_taken(thread, size);
-    let old = if cookie & entry::STORED != 0 { 0 } else { alloc::argument(thread, cookie >> entry::BLOCK) };
-    let ends = old != 0 && SAMPLED.get_ptr(key(&thread.target, old)).is_some();
+    let size = arguments::size(thread, cookie);
+    let taken = arguments::is_wanted(size) && is_taken(thread, size);
+    let old = if cookie & entry::STORED != 0 { 0 } else { arguments::argument(thread, cookie >> entry::BLOCK) };
+    let ends = old != 0 && samples::has(&thread.target, old);
     let function = (cookie >> entry::FUNCTION) & 0xffff;
     // A call that is in flight may be over, or this one a part of it.
     if thread.used != 0 || ends {
@@ -150,11 +115,11 @@ fn is_taken(thread: &mut Thread, size: u64) -> bool {
 const LOOKED_AT: u32 = 32;
 
 /// Whether the call at `sp`, whose stack has been found, is a part of one that was left out: it asks for as much or more, and that
-/// one's return slot lies in its stack, or further up than that was found; 0: it is not. The function of that is marked. A global
-/// function, as [`judge`] is.
+/// one's return slot lies in its stack, or further up than that was found; 0: it is not. The function of that is marked, if it
+/// `marks`. A global function, as [`judge`] is.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn lies_inside(sp: u64) -> u32 {
+pub extern "C" fn lies_inside(sp: u64, marks: u32) -> u32 {
     let Some(thread) = thread::existing(bpf_get_current_pid_tgid()) else { return 0 };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
@@ -166,7 +131,9 @@ pub extern "C" fn lies_inside(sp: u64) -> u32 {
         if slot > sp && thread.asked >= size && holds(slot, caller) {
             let frame = slot.wrapping_add(8);
             if found_to < frame {
-                mark_wrapper(function);
+                if marks != 0 {
+                    mark_wrapper(function);
+                }
                 return 1;
             }
             thread.outer_frames[at] = frame;
@@ -181,7 +148,11 @@ pub extern "C" fn lies_inside(sp: u64) -> u32 {
     // SAFETY: the callback is given a pointer that outlives the loop.
     unsafe { bpf_loop(LOOKED_AT, compare_frame as *mut c_void, (&raw mut looked).cast(), 0) };
     // SAFETY: only this thread uses its state.
-    unsafe { (*looked).outer_found as u32 }
+    let found = unsafe { (*looked).outer_found };
+    if found != 0 && marks != 0 {
+        mark_wrapper(found - 1);
+    }
+    u32::from(found != 0)
 }
 
 /// Looks whether a frame is that of a caller of one that was left out; 1 ends the loop.
@@ -195,10 +166,19 @@ extern "C" fn compare_frame(index: u64, thread: *mut *mut Thread) -> i64 {
     let sp = thread.frames.cache[core::hint::black_box(count - 1 - index) as usize & (MAX_FRAMES - 1)].sp;
     for at in 0..LEFT_OUT {
         if thread.outer_frames[at] == sp {
-            mark_wrapper(thread.left_out[at].function);
-            thread.outer_found = 1;
+            thread.outer_found = 1 + thread.left_out[at].function;
             return 1;
         }
     }
     0
+}
+
+/// Whether code at `sp`, whose stack has been found, runs inside of a call that was left out.
+#[inline(always)]
+pub(crate) fn is_inside(thread: &mut Thread, sp: u64) -> bool {
+    if !samples::is_on() {
+        return false;
+    }
+    thread.asked = u64::MAX;
+    lies_inside(sp, 0) != 0
 }

@@ -310,7 +310,8 @@ pub(crate) struct Thread {
     pub(crate) left_out_next: u64,
     /// Bytes that its call asks for which comes in, where it is taken.
     pub(crate) asked: u64,
-    /// Stack pointers of those who made the calls that were left out, where that may be inside of one; whether it is.
+    /// Stack pointers of those who made the calls that were left out, where that may be inside of one; 1 and the
+    /// function of the one that it is.
     pub(crate) outer_frames: [u64; LEFT_OUT],
     pub(crate) outer_found: u64,
     /// What it is about to map or unmap.
