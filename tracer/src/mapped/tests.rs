@@ -158,7 +158,8 @@ fn a_range_is_divided_by_who_has_mapped_it() {
     assert_eq!(divide(0..40), (vec![(10, 15)], vec![(0, 10), (15, 40)]));
     assert_eq!(divide(12..13), (vec![(12, 13)], vec![]));
     assert_eq!(divide(15..20), (vec![], vec![(15, 20)]));
-    assert_eq!(mapped.divide(Image(2), &(0..5)), (vec![], vec![0..5]));
+    let nothing_known = mapped.divide(Image(2), &(0..5));
+    assert!(nothing_known.0.is_empty() && nothing_known.1.iter().eq([&(0..5)]));
 }
 
 #[test]
