@@ -12,14 +12,9 @@ const SIZE: f64 = 48.0 * 1024.0 * 1024.0;
 
 /// Traces the program while it does each of `commands`; the report, which ends with status `code`, and its text.
 fn trace(commands: &[&str], code: i32) -> (Report, String) {
-    trace_with(&[], commands, code)
-}
-
-/// The same with options.
-fn trace_with(options: &[&str], commands: &[&str], code: i32) -> (Report, String) {
     require_root();
     let mut target = Target::start(&compiled("memory"));
-    let tracer = Run::pid(target.pid()).args(options).start();
+    let tracer = Run::pid(target.pid()).start();
     for command in commands {
         target.ask(command);
     }
@@ -38,21 +33,12 @@ fn assert_is_nearly(memory: &Value, field: &str, bytes: f64) {
 }
 
 #[test]
-fn memory_that_the_program_maps_itself_is_explained_by_who_mapped_it() {
-    let (report, text) = trace(&["leak", "map"], 0);
-    let memory = memory(&report);
-    assert_is_nearly(memory, "grew", 2.0 * SIZE);
-    assert_is_nearly(memory, "recorded", SIZE);
-    assert_eq!((&memory["explained"], report.gaps().len()), (&true.into(), 0), "{memory}");
+fn memory_that_the_program_maps_itself_is_no_allocation_and_has_an_owner() {
+    let (report, text) = trace(&["leak", "map"], 3);
     let totals = &report.json["mappings"]["totals"];
     assert_eq!((&totals["bytes"], &totals["ranges"]), (&(48 << 20).into(), &1.into()), "{totals}");
     assert_is_nearly(totals, "resident_bytes", SIZE);
     assert!(text.contains("  mapped       48.0 MiB (50,331,648 bytes) in 1 range by the program itself"), "{text}");
-}
-
-#[test]
-fn memory_that_the_program_maps_itself_is_unexplained_where_that_is_not_recorded() {
-    let (report, text) = trace_with(&["--mmap=off"], &["leak", "map"], 3);
     let memory = memory(&report);
     assert_is_nearly(memory, "grew", 2.0 * SIZE);
     assert_is_nearly(memory, "recorded", SIZE);
@@ -97,7 +83,7 @@ fn a_process_that_allocates_nothing_is_never_complete() {
 fn memory_of_a_command_that_has_ended_is_known() {
     require_root();
     let program = compiled("memory");
-    let outcome = Run::launch(&["--mmap=off"], [program.as_os_str(), "map".as_ref()]).finish();
+    let outcome = Run::launch(&[], [program.as_os_str(), "map".as_ref()]).finish();
     let report = outcome.report(3);
     let memory = memory(&report);
     assert_is_nearly(memory, "unexplained", SIZE);

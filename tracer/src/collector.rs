@@ -26,7 +26,7 @@ use self::{
 };
 pub use self::{
     notice::Notice,
-    requests::{Covered, Merging, Request, Requested, Requests, channel},
+    requests::{Merging, Request, Requested, Requests, channel},
     snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
@@ -230,7 +230,7 @@ impl Collector {
                         break;
                     }
                 }
-                let _ = reply.send(self.covered(image, &ranges));
+                let _ = reply.send(self.heap.covered(image, &ranges));
             }
             Request::Mapped { image, reply } => {
                 let _ = reply.send(self.mapped.memory_of(image));

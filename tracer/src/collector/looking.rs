@@ -1,12 +1,11 @@
 //! Making a snapshot of what the collector has.
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use hashbrown::HashMap;
 
 use super::{
     Collector, nanoseconds,
-    requests::Covered,
     snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
@@ -105,17 +104,6 @@ impl Collector {
             end: self.end(owner.stack),
         });
         snapshots.collect()
-    }
-
-    /// What is known of parts of an image's memory.
-    pub(super) fn covered(&self, image: Image, ranges: &[Range<u64>]) -> Vec<Covered> {
-        let covered = ranges.iter().map(|range| {
-            let (own, others) = self.mapped.divide(image, range);
-            let mapped = own.iter().map(|part| part.end - part.start).sum();
-            let blocks = self.heap.covered(image, &others).into_iter().fold(0, u64::saturating_add);
-            Covered { blocks, mapped }
-        });
-        covered.collect()
     }
 
     fn end(&self, stack: StackIndex) -> u32 {

@@ -47,14 +47,14 @@ pub enum Request {
         /// Where the answer goes, in the same order.
         reply: mpsc::Sender<Vec<u64>>,
     },
-    /// How much of each of these parts of an image's memory recorded blocks have been in, or is what it has mapped itself.
+    /// How many bytes of each of these parts of an image's memory recorded blocks have been in.
     Covered {
         /// The image.
         image: Image,
         /// The parts.
         ranges: Vec<Range<u64>>,
         /// Where the answer goes, in the same order.
-        reply: mpsc::Sender<Vec<Covered>>,
+        reply: mpsc::Sender<Vec<u64>>,
     },
     /// The memory that an image has mapped, by itself or by its allocators.
     Mapped {
@@ -90,15 +90,6 @@ pub enum Request {
         /// Where the answer goes.
         reply: mpsc::Sender<Snapshot>,
     },
-}
-
-/// What is known of a part of an image's memory: bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Covered {
-    /// In which recorded blocks have been, and which it has not mapped itself.
-    pub blocks: u64,
-    /// That it has mapped itself, not by an allocator that is recorded.
-    pub mapped: u64,
 }
 
 /// Images that have ended, of one process, and are told of as another one's that has.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use crate::{collector::Covered, profile::Area, space::memory_map::Region};
+use crate::{profile::Area, space::memory_map::Region};
 
 /// Where Go's runtime puts its heap on x86-64 (`arenaHints` in runtime/malloc.go, the first of them).
 const GO_ARENAS: Range<u64> = 0xc0_0000_0000..0x100_0000_0000;
@@ -77,23 +77,20 @@ pub(super) fn pieces(begin: &[Region], end: &[Region]) -> Vec<Piece> {
 }
 
 /// What became resident, and what of that recorded blocks explain. `covered`: how many bytes of each piece recorded blocks
-/// have been in, and how many the process has mapped itself by then. `go`: the heap of Go is followed, and explains all that its runtime has for it and for its books.
-pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[Covered], go: bool) -> Account {
+/// have been in. `go`: the heap of Go is followed, and explains all that its runtime has for it and for its books.
+pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[u64], go: bool) -> Account {
     let mut account = Account::default();
     let mut rest = covered.iter().copied();
     for parts in pieces.chunk_by(|a, b| a.region == b.region) {
         let index = parts[0].region;
         let before = parts.iter().filter_map(|part| part.before).fold(0, u64::saturating_add);
+        // Blocks in pages that were there already explain nothing.
+        let explained = parts.iter().zip(rest.by_ref()).map(|(part, covered)| covered.min(part.room()));
+        let explained = explained.fold(0, u64::saturating_add);
         let fresh = end[index].anonymous.saturating_sub(before);
         account.fresh = account.fresh.saturating_add(fresh);
         let from_before = parts.iter().all(|part| part.before.is_some());
         let area = area(end, index, from_before);
-        // What Go's runtime has for its heap is mapped, but what it holds in it is what is asked for.
-        let covered =
-            |covered: Covered| if area == Area::Go { covered.blocks } else { covered.blocks + covered.mapped };
-        // Blocks in pages that were there already explain nothing.
-        let explained = parts.iter().zip(rest.by_ref()).map(|(part, known)| covered(known).min(part.room()));
-        let explained = explained.fold(0, u64::saturating_add);
         if fresh > explained && !(go && is_heap_of_go(end, index)) {
             *account.unexplained.entry(area).or_default() += fresh - explained;
         }
@@ -162,8 +159,7 @@ mod tests {
     fn check(begin: &[Region], end: &[Region], blocks: Range<u64>, fresh: u64, unexplained: &[(Area, u64)]) {
         let pieces = pieces(begin, end);
         let overlap = |range: &Range<u64>| blocks.end.min(range.end).saturating_sub(blocks.start.max(range.start));
-        let covered = |piece: &Piece| Covered { blocks: overlap(&piece.range), mapped: 0 };
-        let covered: Vec<Covered> = pieces.iter().map(covered).collect();
+        let covered: Vec<u64> = pieces.iter().map(|piece| overlap(&piece.range)).collect();
         let expected = Account { fresh, unexplained: unexplained.iter().copied().collect() };
         assert_eq!(account(end, &pieces, &covered, false), expected);
     }
@@ -230,18 +226,9 @@ mod tests {
         ];
         check(&[], &end, 0..0, 0x6000, &unexplained);
         let pieces = pieces(&[], &end);
-        let followed = account(&end, &pieces, &vec![Covered::default(); pieces.len()], true);
+        let followed = account(&end, &pieces, &vec![0; pieces.len()], true);
         assert!(!followed.unexplained.contains_key(&Area::Go) && followed.fresh == 0x6000, "{followed:?}");
         assert!(!followed.unexplained.contains_key(&Area::Mapped), "what the runtime needs itself: {followed:?}");
-    }
-
-    #[test]
-    fn what_was_mapped_is_explained_but_for_the_heap_of_go() {
-        let end = [region(0x1_0000..0x9_0000, 0x8_0000), region(0xc0_0040_0000..0xc0_0080_0000, 0x3000)];
-        let pieces = pieces(&[], &end);
-        let mapped = [Covered { blocks: 0x1_0000, mapped: 0x5_0000 }, Covered { blocks: 0, mapped: 0x40_0000 }];
-        let account = account(&end, &pieces, &mapped, false);
-        assert_eq!(account.unexplained, BTreeMap::from([(Area::Mapped, 0x2_0000), (Area::Go, 0x3000)]));
     }
 
     #[test]
@@ -268,7 +255,7 @@ mod tests {
         let unexplained = |mapped: u64| {
             let end = end(mapped);
             let pieces = pieces(&[], &end);
-            account(&end, &pieces, &vec![Covered::default(); pieces.len()], true).unexplained()
+            account(&end, &pieces, &vec![0; pieces.len()], true).unexplained()
         };
         // 256 MiB of addresses for the heap.
         let books = (16 << 20) + (32 << 20);

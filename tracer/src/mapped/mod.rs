@@ -144,28 +144,6 @@ impl Mapped {
         let ranges = self.images.get(&image).into_iter().flat_map(|image| image.ranges.iter());
         ranges.filter(|(_, mapping)| !mapping.reserved).map(|(range, mapping)| (range, mapping.owner)).collect()
     }
-
-    /// The parts of `range` that an image has mapped itself, not by an allocator, and the others.
-    pub fn divide(&self, image: Image, range: &Range<u64>) -> (Vec<Range<u64>>, Vec<Range<u64>>) {
-        let (mut own, mut others) = (Vec::new(), Vec::new());
-        let mut at = range.start;
-        let ranges = self.images.get(&image).into_iter().flat_map(|image| image.ranges.within(range));
-        for (part, mapping) in ranges {
-            let part = part.start.max(range.start)..part.end.min(range.end);
-            if part.is_empty() || mapping.reserved || mapping.owner.by_allocator {
-                continue;
-            }
-            if at < part.start {
-                others.push(at..part.start);
-            }
-            at = part.end;
-            own.push(part);
-        }
-        if at < range.end {
-            others.push(at..range.end);
-        }
-        (own, others)
-    }
 }
 
 #[cfg(test)]

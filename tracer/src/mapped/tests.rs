@@ -144,25 +144,6 @@ fn what_was_not_seen_to_be_mapped_is_nobodys_even_if_it_moves() {
 }
 
 #[test]
-fn a_range_is_divided_by_who_has_mapped_it() {
-    let mut mapped = Mapped::with_room(1 << 16);
-    let by_allocator = Remapping { by_allocator: true, ..change(Change::Mapped, 20..30, 0..0) };
-    mapped.apply(IMAGE, &change(Change::Mapped, 10..15, 0..0), StackIndex::from_raw(1));
-    mapped.apply(IMAGE, &by_allocator, StackIndex::from_raw(2));
-    let divide = |range: Range<u64>| {
-        let in_pages = |ranges: Vec<Range<u64>>| ranges.into_iter().map(|r| (r.start / PAGE, r.end / PAGE)).collect();
-        let (own, others) = mapped.divide(IMAGE, &(range.start * PAGE..range.end * PAGE));
-        let (own, others): (Vec<_>, Vec<_>) = (in_pages(own), in_pages(others));
-        (own, others)
-    };
-    assert_eq!(divide(0..40), (vec![(10, 15)], vec![(0, 10), (15, 40)]));
-    assert_eq!(divide(12..13), (vec![(12, 13)], vec![]));
-    assert_eq!(divide(15..20), (vec![], vec![(15, 20)]));
-    let nothing_known = mapped.divide(Image(2), &(0..5));
-    assert!(nothing_known.0.is_empty() && nothing_known.1.iter().eq([&(0..5)]));
-}
-
-#[test]
 fn claims_of_all_addresses_are_survived() {
     let mut mapped = Mapped::with_room(1 << 16);
     for (start, end) in [(0, u64::MAX), (u64::MAX - 1, u64::MAX), (5, 5), (9, 3)] {
