@@ -153,20 +153,14 @@ pub extern "C" fn take_back(slot: u32, result: u64) -> u32 {
     let thread = unsafe { &mut *thread };
     let count = place(thread, slot).parts;
     let header = Header::new(kind::PART, thread.target.image, slot, pid_tgid);
-    let mut found = 0u32;
     for at in 0..PARTS as u32 {
         let PartBlock { addr, size } = *part(thread, slot, at);
         let inside = result.wrapping_sub(addr);
         if at < count && (inside < size || inside == 0) {
-            found += 1;
             if !samples::is_on() || samples::end(&thread.target, addr) {
                 emit::part_of_a_block(header, &thread.target, addr, size);
             }
         }
-    }
-    if found == 0 && count > PARTS as u32 {
-        // It may be one of those that were not kept, which is then told twice.
-        count_loss!(outcomes_unseen, 1);
     }
     0
 }

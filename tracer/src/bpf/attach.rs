@@ -187,9 +187,7 @@ pub enum NoRemappings {
     )]
     Unknown,
     /// It would cost every process of the machine.
-    #[error(
-        "before Linux 6.4 every page fault of the machine would pay for it; --mmap=always has it done all the same"
-    )]
+    #[error("before Linux 6.14 every process of the machine would pay for it; --mmap=always has it done all the same")]
     Dear,
     /// The BPF side reads registers of x86-64 only.
     #[error("that is possible on x86-64 only")]
@@ -209,7 +207,7 @@ pub fn attach_remappings(programs: &mut Programs, always: bool) -> Result<(), No
         return Err(NoRemappings::Machine);
     }
     let lock = programs.remappings.ok_or(NoRemappings::Unknown)?;
-    if lock.of_page_faults && !always {
+    if lock.cost_others && !always {
         return Err(NoRemappings::Dear);
     }
     for (name, tracepoint) in [

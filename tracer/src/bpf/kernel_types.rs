@@ -37,8 +37,9 @@ pub(super) struct Layouts {
 pub(super) struct LockPoints {
     /// Which argument says whether it is taken to write.
     pub(super) writes: u32,
-    /// Whether page faults take the lock, too, as they do before Linux 6.4.
-    pub(super) of_page_faults: bool,
+    /// Whether others pay for them: page faults take the lock, too (before Linux 6.4), or the path of a cgroup is made each time
+    /// (before Linux 6.14).
+    pub(super) cost_others: bool,
 }
 
 impl Layouts {
@@ -74,8 +75,8 @@ fn lock_points(types: &Types<'_>) -> Option<LockPoints> {
     let arguments = types.arguments("btf_trace_mmap_lock_released")?;
     let area = types.structure("vm_area_struct")?;
     let has_lock = ["vm_lock", "vm_lock_seq", "vm_refcnt"].iter().any(|member| types.offset(area, member).is_some());
-    Some(LockPoints { writes: u32::try_from(arguments.checked_sub(2)?).ok()?, of_page_faults: !has_lock })
-        .filter(|points| (1..=2).contains(&points.writes))
+    let writes = u32::try_from(arguments.checked_sub(2)?).ok()?;
+    Some(LockPoints { writes, cost_others: !has_lock || writes > 1 }).filter(|points| (1..=2).contains(&points.writes))
 }
 
 fn return_instances(types: &Types<'_>) -> Option<ReturnInstances> {

@@ -69,7 +69,7 @@ pub(super) struct Cli {
     pub(super) go_heap: Option<CliGoHeap>,
 
     /// Whether memory that programs map themselves (mmap, brk, shmat) is recorded, beside what they have from an allocator: auto does it
-    /// where it costs other processes nothing (from Linux 6.4 on)
+    /// where it costs other processes next to nothing (from Linux 6.14 on)
     #[arg(long, value_enum, value_name = "WHEN", default_value_t = CliMmap::Auto)]
     pub(super) mmap: CliMmap,
 
