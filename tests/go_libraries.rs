@@ -75,7 +75,7 @@ fn each_library_has_a_heap_and_goroutines_of_its_own() {
     require_root();
     let mut target = Target::start(&compiled("loader"));
     let names = LIBRARIES.map(|flags| load(&mut target, &go_program("library", flags)));
-    let tracer = Run::pid(target.pid()).args(["--sample", MEAN]).start();
+    let tracer = Run::pid(target.pid()).args(["--go-heap", "auto", "--sample", MEAN]).start();
     target.ask("keep 0 2000");
     target.ask("keep 1 4000");
     target.ask("keep 1 4000");
@@ -107,7 +107,7 @@ fn each_library_has_a_heap_and_goroutines_of_its_own() {
 fn a_library_that_is_loaded_later_is_found() {
     require_root();
     let mut target = Target::start(&compiled("loader"));
-    let tracer = Run::pid(target.pid()).args(["--sample", MEAN]).start();
+    let tracer = Run::pid(target.pid()).args(["--go-heap", "auto", "--sample", MEAN]).start();
     let name = load(&mut target, &go_program("library", LIBRARIES[0]));
     wait_until("its runtime is probed", || probed_bytes(target.pid(), &name) > 0);
     // At all its places.
