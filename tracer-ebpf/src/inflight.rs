@@ -156,10 +156,9 @@ pub extern "C" fn take_back(slot: u32, result: u64) -> u32 {
     for at in 0..PARTS as u32 {
         let PartBlock { addr, size } = *part(thread, slot, at);
         let inside = result.wrapping_sub(addr);
-        if at < count && (inside < size || inside == 0) {
-            if !samples::is_on() || samples::end(&thread.target, addr) {
-                emit::part_of_a_block(header, &thread.target, addr, size);
-            }
+        let is_part = at < count && (inside < size || inside == 0);
+        if is_part && (!samples::is_on() || samples::end(&thread.target, addr)) {
+            emit::part_of_a_block(header, &thread.target, addr, size);
         }
     }
     0
