@@ -56,7 +56,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     let mut op = Op::Returned;
     if cookie & entry::STORED != 0 {
         op = Op::Stored;
-    } else if pointer != 0 && (!samples::is_on() || samples::end(&entered.thread.target, pointer)) {
+    } else if pointer != 0 && samples::end(&entered.thread.target, pointer) {
         op = Op::Realloc;
         let target = &entered.thread.target;
         let header = Header::new(kind::REALLOC_TAKE, target.image, entered.slot, entered.pid_tgid);
@@ -110,7 +110,7 @@ pub(crate) fn free(addr: u64) {
 
 #[inline(always)]
 fn freed(target: &Target, pid_tgid: u64, addr: u64) {
-    if !samples::is_on() || samples::end(target, addr) {
+    if samples::end(target, addr) {
         emit::end_of_block(Header::new(kind::FREE, target.image, 0, pid_tgid), target, addr);
     }
 }
@@ -187,14 +187,11 @@ fn finish(thread: &mut Thread, call: Call, slot: u32, result: u64, pid_tgid: u64
 /// Tells of a new block. Where allocations are sampled its end is looked for from now on.
 #[inline(always)]
 fn send_block(thread: &mut Thread, header: Header, addr: u64, call: &Call) -> bool {
-    let time = thread.now();
-    if !samples::is_on() {
-        return emit::block(header, addr, call.size, call.stack, time);
-    }
     if !samples::begin(&thread.target, addr) {
         emit::lost_block(call.size);
         return false;
     }
+    let time = thread.now();
     let sent = emit::block(header, addr, call.size, call.stack, time);
     if !sent {
         samples::end(&thread.target, addr);
@@ -205,16 +202,13 @@ fn send_block(thread: &mut Thread, header: Header, addr: u64, call: &Call) -> bo
 /// The outcome of a realloc with an old block: whether there is a new one that was told.
 #[inline(always)]
 fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, header: impl Fn(u8) -> Header) -> bool {
-    let target = thread.target;
-    let target = &target;
+    let target = &{ thread.target };
     let take_lost = call.flags & CALL_TAKE_LOST != 0;
     if result == 0 && call.size > 0 {
         if take_lost {
             emit::not_lost(target, call.pointer);
         } else {
-            if samples::is_on() {
-                samples::begin(target, call.pointer);
-            }
+            samples::begin(target, call.pointer);
             emit::survivor(header(kind::REALLOC_FAILED), target, call.pointer);
         }
         return false;
@@ -239,7 +233,7 @@ fn entered<'a>(ctx: &ProbeContext, cookie: u64, flags: u32) -> Option<Entered<'a
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = current(ctx, pid_tgid)?;
     arguments::read(ctx, thread);
-    let old = if cookie & entry::STORED != 0 { 0 } else { arguments::argument(thread, cookie >> entry::BLOCK) };
+    let old = arguments::old_block(thread, cookie);
     let sp = registers::stack_pointer(ctx.as_ptr());
     let frame_pointer = registers::frame_pointer(ctx.as_ptr());
     match inflight::classify(thread, (pid_tgid >> 32) as u32, old, sp, frame_pointer, flags) {

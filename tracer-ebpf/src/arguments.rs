@@ -29,6 +29,12 @@ pub(crate) fn size(thread: &Thread, cookie: u64) -> u64 {
     product(argument(thread, cookie >> entry::COUNT), argument(thread, cookie >> entry::SIZE))
 }
 
+/// The block that a call resizes; 0: none.
+#[inline(always)]
+pub(crate) fn old_block(thread: &Thread, cookie: u64) -> u64 {
+    if cookie & entry::STORED != 0 { 0 } else { argument(thread, cookie >> entry::BLOCK) }
+}
+
 /// Whether blocks of this size are of interest.
 #[inline(always)]
 pub(crate) fn is_wanted(size: u64) -> bool {

@@ -157,7 +157,7 @@ pub extern "C" fn take_back(slot: u32, result: u64) -> u32 {
         let PartBlock { addr, size } = *part(thread, slot, at);
         let inside = result.wrapping_sub(addr);
         let is_part = at < count && (inside < size || inside == 0);
-        if is_part && (!samples::is_on() || samples::end(&thread.target, addr)) {
+        if is_part && samples::end(&thread.target, addr) {
             emit::part_of_a_block(header, &thread.target, addr, size);
         }
     }

@@ -2,11 +2,11 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_loop};
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_loop};
 use tracer_ebpf::{MAX_IN_FLIGHT, remapping};
 
 use crate::{
-    mappings, returns,
+    inflight, mappings, returns,
     thread::{self, Thread},
 };
 
@@ -97,9 +97,7 @@ pub extern "C" fn settle_remapping() -> u32 {
         _ => mprotect(thread),
     };
     if found == COMES {
-        find_call_in_flight(thread);
-        let by_allocator = if thread.remapper.by_allocator != 0 { remapping::BY_ALLOCATOR } else { 0 };
-        thread.remapper.record.what |= by_allocator;
+        tell_call_in_flight(thread);
     }
     found
 }
@@ -293,10 +291,9 @@ fn mprotect(thread: &mut Thread) -> u32 {
     if is_used { COMES } else { GOES }
 }
 
-/// Looks whether the caller is in a call into an allocator: for `remapper.by_allocator`.
+/// Tells whether the caller is in a call into an allocator.
 #[inline(always)]
-fn find_call_in_flight(thread: &mut Thread) {
-    thread.remapper.by_allocator = 0;
+fn tell_call_in_flight(thread: &mut Thread) {
     if thread.used == 0 {
         return;
     }
@@ -314,13 +311,12 @@ extern "C" fn is_in_flight(index: u64, thread: *mut *mut Thread) -> i64 {
     if thread.used >> index & 1 == 0 || call.sp < thread.remapper.sp {
         return 0;
     }
-    // SAFETY: the helper checks the address.
-    let slot = unsafe { bpf_probe_read_user(call.sp as *const u64).unwrap_or(0) };
+    let slot = inflight::read_word(call.sp).unwrap_or(0);
     // One that has not returned: a call that was left (longjmp) has its return address overwritten sooner or later.
     let taken = thread.trampoline != 0 && slot == thread.trampoline;
     let runs = slot == call.caller || taken || thread.trampoline == 0 && returns::first() != 0;
     if runs {
-        thread.remapper.by_allocator = 1;
+        thread.remapper.record.what |= remapping::BY_ALLOCATOR;
         return 1;
     }
     0

@@ -1,4 +1,4 @@
-//! The blocks that were recorded, where that are some only: ends of all others are of no interest.
+//! Which blocks are recorded: all, or, where allocations are sampled, those in a set, and ends of others are of no interest.
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC},
@@ -27,21 +27,21 @@ fn key(target: &Target, addr: u64) -> BlockKey {
     BlockKey { addr, image: target.image, reserved: 0 }
 }
 
-/// A block is about to be recorded; whether there was room to remember it.
+/// A block is about to be recorded; whether there was room to remember it, where that is to be.
 #[inline(always)]
 pub(crate) fn begin(target: &Target, addr: u64) -> bool {
-    SAMPLED.insert(key(target, addr), 0, u64::from(BPF_ANY)).is_ok()
+    !is_on() || SAMPLED.insert(key(target, addr), 0, u64::from(BPF_ANY)).is_ok()
 }
 
-/// Whether a block was recorded.
+/// Whether a block is in the set.
 #[inline(always)]
 pub(crate) fn has(target: &Target, addr: u64) -> bool {
     SAMPLED.get_ptr(key(target, addr)).is_some()
 }
 
-/// Whether a block was recorded; it is forgotten.
+/// Whether the end of a block is of interest; it is forgotten.
 #[inline(always)]
 pub(crate) fn end(target: &Target, addr: u64) -> bool {
     // Looked up first: that takes no lock, and most are not there.
-    has(target, addr) && SAMPLED.remove(key(target, addr)).is_ok()
+    !is_on() || has(target, addr) && SAMPLED.remove(key(target, addr)).is_ok()
 }

@@ -64,7 +64,7 @@ pub extern "C" fn judge(cookie: u64, sp: u64) -> u32 {
     let thread = unsafe { &mut *thread };
     let size = arguments::size(thread, cookie);
     let taken = arguments::is_wanted(size) && is_taken(thread, size);
-    let old = if cookie & entry::STORED != 0 { 0 } else { arguments::argument(thread, cookie >> entry::BLOCK) };
+    let old = arguments::old_block(thread, cookie);
     let ends = old != 0 && samples::has(&thread.target, old);
     let function = (cookie >> entry::FUNCTION) & 0xffff;
     // A call that is in flight may be over, or this one a part of it.

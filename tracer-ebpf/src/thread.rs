@@ -266,9 +266,8 @@ pub(crate) struct Remapper {
     pub(crate) program_break: u64,
     /// The room that the kernel has found last, and before that: where it begins, and how long it is.
     pub(crate) rooms: [(u64, u64); 2],
-    /// Stack pointer of the caller, and whether it is in a call into an allocator.
+    /// Stack pointer of the caller.
     pub(crate) sp: u64,
-    pub(crate) by_allocator: u64,
     /// What is told of it.
     pub(crate) record: Remapping,
 }
