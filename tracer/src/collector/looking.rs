@@ -33,7 +33,7 @@ impl Collector {
             let (pid, since) = self.images.of(image);
             let unknown = unknown_frees.entry(image).or_insert_with(|| self.unknown_frees(image));
             let young = self.heap.values(usage.stack).outstanding_bytes.saturating_sub(usage.values.outstanding_bytes);
-            let held = self.held(since, usage.stack, &times).map(|held| held.sampled(self.grain(&usage)));
+            let held = self.held(since, &usage, &times);
             let stack = StackSnapshot {
                 pid,
                 image,
@@ -84,14 +84,6 @@ impl Collector {
         }
     }
 
-    /// What one sample of a stack stands for, bytes; 0 where all blocks are recorded.
-    fn grain(&self, usage: &StackUsage) -> f64 {
-        let Some(mean) = self.sample else { return 0.0 };
-        let samples = usage.estimate.map_or(0, |estimate| estimate.samples);
-        // No sample stands for less.
-        (usage.values.outstanding_bytes as f64 / samples.max(1) as f64).max(mean as f64)
-    }
-
     fn mapped_by_stack(&self, now: u64) -> Vec<MappedSnapshot> {
         let wanted = self.mapped.usage().into_iter().filter(|usage| self.images.is_wanted(usage.image));
         let snapshots = wanted.map(|MappedUsage { image, owner, values, oldest }| MappedSnapshot {
@@ -112,8 +104,11 @@ impl Collector {
 
     /// What a stack held by blocks of the age that is of interest, from when there could be such: `since` is when its image began
     /// to be recorded.
-    fn held(&self, since: u64, stack: StackIndex, times: &Arc<[f64]>) -> Option<Series> {
-        self.history.series(stack.index(), times, since.saturating_add(self.min_age))
+    fn held(&self, since: u64, usage: &StackUsage, times: &Arc<[f64]>) -> Option<Series> {
+        let held = self.history.series(usage.stack.index(), times, since.saturating_add(self.min_age))?;
+        let Some(mean) = self.sample else { return Some(held) };
+        let samples = usage.estimate.map_or(0, |estimate| estimate.samples);
+        Some(held.of_samples(samples, usage.values.outstanding_bytes, mean))
     }
 
     /// Frees of blocks from before: with a filter by size, they are mostly of blocks that were left out.

@@ -34,8 +34,9 @@ impl Books<'_> {
         self.room.taken < self.room.most
     }
 
+    /// A block has begun: the bytes that it stands for.
     #[inline]
-    pub(super) fn begin(&mut self, block: &Block) {
+    pub(super) fn begin(&mut self, block: &Block) -> u64 {
         self.room.taken += 1;
         let Weight { bytes, blocks } = self.weights.of(block);
         let usage = self.usage(block.stack);
@@ -47,20 +48,23 @@ impl Books<'_> {
         if let Some(young) = self.young {
             young.begin(block, bytes);
         }
+        bytes
     }
 
-    /// A block was none of its own: all is as if it had never begun.
-    pub(super) fn take_back(&mut self, block: &Block) {
+    /// A block was none of its own: all is as if it had never begun. The bytes that it stood for.
+    pub(super) fn take_back(&mut self, block: &Block) -> u64 {
         self.end(block);
         let Weight { bytes, blocks } = self.weights.of(block);
         let usage = self.usage(block.stack);
         usage.allocated_bytes = usage.allocated_bytes.saturating_sub(bytes);
         usage.allocated_blocks = usage.allocated_blocks.saturating_sub(blocks);
         usage.freed_blocks = usage.freed_blocks.saturating_sub(blocks);
+        bytes
     }
 
+    /// A block has ended: the bytes that it stood for.
     #[inline]
-    pub(super) fn end(&mut self, block: &Block) {
+    pub(super) fn end(&mut self, block: &Block) -> u64 {
         self.room.taken -= 1;
         let Weight { bytes, blocks } = self.weights.of(block);
         let usage = self.usage(block.stack);
@@ -70,6 +74,7 @@ impl Books<'_> {
         if let Some(young) = self.young {
             young.end(block, bytes);
         }
+        bytes
     }
 }
 

@@ -239,8 +239,14 @@ pub struct Series {
 }
 
 impl Series {
+    /// The same of so many samples, which stand for `bytes` together and are `mean` bytes apart.
+    pub fn of_samples(self, samples: u64, bytes: u64, mean: u64) -> Self {
+        // No sample stands for less.
+        self.sampled((bytes as f64 / samples.max(1) as f64).max(mean as f64))
+    }
+
     /// The same of samples each of which stands for `grain` bytes.
-    pub fn sampled(self, grain: f64) -> Self {
+    fn sampled(self, grain: f64) -> Self {
         Self { grain, ..self }
     }
 

@@ -105,16 +105,14 @@ impl ProcessHeap {
         }
         let stack = books.stacks.intern(self.image, new.stack);
         let block = Block { addr: new.addr, size: new.size, stack, time: new.time };
-        books.begin(&block);
-        self.held = self.held.saturating_add(books.weights.of(&block).bytes);
+        self.held = self.held.saturating_add(books.begin(&block));
         let reach = books.weights.reach();
         let size = new.size.saturating_add(2 * reach);
         self.footprint.add(new.addr.saturating_sub(reach), size);
         self.unmark(new.addr);
         if let Some(old) = self.blocks.insert(block) {
             // Its memory is the new block's.
-            books.end(&old);
-            self.held = self.held.saturating_sub(books.weights.of(&old).bytes);
+            self.held = self.held.saturating_sub(books.end(&old));
             books.counters.missed_frees += 1;
         }
     }
@@ -123,8 +121,7 @@ impl ProcessHeap {
     fn forget(&mut self, addr: u64, books: &mut Books<'_>) {
         self.unmark(addr);
         if let Some(old) = self.blocks.remove(addr) {
-            books.end(&old);
-            self.held = self.held.saturating_sub(books.weights.of(&old).bytes);
+            self.held = self.held.saturating_sub(books.end(&old));
             books.counters.missed_frees += 1;
         }
     }
@@ -174,8 +171,7 @@ impl ProcessHeap {
         if self.blocks.get(addr).is_some_and(|block| block.size == size)
             && let Some(block) = self.blocks.remove(addr)
         {
-            books.take_back(&block);
-            self.held = self.held.saturating_sub(books.weights.of(&block).bytes);
+            self.held = self.held.saturating_sub(books.take_back(&block));
             self.unmark(addr);
         }
     }
@@ -185,8 +181,7 @@ impl ProcessHeap {
         if let Some(old) = self.suspended.remove(&(tid, slot))
             && let Some(other) = self.blocks.insert(old)
         {
-            books.end(&other);
-            self.held = self.held.saturating_sub(books.weights.of(&other).bytes);
+            self.held = self.held.saturating_sub(books.end(&other));
             books.counters.missed_frees += 1;
         }
     }
@@ -249,8 +244,7 @@ impl ProcessHeap {
 
     #[inline]
     fn end(&mut self, block: Block, books: &mut Books<'_>) {
-        books.end(&block);
-        self.held = self.held.saturating_sub(books.weights.of(&block).bytes);
+        self.held = self.held.saturating_sub(books.end(&block));
         self.footprint.free(block.addr, block.size);
     }
 

@@ -253,9 +253,7 @@ impl Follower {
             Followed::Buckets { rate, .. } => *rate,
         };
         let held = |stack, samples: u64, bytes: u64| {
-            // No sample stands for less.
-            let grain = (bytes as f64 / samples.max(1) as f64).max(mean as f64);
-            self.history.series(stack, &times, since).map(|series| series.sampled(grain))
+            self.history.series(stack, &times, since).map(|series| series.of_samples(samples, bytes, mean))
         };
         match &self.followed {
             Followed::Objects(objects) => {
