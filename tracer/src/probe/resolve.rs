@@ -2,7 +2,7 @@
 //!
 //! The file belongs to the target: every offset and size in it is checked by the reader, and nothing is trusted.
 
-use std::fs::File;
+use std::{cell::OnceCell, fs::File};
 
 use hashbrown::HashMap;
 use object::{
@@ -155,8 +155,10 @@ fn functions<'data>(
     if accepted.is_empty() && chosen.is_empty() {
         return Ok(None);
     }
-    let beyond =
-        beyond::find(elf, tables, is_program(elf, data), |address| comes_to_one(elf, code, &accepted, address));
+    // Read once, and only for those who have such functions.
+    let bound = OnceCell::new();
+    let is_seen = |address| comes_to_one(bound.get_or_init(|| to_allocators(elf)), code, &accepted, address);
+    let beyond = beyond::find(elf, tables, is_program(elf, data), is_seen);
     let (name, is_known) = allocators_of(&accepted);
     let mut functions: Vec<Function> = Vec::new();
     let (mut entries, mut sites) = (Vec::new(), Vec::new());
@@ -207,23 +209,27 @@ fn functions<'data>(
 /// Further down, slow ways of an allocator come to many of its functions.
 const DEEP: usize = 1;
 
-/// Whether the function at an address comes to one that allocates, by its own name or another file's.
+/// What the pointers lead to that the loader binds: to functions that allocate, by their names, and to the file's own.
+fn to_allocators(elf: &Elf<'_>) -> HashMap<u64, Target> {
+    let allocates = |name: &[u8]| allocators::known(name).is_some_and(|known| !known.shape.frees());
+    bound_to(elf, |name, here| match here {
+        _ if allocates(name) => Some(Target::Wanted),
+        here => here.map(Target::Here),
+    })
+}
+
+/// Whether the function at an address comes to one that allocates, by its own name or another file's; `bound`: what pointers lead to.
 fn comes_to_one<'data>(
-    elf: &Elf<'_>,
+    bound: &HashMap<u64, Target>,
     code: impl Fn(u64) -> Option<&'data [u8]>,
     accepted: &[Candidate],
     address: u64,
 ) -> bool {
-    let allocates = |name: &[u8]| allocators::known(name).is_some_and(|known| !known.shape.frees());
-    let pointers = bound_to(elf, |name, here| match here {
-        _ if allocates(name) => Some(Target::Wanted),
-        here => here.map(Target::Here),
-    });
     let at = |address: u64| {
         let is_one = accepted.iter().any(|one| one.address == address && !one.known.shape.frees());
         if is_one { Target::Wanted } else { Target::Here(address) }
     };
-    may_call(address, DEEP, code, |slot| pointers.get(&slot).copied().unwrap_or(Target::Elsewhere), at)
+    may_call(address, DEEP, code, |slot| bound.get(&slot).copied().unwrap_or(Target::Elsewhere), at)
 }
 
 /// Whether the file is a program, whoever loads it.
