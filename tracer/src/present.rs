@@ -213,12 +213,7 @@ impl Presenter {
     }
 
     fn entry(&self, stack: StackSnapshot) -> StackEntry {
-        let frames = match stack.trail {
-            Trail::TableFull => stand_in("[stack table full]"),
-            Trail::Lost => stand_in("[stack lost]"),
-            Trail::Folded => stand_in("[other stacks]"),
-            Trail::Known(_) => self.names.of(stack.stack).cloned().unwrap_or_else(|| stand_in("[unknown]")),
-        };
+        let frames = self.names.of_trail(stack.stack, &stack.trail);
         let growth = growth(stack.held.as_ref(), &stack.values);
         let StackSnapshot { pid, image, values, uncertain_bytes, oldest, estimate, holders, .. } = stack;
         StackEntry {

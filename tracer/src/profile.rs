@@ -311,6 +311,11 @@ pub struct Mappings {
 }
 
 impl Mappings {
+    /// What programs have mapped, and no allocator.
+    pub fn own(&self) -> impl Iterator<Item = &MappedStack> {
+        self.stacks.iter().filter(|stack| !stack.by_allocator)
+    }
+
     /// Sums of what programs have mapped, or allocators; how much of it is resident, as far as that is known.
     pub fn totals(&self, by_allocator: bool) -> (MappedValues, Option<u64>) {
         let mut totals = MappedValues::default();

@@ -4,12 +4,9 @@ use std::cmp::Reverse;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::{
-    names::{Names, stand_in},
-    processes::ByImage,
-};
+use super::{names::Names, processes::ByImage};
 use crate::{
-    collector::{MappedSnapshot, Trail},
+    collector::MappedSnapshot,
     event::Image,
     mapped::Owner,
     profile::{Frame, Frames, MappedStack, MappedValues, Mappings, Process},
@@ -36,12 +33,7 @@ pub(super) fn mappings(
     let by_image = ByImage::new(processes);
     let stack = |snapshot: MappedSnapshot| {
         let MappedSnapshot { pid, image, owner, mut values, oldest, trail, .. } = snapshot;
-        let frames = match trail {
-            Trail::Known(_) => names.of(owner.stack).cloned().unwrap_or_else(|| stand_in("[unknown]")),
-            Trail::TableFull => stand_in("[stack table full]"),
-            Trail::Folded => stand_in("[other stacks]"),
-            Trail::Lost => stand_in("[stack lost]"),
-        };
+        let frames = names.of_trail(owner.stack, &trail);
         let allocators = facts.allocators.get(&image).map(Vec::as_slice).unwrap_or_default();
         let by_allocator =
             owner.by_allocator || is_in_allocator(&frames, allocators) || of_go.contains(&image.0) && is_in_go(&frames);

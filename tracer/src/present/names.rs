@@ -71,6 +71,16 @@ impl Names {
         self.named.get(&stack)
     }
 
+    /// The frames of a stack that has been named, or what stands for what is not known of it.
+    pub(super) fn of_trail(&self, stack: StackIndex, trail: &Trail) -> Frames {
+        match trail {
+            Trail::TableFull => stand_in("[stack table full]"),
+            Trail::Lost => stand_in("[stack lost]"),
+            Trail::Folded => stand_in("[other stacks]"),
+            Trail::Known(_) => self.of(stack).cloned().unwrap_or_else(|| stand_in("[unknown]")),
+        }
+    }
+
     /// Frames of addresses each of which stands for one function.
     pub(super) fn of_calls(&mut self, pid: Pid, calls: Arc<[u64]>) -> Option<Frames> {
         let symbols = self.go.get_mut(&pid)?;

@@ -63,7 +63,7 @@ impl<'a> Index<'a> {
 
     /// The process of a stack; `None` when nothing is known of it.
     pub(super) fn of_stack(&self, stack: &StackEntry) -> Option<&'a Process> {
-        self.by_image.get(&stack.image).copied()
+        self.of_image(stack.image)
     }
 
     /// The process with an id, as [`Profile::process_of_pid`].

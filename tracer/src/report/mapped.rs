@@ -9,7 +9,7 @@ use super::{
     name,
     numbers::{count, duration, exact_size, number, share, size},
 };
-use crate::profile::{MappedStack, Mappings, Profile};
+use crate::profile::{MappedStack, Profile};
 
 /// The part of all memory, as 1 of so many, that a stack is shown for.
 const WORTH_A_LINE: u64 = 100;
@@ -47,7 +47,7 @@ fn in_memory(bytes: u64) -> String {
 pub(super) fn write_stacks(profile: &Profile, index: &Index<'_>, top: usize, out: &mut impl Write) -> io::Result<()> {
     let Some(mappings) = &profile.mappings else { return Ok(()) };
     let (totals, _) = mappings.totals(false);
-    let held: Vec<&MappedStack> = own(mappings).filter(|stack| stack.values.bytes > 0).collect();
+    let held: Vec<&MappedStack> = mappings.own().filter(|stack| stack.values.bytes > 0).collect();
     if held.is_empty() {
         return Ok(());
     }
@@ -70,10 +70,6 @@ pub(super) fn write_stacks(profile: &Profile, index: &Index<'_>, top: usize, out
         writeln!(out, "\n{stacks} not shown, with {}", exact_size(bytes))?;
     }
     Ok(())
-}
-
-fn own(mappings: &Mappings) -> impl Iterator<Item = &MappedStack> {
-    mappings.stacks.iter().filter(|stack| !stack.by_allocator)
 }
 
 fn write_stack(profile: &Profile, index: &Index<'_>, stack: &MappedStack, out: &mut impl Write) -> io::Result<()> {

@@ -14,7 +14,7 @@ use super::{
     options::{By, Options, Value},
     words,
 };
-use crate::profile::{Frame, Frames, Heap, Kind, Process, Profile};
+use crate::profile::{Frame, Frames, Heap, Kind, Mappings, Process, Profile};
 
 /// The stacks of a profile that hold something, those of the same names merged, sorted by their names.
 pub(super) struct Merged<'a> {
@@ -100,8 +100,7 @@ struct Amount<'a> {
 fn amounts<'a>(profile: &'a Profile, index: &mut Index<'a>, value: Value) -> Vec<Amount<'a>> {
     match profile.kind {
         Kind::Heap if value == Value::Mapped => {
-            let stacks = profile.mappings.iter().flat_map(|mappings| &mappings.stacks);
-            let of = stacks.filter(|stack| !stack.by_allocator).map(|stack| Amount {
+            let of = profile.mappings.iter().flat_map(Mappings::own).map(|stack| Amount {
                 process: index.of_image(stack.image),
                 pid: stack.pid,
                 heap: None,

@@ -27,7 +27,7 @@ use super::{
     name,
     options::{Options, Value},
 };
-use crate::profile::{Frames, GoroutineGroup, Kind, MappedStack, Process, Profile, StackEntry};
+use crate::profile::{Frames, GoroutineGroup, Kind, MappedStack, Mappings, Process, Profile, StackEntry};
 
 /// Types of the samples of a heap profile, and their units.
 const HEAP: &[(&str, &str)] =
@@ -73,7 +73,7 @@ impl<'a> Writer<'a> {
         let profile = self.profile;
         let sample = match profile.kind {
             Kind::Heap if options.value == Value::Mapped => {
-                let stacks = profile.mappings.iter().flat_map(|mappings| &mappings.stacks);
+                let stacks = profile.mappings.iter().flat_map(Mappings::own);
                 stacks.filter_map(|stack| self.of_mapped(stack)).collect()
             }
             Kind::Heap => profile.stacks.iter().filter_map(|entry| self.of_stack(entry)).collect(),
@@ -120,10 +120,10 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// `None` when it holds nothing, or is an allocator's.
+    /// `None` when it holds nothing.
     fn of_mapped(&mut self, stack: &'a MappedStack) -> Option<Sample> {
         let values = [stack.values.ranges, stack.values.bytes, stack.resident.unwrap_or(0)];
-        (!stack.by_allocator && stack.values.bytes > 0).then(|| {
+        (stack.values.bytes > 0).then(|| {
             let mut label = self.labels_of_process(self.index.of_image(stack.image), stack.pid);
             label.push(self.strings.label("mapped", stack.kind.name()));
             Sample { location_id: self.stack(&stack.frames), value: self.values(&values), label }
