@@ -15,12 +15,13 @@ use tracer_ebpf::{
 use super::{
     copies::StackCopies,
     events::{Events, LostBeginnings, Newcomers},
-    golang::{GoMaps, set_spacing},
+    golang::GoMaps,
     kernel_types::{Layouts, LockPoints},
     load_error::LoadError,
     multi::{self, Multi},
     object::{Object, PRODUCT},
     removal::Remover,
+    spacing::set_spacing,
     tables::{CodeChanges, Tables},
     tracepoints::{attach_changes, load_identify},
 };

@@ -15,6 +15,7 @@ mod refusal;
 mod release;
 mod removal;
 mod site;
+mod spacing;
 mod statistics;
 mod sys;
 mod tables;
