@@ -134,7 +134,6 @@ fn one_that_shares_memory_and_outlives_its_parent() {
     report.assert_gap("unfollowed_processes", 1);
 }
 
-/// Their beginnings find the ring buffer full: they are followed as soon as somebody looks, and that is told.
 /// A process that starts another by vfork goes on before that has become a program, and may be gone by then: nothing is missed.
 #[test]
 fn whose_parents_leave_at_once() {
@@ -144,6 +143,7 @@ fn whose_parents_leave_at_once() {
     assert_eq!(gaps, 0, "{}", outcome.stdout);
 }
 
+/// Their beginnings find the ring buffer full: they are followed as soon as somebody looks, and that is told.
 #[test]
 fn that_began_unheard() {
     require_root();

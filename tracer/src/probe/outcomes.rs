@@ -246,6 +246,20 @@ mod tests {
     }
 
     #[test]
+    fn where_most_calls_are_left_out_their_returns_are_left_alone() {
+        let (cheap, new) = (function(Shape::Malloc, Some(true), true), function(Shape::New, Some(true), true));
+        for (function, sessions, risk, expected) in [
+            (&cheap, true, None, Way::Session),
+            (&cheap, false, None, Way::Exits),
+            (&cheap, true, Some(Risk::Sanitizer), Way::Exits),
+            (&new, true, None, Way::Exits),
+        ] {
+            let means = Means { asked: None, sessions, samples: true, risk: &|| risk.clone() };
+            assert_eq!(choose(function, &means).way, expected, "{:?}, {sessions}, {risk:?}", function.shape);
+        }
+    }
+
+    #[test]
     fn what_may_return_unseen_does_not_vanish() {
         let means = Means { asked: None, sessions: true, samples: false, risk: &|| None };
         for (exit, complete, expected) in [(None, false, false), (None, true, true), (Some(true), false, true)] {
