@@ -4,10 +4,12 @@
 
 use std::collections::HashSet;
 
+use tracer::{bpf::Config, space::address_space::AddressSpace, unwinder::Unwinder};
 use tracer_ebpf::{MAX_FRAMES, StackCopy, end};
 
 use crate::harness::{
-    Copies, End, Oracle, Target, compiled, executable_mappings, program, require_root, scratch, slowness,
+    Copies, End, Oracle, Target, compiled, executable_mappings, load_compared, program, require_root, scratch,
+    slowness, while_busy,
 };
 
 /// Stacks of each process that are compared with gimli's, and with gdb's.
@@ -118,6 +120,40 @@ fn check_program(what: &str, distinct: usize) {
     target.say("begin");
     check(what, target.pid(), distinct);
     assert!(target.is_alive());
+}
+
+/// Threads that map and unmap all the time, more than there are processors: some lose theirs in the middle of that.
+const MAPPERS: usize = 8;
+/// How often each file is asked for its number beside them.
+const ASKED: usize = 200;
+const PAGE: usize = 4096;
+
+/// What a file is known by is found by mapping it, which other threads of tracer must not be in the way of: its stacks would be cut.
+#[test]
+fn numbers_of_files_are_found_while_other_threads_map() {
+    require_root();
+    let mut programs = load_compared(Config { buffer_size: 1 << 20, ..Config::smallest() });
+    let unwinder = Unwinder::new(programs.tables().unwrap().0);
+    let mut space = AddressSpace::new(std::process::id());
+    space.refresh().unwrap();
+    let modules: Vec<_> =
+        space.code().filter_map(|(_, module)| module).filter(|module| module.file().is_some()).collect();
+    assert!(!modules.is_empty());
+    let map = || {
+        // SAFETY: a mapping of its own, which nobody reads or writes.
+        unsafe {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+            let address = libc::mmap(std::ptr::null_mut(), PAGE, libc::PROT_READ, flags, -1, 0);
+            assert_ne!(address, libc::MAP_FAILED);
+            assert_eq!(libc::munmap(address, PAGE), 0);
+        }
+    };
+    while_busy(MAPPERS, map, || {
+        for module in modules {
+            let numbers: HashSet<_> = (0..ASKED).map(|_| unwinder.number_of(module)).collect();
+            assert!(numbers.len() == 1 && !numbers.contains(&None), "{}: {numbers:?}", module.path());
+        }
+    });
 }
 
 #[test]

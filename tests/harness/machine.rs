@@ -6,7 +6,10 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -148,4 +151,27 @@ fn read_up_to(file: &fs::File, offset: u64, length: usize) -> Vec<u8> {
     }
     bytes.truncate(done);
     bytes
+}
+
+/// Does `work` again and again, in so many threads, as long as `look` takes.
+pub(crate) fn while_busy(threads: usize, work: impl Fn() + Sync, look: impl FnOnce()) {
+    /// Says so also when a test fails.
+    struct Over<'a>(&'a AtomicBool);
+    impl Drop for Over<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    work();
+                }
+            });
+        }
+        let _over = Over(&over);
+        look();
+    });
 }

@@ -21,13 +21,14 @@ mod tracer;
 mod truth;
 
 pub(crate) use cgroup::Cgroup;
+pub(crate) use compared::load as load_compared;
 pub(crate) use copies::Copies;
 pub(crate) use foreign::ForeignProbes;
 pub(crate) use go::{STOCK, go_program, hot_profile};
 pub(crate) use go_profile::{Usage, Usages, by_function, is_runtimes, read_heap_profile, reported_usages};
 pub(crate) use machine::{
     ALLOCATORS, NOBODY, alone, copy_for_all, copy_program, free_port, preloadable, probed_bytes, program, require_root,
-    scratch, slowness, wait_until, with_capabilities,
+    scratch, slowness, wait_until, while_busy, with_capabilities,
 };
 pub(crate) use oracle::{End, Oracle, executable_mappings};
 pub(crate) use pprof::{Pprof, pprof};

@@ -13,7 +13,6 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
     thread,
 };
 
@@ -58,27 +57,6 @@ impl Drop for Server {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
-}
-
-/// Does `work` again and again as long as `look` takes.
-fn while_busy(work: impl Fn() + Sync, look: impl FnOnce()) {
-    /// Says so also when a test fails.
-    struct Over<'a>(&'a AtomicBool);
-    impl Drop for Over<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-    let over = AtomicBool::new(false);
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            while !over.load(Ordering::Relaxed) {
-                work();
-            }
-        });
-        let _over = Over(&over);
-        look();
-    });
 }
 
 /// What a server on this port answers, with its head.

@@ -4,9 +4,9 @@ use std::{fs, io, path::Path, process::Command, thread};
 
 use tempfile::TempDir;
 
-use super::{Server, get, while_busy};
+use super::{Server, get};
 use crate::{
-    harness::{Run, free_port, program, require_root, scratch, wait_until},
+    harness::{Run, free_port, program, require_root, scratch, wait_until, while_busy},
     live_stacks,
 };
 
@@ -88,6 +88,6 @@ fn nginx_is_traced_under_load_and_stays_well() {
 fn stacks_of_nginx_are_those_of_gimli_and_gdb() {
     require_root();
     let nginx = Nginx::start();
-    while_busy(|| assert!(is_page(page(nginx.port))), || live_stacks::check("nginx", nginx.worker, 5));
+    while_busy(1, || assert!(is_page(page(nginx.port))), || live_stacks::check("nginx", nginx.worker, 5));
     assert_eq!(nginx.server.children(), [nginx.worker]);
 }

@@ -9,9 +9,9 @@ use std::{
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use super::{Server, load, while_busy};
+use super::{Server, load};
 use crate::{
-    harness::{Run, alone, free_port, probed_bytes, program, require_root, scratch, wait_until},
+    harness::{Run, alone, free_port, probed_bytes, program, require_root, scratch, wait_until, while_busy},
     live_stacks,
 };
 
@@ -108,7 +108,7 @@ fn stacks_of_redis_are_those_of_gimli_and_gdb() {
     require_root();
     let _turn = alone();
     let mut redis = Redis::start();
-    while_busy(|| redis.benchmark(), || live_stacks::check("redis-server", redis.server.pid(), 5));
+    while_busy(1, || redis.benchmark(), || live_stacks::check("redis-server", redis.server.pid(), 5));
     assert!(redis.server.is_alive());
 }
 

@@ -20,7 +20,9 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     end,
-    unwind::{Area, FileKey, GENERATED, KernelMappings, MAX_SEGMENTS, Mapping, changes, epoch, file, place},
+    unwind::{
+        Area, FileKey, GENERATED, KernelMappings, MAX_SEGMENTS, Mapping, NUMBER_BUSY, changes, epoch, file, place,
+    },
 };
 
 use crate::{
@@ -436,8 +438,8 @@ fn take(walk: &mut thread::Walk, from: u64) -> bool {
     changed == 0
 }
 
-/// Run by user space on itself: the number of the file that it has mapped at `address`; 0 when there is none, or it cannot be
-/// told just now. User space will write what it knows of it: nobody tells it.
+/// Run by user space on itself: the number of the file that it has mapped at `address`; 0 when there is none, and
+/// [`NUMBER_BUSY`] when it cannot be told just now. User space will write what it knows of it: nobody tells it.
 #[inline(always)]
 pub(crate) fn identify(address: u64) -> u32 {
     let Some(identified) = IDENTIFIED.get_ptr_mut(0) else { return 0 };
@@ -445,14 +447,38 @@ pub(crate) fn identify(address: u64) -> u32 {
     let argument = (&raw mut area).cast::<c_void>();
     // SAFETY: the callback is given a pointer that outlives the call.
     let found = unsafe { bpf_find_vma(bpf_get_current_task_btf(), address, note as *mut c_void, argument, 0) };
+    if found == BUSY {
+        return identify_unlocked(address);
+    }
     // SAFETY: the pointer comes from a map lookup.
     if found != 0 || unsafe { (*identified).is_file } == 0 {
         return 0;
     }
     // SAFETY: as above.
-    let number = number_of(unsafe { &(*identified).key });
+    number_to_know(unsafe { &(*identified).key })
+}
+
+/// [`identify`] while other threads of user space change mappings, of which this is none.
+#[inline(always)]
+fn identify_unlocked(address: u64) -> u32 {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(thread) = thread::of(pid_tgid) else { return NUMBER_BUSY };
+    let mut number = NUMBER_BUSY;
+    if offset_of!(mm_tree) != 0 && look_up_area(address) != 0 {
+        // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+        let area = unsafe { &(*thread).walk.area };
+        number = if area.is_file == 0 { 0 } else { number_to_know(&area.key) };
+    }
+    thread::forget(pid_tgid);
+    number
+}
+
+/// The number of a file of which user space will write what it knows.
+#[inline(always)]
+fn number_to_know(key: &FileKey) -> u32 {
+    let number = number_of(key);
     if let Some(table) = table_of(number) {
-        // SAFETY: as above.
+        // SAFETY: the pointer comes from a map lookup.
         unsafe { emit::atomic_add(&raw mut (*table).told, 1) };
     }
     number

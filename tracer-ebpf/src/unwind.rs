@@ -27,6 +27,9 @@ pub const MAX_FILES: u32 = 1 << 14;
 /// Numbers of files are below this.
 pub const FILE_NUMBERS: u32 = 1 << 23;
 
+/// What stands for the number of a file that cannot be told just now.
+pub const NUMBER_BUSY: u32 = u32::MAX;
+
 /// Index of what is known of the file with this number.
 #[inline(always)]
 pub const fn file_slot(number: u32) -> u32 {

@@ -5,6 +5,8 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd as _},
+    thread,
+    time::Duration,
 };
 
 use aya::{
@@ -15,7 +17,7 @@ use aya::{
 use hashbrown::HashSet;
 use tracer_ebpf::{
     rests,
-    unwind::{Appeared, FileKey, FileTable, MAX_APPEARED, changes, epoch, file_slot},
+    unwind::{Appeared, FileKey, FileTable, MAX_APPEARED, NUMBER_BUSY, changes, epoch, file_slot},
 };
 
 use super::sys;
@@ -41,8 +43,10 @@ struct AppearedValue([Appeared; MAX_APPEARED]);
 // SAFETY: as above.
 unsafe impl Pod for AppearedValue {}
 
-/// How often a file is looked at that cannot be told at once: while another thread changes tracer's own mappings.
-const LOOKS: usize = 100;
+/// How often a file is looked at that cannot be told at once, for the number that would be next is in use still; and how long is
+/// waited where another thread changes tracer's own mappings: it may have lost its processor in the middle of that.
+const LOOKS: usize = 500;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// The writing side of the unwinding tables. Belongs to one thread.
 pub struct Tables {
@@ -165,7 +169,13 @@ impl Tables {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let mut looks = (0..LOOKS).map(|_| sys::run(self.identify.as_fd(), address as u64));
+        let mut looks = (0..LOOKS).map(|_| match sys::run(self.identify.as_fd(), address as u64) {
+            Ok(NUMBER_BUSY) => {
+                thread::sleep(PAUSE);
+                Ok(0)
+            }
+            found => found,
+        });
         let found = looks.find(|found| !matches!(found, Ok(0))).unwrap_or(Ok(0));
         // SAFETY: the mapping from above.
         unsafe { libc::munmap(address, length) };
