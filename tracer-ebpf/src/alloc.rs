@@ -56,7 +56,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     let mut op = Op::Returned;
     if cookie & entry::STORED != 0 {
         op = Op::Stored;
-    } else if pointer != 0 && samples::end(&entered.thread.target, pointer) {
+    } else if pointer != 0 && samples::resize(&entered.thread.target, pointer) {
         op = Op::Realloc;
         let target = &entered.thread.target;
         let header = Header::new(kind::REALLOC_TAKE, target.image, entered.slot, entered.pid_tgid);
@@ -208,11 +208,12 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
         if take_lost {
             emit::not_lost(target, call.pointer);
         } else {
-            samples::begin(target, call.pointer);
+            let _ = samples::begin(target, call.pointer);
             emit::survivor(header(kind::REALLOC_FAILED), target, call.pointer);
         }
         return false;
     }
+    samples::end_resized(target, call.pointer);
     if result == 0 || unwanted {
         if !take_lost {
             emit::end_of_block(header(kind::REALLOC_FREED), target, call.pointer);

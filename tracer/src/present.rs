@@ -123,7 +123,7 @@ impl Presenter {
         if let Some(mean) = sample {
             let native = native::estimate(&mut processes, &by_image, &stacks, mean);
             mode = if native.is_empty() { mode } else { Mode::Sampled };
-            quality.notes.extend(native::few_samples(&native));
+            quality.notes.extend(native::doubts(&native, quality.lost_allocs));
             estimates.extend(native);
         }
         quality.sampling = quality::together(&estimates);

@@ -64,6 +64,7 @@ impl Intake<'_> {
                 Event::Stack { id, frames, end } => self.heap.define(image, id, frames, end),
                 Event::UnknownFile(unknown) => self.places.resolvers().retry(unknown.number),
                 Event::StackRest(part) => self.places.resolvers().room().give(part.size()),
+                Event::Alloc(block) | Event::ReallocDone(block) => self.heap.disown(image, block.addr),
                 _ => {}
             };
         }

@@ -151,9 +151,16 @@ impl Heap {
         Self { weights: Weights::sampled(mean), gone: Some(Vec::new()), ..self }
     }
 
-    /// The blocks of images that were dropped since this was last asked, where only samples are recorded.
+    /// The blocks of images that were dropped, or are not recorded, since this was last asked, where only samples are recorded.
     pub fn take_gone(&mut self) -> Vec<(Image, u64)> {
         self.gone.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// A block is of an image that is not recorded.
+    pub fn disown(&mut self, image: Image, addr: u64) {
+        if let Some(gone) = &mut self.gone {
+            gone.push((image, addr));
+        }
     }
 
     /// Takes one event in.

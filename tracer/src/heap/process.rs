@@ -106,7 +106,7 @@ impl ProcessHeap {
         let stack = books.stacks.intern(self.image, new.stack);
         let block = Block { addr: new.addr, size: new.size, stack, time: new.time };
         self.held = self.held.saturating_add(books.begin(&block));
-        let reach = books.weights.reach();
+        let reach = books.weights.reach(new.size);
         let size = new.size.saturating_add(2 * reach);
         self.footprint.add(new.addr.saturating_sub(reach), size);
         self.unmark(new.addr);

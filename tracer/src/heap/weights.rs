@@ -9,6 +9,9 @@ use crate::profile::{Estimate, Values};
 /// Parts of a block that are counted where blocks are samples: sums of whole numbers have no error of their own.
 const PARTS: u64 = 1 << 10;
 
+/// Most bytes on either side that a sample stands for.
+const MOST_REACH: f64 = (8 << 20) as f64;
+
 /// How blocks are weighed.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Weights {
@@ -72,10 +75,11 @@ impl Weights {
         }
     }
 
-    /// How far from a block others lie of which it is likely the only one that was taken, bytes: of as many bytes in one place, one
-    /// in fifty has no sample.
-    pub(super) fn reach(&self) -> u64 {
-        self.mean.map_or(0, |mean| 4 * mean as u64)
+    /// How far from a block of so many bytes others lie of which it is likely the only one that was taken, bytes: of as many bytes in
+    /// one place, one in fifty has no sample. A block that would be taken in any case stands for no others. Where samples are very
+    /// far apart, what lies between them is anybody's.
+    pub(super) fn reach(&self, size: u64) -> u64 {
+        self.mean.map_or(0, |mean| ((4.0 * mean).min(MOST_REACH) * (1.0 - probability(size, mean))) as u64)
     }
 }
 
@@ -100,7 +104,15 @@ mod tests {
             assert_eq!(weights.of(&block(size)), Weight { bytes: size, blocks: 1 });
         }
         assert_eq!(weights.told(weights.estimate(&block(5))), None);
-        assert_eq!(weights.reach(), 0);
+        assert_eq!(weights.reach(16), 0);
+    }
+
+    #[test]
+    fn what_lies_near_small_samples_is_theirs_within_bounds() {
+        let weights = Weights::sampled(1 << 16);
+        assert!(weights.reach(16).abs_diff(4 << 16) < 100, "{}", weights.reach(16));
+        assert_eq!(weights.reach(1 << 24), 0, "it would be there in any case");
+        assert!(Weights::sampled(1 << 40).reach(16) <= 8 << 20);
     }
 
     #[test]

@@ -34,8 +34,39 @@ pub(super) fn estimate(
     estimates
 }
 
-/// What to do where so few samples are held by all of them together that the numbers are hardly better than guesses.
-pub(super) fn few_samples(estimates: &[(Sampling, u64)]) -> Option<String> {
-    let all = quality::together(estimates)?;
-    quality::are_few("what is held", all.samples, all.mean_bytes)
+/// What may be held where no sample is, with 95 % certainty, in times the mean distance of samples: -ln(0.05).
+const UNSAMPLED: u64 = 3;
+
+/// What the reader should know where so few samples are held by all of them together that the numbers are hardly better than guesses,
+/// and where `lost` samples could not be told.
+pub(super) fn doubts(estimates: &[(Sampling, u64)], lost: u64) -> Vec<String> {
+    let Some(Sampling { samples, mean_bytes, .. }) = quality::together(estimates) else { return Vec::new() };
+    let none = (samples == 0 && mean_bytes > 1).then(|| {
+        let most = quality::option_size(UNSAMPLED.saturating_mul(mean_bytes));
+        format!("no sample is held: up to about {most} may be, with 95% certainty; a smaller --sample tells more")
+    });
+    let few = quality::are_few("what is held", samples, mean_bytes);
+    let lost = (lost > 0).then(|| {
+        let least = quality::option_size(lost.saturating_mul(mean_bytes));
+        format!("{lost} samples were lost, which stand for about {least} of allocations, or more")
+    });
+    none.into_iter().chain(few).chain(lost).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_sample_tells_is_told() {
+        let of = |samples| vec![(Sampling { mean_bytes: 64 << 10, samples, relative_error: 0.0 }, 0)];
+        let none = doubts(&of(0), 0);
+        assert!(none.len() == 1 && none[0].contains("up to about 192KiB may be"), "{none:?}");
+        let lost = doubts(&of(1000), 5);
+        assert!(
+            lost.len() == 1 && lost[0].starts_with("5 samples were lost, which stand for about 320KiB"),
+            "{lost:?}"
+        );
+        assert_eq!((doubts(&of(1000), 0), doubts(&[], 5)), (vec![], vec![]));
+    }
 }

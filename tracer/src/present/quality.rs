@@ -103,9 +103,14 @@ pub(super) fn are_few(name: &str, samples: u64, mean_bytes: u64) -> Option<Strin
     }
     // The largest power of two that gives enough.
     let wanted: u64 = 1 << (mean_bytes * samples / ENOUGH_SAMPLES).max(1).ilog2();
-    let size = if wanted < 1024 { format!("{wanted}B") } else { format!("{}KiB", wanted / 1024) };
     let would = samples * mean_bytes / wanted;
+    let size = option_size(wanted);
     Some(format!("{name} is told by few samples ({samples}): --sample={size} would give about {would}"))
+}
+
+/// So many bytes as an option takes them.
+pub(super) fn option_size(bytes: u64) -> String {
+    if bytes < 1024 { format!("{bytes}B") } else { format!("{}KiB", bytes / 1024) }
 }
 
 /// How good estimates are together, each with the bytes that it is of.
