@@ -3,7 +3,7 @@
 //! Most of them attach probes and need root; `cargo xtask test` brings the programs and libraries that they use. Themes:
 //! exact numbers ([`exactness`], [`allocators`], [`several`], [`languages`], [`processes`], [`children`], [`containers`]), harm that is not done ([`returns`]), launched commands, loss, real servers,
 //! refusals and hostile targets, formats, what kernels take; the heap of Go programs, also next to that of C, their
-//! goroutines, and leaks of these; what grows, and what does not ([`growth`]); samples and their error ([`sampling`]); what `tracer doctor` says ([`doctor`]); rights without root ([`privileges`]).
+//! goroutines, and leaks of these; what grows, and what does not ([`growth`]); samples and their error ([`sampling`]); what tracing costs, and keeping to a bound ([`overhead`]); what `tracer doctor` says ([`doctor`]); rights without root ([`privileges`]).
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
@@ -31,6 +31,7 @@ mod loss;
 mod mapped;
 mod no_tables;
 mod outputs;
+mod overhead;
 mod privileges;
 mod processes;
 mod refusals;

@@ -9,6 +9,7 @@ mod arguments;
 mod branchless;
 mod cached;
 mod copies;
+mod costs;
 mod emit;
 mod epochs;
 mod go;

@@ -5,6 +5,7 @@
 //! is aligned to 8 bytes in the ring buffer.
 #![no_std]
 
+pub mod cost;
 pub mod exit;
 pub mod golang;
 mod header;

@@ -8,6 +8,7 @@ mod alloc;
 mod arguments;
 mod branchless;
 mod cached;
+mod costs;
 mod emit;
 mod epochs;
 mod go;

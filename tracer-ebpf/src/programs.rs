@@ -15,7 +15,9 @@ use aya_ebpf::{
     programs::{FEntryContext, ProbeContext, RawTracePointContext, RetProbeContext},
 };
 
-use crate::{alloc, epochs, go, mappings, process, registers, remappings};
+use tracer_ebpf::cost;
+
+use crate::{alloc, costs, epochs, go, mappings, process, registers, remappings};
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
@@ -31,7 +33,9 @@ fn cookie(ctx: &ProbeContext) -> u64 {
 /// unwinder in it, which the kernel takes a third of a second to verify.
 #[uprobe]
 pub fn enter(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::ENTRY);
     alloc::enter(&ctx, cookie(&ctx), false);
+    costs::end(cost::ENTRY);
     0
 }
 
@@ -47,63 +51,81 @@ pub extern "C" fn session(ctx: *mut c_void) -> u32 {
     if unsafe { bpf_get_func_ip(ctx.as_ptr()) } != registers::program_counter(ctx.as_ptr()) {
         return session_return(ctx.as_ptr());
     }
+    costs::begin(cost::ENTRY);
     let taken = alloc::enter(&ctx, cookie(&ctx), true);
+    costs::end(cost::ENTRY);
     u32::from(!taken)
 }
 
 /// Out of line: inlined, it would make the entry dearer.
 #[inline(never)]
 extern "C" fn session_return(ctx: *mut c_void) -> u32 {
+    costs::begin(cost::RETURN);
     alloc::leave(&RetProbeContext::new(ctx));
+    costs::end(cost::RETURN);
     0
 }
 
 /// free(block), cfree, operator delete, dallocx, sdallocx.
 #[uprobe]
 pub fn enter_free(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::FREE);
     alloc::free(arg(&ctx, 0));
+    costs::end(cost::FREE);
     0
 }
 
 /// A function that frees, whose second argument is the block.
 #[uprobe]
 pub fn enter_free_second(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::FREE);
     alloc::free(arg(&ctx, 1));
+    costs::end(cost::FREE);
     0
 }
 
 /// A function of the Go runtime that allocates an object.
 #[uprobe]
 pub fn go_allocate(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::GO);
     go::allocate(&ctx);
+    costs::end(cost::GO);
     0
 }
 
 /// Behind a call that gives a span in the Go runtime: the cookie tells where (`span`).
 #[uprobe]
 pub fn go_new_span(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::GO);
     go::new_span(&ctx);
+    costs::end(cost::GO);
     0
 }
 
 /// Behind a call of `gcAssistAlloc` in the Go runtime.
 #[uprobe]
 pub fn go_after_assist(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::GO);
     go::after_assist(&ctx);
+    costs::end(cost::GO);
     0
 }
 
 /// An instruction at which the outcome of a call is known; the cookie tells what [`exit`](tracer_ebpf::exit) says.
 #[uprobe]
 pub fn leave_at_exit(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::EXIT);
     alloc::leave_at_exit(&ctx, cookie(&ctx));
+    costs::end(cost::EXIT);
     0
 }
 
 /// Return, through the kernel's trampoline, of a function whose entry has `enter`.
 #[uretprobe]
 pub fn leave(ctx: RetProbeContext) -> u32 {
+    costs::begin(cost::RETURN);
     alloc::leave(&ctx);
+    costs::end(cost::RETURN);
     0
 }
 

@@ -73,6 +73,7 @@ fn profile() -> Profile {
         }
     });
     Profile {
+        cost: None,
         kind: Kind::Heap,
         started: SystemTime::now(),
         duration: Duration::from_secs(60),

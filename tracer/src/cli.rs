@@ -152,6 +152,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         },
         sample: mean.filter(|_| cli.go_heap.is_none()),
         go_sample: mean.unwrap_or(GO_SAMPLE),
+        max_overhead: cli.max_overhead,
         mmap: match cli.mmap {
             CliMmap::Auto => MmapChoice::Auto,
             CliMmap::Always => MmapChoice::Always,

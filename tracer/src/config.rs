@@ -31,6 +31,8 @@ pub struct Config {
     pub sample: Option<u64>,
     /// The same of Go programs, where their heaps are sampled.
     pub go_sample: u64,
+    /// Most that tracing may cost, as a share of what the processes would use without; `None`: whatever it does.
+    pub max_overhead: Option<f64>,
     /// How many stacks a text report shows.
     pub top: usize,
     /// What stacks are ordered by, and what flame graphs show.

@@ -4,6 +4,7 @@
 //! signals; the ends of processes come from a runtime on this one (`inputs.rs`).
 
 mod attaching;
+mod budget;
 mod choosing;
 mod doing;
 mod ended;
@@ -16,6 +17,7 @@ mod launching;
 pub mod lifecycle;
 mod lives;
 mod mapping;
+mod metering;
 mod notes;
 mod reporting;
 
@@ -28,12 +30,13 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use self::{ended::Ended, inputs::Inputs, known::KnownPrograms, notes::Notes};
+use self::{budget::Budget, ended::Ended, inputs::Inputs, known::KnownPrograms, notes::Notes};
 use crate::{
     attach::{Attached, Lookers, Seen, probes::Probes},
     bpf::{self, GoMaps, Programs},
     collector::{self, Collector, Interest, Notice, Request, Requests},
     config::{Config, Subject, Verbosity},
+    cost::Meter,
     coverage::Coverage,
     event::{Image, Pid},
     exit::Exit,
@@ -127,6 +130,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let events = (programs.events()?, programs.lost_beginnings()?);
     let (tables, changes) = programs.tables()?;
     let go_maps = programs.go_maps()?;
+    let meter = Meter::start(programs.costs()?, !programs.has_sessions());
     if let Some(launcher) = &launcher {
         launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
     }
@@ -143,7 +147,8 @@ pub fn run(mut config: Config) -> Result<Exit> {
     };
     let (resolvers, running) =
         Resolvers::start(Unwinder::new(tables), changes, tell).context("cannot open files aside")?;
-    if config.children {
+    // What is read ahead is of use for what is started only, and costs.
+    if config.children && config.max_overhead.is_none() {
         resolvers.learn_machine();
     }
     let collector = Collector::new(
@@ -203,6 +208,8 @@ pub fn run(mut config: Config) -> Result<Exit> {
         last_beat: Instant::now(),
         look_around: Instant::now() + LOOK_AROUND,
         outlived: false,
+        meter,
+        budget: None,
     };
     let result = session.trace();
     drop(session);
@@ -268,6 +275,10 @@ struct Session {
     look_around: Instant,
     /// Whether it was said that the command has ended and others go on.
     outlived: bool,
+    /// What all this costs.
+    meter: Meter,
+    /// What it may cost, where that is bounded.
+    budget: Option<Budget>,
 }
 
 impl Session {
@@ -283,6 +294,7 @@ impl Session {
         }
         self.started = SystemTime::now();
         self.clock = Instant::now();
+        self.begin_meter();
         self.read_memory();
         self.expect_newcomers()?;
         self.signals.enter(Stage::Tracing);
@@ -332,7 +344,9 @@ impl Session {
                 // Inputs come in between, however long a report takes.
                 report = Some((at + interval).max(Instant::now() + HEARTBEAT / 2));
             }
-            self.heartbeat()?;
+            if !self.heartbeat()? {
+                break;
+            }
             self.keep_probes()?;
             let look = self.attached.iter().filter_map(Attached::next_look).min();
             // One that is being written has to be over first.

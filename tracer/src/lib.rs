@@ -16,6 +16,7 @@ pub mod top;
 pub mod attach;
 pub mod clock;
 pub mod collector;
+pub mod cost;
 pub mod coverage;
 pub mod files;
 pub mod go;

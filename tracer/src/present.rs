@@ -33,7 +33,7 @@ use crate::{
     golang::Runtime,
     heap::{Series, StackIndex},
     profile::{
-        Estimate, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values,
+        Cost, Estimate, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values,
         quality::{Sampling, Truncation},
     },
 };
@@ -60,6 +60,8 @@ pub struct Trace {
     pub mapped: MappedFacts,
     /// What the reader should know.
     pub notes: Vec<String>,
+    /// What it has cost so far.
+    pub cost: Option<Cost>,
 }
 
 /// Makes profiles; remembers what it has named.
@@ -90,7 +92,7 @@ impl Presenter {
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps);
         quality.notes.extend(quality::folded(snapshot.folded));
         quality.notes.extend_from_slice(self.names.notes());
-        let Trace { started, duration, mut processes, selected, filtered, sample, mapped, .. } = trace;
+        let Trace { started, duration, mut processes, selected, filtered, sample, mapped, cost, .. } = trace;
         let go_images: HashSet<u32> = go.iter().map(|go| go.image.0).collect();
         self.containers.name(&mut processes);
         let by_image = ByImage::new(&processes);
@@ -163,6 +165,7 @@ impl Presenter {
             mappings,
             goroutines,
             quality,
+            cost,
             unwind_tables,
             modules,
         }

@@ -3,6 +3,7 @@
 //! Everything that measures produces one, everything that presents takes one, and neither side knows the other.
 //! Plain values: no I/O, no clock.
 
+mod cost;
 mod heaps;
 mod mapped;
 mod memory;
@@ -17,6 +18,7 @@ use std::{
 
 use self::quality::Quality;
 pub use self::{
+    cost::Cost,
     heaps::{Heap, Mode, SeenHeap},
     mapped::{MappedKind, MappedValues},
     memory::{Area, Memory, Reason, Runtime},
@@ -353,6 +355,8 @@ pub struct Profile {
     pub goroutines: Vec<GoroutineGroup>,
     /// How far it can be trusted.
     pub quality: Quality,
+    /// What tracing has cost so far; `None` when that was not measured.
+    pub cost: Option<Cost>,
     /// What stacks were unwound by, file by file.
     pub unwind_tables: Vec<UnwindTable>,
     /// The files that frames lie in, by path.

@@ -106,6 +106,21 @@ impl Attached {
         }
     }
 
+    /// Takes the probes off that are for this process alone, for a while.
+    pub fn take_probes_off(&mut self, probes: &mut Probes) {
+        std::mem::take(&mut self.links).detach_aside(&mut probes.programs);
+    }
+
+    /// Puts the probes again that were taken off for a while.
+    pub fn put_probes_again(&mut self, probes: &mut Probes) {
+        if self.is_over() || self.gave_up || !self.life.is_settled() {
+            return;
+        }
+        if let Some(allocators) = self.allocators.clone() {
+            self.reattach(probes, allocators, self.pid);
+        }
+    }
+
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
     /// life of one thread. Whether there was another.
     pub fn move_to_another_thread(&mut self, probes: &mut Probes) -> bool {

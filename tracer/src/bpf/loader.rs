@@ -14,6 +14,7 @@ use tracer_ebpf::{
 
 use super::{
     copies::StackCopies,
+    costs::Costs,
     events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,
     kernel_types::{Layouts, LockPoints},
@@ -249,6 +250,15 @@ impl Programs {
         let rests = take("RESTS")?.try_into()?;
         let tables = Tables { pages, rows, rules, files, numbers, epochs, rests, identify, changes, files_changed: 0 };
         Ok((tables, code_changes))
+    }
+
+    /// Takes the map in which the programs count their runs. Once only.
+    ///
+    /// # Errors
+    /// [`LoadError::Mismatch`] when it is not there (any more), [`LoadError::Map`] when it cannot be opened.
+    pub fn costs(&mut self) -> Result<Costs, LoadError> {
+        let map = self.ebpf.take_map("COSTS").ok_or_else(|| LoadError::Mismatch("no map COSTS".to_owned()))?;
+        Ok(Costs::new(map.try_into()?))
     }
 
     /// Takes the map of beginnings that found the ring buffer full. Once only.

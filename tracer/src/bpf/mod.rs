@@ -4,6 +4,7 @@
 
 mod attach;
 mod copies;
+mod costs;
 mod events;
 mod golang;
 mod kernel_types;
@@ -17,6 +18,7 @@ mod removal;
 mod site;
 mod spacing;
 mod statistics;
+pub mod subject;
 mod sys;
 mod tables;
 mod tracepoints;
@@ -26,6 +28,7 @@ pub mod trials;
 pub use self::{
     attach::{Links, NoRemappings, attach_lifecycle, attach_remappings},
     copies::StackCopies,
+    costs::Costs,
     events::{Events, LostBeginnings, Newcomers},
     golang::GoMaps,
     load_error::LoadError,

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use super::values::{Pids, duration, interval, pids, size};
+use super::values::{Pids, duration, interval, percent, pids, size};
 use crate::{exit, probe::asked::Asked};
 
 pub(super) const ABOUT: &str = "Finds memory leaks in a running, unmodified service";
@@ -77,6 +77,11 @@ pub(super) struct Cli {
     /// --go-heap, of Go heaps only, which are sampled by 32KiB unless this says otherwise
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size)]
     pub(super) sample: Option<u64>,
+
+    /// Keep what tracing costs below PERCENT of what the processes would use without, such as 5%: where it costs more, probes are there in
+    /// windows of time only, so far apart as need be
+    #[arg(long, value_name = "PERCENT", allow_hyphen_values = true, value_parser = percent)]
+    pub(super) max_overhead: Option<f64>,
 
     /// How many stacks a text report shows
     #[arg(short = 'n', long, value_name = "N", allow_hyphen_values = true, default_value_t = 10)]

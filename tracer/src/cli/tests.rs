@@ -167,6 +167,9 @@ fn what_makes_no_sense_says_what_to_do() {
         ("-p 5 --min-age 5s --go-heap buckets", "--min-age cannot be used with --go-heap=buckets: "),
         ("-p 5 --min-age 5s --go-heap enable", "--min-age cannot be used with --go-heap=enable: "),
         ("-p 5 --sample 0", "1GiB"),
+        ("-p 5 --max-overhead some", "percent"),
+        ("-p 5 --max-overhead -1", "0.1%"),
+        ("-p 5 --max-overhead NaN", "0.1%"),
         ("-p 5 --symbol malloc", "FUNCTION=FILE:NAME"),
         ("doctor -p 5 --symbol take=x:y", "posix_memalign"),
     ] {
@@ -182,4 +185,13 @@ fn help_man_and_completions_come_from_one_definition() {
     }
     let Request::Print(help) = parse("--help") else { panic!() };
     assert!(String::from_utf8_lossy(&help).contains("Exit status"));
+}
+
+#[test]
+fn an_overhead_is_in_percent() {
+    for (line, share) in
+        [("-p 5", None), ("-p 5 --max-overhead 5", Some(0.05)), ("-p 5 --max-overhead 0.5%", Some(0.005))]
+    {
+        assert_eq!(config(line).max_overhead, share, "{line}");
+    }
 }

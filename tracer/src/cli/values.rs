@@ -69,6 +69,19 @@ pub(super) fn sample(mean: u64) -> Result<u64, &'static str> {
     Ok(mean)
 }
 
+/// Least and most that tracing may be allowed to cost, percent.
+const OVERHEADS: (f64, f64) = (0.1, 1000.0);
+
+/// A share that is given in percent.
+pub(super) fn percent(text: &str) -> Result<f64, &'static str> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    let percent: f64 = number.parse().map_err(|_| "write a number of percent, such as 5 or 0.5%")?;
+    if !(OVERHEADS.0..=OVERHEADS.1).contains(&percent) {
+        return Err("must be from 0.1% to 1000%");
+    }
+    Ok(percent / 100.0)
+}
+
 /// No time is as long: clocks can be added to it, and its nanoseconds counted.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// Shortest time between two reports. Each looks at every stack.

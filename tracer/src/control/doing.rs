@@ -20,6 +20,9 @@ use crate::{
     event::Image,
 };
 
+/// Most processes of which it is looked at a time what they have used.
+const MOST_METERED: usize = 64;
+
 impl Session {
     /// Takes in what has come, but for signals.
     pub(super) fn take_in(&mut self, input: Input) -> Result<()> {
@@ -131,13 +134,13 @@ impl Session {
         });
     }
 
-    /// What comes round regularly.
-    pub(super) fn heartbeat(&mut self) -> Result<()> {
+    /// What comes round regularly. Whether tracing goes on.
+    pub(super) fn heartbeat(&mut self) -> Result<bool> {
         self.probes.programs.pass_diagnostics();
         self.tick();
         self.attach_newcomers()?;
         if self.last_beat.elapsed() < HEARTBEAT {
-            return Ok(());
+            return Ok(true);
         }
         self.last_beat = Instant::now();
         self.goroutines.tick(Instant::now());
@@ -145,8 +148,9 @@ impl Session {
         let unread = self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
         self.look_whether_gone(unread)?;
         self.look_at_libraries();
+        self.look_at_cost(MOST_METERED);
         self.look_around();
-        Ok(())
+        self.keep_budget()
     }
 
     /// Lets the lives of processes go on, where something is due.
@@ -159,6 +163,9 @@ impl Session {
 
     /// Looks whether the probes are still where they were put.
     pub(super) fn keep_probes(&mut self) -> Result<()> {
+        if !self.has_probes() {
+            return Ok(());
+        }
         // However many there are, some fifty are looked at in a second.
         let pause = Duration::from_millis(20) * u32::try_from(self.attached.len()).unwrap_or(u32::MAX);
         let now = Instant::now();

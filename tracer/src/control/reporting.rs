@@ -90,6 +90,8 @@ impl Session {
         notes.extend(self.unseen_heaps.all());
         notes.extend(self.goroutines.notes());
         notes.extend(opener::notes());
+        let (times_away, told) = self.told_of_budget();
+        notes.extend(told);
         let mut processes: Vec<Process> = self.processes().map(Attached::target).collect();
         for (process, attached) in processes.iter_mut().zip(self.attached.iter().chain(self.ended.apart())) {
             let go =
@@ -105,14 +107,16 @@ impl Session {
             (memory.unexplained, memory.reasons) = (0, Vec::new());
         }
         let in_processes = processes.iter().map(|process| process.quality.unseen_spans).sum::<u64>();
+        self.look_at_cost(usize::MAX);
         let trace = Trace {
+            cost: self.meter.cost(),
             sample: self.config.sample,
             started: self.started,
             duration: self.clock.elapsed(),
             processes,
             selected: self.selected,
             filtered,
-            unseen_spans: unheard + self.found_late + in_processes,
+            unseen_spans: unheard + self.found_late + in_processes + times_away,
             unseen_heaps: self.unseen_heaps.len(),
             mapped,
             notes,

@@ -8,8 +8,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::subject;
-use crate::bpf::trials::{self, Uprobe};
+use crate::bpf::{
+    subject,
+    trials::{self, Uprobe},
+};
 
 /// What the process is called by: its first argument.
 pub const NAME: &str = "tracer: filtered";

@@ -8,11 +8,10 @@ use super::{
     filtered,
     line::{Line, Need, Section},
     rights::Rights,
-    subject,
 };
 use crate::{
     bpf::{
-        Config, Programs,
+        Config, Programs, subject,
         trials::{self, Helper, Uprobe},
     },
     process::cgroups,

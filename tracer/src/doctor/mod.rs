@@ -8,7 +8,6 @@ mod kernel;
 pub mod line;
 mod process;
 mod rights;
-mod subject;
 mod text;
 
 #[cfg(test)]

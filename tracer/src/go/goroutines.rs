@@ -90,6 +90,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         goroutines: groups,
         processes: vec![process],
         stacks: Vec::new(),
+        cost: None,
         unwind_tables: Vec::new(),
         modules,
     })

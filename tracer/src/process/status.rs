@@ -129,6 +129,8 @@ pub struct Stat {
     pub parent: u32,
     /// Times that a page was not there, of all its threads.
     pub faults: u64,
+    /// Time of processors that it has used, in clock ticks.
+    pub used: u64,
     /// Number of threads.
     pub threads: u64,
     /// Clock ticks since boot at its start: tells it from another process with the same id.
@@ -163,7 +165,8 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     let comm = String::from_utf8_lossy(bytes.get(open + 1..close)?).into_owned();
     let rest = String::from_utf8_lossy(bytes.get(close + 1..)?);
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    // The state is field 3 of proc_pid_stat(5), the flags field 9, minor and major faults 10 and 12, threads 20, the start time 22.
+    // The state is field 3 of proc_pid_stat(5), the flags field 9, minor and major faults 10 and 12, user and system time 14 and 15,
+    // threads 20, the start time 22.
     let number = |field: usize| fields.get(field - 3)?.parse::<u64>().ok();
     Some(Stat {
         comm,
@@ -171,9 +174,15 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
         flags: number(9)?,
         parent: u32::try_from(number(4)?).ok()?,
         faults: number(10)?.wrapping_add(number(12)?),
+        used: number(14)?.saturating_add(number(15)?),
         threads: number(20)?,
         start_time: number(22)?,
     })
+}
+
+/// Time of processors that a process has used, in clock ticks; `None` where there is none.
+pub fn used(pid: u32) -> Option<u64> {
+    stat(pid).ok().flatten().map(|stat| stat.used)
 }
 
 /// Process that the thread or process `id` belongs to.
@@ -221,7 +230,7 @@ mod tests {
         let comm = "a) R 1 (\n".to_owned();
         assert_eq!(
             stat,
-            Stat { comm, state: 'S', flags: 4_194_304, parent: 1, faults: 4, threads: 1, start_time: 4242 }
+            Stat { comm, state: 'S', flags: 4_194_304, parent: 1, faults: 4, used: 11, threads: 1, start_time: 4242 }
         );
         for garbage in [&b""[..], b"77", b"77 (", b"77 )(", b"77 (x) ", b"77 (x) S 1"] {
             assert_eq!(parse_stat(garbage), None);

@@ -10,8 +10,8 @@ use std::{
 
 use super::{By, Format, Options, Value, write};
 use crate::profile::{
-    Container, End, Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Memory, Mode, Module,
-    Place, Process, Profile, Rate, SeenHeap, StackEntry, Trend, UnwindTable, Values, WaitsOn,
+    Container, Cost, End, Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Memory, Mode,
+    Module, Place, Process, Profile, Rate, SeenHeap, StackEntry, Trend, UnwindTable, Values, WaitsOn,
     quality::{Collections, Quality, Truncation},
 };
 
@@ -50,6 +50,12 @@ pub(super) fn profile() -> Profile {
         mappings: None,
         goroutines: Vec::new(),
         quality: Quality { unmatched_frees: 17, recorded_events: 5_000, ..Quality::default() },
+        cost: Some(Cost {
+            hits: 1_234_567,
+            probes: Duration::from_millis(850),
+            own: Duration::from_millis(150),
+            processes: Duration::from_millis(20_850),
+        }),
         unwind_tables: vec![UnwindTable {
             path: "/usr/bin/leaky".to_owned(),
             rows: 1_200,

@@ -70,6 +70,9 @@ impl Serialize for SavedProfile<'_> {
                 }
                 object.serialize_entry("goroutines", &Saved(&*profile.goroutines))?;
                 object.serialize_entry("quality", &Saved(&profile.quality))?;
+                if let Some(cost) = &profile.cost {
+                    object.serialize_entry("cost", &Saved(cost))?;
+                }
                 object.serialize_entry("unwind_tables", &Saved(&*profile.unwind_tables))?;
                 object.serialize_entry("modules", &Saved(&*profile.modules))?;
             }

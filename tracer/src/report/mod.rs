@@ -27,7 +27,7 @@ mod fixture;
 
 pub use escape::{shorten, visible};
 pub use head::LISTED;
-pub use numbers::{count, number, size};
+pub use numbers::{count, duration, number, size};
 pub use options::{By, Format, Options, UnknownName, Value};
 
 use std::io::{self, BufWriter, Write};

@@ -57,7 +57,7 @@ pub(super) fn share(part: u64, whole: u64) -> String {
 }
 
 /// A time span: tenths of a second below a minute, whole seconds above.
-pub(super) fn duration(span: Duration) -> String {
+pub fn duration(span: Duration) -> String {
     let seconds = span.as_secs_f64();
     if seconds < 59.95 {
         return format!("{seconds:.1}s");

@@ -94,6 +94,9 @@ fn write_header(
     }
     head::write_memory(profile, out)?;
     mapped::write_summary(profile, out)?;
+    if let Some(cost) = &profile.cost {
+        writeln!(out, "  cost         {}", words::cost(cost))?;
+    }
     match goroutines::summary(profile) {
         Some(summary) => writeln!(out, "  goroutines   {summary}"),
         None => Ok(()),

@@ -1,5 +1,7 @@
 //! Amounts, times and quality in words, for the reports that people read.
 
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
 
 use super::{
@@ -9,7 +11,7 @@ use super::{
     numbers::{count, duration, exact_size, number, rate, size, with_error},
 };
 use crate::profile::{
-    Area, End, Growth, Heap, Kind, Memory, Mode, Profile, Reason, Runtime, Trend, WaitsOn,
+    Area, Cost, End, Growth, Heap, Kind, Memory, Mode, Profile, Reason, Runtime, Trend, WaitsOn,
     quality::{Collections, Gap, Missing, Quality},
 };
 
@@ -92,6 +94,14 @@ pub(super) fn heap(heap: &Heap) -> String {
         Heap::Go => "Go heap".to_owned(),
         Heap::GoLibrary(path) => format!("Go heap of {}", file_name(path)),
     }
+}
+
+/// What tracing has cost, of what the processes would have used without.
+pub(super) fn cost(cost: &Cost) -> String {
+    let Cost { hits, probes, own, processes } = cost;
+    let share = cost.share().map_or(String::new(), |share| format!("about {:.1}%: ", 100.0 * share));
+    let [probes, own, processes] = [probes, own, processes].map(Duration::as_secs_f64);
+    format!("{share}{} took {probes:.2} of {processes:.2} s, tracer {own:.2} s", count(*hits, "probe hit"))
 }
 
 /// How the memory of a process grew, and how much of that is explained.

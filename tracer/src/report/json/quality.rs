@@ -1,11 +1,14 @@
-//! Quality, saved.
+//! Quality and cost, saved.
 
 use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::{super::words, saved::Saved};
-use crate::profile::quality::{Collections, Gap, Quality};
+use crate::profile::{
+    Cost,
+    quality::{Collections, Gap, Quality},
+};
 
 impl Serialize for Saved<'_, Quality> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -58,6 +61,18 @@ impl Serialize for Saved<'_, Collections> {
         }
         object.serialize_entry("at_begin", &self.0.at_begin)?;
         object.serialize_entry("at_end", &self.0.at_end)?;
+        object.end()
+    }
+}
+
+impl Serialize for Saved<'_, Cost> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut object = serializer.serialize_map(None)?;
+        object.serialize_entry("probe_hits", &self.0.hits)?;
+        object.serialize_entry("probe_seconds", &self.0.probes.as_secs_f64())?;
+        object.serialize_entry("tracer_seconds", &self.0.own.as_secs_f64())?;
+        object.serialize_entry("process_seconds", &self.0.processes.as_secs_f64())?;
+        object.serialize_entry("share", &self.0.share())?;
         object.end()
     }
 }

@@ -84,6 +84,10 @@ fn fields_are_those_of_the_format_and_no_others() {
                 "cycles": 0, "missed_cycles": 0, "collections": [], "uncollected_heaps": 0, "undecided_samples": 0, "unresolved_samples": 0,
                 "notes": [],
             },
+            "cost": {
+                "probe_hits": 1_234_567, "probe_seconds": 0.85, "tracer_seconds": 0.15, "process_seconds": 20.85,
+                "share": 0.05,
+            },
             "unwind_tables": [{
                 "file": "/usr/bin/leaky", "rows": 1_200, "bytes": 5_632, "build_seconds": 0.00125,
                 "code_bytes": 65_536, "uncovered_bytes": 48, "synthesized_bytes": 96, "problem": null,

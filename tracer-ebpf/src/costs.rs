@@ -1,0 +1,36 @@
+//! What probes cost: how often programs of each kind run, and how long some of those runs take.
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use tracer_ebpf::cost::{self, Cost};
+
+use crate::emit;
+
+/// By [`cost`]. Of each processor apart: a program that is interrupted by another one's run on the same may lose a count, or be
+/// taken for longer than it was.
+#[map]
+static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(cost::KINDS, 0);
+
+/// A program of this kind begins.
+#[inline(always)]
+pub(crate) fn begin(kind: u32) {
+    let Some(cost) = COSTS.get_ptr_mut(kind) else { return };
+    // SAFETY: the pointer comes from a map lookup.
+    let cost = unsafe { &mut *cost };
+    cost.runs = cost.runs.wrapping_add(1);
+    if cost.runs & (cost::TIMED - 1) == 0 {
+        cost.begun = emit::now();
+    }
+}
+
+/// It ends.
+#[inline(always)]
+pub(crate) fn end(kind: u32) {
+    let Some(cost) = COSTS.get_ptr_mut(kind) else { return };
+    // SAFETY: the pointer comes from a map lookup.
+    let cost = unsafe { &mut *cost };
+    if cost.begun != 0 {
+        cost.time = cost.time.wrapping_add(emit::now().wrapping_sub(cost.begun));
+        cost.timed = cost.timed.wrapping_add(1);
+        cost.begun = 0;
+    }
+}

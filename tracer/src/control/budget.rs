@@ -1,0 +1,161 @@
+//! Keeping what tracing costs within what was asked for: where it costs too much, probes are there in windows of time only.
+
+use std::time::{Duration, Instant};
+
+use crate::{profile::Cost, report::duration};
+
+/// Shortest time that probes are there.
+const WINDOW: Duration = Duration::from_millis(500);
+/// Longest time that they are away: with windows so far apart nothing is found.
+const LONGEST: Duration = Duration::from_secs(300);
+/// What is idle is taken to use so much of a processor: tracer itself needs something.
+const IDLE: f64 = 0.25;
+
+/// What is to be done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Nothing.
+    Stay,
+    /// Probes are to be taken off.
+    Close,
+    /// They are to be put again.
+    Open,
+    /// It cannot be done for so little.
+    Stop,
+}
+
+/// What tracing may cost, and what is done to keep to that.
+pub(super) struct Budget {
+    /// Of what processes would use without.
+    share: f64,
+    pub(super) is_open: bool,
+    /// When that began, and what had been spent by then.
+    since: Instant,
+    spent: Duration,
+    /// What a window has cost.
+    window: Duration,
+    /// How often probes were taken off, and for how long they were there before the present window.
+    pub(super) closed: u64,
+    open: Duration,
+    stopped: bool,
+}
+
+impl Budget {
+    pub(super) fn new(share: f64, now: Instant) -> Self {
+        let (open, window, spent) = Default::default();
+        Self { share, is_open: true, since: now, spent, window, closed: 0, open, stopped: false }
+    }
+
+    /// What is to be done when tracing has cost so much in so much time.
+    pub(super) fn step(&mut self, now: Instant, cost: &Cost, elapsed: Duration) -> Step {
+        let spent = cost.probes + cost.own;
+        let without = cost.processes.saturating_sub(cost.probes).max(elapsed.mul_f64(IDLE));
+        let allowed = without.mul_f64(self.share);
+        let passed = now.saturating_duration_since(self.since);
+        let step = match self.is_open {
+            true if passed >= WINDOW && spent > allowed => {
+                let cost = spent.saturating_sub(self.spent);
+                self.window = cost.mul_f64((WINDOW.as_secs_f64() / passed.as_secs_f64()).min(1.0));
+                self.open += passed;
+                self.closed += 1;
+                Step::Close
+            }
+            false if spent + self.window <= allowed => Step::Open,
+            false if passed >= LONGEST => Step::Stop,
+            _ => return Step::Stay,
+        };
+        (self.is_open, self.since, self.spent) = (step == Step::Open, now, spent);
+        self.stopped = step == Step::Stop;
+        step
+    }
+
+    /// What the reader of a report should know.
+    pub(super) fn notes(&self, now: Instant, elapsed: Duration) -> Vec<String> {
+        let passed = if self.is_open { now.saturating_duration_since(self.since) } else { Duration::ZERO };
+        let percent = 100.0 * self.share;
+        let windows = (self.closed > 0).then(|| {
+            format!(
+                "to cost no more than {percent}%, probes were there for {} of {} only: what was allocated between is not recorded, \
+                 and what was recorded before may have been freed there",
+                duration(self.open + passed),
+                duration(elapsed)
+            )
+        });
+        let stopped = self.stopped.then(|| {
+            format!(
+                "tracing has stopped: windows of {} would be more than {} apart to cost no more than {percent}%; a larger \
+                 --max-overhead lets it go on, a larger --sample makes them closer",
+                duration(WINDOW),
+                duration(LONGEST)
+            )
+        });
+        windows.into_iter().chain(stopped).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cost(probes: u64, processes: u64) -> Cost {
+        Cost {
+            hits: 1,
+            probes: Duration::from_millis(probes),
+            own: Duration::ZERO,
+            processes: Duration::from_millis(processes),
+        }
+    }
+
+    /// A process that uses a processor, which probes slow down to a half.
+    #[test]
+    fn windows_are_so_far_apart_that_the_share_is_kept() {
+        let begin = Instant::now();
+        let mut budget = Budget::new(0.05, begin);
+        let (mut probes, mut windows, mut longest) = (0, 0, 0);
+        for beat in 1..=3000 {
+            let (now, elapsed) = (begin + Duration::from_millis(200 * beat), Duration::from_millis(200 * beat));
+            probes += if budget.is_open { 100 } else { 0 };
+            match budget.step(now, &cost(probes, 200 * beat), elapsed) {
+                Step::Open => windows += 1,
+                Step::Stop => panic!("it can be kept"),
+                Step::Close | Step::Stay => {}
+            }
+            longest = longest.max(probes);
+        }
+        let share = probes as f64 / (600_000 - probes) as f64;
+        assert!(share <= 0.0505 && share > 0.045, "{share}");
+        assert!(windows >= 50 && budget.closed.abs_diff(windows) <= 1, "{windows} {}", budget.closed);
+        assert!(
+            budget.notes(begin, Duration::from_secs(600))[0]
+                .starts_with("to cost no more than 5%, probes were there for ")
+        );
+    }
+
+    #[test]
+    fn what_costs_little_is_traced_all_the_time() {
+        let begin = Instant::now();
+        let mut budget = Budget::new(0.05, begin);
+        for beat in 1..=100 {
+            let elapsed = Duration::from_millis(200 * beat);
+            // An idle process, and tracer's own needs.
+            assert_eq!(budget.step(begin + elapsed, &cost(2 * beat, beat), elapsed), Step::Stay);
+        }
+        assert!(budget.notes(begin, Duration::from_secs(20)).is_empty());
+    }
+
+    #[test]
+    fn what_costs_too_much_stops() {
+        let begin = Instant::now();
+        let mut budget = Budget::new(0.001, begin);
+        let mut steps = Vec::new();
+        for beat in 1..=2000 {
+            let elapsed = Duration::from_millis(200 * beat);
+            let step = budget.step(begin + elapsed, &cost(600_000, 600_000 + 200 * beat), elapsed);
+            if step != Step::Stay {
+                steps.push(step);
+            }
+        }
+        assert_eq!(steps[..2], [Step::Close, Step::Stop]);
+        assert_eq!(budget.notes(begin, Duration::from_secs(20)).len(), 2);
+    }
+}
