@@ -1,5 +1,5 @@
 //! Changes of what is mapped, of every kind, each by a function of its own that tells how much is left of it: "truth NAME BYTES RESERVED".
-//! The numbers are bytes. It waits until it is told to begin, and at the end; with an argument it does not, and tells nothing of its child.
+//! The numbers are bytes. It waits until it is told to begin, and at the end; with an argument it does not, and its child ends.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <pthread.h>
@@ -54,7 +54,7 @@ static char *free_addresses(long pages)
 }
 
 OWN static void maps(void) { kept = MAP(NULL, 16, 0); memset(kept, 1, 3 * PAGE); }
-OWN static void maps_at_hint(void) { kept = MAP(free_addresses(64) + 8 * PAGE, 5, 0); }
+OWN static void maps_at_hint(void) { kept = MAP(free_addresses(64) + 8 * PAGE + 5, 5, 0); }
 OWN static void maps_large(void) { kept = MAP(NULL, 2048 + 7, 0); }
 OWN static void maps_without_replacing(void) { kept = MAP(free_addresses(64) + 8 * PAGE, 6, MAP_FIXED_NOREPLACE); }
 OWN static char *is_covered(void) { return kept = MAP(NULL, 16, 0); }
@@ -100,6 +100,26 @@ OWN static char *reserves(void) { return kept = map(NULL, 4096, PROT_NONE, ANONY
 OWN static void opens(char *at) { check(!mprotect(at + 100 * PAGE, 50 * PAGE, RW), "mprotect"); kept = at; }
 OWN static void maps_into_reserved(char *at) { kept = MAP(at + 1000 * PAGE, 30, MAP_FIXED); }
 OWN static void closes(void) { check(!mprotect(MAP(NULL, 12, 0), 5 * PAGE, PROT_NONE), "mprotect"); kept = NULL; }
+OWN static char *is_opened_first(void)
+{
+    kept = map(NULL, 11, PROT_NONE, ANONYMOUS);
+    check(!mprotect(kept, 4 * PAGE, RW), "mprotect");
+    return kept;
+}
+// The first mapping is open already.
+OWN static void opens_rest(char *at) { check(!mprotect(at, 11 * PAGE, RW), "mprotect"); kept = at; }
+OWN static void closes_rest(void)
+{
+    char *memory = kept = MAP(NULL, 8, 0);
+    check(!mprotect(memory, 3 * PAGE, PROT_NONE), "mprotect");
+    check(!mprotect(memory, 7 * PAGE, PROT_NONE), "mprotect");
+}
+OWN static void opens_to_hole(void)
+{
+    char *memory = kept = map(NULL, 10, PROT_NONE, ANONYMOUS);
+    munmap(memory + 4 * PAGE, 2 * PAGE);
+    check(mprotect(memory, 10 * PAGE, RW) == -1, "there is nothing");
+}
 OWN static void only_changes(void)
 {
     check(!mprotect(MAP(NULL, 6, 0), 5 * PAGE, PROT_READ | PROT_EXEC), "mprotect");
@@ -120,6 +140,23 @@ OWN static void maps_file(const char *name, char *at)
     kept = mmap(at + 2 * PAGE, 2 * PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, file, 0);
     check(kept != MAP_FAILED, "no file");
     close(file);
+}
+OWN static void grows_file(const char *name)
+{
+    int file = open(name, O_RDONLY);
+    char *memory = mmap(NULL, 2 * PAGE, PROT_READ, MAP_PRIVATE, file, 0);
+    kept = mremap(memory, 2 * PAGE, 5 * PAGE, MREMAP_MAYMOVE);
+    check(memory != MAP_FAILED && kept != MAP_FAILED, "mremap");
+    close(file);
+}
+OWN static void grows_memfd(void)
+{
+    int memory = memfd_create("grown", 0);
+    check(!ftruncate(memory, 9 * PAGE), "ftruncate");
+    kept = mmap(NULL, 3 * PAGE, RW, MAP_SHARED, memory, 0);
+    kept = mremap(kept, 3 * PAGE, 8 * PAGE, MREMAP_MAYMOVE);
+    check(kept != MAP_FAILED, "mremap");
+    close(memory);
 }
 OWN static void breaks(void)
 {
@@ -177,6 +214,22 @@ OWN static void fails(void)
     check(mremap(memory, 2 * PAGE, 3 * PAGE, 0) == MAP_FAILED, "there is something");
     check(mremap(memory, 3 * PAGE, 3 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, memory + PAGE) == MAP_FAILED, "overlap");
 }
+OWN static char *is_not_replaced(void) { return kept = MAP(NULL, 3, 0); }
+OWN static void fails_to_replace(char *at, const char *name)
+{
+    check(mmap(at, PAGE, RW, ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) == MAP_FAILED, "it was replaced");
+    int file = open(name, O_RDONLY);
+    check(mmap(at, PAGE, RW, MAP_SHARED | MAP_FIXED, file, 0) == MAP_FAILED, "only to be read");
+    close(file);
+    int segment = shmget(IPC_PRIVATE, PAGE, 0600);
+    check(shmat(segment, at, 0) == (char *)-1, "there is something");
+    shmctl(segment, IPC_RMID, NULL);
+    // Nothing is at the first of the addresses, and what follows is more than there are.
+    char *nothing = free_addresses(1);
+    check(munmap(nothing, 1UL << 47) == -1, "too long");
+    check(munmap(nothing, -(size_t)PAGE) == -1, "too long");
+    kept = at;
+}
 OWN static void allocates(void) { memset(kept = malloc(1 << 20), 1, 1 << 20); }
 static void *races(void *unused)
 {
@@ -188,6 +241,7 @@ static void *races(void *unused)
     return unused;
 }
 OWN static void maps_in_child(void) { kept = MAP(NULL, 21, 0); }
+OWN static void maps_in_ended_child(void) { kept = MAP(NULL, 13, 0); }
 
 int main(int argc, char **argv)
 {
@@ -216,20 +270,31 @@ int main(int argc, char **argv)
     opens(reserved);
     maps_into_reserved(reserved);
     closes();
+    opens_rest(is_opened_first());
+    closes_rest();
+    opens_to_hole();
     only_changes();
     shares();
     maps_memfd();
     maps_file(argv[0], is_under_a_file());
+    grows_file(argv[0]);
+    grows_memfd();
     breaks();
     attaches();
     starts_thread();
     fails();
+    fails_to_replace(is_not_replaced(), argv[0]);
     allocates();
     pthread_t racers[4];
     for (int i = 0; i < 4; i++)
         pthread_create(&racers[i], NULL, races, NULL);
     for (int i = 0; i < 4; i++)
         pthread_join(racers[i], NULL);
+    if (fork() == 0) {
+        maps_in_ended_child();
+        _exit(0);
+    }
+    check(wait(NULL) > 0, "wait");
     int told[2];
     check(!pipe(told), "pipe");
     if (fork() == 0) {
@@ -270,18 +335,28 @@ int main(int argc, char **argv)
     truth("opens", 50, 0);
     truth("maps_into_reserved", 30, 0);
     truth("closes", 7, 5);
+    truth("is_opened_first", 4, 0);
+    truth("opens_rest", 7, 0);
+    truth("closes_rest", 1, 7);
+    truth("opens_to_hole", 4, 4);
     truth("only_changes", 6, 0);
     truth("shares", 13, 0);
     truth("maps_memfd", 9, 0);
     truth("is_under_a_file", 6, 0);
     truth("maps_file", 0, 0);
+    truth("grows_file", 0, 0);
+    truth("grows_memfd", 8, 0);
     truth("breaks", 8, 0);
     truth("attaches", 10, 0);
     truth("starts_thread", stack_pages, guard_pages);
     truth("fails", 3, 0);
+    truth("is_not_replaced", 3, 0);
+    truth("fails_to_replace", 0, 0);
     truth("races", 12, 0);
     truth("allocates", 0, 0);
-    truth("maps_in_child", argc > 1 ? 0 : 21, 0);
+    truth("maps_in_child", 21, 0);
+    // What has ended holds nothing, unless nobody is left.
+    truth("maps_in_ended_child", argc > 1 ? 13 : 0, 0);
     printf("ready\n");
     fflush(stdout);
     if (argc == 1)

@@ -18,6 +18,17 @@ pub(crate) const PAGE: u64 = 4096;
 /// Of huge pages, which the kernel aligns large anonymous mappings to (`PMD_SIZE`).
 const HUGE_PAGE: u64 = 2 << 20;
 
+/// Where addresses end for all but those who ask for more than 47 bits, and where they end for those (`TASK_SIZE_MAX`).
+const USUAL_END: u64 = (1 << 47) - PAGE;
+const LAST_END: u64 = (1 << 56) - PAGE;
+/// Of a mapping (`vm_flags`): it may be shared, and it has huge pages of hugetlbfs.
+const MAY_SHARE: u64 = 0x80;
+const HUGETLB: u64 = 0x40_0000;
+/// Most mappings that one call of mprotect is followed over.
+const MOST_AREAS: u32 = 16;
+/// Of shmat(2): in the place of what is there (SHM_REMAP).
+const REPLACES: u64 = 0x4000;
+
 /// System calls.
 pub(crate) mod call {
     pub(crate) const MMAP: u64 = 9;
@@ -76,11 +87,13 @@ pub extern "C" fn settle_remapping() -> u32 {
     let found = match number {
         call::MMAP => mmap(thread),
         call::MUNMAP => {
-            let (start, length) = (remapper.arguments[0], pages(remapper.arguments[1]));
-            if !start.is_multiple_of(PAGE) || length == 0 || mappings::look_up_area(start) != 0 {
+            let (start, bytes) = (remapper.arguments[0], remapper.arguments[1]);
+            let end = if start < USUAL_END { USUAL_END } else { LAST_END };
+            let is_sound = start < end && bytes != 0 && bytes <= end - start;
+            if !is_sound || !start.is_multiple_of(PAGE) || mappings::look_up_area(start) != 0 {
                 return NOTHING;
             }
-            tell(thread, remapping::UNMAPPED, start, start.wrapping_add(length));
+            tell(thread, remapping::UNMAPPED, start, start.wrapping_add(pages(bytes)));
             GOES
         }
         call::BRK => brk(thread),
@@ -164,29 +177,41 @@ fn mmap(thread: &mut Thread) -> u32 {
         return NOTHING;
     }
     let fixed = flags & (map::FIXED | map::FIXED_NOREPLACE) != 0;
-    let asked = hint.wrapping_add(if fixed { 0 } else { PAGE - 1 }) & !(PAGE - 1);
+    let replaces = flags & (map::FIXED | map::FIXED_NOREPLACE) == map::FIXED;
+    let asked = if fixed { hint } else { hint & !(PAGE - 1) };
     let found_room = thread.remapper.rooms[0].1 != 0;
-    let start = if fixed || !found_room {
-        if is_mapped(thread, asked, length) { asked } else { 0 }
-    } else {
+    let start = if !fixed && found_room {
         placed(thread, length, 0)
+    } else if (replaces || thread.remapper.end == 0) && is_mapped(thread, asked, length) {
+        asked
+    } else {
+        // What was there before is there still.
+        0
     };
     if start == 0 {
         // It has failed, or, where room was found, been placed in a way that is not known.
         return if found_room && mappings::look_up_area(thread.remapper.rooms[0].0) != 0 { UNKNOWN } else { NOTHING };
     }
-    // Where the address was asked for, what is there may be older: the call has failed.
-    let used = thread.walk.area.flags & map::ANY_USE != 0;
-    if used != (protection & map::ANY_USE != 0) {
-        return NOTHING;
-    }
     // SAFETY: a read of a global that user space wrote before loading.
     let shared_device = unsafe { core::ptr::read_volatile(&raw const SHARED_DEVICE) };
-    let of_file = thread.walk.area.is_file != 0;
-    let in_memory = of_file && shared_device != 0 && thread.walk.area.key.device == shared_device;
+    let area = &thread.walk.area;
+    let used = area.flags & map::ANY_USE != 0;
+    let of_file = area.is_file != 0;
+    let in_memory = of_file && shared_device != 0 && area.key.device == shared_device;
     let is_shared = flags & map::TYPE == map::SHARED || flags & map::TYPE == map::TYPE;
+    let is_anonymous = flags & map::ANONYMOUS != 0;
+    // Where something is to be replaced, what is there may be older: the call has failed.
+    let is_alike = used == (protection & map::ANY_USE != 0)
+        && protection & map::ANY_USE & !area.flags == 0
+        && (area.flags & MAY_SHARE != 0) == is_shared
+        && (of_file || is_anonymous && !is_shared)
+        && (!of_file || !is_anonymous || is_shared || area.flags & HUGETLB != 0);
+    if !is_alike {
+        return NOTHING;
+    }
     let end = start.wrapping_add(length);
-    if flags & map::ANONYMOUS == 0 && !(is_shared && in_memory) {
+    let is_memory = is_anonymous || is_shared && in_memory;
+    if !is_memory {
         tell(thread, remapping::UNMAPPED, start, end);
         return if fixed { GOES } else { NOTHING };
     }
@@ -247,6 +272,15 @@ fn mremap(thread: &mut Thread) -> u32 {
     if start == 0 {
         return NOTHING;
     }
+    // SAFETY: a read of a global that user space wrote before loading.
+    let shared_device = unsafe { core::ptr::read_volatile(&raw const SHARED_DEVICE) };
+    let area = &thread.walk.area;
+    let in_memory = area.flags & MAY_SHARE != 0 && shared_device != 0 && area.key.device == shared_device;
+    if new_length > old_length && area.is_file != 0 && !in_memory && area.flags & HUGETLB == 0 {
+        // What there is more of it is the file's, as the rest is.
+        tell(thread, remapping::UNMAPPED, start, start.wrapping_add(new_length));
+        return GOES;
+    }
     let left = if stays { remapping::LEFT } else { 0 };
     tell(thread, remapping::MOVED | left, start, start.wrapping_add(new_length));
     let record = &mut thread.remapper.record;
@@ -265,7 +299,9 @@ fn shmat(thread: &mut Thread) -> u32 {
             return if mappings::look_up_area(room) != 0 { UNKNOWN } else { NOTHING };
         }
     }
-    if start == 0 || mappings::look_up_area(start) == 0 || thread.walk.area.start != start {
+    // Where something was it fails, unless it is told to replace it.
+    let is_free = wanted != 0 || thread.remapper.end == 0 || thread.remapper.arguments[2] & REPLACES != 0;
+    if start == 0 || !is_free || mappings::look_up_area(start) == 0 || thread.walk.area.start != start {
         return NOTHING;
     }
     let end = thread.walk.area.end;
@@ -273,21 +309,38 @@ fn shmat(thread: &mut Thread) -> u32 {
     COMES
 }
 
-/// Only what makes reserved addresses memory, or memory reserved addresses.
+/// Only what makes reserved addresses memory, or memory reserved addresses; as far as it has come.
 #[inline(always)]
 fn mprotect(thread: &mut Thread) -> u32 {
     let [start, length, protection, ..] = thread.remapper.arguments;
-    let length = pages(length);
+    let (length, before) = (pages(length), thread.remapper.end);
     let was_used = thread.remapper.flags & map::ANY_USE != 0;
     let is_used = protection & map::ANY_USE != 0;
-    if thread.remapper.end == 0 || was_used == is_used || length == 0 {
+    let end = start.wrapping_add(length);
+    // What follows the first mapping may be another one.
+    if before == 0 || end <= start || was_used == is_used && end <= before {
         return NOTHING;
     }
-    if mappings::look_up_area(start) == 0 || (thread.walk.area.flags & map::ANY_USE != 0) != is_used {
+    let (mut reached, mut more) = (start, true);
+    for _ in 0..MOST_AREAS {
+        if mappings::look_up_area(reached) == 0 || (thread.walk.area.flags & map::ANY_USE != 0) != is_used {
+            more = false;
+            break;
+        }
+        reached = thread.walk.area.end;
+        if reached >= end {
+            (reached, more) = (end, false);
+            break;
+        }
+    }
+    if more {
+        return UNKNOWN;
+    }
+    if reached == start {
         return NOTHING;
     }
     let what = if is_used { remapping::OPENED } else { remapping::CLOSED };
-    tell(thread, what, start, start.wrapping_add(length));
+    tell(thread, what, start, reached);
     if is_used { COMES } else { GOES }
 }
 

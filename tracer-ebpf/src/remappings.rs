@@ -13,8 +13,6 @@ use aya_ebpf::{
         bpf_get_current_pid_tgid,
         generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
     },
-    macros::map,
-    maps::Array,
     programs::RawTracePointContext,
 };
 use tracer_ebpf::{Header, kind, remapping};
@@ -32,11 +30,6 @@ use crate::{
 /// user space before loading.
 #[unsafe(no_mangle)]
 static LOCK_ARGUMENT: u32 = 1;
-/// Threads that have the lock and were looked at, by the last bits of their ids: as long as there are none, nothing else is asked of
-/// who gives it back.
-#[map]
-static REMAPPERS: Array<u64> = Array::with_max_entries(REMAPPER_SLOTS, 0);
-const REMAPPER_SLOTS: u32 = 1024;
 
 /// A register of the user's at the system call.
 macro_rules! register {
@@ -51,22 +44,24 @@ fn user_registers() -> u64 {
     unsafe { bpf_task_pt_regs(bpf_get_current_task_btf().cast()) as u64 }
 }
 
-/// Whether the lock is taken to write, or given back by who did.
-macro_rules! writes {
+/// Whether the lock was taken, and to write: who is to die may wait for it in vain, and gives nothing back.
+macro_rules! has_lock_to_write {
     ($ctx:expr) => {{
         // SAFETY: a read of a global that user space wrote before loading.
         let second = unsafe { core::ptr::read_volatile(&raw const LOCK_ARGUMENT) } == 2;
-        // Behind the box: the compiler would choose the address to read from, which the verifier does not allow.
+        // Behind boxes: the compiler would choose the address to read from, which the verifier does not allow.
         let first: u64 = core::hint::black_box($ctx.arg(1));
-        let value: u64 = if second { $ctx.arg(2) } else { first };
-        value & 0xff != 0
+        let next: u64 = core::hint::black_box($ctx.arg(2));
+        // Only where there is such an argument: the program could not be attached.
+        let (writes, success): (u64, u64) = if second { (next, $ctx.arg(3)) } else { (first, next) };
+        writes & 0xff != 0 && success & 0xff != 0
     }};
 }
 
 /// The current thread has the lock of mappings: what it is about to do with them, and what there is before.
 #[inline(always)]
 pub(crate) fn begins(ctx: &RawTracePointContext) {
-    if !writes!(ctx) {
+    if !has_lock_to_write!(ctx) {
         return;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
@@ -109,34 +104,36 @@ pub(crate) fn begins(ctx: &RawTracePointContext) {
         remapper.sp = register!(registers, rsp);
         remapper.rooms = [(0, 0), (0, 0)];
         (remapper.start, remapper.end, remapper.flags) = (0, 0, 0);
-        let address = remapper.arguments[0];
+        let address = match number {
+            call::MMAP => remapper.arguments[0] & !(PAGE - 1),
+            call::SHMAT => remapper.arguments[1] & !(PAGE - 1),
+            call::BRK => 0,
+            _ => remapper.arguments[0],
+        };
         remapper.program_break = mappings::program_break();
-        if number != call::MMAP && number != call::BRK && mappings::look_up_area(address) != 0 {
+        if address != 0 && mappings::look_up_area(address) != 0 {
             let area = &thread.walk.area;
             let (start, end, flags) = (area.start, area.end, area.flags);
             let remapper = &mut thread.remapper;
             (remapper.start, remapper.end, remapper.flags) = (start, end, flags);
         }
-        if let Some(remappers) = remappers(pid_tgid) {
-            // SAFETY: the pointer comes from a map lookup.
-            unsafe { emit::atomic_add(remappers, 1) };
+        if let Some(remappers) = thread::remappers(pid_tgid) {
+            // It is counted still if it was not seen to give the lock back: a program is not run within itself.
+            if thread.remapper.call == 0 {
+                // SAFETY: the pointer comes from a map lookup.
+                unsafe { emit::atomic_add(remappers, 1) };
+            }
             // Last: what is there holds.
             thread.remapper.call = number + 1;
         }
     }
 }
 
-/// Where it is counted that a thread has the lock.
-#[inline(always)]
-fn remappers(pid_tgid: u64) -> Option<*mut u64> {
-    REMAPPERS.get_ptr_mut(pid_tgid as u32 % REMAPPER_SLOTS)
-}
-
 /// Whether the current thread may have the lock, and have been looked at.
 #[inline(always)]
 fn may_remap(pid_tgid: u64) -> bool {
     // SAFETY: the pointer comes from a map lookup.
-    remappers(pid_tgid).is_some_and(|remappers| unsafe { core::ptr::read_volatile(remappers) } != 0)
+    thread::remappers(pid_tgid).is_some_and(|remappers| unsafe { core::ptr::read_volatile(remappers) } != 0)
 }
 
 /// The kernel has found room for `wanted` (`vm_unmapped_area_info`).
@@ -168,7 +165,7 @@ pub(crate) fn ends(ctx: &RawTracePointContext) {
     if unsafe { (*thread).remapper.call } == 0 || mappings::mm() as u64 != ctx.arg::<u64>(0) {
         return;
     }
-    if let Some(remappers) = remappers(pid_tgid) {
+    if let Some(remappers) = thread::remappers(pid_tgid) {
         // SAFETY: as above.
         unsafe { emit::atomic_add(remappers, u64::MAX) };
     }

@@ -381,6 +381,18 @@ static THREADS: HashMap<u64, Thread> = HashMap::with_max_entries(1 << 16, BPF_F_
 #[map]
 static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
 
+/// Threads that have the lock of their mappings and were looked at, by the last bits of their ids: as long as there are none, nothing else
+/// is asked of who gives it back.
+#[map]
+static REMAPPERS: Array<u64> = Array::with_max_entries(REMAPPER_SLOTS, 0);
+const REMAPPER_SLOTS: u32 = 1024;
+
+/// Where it is counted that a thread has the lock.
+#[inline(always)]
+pub(crate) fn remappers(pid_tgid: u64) -> Option<*mut u64> {
+    REMAPPERS.get_ptr_mut(pid_tgid as u32 % REMAPPER_SLOTS)
+}
+
 /// Index of the slot for a thread.
 #[inline(always)]
 fn slot_of(pid_tgid: u64) -> u32 {
@@ -424,6 +436,12 @@ pub(crate) fn of(pid_tgid: u64) -> Option<*mut Thread> {
 /// Forgets a thread that has ended or has become another program.
 #[inline(always)]
 pub(crate) fn forget(pid_tgid: u64) {
+    // SAFETY: the pointer comes from a map lookup; the thread does not run any more, or is the current one.
+    let remaps = existing(pid_tgid).is_some_and(|thread| unsafe { (*thread).remapper.call } != 0);
+    if let Some(remappers) = remappers(pid_tgid).filter(|_| remaps) {
+        // SAFETY: the pointer comes from a map lookup.
+        unsafe { emit::atomic_add(remappers, u64::MAX) };
+    }
     let Some(slot) = slot(pid_tgid) else {
         let _ = THREADS.remove(pid_tgid);
         return;

@@ -387,7 +387,7 @@ impl Collector {
     fn let_go(&mut self) {
         for (image, time) in self.images.leaving() {
             self.heap.end(image, time, self.min_age);
-            self.mapped.forget(image);
+            self.mapped.end(image, || self.heap.stand_in(image));
             self.history.forget_image(image);
         }
         self.events.forget_blocks(self.heap.take_gone());

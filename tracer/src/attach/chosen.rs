@@ -17,6 +17,9 @@ use crate::{
     space::address_space::{AddressSpace, Place},
 };
 
+/// Most functions of one file that are chosen so: each is searched for by itself. What is left out is told as not recorded.
+const MOST_CHOSEN: usize = 64;
+
 /// The functions of `module` with those that the process has chosen, as far as one of its files is bound to them by now. `open` opens
 /// a file anew.
 pub(super) fn with_chosen(
@@ -52,16 +55,11 @@ pub(super) fn with_chosen(
         let known = allocators::known(name.as_bytes())?;
         Some(Asked::chosen(name, (known.function, known.shape), offset?))
     });
-    let chosen: Vec<Asked> = chosen.collect();
+    let chosen: Vec<Asked> = chosen.take(MOST_CHOSEN).collect();
     let file = open(module)?;
-    // A pointer that is not bound yet leads to code that binds it, where no function begins: one that leads there is left out.
     let mut all: Vec<&Asked> = asked::of(module.path());
-    for one in &chosen {
-        let with = [all.as_slice(), &[one]].concat();
-        if catch_unwind(|| resolve::search(&file, None, &with).is_ok()).unwrap_or(false) {
-            all = with;
-        }
-    }
+    // A pointer that is not bound yet leads to code that binds it, where no function begins: one that leads there is left out.
+    all.extend(catch_unwind(|| resolve::beginning(&file, &chosen)).unwrap_or_default());
     let search = catch_unwind(|| resolve::search(&file, None, &all).ok()).ok().flatten();
     search?.functions.map(Arc::new)
 }

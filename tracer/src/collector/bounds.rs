@@ -7,7 +7,8 @@ use hashbrown::{HashMap, HashSet};
 use super::{Collector, block};
 use crate::{
     event::Image,
-    heap::{StackIndex, Stacks},
+    heap::{Heap, StackIndex, Stacks},
+    mapped::{Mapped, MappedUsage},
     memory,
     profile::Values,
 };
@@ -41,8 +42,9 @@ impl Collector {
         for all in [false, true] {
             for image in &ended {
                 if takes_more(self.heap.stacks(), room, ENOUGH_STACKS) {
-                    // It has nothing mapped any more.
-                    self.mapped.forget(*image);
+                    let heap = &mut self.heap;
+                    self.mapped.end(*image, || heap.stand_in(*image));
+                    self.mapped.merge(*image, *image, |_| heap.stand_in(*image));
                     freed.extend(self.heap.recycle(*image, all, self.places.pending()));
                 }
             }
@@ -80,11 +82,7 @@ impl Collector {
         let of_go: HashSet<StackIndex> = of_go.into_iter().map(|stack| self.heap.stacks().first(stack)).collect();
         let mut known: Vec<(StackIndex, usize)> =
             self.places.trails.lengths().filter(|(stack, _)| !of_go.contains(stack)).collect();
-        // What all processes hold by them.
-        let mut values: HashMap<StackIndex, Values> = HashMap::new();
-        for (index, first) in self.heap.stacks().firsts().enumerate() {
-            *values.entry(first).or_default() += self.heap.values(StackIndex::from_raw(index as u32));
-        }
+        let values = held_by(&self.heap, &self.mapped);
         known.sort_by_cached_key(|(stack, _)| {
             let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, allocated_blocks, .. } =
                 values.get(stack).copied().unwrap_or_default();
@@ -112,6 +110,24 @@ impl Collector {
     }
 }
 
+/// What all processes hold by each stack of those that came first, what is mapped included.
+fn held_by(heap: &Heap, mapped: &Mapped) -> HashMap<StackIndex, Values> {
+    let mut values: HashMap<StackIndex, Values> = HashMap::new();
+    for (index, first) in heap.stacks().firsts().enumerate() {
+        *values.entry(first).or_default() += heap.values(StackIndex::from_raw(index as u32));
+    }
+    for MappedUsage { owner, values: mapped, .. } in mapped.usage() {
+        *values.entry(heap.stacks().first(owner.stack)).or_default() += Values {
+            outstanding_bytes: mapped.bytes,
+            outstanding_blocks: mapped.ranges + u64::from(mapped.reserved_bytes > 0),
+            allocated_bytes: mapped.mapped_bytes,
+            allocated_blocks: mapped.mapped_ranges,
+            ..Values::default()
+        };
+    }
+    values
+}
+
 /// Whether stacks take so many eighths of what there may be of them, or, by themselves, so many sixteenths of the room for them and their
 /// places.
 fn takes_more(stacks: &Stacks, room: u64, eighths: u64) -> bool {
@@ -121,7 +137,31 @@ fn takes_more(stacks: &Stacks, room: u64, eighths: u64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::Heap;
+    use crate::{
+        event::{Change, Remapping},
+        profile::MappedKind,
+    };
+
+    #[test]
+    fn what_a_stack_has_mapped_is_what_it_holds() {
+        let (mut heap, mut mapped) = (Heap::with_room(1 << 10, 1 << 10), Mapped::with_room(1 << 10));
+        heap.intern(Image(1), 1);
+        let (first, same) = (heap.intern(Image(1), 2), heap.intern(Image(2), 2));
+        let remapping = Remapping {
+            change: Change::Mapped,
+            range: (1 << 20, 3 << 20),
+            old: (0, 0),
+            kind: MappedKind::Anonymous,
+            by_allocator: false,
+            reserved: false,
+            stack: 2,
+            time: 1,
+        };
+        mapped.apply(Image(1), &remapping, first);
+        mapped.apply(Image(2), &Remapping { reserved: true, ..remapping }, same);
+        let held = held_by(&heap, &mapped)[&first];
+        assert_eq!((held.outstanding_bytes, held.outstanding_blocks, held.allocated_blocks), (2 << 20, 2, 1));
+    }
 
     #[test]
     fn stacks_are_given_up_before_they_take_the_room_of_all_places() {

@@ -13,11 +13,15 @@ impl Collector {
             }
             *unheard += u64::from(*is_unheard && !from.iter().any(|image| heap.has_allocated(*image)));
             for image in from.iter().filter(|image| *image != into) {
+                // As long as it is known which stacks they are.
+                mapped.merge(*image, *into, |stack| match stack {
+                    Some(stack) => heap.counterpart(stack, *into),
+                    None => heap.stand_in(*into),
+                });
                 let merged = heap.merge(*image, *into);
                 emptied.extend(merged.0);
                 freed.extend(merged.1);
                 go.retain(|(of, _), _| of != image);
-                mapped.forget(*image);
                 images.merged(*image);
             }
             false

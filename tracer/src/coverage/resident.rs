@@ -24,15 +24,17 @@ pub(super) fn by_owner(pagemap: &File, ranges: &[(Range<u64>, Owner)]) -> Option
         return None;
     }
     let mut resident: HashMap<Owner, u64> = HashMap::new();
+    // Of no use but to be written over: many ranges have one page.
+    let mut buffer = vec![0; (BATCH * ENTRY) as usize];
     for (range, owner) in ranges {
-        let bytes = of_range(pagemap, range).ok()?;
+        let bytes = of_range(pagemap, range, &mut buffer).ok()?;
         *resident.entry(*owner).or_default() += bytes;
     }
     Some(resident)
 }
 
-fn of_range(pagemap: &File, range: &Range<u64>) -> io::Result<u64> {
-    let mut buffer = [0; (BATCH * ENTRY) as usize];
+/// Resident bytes of a range; `buffer` has room for [`BATCH`] entries.
+fn of_range(pagemap: &File, range: &Range<u64>, buffer: &mut [u8]) -> io::Result<u64> {
     let (mut page, last) = (range.start / PAGE, range.end / PAGE);
     let mut there = 0;
     while page < last {
@@ -66,12 +68,14 @@ mod tests {
         // Every other one of the first hundred: huge pages would make all of them there.
         memory.resize(skip, 0);
         let all = start..start + pages * PAGE;
-        let untouched = of_range(&pagemap, &all).unwrap();
+        let mut buffer = vec![0xff; (BATCH * ENTRY) as usize];
+        let mut of_range = |range: &Range<u64>| of_range(&pagemap, range, &mut buffer);
+        let untouched = of_range(&all).unwrap();
         memory.resize(skip + (100 * PAGE) as usize, 1);
         let touched = by_owner(&pagemap, &[(all.clone(), owner(1)), (start..start + 100 * PAGE, owner(2))]).unwrap();
         assert_eq!(touched[&owner(2)], 100 * PAGE);
         assert!(touched[&owner(1)] >= 100 * PAGE && untouched < 100 * PAGE, "{untouched} {touched:?}");
         assert_eq!(by_owner(&pagemap, &[(0..(MOST + 1) * PAGE, owner(1))]), None);
-        assert_eq!(of_range(&pagemap, &(1 << 60..(1 << 60) + PAGE)).unwrap_or(0), 0);
+        assert_eq!(of_range(&(1 << 60..(1 << 60) + PAGE)).unwrap_or(0), 0);
     }
 }

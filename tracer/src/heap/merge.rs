@@ -14,6 +14,11 @@ impl Heap {
         self.stacks.of(image).any(|stack| self.values(stack).allocated_blocks > 0)
     }
 
+    /// The same stack of another image.
+    pub fn counterpart(&mut self, stack: StackIndex, of: Image) -> StackIndex {
+        self.stacks.counterpart(stack, of)
+    }
+
     /// Has what an image held and went through, which has ended, told of another one that has, too. No sum changes, and what
     /// an id stands for stays known. The stacks that have nothing any more, and those of them whose indexes others may have, of which
     /// nothing may be kept.
@@ -26,10 +31,7 @@ impl Heap {
             if values == Values::default() && held.is_none() && stacks.is_shared(*stack) {
                 continue;
             }
-            let target = match stacks.kind(*stack) {
-                StackKind::TableFull => stacks.stand_in(into),
-                _ => stacks.intern(into, stacks.id(*stack)),
-            };
+            let target = stacks.counterpart(*stack, into);
             if usage.len() <= target.index() {
                 usage.resize(target.index() + 1, Values::default());
             }

@@ -335,6 +335,11 @@ impl Heap {
         self.stacks.intern(image, id)
     }
 
+    /// What stands for stacks of an image that there is no room for.
+    pub fn stand_in(&mut self, image: Image) -> StackIndex {
+        self.stacks.stand_in(image)
+    }
+
     /// The stacks.
     pub fn stacks(&self) -> &Stacks {
         &self.stacks

@@ -121,6 +121,14 @@ impl Stacks {
         next
     }
 
+    /// The same stack of another image.
+    pub(super) fn counterpart(&mut self, stack: StackIndex, of: Image) -> StackIndex {
+        match self.kind(stack) {
+            StackKind::TableFull => self.stand_in(of),
+            _ => self.intern(of, self.id(stack)),
+        }
+    }
+
     fn put(&mut self, index: StackIndex, stack: Stack) {
         match self.stacks.get_mut(index.index()) {
             Some(place) => *place = stack,

@@ -31,17 +31,28 @@ pub struct MappedUsage {
     pub oldest: Option<u64>,
 }
 
-/// Most ranges that one change adds: it cuts two, and what is moved may come in pieces.
+/// Most ranges that one change adds, but for what stays where it was moved from: it cuts two, and what is moved may come in pieces.
 const MOST_AT_ONCE: usize = 4;
+/// Most ranges that one change of those that keep them may be about: a process could have each of its calls cost as many as it has.
+const MOST_CHANGED: usize = 1 << 14;
+/// The part of the room, as 1 of so many, that there is for what ended images had mapped.
+const FOR_ENDED: usize = 4;
 
 /// All that is mapped.
 pub struct Mapped {
     images: HashMap<Image, ImageRanges>,
-    ranges: usize,
-    /// Most ranges of all processes, each of which may have 65,530 (`vm.max_map_count`).
+    /// What images have mapped that have ended.
+    ended: HashMap<Image, ByOwner>,
+    /// Ranges and owners of images that have not, and owners of those that have.
+    taken: usize,
+    kept: usize,
+    /// Most ranges and owners of all processes, each of which may have 65,530 mappings (`vm.max_map_count`), and more ranges.
     most: usize,
     refused: u64,
 }
+
+/// Amounts, and when the oldest of it was mapped; `u64::MAX` when nothing is left.
+type ByOwner = HashMap<Owner, (MappedValues, u64)>;
 
 #[derive(Default)]
 struct ImageRanges {
@@ -50,10 +61,36 @@ struct ImageRanges {
     ever: HashMap<Owner, (u64, u64)>,
 }
 
+impl ImageRanges {
+    fn taken(&self) -> usize {
+        self.ranges.len() + self.ever.len()
+    }
+
+    fn by_owner(&self) -> ByOwner {
+        let mut by_owner = ByOwner::new();
+        for (owner, &(bytes, count)) in &self.ever {
+            let (values, _) = by_owner.entry(*owner).or_insert((MappedValues::default(), u64::MAX));
+            (values.mapped_bytes, values.mapped_ranges) = (bytes, count);
+        }
+        for (range, mapping) in self.ranges.iter() {
+            let (values, oldest) = by_owner.entry(mapping.owner).or_insert((MappedValues::default(), u64::MAX));
+            let bytes = range.end - range.start;
+            if mapping.reserved {
+                values.reserved_bytes += bytes;
+            } else {
+                values.bytes += bytes;
+                values.ranges += 1;
+                *oldest = (*oldest).min(mapping.time);
+            }
+        }
+        by_owner
+    }
+}
+
 impl Mapped {
-    /// Nothing yet, with room for so many ranges. What is mapped beyond them is counted.
+    /// Nothing yet, with room for so many ranges, and stacks that have mapped some. What is mapped beyond them is counted.
     pub fn with_room(most: usize) -> Self {
-        Self { images: HashMap::new(), ranges: 0, most, refused: 0 }
+        Self { images: HashMap::new(), ended: HashMap::new(), taken: 0, kept: 0, most, refused: 0 }
     }
 
     /// A process has changed what it has mapped, by the stack `stack`.
@@ -63,11 +100,22 @@ impl Mapped {
         if range.start >= range.end {
             return;
         }
-        let ImageRanges { ranges, ever } = self.images.entry(image).or_default();
-        let before = ranges.len();
-        if self.ranges + MOST_AT_ONCE > self.most && !matches!(change, Change::Unmapped) {
+        let this = self.images.entry(image).or_default();
+        let before = this.taken();
+        let ImageRanges { ranges, ever } = this;
+        let changed = match change {
+            Change::Mapped | Change::Unmapped => 0,
+            Change::Moved { .. } => ranges.within(old).take(MOST_CHANGED + 1).count(),
+            Change::Opened | Change::Closed => ranges.within(range).take(MOST_CHANGED + 1).count(),
+        };
+        let twice = if matches!(change, Change::Moved { left: true }) { changed } else { 0 };
+        let is_full = self.taken + twice + MOST_AT_ONCE > self.most;
+        if is_full && !matches!(change, Change::Unmapped) || changed > MOST_CHANGED {
             // What is there now is not known; it is no memory of who had it before.
             ranges.unmap(range);
+            if matches!(change, Change::Moved { left: false }) {
+                ranges.unmap(old);
+            }
             self.refused += 1;
         } else {
             let owner = Owner { stack, kind, by_allocator };
@@ -94,14 +142,56 @@ impl Mapped {
                 Change::Closed => ranges.close(range),
             }
         }
-        self.ranges = self.ranges + ranges.len() - before;
+        self.taken = self.taken + this.taken() - before;
     }
 
     /// An image is of no interest any more.
     pub fn forget(&mut self, image: Image) {
         if let Some(gone) = self.images.remove(&image) {
-            self.ranges -= gone.ranges.len();
+            self.taken -= gone.taken();
         }
+        self.take_ended(image);
+    }
+
+    /// An image has ended: what it had mapped is kept by stack, its ranges are not. `stand_in`: its stack that stands for others, where
+    /// there is no room for all.
+    pub fn end(&mut self, image: Image, mut stand_in: impl FnMut() -> StackIndex) {
+        let Some(gone) = self.images.remove(&image) else { return };
+        self.taken -= gone.taken();
+        gone.by_owner().into_iter().for_each(|(owner, held)| self.keep(image, owner, held, &mut stand_in));
+    }
+
+    /// What an ended image had mapped is told of another one, or by other stacks: `other` says by which, or by which where there is no
+    /// room for all.
+    pub fn merge(&mut self, from: Image, into: Image, mut other: impl FnMut(Option<StackIndex>) -> StackIndex) {
+        for (owner, held) in self.take_ended(from) {
+            let owner = Owner { stack: other(Some(owner.stack)), ..owner };
+            self.keep(into, owner, held, || other(None));
+        }
+    }
+
+    fn take_ended(&mut self, image: Image) -> ByOwner {
+        let ended = self.ended.remove(&image).unwrap_or_default();
+        self.kept -= ended.len();
+        ended
+    }
+
+    fn keep(
+        &mut self,
+        image: Image,
+        mut owner: Owner,
+        (values, oldest): (MappedValues, u64),
+        stand_in: impl FnOnce() -> StackIndex,
+    ) {
+        let kept = self.ended.entry(image).or_default();
+        if self.kept >= self.most / FOR_ENDED && !kept.contains_key(&owner) {
+            owner.stack = stand_in();
+        }
+        self.kept -= kept.len();
+        let known = kept.entry(owner).or_insert((MappedValues::default(), u64::MAX));
+        known.0 += values;
+        known.1 = known.1.min(oldest);
+        self.kept += kept.len();
     }
 
     /// Changes that there was no room for.
@@ -111,32 +201,15 @@ impl Mapped {
 
     /// What every stack has mapped, in no order.
     pub fn usage(&self) -> Vec<MappedUsage> {
-        let mut all = Vec::new();
-        for (image, ImageRanges { ranges, ever }) in &self.images {
-            let mut by_owner: HashMap<Owner, (MappedValues, u64)> = HashMap::new();
-            for (owner, &(bytes, count)) in ever {
-                let (values, _) = by_owner.entry(*owner).or_insert((MappedValues::default(), u64::MAX));
-                (values.mapped_bytes, values.mapped_ranges) = (bytes, count);
-            }
-            for (range, mapping) in ranges.iter() {
-                let (values, oldest) = by_owner.entry(mapping.owner).or_insert((MappedValues::default(), u64::MAX));
-                let bytes = range.end - range.start;
-                if mapping.reserved {
-                    values.reserved_bytes += bytes;
-                } else {
-                    values.bytes += bytes;
-                    values.ranges += 1;
-                    *oldest = (*oldest).min(mapping.time);
-                }
-            }
-            all.extend(by_owner.into_iter().map(|(owner, (values, oldest))| MappedUsage {
-                image: *image,
-                owner,
-                values,
-                oldest: Some(oldest).filter(|oldest| *oldest != u64::MAX),
-            }));
-        }
-        all
+        let live = self.images.iter().map(|(image, ranges)| (*image, ranges.by_owner()));
+        let ended = self.ended.iter().map(|(image, by_owner)| (*image, by_owner.clone()));
+        let of_image = |(image, by_owner): (Image, ByOwner)| {
+            by_owner.into_iter().map(move |(owner, (values, oldest))| {
+                let oldest = Some(oldest).filter(|oldest| *oldest != u64::MAX);
+                MappedUsage { image, owner, values, oldest }
+            })
+        };
+        live.chain(ended).flat_map(of_image).collect()
     }
 
     /// The memory of an image that it has mapped and may use, by address, and whose it is.

@@ -107,10 +107,10 @@ fn agrees_with_pages() {
                 *(if usable { used } else { reserved }) += 1;
             }
             assert_eq!(pages(&mapped), expected, "seed {seed}, step {stack}: {remapping:?}");
-            assert_eq!(mapped.ranges, mapped.images[&IMAGE].ranges.len());
+            assert_eq!(mapped.taken, mapped.images[&IMAGE].taken());
         }
         mapped.forget(IMAGE);
-        assert_eq!((mapped.ranges, mapped.usage()), (0, Vec::new()));
+        assert_eq!((mapped.taken, mapped.usage()), (0, Vec::new()));
     }
 }
 
@@ -161,8 +161,97 @@ fn what_there_is_no_room_for_is_counted_and_nobodys() {
     for page in 0..40 {
         mapped.apply(IMAGE, &change(Change::Mapped, 2 * page..2 * page + 1, 0..0), StackIndex::from_raw(1));
     }
-    assert_eq!((mapped.ranges, mapped.refused()), (7, 33));
+    // One of the ten places is the stack's.
+    assert_eq!((mapped.taken, mapped.refused()), (7, 34));
     // One that has somebody else's memory now is not told any more as his who had it.
     mapped.apply(IMAGE, &change(Change::Mapped, 0..1, 0..0), StackIndex::from_raw(2));
-    assert_eq!(pages(&mapped), BTreeMap::from([(1, (6, 0))]));
+    assert_eq!(pages(&mapped), BTreeMap::from([(1, (5, 0))]));
+    // Nor what has moved to where nobody knows.
+    mapped.apply(IMAGE, &change(Change::Mapped, 90..91, 0..0), StackIndex::from_raw(1));
+    mapped.apply(IMAGE, &change(Change::Moved { left: false }, 80..81, 2..3), StackIndex::from_raw(1));
+    assert_eq!((pages(&mapped), mapped.taken), (BTreeMap::from([(1, (5, 0))]), 6));
+}
+
+#[test]
+fn stacks_that_have_mapped_something_are_bounded_whatever_is_left_of_it() {
+    let mut mapped = Mapped::with_room(100);
+    for stack in 0..1_000 {
+        mapped.apply(IMAGE, &change(Change::Mapped, 0..1, 0..0), StackIndex::from_raw(stack));
+        mapped.apply(IMAGE, &change(Change::Unmapped, 0..1, 0..0), StackIndex::from_raw(0));
+    }
+    assert_eq!((mapped.usage().len(), mapped.taken, mapped.refused()), (97, 97, 903));
+}
+
+#[test]
+fn what_is_left_where_it_was_is_bounded() {
+    let mut mapped = Mapped::with_room(100);
+    for page in 0..40 {
+        mapped.apply(IMAGE, &change(Change::Mapped, page..page + 1, 0..0), StackIndex::from_raw(1));
+    }
+    for to in [100, 200, 300] {
+        mapped.apply(IMAGE, &change(Change::Moved { left: true }, to..to + 40, 0..40), StackIndex::from_raw(1));
+    }
+    assert_eq!((mapped.taken, mapped.refused()), (81, 2));
+}
+
+#[test]
+fn a_change_of_very_many_ranges_is_refused_and_they_are_nobodys() {
+    for (how, old) in [(Change::Opened, 0..0), (Change::Closed, 0..0), (Change::Moved { left: false }, 0..1 << 20)] {
+        let mut mapped = Mapped::with_room(1 << 20);
+        let count = MOST_CHANGED as u64 + 1;
+        for page in 0..count {
+            let reserved = matches!(how, Change::Opened);
+            let new = Remapping { reserved, ..change(Change::Mapped, page..page + 1, 0..0) };
+            mapped.apply(IMAGE, &new, StackIndex::from_raw(1));
+        }
+        let range = if old.is_empty() { 0..1 << 20 } else { 1 << 20..2 << 20 };
+        mapped.apply(IMAGE, &change(how, 1..2, 1..2), StackIndex::from_raw(2));
+        assert_eq!(mapped.refused(), 0);
+        mapped.apply(IMAGE, &change(how, range, old), StackIndex::from_raw(2));
+        assert_eq!((mapped.refused(), pages(&mapped)), (1, BTreeMap::new()), "{how:?}");
+    }
+}
+
+#[test]
+fn what_an_ended_image_had_mapped_is_told_and_may_be_told_of_another_one() {
+    let mut mapped = Mapped::with_room(1 << 16);
+    for image in [1, 2] {
+        let apply = |mapped: &mut Mapped, remapping, stack| {
+            mapped.apply(Image(image), &remapping, StackIndex::from_raw(10 * image + stack));
+        };
+        apply(&mut mapped, change(Change::Mapped, 0..10, 0..0), 1);
+        apply(&mut mapped, change(Change::Mapped, 20..25, 0..0), 2);
+        apply(&mut mapped, change(Change::Unmapped, 20..25, 0..0), 0);
+        let before = pages(&mapped);
+        mapped.end(Image(image), || unreachable!("there is room"));
+        assert_eq!((pages(&mapped), mapped.taken), (before, 0));
+        assert_eq!(mapped.memory_of(Image(image)), Vec::new());
+    }
+    mapped.merge(Image(1), Image(2), |stack| StackIndex::from_raw(stack.map_or(99, |stack| stack.raw() + 10)));
+    let mut usage = mapped.usage();
+    usage.sort_by_key(|usage| usage.owner);
+    let values = |usage: &MappedUsage| {
+        let MappedValues { bytes, ranges, mapped_bytes, .. } = usage.values;
+        (usage.image, usage.owner.stack.raw(), (bytes / PAGE, ranges, mapped_bytes / PAGE), usage.oldest)
+    };
+    let expected = [(Image(2), 21, (20, 2, 20), Some(1)), (Image(2), 22, (0, 0, 10), None)];
+    assert_eq!((usage.iter().map(values).collect::<Vec<_>>(), mapped.kept), (expected.to_vec(), 2));
+    mapped.forget(Image(2));
+    assert_eq!((mapped.usage(), mapped.kept), (Vec::new(), 0));
+}
+
+#[test]
+fn what_ended_images_had_mapped_takes_no_room_of_others() {
+    let mut mapped = Mapped::with_room(40);
+    for image in 1..=50 {
+        for stack in 0..5u32 {
+            let page = u64::from(2 * stack);
+            let new = change(Change::Mapped, page..page + 1, 0..0);
+            mapped.apply(Image(image), &new, StackIndex::from_raw(100 * image + stack));
+        }
+        mapped.end(Image(image), || StackIndex::from_raw(100 * image + 99));
+    }
+    assert_eq!((mapped.refused(), mapped.taken), (0, 0));
+    assert_eq!(mapped.usage().len(), 10 + 48, "one for each image that there is no room for");
+    assert_eq!(pages(&mapped).values().map(|(used, _)| used).sum::<u64>(), 250);
 }

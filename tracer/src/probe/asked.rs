@@ -9,7 +9,7 @@ use std::{
 };
 
 use object::{
-    Endianness, Object as _, ObjectSegment as _,
+    Endianness, Object as _, ObjectSegment as _, ReadRef as _,
     elf::{SHN_UNDEF, STT_FUNC, STT_GNU_IFUNC},
     read::elf::Sym as _,
 };
@@ -46,8 +46,9 @@ const SHAPES: [(&str, Shape); 18] = [
 
 /// Names that are shown where none is as it was asked for.
 const NEAR: usize = 5;
-/// Most code that is searched for calls of a function that no table knows, bytes.
-const MAX_CODE: u64 = 512 << 20;
+/// Most code of a file that is searched for calls, bytes, and most calls of it that are kept.
+const MAX_CODE: u64 = 256 << 20;
+const MAX_CALLS: usize = 1 << 20;
 
 /// A function that is to be probed.
 #[derive(Clone, Debug)]
@@ -255,17 +256,37 @@ fn at_offset<'data>(
         // One that is within has a beginning of its own, which is another.
         return if function.start == address { Ok((address, function.end - address)) } else { Err(Why::NoBeginning) };
     }
-    if calls_of(elf, &[address]).is_empty() { Err(Why::NoBeginning) } else { Ok((address, 0)) }
+    let is_called = calls_of(elf, data, &[address]).is_some_and(|calls| !calls.is_empty());
+    if is_called { Ok((address, 0)) } else { Err(Why::NoBeginning) }
 }
 
-/// Where code of the file may call functions at these addresses directly: the call, and the function.
-pub(super) fn calls_of(elf: &Elf<'_>, functions: &[u64]) -> Vec<(u64, u64)> {
-    let code = elf.segments().filter(is_code).filter(|segment| segment.size() <= MAX_CODE);
-    let all = code.flat_map(|segment| {
-        let calls = calls(segment.data().unwrap_or_default(), segment.address());
-        calls.filter(|(_, to)| functions.contains(to)).collect::<Vec<_>>()
-    });
-    all.collect()
+/// Where code of the file may call functions at these addresses directly: the call, and the function. `None` where that is too much
+/// code, or too many calls, or it cannot be read.
+pub(super) fn calls_of<'data>(elf: &Elf<'data>, data: Bounded<'data>, functions: &[u64]) -> Option<Vec<(u64, u64)>> {
+    let code = elf.segments().filter(is_code).map(|segment| (segment.file_range(), segment.address()));
+    let mut all = Vec::new();
+    for (offset, size, address) in each_once(code.map(|((offset, size), address)| (offset, size, address)).collect())? {
+        let bytes = data.read_bytes_at(offset, size).ok()?;
+        let known = calls(bytes, address).filter(|(_, to)| functions.contains(to));
+        all.extend(known.take(MAX_CALLS - all.len()));
+    }
+    (all.len() < MAX_CALLS).then_some(all)
+}
+
+/// Parts of a file (offset, size, address) without what others of them have, too: no linker makes such, but whoever does would have
+/// the same bytes read for each. `None` where they are too many bytes.
+fn each_once(mut parts: Vec<(u64, u64, u64)>) -> Option<Vec<(u64, u64, u64)>> {
+    parts.sort_unstable();
+    let (mut end, mut sum) = (0, 0u64);
+    for (offset, size, address) in &mut parts {
+        let last = offset.checked_add(*size)?;
+        let known = end.clamp(*offset, last) - *offset;
+        (*offset, *size, *address) = (*offset + known, *size - known, address.wrapping_add(known));
+        end = end.max(last);
+        sum = sum.checked_add(*size).filter(|sum| *sum <= MAX_CODE)?;
+    }
+    parts.retain(|(_, size, _)| *size > 0);
+    Some(parts)
 }
 
 /// What may be calls in code that begins at an address: where each is, and where it leads to.
@@ -318,6 +339,16 @@ mod tests {
     fn names_that_are_near() {
         assert!(is_near(b"pool_malloc", b"malloc") && is_near(b"Malloc", b"malloc") && is_near(b"pool", b"pool_get"));
         assert!(!is_near(b"fr", b"free") && !is_near(b"take", b"malloc"));
+    }
+
+    #[test]
+    fn no_byte_of_a_file_is_searched_twice() {
+        let parts = vec![(100, 50, 0x1000), (0, 60, 0x500), (120, 10, 0x9000), (40, 80, 0x2000), (150, 5, 0x3000)];
+        let once = [(0, 60, 0x500), (60, 60, 0x2014), (120, 30, 0x1014), (150, 5, 0x3000)];
+        assert_eq!(each_once(parts).as_deref(), Some(&once[..]));
+        assert_eq!(each_once(vec![(0, MAX_CODE, 0); 60_000]).map(|once| once.len()), Some(1));
+        assert_eq!(each_once(vec![(0, MAX_CODE, 0), (1, MAX_CODE, 0)]), None);
+        assert_eq!(each_once(vec![(u64::MAX, 2, 0)]), None);
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! What an allocator does that no probe tells: functions whose arguments do not say how much they allocate, and such that free all
 //! of a heap at once.
 
+use std::ops::Range;
+
 use object::{
     Endianness,
     elf::{SHN_UNDEF, STT_NOTYPE},
@@ -12,7 +14,10 @@ use super::{
     catalogue::{AT_ONCE, UNTOLD},
     symbols::{Elf, Table, each_function},
 };
+use crate::files::elf::Bounded;
 
+/// Most functions of its own that an allocator has.
+const MAX_OWN: usize = 1 << 20;
 /// How names of functions begin that allocators have for themselves.
 const OWN: [&str; 6] = ["mi_", "_mi_", "rpmalloc", "_ZN3rml", "__interceptor_", "___interceptor_"];
 
@@ -38,8 +43,9 @@ pub struct Beyond {
 
 /// Which of a file's functions are such; `is_seen` says of an address whether what it allocates is seen otherwise, and
 /// `is_program` whether the file is one: libraries have them for others.
-pub(super) fn find(
-    elf: &Elf<'_>,
+pub(super) fn find<'data>(
+    elf: &Elf<'data>,
+    data: Bounded<'data>,
     tables: &[Table<'_>],
     is_program: bool,
     is_seen: impl Fn(u64) -> bool,
@@ -57,24 +63,46 @@ pub(super) fn find(
         return Vec::new();
     }
     let targets: Vec<u64> = found.iter().map(|(.., address)| *address).collect();
-    let mut calls = if is_program { calls_of(elf, &targets) } else { Vec::new() };
+    let calls = if is_program { calls_of(elf, data, &targets) } else { Some(Vec::new()) };
+    // Where that cannot be told, it may be.
+    let may_all = calls.is_none();
+    let mut calls = calls.unwrap_or_default();
     // They call each other, and are called by what else the allocator has.
     if !calls.is_empty() {
         let is_own = |name: &[u8]| OWN.iter().any(|own| name.starts_with(own.as_bytes()));
+        let mut own = Vec::new();
         each_function(tables, is_own, |_, symbol| {
             let start = symbol.st_value(endian);
-            let own = start..start.saturating_add(symbol.st_size(endian));
-            calls.retain(|(at, _)| !own.contains(at));
+            let end = start.saturating_add(symbol.st_size(endian));
+            // Those of a hostile file may be millions, each of all code.
+            if own.len() < MAX_OWN {
+                own.push(start..end);
+            }
         });
+        leave_out(&mut calls, own);
     }
     let mut told = Vec::new();
     let beyond = found.iter().map(|(name, what, address)| {
         // Of several names of a function, one is told.
-        let is_called = calls.iter().any(|(_, to)| to == address) && !told.contains(address);
+        let is_called = (may_all || calls.iter().any(|(_, to)| to == address)) && !told.contains(address);
         told.push(*address);
         Beyond { name, what: *what, is_called }
     });
     beyond.collect()
+}
+
+/// Leaves out the calls in these ranges: in one pass.
+fn leave_out(calls: &mut Vec<(u64, u64)>, mut ranges: Vec<Range<u64>>) {
+    ranges.sort_unstable_by_key(|range| range.start);
+    calls.sort_unstable();
+    let mut ranges = ranges.into_iter().peekable();
+    let mut end = 0;
+    calls.retain(|(at, _)| {
+        while let Some(range) = ranges.next_if(|range| range.start <= *at) {
+            end = end.max(range.end);
+        }
+        *at >= end
+    });
 }
 
 /// Names of such functions that a file takes from others.
@@ -99,4 +127,16 @@ fn each(tables: &[Table<'_>], mut f: impl FnMut(&'static str, What, &object::elf
             f(name, what, symbol);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_by_what_an_allocator_has_are_left_out() {
+        let mut calls = vec![(30, 1), (5, 1), (10, 2), (19, 1), (20, 1), (25, 1), (70, 1)];
+        leave_out(&mut calls, vec![22..24, 10..20, 60..u64::MAX, 12..15, 0..0]);
+        assert_eq!(calls, [(5, 1), (20, 1), (25, 1), (30, 1)]);
+    }
 }

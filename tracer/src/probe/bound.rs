@@ -2,6 +2,7 @@
 
 use std::fs::File;
 
+use hashbrown::HashMap;
 use object::{
     Object as _, ObjectSegment as _, ObjectSymbol as _, ObjectSymbolTable as _, RelocationFlags, RelocationTarget,
     elf::{R_X86_64_64, R_X86_64_GLOB_DAT, R_X86_64_IRELATIVE, R_X86_64_JUMP_SLOT},
@@ -39,14 +40,19 @@ impl Slots {
 pub fn slots(file: &File, names: &[String]) -> Option<Slots> {
     let bytes = Bytes::new(file);
     let elf = Elf::parse(bytes.bounded()).ok()?;
-    let index = |name: &[u8]| names.iter().position(|known| known.as_bytes() == name);
-    let own: Vec<(u64, usize)> = elf
-        .symbols()
-        .chain(elf.dynamic_symbols())
-        .filter_map(|symbol| Some((symbol.address(), index(symbol.name_bytes().ok()?)?)))
-        .filter(|(address, _)| *address != 0)
-        .collect();
-    let chosen_by = |resolver: u64| own.iter().find(|(address, _)| *address == resolver).map(|(_, index)| *index);
+    let mut indexes: HashMap<&[u8], usize> = HashMap::new();
+    for (index, name) in names.iter().enumerate() {
+        indexes.entry(name.as_bytes()).or_insert(index);
+    }
+    let index = |name: &[u8]| indexes.get(name).copied();
+    // By address: there may be millions of symbols, and of pointers.
+    let mut own: HashMap<u64, usize> = HashMap::new();
+    for symbol in elf.symbols().chain(elf.dynamic_symbols()).filter(|symbol| symbol.address() != 0) {
+        if let Some(index) = symbol.name_bytes().ok().and_then(index) {
+            own.entry(symbol.address()).or_insert(index);
+        }
+    }
+    let chosen_by = |resolver: u64| own.get(&resolver).copied();
     let symbols = elf.dynamic_symbol_table();
     let bound = elf.dynamic_relocations().into_iter().flatten().filter_map(|(slot, relocation)| {
         let RelocationFlags::Elf { r_type } = relocation.flags() else { return None };

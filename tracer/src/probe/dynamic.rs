@@ -13,6 +13,8 @@ type Elf<'data> = ElfFile64<'data, Endianness, Bounded<'data>>;
 
 /// Most symbols of a table that are read.
 const MAX_SYMBOLS: u64 = 1 << 22;
+/// Entries of a chain that are read at a time.
+const BLOCK: u64 = 1 << 10;
 /// Most bytes of names.
 const MAX_NAMES: u64 = 64 << 20;
 
@@ -51,10 +53,25 @@ fn counted_by_gnu_hash(elf: &Elf<'_>, data: Bounded<'_>, at: u64) -> Option<u64>
     if last < first {
         return Some(first);
     }
-    while last < MAX_SYMBOLS && word(bucket + buckets + (last - first))? & 1 == 0 {
-        last += 1;
-    }
+    let chains = offset(elf, at.checked_add(4 * (bucket + buckets))?)?;
+    last += end_of_chain(data, chains, last - first, MAX_SYMBOLS.saturating_sub(last))?;
     Some(last + 1)
+}
+
+/// How many entries the last one of a chain is behind the one with this number, `most` at most. They are words at an offset in the file,
+/// which are read in blocks: a hostile chain has millions.
+fn end_of_chain(data: Bounded<'_>, chains: u64, number: u64, most: u64) -> Option<u64> {
+    let (mut at, length) = (chains.checked_add(4 * number)?, data.len().ok()?);
+    let mut passed = 0;
+    while passed < most {
+        let words = (length.checked_sub(at)? / 4).min(BLOCK).min(most - passed);
+        let block = data.read_bytes_at(at, 4 * words).ok().filter(|block| !block.is_empty())?;
+        if let Some(end) = block.chunks_exact(4).position(|word| word[0] & 1 != 0) {
+            return Some(passed + end as u64);
+        }
+        (at, passed) = (at + 4 * words, passed + words);
+    }
+    Some(most)
 }
 
 /// The word at an address, as the file was linked.
@@ -70,4 +87,31 @@ fn offset(elf: &Elf<'_>, address: u64) -> Option<u64> {
         let (offset, size) = segment.file_range();
         if inside < size { offset.checked_add(inside) } else { None }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+    use crate::files::elf::Bytes;
+
+    #[test]
+    fn chains_are_followed_over_blocks_and_not_for_ever() {
+        // Even words go on; one in the third block ends the chain.
+        let end = 2 * BLOCK + 7;
+        let words = (0..4 * BLOCK).map(|at| if at == end { 3u32 } else { 8 });
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"before--").unwrap();
+        file.write_all(&words.flat_map(u32::to_le_bytes).collect::<Vec<u8>>()).unwrap();
+        let bytes = Bytes::new(&file);
+        let ends = |number, most| end_of_chain(bytes.bounded(), 8, number, most);
+        assert_eq!(
+            (ends(0, 1 << 20), ends(end, 1 << 20), ends(end - BLOCK, 1 << 20)),
+            (Some(end), Some(0), Some(BLOCK))
+        );
+        assert_eq!((ends(0, 100), ends(3, BLOCK + 1), ends(0, 0)), (Some(100), Some(BLOCK + 1), Some(0)));
+        // Behind it none ends, and the file does.
+        assert_eq!((ends(end + 1, 1 << 20), ends(u64::MAX / 8, 1 << 20)), (None, None));
+    }
 }

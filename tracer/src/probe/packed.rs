@@ -17,6 +17,8 @@ use rustix::fs::{MemfdFlags, memfd_create};
 const MAX_PACKED: u64 = 16 << 20;
 /// Most that they may unpack to, bytes.
 const MAX_UNPACKED: u64 = 64 << 20;
+/// Most blocks, which may unpack to nothing. Usual is one; `xz` that runs in many threads makes each of some MiB.
+const MAX_BLOCKS: u32 = 256;
 /// Filter of LZMA2, and the largest value of its property (a dictionary of 4 GiB).
 const LZMA2: (u8, u8) = (0x21, 40);
 
@@ -46,9 +48,13 @@ fn unpack(packed: &[u8]) -> io::Result<File> {
         _ => 64,
     };
     let mut file = File::from(memfd_create(c"symbols", MemfdFlags::CLOEXEC)?);
-    let mut left = MAX_UNPACKED;
+    let (mut left, mut blocks) = (MAX_UNPACKED, 0);
     // An index follows the blocks, and begins with 0.
     while rest.first().is_some_and(|size| *size != 0) {
+        blocks += 1;
+        if blocks > MAX_BLOCKS {
+            return Err(io::Error::other("too many blocks"));
+        }
         let (dictionary, length) = block(rest).ok_or_else(invalid)?;
         let body = rest.get(length..).ok_or_else(invalid)?;
         let mut reader = Lzma2Reader::new(body, dictionary, None).take(left + 1);
@@ -101,6 +107,15 @@ mod tests {
     #[test]
     fn what_xz_has_packed_is_unpacked() {
         assert_eq!(unpacked(PACKED), Some(b"symbols\n".repeat(100)));
+    }
+
+    #[test]
+    fn blocks_of_nothing_are_not_read_for_ever() {
+        // Sums behind blocks: none. Each block: eight bytes of header, four of its sum, and the end of its data.
+        let block = [2, 0, LZMA2.0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let packed = |blocks: u32| [&b"\xfd7zXZ\0\0\0\0\0\0\0"[..], &block.repeat(blocks as usize), &[0]].concat();
+        assert_eq!(unpacked(&packed(MAX_BLOCKS)), Some(Vec::new()));
+        assert_eq!(unpacked(&packed(MAX_BLOCKS + 1)), None);
     }
 
     #[test]

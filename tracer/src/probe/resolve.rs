@@ -110,6 +110,28 @@ pub fn allocator(file: &File) -> Result<Option<Functions>, ResolveError> {
 /// # Errors
 /// [`ResolveError`] when the file cannot be read as an x86-64 ELF file, or has not what is asked for.
 pub fn search(file: &File, symbols: Option<&File>, asked: &[&Asked]) -> Result<Search, ResolveError> {
+    read(file, symbols, |elf, data, tables| {
+        let wanted = beyond::wanted(tables);
+        let functions = functions(elf, data, tables, asked)?;
+        Ok(Search { functions, wanted })
+    })
+}
+
+/// Those of the functions that are `asked` for which begin where they are said to.
+pub fn beginning<'asked>(file: &File, asked: &'asked [Asked]) -> Vec<&'asked Asked> {
+    let found = read(file, None, |elf, data, tables| {
+        let begins = |one: &&Asked| asked::find(elf, data, tables, &[one]).is_ok();
+        Ok(asked.iter().filter(begins).collect())
+    });
+    found.unwrap_or_default()
+}
+
+/// Calls `f` with what there is of a file, and of one with its symbols.
+fn read<T>(
+    file: &File,
+    symbols: Option<&File>,
+    f: impl for<'data> FnOnce(&Elf<'data>, Bounded<'data>, &[Table<'_>]) -> Result<T, ResolveError>,
+) -> Result<T, ResolveError> {
     let bytes = Bytes::new(file);
     let data = bytes.bounded();
     let elf = Elf::parse(data)?;
@@ -129,9 +151,7 @@ pub fn search(file: &File, symbols: Option<&File>, asked: &[&Asked]) -> Result<S
         })
         .collect();
     tables.extend(others.iter().flat_map(|(elf, data)| symbols::tables(elf, *data)).map(Table::beside));
-    let wanted = beyond::wanted(&tables);
-    let functions = functions(&elf, data, &tables, asked)?;
-    Ok(Search { functions, wanted })
+    f(&elf, data, &tables)
 }
 
 fn functions<'data>(
@@ -158,7 +178,7 @@ fn functions<'data>(
     // Read once, and only for those who have such functions.
     let bound = OnceCell::new();
     let is_seen = |address| comes_to_one(bound.get_or_init(|| to_allocators(elf)), code, &accepted, address);
-    let beyond = beyond::find(elf, tables, is_program(elf, data), is_seen);
+    let beyond = beyond::find(elf, data, tables, is_program(elf, data), is_seen);
     let (name, is_known) = allocators_of(&accepted);
     let mut functions: Vec<Function> = Vec::new();
     let (mut entries, mut sites) = (Vec::new(), Vec::new());

@@ -23,9 +23,10 @@ pub(super) fn write_summary(profile: &Profile, out: &mut impl Write) -> io::Resu
     }
     let resident = resident.map_or_else(|| "how much of it is resident is not known".to_owned(), in_memory);
     let ranges = count(own.ranges, "range");
+    let ended = if profile.has_ended() { ", not unmapped by its end" } else { "" };
     writeln!(
         out,
-        "  mapped       {} in {ranges} by the program itself, beside its heap; {resident}",
+        "  mapped       {} in {ranges} by the program itself, beside its heap{ended}; {resident}",
         exact_size(own.bytes)
     )?;
     let (allocators, _) = mappings.totals(true);
@@ -93,7 +94,7 @@ mod tests {
     use std::time::Duration;
 
     use crate::{
-        profile::{MappedKind, MappedStack, MappedValues, Mappings, Profile},
+        profile::{End, MappedKind, MappedStack, MappedValues, Mappings, Profile},
         report::{Format, Value, fixture},
     };
 
@@ -143,6 +144,11 @@ mod tests {
             "\nM1  64.0 MiB (67,108,864 bytes) in 2 ranges, 6.6% of all mapped bytes, 60.0 MiB of it resident\n";
         assert!(text.contains(first) && text.contains("\nM2  900 MiB") && !text.contains("malloc\n"), "{text}");
         assert!(text.contains("    mapped 192 MiB (201,326,592 bytes) by 5 calls in total\n"), "{text}");
+        let mut ended = profile();
+        let end = End { after: Duration::ZERO, signal: None };
+        ended.processes.iter_mut().for_each(|process| process.ended = Some(end));
+        let ended = fixture::rendered(Format::Text, &ended, &fixture::OPTIONS);
+        assert!(ended.contains(", beside its heap, not unmapped by its end; 61.0 MiB"), "{ended}");
         let plain = fixture::rendered(Format::Text, &without, &fixture::OPTIONS);
         let rest: String = text.split_once("\n\nMapped by").unwrap().0.replace(head, "");
         assert_eq!(rest.trim_end(), plain.trim_end(), "nothing else differs");
