@@ -11,6 +11,9 @@ const LONGEST: Duration = Duration::from_secs(300);
 /// What is idle is taken to use so much of a processor: tracer itself needs something.
 const IDLE: f64 = 0.25;
 
+/// What tracer itself needs to begin, which is not counted: files are read, and tables made of them.
+const START: Duration = Duration::from_millis(500);
+
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
@@ -37,21 +40,27 @@ pub(super) struct Budget {
     /// How often probes were taken off, and for how long they were there before the present window.
     pub(super) closed: u64,
     open: Duration,
+    /// When that was looked at last, and how many hits there had been: those that are taken off may go on for a while.
+    looked: (Instant, u64),
     stopped: bool,
 }
 
 impl Budget {
     pub(super) fn new(share: f64, now: Instant) -> Self {
         let (open, window, spent) = Default::default();
-        Self { share, is_open: true, since: now, spent, window, closed: 0, open, stopped: false }
+        Self { share, is_open: true, since: now, spent, window, closed: 0, open, looked: (now, 0), stopped: false }
     }
 
     /// What is to be done when tracing has cost so much in so much time.
     pub(super) fn step(&mut self, now: Instant, cost: &Cost, elapsed: Duration) -> Step {
-        let spent = cost.probes + cost.own;
+        let spent = cost.probes + cost.own.saturating_sub(START);
         let without = cost.processes.saturating_sub(cost.probes).max(elapsed.mul_f64(IDLE));
         let allowed = without.mul_f64(self.share);
         let passed = now.saturating_duration_since(self.since);
+        let (looked, hits) = std::mem::replace(&mut self.looked, (now, cost.hits));
+        if !self.is_open && cost.hits > hits {
+            self.open += now.saturating_duration_since(looked);
+        }
         let step = match self.is_open {
             true if passed >= WINDOW && spent > allowed => {
                 let cost = spent.saturating_sub(self.spent);
@@ -141,6 +150,17 @@ mod tests {
             assert_eq!(budget.step(begin + elapsed, &cost(2 * beat, beat), elapsed), Step::Stay);
         }
         assert!(budget.notes(begin, Duration::from_secs(20)).is_empty());
+    }
+
+    #[test]
+    fn a_start_is_not_counted() {
+        let begin = Instant::now();
+        let elapsed = Duration::from_secs(1);
+        let mut of = |own| {
+            let cost = Cost { own: Duration::from_millis(own), ..cost(1, 100) };
+            Budget::new(0.05, begin).step(begin + elapsed, &cost, elapsed)
+        };
+        assert_eq!((of(500), of(1000)), (Step::Stay, Step::Close));
     }
 
     #[test]

@@ -64,7 +64,15 @@ impl Session {
         for attached in &mut self.attached {
             attached.put_probes_again(&mut self.probes);
         }
-        // Until now.
+        self.were_away()
+    }
+
+    /// What was recorded so far may have been freed while probes were away, until now, if they are.
+    pub(super) fn tell_what_is_away(&self) -> Result<()> {
+        if self.has_probes() { Ok(()) } else { self.were_away() }
+    }
+
+    fn were_away(&self) -> Result<()> {
         let live = self.attached.iter().filter(|attached| !attached.is_over());
         let images: Vec<Image> = live.map(Attached::image).collect();
         images.into_iter().try_for_each(|image| self.send(Request::Unseen(image, monotonic())))

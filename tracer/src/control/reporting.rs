@@ -17,6 +17,7 @@ use crate::{
 impl Session {
     /// Of a short report.
     pub(super) fn interval(&mut self) -> Result<Material> {
+        self.tell_what_is_away()?;
         // Before the collector is asked, so that it knows the stacks of all samples.
         let go = &self.go;
         self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), false);
@@ -28,6 +29,7 @@ impl Session {
     /// Of the last report: recording ends here.
     pub(super) fn last(&mut self) -> Result<Material> {
         self.goroutines.finish();
+        self.tell_what_is_away()?;
         let go = &self.go;
         self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
