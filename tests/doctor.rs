@@ -55,6 +55,8 @@ fn this_machine_can_be_traced() {
         [multi, Some("not needed")]
     };
     assert_eq!([multi, sessions], expected, "{report:#}");
+    let recorded = check(&report["machine"], "recording of mmap")["status"] == "works";
+    assert_eq!(recorded, tracer::bpf::kernel_version(&release) >= Some((6, 14)), "{report:#}");
     wait_until("its objects are gone", || named_objects(NAME).unwrap() == 0);
 }
 

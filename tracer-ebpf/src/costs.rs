@@ -17,7 +17,7 @@ pub(crate) fn begin(kind: u32) {
     // SAFETY: the pointer comes from a map lookup.
     let cost = unsafe { &mut *cost };
     cost.runs = cost.runs.wrapping_add(1);
-    if cost.runs & (cost::TIMED - 1) == 0 {
+    if cost.runs.is_multiple_of(cost::TIMED) {
         cost.begun = emit::now();
     }
 }

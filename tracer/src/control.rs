@@ -209,6 +209,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         look_around: Instant::now() + LOOK_AROUND,
         outlived: false,
         meter,
+        meter_next: Instant::now(),
         budget: None,
     };
     let result = session.trace();
@@ -277,6 +278,8 @@ struct Session {
     outlived: bool,
     /// What all this costs.
     meter: Meter,
+    /// When it is looked next at what processes have used.
+    meter_next: Instant,
     /// What it may cost, where that is bounded.
     budget: Option<Budget>,
 }

@@ -39,6 +39,8 @@ pub struct Probes {
     /// The programs.
     pub programs: Programs,
     scope: Scope,
+    /// Whether none are to be there for a while.
+    are_away: bool,
     /// Files that are probed for everybody, and since when. Held, so that no other gets its identity.
     files: Vec<Probed>,
     /// Number of the next function.
@@ -91,7 +93,9 @@ pub struct Put {
 
 /// A file that is probed for everybody.
 struct Probed {
-    module: Arc<Module>,
+    allocator: Allocator,
+    /// By which process it was found, and how outcomes are to be seen.
+    found_by: (Pid, Returns),
     links: Links,
     /// Nanoseconds of CLOCK_MONOTONIC.
     since: u64,
@@ -100,7 +104,7 @@ struct Probed {
 impl Probes {
     /// None yet.
     pub fn new(programs: Programs, scope: Scope) -> Self {
-        Self { programs, scope, files: Vec::new(), next: 0 }
+        Self { programs, scope, are_away: false, files: Vec::new(), next: 0 }
     }
 
     /// For whom they are.
@@ -110,7 +114,7 @@ impl Probes {
 
     /// Whether a file is probed for everybody.
     pub fn covers(&self, module: &Module) -> bool {
-        self.of(module).is_some()
+        !self.are_away && self.of(module).is_some()
     }
 
     /// Since when all of these are probed for everybody, nanoseconds of CLOCK_MONOTONIC.
@@ -120,7 +124,7 @@ impl Probes {
     }
 
     fn of(&self, module: &Module) -> Option<&Probed> {
-        self.files.iter().find(|probed| probed.module.is_same(module))
+        self.files.iter().find(|probed| probed.allocator.module.is_same(module))
     }
 
     /// Offsets of the probed instructions in an allocator's file, bytes; `own`: the probes of the process alone.
@@ -169,6 +173,10 @@ impl Probes {
         returns: Returns,
         order: Order,
     ) -> Result<Option<Links>> {
+        if self.are_away && (self.scope == Scope::Process || self.of(&allocator.module).is_some()) {
+            // When they come back.
+            return Ok((self.scope == Scope::Process).then(Links::default));
+        }
         let first = self.next;
         self.next = first.wrapping_add(allocator.functions.functions.len() as u16);
         match self.scope {
@@ -180,8 +188,12 @@ impl Probes {
             Scope::File => {
                 // What was in it before.
                 self.forget(&allocator.module);
-                let links = probe(&mut self.programs, allocator, first, pid, None, returns, order)?;
-                self.files.push(Probed { module: Arc::clone(&allocator.module), links, since: monotonic() });
+                let links = match self.are_away {
+                    true => Links::default(),
+                    false => probe(&mut self.programs, allocator, first, pid, None, returns, order)?,
+                };
+                let (allocator, since) = (allocator.clone(), monotonic());
+                self.files.push(Probed { allocator, found_by: (pid, returns), links, since });
                 Ok(None)
             }
         }
@@ -189,8 +201,26 @@ impl Probes {
 
     /// Takes the probes off a file that were there for everybody.
     pub fn forget(&mut self, module: &Module) {
-        if let Some(at) = self.files.iter().position(|probed| probed.module.identity() == module.identity()) {
+        if let Some(at) = self.files.iter().position(|probed| probed.allocator.module.identity() == module.identity()) {
             self.files.swap_remove(at).links.detach_aside(&mut self.programs);
+        }
+    }
+
+    /// Has those taken off that are there for everybody, for a while, in which no others are put either.
+    pub fn go_away(&mut self) {
+        self.are_away = true;
+        for probed in &mut self.files {
+            std::mem::take(&mut probed.links).detach_aside(&mut self.programs);
+        }
+    }
+
+    /// Puts those again that are there for everybody. A file that cannot be probed any more is left.
+    pub fn come_back(&mut self) {
+        self.are_away = false;
+        for Probed { allocator, found_by: (pid, returns), .. } in std::mem::take(&mut self.files) {
+            if let Err(error) = self.attach_one(&allocator, pid, pid, returns, Order::AtOnce) {
+                tracing::warn!("{error:#}: what is allocated by that file is not recorded any more");
+            }
         }
     }
 

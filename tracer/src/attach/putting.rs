@@ -109,15 +109,18 @@ impl Attached {
     /// Takes the probes off that are for this process alone, for a while.
     pub fn take_probes_off(&mut self, probes: &mut Probes) {
         std::mem::take(&mut self.links).detach_aside(&mut probes.programs);
+        self.guard.forget();
     }
 
     /// Puts the probes again that were taken off for a while.
     pub fn put_probes_again(&mut self, probes: &mut Probes) {
-        if self.is_over() || self.gave_up || !self.life.is_settled() {
+        if self.gave_up || probes.scope() == Scope::File {
             return;
         }
+        // The kernel may know the process by a thread only.
+        let task = if status::is_exiting(self.pid) { status::other_threads(self.pid).first().copied() } else { None };
         if let Some(allocators) = self.allocators.clone() {
-            self.reattach(probes, allocators, self.pid);
+            self.reattach(probes, allocators, task.unwrap_or(self.pid));
         }
     }
 

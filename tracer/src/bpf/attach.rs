@@ -133,6 +133,11 @@ fn uprobe<'a>(programs: &'a mut Programs, name: &str) -> Result<&'a mut UProbe, 
 }
 
 impl Programs {
+    /// Whether some probes are not off yet that were taken off aside.
+    pub fn is_detaching(&self) -> bool {
+        self.remover.is_at_work()
+    }
+
     /// Waits until all probes are off that were taken off aside.
     pub fn finish_detaching(&self) {
         self.remover.finish();

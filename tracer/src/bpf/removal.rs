@@ -36,6 +36,12 @@ impl Remover {
         self.work(BESIDE);
     }
 
+    /// Whether some are not off yet.
+    pub(super) fn is_at_work(&self) -> bool {
+        let state = self.0.state();
+        state.threads > 0 || !state.waiting.is_empty()
+    }
+
     /// Waits until all are off.
     pub(super) fn finish(&self) {
         self.work(AT_LAST);

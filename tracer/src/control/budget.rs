@@ -8,8 +8,12 @@ use crate::{profile::Cost, report::duration};
 const WINDOW: Duration = Duration::from_millis(500);
 /// Longest time that they are away: with windows so far apart nothing is found.
 const LONGEST: Duration = Duration::from_secs(300);
-/// What is idle is taken to use so much of a processor: tracer itself needs something.
+/// What is idle is taken to use so much of a processor.
 const IDLE: f64 = 0.25;
+/// What tracer itself needs of a processor with and without probes, which is not counted.
+const OWN: f64 = 0.005;
+/// What was not spent is kept for so much use of a processor: a quiet night does not pay for a busy day.
+const KEPT: Duration = Duration::from_secs(60);
 
 /// What tracer itself needs to begin, which is not counted: files are read, and tables made of them.
 const START: Duration = Duration::from_millis(500);
@@ -42,20 +46,26 @@ pub(super) struct Budget {
     open: Duration,
     /// When that was looked at last, and how many hits there had been: those that are taken off may go on for a while.
     looked: (Instant, u64),
+    /// What might have been spent and was not, for too long.
+    forgone: Duration,
     stopped: bool,
 }
 
 impl Budget {
     pub(super) fn new(share: f64, now: Instant) -> Self {
-        let (open, window, spent) = Default::default();
-        Self { share, is_open: true, since: now, spent, window, closed: 0, open, looked: (now, 0), stopped: false }
+        let none = Duration::ZERO;
+        let (spent, window, open, forgone) = (none, none, none, none);
+        let (closed, looked, stopped) = (0, (now, 0), false);
+        Self { share, is_open: true, since: now, spent, window, closed, open, looked, forgone, stopped }
     }
 
-    /// What is to be done when tracing has cost so much in so much time.
-    pub(super) fn step(&mut self, now: Instant, cost: &Cost, elapsed: Duration) -> Step {
-        let spent = cost.probes + cost.own.saturating_sub(START);
+    /// What is to be done when tracing has cost so much in so much time. `is_ready`: those that were taken off are off.
+    pub(super) fn step(&mut self, now: Instant, cost: &Cost, elapsed: Duration, is_ready: bool) -> Step {
+        let spent = cost.bounded() + cost.own.saturating_sub(START + elapsed.mul_f64(OWN));
         let without = cost.processes.saturating_sub(cost.probes).max(elapsed.mul_f64(IDLE));
         let allowed = without.mul_f64(self.share);
+        self.forgone = self.forgone.max(allowed.saturating_sub(spent + KEPT.mul_f64(self.share)));
+        let allowed = allowed.saturating_sub(self.forgone);
         let passed = now.saturating_duration_since(self.since);
         let (looked, hits) = std::mem::replace(&mut self.looked, (now, cost.hits));
         if !self.is_open && cost.hits > hits {
@@ -69,7 +79,7 @@ impl Budget {
                 self.closed += 1;
                 Step::Close
             }
-            false if spent + self.window <= allowed => Step::Open,
+            false if is_ready && spent + self.window <= allowed => Step::Open,
             false if passed >= LONGEST => Step::Stop,
             _ => return Step::Stay,
         };
@@ -79,7 +89,7 @@ impl Budget {
     }
 
     /// What the reader of a report should know.
-    pub(super) fn notes(&self, now: Instant, elapsed: Duration) -> Vec<String> {
+    pub(super) fn notes(&self, now: Instant, elapsed: Duration, go: Duration) -> Vec<String> {
         let passed = if self.is_open { now.saturating_duration_since(self.since) } else { Duration::ZERO };
         let percent = 100.0 * self.share;
         let windows = (self.closed > 0).then(|| {
@@ -90,6 +100,10 @@ impl Budget {
                 duration(elapsed)
             )
         });
+        let go = (go > Duration::ZERO).then(|| {
+            "probes in Go runtimes, by which Go heaps are sampled, are always there: --max-overhead does not bound what they cost"
+                .to_owned()
+        });
         let stopped = self.stopped.then(|| {
             format!(
                 "tracing has stopped: windows of {} would be more than {} apart to cost no more than {percent}%; a larger \
@@ -98,7 +112,7 @@ impl Budget {
                 duration(LONGEST)
             )
         });
-        windows.into_iter().chain(stopped).collect()
+        windows.into_iter().chain(go).chain(stopped).collect()
     }
 }
 
@@ -109,6 +123,7 @@ mod tests {
     fn cost(probes: u64, processes: u64) -> Cost {
         Cost {
             hits: 1,
+            go: Duration::ZERO,
             probes: Duration::from_millis(probes),
             own: Duration::ZERO,
             processes: Duration::from_millis(processes),
@@ -120,22 +135,21 @@ mod tests {
     fn windows_are_so_far_apart_that_the_share_is_kept() {
         let begin = Instant::now();
         let mut budget = Budget::new(0.05, begin);
-        let (mut probes, mut windows, mut longest) = (0, 0, 0);
+        let (mut probes, mut windows) = (0, 0);
         for beat in 1..=3000 {
             let (now, elapsed) = (begin + Duration::from_millis(200 * beat), Duration::from_millis(200 * beat));
             probes += if budget.is_open { 100 } else { 0 };
-            match budget.step(now, &cost(probes, 200 * beat), elapsed) {
+            match budget.step(now, &cost(probes, 200 * beat), elapsed, true) {
                 Step::Open => windows += 1,
                 Step::Stop => panic!("it can be kept"),
                 Step::Close | Step::Stay => {}
             }
-            longest = longest.max(probes);
         }
         let share = probes as f64 / (600_000 - probes) as f64;
         assert!(share <= 0.0505 && share > 0.045, "{share}");
         assert!(windows >= 50 && budget.closed.abs_diff(windows) <= 1, "{windows} {}", budget.closed);
         assert!(
-            budget.notes(begin, Duration::from_secs(600))[0]
+            budget.notes(begin, Duration::from_secs(600), Duration::ZERO)[0]
                 .starts_with("to cost no more than 5%, probes were there for ")
         );
     }
@@ -147,18 +161,32 @@ mod tests {
         for beat in 1..=100 {
             let elapsed = Duration::from_millis(200 * beat);
             // An idle process, and tracer's own needs.
-            assert_eq!(budget.step(begin + elapsed, &cost(2 * beat, beat), elapsed), Step::Stay);
+            assert_eq!(budget.step(begin + elapsed, &cost(2 * beat, beat), elapsed, true), Step::Stay);
         }
-        assert!(budget.notes(begin, Duration::from_secs(20)).is_empty());
+        assert!(budget.notes(begin, Duration::from_secs(20), Duration::ZERO).is_empty());
+    }
+
+    #[test]
+    fn a_quiet_night_does_not_pay_for_a_busy_day() {
+        let (begin, night) = (Instant::now(), 8 * 3600 * 5);
+        let mut budget = Budget::new(0.05, begin);
+        let mut step = |beat: u64, probes| {
+            let elapsed = Duration::from_millis(200 * beat);
+            budget.step(begin + elapsed, &cost(probes, 200 * beat.saturating_sub(night)), elapsed, true)
+        };
+        assert!((1..=night).all(|beat| step(beat, 0) == Step::Stay));
+        // A hundred milliseconds of two.
+        let closed = (1..).find(|beat| step(night + beat, 100 * beat) == Step::Close);
+        assert!(closed.is_some_and(|beats| beats < 60), "within seconds: {closed:?}");
     }
 
     #[test]
     fn a_start_is_not_counted() {
         let begin = Instant::now();
         let elapsed = Duration::from_secs(1);
-        let mut of = |own| {
+        let of = |own| {
             let cost = Cost { own: Duration::from_millis(own), ..cost(1, 100) };
-            Budget::new(0.05, begin).step(begin + elapsed, &cost, elapsed)
+            Budget::new(0.05, begin).step(begin + elapsed, &cost, elapsed, true)
         };
         assert_eq!((of(500), of(1000)), (Step::Stay, Step::Close));
     }
@@ -170,12 +198,12 @@ mod tests {
         let mut steps = Vec::new();
         for beat in 1..=2000 {
             let elapsed = Duration::from_millis(200 * beat);
-            let step = budget.step(begin + elapsed, &cost(600_000, 600_000 + 200 * beat), elapsed);
+            let step = budget.step(begin + elapsed, &cost(600_000, 600_000 + 200 * beat), elapsed, true);
             if step != Step::Stay {
                 steps.push(step);
             }
         }
         assert_eq!(steps[..2], [Step::Close, Step::Stop]);
-        assert_eq!(budget.notes(begin, Duration::from_secs(20)).len(), 2);
+        assert_eq!(budget.notes(begin, Duration::from_secs(20), Duration::ZERO).len(), 2);
     }
 }

@@ -20,9 +20,6 @@ use crate::{
     event::Image,
 };
 
-/// Most processes of which it is looked at a time what they have used.
-const MOST_METERED: usize = 64;
-
 impl Session {
     /// Takes in what has come, but for signals.
     pub(super) fn take_in(&mut self, input: Input) -> Result<()> {
@@ -148,7 +145,7 @@ impl Session {
         let unread = self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
         self.look_whether_gone(unread)?;
         self.look_at_libraries();
-        self.look_at_cost(MOST_METERED);
+        self.look_at_cost_again();
         self.look_around();
         self.keep_budget()
     }

@@ -5,10 +5,18 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::{
-    Session,
+    LOOK_AROUND, Session,
     budget::{Budget, Step},
 };
-use crate::{attach::Attached, clock::monotonic, collector::Request, event::Image};
+use crate::{
+    clock::monotonic,
+    collector::Request,
+    event::{Image, Pid},
+    profile::Cost,
+};
+
+/// Most processes of which it is looked at a time what they have used.
+const MOST_METERED: usize = 64;
 
 impl Session {
     /// From now on it is measured what tracing costs.
@@ -21,8 +29,17 @@ impl Session {
     /// Looks at what processes have used, at most so many of them.
     pub(super) fn look_at_cost(&mut self, most: usize) {
         let live = self.attached.iter().filter(|attached| !attached.is_over());
-        let live = live.map(|attached| (attached.image(), attached.pid(), attached.life().came_later()));
-        self.meter.look(&live.collect::<Vec<_>>(), most);
+        let live: Vec<(Pid, bool)> = live.map(|attached| (attached.pid(), attached.life().came_later())).collect();
+        self.meter.look(&live, most);
+    }
+
+    /// The same now and then.
+    pub(super) fn look_at_cost_again(&mut self) {
+        let now = Instant::now();
+        if self.budget.is_some() || now >= self.meter_next {
+            self.meter_next = now + LOOK_AROUND;
+            self.look_at_cost(MOST_METERED);
+        }
     }
 
     /// Sees to it that tracing costs no more than it may. Whether it goes on.
@@ -31,12 +48,15 @@ impl Session {
             return Ok(true);
         }
         let (Some(cost), Some(budget)) = (self.meter.cost(), &mut self.budget) else { return Ok(true) };
-        let step = budget.step(Instant::now(), &cost, self.clock.elapsed());
+        let is_ready = !self.probes.programs.is_detaching();
+        let step = budget.step(Instant::now(), &cost, self.clock.elapsed(), is_ready);
         match step {
-            // Some may have been put since.
-            _ if !budget.is_open && step != Step::Open => self.take_probes_off(),
+            Step::Close => {
+                self.take_probes_off();
+                self.send(Request::Away(true))?;
+            }
             Step::Open => self.put_probes_again()?,
-            _ => {}
+            Step::Stay | Step::Stop => {}
         }
         if step == Step::Stop {
             tracing::warn!("tracing has stopped: it costs more than --max-overhead allows");
@@ -50,31 +70,26 @@ impl Session {
     }
 
     /// How often probes were away, and what is to be said of that.
-    pub(super) fn told_of_budget(&self) -> (u64, Vec<String>) {
-        let told = |budget: &Budget| (budget.closed, budget.notes(Instant::now(), self.clock.elapsed()));
+    pub(super) fn told_of_budget(&self, cost: Option<Cost>) -> (u64, Vec<String>) {
+        let go = cost.map(|cost| cost.go).unwrap_or_default();
+        let told = |budget: &Budget| (budget.closed, budget.notes(Instant::now(), self.clock.elapsed(), go));
         self.budget.as_ref().map(told).unwrap_or_default()
     }
 
     fn take_probes_off(&mut self) {
+        self.probes.go_away();
         self.attached.iter_mut().for_each(|attached| attached.take_probes_off(&mut self.probes));
-        self.probes.take_off();
     }
 
     fn put_probes_again(&mut self) -> Result<()> {
-        for attached in &mut self.attached {
+        self.probes.come_back();
+        let mut images: Vec<Image> = Vec::new();
+        for attached in self.attached.iter_mut().filter(|attached| !attached.is_over()) {
             attached.put_probes_again(&mut self.probes);
+            images.push(attached.image());
         }
-        self.were_away()
-    }
-
-    /// What was recorded so far may have been freed while probes were away, until now, if they are.
-    pub(super) fn tell_what_is_away(&self) -> Result<()> {
-        if self.has_probes() { Ok(()) } else { self.were_away() }
-    }
-
-    fn were_away(&self) -> Result<()> {
-        let live = self.attached.iter().filter(|attached| !attached.is_over());
-        let images: Vec<Image> = live.map(Attached::image).collect();
-        images.into_iter().try_for_each(|image| self.send(Request::Unseen(image, monotonic())))
+        // Until now.
+        images.into_iter().try_for_each(|image| self.send(Request::Unseen(image, monotonic())))?;
+        self.send(Request::Away(false))
     }
 }

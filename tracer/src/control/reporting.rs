@@ -17,7 +17,6 @@ use crate::{
 impl Session {
     /// Of a short report.
     pub(super) fn interval(&mut self) -> Result<Material> {
-        self.tell_what_is_away()?;
         // Before the collector is asked, so that it knows the stacks of all samples.
         let go = &self.go;
         self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), false);
@@ -29,7 +28,6 @@ impl Session {
     /// Of the last report: recording ends here.
     pub(super) fn last(&mut self) -> Result<Material> {
         self.goroutines.finish();
-        self.tell_what_is_away()?;
         let go = &self.go;
         self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
@@ -92,7 +90,9 @@ impl Session {
         notes.extend(self.unseen_heaps.all());
         notes.extend(self.goroutines.notes());
         notes.extend(opener::notes());
-        let (times_away, told) = self.told_of_budget();
+        self.look_at_cost(usize::MAX);
+        let cost = self.meter.cost();
+        let (times_away, told) = self.told_of_budget(cost);
         notes.extend(told);
         let mut processes: Vec<Process> = self.processes().map(Attached::target).collect();
         for (process, attached) in processes.iter_mut().zip(self.attached.iter().chain(self.ended.apart())) {
@@ -109,9 +109,8 @@ impl Session {
             (memory.unexplained, memory.reasons) = (0, Vec::new());
         }
         let in_processes = processes.iter().map(|process| process.quality.unseen_spans).sum::<u64>();
-        self.look_at_cost(usize::MAX);
         let trace = Trace {
-            cost: self.meter.cost(),
+            cost,
             sample: self.config.sample,
             started: self.started,
             duration: self.clock.elapsed(),

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use rustix::{
     param::clock_ticks_per_second,
     time::{ClockId, clock_gettime},
@@ -17,21 +17,28 @@ use rustix::{
 use tracer_ebpf::cost;
 
 use self::traps::Traps;
-use crate::{
-    bpf::Costs,
-    event::{Image, Pid},
-    process::status,
-    profile::Cost,
-};
+use crate::{bpf::Costs, event::Pid, process::status, profile::Cost};
 
 /// What a process has used, in clock ticks.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Used {
+    /// When it began: its id may become another's.
+    start_time: u64,
     /// Before it was traced.
     before: u64,
     /// At the last look.
     latest: u64,
 }
+
+impl Used {
+    /// While it was traced.
+    fn since(&self) -> u64 {
+        self.latest.saturating_sub(self.before)
+    }
+}
+
+/// Ended processes that are kept one by one, at most, beside those that live.
+const MOST_OVER: usize = 1000;
 
 /// Measures what a trace costs.
 pub struct Meter {
@@ -39,7 +46,9 @@ pub struct Meter {
     /// Where it is tried what a hit takes, until that is known.
     trial: Option<JoinHandle<io::Result<Traps>>>,
     traps: Traps,
-    processes: HashMap<Image, Used>,
+    processes: HashMap<Pid, Used>,
+    /// What those have used that are not looked at any more, in clock ticks.
+    over: u64,
     /// What tracer itself had used when tracing began.
     before: Duration,
     /// Which process is looked at next.
@@ -51,7 +60,7 @@ impl Meter {
     pub fn start(costs: Costs, by_events: bool) -> Self {
         let trial = thread::Builder::new().name("cost of probes".to_owned()).spawn(move || Traps::measure(by_events));
         let (trial, traps) = (trial.ok(), Traps::default());
-        Self { costs, trial, traps, processes: HashMap::new(), before: Duration::ZERO, next: 0 }
+        Self { costs, trial, traps, processes: HashMap::new(), over: 0, before: Duration::ZERO, next: 0 }
     }
 
     /// Tracing begins.
@@ -59,17 +68,31 @@ impl Meter {
         self.before = own_time();
     }
 
-    /// Looks at what processes have used, at most so many, which come round in turn. Of each it is told whether it began while others
-    /// were traced.
-    pub fn look(&mut self, processes: &[(Image, Pid, bool)], most: usize) {
+    /// Looks at what a process has used. `is_new`: it began while others were traced.
+    pub fn look_at(&mut self, pid: Pid, is_new: bool) {
+        let Some((start_time, latest)) = status::used(pid) else { return };
+        let before = if is_new { 0 } else { latest };
+        let used = self.processes.entry(pid).or_insert(Used { start_time, before, latest });
+        if used.start_time == start_time {
+            used.latest = latest;
+        } else {
+            self.over += std::mem::replace(used, Used { start_time, before, latest }).since();
+        }
+    }
+
+    /// The same for all that live, at most so many, which come round in turn.
+    pub fn look(&mut self, processes: &[(Pid, bool)], most: usize) {
         let most = processes.len().min(most);
         for at in 0..most {
-            let (image, pid, is_new) = processes[self.next.wrapping_add(at) % processes.len()];
-            let Some(ticks) = status::used(pid) else { continue };
-            let before = if is_new { 0 } else { ticks };
-            self.processes.entry(image).or_insert(Used { before, latest: ticks }).latest = ticks;
+            let (pid, is_new) = processes[self.next.wrapping_add(at) % processes.len()];
+            self.look_at(pid, is_new);
         }
         self.next = self.next.wrapping_add(most) % processes.len().max(1);
+        if self.processes.len() > 2 * processes.len() + MOST_OVER {
+            let live: HashSet<Pid> = processes.iter().map(|(pid, _)| *pid).collect();
+            let over = self.processes.extract_if(|pid, _| !live.contains(pid));
+            self.over += over.map(|(_, used)| used.since()).sum::<u64>();
+        }
     }
 
     /// What tracing has cost so far; `None` when the kernel does not tell.
@@ -83,9 +106,10 @@ impl Meter {
             tracing::debug!(?self.traps, "a hit of a probe");
         }
         let kinds = self.costs.read().inspect_err(|error| tracing::debug!("costs cannot be read: {error}")).ok()?;
-        let used = self.processes.values().fold(0, |sum: u64, used| sum + used.latest.saturating_sub(used.before));
+        let used = self.over + self.processes.values().map(Used::since).sum::<u64>();
         Some(Cost {
             hits: kinds.iter().map(|kind| kind.runs).sum(),
+            go: kinds.get(cost::GO as usize).map_or(Duration::ZERO, |cost| time(cost::GO, cost, self.traps)),
             probes: kinds.iter().enumerate().map(|(kind, cost)| time(kind as u32, cost, self.traps)).sum(),
             own: own_time().saturating_sub(self.before),
             processes: Duration::from_secs_f64(used as f64 / clock_ticks_per_second() as f64),

@@ -41,7 +41,10 @@ impl Traps {
         let bare = time_of_calls();
         let mut times = [Duration::ZERO; 2];
         for (time, way) in times.iter_mut().zip([alone, with_return]) {
-            trials::uprobe(way, subject::path(), subject::place()?, None, || *time = time_of_calls())?;
+            let hits = trials::uprobe(way, subject::path(), subject::place()?, None, || *time = time_of_calls())?;
+            if hits == 0 {
+                return Err(io::Error::other("the probe was not hit"));
+            }
         }
         let [alone, both] = times.map(|time| time.saturating_sub(bare));
         Ok(Self { instruction: alone, at_return: both.saturating_sub(alone) })

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     bpf::{
-        Config, Programs, subject,
+        self, Config, NoRemappings, Programs, subject,
         trials::{self, Helper, Uprobe},
     },
     process::cgroups,
@@ -302,6 +302,7 @@ fn own(rights: &Rights) -> Vec<Line> {
     };
     // Attached before they are loaded with the others: each is loaded once.
     let changes = changes(programs.try_changes().map(|result| result.map_err(|error| short(&error.to_string()))));
+    let remappings = remappings(bpf::attach_remappings(&mut programs, false));
     let loaded = programs.load_all();
     let refused: Vec<String> =
         loaded.iter().filter_map(|(name, taken)| Some(format!("{name} ({})", taken.as_ref().err()?))).collect();
@@ -312,7 +313,19 @@ fn own(rights: &Rights) -> Vec<Line> {
             "tell the makers of tracer which kernel that is",
         ),
     };
-    vec![line, changes]
+    vec![line, changes, remappings]
+}
+
+/// Whether what programs map themselves is recorded.
+fn remappings(attached: Result<(), NoRemappings>) -> Line {
+    let line = Line::new("recording of mmap", Need::Optional, "memory that programs map themselves, by stack");
+    match attached {
+        Ok(()) => line.works("at the tracepoints of the kernel's lock of mappings"),
+        Err(reason @ NoRemappings::Dear) => line.degraded(reason.to_string(), "--mmap=always, where it is worth that"),
+        Err(reason) => {
+            line.degraded(short(&reason.to_string()), "nothing: memory that heaps do not explain is told all the same")
+        }
+    }
 }
 
 /// An error without what is told elsewhere: what to do about it.

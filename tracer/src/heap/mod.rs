@@ -51,6 +51,8 @@ pub struct Heap {
     young: Option<Young>,
     /// Blocks at least this old when frees were lost without a trace may have been freed.
     uncertain_until: Option<u64>,
+    /// Whether no free is seen at present.
+    blind: bool,
     counters: Counters,
 }
 
@@ -131,6 +133,7 @@ impl Heap {
             gone: None,
             young: None,
             uncertain_until: None,
+            blind: false,
             counters: Counters::default(),
         }
     }
@@ -222,7 +225,7 @@ impl Heap {
     /// An image has ended at `now`: what its stacks held by blocks of at least `min_age` is kept, its blocks are not.
     pub fn end(&mut self, image: Image, now: u64, min_age: u64) {
         let Some(process) = self.processes.remove(&image) else { return };
-        let Self { left, room, weights, gone, young, uncertain_until, .. } = self;
+        let Self { left, room, weights, gone, young, uncertain_until, blind, .. } = self;
         process.for_each_block(|block, ambiguous| {
             room.taken -= 1;
             if let Some(gone) = gone {
@@ -233,7 +236,7 @@ impl Heap {
             }
             if is_of_age(&block, now, min_age) {
                 let left = left.entry(block.stack).or_default();
-                left.add(&block, *weights, ambiguous, *uncertain_until);
+                left.add(&block, *weights, ambiguous || *blind, *uncertain_until);
                 left.images = 1;
             }
         });
@@ -242,6 +245,12 @@ impl Heap {
     /// Frees were lost, up to `time`, and not even their addresses are known: all blocks from before are uncertain.
     pub fn frees_lost_without_trace(&mut self, time: u64) {
         self.uncertain_until = self.uncertain_until.max(Some(time));
+    }
+
+    /// No free is seen from now on, or they are seen again. As long as they are not, all blocks are uncertain; what was so after
+    /// that, [`Self::frees_of_lost_without_trace`] is told.
+    pub fn frees_are_unseen(&mut self, blind: bool) {
+        self.blind = blind;
     }
 
     /// Frees of an image were not seen, up to `time`: all its blocks from before are uncertain.
@@ -263,7 +272,7 @@ impl Heap {
                 if is_of_age(&block, now, min_age)
                     && let Some(held) = held.get_mut(block.stack.index())
                 {
-                    held.add(&block, self.weights, ambiguous, self.uncertain_until);
+                    held.add(&block, self.weights, ambiguous || self.blind, self.uncertain_until);
                 }
             });
         }

@@ -233,12 +233,12 @@ impl ProcessHeap {
 
     /// Calls `f` with every outstanding block and whether a lost free may have ended it.
     pub(super) fn for_each_block(&self, mut f: impl FnMut(Block, bool)) {
+        let may_be_gone = |block: &Block| self.uncertain_until.is_some_and(|until| block.time <= until);
         for block in self.blocks.iter() {
-            let may_be_gone = self.uncertain_until.is_some_and(|until| block.time <= until);
-            f(block, may_be_gone || !self.ambiguous.is_empty() && self.ambiguous.contains(&block.addr));
+            f(block, may_be_gone(&block) || !self.ambiguous.is_empty() && self.ambiguous.contains(&block.addr));
         }
         for block in self.suspended.values() {
-            f(*block, false);
+            f(*block, may_be_gone(block));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The rules of truth, each by hand; all together against a naive model in [`model`].
 
 mod model;
+mod uncertain;
 
 use super::{Heap, MAX_STACKS, StackKind};
 use crate::event::{Allocation, Event, Image, Origin, parse};
@@ -292,32 +293,6 @@ fn lost_free_of_a_realloc_in_suspense_ends_it() {
     let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::ReallocTake(0x10))]);
     heap.apply_lost_free(IMAGE, 0x10, 5 * MS);
     assert_eq!(held(&heap, 7), (0, 0));
-}
-
-#[test]
-fn frees_lost_without_trace_make_what_is_older_uncertain() {
-    let mut heap =
-        heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS)))]);
-    heap.frees_lost_without_trace(5 * MS);
-    heap.frees_lost_without_trace(4 * MS);
-    let usage = heap.usage(u64::MAX, 0)[0];
-    assert_eq!((usage.values.outstanding_bytes, usage.uncertain_bytes), (3, 1));
-}
-
-#[test]
-fn frees_of_one_image_that_nobody_saw_make_no_other_one_uncertain() {
-    let other = Origin { image: Image(IMAGE.0 + 1), ..origin(1) };
-    let mut heap = heap(&[
-        (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
-        (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS))),
-        (other, Event::Alloc(block(0x10, 4, 7, MS))),
-    ]);
-    heap.frees_of_lost_without_trace(IMAGE, 5 * MS);
-    heap.frees_of_lost_without_trace(Image(IMAGE.0 + 2), 5 * MS);
-    let usage = heap.usage(u64::MAX, 0);
-    let mut held: Vec<_> = usage.iter().map(|of| (of.values.outstanding_bytes, of.uncertain_bytes)).collect();
-    held.sort_unstable();
-    assert_eq!(held, [(3, 1), (4, 0)]);
 }
 
 #[test]

@@ -180,9 +180,9 @@ pub fn parse_stat(bytes: &[u8]) -> Option<Stat> {
     })
 }
 
-/// Time of processors that a process has used, in clock ticks; `None` where there is none.
-pub fn used(pid: u32) -> Option<u64> {
-    stat(pid).ok().flatten().map(|stat| stat.used)
+/// When a process began and what time of processors it has used, in clock ticks; `None` where there is none.
+pub fn used(pid: u32) -> Option<(u64, u64)> {
+    stat(pid).ok().flatten().map(|stat| (stat.start_time, stat.used))
 }
 
 /// Process that the thread or process `id` belongs to.

@@ -10,8 +10,10 @@ const LEAST: Duration = Duration::from_millis(200);
 pub struct Cost {
     /// How often a probe was hit, in whatever process.
     pub hits: u64,
-    /// What that took, about: time of those processes.
+    /// What that took, about: time of whatever processes.
     pub probes: Duration,
+    /// What those in Go runtimes took of that.
+    pub go: Duration,
     /// What tracer itself used.
     pub own: Duration,
     /// What the traced processes used, that of their probes included: to a hundredth of a second each, and of those that have
@@ -25,6 +27,11 @@ impl Cost {
         let without = self.processes.saturating_sub(self.probes);
         (without >= LEAST).then(|| (self.probes + self.own).as_secs_f64() / without.as_secs_f64())
     }
+
+    /// What probes took that can be taken off.
+    pub fn bounded(&self) -> Duration {
+        self.probes.saturating_sub(self.go)
+    }
 }
 
 #[cfg(test)]
@@ -35,6 +42,7 @@ mod tests {
     fn a_share_is_of_what_they_would_have_used() {
         let cost = |processes| Cost {
             hits: 1000,
+            go: Duration::ZERO,
             probes: Duration::from_millis(400),
             own: Duration::from_millis(100),
             processes: Duration::from_millis(processes),

@@ -52,6 +52,7 @@ pub(super) fn profile() -> Profile {
         quality: Quality { unmatched_frees: 17, recorded_events: 5_000, ..Quality::default() },
         cost: Some(Cost {
             hits: 1_234_567,
+            go: Duration::ZERO,
             probes: Duration::from_millis(850),
             own: Duration::from_millis(150),
             processes: Duration::from_millis(20_850),

@@ -98,7 +98,7 @@ pub(super) fn heap(heap: &Heap) -> String {
 
 /// What tracing has cost, of what the processes would have used without.
 pub(super) fn cost(cost: &Cost) -> String {
-    let Cost { hits, probes, own, processes } = cost;
+    let Cost { hits, probes, own, processes, .. } = cost;
     let share = cost.share().map_or(String::new(), |share| format!("about {:.1}%: ", 100.0 * share));
     let [probes, own, processes] = [probes, own, processes].map(Duration::as_secs_f64);
     format!("{share}{} took {probes:.2} of {processes:.2} s, tracer {own:.2} s", count(*hits, "probe hit"))
