@@ -52,8 +52,8 @@ impl Session {
         let step = budget.step(Instant::now(), &cost, self.clock.elapsed(), is_ready);
         match step {
             Step::Close => {
-                self.take_probes_off();
                 self.send(Request::Away(true))?;
+                self.take_probes_off();
             }
             Step::Open => self.put_probes_again()?,
             Step::Stay | Step::Stop => {}

@@ -108,6 +108,13 @@ impl Session {
             // What is filtered out cannot be told from what is not seen.
             (memory.unexplained, memory.reasons) = (0, Vec::new());
         }
+        if times_away > 0 {
+            // What was allocated then is reason enough.
+            processes
+                .iter_mut()
+                .filter_map(|process| process.memory.as_mut())
+                .for_each(|memory| memory.reasons.clear());
+        }
         let in_processes = processes.iter().map(|process| process.quality.unseen_spans).sum::<u64>();
         let trace = Trace {
             cost,
