@@ -208,7 +208,7 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
         if take_lost {
             emit::not_lost(target, call.pointer);
         } else {
-            let _ = samples::begin(target, call.pointer);
+            samples::begin(target, call.pointer);
             emit::survivor(header(kind::REALLOC_FAILED), target, call.pointer);
         }
         return false;

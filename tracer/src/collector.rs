@@ -207,7 +207,8 @@ impl Collector {
             Request::Drop(image) => self.drop_image(image),
             Request::Merge(merging) => self.merging.extend(merging),
             Request::Unseen(image, until) => self.heap.frees_of_lost_without_trace(image, until),
-            Request::Away(away) => self.heap.frees_are_unseen(away),
+            Request::Away => self.heap.frees_are_unseen(),
+            Request::Back(since) => self.heap.frees_are_seen(since),
             Request::Ended(image) => {
                 self.take_in_all();
                 // Unless its own record has told.

@@ -74,8 +74,10 @@ pub enum Request {
     /// What happened on the memory of this image was not seen until this time, nanoseconds of CLOCK_MONOTONIC: its probes were away, or
     /// somebody without any has shared it. What was freed meanwhile is not known.
     Unseen(Image, u64),
-    /// No probes are there from now on, or they are there again: what is freed between is not known, in no process.
-    Away(bool),
+    /// No probes are there from now on: what is freed is not known, in no process.
+    Away,
+    /// They are there again since this time, nanoseconds of CLOCK_MONOTONIC.
+    Back(u64),
     /// The process of this image has ended: a notice tells it when all that it has done is taken in.
     Ended(Image),
     /// What is held now, by blocks of at least this age.

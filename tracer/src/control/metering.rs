@@ -8,12 +8,7 @@ use super::{
     LOOK_AROUND, Session,
     budget::{Budget, Step},
 };
-use crate::{
-    clock::monotonic,
-    collector::Request,
-    event::{Image, Pid},
-    profile::Cost,
-};
+use crate::{clock::monotonic, collector::Request, event::Pid, profile::Cost};
 
 /// Most processes of which it is looked at a time what they have used.
 const MOST_METERED: usize = 64;
@@ -52,14 +47,12 @@ impl Session {
         let step = budget.step(Instant::now(), &cost, self.clock.elapsed(), is_ready);
         match step {
             Step::Close => {
-                self.send(Request::Away(true))?;
+                self.send(Request::Away)?;
                 self.take_probes_off();
             }
             Step::Open => self.put_probes_again()?,
-            Step::Stay | Step::Stop => {}
-        }
-        if step == Step::Stop {
-            tracing::warn!("tracing has stopped: it costs more than --max-overhead allows");
+            Step::Stop => tracing::warn!("tracing has stopped: it costs more than --max-overhead allows"),
+            Step::Stay => {}
         }
         Ok(step != Step::Stop)
     }
@@ -83,13 +76,9 @@ impl Session {
 
     fn put_probes_again(&mut self) -> Result<()> {
         self.probes.come_back();
-        let mut images: Vec<Image> = Vec::new();
         for attached in self.attached.iter_mut().filter(|attached| !attached.is_over()) {
             attached.put_probes_again(&mut self.probes);
-            images.push(attached.image());
         }
-        // Until now.
-        images.into_iter().try_for_each(|image| self.send(Request::Unseen(image, monotonic())))?;
-        self.send(Request::Away(false))
+        self.send(Request::Back(monotonic()))
     }
 }

@@ -225,7 +225,8 @@ impl Heap {
     /// An image has ended at `now`: what its stacks held by blocks of at least `min_age` is kept, its blocks are not.
     pub fn end(&mut self, image: Image, now: u64, min_age: u64) {
         let Some(process) = self.processes.remove(&image) else { return };
-        let Self { left, room, weights, gone, young, uncertain_until, blind, .. } = self;
+        let uncertain_until = self.uncertain_until();
+        let Self { left, room, weights, gone, young, .. } = self;
         process.for_each_block(|block, ambiguous| {
             room.taken -= 1;
             if let Some(gone) = gone {
@@ -236,7 +237,7 @@ impl Heap {
             }
             if is_of_age(&block, now, min_age) {
                 let left = left.entry(block.stack).or_default();
-                left.add(&block, *weights, ambiguous || *blind, *uncertain_until);
+                left.add(&block, *weights, ambiguous, uncertain_until);
                 left.images = 1;
             }
         });
@@ -247,10 +248,20 @@ impl Heap {
         self.uncertain_until = self.uncertain_until.max(Some(time));
     }
 
-    /// No free is seen from now on, or they are seen again. As long as they are not, all blocks are uncertain; what was so after
-    /// that, [`Self::frees_of_lost_without_trace`] is told.
-    pub fn frees_are_unseen(&mut self, blind: bool) {
-        self.blind = blind;
+    /// No free is seen from now on: all blocks are uncertain.
+    pub fn frees_are_unseen(&mut self) {
+        self.blind = true;
+    }
+
+    /// Frees are seen again since this time: those that were lost until then are as others that have left no trace.
+    pub fn frees_are_seen(&mut self, since: u64) {
+        self.blind = false;
+        self.frees_lost_without_trace(since);
+    }
+
+    /// What is older, or as old, may have been freed.
+    fn uncertain_until(&self) -> Option<u64> {
+        if self.blind { Some(u64::MAX) } else { self.uncertain_until }
     }
 
     /// Frees of an image were not seen, up to `time`: all its blocks from before are uncertain.
@@ -272,7 +283,7 @@ impl Heap {
                 if is_of_age(&block, now, min_age)
                     && let Some(held) = held.get_mut(block.stack.index())
                 {
-                    held.add(&block, self.weights, ambiguous || self.blind, self.uncertain_until);
+                    held.add(&block, self.weights, ambiguous, self.uncertain_until());
                 }
             });
         }

@@ -263,9 +263,12 @@ fn at_offset<'data>(
 /// Where code of the file may call functions at these addresses directly: the call, and the function. `None` where that is too much
 /// code, or too many calls, or it cannot be read.
 pub(super) fn calls_of<'data>(elf: &Elf<'data>, data: Bounded<'data>, functions: &[u64]) -> Option<Vec<(u64, u64)>> {
-    let code = elf.segments().filter(is_code).map(|segment| (segment.file_range(), segment.address()));
+    let code = elf.segments().filter(is_code).map(|segment| {
+        let (offset, size) = segment.file_range();
+        (offset, size, segment.address())
+    });
     let mut all = Vec::new();
-    for (offset, size, address) in each_once(code.map(|((offset, size), address)| (offset, size, address)).collect())? {
+    for (offset, size, address) in each_once(code.collect())? {
         let bytes = data.read_bytes_at(offset, size).ok()?;
         let known = calls(bytes, address).filter(|(_, to)| functions.contains(to));
         all.extend(known.take(MAX_CALLS - all.len()));

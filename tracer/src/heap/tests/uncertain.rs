@@ -38,15 +38,14 @@ fn what_is_held_while_no_free_is_seen_is_uncertain() {
     ];
     let uncertain = |heap: &Heap| heap.usage(u64::MAX, 0)[0].uncertain_bytes;
     let mut ended = heap(&events);
-    ended.frees_are_unseen(true);
+    ended.frees_are_unseen();
     assert_eq!(uncertain(&ended), 3);
     ended.end(IMAGE, 2 * MS, 0);
-    ended.frees_are_unseen(false);
+    ended.frees_are_seen(3 * MS);
     assert_eq!(uncertain(&ended), 3, "it ended when nobody saw");
     let mut goes_on = heap(&events);
-    goes_on.frees_are_unseen(true);
-    goes_on.frees_of_lost_without_trace(IMAGE, 2 * MS);
-    goes_on.frees_are_unseen(false);
+    goes_on.frees_are_unseen();
+    goes_on.frees_are_seen(2 * MS);
     goes_on.apply(origin(1), Event::Alloc(block(0x30, 4, 7, 3 * MS)));
     assert_eq!(uncertain(&goes_on), 3, "what is allocated since is seen");
 }
