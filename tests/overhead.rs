@@ -60,3 +60,15 @@ fn what_costs_little_is_traced_all_the_time_and_told_with_its_cost() {
     assert!(seconds("probe_seconds") > 0.0 && seconds("tracer_seconds") > 0.0, "{cost}");
     assert!(outcome.stdout.contains(" probe hits took "), "{}", outcome.stdout);
 }
+
+/// Of processes that nobody has looked at before they ended, too.
+#[test]
+fn what_processes_have_used_that_ended_is_known() {
+    require_root();
+    let outcome = Run::launch(&[], [compiled("spends")]).finish();
+    let report = outcome.report(0);
+    let spent = outcome.stdout.lines().find_map(|line| line.strip_prefix("spent ")?.parse::<f64>().ok()).unwrap() / 1e6;
+    let told = report.json["cost"]["process_seconds"].as_f64().unwrap();
+    // Each lacks a tick, and what the kernel did for it when it was over.
+    assert!(spent > 0.8 && (0.9..1.1).contains(&(told / spent)), "{told} s of {spent} s");
+}

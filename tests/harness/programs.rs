@@ -81,6 +81,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-C", "force-frame-pointers=no", "-C", "force-unwind-tables=yes"],
     },
     Source { name: "churn", compiler: C, files: &["churn.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "spends", compiler: C, files: &["spends.c"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "churn, debug information",
         compiler: C,

@@ -14,6 +14,18 @@ pub struct Cost {
     pub begun: u64,
 }
 
+/// Where the kernel keeps how long a process has run: offsets in its structures, bytes. All 0 when they are not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimeFields {
+    /// In `task_struct`: how long the thread has run, nanoseconds.
+    pub thread: u32,
+    /// In `task_struct`: the pointer to its `signal_struct`.
+    pub signal: u32,
+    /// In `signal_struct`: how long those threads of the process have run that have ended, nanoseconds.
+    pub ended_threads: u32,
+}
+
 /// At the entry of a function that allocates.
 pub const ENTRY: u32 = 0;
 /// At the entry of one that frees.
@@ -26,5 +38,7 @@ pub const RETURN: u32 = 3;
 pub const GO: u32 = 4;
 /// How many there are.
 pub const KINDS: u32 = 5;
+/// Behind them: how many traced processes have ended (`runs`), and how long they ran in all (`time`).
+pub const ENDED: u32 = KINDS;
 /// One run of so many is timed: a prime, so that those of a loop come in turn.
 pub const TIMED: u64 = 61;

@@ -1,14 +1,18 @@
 //! What probes cost: how often programs of each kind run, and how long some of those runs take.
 
-use aya_ebpf::{macros::map, maps::PerCpuArray};
-use tracer_ebpf::cost::{self, Cost};
+use aya_ebpf::{helpers::generated::bpf_get_current_task, macros::map, maps::PerCpuArray};
+use tracer_ebpf::cost::{self, Cost, TimeFields};
 
-use crate::emit;
+use crate::{emit, kernel::kernel_word};
 
 /// By [`cost`]. Of each processor apart: a program that is interrupted by another one's run on the same may lose a count, or be
 /// taken for longer than it was.
 #[map]
-static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(cost::KINDS, 0);
+static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(cost::ENDED + 1, 0);
+
+/// Set by user space before loading.
+#[unsafe(no_mangle)]
+static TIME_FIELDS: TimeFields = TimeFields { thread: 0, signal: 0, ended_threads: 0 };
 
 /// A program of this kind begins.
 #[inline(always)]
@@ -33,4 +37,23 @@ pub(crate) fn end(kind: u32) {
         cost.timed = cost.timed.wrapping_add(1);
         cost.begun = 0;
     }
+}
+
+/// The current thread is the last one of its process to end, which is traced. What it has run for lacks up to a tick.
+#[inline(always)]
+pub(crate) fn process_ends() {
+    // SAFETY: a read of a global that user space wrote before loading.
+    let at = unsafe { core::ptr::read_volatile(&raw const TIME_FIELDS) };
+    let Some(cost) = COSTS.get_ptr_mut(cost::ENDED) else { return };
+    if at.signal == 0 {
+        return;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let signal = kernel_word(task + u64::from(at.signal));
+    let ran = kernel_word(task + u64::from(at.thread)).wrapping_add(kernel_word(signal + u64::from(at.ended_threads)));
+    // SAFETY: the pointer comes from a map lookup.
+    let cost = unsafe { &mut *cost };
+    cost.runs = cost.runs.wrapping_add(1);
+    cost.time = cost.time.wrapping_add(ran);
 }

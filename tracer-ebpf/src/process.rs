@@ -13,6 +13,7 @@ use tracer_ebpf::{
 };
 
 use crate::{
+    costs,
     emit::{self, Told, count_loss},
     epochs,
     kernel::kernel_word,
@@ -279,6 +280,7 @@ pub(crate) fn thread_exit() {
     emit::moment(Header::new(kind::THREAD_EXIT, target.image, 0, pid_tgid));
     let (is_last, signal) = last_thread();
     if is_last {
+        costs::process_ends();
         let _ = TARGETS.remove(tgid);
         let shared = target.flags & target::SHARED != 0;
         end_share(&target, false);

@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use tracer_ebpf::{ReturnInstances, TaskFields, unwind::KernelMappings};
+use tracer_ebpf::{ReturnInstances, TaskFields, cost::TimeFields, unwind::KernelMappings};
 
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -26,6 +26,8 @@ pub(super) struct Layouts {
     pub(super) return_instances: ReturnInstances,
     /// Where it keeps what it knows of processes; all 0 when it does not say.
     pub(super) task_fields: TaskFields,
+    /// Where it keeps how long they have run; all 0 when it does not say.
+    pub(super) time_fields: TimeFields,
     /// What it knows of mappings; `None` when it does not say.
     pub(super) mappings: Option<KernelMappings>,
     /// The tracepoints of the lock of mappings.
@@ -55,6 +57,7 @@ impl Layouts {
         if task_fields.is_none() {
             tracing::debug!("{VMLINUX} does not tell where it keeps what it knows of processes");
         }
+        let time_fields = types.as_ref().and_then(time_fields);
         let mappings = types.as_ref().and_then(mappings);
         if mappings.is_some_and(|mappings| mappings.mm_tree == 0) {
             tracing::debug!(
@@ -64,6 +67,7 @@ impl Layouts {
         Self {
             return_instances: return_instances.unwrap_or_default(),
             task_fields: task_fields.unwrap_or_default(),
+            time_fields: time_fields.unwrap_or_default(),
             mappings,
             lock: types.as_ref().and_then(lock_points),
         }
@@ -98,6 +102,15 @@ fn task_fields(types: &Types<'_>) -> Option<TaskFields> {
         exit_code: types.offset(task, "exit_code")?,
         mm: types.offset(task, "mm")?,
         tgid: types.offset(task, "tgid")?,
+    })
+}
+
+fn time_fields(types: &Types<'_>) -> Option<TimeFields> {
+    let at = |structure: &str, member: &str| types.offset(types.structure(structure)?, member);
+    Some(TimeFields {
+        thread: at("task_struct", "se")?.checked_add(at("sched_entity", "sum_exec_runtime")?)?,
+        signal: at("task_struct", "signal")?,
+        ended_threads: at("signal_struct", "sum_sched_runtime")?,
     })
 }
 

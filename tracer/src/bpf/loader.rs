@@ -9,6 +9,7 @@ use aya::{
 use aya_log::EbpfLogger;
 use tracer_ebpf::{
     ReturnInstances, TaskFields,
+    cost::TimeFields,
     unwind::{KernelMappings, epoch},
 };
 
@@ -70,6 +71,13 @@ unsafe impl Pod for TaskFieldsValue {}
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
+struct TimeFieldsValue(TimeFields);
+
+// SAFETY: as above.
+unsafe impl Pod for TimeFieldsValue {}
+
+#[repr(transparent)]
+#[derive(Clone, Copy)]
 struct KernelMappingsValue(KernelMappings);
 
 // SAFETY: as above.
@@ -101,6 +109,8 @@ pub struct Programs {
     pub(super) remappings: Option<LockPoints>,
     /// Whether the program `placed` is attached.
     pub(super) placed: bool,
+    /// Whether the programs count what processes have used that end.
+    know_ended: bool,
 }
 
 /// Buffers of at least this size are not full before the reader comes by itself, bytes. It comes every 10 ms; in that time a
@@ -143,11 +153,12 @@ impl Programs {
         let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
-        let Layouts { return_instances, task_fields, mappings, lock } = Layouts::read();
+        let Layouts { return_instances, task_fields, time_fields, mappings, lock } = Layouts::read();
         let remappings = lock.filter(|_| mappings.is_some_and(|mappings| mappings.mm_tree != 0));
         let lock_argument = lock.map_or(1, |lock| lock.writes);
         let shared_device = shared_device();
         let mappings = KernelMappingsValue(mappings.ok_or(LoadError::NoTypes)?);
+        let know_ended = task_fields.live != 0 && time_fields.signal != 0;
         let (return_instances, task_fields) = (ReturnInstancesValue(return_instances), TaskFieldsValue(task_fields));
         let samples = u64::from(config.samples.is_some());
         let mut ebpf = EbpfLoader::new()
@@ -158,6 +169,7 @@ impl Programs {
             .override_global("SAMPLES", &samples, true)
             .override_global("RETURN_INSTANCES", &return_instances, true)
             .override_global("TASK_FIELDS", &task_fields, true)
+            .override_global("TIME_FIELDS", &TimeFieldsValue(time_fields), true)
             .override_global("KERNEL_MAPPINGS", &mappings, true)
             .override_global("LOCK_ARGUMENT", &lock_argument, true)
             .override_global("SHARED_DEVICE", &shared_device, true)
@@ -193,6 +205,7 @@ impl Programs {
             logger,
             remappings,
             placed: false,
+            know_ended,
         })
     }
 
@@ -258,7 +271,7 @@ impl Programs {
     /// [`LoadError::Mismatch`] when it is not there (any more), [`LoadError::Map`] when it cannot be opened.
     pub fn costs(&mut self) -> Result<Costs, LoadError> {
         let map = self.ebpf.take_map("COSTS").ok_or_else(|| LoadError::Mismatch("no map COSTS".to_owned()))?;
-        Ok(Costs::new(map.try_into()?))
+        Ok(Costs::new(map.try_into()?, self.know_ended))
     }
 
     /// Takes the map of beginnings that found the ring buffer full. Once only.

@@ -237,9 +237,8 @@ impl Session {
             attached.was_killed(signal);
         }
         attached.has_ended(after);
-        // For the last time, as long as nobody has waited for it.
         let (pid, is_new) = (attached.pid(), attached.life().came_later());
-        self.meter.look_at(pid, is_new);
+        self.meter.has_ended(pid, is_new);
         self.let_go(image);
         let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
         let left = self.attached.iter().filter(|attached| !attached.is_over()).count();

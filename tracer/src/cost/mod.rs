@@ -47,8 +47,10 @@ pub struct Meter {
     trial: Option<JoinHandle<io::Result<Traps>>>,
     traps: Traps,
     processes: HashMap<Pid, Used>,
-    /// What those have used that are not looked at any more, in clock ticks.
+    /// What those have used that are not looked at any more though they may live, in clock ticks.
     over: u64,
+    /// What those had used before they were traced that have ended, in clock ticks.
+    ended_before: u64,
     /// What tracer itself had used when tracing began.
     before: Duration,
     /// Which process is looked at next.
@@ -60,7 +62,16 @@ impl Meter {
     pub fn start(costs: Costs, by_events: bool) -> Self {
         let trial = thread::Builder::new().name("cost of probes".to_owned()).spawn(move || Traps::measure(by_events));
         let (trial, traps) = (trial.ok(), Traps::default());
-        Self { costs, trial, traps, processes: HashMap::new(), over: 0, before: Duration::ZERO, next: 0 }
+        Self {
+            costs,
+            trial,
+            traps,
+            processes: HashMap::new(),
+            over: 0,
+            ended_before: 0,
+            before: Duration::ZERO,
+            next: 0,
+        }
     }
 
     /// Tracing begins.
@@ -77,6 +88,16 @@ impl Meter {
             used.latest = latest;
         } else {
             self.over += std::mem::replace(used, Used { start_time, before, latest }).since();
+        }
+    }
+
+    /// A process has ended. What it used in all was counted when it did, or else is looked at for the last time, as long as nobody
+    /// has waited for it.
+    pub fn has_ended(&mut self, pid: Pid, is_new: bool) {
+        if !self.costs.know_ended() {
+            self.look_at(pid, is_new);
+        } else if let Some(used) = self.processes.remove(&pid) {
+            self.ended_before += used.before;
         }
     }
 
@@ -106,13 +127,15 @@ impl Meter {
             tracing::debug!(?self.traps, "a hit of a probe");
         }
         let kinds = self.costs.read().inspect_err(|error| tracing::debug!("costs cannot be read: {error}")).ok()?;
+        let (kinds, ended) = kinds.split_at_checked(cost::KINDS as usize)?;
+        let ended = Duration::from_nanos(ended.first()?.time).saturating_sub(of_ticks(self.ended_before));
         let used = self.over + self.processes.values().map(Used::since).sum::<u64>();
         Some(Cost {
             hits: kinds.iter().map(|kind| kind.runs).sum(),
             go: kinds.get(cost::GO as usize).map_or(Duration::ZERO, |cost| time(cost::GO, cost, self.traps)),
             probes: kinds.iter().enumerate().map(|(kind, cost)| time(kind as u32, cost, self.traps)).sum(),
             own: own_time().saturating_sub(self.before),
-            processes: Duration::from_secs_f64(used as f64 / clock_ticks_per_second() as f64),
+            processes: of_ticks(used) + ended,
         })
     }
 }
@@ -123,6 +146,10 @@ fn time(kind: u32, cost: &cost::Cost, traps: Traps) -> Duration {
     let run = if cost.timed == 0 { 0.0 } else { cost.time as f64 / cost.timed as f64 };
     let nanoseconds = cost.runs as f64 * (trap.as_nanos() as f64 + run);
     Duration::from_nanos(nanoseconds as u64)
+}
+
+fn of_ticks(ticks: u64) -> Duration {
+    Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64)
 }
 
 /// What this process has used.

@@ -17,7 +17,7 @@ pub struct Cost {
     /// What tracer itself used.
     pub own: Duration,
     /// What the traced processes used, that of their probes included: to a hundredth of a second each, and of those that have
-    /// ended up to their last look.
+    /// ended up to their last tick.
     pub processes: Duration,
 }
 

@@ -100,8 +100,11 @@ pub(super) fn heap(heap: &Heap) -> String {
 pub(super) fn cost(cost: &Cost) -> String {
     let Cost { hits, probes, own, processes, .. } = cost;
     let share = cost.share().map_or(String::new(), |share| format!("about {:.1}%: ", 100.0 * share));
+    // Probes on files are hit by all who map them.
+    let others = if probes > processes { ", in other processes, too" } else { "" };
     let [probes, own, processes] = [probes, own, processes].map(Duration::as_secs_f64);
-    format!("{share}{} took {probes:.2} of {processes:.2} s, tracer {own:.2} s", count(*hits, "probe hit"))
+    let hits = count(*hits, "probe hit");
+    format!("{share}{hits} took {probes:.2} s{others}, tracer {own:.2} s; the processes used {processes:.2} s")
 }
 
 /// How the memory of a process grew, and how much of that is explained.
