@@ -1,7 +1,7 @@
 //! What outsiders can make the tracer read, as functions of bytes: one module per target of fuzzing.
 //!
 //! Each has a `run` that takes any bytes, and panics when what the tracer makes of them cannot be. libFuzzer searches for
-//! such bytes (`targets/`, one program each); `cargo test` runs those that were kept (`corpus/TARGET/`).
+//! such bytes (`bin/fuzz.rs`); `cargo test` runs those that were kept (`corpus/TARGET/`).
 
 pub mod frames;
 pub mod synthesis;
@@ -28,3 +28,24 @@ mod input;
 mod memory;
 #[cfg(test)]
 mod replay;
+
+/// What runs an input.
+pub type Target = fn(&[u8]);
+
+/// All targets, each by the name of its folder in `corpus/`.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("frames", frames::run),
+    ("synthesis", synthesis::run),
+    ("elf", elf::run),
+    ("symbols", symbols::run),
+    ("names", names::run),
+    ("code", code::run),
+    ("exits", exits::run),
+    ("link_map", link_map::run),
+    ("maps", maps::run),
+    ("perf_map", perf_map::run),
+    ("events", events::run),
+    ("go_tables", go_tables::run),
+    ("go_heap", go_heap::run),
+    ("goroutines", goroutines::run),
+];

@@ -1,28 +1,28 @@
 //! `fuzz`: libFuzzer on the tracer's parsers, from the kept inputs on.
 //!
-//! The instrumentation is LLVM's and the stable compiler has it; what cargo-fuzz adds (sanitizers, which only nightly has)
+//! The instrumentation is LLVM's and the stable compiler has it (`fuzz/rustc.sh`); what cargo-fuzz adds (sanitizers, which only nightly has)
 //! finds errors of unsafe code, of which parsers have none. New inputs go to cargo's target directory, never to
 //! `fuzz/corpus`.
 
 use std::{
-    env::consts,
     fs::{self, File},
     path::{Path, PathBuf},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{command, setup, workspace::Workspace};
 
-/// Counters at every edge, and operands of comparisons, as libFuzzer wants them.
-const RUSTFLAGS: &str = "-Cpasses=sancov-module \
-    -Cllvm-args=-sanitizer-coverage-level=4 \
-    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
-    -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Cllvm-args=-sanitizer-coverage-trace-compares";
-
 /// An input may take so many seconds, all so much memory, one allocation so much; inputs have at most so many bytes.
 const LIMITS: [&str; 4] = ["-timeout=10", "-rss_limit_mb=512", "-malloc_limit_mb=256", "-max_len=16384"];
+
+/// Names the target, for the program.
+const TARGET: &str = "FUZZ_TARGET";
 
 /// What one run did.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -34,9 +34,11 @@ struct Figures {
     inputs: u64,
 }
 
-/// Builds all targets and runs one, or each, for so many seconds; an error when an input did harm.
+/// Builds the program and runs one target, or each, for so many seconds, as many at a time as there are processors; an error
+/// when an input did harm.
 pub(crate) fn run(workspace: &Workspace, only: Option<&str>, seconds: u64) -> Result<()> {
-    let mut targets = targets(workspace)?;
+    let corpus = workspace.root.join("fuzz/corpus");
+    let mut targets = targets(&corpus)?;
     if let Some(only) = only {
         if !targets.iter().any(|target| target == only) {
             bail!("no target `{only}`: there are {}", targets.join(", "));
@@ -44,12 +46,23 @@ pub(crate) fn run(workspace: &Workspace, only: Option<&str>, seconds: u64) -> Re
         targets.retain(|target| target == only);
     }
     setup::for_tests()?;
-    let programs = build(workspace)?;
+    let program = build(workspace)?;
+    let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let run_what_is_left = || {
+        while let Some(target) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let folder = workspace.target.join("fuzz").join(target);
+            let result = search(target, &program, &corpus.join(target), &folder, seconds);
+            results.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push((target, result));
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(run_what_is_left);
+        }
+    });
     let mut harmful = Vec::new();
-    for target in &targets {
-        let folder = workspace.target.join("fuzz").join(target);
-        let kept = workspace.root.join("fuzz/corpus").join(target);
-        if !search(target, &programs.join(target), &kept, &folder, seconds)? {
+    for (target, result) in results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        if !result? {
             harmful.push(target.as_str());
         }
     }
@@ -59,27 +72,33 @@ pub(crate) fn run(workspace: &Workspace, only: Option<&str>, seconds: u64) -> Re
     Ok(())
 }
 
-/// Names of the targets: one program each.
-fn targets(workspace: &Workspace) -> Result<Vec<String>> {
-    let folder = workspace.root.join("fuzz/targets");
+/// Names of the targets: the folders of the inputs that are kept. That all have one is tested beside them.
+fn targets(corpus: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        names.extend(entry?.path().file_stem().map(|name| name.to_string_lossy().into_owned()));
+    for entry in fs::read_dir(corpus).with_context(|| format!("cannot read {}", corpus.display()))? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
     }
     names.sort();
     Ok(names)
 }
 
-/// Builds the programs and says where they are.
+/// Builds the program and says where it is. What the workspace depends on is that of the release.
 fn build(workspace: &Workspace) -> Result<PathBuf> {
-    // Said, so that build scripts and macros, which run in the compiler, are not instrumented.
-    let triple = format!("{}-unknown-linux-gnu", consts::ARCH);
     let mut build = command::cargo();
-    build.args(["build", "--locked", "--package", "tracer-fuzz", "--bins", "--features", "libfuzzer"]);
-    build.args(["--profile", "fuzz", "--target", &triple]).current_dir(&workspace.root);
-    build.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", RUSTFLAGS);
-    command::run(&mut build)?;
-    Ok(workspace.target.join(triple).join("fuzz"))
+    build.args([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "tracer-fuzz",
+        "--bin",
+        "fuzz",
+        "--features",
+        "libfuzzer",
+    ]);
+    build.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("fuzz/rustc.sh"));
+    command::run(build.current_dir(&workspace.root))?;
+    Ok(workspace.target.join("release/fuzz"))
 }
 
 /// Runs one target; false when an input did harm.
@@ -88,6 +107,7 @@ fn search(target: &str, program: &Path, kept: &Path, folder: &Path, seconds: u64
     fs::create_dir_all(&found).with_context(|| format!("cannot create {}", found.display()))?;
     let output = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
     let mut fuzz = command::program(program);
+    fuzz.env(TARGET, target);
     fuzz.args(LIMITS).arg(format!("-max_total_time={seconds}")).arg("-print_final_stats=1");
     fuzz.arg(format!("-artifact_prefix={}/", folder.display()));
     // New inputs go to the first folder.
@@ -102,7 +122,7 @@ fn search(target: &str, program: &Path, kept: &Path, folder: &Path, seconds: u64
     println!("{}", end(&text));
     match harmful_input(&text) {
         Some(input) => println!(
-            "{target}: again with `{} {input}`; copy it to {} so that `cargo test` does",
+            "{target}: again with `{TARGET}={target} {} {input}`; copy it to {} so that `cargo test` does",
             program.display(),
             kept.display()
         ),

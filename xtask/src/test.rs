@@ -1,7 +1,7 @@
 //! `test`: all tests, those that attach probes included.
 //!
-//! Unit and documentation tests are built for development, where arithmetic is checked. The integration tests run the
-//! tracer as it is released: they hold it to its numbers under full load.
+//! Unit tests are built with the checks of development (`checked.sh`). The integration tests run the tracer as it is released:
+//! they hold it to its numbers under full load. All depend on what the release does, so that it is built once.
 
 use std::{ffi::OsString, process::Command};
 
@@ -13,8 +13,8 @@ use crate::{
     workspace::Workspace,
 };
 
-const UNIT: &[&str] = &["test", "--workspace", "--lib", "--bins", "--no-fail-fast"];
-const DOCUMENTATION: &[&str] = &["test", "--workspace", "--doc", "--no-fail-fast"];
+const UNIT: &[&str] = &["test", "--release", "--workspace", "--lib", "--bins", "--no-fail-fast"];
+const DOCUMENTATION: &[&str] = &["test", "--release", "--workspace", "--doc", "--no-fail-fast"];
 
 /// Brings what the tests run, then runs them all, also when some have failed.
 pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
@@ -26,10 +26,14 @@ pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
     if !command::is_root()? {
         println!("not root: the tests that attach probes (target `integration`) cannot pass; run this as root");
     }
+    let mut unit = cargo_test(workspace, UNIT, filters);
+    unit.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("xtask/checked.sh"));
+    let documentation = cargo_test(workspace, DOCUMENTATION, filters);
+    let integration = cargo_test(workspace, INTEGRATION, filters);
     let mut failed = Vec::new();
-    for (name, args) in [("unit", UNIT), ("documentation", DOCUMENTATION), ("integration", INTEGRATION)] {
+    for (name, mut tests) in [("unit", unit), ("documentation", documentation), ("integration", integration)] {
         println!("\n== {name} tests");
-        if let Err(error) = command::run(&mut cargo_test(workspace, args, filters)) {
+        if let Err(error) = command::run(&mut tests) {
             println!("{error:#}");
             failed.push(name);
         }
