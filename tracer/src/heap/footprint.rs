@@ -72,22 +72,30 @@ impl Footprint {
         let units = units.start..units.end.min(units.start.saturating_add(MAX_UNITS));
         let mut unit = units.start;
         while unit < units.end {
-            let (chunk, index) = (unit / CHUNK, unit % CHUNK);
+            let (chunk, end) = (unit / CHUNK, units.end.min((unit / CHUNK + 1) * CHUNK));
             let full = self.chunks.len() >= MAX_CHUNKS || !present;
-            // As many as there are in the same word.
-            let number = (64 - index % 64).min(units.end - unit);
-            let mask = (u64::MAX >> (64 - number)) << (index % 64);
             let marks = match self.chunks.get_mut(&chunk) {
                 Some(marks) => Some(marks),
                 None if full => None,
                 None => Some(self.chunks.entry(chunk).or_insert_with(|| Box::new([0; (CHUNK / 64) as usize]))),
             };
             if let Some(marks) = marks {
-                let word = &mut marks[(index / 64) as usize];
-                *word = if present { *word | mask } else { *word & !mask };
+                set_within(marks, unit % CHUNK..end - chunk * CHUNK, present);
             }
-            unit += number;
+            unit = end;
         }
+    }
+}
+
+/// Marks units of one chunk, by their places in it: as many at once as there are in the same word.
+fn set_within(marks: &mut Marks, units: Range<u64>, present: bool) {
+    let mut index = units.start;
+    while index < units.end {
+        let number = (64 - index % 64).min(units.end - index);
+        let mask = (u64::MAX >> (64 - number)) << (index % 64);
+        let word = &mut marks[(index / 64) as usize];
+        *word = if present { *word | mask } else { *word & !mask };
+        index += number;
     }
 }
 
