@@ -142,8 +142,28 @@ fn what_no_probe_tells_is_told() {
     let tracer = Run::pid(target.pid()).start();
     let _ = target.ask("begin");
     let outcome = tracer.stop();
-    outcome.report(3).assert_gap("unseen_spans", 1);
-    assert!(outcome.stderr.contains("mi_heap_destroy frees all blocks of a heap at once"), "{}", outcome.stderr);
+    let report = outcome.report(3);
+    report.assert_gap("unseen_spans", 1);
+    assert_eq!(report.uncertain_bytes("fill_heap"), 10_000);
+    assert!(outcome.stderr.contains("ended all blocks of a heap at once"), "{}", outcome.stderr);
+}
+
+/// Whoever has such a function and does not call it is told nothing.
+#[test]
+fn arenas_that_are_reset() {
+    require_root();
+    let _ = preloadable("jemalloc");
+    for (way, resets) in [("look", false), ("reset", true), ("destroy", true), ("numbers", true), ("purge", false)] {
+        let mut target = Target::start_with(&compiled("arenas"), &[way], &[]);
+        let tracer = Run::pid(target.pid()).start();
+        let truth = target.ask("begin");
+        let report = tracer.stop().report(if resets { 3 } else { 0 });
+        let held = report.below("fill_arena");
+        assert_eq!(held, Held { bytes: 10_000, blocks: 10 }, "{way}");
+        assert_eq!(report.uncertain_bytes("fill_arena"), if resets { 10_000 } else { 0 }, "{way}");
+        assert_eq!(report.below("fill_later"), truth.held["fill_later"], "{way}");
+        assert_eq!(report.uncertain_bytes("fill_later"), 0, "{way}");
+    }
 }
 
 /// The loader needs no section headers, and neither do probes.

@@ -87,6 +87,12 @@ const PROGRAMS: &[Source] = &[
         files: &["churn.c"],
         flags: &["-fno-omit-frame-pointer", "-g"],
     },
+    Source {
+        name: "copies",
+        compiler: C,
+        files: &["copies.c"],
+        flags: &["-fno-builtin", "-rdynamic", "-fomit-frame-pointer"],
+    },
     Source { name: "cpp", compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "cpp, static jemalloc",
@@ -99,6 +105,12 @@ const PROGRAMS: &[Source] = &[
         compiler: CXX,
         files: &["cpp.cpp"],
         flags: &["-fno-omit-frame-pointer", "-static-libstdc++", "-l:libtcmalloc_minimal.a"],
+    },
+    Source {
+        name: "arenas",
+        compiler: C,
+        files: &["arenas.c"],
+        flags: &["-fno-builtin", "-fno-omit-frame-pointer", "-l:libjemalloc.so.2"],
     },
     Source { name: "alike", compiler: C, files: &["alike.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "deep", compiler: C, files: &["deep.c"], flags: WITHOUT_FRAME_POINTERS },

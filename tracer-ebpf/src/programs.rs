@@ -17,7 +17,7 @@ use aya_ebpf::{
 
 use tracer_ebpf::cost;
 
-use crate::{alloc, costs, epochs, go, mappings, process, registers, remappings};
+use crate::{alloc, at_once, costs, epochs, go, mappings, process, registers, remappings};
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
@@ -80,6 +80,15 @@ pub fn enter_free(ctx: ProbeContext) -> u32 {
 pub fn enter_free_second(ctx: ProbeContext) -> u32 {
     costs::begin(cost::FREE);
     alloc::free(arg(&ctx, 1));
+    costs::end(cost::FREE);
+    0
+}
+
+/// A function that may end all blocks of a heap at once; the cookie tells what [`at_once`](tracer_ebpf::entry::at_once) says.
+#[uprobe]
+pub fn enter_at_once(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::FREE);
+    at_once::enter(&ctx, cookie(&ctx));
     costs::end(cost::FREE);
     0
 }

@@ -169,7 +169,7 @@ pub(crate) struct Call {
     pub(crate) sp: u64,
     /// Bytes asked for.
     pub(crate) size: u64,
-    /// Old block of a realloc, or where posix_memalign stores its result.
+    /// Old block of a realloc, where posix_memalign stores its result, or the string of [`CALL_UNMEASURED`].
     pub(crate) pointer: u64,
     /// Return address, as it was before the kernel put its trampoline there.
     pub(crate) caller: u64,
@@ -226,6 +226,8 @@ pub(crate) const CALL_MAY_VANISH: u32 = 8;
 /// It was taken as a sample unless it is a part of a call that was not.
 pub(crate) const CALL_MAY_BE_INSIDE: u32 = 16;
 
+/// It copies a string that could not be read when it began: `pointer`, at most `size` bytes of it.
+pub(crate) const CALL_UNMEASURED: u32 = 32;
 /// Of a look at all calls in flight: what is looked for, and what was found. In map memory: on the BPF stack the verifier
 /// would tell every case from every other.
 #[repr(C)]
@@ -290,7 +292,7 @@ pub(crate) struct Thread {
     /// Return addresses that the kernel was told to take out and that have not come back; never too low.
     pub(crate) taken: u64,
     pub(crate) search: Search,
-    /// Arguments of the call that comes in, by their numbers, and 1 in the last place.
+    /// Arguments of the call that comes in, by their numbers, what it copies of a string, and 1 in the last place.
     pub(crate) arguments: [u64; 8],
     /// Its process, as it was known at `epoch`.
     pub(crate) target: Target,

@@ -76,6 +76,8 @@ pub struct Attached {
     program: Option<(FileKey, u64)>,
     /// Whether the probes are away for good.
     gave_up: bool,
+    /// Whether it was said that all blocks of some heap have ended at once.
+    has_ended_heaps: bool,
     /// The signal that ended it.
     killed_by: Option<u8>,
 }
@@ -96,6 +98,7 @@ impl Attached {
             space: None,
             program: None,
             gave_up: false,
+            has_ended_heaps: false,
             killed_by: None,
         }
     }
@@ -356,6 +359,17 @@ impl Attached {
     }
 
     /// When something is due about the process, if it is soon.
+    /// All blocks of some heap have ended at once.
+    pub fn heap_ended(&mut self) {
+        if !std::mem::replace(&mut self.has_ended_heaps, true) {
+            self.was_unseen(format!(
+                "process {} ended all blocks of a heap at once (an arena that was reset, a heap or a pool that was destroyed): which they were \
+                 is not known, so none from before is certain to be held",
+                self.pid
+            ));
+        }
+    }
+
     pub fn next_look(&self) -> Option<Instant> {
         self.life.next().or(self.is_suspect().then_some(self.guard.next()))
     }

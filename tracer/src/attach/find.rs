@@ -19,7 +19,7 @@ use crate::{
     },
     probe::{
         asked,
-        beyond::{Beyond, What},
+        beyond::Beyond,
         resolve::{self, Function, Functions, ResolveError, Search},
     },
     process::status::Status,
@@ -169,17 +169,10 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
             allocators.push(Allocator { module: searched, functions });
         }
     }
-    for (path, Beyond { name, what, .. }) in
+    for (path, Beyond { name, .. }) in
         beyond.iter().filter(|(_, beyond)| beyond.is_called || wanted.contains(&beyond.name))
     {
-        unseen.push(match what {
-            What::Blocks => {
-                format!("{path}: {name} allocates as much as no argument tells: blocks of it are not recorded")
-            }
-            What::Ends => {
-                format!("{path}: {name} frees all blocks of a heap at once: they are shown as if they were held")
-            }
-        });
+        unseen.push(format!("{path}: {name} allocates as much as no argument tells: blocks of it are not recorded"));
     }
     if phase == Phase::Running {
         unseen.extend(asked::without_file());
