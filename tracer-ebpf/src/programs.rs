@@ -144,6 +144,13 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     0
 }
 
+/// Before the process loses what its parent's memory and it have met in each other; from Linux 6.10 on.
+#[raw_tracepoint(tracepoint = "sched_prepare_exec")]
+pub fn process_prepares_exec(_ctx: RawTracePointContext) -> i32 {
+    process::prepares_exec();
+    0
+}
+
 #[raw_tracepoint(tracepoint = "sched_process_fork")]
 pub fn process_fork(ctx: RawTracePointContext) -> i32 {
     process::fork(&ctx);

@@ -352,13 +352,13 @@ impl Attached {
     /// A process that worked on this one's memory (vfork, CLONE_VM) has ended, and was not recorded.
     pub fn was_shared(&mut self) {
         self.was_unseen(format!(
-            "a process that worked on the memory of process {} has ended: what it allocated and freed there is not recorded \
+            "a process that worked on the memory of process {} has ended, or become another program: what it allocated and freed there is \
+             not recorded \
              (a command that tracer launches is followed with all that it starts)",
             self.pid
         ));
     }
 
-    /// When something is due about the process, if it is soon.
     /// All blocks of some heap have ended at once.
     pub fn heap_ended(&mut self) {
         if !std::mem::replace(&mut self.has_ended_heaps, true) {
@@ -370,6 +370,7 @@ impl Attached {
         }
     }
 
+    /// When something is due about the process, if it is soon.
     pub fn next_look(&self) -> Option<Instant> {
         self.life.next().or(self.is_suspect().then_some(self.guard.next()))
     }
