@@ -1,6 +1,7 @@
 //! Unwinding tables of the files that traced processes map: reads what a file says, has it compiled, and tells the BPF side of it
 //! under the file's number. Who asks for which file is in `resolve/`.
 
+mod contexts;
 mod undescribed;
 
 use std::{
@@ -314,6 +315,7 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
             table.replace(code, rule);
         }
     } else if elf.is_x86_64() {
+        contexts::mark(&elf, &mut table);
         undescribed::describe(&elf, &mut table);
     }
     if let Some(problem) = problem.filter(|_| table.rows().is_empty()) {
@@ -339,8 +341,6 @@ fn callback(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Range<u
 mod tests {
     use super::*;
 
-    #[test]
-    fn mappings_begin_before_their_segment() {
     /// Each byte of code counts once, however many segments share it, and is looked for in the table once.
     #[test]
     fn segments_that_overlap_are_one() {
@@ -351,6 +351,8 @@ mod tests {
         assert_eq!((code_bytes(&segments), uncovered_bytes(&segments, &Table::default())), (0x1810, 0x1810));
     }
 
+    #[test]
+    fn mappings_begin_before_their_segment() {
         let segment = |offset, size, address, executable| Segment { offset, size, address, executable };
         // As lld lays a position-independent executable out: the segments share the page at 0x1a000.
         let segments = [
