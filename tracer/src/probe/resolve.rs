@@ -250,7 +250,7 @@ fn comes_to_one<'data>(
         if is_one { Target::Wanted } else { Target::Here(address) }
     };
     at(address) == Target::Wanted
-        || may_call(address, DEEP, code, |slot| bound.get(&slot).copied().unwrap_or(Target::Elsewhere), &at)
+        || may_call(address, DEEP, code, |slot| bound.get(&slot).copied().unwrap_or(Target::Elsewhere), at)
 }
 
 /// Whether the file is a program, whoever loads it.
