@@ -47,6 +47,7 @@ fn every_process_is_exact() {
         ("vfork", 1),
         ("clone", 1),
         ("spawn", 4),
+        ("vfork and exec", 4),
         ("exec", 4),
         ("workers", 17),
         ("threads", 5),
@@ -77,6 +78,21 @@ fn without_children() {
     report.assert_complete("only the process itself");
     let outcome = trace(&["--no-children"], "vfork");
     outcome.report(5).assert_gap("unseen_spans", 3);
+}
+
+/// What a child does on its parent's memory before it becomes a program is not seen with probes for each process alone, and told; most do
+/// nothing there but to exec, of which nothing is to be told.
+#[test]
+fn what_becomes_a_program_on_the_memory_of_its_parent() {
+    let (outcome, truth) = of_a_running_one(&["--no-children"], "vfork and exec");
+    let report = outcome.report(3);
+    let held: u64 = reported(&report).values().map(|held| held.bytes).sum();
+    let certain = held - report.uncertain_bytes("hold");
+    let truth: u64 = truth.values().map(|held| held.bytes).sum();
+    assert!(certain <= truth, "{certain} of {held}, {truth}");
+    report.assert_gap("unseen_spans", 3);
+    let (outcome, _) = of_a_running_one(&["--no-children"], "spawn");
+    outcome.report(0).assert_complete("spawned");
 }
 
 /// Traces a process that runs already, with what it starts from then on: what is reported, and what the processes say.

@@ -1,6 +1,12 @@
 //! Reports that cannot be written: each is named, and none is left that is not whole.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    fs::File,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use crate::harness::{Outcome, Run, Target, compiled, require_root, scratch};
 
@@ -96,4 +102,32 @@ fn the_command_decides_the_status_where_a_report_fails() {
     let outcome = run.finish();
     assert_eq!(outcome.code(), Some(7), "{}", outcome.stderr);
     assert!(outcome.stderr.contains("cannot write /dev/full: No space left"), "{}", outcome.stderr);
+}
+
+/// One that somebody reads gets the report, one that nobody reads is refused before anything is traced.
+#[test]
+fn named_pipes() {
+    require_root();
+    let folder = scratch();
+    let pipe = folder.path().join("pipe.json");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let target = Target::start(&compiled("deep"));
+    let run = || Run::pid(target.pid()).args(["-q", "--duration", "1s", "-o", pipe.to_str().unwrap()]);
+    let outcome = run().finish();
+    assert_eq!(outcome.code(), Some(FAILED), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("a named pipe that nobody reads"), "{}", outcome.stderr);
+    assert!(!outcome.stderr.contains("tracing"), "{}", outcome.stderr);
+
+    let reader = Command::new("cat").arg(&pipe).stdout(Stdio::piped()).spawn().unwrap();
+    // Until it has opened the pipe. Whoever is the last to close it ends what it reads.
+    let held = loop {
+        if let Ok(held) = File::options().write(true).custom_flags(0o4000).open(&pipe) {
+            break held;
+        }
+    };
+    let tracer = run().start();
+    drop(held);
+    let outcome = tracer.outcome();
+    let report = reader.wait_with_output().unwrap().stdout;
+    assert!(report.ends_with(b"}\n"), "{}: {:.300}", outcome.stderr, String::from_utf8_lossy(&report));
 }

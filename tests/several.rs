@@ -67,6 +67,13 @@ fn shapes_of_mimalloc() {
     check("shapes of mimalloc", &compiled("mimalloc_shapes"), &[], None);
 }
 
+/// What takes the place of the C library's allocator may copy strings to blocks that it takes in the same way as its malloc, not by it.
+#[test]
+fn copies_of_strings() {
+    let program = compiled("copies");
+    check("copies", &program, &[], Some(&program));
+}
+
 /// One name proves nothing: whoever has few of them means something else by it.
 #[test]
 fn names_that_are_a_programs_own() {

@@ -52,9 +52,28 @@ fn check(what: &str) {
         let mut rest = chain.iter();
         assert!(through.iter().all(|name| rest.any(|other| other == name)), "{what}: {caller}: {chain:?}");
     }
-    // A coroutine's stack has another root, which is no thread's: it ends there, and is counted.
+    // A coroutine's stack has another root, which is no thread's.
     assert!(chain(&report, "below_coroutine").ends_with(&["in_coroutine", "below_coroutine"]));
-    assert_eq!(report.quality("truncated_stacks"), 1, "{what}: {}", report.json["quality"]);
+    assert_eq!(report.quality("truncated_stacks"), 0, "{what}: {}", report.json["quality"]);
+}
+
+/// Frames that are aligned at run time, whose callers are found by another register or by memory; and a stack that a program has made.
+#[test]
+fn frames_that_are_aligned_at_run_time() {
+    require_root();
+    let program = compiled("realigned");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("realigned", &report, &truth, Some(&program));
+    for (caller, through) in
+        [("below_aligned", "aligned"), ("below_sized", "sized"), ("below_many_arguments", "many_arguments")]
+    {
+        assert_eq!(chain(&report, caller), [&MAIN[..], &[through, caller]].concat());
+    }
+    assert!(chain(&report, "in_context").ends_with(&["on_its_own", "in_context"]));
+    report.assert_complete("realigned");
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::{
     process::Command,
 };
 
-use object::{Object as _, ObjectSegment as _, ObjectSymbol as _};
+use object::{Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _};
 
-use crate::harness::{Held, Run, Target, compiled, preloadable, require_root};
+use crate::harness::{Held, Report, Run, Target, compiled, preloadable, require_root};
 
 /// Functions of the allocator, and the names that it has given them.
 const NAMES: [(&str, &str); 10] = [
@@ -113,6 +113,53 @@ fn functions_that_are_not_there() {
     outcome.report(3).assert_gap("unseen_spans", 1);
 }
 
+/// Names that are not of functions: a place inside of one, and a number.
+#[test]
+fn names_that_are_no_functions() {
+    require_root();
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("labels");
+    let original = compiled("family, unknown names");
+    let inside = format!("--add-symbol=inside=.text:{:#x}", offset_in_text(&original, "pool_get") + 1);
+    run("objcopy", &[&inside, "--add-symbol=number=0x10,function"], &[&original, &program]);
+    let target = Target::start(&program);
+    for (name, hint) in [("inside", "no function begins"), ("number", "stands for no code of the file's")] {
+        let outcome = Run::pid(target.pid()).args([format!("--symbol=malloc=labels:{name}")]).finish();
+        assert_eq!(outcome.code(), Some(1), "{name}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains(hint), "{name}: {}", outcome.stderr);
+    }
+}
+
+/// Where a function begins, from the begin of the section of code on.
+fn offset_in_text(program: &Path, name: &str) -> u64 {
+    let data = fs::read(program).unwrap();
+    let elf = object::File::parse(&*data).unwrap();
+    let symbol = elf.symbols().find(|symbol| symbol.name() == Ok(name)).unwrap();
+    symbol.address() - elf.section_by_name(".text").unwrap().address()
+}
+
+/// A program that has the name of the file, and not the function: that is told, and what else it allocates with is traced.
+#[test]
+fn a_child_without_the_function() {
+    require_root();
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|folder_name| {
+        let own = folder.path().join(folder_name);
+        fs::create_dir(&own).unwrap();
+        own.join("server")
+    });
+    fs::copy(compiled("family, unknown names"), &first).unwrap();
+    fs::copy(compiled("copies"), &second).unwrap();
+    let (first, second) = (first.display(), second.display());
+    let script = format!("{first} </dev/null; (sleep 1; echo begin; sleep 1) | {second}");
+    let outcome = Run::launch(&["--symbol=malloc=server:pool_get"], ["sh", "-c", &script]).finish();
+    let told = format!("{second}: --symbol malloc=server:pool_get: the file has no function of that name");
+    assert!(outcome.stderr.contains(&told), "{}", outcome.stderr);
+    let report = Report::parse(&outcome.file("out.json"));
+    assert!(!report.is_complete(), "{}", outcome.stderr);
+    assert!(report.stacks.iter().any(|stack| stack.has("of_strdup")), "{}", outcome.stderr);
+}
+
 /// Symbols that were stripped from a file are in another one beside it, or packed in it.
 #[test]
 fn symbols_that_lie_elsewhere() {
@@ -142,8 +189,28 @@ fn what_no_probe_tells_is_told() {
     let tracer = Run::pid(target.pid()).start();
     let _ = target.ask("begin");
     let outcome = tracer.stop();
-    outcome.report(3).assert_gap("unseen_spans", 1);
-    assert!(outcome.stderr.contains("mi_heap_destroy frees all blocks of a heap at once"), "{}", outcome.stderr);
+    let report = outcome.report(3);
+    report.assert_gap("unseen_spans", 1);
+    assert_eq!(report.uncertain_bytes("fill_heap"), 10_000);
+    assert!(outcome.stderr.contains("ended all blocks of a heap at once"), "{}", outcome.stderr);
+}
+
+/// Whoever has such a function and does not call it is told nothing.
+#[test]
+fn arenas_that_are_reset() {
+    require_root();
+    let _ = preloadable("jemalloc");
+    for (way, resets) in [("look", false), ("reset", true), ("destroy", true), ("numbers", true), ("purge", false)] {
+        let mut target = Target::start_with(&compiled("arenas"), &[way], &[]);
+        let tracer = Run::pid(target.pid()).start();
+        let truth = target.ask("begin");
+        let report = tracer.stop().report(if resets { 3 } else { 0 });
+        let held = report.below("fill_arena");
+        assert_eq!(held, Held { bytes: 10_000, blocks: 10 }, "{way}");
+        assert_eq!(report.uncertain_bytes("fill_arena"), if resets { 10_000 } else { 0 }, "{way}");
+        assert_eq!(report.below("fill_later"), truth.held["fill_later"], "{way}");
+        assert_eq!(report.uncertain_bytes("fill_later"), 0, "{way}");
+    }
 }
 
 /// The loader needs no section headers, and neither do probes.

@@ -88,6 +88,12 @@ const PROGRAMS: &[Source] = &[
         files: &["churn.c"],
         flags: &["-fno-omit-frame-pointer", "-g"],
     },
+    Source {
+        name: "copies",
+        compiler: C,
+        files: &["copies.c"],
+        flags: &["-fno-builtin", "-rdynamic", "-fomit-frame-pointer"],
+    },
     Source { name: "cpp", compiler: CXX, files: &["cpp.cpp"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "cpp, static jemalloc",
@@ -100,6 +106,12 @@ const PROGRAMS: &[Source] = &[
         compiler: CXX,
         files: &["cpp.cpp"],
         flags: &["-fno-omit-frame-pointer", "-static-libstdc++", "-l:libtcmalloc_minimal.a"],
+    },
+    Source {
+        name: "arenas",
+        compiler: C,
+        files: &["arenas.c"],
+        flags: &["-fno-builtin", "-fno-omit-frame-pointer", "-l:libjemalloc.so.2"],
     },
     Source { name: "alike", compiler: C, files: &["alike.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "deep", compiler: C, files: &["deep.c"], flags: WITHOUT_FRAME_POINTERS },
@@ -328,6 +340,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "plugins", compiler: C, files: &["plugins.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "probed", compiler: C, files: &["probed.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "rust_service", compiler: RUST, files: &["rust_service.rs"], flags: &[] },
+    Source { name: "realigned", compiler: C, files: &["realigned.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "same_place", compiler: C, files: &["same_place.c"], flags: WITHOUT_FRAME_POINTERS },
     Source {
         name: "several",

@@ -11,6 +11,7 @@
 #include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -230,6 +231,36 @@ OWN static void fails_to_replace(char *at, const char *name)
     check(munmap(nothing, -(size_t)PAGE) == -1, "too long");
     kept = at;
 }
+OWN static char *is_many(void)
+{
+    // Every other page is another mapping, whatever may be done with it.
+    char *memory = kept = MAP(NULL, 60, 0);
+    for (int i = 0; i < 60; i += 2)
+        map(memory + i * PAGE, 1, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED);
+    return memory;
+}
+// More than are looked at one by one: nothing changes but what may be done.
+OWN static void changes_many(char *memory) { check(!mprotect(memory, 60 * PAGE, PROT_READ), "mprotect"); kept = memory; }
+OWN static void opens_many(void)
+{
+    char *memory = kept = map(NULL, 60, PROT_NONE, ANONYMOUS);
+    for (int i = 10; i < 60; i += 2)
+        map(memory + i * PAGE, 1, i < 40 ? RW : PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED);
+    check(!mprotect(memory, 60 * PAGE, RW), "mprotect");
+}
+OWN static char *is_not_covered(void) { return kept = MAP(NULL, 8, 0); }
+// The same is there before and after: the process may not have so many addresses.
+OWN static void fails_to_cover(char *at)
+{
+    struct rlimit all, none = {0};
+    check(!getrlimit(RLIMIT_AS, &all), "getrlimit");
+    none.rlim_max = all.rlim_max;
+    check(!setrlimit(RLIMIT_AS, &none), "setrlimit");
+    char *failed = mmap(at + PAGE, 5 * PAGE, RW, ANONYMOUS | MAP_FIXED, -1, 0);
+    check(!setrlimit(RLIMIT_AS, &all), "setrlimit");
+    check(failed == MAP_FAILED, "it was replaced");
+    kept = at;
+}
 OWN static void allocates(void) { memset(kept = malloc(1 << 20), 1, 1 << 20); }
 static void *races(void *unused)
 {
@@ -284,6 +315,9 @@ int main(int argc, char **argv)
     starts_thread();
     fails();
     fails_to_replace(is_not_replaced(), argv[0]);
+    changes_many(is_many());
+    opens_many();
+    fails_to_cover(is_not_covered());
     allocates();
     pthread_t racers[4];
     for (int i = 0; i < 4; i++)
@@ -311,6 +345,11 @@ int main(int argc, char **argv)
     if (argc > 1)
         wait(NULL);
 
+    truth("is_many", 60, 0);
+    truth("changes_many", 0, 0);
+    truth("opens_many", 60, 0);
+    truth("is_not_covered", 8, 0);
+    truth("fails_to_cover", 0, 0);
     truth("maps", 16, 0);
     truth("maps_at_hint", 5, 0);
     truth("maps_large", 2048 + 7, 0);

@@ -1,5 +1,6 @@
 //! mimalloc by names of its own: heaps, aligned, counted and resized blocks.
 #include "truth.h"
+#include <sys/mman.h>
 
 typedef struct mi_heap_s mi_heap_t;
 mi_heap_t *mi_heap_get_default(void), *mi_heap_new(void);
@@ -12,9 +13,16 @@ void *mi_heap_calloc(mi_heap_t *, size_t, size_t), *mi_heap_mallocn(mi_heap_t *,
 void *mi_heap_malloc_aligned(mi_heap_t *, size_t, size_t), *mi_heap_realloc(mi_heap_t *, void *, size_t);
 void *mi_heap_reallocn(mi_heap_t *, void *, size_t, size_t), *mi_heap_recalloc(mi_heap_t *, void *, size_t, size_t);
 void *mi_new_n(size_t, size_t), *mi_new_realloc(void *, size_t);
+char *mi_strdup(const char *), *mi_strndup(const char *, size_t), *mi_mbsdup(const char *);
+char *mi_heap_strdup(mi_heap_t *, const char *), *mi_heap_strndup(mi_heap_t *, const char *, size_t);
+
 void mi_free(void *), mi_free_size(void *, size_t), mi_free_aligned(void *, size_t);
 
 static mi_heap_t *heap;
+// A page of bytes without an end, with nothing behind it, and a string of 20,000.
+static char *endless, *longer;
+// The page that begins in it was touched by nobody: the first thing that looks at it is the copy.
+static const char __attribute__((aligned(4096))) untouched[3][4096] = {"-", "on a page of its own", "-"};
 
 // Holds a block of this size, however it came about, and another one that is freed.
 #define HOLDS(function, bytes, call)                       \
@@ -53,13 +61,33 @@ static mi_heap_t *heap;
     F(of_heap_reallocn, 440, mi_heap_reallocn(heap, mi_heap_malloc(heap, 20), 4, 110)) \
     F(of_heap_recalloc, 550, mi_heap_recalloc(heap, mi_heap_zalloc(heap, 20), 5, 110)) \
     F(of_new_n, 770, mi_new_n(7, 110))                                          \
-    F(of_new_realloc, 880, mi_new_realloc(mi_malloc(30), 880))
+    F(of_new_realloc, 880, mi_new_realloc(mi_malloc(30), 880))                  \
+    F(of_strdup, 13, mi_strdup("twelve bytes"))                                 \
+    F(of_no_string, 1, mi_strdup(""))                                           \
+    F(of_mbsdup, 4, mi_mbsdup("abc"))                                           \
+    F(of_longer, 20001, mi_strdup(longer))                                      \
+    F(of_one_piece, 4096, mi_strdup(longer + 20000 - 4095))                     \
+    F(of_more_than_a_piece, 4097, mi_strdup(longer + 20000 - 4096))             \
+    F(of_strndup, 6, mi_strndup("twelve bytes", 5))                             \
+    F(of_strndup_whole, 13, mi_strndup("twelve bytes", 500))                    \
+    F(of_strndup_nothing, 1, mi_strndup("twelve bytes", 0))                     \
+    F(of_strndup_end, 13, mi_strndup("twelve bytes", 13))                       \
+    F(of_endless, 4097, mi_strndup(endless, 4096))                              \
+    F(of_heap_strdup, 13, mi_heap_strdup(heap, "twelve bytes"))                 \
+    F(of_heap_strndup, 1001, mi_heap_strndup(heap, endless, 1000))              \
+    F(of_untouched, 21, mi_strdup(untouched[1]))
 
 FUNCTIONS(HOLDS)
 
 int main(void)
 {
     heap = mi_heap_get_default();
+    // The last page is not there.
+    endless = mmap(NULL, 2 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    munmap(endless + 4096, 4096);
+    memset(endless, 'x', 4096);
+    longer = mmap(NULL, 6 * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(longer, 'y', 20000);
     say("waiting");
     wait_for("begin");
     for (int i = 0; i < 50; i++) {

@@ -107,6 +107,19 @@ static void by_vfork(void) {
     }
 }
 
+// The same, and the child becomes a program, which frees nothing.
+static void by_vfork_and_exec(const char *self) {
+    for (int i = 0; i < 3; i++) {
+        shared = hold(100000);
+        if (vfork() == 0) {
+            drop(shared, 100000);
+            execl(self, self, "leaf", "0", NULL);
+            _exit(1);
+        }
+        wait(NULL);
+    }
+}
+
 static void by_clone(void) {
     char *stack = malloc(1 << 16);
     for (int i = 0; i < 3; i++) {
@@ -266,6 +279,7 @@ int main(int argc, char **argv) {
     if (strcmp(way, "fork") == 0) by_fork();
     if (strcmp(way, "daemon") == 0) as_daemon();
     if (strcmp(way, "vfork") == 0) by_vfork();
+    if (strcmp(way, "vfork and exec") == 0) by_vfork_and_exec("/proc/self/exe");
     if (strcmp(way, "clone") == 0) by_clone();
     if (strcmp(way, "outlive") == 0) outlive();
     if (strcmp(way, "spawn") == 0) by_spawn("/proc/self/exe");

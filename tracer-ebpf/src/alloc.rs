@@ -15,9 +15,10 @@ use crate::{
     arguments,
     emit::{self, count_loss},
     inflight::{self, Entry},
-    process, registers, samples, sampling, stack,
+    process, registers, samples, sampling, stack, strings,
     thread::{
-        self, CALL_MAY_BE_INSIDE, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNWANTED, Call, Op, Thread,
+        self, CALL_MAY_BE_INSIDE, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNMEASURED, CALL_UNWANTED,
+        Call, Op, Thread,
     },
 };
 
@@ -51,8 +52,8 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
         }
     }
     let Some(entered) = entered(ctx, cookie, flags) else { return false };
-    let size = arguments::size(entered.thread, cookie);
-    let pointer = arguments::argument(entered.thread, cookie >> entry::BLOCK);
+    let mut size = arguments::size(entered.thread, cookie);
+    let mut pointer = arguments::argument(entered.thread, cookie >> entry::BLOCK);
     let mut op = Op::Returned;
     if cookie & entry::STORED != 0 {
         op = Op::Stored;
@@ -63,6 +64,11 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
         if !emit::end_of_block(header, target, pointer) {
             flags |= CALL_TAKE_LOST;
         }
+    }
+    if arguments::is_unmeasured(entered.thread, cookie) {
+        // It may have been what the call itself brings into memory.
+        flags |= CALL_UNMEASURED;
+        (pointer, size) = arguments::string(entered.thread, cookie).unwrap_or((0, 0));
     }
     let mut taken = true;
     if decides {
@@ -84,7 +90,12 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
 #[inline(always)]
 fn judged(ctx: &ProbeContext, cookie: u64) -> u32 {
     let Some(thread) = current(ctx, bpf_get_current_pid_tgid()) else { return sampling::NOTHING };
-    arguments::read(ctx, thread);
+    arguments::read(ctx, thread, cookie);
+    if arguments::is_unmeasured(thread, cookie) {
+        // Nobody can say how likely it was to be taken.
+        count_loss!(outcomes_unseen, 1);
+        return sampling::NOTHING;
+    }
     sampling::judge(cookie, registers::stack_pointer(ctx.as_ptr()))
 }
 
@@ -157,7 +168,17 @@ pub(crate) fn leave_at_exit(ctx: &ProbeContext, cookie: u64) {
 
 /// The outcome of a call.
 #[inline(always)]
-fn finish(thread: &mut Thread, call: Call, slot: u32, result: u64, pid_tgid: u64) {
+fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid: u64) {
+    if call.flags & CALL_UNMEASURED != 0 && result != 0 {
+        call.size = strings::measure(call.pointer, call.size);
+        if call.size == strings::UNKNOWN {
+            count_loss!(outcomes_unseen, 1);
+            return;
+        }
+        if !arguments::is_wanted(call.size) {
+            call.flags |= CALL_UNWANTED;
+        }
+    }
     let image = thread.target.image;
     let header = |kind| Header::new(kind, image, slot, pid_tgid);
     let unwanted = call.flags & CALL_UNWANTED != 0;
@@ -233,7 +254,7 @@ fn finish_realloc(thread: &mut Thread, call: Call, result: u64, unwanted: bool, 
 fn entered<'a>(ctx: &ProbeContext, cookie: u64, flags: u32) -> Option<Entered<'a>> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let thread = current(ctx, pid_tgid)?;
-    arguments::read(ctx, thread);
+    arguments::read(ctx, thread, cookie);
     let old = arguments::old_block(thread, cookie);
     let sp = registers::stack_pointer(ctx.as_ptr());
     let frame_pointer = registers::frame_pointer(ctx.as_ptr());
@@ -283,7 +304,8 @@ fn no_room(ctx: &ProbeContext) {
 fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u64, mut flags: u32) {
     let Entered { thread, pid_tgid, sp, slot, caller } = entered;
     // Where allocations are sampled, most are not.
-    let wanted = flags & CALL_UNWANTED == 0 && arguments::is_wanted(size);
+    let is_measured = flags & CALL_UNMEASURED == 0;
+    let wanted = flags & CALL_UNWANTED == 0 && (!is_measured || arguments::is_wanted(size));
     if !wanted {
         flags |= CALL_UNWANTED;
     }

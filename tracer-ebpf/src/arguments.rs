@@ -3,7 +3,7 @@
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::{SIZE_OVERFLOW, entry};
 
-use crate::thread::Thread;
+use crate::{strings, thread::Thread};
 
 /// Allocations smaller than this are not recorded. Set by user space before loading.
 #[unsafe(no_mangle)]
@@ -15,12 +15,32 @@ static MAX_SIZE: u64 = u64::MAX;
 /// Takes the arguments of a call down. In map memory: the verifier would go through all that follows once for each way to choose
 /// among them.
 #[inline(always)]
-pub(crate) fn read(ctx: &ProbeContext, thread: &mut Thread) {
+pub(crate) fn read(ctx: &ProbeContext, thread: &mut Thread, cookie: u64) {
     let arguments = &mut thread.arguments;
     for (number, argument) in arguments.iter_mut().enumerate().skip(1).take(entry::ARGUMENTS) {
         *argument = ctx.arg(number - 1).unwrap_or(0);
     }
     arguments[entry::ONE as usize] = 1;
+    if let Some((string, most)) = string(thread, cookie) {
+        thread.arguments[entry::MEASURED as usize] = strings::measure(string, most);
+    }
+}
+
+/// The string that a call copies, and how much of it at most; none where it copies none.
+#[inline(always)]
+pub(crate) fn string(thread: &Thread, cookie: u64) -> Option<(u64, u64)> {
+    let number = cookie >> entry::STRING & entry::ARGUMENT;
+    if number == 0 {
+        return None;
+    }
+    let most = if cookie & entry::BOUNDED == 0 { u64::MAX } else { argument(thread, number + 1) };
+    Some((argument(thread, number), most))
+}
+
+/// Whether a call copies a string that could not be measured.
+#[inline(always)]
+pub(crate) fn is_unmeasured(thread: &Thread, cookie: u64) -> bool {
+    cookie >> entry::STRING & entry::ARGUMENT != 0 && argument(thread, entry::MEASURED) == strings::UNKNOWN
 }
 
 /// Bytes that a call asks for.

@@ -190,12 +190,27 @@ pub(crate) fn lost_free(target: &Target, addr: u64) {
     let time = now();
     let key = BlockKey { addr, image: target.image, reserved: 0 };
     if LOST_FREES.insert(key, time, u64::from(BPF_ANY)).is_err() {
-        count_loss!(frees_unrecorded, 1);
-        if let Some(loss) = loss() {
-            // SAFETY: the pointer comes from a map lookup. Two CPUs may race; their times differ by less than the
-            // resolution with which user space keeps the age of a block.
-            unsafe { core::ptr::write_volatile(&raw mut (*loss).frees_unrecorded_time, time) };
-        }
+        lost_without_trace(time);
+    }
+}
+
+/// Frees were lost, and not even their addresses are known.
+#[inline(always)]
+fn lost_without_trace(time: u64) {
+    count_loss!(frees_unrecorded, 1);
+    if let Some(loss) = loss() {
+        // SAFETY: the pointer comes from a map lookup. Two CPUs may race; their times differ by less than the
+        // resolution with which user space keeps the age of a block.
+        unsafe { core::ptr::write_volatile(&raw mut (*loss).frees_unrecorded_time, time) };
+    }
+}
+
+/// All blocks of some heap are about to end.
+#[inline(always)]
+pub(crate) fn ends_at_once(header: Header) {
+    let time = now();
+    if !send(&Moment { header, time }) {
+        lost_without_trace(time);
     }
 }
 

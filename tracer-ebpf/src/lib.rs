@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod cost;
+pub mod entry;
 pub mod exit;
 pub mod golang;
 mod header;
@@ -28,30 +29,6 @@ pub const TARGETS_CHANGE: u64 = 0;
 
 /// The one value of the map NEWCOMERS holds [`target`] bits, and this one beside them when anybody asks for newcomers.
 pub const NEWCOMERS_ASKED: u64 = 1 << 32;
-
-/// What the programs at the entry of a function that allocates are told by their cookie.
-pub mod entry {
-    /// Which arguments are read, each by its number from 1 on, at most [`ARGUMENTS`]: three bits each.
-    pub const ARGUMENT: u64 = 7;
-    /// How many arguments there are to be read from.
-    pub const ARGUMENTS: usize = 4;
-    /// The first bit of the number of bytes.
-    pub const SIZE: u32 = 0;
-    /// The first bit of how many such elements; [`ONE`] where it is one.
-    pub const COUNT: u32 = 3;
-    /// Number of no argument: a count of one.
-    pub const ONE: u64 = 7;
-    /// The first bit of the old block, or of where the new one is stored; 0 where it is none.
-    pub const BLOCK: u32 = 6;
-    /// The result is a status, and the block is stored.
-    pub const STORED: u64 = 1 << 9;
-    /// The outcome of its calls is seen at instructions ([`exit`](super::exit)), not at the kernel's trampoline.
-    pub const AT_INSTRUCTIONS: u64 = 1 << 10;
-    /// Calls may end without an outcome that is seen, and then have allocated nothing.
-    pub const MAY_VANISH: u64 = 1 << 11;
-    /// The first bit of the function's number, which no other function of the process's allocators has; 16 bits.
-    pub const FUNCTION: u32 = 16;
-}
 
 /// Where the program `go_new_span` finds the span that it is attached behind the coming of: its cookie.
 pub mod span {
@@ -97,6 +74,8 @@ pub mod kind {
     pub const UNKNOWN_FILE: u8 = 16;
     /// [`Remapping`](super::Remapping): a process has changed what memory it has mapped.
     pub const REMAPPING: u8 = 17;
+    /// [`Moment`](super::Moment): all blocks of some heap of the image are about to end at once; of which, nobody knows.
+    pub const AT_ONCE: u8 = 18;
 }
 
 /// What [`Remapping::what`] says: one of the first ones in its lowest byte, and what the memory is above.

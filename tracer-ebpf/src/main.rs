@@ -6,6 +6,7 @@
 
 mod alloc;
 mod arguments;
+mod at_once;
 mod branchless;
 mod cached;
 mod costs;
@@ -29,6 +30,7 @@ mod sampling;
 mod sharers;
 mod spacing;
 mod stack;
+mod strings;
 mod thread;
 mod walk;
 mod window;

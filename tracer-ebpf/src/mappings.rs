@@ -57,6 +57,8 @@ static KERNEL_MAPPINGS: KernelMappings = KernelMappings {
     mm_start_stack: 0,
     wanted_length: 0,
     mm_break: 0,
+    area_lock: 0,
+    replaces_late: 0,
 };
 
 /// The mapping that [`identify`] has found.
@@ -269,6 +271,17 @@ pub extern "C" fn look_up_area(address: u64) -> u32 {
     u32::from(walk.node == FOUND && address >= walk.area.start && address < walk.area.end)
 }
 
+/// Whether the mapping that [`look_up_area`] has found last was made by whoever holds the lock of the mappings to write, where another one
+/// was before, which the kernel had at `before`. It locks each that it changes (`vma_start_write`, from Linux 6.4 on), those that it
+/// gives up replacing, too, which are where they were (from 6.12 on); before 6.4 it is taken for made.
+#[inline(always)]
+pub(crate) fn was_made(walk: &thread::Walk, before: u64) -> bool {
+    let (own, all) = (offset_of!(area_lock), offset_of!(mm_changes));
+    let count = |at: u64, offset: u32| kernel_word(at.wrapping_add(u64::from(offset))) as u32;
+    let was_changed = own == 0 || all == 0 || count(walk.area_at, own) == count(mm() as u64, all);
+    was_changed && (offset_of!(replaces_late) == 0 || walk.area_at != before)
+}
+
 /// Makes the area that was found the mapping of the walk, with what is known of its file.
 #[inline(always)]
 fn settle(thread: &mut Thread, pc: u64, found: i64) -> u32 {
@@ -418,6 +431,7 @@ extern "C" fn descend(_index: u64, thread: *mut *mut Thread) -> i64 {
 /// process's, while it is read.
 #[inline(always)]
 fn take(walk: &mut thread::Walk, from: u64) -> bool {
+    walk.area_at = from;
     let area = &mut walk.area;
     (area.start, area.end) = (read!(from, area_start), read!(from, area_end));
     (area.page, area.flags) = (read!(from, area_page), read!(from, area_flags));

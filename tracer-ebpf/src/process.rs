@@ -17,7 +17,7 @@ use crate::{
     emit::{self, Told, count_loss},
     epochs,
     kernel::kernel_word,
-    mappings, sharers,
+    mappings, returns, sharers,
     thread::{self, Thread},
 };
 
@@ -180,6 +180,17 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     } else if told == Told::Sent && flags & target::STOP_AT_EXEC != 0 {
         // Only then: somebody will come soon to continue it.
         stop_current();
+    }
+}
+
+/// The current process is about to become another program. If it works on its parent's memory, and that has probes of its own, those may have
+/// been met, but no program was run there: what was done is not known. Most do nothing but to exec.
+#[inline(always)]
+pub(crate) fn prepares_exec() {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let Some(target) = target(pid_tgid) else { return };
+    if target.flags & target::SHARED != 0 && returns::may_have_met_probes() {
+        emit::moment(Header::new(kind::SHARER_ENDED, target.image, 0, pid_tgid));
     }
 }
 

@@ -17,7 +17,7 @@ use aya_ebpf::{
 
 use tracer_ebpf::cost;
 
-use crate::{alloc, costs, epochs, go, mappings, process, registers, remappings};
+use crate::{alloc, at_once, costs, epochs, go, mappings, process, registers, remappings};
 
 fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
@@ -84,6 +84,15 @@ pub fn enter_free_second(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// A function that may end all blocks of a heap at once; the cookie tells what [`at_once`](tracer_ebpf::entry::at_once) says.
+#[uprobe]
+pub fn enter_at_once(ctx: ProbeContext) -> u32 {
+    costs::begin(cost::FREE);
+    at_once::enter(&ctx, cookie(&ctx));
+    costs::end(cost::FREE);
+    0
+}
+
 /// A function of the Go runtime that allocates an object.
 #[uprobe]
 pub fn go_allocate(ctx: ProbeContext) -> u32 {
@@ -132,6 +141,13 @@ pub fn leave(ctx: RetProbeContext) -> u32 {
 #[raw_tracepoint(tracepoint = "sched_process_exec")]
 pub fn process_exec(ctx: RawTracePointContext) -> i32 {
     process::exec(&ctx);
+    0
+}
+
+/// Before the process loses what its parent's memory and it have met in each other; from Linux 6.10 on.
+#[raw_tracepoint(tracepoint = "sched_prepare_exec")]
+pub fn process_prepares_exec(_ctx: RawTracePointContext) -> i32 {
+    process::prepares_exec();
     0
 }
 

@@ -24,8 +24,8 @@ const LAST_END: u64 = (1 << 56) - PAGE;
 /// Of a mapping (`vm_flags`): it may be shared, and it has huge pages of hugetlbfs.
 const MAY_SHARE: u64 = 0x80;
 const HUGETLB: u64 = 0x40_0000;
-/// Most mappings that one call of mprotect is followed over.
-const MOST_AREAS: u32 = 16;
+/// Most mappings that one call of mprotect is followed over: the kernel looks at each of them, too.
+const MOST_AREAS: u32 = 4096;
 /// Of shmat(2): in the place of what is there (SHM_REMAP).
 const REPLACES: u64 = 0x4000;
 
@@ -183,7 +183,12 @@ fn mmap(thread: &mut Thread) -> u32 {
     let start = if !fixed && found_room {
         placed(thread, length, 0)
     } else if (replaces || thread.remapper.end == 0) && is_mapped(thread, asked, length) {
-        asked
+        // What is there may be what was there: a call that was to replace it has failed then.
+        if mappings::was_made(&thread.walk, thread.remapper.area_at) { asked } else { 0 }
+    } else if replaces && thread.remapper.end != 0 && mappings::look_up_area(asked) == 0 {
+        // It has failed when what was there had gone.
+        tell(thread, remapping::UNMAPPED, asked, asked.wrapping_add(length));
+        return GOES;
     } else {
         // What was there before is there still.
         0
@@ -309,39 +314,68 @@ fn shmat(thread: &mut Thread) -> u32 {
     COMES
 }
 
-/// Only what makes reserved addresses memory, or memory reserved addresses; as far as it has come.
+/// Only what makes reserved addresses memory, or memory reserved addresses; from where that was not so before, and as far as it has come.
 #[inline(always)]
 fn mprotect(thread: &mut Thread) -> u32 {
     let [start, length, protection, ..] = thread.remapper.arguments;
-    let (length, before) = (pages(length), thread.remapper.end);
-    let was_used = thread.remapper.flags & map::ANY_USE != 0;
-    let is_used = protection & map::ANY_USE != 0;
-    let end = start.wrapping_add(length);
-    // What follows the first mapping may be another one.
-    if before == 0 || end <= start || was_used == is_used && end <= before {
+    let before = thread.remapper.alike;
+    if before == start.wrapping_add(pages(length)) {
         return NOTHING;
     }
-    let (mut reached, mut more) = (start, true);
-    for _ in 0..MOST_AREAS {
-        if mappings::look_up_area(reached) == 0 || (thread.walk.area.flags & map::ANY_USE != 0) != is_used {
-            more = false;
-            break;
-        }
-        reached = thread.walk.area.end;
-        if reached >= end {
-            (reached, more) = (end, false);
-            break;
-        }
-    }
-    if more {
+    let reached = reach_alike(start, length, protection);
+    if reached == FAR {
         return UNKNOWN;
     }
-    if reached == start {
+    if before == FAR || reached <= before {
         return NOTHING;
     }
-    let what = if is_used { remapping::OPENED } else { remapping::CLOSED };
-    tell(thread, what, start, reached);
+    let is_used = protection & map::ANY_USE != 0;
+    tell(thread, if is_used { remapping::OPENED } else { remapping::CLOSED }, before, reached);
     if is_used { COMES } else { GOES }
+}
+
+/// What [`reach_alike`] says of more mappings than it looks at.
+const FAR: u64 = u64::MAX;
+
+/// Up to where, in a range, mappings follow each other that may be used if `protection` says so, or may not; [`FAR`] where they are too
+/// many. A global function, as [`mappings::look_up_mapping`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn reach_alike(start: u64, length: u64, protection: u64) -> u64 {
+    let Some(thread) = thread::existing(bpf_get_current_pid_tgid()) else { return start };
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    let remapper = unsafe { &mut (*thread).remapper };
+    let end = start.wrapping_add(pages(length));
+    if end <= start {
+        return end;
+    }
+    (remapper.at, remapper.last, remapper.over) = (start, end, 0);
+    remapper.used = u64::from(protection & map::ANY_USE != 0);
+    let mut searched: *mut Thread = thread;
+    // SAFETY: the callback is given a pointer that outlives the loop.
+    unsafe { bpf_loop(MOST_AREAS, next_area as *mut c_void, (&raw mut searched).cast(), 0) };
+    // SAFETY: only this thread uses its state.
+    let remapper = unsafe { &(*searched).remapper };
+    if remapper.over == 0 { FAR } else { remapper.at }
+}
+
+/// Looks at the next mapping; 1 ends the loop.
+extern "C" fn next_area(_index: u64, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
+    let thread = unsafe { &mut **thread };
+    let is_there = mappings::look_up_area(thread.remapper.at) != 0;
+    let used = u64::from(thread.walk.area.flags & map::ANY_USE != 0);
+    if !is_there || used != thread.remapper.used {
+        thread.remapper.over = 1;
+        return 1;
+    }
+    let (next, last) = (thread.walk.area.end, thread.remapper.last);
+    if next >= last {
+        (thread.remapper.at, thread.remapper.over) = (last, 1);
+        return 1;
+    }
+    thread.remapper.at = next;
+    0
 }
 
 /// Tells whether the caller is in a call into an allocator.

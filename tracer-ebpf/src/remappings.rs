@@ -22,7 +22,7 @@ use crate::{
     emit::{self, count_loss},
     kernel::kernel_word,
     mappings, process,
-    remapped::{COMES, GOES, PAGE, UNKNOWN, call, settle_remapping},
+    remapped::{COMES, GOES, PAGE, UNKNOWN, call, reach_alike, settle_remapping},
     sampling, stack, thread, window,
 };
 
@@ -103,7 +103,7 @@ pub(crate) fn begins(ctx: &RawTracePointContext) {
         remapper.arguments[4] = register!(registers, r8);
         remapper.sp = register!(registers, rsp);
         remapper.rooms = [(0, 0), (0, 0)];
-        (remapper.start, remapper.end, remapper.flags) = (0, 0, 0);
+        (remapper.start, remapper.end, remapper.flags, remapper.area_at) = (0, 0, 0, 0);
         let address = match number {
             call::MMAP => remapper.arguments[0] & !(PAGE - 1),
             call::SHMAT => remapper.arguments[1] & !(PAGE - 1),
@@ -113,9 +113,13 @@ pub(crate) fn begins(ctx: &RawTracePointContext) {
         remapper.program_break = mappings::program_break();
         if address != 0 && mappings::look_up_area(address) != 0 {
             let area = &thread.walk.area;
-            let (start, end, flags) = (area.start, area.end, area.flags);
+            let (start, end, flags, at) = (area.start, area.end, area.flags, thread.walk.area_at);
             let remapper = &mut thread.remapper;
-            (remapper.start, remapper.end, remapper.flags) = (start, end, flags);
+            (remapper.start, remapper.end, remapper.flags, remapper.area_at) = (start, end, flags, at);
+        }
+        if matches!(number, call::MPROTECT | call::PKEY_MPROTECT) {
+            let [start, length, protection, ..] = thread.remapper.arguments;
+            thread.remapper.alike = reach_alike(start, length, protection);
         }
         if let Some(remappers) = thread::remappers(pid_tgid) {
             // It is counted still if it was not seen to give the lock back: a program is not run within itself.

@@ -61,6 +61,14 @@ pub(crate) fn first() -> u64 {
     if utask == 0 { 0 } else { kernel_word(utask + u64::from(at.first)) }
 }
 
+/// Whether the current thread has met a probe of whomever since it began: it may have if the kernel's types do not tell.
+#[inline(always)]
+pub(crate) fn may_have_met_probes() -> bool {
+    let at = offsets();
+    // SAFETY: no arguments.
+    at.utask == 0 || kernel_word(unsafe { bpf_get_current_task() } + u64::from(at.utask)) != 0
+}
+
 /// The slot of a call in that list, and the next one.
 #[inline(always)]
 pub(crate) fn slot_and_next(instance: u64) -> (u64, u64) {

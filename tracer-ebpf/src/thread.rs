@@ -108,9 +108,10 @@ pub(crate) struct Walk {
     pub(crate) tag: u64,
     /// What is mixed into the places that mean something in this process only.
     pub(crate) seed: u64,
-    /// Of the search for a mapping: the address, the mapping that was found, and a node of the kernel's tree.
+    /// Of the search for a mapping: the address, the mapping that was found, where the kernel has it, and a node of the kernel's tree.
     pub(crate) wanted: u64,
     pub(crate) area: Area,
+    pub(crate) area_at: u64,
     pub(crate) node: u64,
     pub(crate) words: [u64; NODE_WORDS],
     /// Addresses that `window` holds: from, and how many bytes.
@@ -169,7 +170,7 @@ pub(crate) struct Call {
     pub(crate) sp: u64,
     /// Bytes asked for.
     pub(crate) size: u64,
-    /// Old block of a realloc, or where posix_memalign stores its result.
+    /// Old block of a realloc, where posix_memalign stores its result, or the string of [`CALL_UNMEASURED`].
     pub(crate) pointer: u64,
     /// Return address, as it was before the kernel put its trampoline there.
     pub(crate) caller: u64,
@@ -225,6 +226,8 @@ pub(crate) const CALL_PLAIN_RETURN: u32 = 4;
 pub(crate) const CALL_MAY_VANISH: u32 = 8;
 /// It was taken as a sample unless it is a part of a call that was not.
 pub(crate) const CALL_MAY_BE_INSIDE: u32 = 16;
+/// It copies a string that could not be read when it began: `pointer`, at most `size` bytes of it.
+pub(crate) const CALL_UNMEASURED: u32 = 32;
 
 /// Of a look at all calls in flight: what is looked for, and what was found. In map memory: on the BPF stack the verifier
 /// would tell every case from every other.
@@ -257,11 +260,20 @@ pub(crate) struct Remapper {
     pub(crate) call: u64,
     /// The arguments that it was made with.
     pub(crate) arguments: [u64; 5],
-    /// The mapping at the address that is its first argument, as it was before: its end (0: there was none), its beginning and what may be
-    /// done.
+    /// The mapping at the address that is its first argument, as it was before: its end (0: there was none), its beginning, what may be
+    /// done, and where the kernel had it.
     pub(crate) end: u64,
     pub(crate) start: u64,
     pub(crate) flags: u64,
+    pub(crate) area_at: u64,
+    /// Of mprotect: up to where what is there may be used already as it is to be; [`u64::MAX`]: too far to be told.
+    pub(crate) alike: u64,
+    /// Of a look at mappings that follow each other: where it is, where it ends, and whether they may be used; and whether it has come to
+    /// an end.
+    pub(crate) at: u64,
+    pub(crate) last: u64,
+    pub(crate) used: u64,
+    pub(crate) over: u64,
     /// Where the program break was.
     pub(crate) program_break: u64,
     /// The room that the kernel has found last, and before that: where it begins, and how long it is.
@@ -290,7 +302,7 @@ pub(crate) struct Thread {
     /// Return addresses that the kernel was told to take out and that have not come back; never too low.
     pub(crate) taken: u64,
     pub(crate) search: Search,
-    /// Arguments of the call that comes in, by their numbers, and 1 in the last place.
+    /// Arguments of the call that comes in, by their numbers, what it copies of a string, and 1 in the last place.
     pub(crate) arguments: [u64; 8],
     /// Its process, as it was known at `epoch`.
     pub(crate) target: Target,

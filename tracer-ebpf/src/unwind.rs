@@ -327,6 +327,10 @@ pub struct KernelMappings {
     pub wanted_length: u32,
     /// In `mm_struct`: where the program break is; 0 when that is not known.
     pub mm_break: u32,
+    /// In `vm_area_struct`: the count of changes of the `mm_struct` when it was changed last; 0 when there is none.
+    pub area_lock: u32,
+    /// 1 where mappings stay until those are there that replace them (from Linux 6.12 on), else 0.
+    pub replaces_late: u32,
 }
 
 const _: () = {
@@ -336,7 +340,7 @@ const _: () = {
     assert!(size_of::<Area>() == 64);
     assert!(size_of::<Appeared>() == 24);
     assert!(size_of::<UnknownFile>() == 32);
-    assert!(size_of::<KernelMappings>() == 84);
+    assert!(size_of::<KernelMappings>() == 92);
     assert!(FILE_NUMBERS == 1 << (63 - 40)); // as many bits as a place has for it
 };
 

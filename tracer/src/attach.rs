@@ -76,6 +76,8 @@ pub struct Attached {
     program: Option<(FileKey, u64)>,
     /// Whether the probes are away for good.
     gave_up: bool,
+    /// Whether it was said that all blocks of some heap have ended at once.
+    has_ended_heaps: bool,
     /// The signal that ended it.
     killed_by: Option<u8>,
 }
@@ -96,6 +98,7 @@ impl Attached {
             space: None,
             program: None,
             gave_up: false,
+            has_ended_heaps: false,
             killed_by: None,
         }
     }
@@ -349,10 +352,22 @@ impl Attached {
     /// A process that worked on this one's memory (vfork, CLONE_VM) has ended, and was not recorded.
     pub fn was_shared(&mut self) {
         self.was_unseen(format!(
-            "a process that worked on the memory of process {} has ended: what it allocated and freed there is not recorded \
+            "a process that worked on the memory of process {} has ended, or become another program: what it allocated and freed there is \
+             not recorded \
              (a command that tracer launches is followed with all that it starts)",
             self.pid
         ));
+    }
+
+    /// All blocks of some heap have ended at once.
+    pub fn heap_ended(&mut self) {
+        if !std::mem::replace(&mut self.has_ended_heaps, true) {
+            self.was_unseen(format!(
+                "process {} ended all blocks of a heap at once (an arena that was reset, a heap or a pool that was destroyed): which they were \
+                 is not known, so none from before is certain to be held",
+                self.pid
+            ));
+        }
     }
 
     /// When something is due about the process, if it is soon.

@@ -115,8 +115,10 @@ pub enum Event<'a> {
         /// The signal that ended it, if one did that is known.
         signal: Option<u8>,
     },
-    /// A process that worked on the memory of the image ended without becoming a program of its own.
+    /// A process that worked on the memory of the image ended, or became a program of its own, and may have allocated and freed there.
     SharerEnded,
+    /// All blocks of some heap of the image ended at once, at this time: nanoseconds of CLOCK_MONOTONIC.
+    HeapEnded(u64),
 }
 
 /// What becomes of addresses.
@@ -272,6 +274,7 @@ pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::THREAD_EXIT => Event::ThreadExit,
         kind::ENDED => Event::Ended { signal: Some(header.slot()).filter(|signal| *signal > 0) },
         kind::SHARER_ENDED => Event::SharerEnded,
+        kind::AT_ONCE => Event::HeapEnded(body.try_get_u64_ne()?),
         _ => return Err(Unintelligible),
     };
     Ok((origin, event))
@@ -416,6 +419,7 @@ mod tests {
             (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
             (vec![header(kind::ENDED), 9], Event::Ended { signal: Some(2) }),
             (vec![header(kind::SHARER_ENDED), 9], Event::SharerEnded),
+            (vec![header(kind::AT_ONCE), 9], Event::HeapEnded(9)),
         ] {
             assert_eq!(parse(&bytes(&record)), Ok((ORIGIN, event)));
         }

@@ -6,11 +6,11 @@
 use std::{
     fs::{self, File, OpenOptions, Permissions},
     io::{self, Seek as _, Write},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, fchown},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FallocateFlags, PROC_SUPER_MAGIC, fallocate, statfs};
+use rustix::fs::{FallocateFlags, OFlags, PROC_SUPER_MAGIC, fallocate, fcntl_getfl, fcntl_setfl, statfs};
 use tempfile::NamedTempFile;
 
 use crate::last_will::Clause;
@@ -34,7 +34,16 @@ impl Replacement {
     /// It cannot be written.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let fresh = !path.exists();
-        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        // A named pipe without a reader would be waited for, and nothing ends that.
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .map_err(|error| if error.raw_os_error() == Some(libc::ENXIO) { nobody(path, error) } else { error })?;
+        // Who reads slowly is waited for.
+        fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
         let metadata = file.metadata()?;
         let own = identity(&metadata);
         let name = followed(path).filter(|name| fs::symlink_metadata(name).is_ok_and(|found| identity(&found) == own));
@@ -140,6 +149,18 @@ impl Made {
             // Best effort.
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Why what nobody has at its other end cannot be written.
+fn nobody(path: &Path, error: io::Error) -> io::Error {
+    let Ok(kind) = fs::metadata(path).map(|metadata| metadata.file_type()) else { return error };
+    if kind.is_fifo() {
+        io::Error::other("it is a named pipe that nobody reads (start what reads it before tracer)")
+    } else if kind.is_socket() {
+        io::Error::other("it is a socket, which cannot be opened as a file")
+    } else {
+        error
     }
 }
 

@@ -1,6 +1,7 @@
 //! Unwinding tables of the files that traced processes map: reads what a file says, has it compiled, and tells the BPF side of it
 //! under the file's number. Who asks for which file is in `resolve/`.
 
+mod contexts;
 mod undescribed;
 
 use std::{
@@ -239,15 +240,34 @@ pub fn linked_address(segments: &[Segment], offset: u64) -> Option<u64> {
 
 /// Bytes of code in a file. Hostile segments may say anything, so the sum ends at the largest number.
 pub fn code_bytes(segments: &[Segment]) -> u64 {
-    let code = segments.iter().filter(|segment| segment.executable);
-    code.fold(0, |sum, segment| sum.saturating_add(segment.size))
+    code(segments).iter().map(|code| code.end - code.start).sum()
 }
 
 /// How many of these have no rule in the file's table.
 pub fn uncovered_bytes(segments: &[Segment], table: &Table) -> u64 {
-    let code = segments.iter().filter(|segment| segment.executable);
-    let covered = code.fold(0u64, |sum, code| sum.saturating_add(table.covered_bytes(code.address, code.size)));
-    code_bytes(segments).saturating_sub(covered)
+    let code = code(segments).into_iter();
+    code.map(|code| (code.end - code.start).saturating_sub(table.covered_bytes(code.start, code.end - code.start)))
+        .sum()
+}
+
+/// Most ranges of code in one file: linkers make a few, hostile files as many as there is room for.
+const MAX_CODE_RANGES: usize = 256;
+
+/// Where the code of these segments is: each byte once, whichever segments share it.
+fn code(segments: &[Segment]) -> Vec<Range<u64>> {
+    let code = segments.iter().filter(|segment| segment.executable && segment.size > 0);
+    let mut code: Vec<Range<u64>> =
+        code.map(|segment| segment.address..segment.address.saturating_add(segment.size)).collect();
+    code.sort_unstable_by_key(|range| range.start);
+    code.dedup_by(|next, known| {
+        let is_one = next.start <= known.end;
+        if is_one {
+            known.end = known.end.max(next.end);
+        }
+        is_one
+    });
+    code.truncate(MAX_CODE_RANGES);
+    code
 }
 
 /// Reads and compiles the table of one file.
@@ -290,13 +310,12 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
         Err(problem) => (Table::default(), Some(problem)),
     };
     if go {
-        for code in segments.iter().filter(|segment| segment.executable) {
-            table.fill_with_go(code.address..code.address.saturating_add(code.size));
-        }
+        code(&segments).into_iter().for_each(|code| table.fill_with_go(code));
         if let Some((code, rule)) = callback(file, &elf, &segments) {
             table.replace(code, rule);
         }
     } else if elf.is_x86_64() {
+        contexts::mark(&elf, &mut table);
         undescribed::describe(&elf, &mut table);
     }
     if let Some(problem) = problem.filter(|_| table.rows().is_empty()) {
@@ -321,6 +340,16 @@ fn callback(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Range<u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each byte of code counts once, however many segments share it, and is looked for in the table once.
+    #[test]
+    fn segments_that_overlap_are_one() {
+        let segment = |address, size, executable| Segment { offset: 0, size, address, executable };
+        let mut segments = vec![segment(0x1000, 0x1000, true); 60_000];
+        segments.extend([segment(0x1800, 0x1000, true), segment(0, 0x800, false), segment(0x4000, 0x10, true)]);
+        assert_eq!(code(&segments), [0x1000..0x2800, 0x4000..0x4010]);
+        assert_eq!((code_bytes(&segments), uncovered_bytes(&segments, &Table::default())), (0x1810, 0x1810));
+    }
 
     #[test]
     fn mappings_begin_before_their_segment() {

@@ -19,7 +19,7 @@ use crate::{
     },
     probe::{
         asked,
-        beyond::{Beyond, What},
+        beyond::Beyond,
         resolve::{self, Function, Functions, ResolveError, Search},
     },
     process::status::Status,
@@ -98,6 +98,8 @@ pub(super) enum Phase {
     Loading,
     /// The loader's list is there.
     Running,
+    /// The same, of a process that was not asked for itself, but begins while others are traced: what it has not, others have.
+    Begun,
 }
 
 /// What was found in files, by what they are.
@@ -114,6 +116,8 @@ struct Searched {
     wanted: Arc<[&'static str]>,
     /// Whether it had been searched before something else was written into it.
     rewritten: bool,
+    /// Why what the command line asks for is not probed in it.
+    refused: Option<Arc<str>>,
 }
 
 /// Files that were searched. They are held open, so that no other file gets their identity; many processes map the same ones.
@@ -136,17 +140,19 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
                 "{path} cannot be opened: what it may allocate by functions of that file is not recorded"
             ));
         }
-        let Searched { module: searched, functions, wanted: wants, rewritten } = match search(&module) {
+        let Searched { module: searched, functions, wanted: wants, rewritten, refused } = match search(&module) {
             Ok(searched) => searched,
-            // Who has asked for it sees to it.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                bail!("{path}: {error}")
-            }
             Err(error) => {
                 unseen.push(format!("{path}: {error}; what it may allocate by functions of that file is not recorded"));
                 continue;
             }
         };
+        match refused {
+            // Who has asked for it sees to it.
+            Some(refused) if phase != Phase::Begun => bail!("{path}: {refused}"),
+            Some(refused) => unseen.push(format!("{path}: {refused}; what it allocates by that is not recorded")),
+            None => {}
+        }
         if rewritten {
             unseen.push(format!(
                 "{path} was written anew in its place after it had been read: stacks through it, and what is allocated by it, may be told \
@@ -155,7 +161,7 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
         }
         wanted.extend(wants.iter());
         let Some(mut functions) = functions else { continue };
-        if !functions.chosen.is_empty() && phase == Phase::Running {
+        if !functions.chosen.is_empty() && phase != Phase::Loading {
             functions = with_chosen(space, &module, &functions, |module| File::open(module.open_path()?).ok())
                 .unwrap_or(functions);
         }
@@ -169,19 +175,12 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
             allocators.push(Allocator { module: searched, functions });
         }
     }
-    for (path, Beyond { name, what, .. }) in
+    for (path, Beyond { name, .. }) in
         beyond.iter().filter(|(_, beyond)| beyond.is_called || wanted.contains(&beyond.name))
     {
-        unseen.push(match what {
-            What::Blocks => {
-                format!("{path}: {name} allocates as much as no argument tells: blocks of it are not recorded")
-            }
-            What::Ends => {
-                format!("{path}: {name} frees all blocks of a heap at once: they are shown as if they were held")
-            }
-        });
+        unseen.push(format!("{path}: {name} allocates as much as no argument tells: blocks of it are not recorded"));
     }
-    if phase == Phase::Running {
+    if phase != Phase::Loading {
         unseen.extend(asked::without_file());
         if let (true, Some(never)) = (allocators.is_empty(), asked::without_file().next()) {
             bail!("{never}");
@@ -202,16 +201,29 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
         rewritten = true;
     }
     let Some(path) = module.open_path().filter(|_| module.is_elf()) else {
-        return Ok(Searched { module: Arc::clone(module), functions: None, wanted: Arc::default(), rewritten });
+        return Ok(Searched {
+            module: Arc::clone(module),
+            functions: None,
+            wanted: Arc::default(),
+            rewritten,
+            refused: None,
+        });
     };
     // Opened anew: the position of an open file is shared, and others read this one too.
     let file = File::open(path)?;
     let symbols = symbolize::debug_file(module);
     let asked = asked::of(module.path());
     // What is in it is hostile: should that make the search panic, it has none.
-    let found = catch_unwind(|| resolve::search(&file, symbols.as_ref(), &asked));
-    let Search { functions, wanted } = match found.map_err(|_| io::Error::other("its symbols make no sense"))? {
-        Err(ResolveError::Asked(refusal)) => return Err(io::Error::new(io::ErrorKind::InvalidInput, refusal)),
+    let found = |asked| {
+        let found = catch_unwind(|| resolve::search(&file, symbols.as_ref(), asked));
+        found.map_err(|_| io::Error::other("its symbols make no sense"))
+    };
+    let (mut result, mut refused) = (found(&asked)?, None);
+    if let Err(ResolveError::Asked(refusal)) = &result {
+        refused = Some(refusal.to_string().into());
+        result = found(&[])?;
+    }
+    let Search { functions, wanted } = match result {
         // No loader has made of it what is called by names.
         Err(error) => {
             tracing::warn!("{}: {error}; it is left out", visible(module.path()));
@@ -228,7 +240,7 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
     if all.len() >= MAX_SEARCHED {
         all.clear();
     }
-    let searched = Searched { module: Arc::clone(module), functions, wanted: wanted.into(), rewritten };
+    let searched = Searched { module: Arc::clone(module), functions, wanted: wanted.into(), rewritten, refused };
     all.insert(module.identity().clone(), searched.clone());
     Ok(searched)
 }

@@ -102,7 +102,7 @@ fn look(pid: Pid) -> What {
     let memory = ProcessDirectory::open(pid).and_then(|process| memory_map::counted(&process));
     let own_memory = memory.ok().map(|memory| memory.anonymous);
     let Ok(space) = mappings(pid) else { return What::Gone };
-    let allocators = find(pid, &space, Phase::Running).unwrap_or_else(|error| {
+    let allocators = find(pid, &space, Phase::Begun).unwrap_or_else(|error| {
         tracing::debug!("cannot look at process {pid}: {error:#}");
         None
     });

@@ -45,7 +45,7 @@ impl Attached {
             return;
         }
         self.code_files = files;
-        let found = mappings(self.pid).and_then(|space| find(self.pid, &space, Phase::Running));
+        let found = mappings(self.pid).and_then(|space| find(self.pid, &space, Phase::Begun));
         let allocators = match found {
             Ok(Some(allocators)) => allocators,
             Ok(None) => return,

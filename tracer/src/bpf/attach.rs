@@ -180,6 +180,10 @@ pub fn attach_lifecycle(programs: &mut Programs) -> Result<(), LoadError> {
     ] {
         raw_tracepoint(&mut programs.ebpf, name, tracepoint)?;
     }
+    // From Linux 6.10 on; before, probes of one process are met by what works on its memory, too.
+    if let Err(error) = raw_tracepoint(&mut programs.ebpf, "process_prepares_exec", "sched_prepare_exec") {
+        tracing::debug!("what becomes of processes that worked on another one's memory is seen when it has: {error}");
+    }
     Ok(())
 }
 

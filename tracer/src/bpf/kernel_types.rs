@@ -139,6 +139,8 @@ fn mappings(types: &Types<'_>) -> Option<KernelMappings> {
         mm_start_stack: at("mm_struct", "start_stack").unwrap_or(0),
         wanted_length: at("vm_unmapped_area_info", "length").unwrap_or(0),
         mm_break: at("mm_struct", "brk").unwrap_or(0),
+        area_lock: at("vm_area_struct", "vm_lock_seq").unwrap_or(0),
+        replaces_late: u32::from(types.structure("vma_munmap_struct").is_some()),
     })
 }
 

@@ -110,6 +110,10 @@ impl Intake<'_> {
                 self.notices.push(Notice::FirstThreadEnded(image));
             }
             Event::SharerEnded => self.notices.push(Notice::SharerEnded(image)),
+            // Said once, however often it happens.
+            Event::HeapEnded(_) if !self.notices.contains(&Notice::HeapEnded(image)) => {
+                self.notices.push(Notice::HeapEnded(image));
+            }
             _ => {}
         }
     }

@@ -16,8 +16,10 @@ pub enum Notice {
         /// The number of the signal that ended it, if one did that is known.
         signal: Option<u8>,
     },
-    /// A process that worked on the memory of this image has ended without becoming a program of its own.
+    /// A process that worked on the memory of this image has ended, or become a program of its own, and may have allocated and freed there.
     SharerEnded(Image),
+    /// All blocks of some heap of this image have ended at once.
+    HeapEnded(Image),
     /// A return address of some process had to be left alone, and the outcome of a call was not seen for that.
     ReturnDeclined,
     /// Libraries of a process have come or gone.

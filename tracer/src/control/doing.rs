@@ -38,7 +38,7 @@ impl Session {
         }
     }
 
-    fn heed(&mut self, notice: Notice) -> Result<()> {
+    pub(super) fn heed(&mut self, notice: Notice) -> Result<()> {
         match notice {
             Notice::Began(image, beginning) => self.has_begun(image, &beginning),
             Notice::Resumed(image, since) => {
@@ -62,6 +62,12 @@ impl Session {
                 if let Some(attached) = self.find(image).filter(|_| process_scope) {
                     attached.was_shared();
                     self.send(Request::Unseen(image, monotonic()))?;
+                }
+                Ok(())
+            }
+            Notice::HeapEnded(image) => {
+                if let Some(attached) = self.find(image) {
+                    attached.heap_ended();
                 }
                 Ok(())
             }

@@ -48,6 +48,8 @@ impl Session {
                         }
                     }
                 },
+                // What is not seen of a process for that is told all the same.
+                Input::Notice(notice @ (Notice::SharerEnded(_) | Notice::HeapEnded(_))) => drop(self.heed(notice)),
                 _ => {}
             }
         }

@@ -185,6 +185,7 @@ impl Heap {
             // Objects of Go, files and what stacks are found in are kept elsewhere.
             Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) => {}
             Event::UnknownFile(_) | Event::StackRest(_) | Event::Remapping(_) => {}
+            Event::HeapEnded(time) => process.frees_lost_without_trace(time),
             Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
         }
     }

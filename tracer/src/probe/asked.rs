@@ -163,6 +163,15 @@ enum Why {
          could harm the process; give the offset of its first instruction in the file, not the address"
     )]
     NoBeginning,
+    #[error(
+        "that name stands for no code of the file's: it may be that of data, or of code that only another file has"
+    )]
+    NoCodeOfName,
+    #[error(
+        "that name stands for a place at which, as far as the file's symbols, its unwind information and the calls in it tell, no function \
+         begins: a probe there could harm the process; give the name or offset of a function"
+    )]
+    NoBeginningOfName,
 }
 
 /// The functions of a file that were asked for.
@@ -174,7 +183,7 @@ pub(super) fn find<'data>(
 ) -> Result<Vec<Candidate>, Refusal> {
     let find = |asked: &&Asked| {
         let found = match &asked.place {
-            Place::Name(name) => by_name(tables, name).map(|(address, size)| (name.clone(), address, size)),
+            Place::Name(name) => by_name(elf, data, tables, name).map(|(address, size)| (name.clone(), address, size)),
             Place::Offset(offset) => {
                 at_offset(elf, data, tables, *offset).map(|(address, size)| (format!("{offset:#x}"), address, size))
             }
@@ -189,9 +198,10 @@ pub(super) fn find<'data>(
     asked.iter().map(find).collect()
 }
 
-fn by_name(tables: &[Table<'_>], name: &str) -> Result<(u64, u64), Why> {
+/// Address and size of the function of a name.
+fn by_name<'data>(elf: &Elf<'data>, data: Bounded<'data>, tables: &[Table<'_>], name: &str) -> Result<(u64, u64), Why> {
     let endian = Endianness::Little;
-    let (mut found, mut chooses, mut near) = (None, false, Vec::new());
+    let (mut found, mut chooses, mut near): (Option<(u64, bool)>, _, Vec<String>) = (None, false, Vec::new());
     each_function(
         tables,
         |_| true,
@@ -201,7 +211,11 @@ fn by_name(tables: &[Table<'_>], name: &str) -> Result<(u64, u64), Why> {
             }
             if other == name.as_bytes() {
                 chooses |= symbol.st_type() == STT_GNU_IFUNC;
-                found.get_or_insert((symbol.st_value(endian), symbol.st_size(endian)));
+                // A label may have the name, too.
+                let (address, is_function) = (symbol.st_value(endian), symbol.st_type() == STT_FUNC);
+                if found.is_none_or(|(_, known)| !known && is_function) {
+                    found = Some((address, is_function));
+                }
             } else if symbol.st_type() == STT_FUNC && near.len() < 1000 && is_near(other, name.as_bytes()) {
                 near.push(String::from_utf8_lossy(other).into_owned());
             }
@@ -210,12 +224,14 @@ fn by_name(tables: &[Table<'_>], name: &str) -> Result<(u64, u64), Why> {
     if chooses {
         return Err(Why::Chooses);
     }
-    found.ok_or_else(|| {
+    let address = found.map(|(address, _)| address).ok_or_else(|| {
         near.sort_by_key(|near| near.len().abs_diff(name.len()));
         near.dedup();
         near.truncate(NEAR);
         Why::Name(if near.is_empty() { String::new() } else { format!(" (it has {})", near.join(", ")) })
-    })
+    })?;
+    executable(elf, data, address).ok_or(Why::NoCodeOfName)?;
+    beginning(elf, data, tables, address).ok_or(Why::NoBeginningOfName)
 }
 
 /// Whether one name is in the other, but for case.
@@ -239,6 +255,11 @@ fn at_offset<'data>(
         segment.address().checked_add(inside)
     });
     let address = address.filter(|address| executable(elf, data, *address).is_some()).ok_or(Why::NoCode)?;
+    beginning(elf, data, tables, address).ok_or(Why::NoBeginning)
+}
+
+/// Address and size of the function that begins at an address, if one does.
+fn beginning<'data>(elf: &Elf<'data>, data: Bounded<'data>, tables: &[Table<'_>], address: u64) -> Option<(u64, u64)> {
     let mut size = None;
     each_function(
         tables,
@@ -250,14 +271,14 @@ fn at_offset<'data>(
         },
     );
     if let Some(size) = size {
-        return Ok((address, size));
+        return Some((address, size));
     }
     if let Some(function) = Frames::of(&sections(elf, data)).function(address) {
         // One that is within has a beginning of its own, which is another.
-        return if function.start == address { Ok((address, function.end - address)) } else { Err(Why::NoBeginning) };
+        return (function.start == address).then(|| (address, function.end - address));
     }
     let is_called = calls_of(elf, data, &[address]).is_some_and(|calls| !calls.is_empty());
-    if is_called { Ok((address, 0)) } else { Err(Why::NoBeginning) }
+    is_called.then_some((address, 0))
 }
 
 /// Where code of the file may call functions at these addresses directly: the call, and the function. `None` where that is too much

@@ -1,5 +1,4 @@
-//! What an allocator does that no probe tells: functions whose arguments do not say how much they allocate, and such that free all
-//! of a heap at once.
+//! What an allocator does that no probe tells: functions whose arguments do not say how much they allocate.
 
 use std::ops::Range;
 
@@ -11,7 +10,7 @@ use object::{
 
 use super::{
     asked::calls_of,
-    catalogue::{AT_ONCE, UNTOLD},
+    catalogue::UNTOLD,
     symbols::{Elf, Table, each_function},
 };
 use crate::files::elf::Bounded;
@@ -21,22 +20,11 @@ const MAX_OWN: usize = 1 << 20;
 /// How names of functions begin that allocators have for themselves.
 const OWN: [&str; 6] = ["mi_", "_mi_", "rpmalloc", "_ZN3rml", "__interceptor_", "___interceptor_"];
 
-/// What is not seen of a function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
-    /// Blocks that it allocates.
-    Blocks,
-    /// The end of blocks.
-    Ends,
-}
-
 /// A function of an allocator that is not probed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Beyond {
     /// Its name.
     pub name: &'static str,
-    /// What is not seen of it.
-    pub what: What,
     /// Whether code of its own file calls it.
     pub is_called: bool,
 }
@@ -51,18 +39,18 @@ pub(super) fn find<'data>(
     is_seen: impl Fn(u64) -> bool,
 ) -> Vec<Beyond> {
     let endian = Endianness::Little;
-    let mut found: Vec<(&'static str, What, u64)> = Vec::new();
-    each(tables, |name, what, symbol| {
+    let mut found: Vec<(&'static str, u64)> = Vec::new();
+    each(tables, |name, symbol| {
         let address = symbol.st_value(endian);
         let is_there = symbol.st_shndx(endian) != SHN_UNDEF && symbol.st_type() != STT_NOTYPE && address != 0;
-        if is_there && !found.iter().any(|(known, ..)| *known == name) && (what == What::Ends || !is_seen(address)) {
-            found.push((name, what, address));
+        if is_there && !found.iter().any(|(known, _)| *known == name) && !is_seen(address) {
+            found.push((name, address));
         }
     });
     if found.is_empty() {
         return Vec::new();
     }
-    let targets: Vec<u64> = found.iter().map(|(.., address)| *address).collect();
+    let targets: Vec<u64> = found.iter().map(|(_, address)| *address).collect();
     let calls = if is_program { calls_of(elf, data, &targets) } else { Some(Vec::new()) };
     // Where that cannot be told, it may be.
     let may_all = calls.is_none();
@@ -82,11 +70,11 @@ pub(super) fn find<'data>(
         leave_out(&mut calls, own);
     }
     let mut told = Vec::new();
-    let beyond = found.iter().map(|(name, what, address)| {
+    let beyond = found.iter().map(|(name, address)| {
         // Of several names of a function, one is told.
         let is_called = (may_all || calls.iter().any(|(_, to)| to == address)) && !told.contains(address);
         told.push(*address);
-        Beyond { name, what: *what, is_called }
+        Beyond { name, is_called }
     });
     beyond.collect()
 }
@@ -108,7 +96,7 @@ fn leave_out(calls: &mut Vec<(u64, u64)>, mut ranges: Vec<Range<u64>>) {
 /// Names of such functions that a file takes from others.
 pub(super) fn wanted(tables: &[Table<'_>]) -> Vec<&'static str> {
     let mut wanted = Vec::new();
-    each(tables, |name, _, symbol| {
+    each(tables, |name, symbol| {
         if symbol.st_shndx(Endianness::Little) == SHN_UNDEF && !wanted.contains(&name) {
             wanted.push(name);
         }
@@ -116,15 +104,11 @@ pub(super) fn wanted(tables: &[Table<'_>]) -> Vec<&'static str> {
     wanted
 }
 
-fn each(tables: &[Table<'_>], mut f: impl FnMut(&'static str, What, &object::elf::Sym64<Endianness>)) {
-    let known = || {
-        let of = |names: &'static [&'static str], what| names.iter().map(move |name| (*name, what));
-        of(UNTOLD, What::Blocks).chain(of(AT_ONCE, What::Ends))
-    };
-    let begins = |name: &[u8]| matches!(name, [b's' | b'_' | b'w' | b'm' | b'r', ..]);
+fn each(tables: &[Table<'_>], mut f: impl FnMut(&'static str, &object::elf::Sym64<Endianness>)) {
+    let begins = |name: &[u8]| matches!(name, [b's' | b'_' | b'w' | b'm', ..]);
     each_function(tables, begins, |name, symbol| {
-        if let Some((name, what)) = known().find(|(known, _)| known.as_bytes() == name) {
-            f(name, what, symbol);
+        if let Some(name) = UNTOLD.iter().find(|known| known.as_bytes() == name) {
+            f(name, symbol);
         }
     });
 }

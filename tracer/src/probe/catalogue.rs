@@ -1,12 +1,13 @@
 //! The catalogue of allocators: data. A new allocator is one entry, a new function of a known one is one line.
 
 use super::family::{
-    Evidence::{All, ExportOr, Names, NoImport, NothingBehind, Several},
+    Evidence::{All, ExportAndNothingBehind, ExportOr, Names, NoImport, NothingBehind, Several},
     Family, Shape,
     Shape::{
-        Calloc, CallocInHeap, Free, FreeInHeap, Malloc, Memalign, MemalignInHeap, New, NewArray, NewArrayInHeap,
-        NewInHeap, PosixMemalign, Realign, RealignInHeap, Realloc, ReallocFrom, ReallocInHeap, Reallocarray,
-        ReallocarrayInHeap, Renew, RenewArray,
+        Calloc, CallocInHeap, Duplicate, DuplicateInHeap, DuplicateSome, DuplicateSomeInHeap, EndHeap, EndNamedHeap,
+        EndNumberedHeap, Free, FreeInHeap, Malloc, Memalign, MemalignInHeap, New, NewArray, NewArrayInHeap, NewInHeap,
+        PosixMemalign, Realign, RealignInHeap, Realloc, ReallocFrom, ReallocInHeap, Reallocarray, ReallocarrayInHeap,
+        Renew, RenewArray,
     },
 };
 
@@ -104,6 +105,8 @@ pub(super) const FAMILIES: &[Family] = &[
             ("rallocx", Realloc),
             ("dallocx", Free),
             ("sdallocx", Free),
+            ("mallctl", EndNamedHeap),
+            ("mallctlbymib", EndNumberedHeap),
         ],
     },
     // gperftools, by its own names.
@@ -245,6 +248,9 @@ pub(super) const FAMILIES: &[Family] = &[
             ("ucalloc", Calloc),
             ("urealloc", Realloc),
             ("ufree", Free),
+            ("strdup", Duplicate),
+            ("strndup", DuplicateSome),
+            ("mbsdup", Duplicate),
         ],
     },
     // Its heaps; from version 3 on those of a thread by another name.
@@ -279,6 +285,9 @@ pub(super) const FAMILIES: &[Family] = &[
             ("recalloc_aligned_at", ReallocarrayInHeap),
             ("alloc_new", NewInHeap),
             ("alloc_new_n", NewArrayInHeap),
+            ("strdup", DuplicateInHeap),
+            ("strndup", DuplicateSomeInHeap),
+            ("destroy", EndHeap),
         ],
     },
     Family {
@@ -319,6 +328,7 @@ pub(super) const FAMILIES: &[Family] = &[
             ("malloc_heap_realloc", ReallocInHeap),
             ("malloc_heap_aligned_realloc", RealignInHeap),
             ("malloc_heap_free", FreeInHeap),
+            ("malloc_heap_free_all", EndHeap),
         ],
     },
     // LLVM's and that of GrapheneOS, where they are built with a prefix.
@@ -372,6 +382,8 @@ pub(super) const FAMILIES: &[Family] = &[
             ("12pool_reallocEPNS_10MemoryPoolEPvm", ReallocInHeap),
             ("20pool_aligned_reallocEPNS_10MemoryPoolEPvmm", ReallocInHeap),
             ("9pool_freeEPNS_10MemoryPoolEPv", FreeInHeap),
+            ("10pool_resetEPNS_10MemoryPoolE", EndHeap),
+            ("12pool_destroyEPNS_10MemoryPoolE", EndHeap),
         ],
     },
     // What Rust's compiler makes for the global allocator of a program.
@@ -381,6 +393,19 @@ pub(super) const FAMILIES: &[Family] = &[
         evidence: NothingBehind,
         is_known: false,
         functions: &[("alloc", Malloc), ("alloc_zeroed", Malloc), ("dealloc", Free), ("realloc", ReallocFrom)],
+    },
+    // Of the C library, too: allocators that take its place copy strings to blocks that they take from themselves in another way.
+    Family {
+        name: "malloc",
+        prefixes: &[""],
+        evidence: ExportAndNothingBehind,
+        is_known: false,
+        functions: &[
+            ("strdup", Duplicate),
+            ("__strdup", Duplicate),
+            ("strndup", DuplicateSome),
+            ("__strndup", DuplicateSome),
+        ],
     },
     // What the command line names (`--symbol`).
     Family { name: "as asked for", prefixes: &[], evidence: Names, is_known: false, functions: &[] },
@@ -394,24 +419,12 @@ pub(super) const UNTOLD: &[&str] = &[
     "strndup",
     "__strndup",
     "wcsdup",
-    "mi_strdup",
-    "mi_strndup",
     "mi_wcsdup",
-    "mi_mbsdup",
     "mi_dupenv_s",
-    "mi_heap_strdup",
-    "mi_heap_strndup",
-    "mi_theap_strdup",
-    "mi_theap_strndup",
-];
-
-/// Functions that end all blocks of a heap at once.
-pub(super) const AT_ONCE: &[&str] = &[
-    "mi_heap_destroy",
-    "mi_theap_destroy",
-    "rpmalloc_heap_free_all",
-    "_ZN3rml10pool_resetEPNS_10MemoryPoolE",
-    "_ZN3rml12pool_destroyEPNS_10MemoryPoolE",
+    "mi_wdupenv_s",
+    "mi_realpath",
+    "mi_heap_realpath",
+    "mi_theap_realpath",
 ];
 
 /// The functions of the C library, which some have with a prefix, and no others.

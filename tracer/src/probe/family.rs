@@ -41,10 +41,24 @@ pub enum Shape {
     ReallocarrayInHeap,
     /// `f(heap, block, alignment, size) -> block`.
     RealignInHeap,
+    /// `f(string) -> block`, a copy of it.
+    Duplicate,
+    /// `f(string, most) -> block`, a copy of so much of it.
+    DuplicateSome,
+    /// `f(heap, string) -> block`.
+    DuplicateInHeap,
+    /// `f(heap, string, most) -> block`.
+    DuplicateSomeInHeap,
     /// `f(block)`, further arguments ignored.
     Free,
     /// `f(heap, block)`, further arguments ignored.
     FreeInHeap,
+    /// `f(heap)`, which ends all blocks in it.
+    EndHeap,
+    /// `f(name, ...)`, which does so if that is what the name stands for.
+    EndNamedHeap,
+    /// `f(numbers, count, asked, _, set, ...)`, the same with numbers in the place of the name.
+    EndNumberedHeap,
 }
 
 /// Which arguments of a function are what, from 1 on; 0: none.
@@ -56,6 +70,10 @@ pub struct Arguments {
     pub count: u8,
     /// Bytes, of each element where there is a count.
     pub size: u8,
+    /// The string that is copied: its length tells the bytes.
+    pub string: u8,
+    /// How much of that at most: the argument behind it.
+    pub most: u8,
 }
 
 impl Shape {
@@ -76,19 +94,33 @@ impl Shape {
             Self::RealignInHeap => (2, 0, 4),
             Self::Free => (1, 0, 0),
             Self::FreeInHeap => (2, 0, 0),
+            Self::EndHeap | Self::EndNamedHeap | Self::EndNumberedHeap => (0, 0, 0),
+            Self::Duplicate | Self::DuplicateSome | Self::DuplicateInHeap | Self::DuplicateSomeInHeap => (0, 0, 0),
         };
-        Arguments { block, count, size }
+        let (string, most) = match self {
+            Self::Duplicate => (1, 0),
+            Self::DuplicateSome => (1, 2),
+            Self::DuplicateInHeap => (2, 0),
+            Self::DuplicateSomeInHeap => (2, 3),
+            _ => (0, 0),
+        };
+        Arguments { block, count, size, string, most }
     }
 
     /// How many of the leading integer arguments are read.
     pub fn read(self) -> usize {
-        let Arguments { block, count, size } = self.arguments();
-        usize::from(block.max(count).max(size))
+        match self {
+            Self::EndNamedHeap => return 1,
+            Self::EndNumberedHeap => return 5,
+            _ => {}
+        }
+        let Arguments { block, count, size, string, most } = self.arguments();
+        usize::from(block.max(count).max(size).max(string).max(most))
     }
 
     /// Whether it frees, and allocates nothing.
     pub fn frees(self) -> bool {
-        matches!(self, Self::Free | Self::FreeInHeap)
+        matches!(self, Self::Free | Self::FreeInHeap | Self::EndHeap | Self::EndNamedHeap | Self::EndNumberedHeap)
     }
 
     /// Whether the result is a status, and the block is stored where an argument says.
@@ -120,6 +152,8 @@ pub enum Evidence {
     NoImport,
     /// Where no other allocator is behind them, in this file or another one.
     NothingBehind,
+    /// The same, of functions of the C library's that the file exports beside one of those that nobody does without.
+    ExportAndNothingBehind,
 }
 
 /// The functions of one allocator, or of one interface that several have.

@@ -8,7 +8,7 @@
 use std::fmt;
 
 use tracer_ebpf::{
-    entry,
+    entry::{self, at_once},
     exit::{Exit, Frame, Outcome, Place},
 };
 
@@ -81,11 +81,14 @@ pub struct Plan {
 pub fn plan(functions: &[Function], first: u16, means: &Means<'_>) -> Plan {
     let (mut links, mut exits, mut sessions) = (Places::new(), Places::new(), Places::new());
     let (mut enters, mut frees, mut second_frees) = (Places::new(), Places::new(), Places::new());
-    let mut choices = Vec::new();
+    let (mut ends_of_heaps, mut choices) = (Places::new(), Vec::new());
     for (index, function) in functions.iter().enumerate() {
         match function.shape {
             Shape::Free => frees.push((function.file_offset, 0)),
             Shape::FreeInHeap => second_frees.push((function.file_offset, 0)),
+            Shape::EndHeap => ends_of_heaps.push((function.file_offset, at_once::ALWAYS)),
+            Shape::EndNamedHeap => ends_of_heaps.push((function.file_offset, at_once::NAMED)),
+            Shape::EndNumberedHeap => ends_of_heaps.push((function.file_offset, at_once::NUMBERED)),
             _ => {}
         }
         if function.shape.frees() {
@@ -119,6 +122,7 @@ pub fn plan(functions: &[Function], first: u16, means: &Means<'_>) -> Plan {
         ("enter", enters),
         ("enter_free", frees),
         ("enter_free_second", second_frees),
+        ("enter_at_once", ends_of_heaps),
     ];
     for (_, places) in &mut programs {
         // Functions that end in the same code share its exits.
@@ -186,10 +190,13 @@ fn at_ret() -> u64 {
 
 /// What the program at the entry of a function that allocates is told of its arguments and its result.
 fn told_of(shape: Shape) -> u64 {
-    let Arguments { block, count, size } = shape.arguments();
+    let Arguments { block, count, size, string, most } = shape.arguments();
+    let size = if string == 0 { u64::from(size) } else { entry::MEASURED };
+    let bounded = if most == 0 { 0 } else { entry::BOUNDED };
     let count = if count == 0 { entry::ONE } else { u64::from(count) };
     let stored = if shape.stores() { entry::STORED } else { 0 };
-    u64::from(size) << entry::SIZE | count << entry::COUNT | u64::from(block) << entry::BLOCK | stored
+    let copied = u64::from(string) << entry::STRING | bounded;
+    size << entry::SIZE | count << entry::COUNT | u64::from(block) << entry::BLOCK | stored | copied
 }
 
 #[cfg(test)]

@@ -249,7 +249,8 @@ fn comes_to_one<'data>(
         let is_one = accepted.iter().any(|one| one.address == address && !one.known.shape.frees());
         if is_one { Target::Wanted } else { Target::Here(address) }
     };
-    may_call(address, DEEP, code, |slot| bound.get(&slot).copied().unwrap_or(Target::Elsewhere), at)
+    at(address) == Target::Wanted
+        || may_call(address, DEEP, code, |slot| bound.get(&slot).copied().unwrap_or(Target::Elsewhere), at)
 }
 
 /// Whether the file is a program, whoever loads it.
@@ -301,14 +302,19 @@ fn accepted<'data>(
             }
             Evidence::All(names) => accepted.extend(found.has_all(names).then(|| candidate.clone())),
             Evidence::NoImport | Evidence::NothingBehind => others.push(candidate),
+            Evidence::ExportAndNothingBehind => {
+                let is_enough =
+                    candidate.is_exported && found.has_any(&MAIN) || is_static && found.has_all(&["malloc"]);
+                others.extend(is_enough.then_some(candidate));
+            }
         }
     }
     let endless = if others.is_empty() { Vec::new() } else { image::endless(elf, data) };
-    for kind in [Evidence::NoImport, Evidence::NothingBehind] {
+    for kind in [Evidence::NoImport, Evidence::NothingBehind, Evidence::ExportAndNothingBehind] {
         let of_kind = others.iter().copied().filter(|other| evidence(other) == kind);
         let (frees, allocates): (Vec<&Candidate>, Vec<&Candidate>) =
             of_kind.partition(|other| other.known.shape.frees());
-        let known = if kind == Evidence::NothingBehind { accepted.clone() } else { Vec::new() };
+        let known = if kind == Evidence::NoImport { Vec::new() } else { accepted.clone() };
         // Whether others that do the same, free or allocate, are behind all calls.
         let is_behind = |others: &[&Candidate], free: bool| -> Vec<bool> {
             if others.is_empty() {
