@@ -44,7 +44,11 @@ impl Effects {
         let into_register = instruction.op0_kind() == OpKind::Register;
         match mnemonic {
             Mnemonic::Push if instruction.stack_pointer_increment() == -8 => {
-                let value = if into_register { frame.register(to) } else { Unknown };
+                let value = match instruction.op0_kind() {
+                    OpKind::Register => frame.register(to),
+                    OpKind::Memory => frame.place(instruction).map_or(Unknown, |at| frame.load(at)),
+                    _ => Unknown,
+                };
                 frame.push(value);
             }
             Mnemonic::Pop if into_register && to.is_gpr64() => {
