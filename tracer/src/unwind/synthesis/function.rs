@@ -3,14 +3,14 @@
 use std::{cmp::Reverse, collections::BTreeSet};
 
 use hashbrown::HashSet;
-use iced_x86::{ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::{
     budget::Budget,
     code::{Flow, Text, is_trap, mark},
-    effects::Effects,
+    effects::{Effects, branches},
     frame::{
-        Frame, RSP,
+        Frame,
         Value::{Cfa, Unknown},
     },
     parts::{Block, Edge, Function, Parts, Piece},
@@ -497,21 +497,4 @@ impl<'k> Attempt<'k> {
         }
         std::mem::take(&mut self.function)
     }
-}
-
-/// What holds where a jump is not taken, and where it is.
-fn branches(frame: &Frame, instruction: &Instruction) -> (Frame, Frame) {
-    let mut not = Frame { behind: 0, if_equal: None, ..*frame };
-    if matches!(instruction.mnemonic(), Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne) {
-        not.set(Register::RCX, Unknown);
-    }
-    let mut taken = not;
-    match (instruction.condition_code(), frame.if_equal) {
-        (ConditionCode::e, Some(at)) => taken.registers[RSP] = Cfa(at),
-        (ConditionCode::ne, Some(at)) => not.registers[RSP] = Cfa(at),
-        (ConditionCode::a, _) => not.bound = frame.compared,
-        (ConditionCode::be, _) => taken.bound = frame.compared,
-        _ => {}
-    }
-    (not, taken)
 }
