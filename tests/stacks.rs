@@ -175,6 +175,15 @@ fn through_code_whose_instructions_prove_its_frame() {
     );
 }
 
+/// In assembler whose functions take their arguments off the stack, below the return address.
+#[test]
+fn through_code_that_takes_arguments_off_the_stack() {
+    let report = without_rules("arguments");
+    report.assert_complete("arguments");
+    assert_eq!(report.outstanding().blocks, 100);
+    assert_eq!(held(&report), [[&MAIN[..], &["below", "argued", "taking"]].concat()]);
+}
+
 /// The direct caller is known, and nothing else: not from what lies where a frame would be.
 #[test]
 fn code_without_rules_has_no_invented_callers() {

@@ -39,6 +39,7 @@ int main(int argument_count, char **arguments)
     void *opened = dlopen(arguments[1], RTLD_NOW);
     caller *library = dlsym(opened, "through");
     caller *unproved = dlsym(opened, "beyond");
+    caller *argued = dlsym(opened, "argued");
     caller *keeps = generate(keeps_frame_pointer, sizeof keeps_frame_pointer);
     caller *uses = generate(uses_frame_pointer, sizeof uses_frame_pointer);
     void *frame[] = {NULL, (char *)innocent + 8};
@@ -49,6 +50,8 @@ int main(int argument_count, char **arguments)
         if (!strcmp(order, "library")) {
             below(library, NULL, 100);
             below(library, frame, 100);
+        } else if (!strcmp(order, "arguments")) {
+            below(argued, NULL, 100);
         } else if (!strcmp(order, "unproved")) {
             below(unproved, NULL, 100);
             below(unproved, frame, 100);

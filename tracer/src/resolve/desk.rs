@@ -12,6 +12,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::{
     ask::{Ask, Input, Then},
+    next::next_job,
     processes::{PAUSE, PERIOD, Processes},
     queue::Queue,
     resolved::{Located, Resolved},
@@ -277,7 +278,6 @@ impl Desk {
                 self.processes.give_back(image, space);
             }
             Done::Mappings(image, mappings) => {
-                self.queue.is_done_in_background();
                 if self.processes.has_changed(image, mappings) {
                     (self.tell)(Resolved::Mapped(image));
                 }
@@ -418,29 +418,13 @@ impl Desk {
         }
     }
 
-    /// What is to be done next, the most urgent first.
     fn next_job(&mut self, is_short: bool) -> Option<Job> {
-        let urgent = if is_short { self.queue.next_short() } else { self.queue.next_urgent() };
-        if let Some(job) = urgent {
-            self.opening += usize::from(matches!(job, Job::Open(..)));
-            return Some(job);
-        }
-        if is_short { None } else { self.processes.next_to_locate().or_else(|| self.next_in_background()) }
-    }
-
-    /// What keeps one worker busy at most, and not all the time.
-    fn next_in_background(&mut self) -> Option<Job> {
-        if !self.settles.is_empty() {
-            return None;
-        }
         let numbers = &self.numbers;
-        let job = self.queue.next_in_background(|module| numbers.contains_key(module.identity()));
-        if job.is_some() || !self.queue.may_work_in_background() {
-            return job;
-        }
-        let job = self.processes.next_to_compare()?;
-        self.queue.begin_in_background();
-        Some(job)
+        let may_work_in_background = self.settles.is_empty();
+        let is_known = |module: &Module| numbers.contains_key(module.identity());
+        let job = next_job(&mut self.queue, &mut self.processes, is_short, may_work_in_background, is_known);
+        self.opening += usize::from(matches!(job, Some(Job::Open(..))));
+        job
     }
 
     /// Tells when nothing is left to do that somebody may wait for.

@@ -6,6 +6,7 @@
 mod ask;
 mod desk;
 mod machine;
+mod next;
 mod processes;
 mod program;
 mod queue;

@@ -42,7 +42,8 @@ pub(super) struct Processes {
     to_compare: VecDeque<Image>,
     compared: Instant,
     compare_next: Instant,
-    begun_comparing: Instant,
+    /// When those were begun to be compared that a worker has.
+    begun_comparing: Option<Instant>,
 }
 
 /// An image.
@@ -79,7 +80,7 @@ impl Default for Processes {
             to_compare: VecDeque::new(),
             compared: now,
             compare_next: now,
-            begun_comparing: now,
+            begun_comparing: None,
         }
     }
 }
@@ -179,24 +180,30 @@ impl Processes {
         }
     }
 
-    /// The next mappings to compare, when it is time.
+    /// As if all had been compared long ago.
+    #[cfg(test)]
+    pub(super) fn may_compare(&mut self) {
+        (self.compared, self.compare_next) = (Instant::now() - PERIOD, Instant::now());
+    }
+
+    /// The next mappings to compare, when it is time: one after the other.
     pub(super) fn next_to_compare(&mut self) -> Option<Job> {
         let now = Instant::now();
-        if now < self.compare_next {
+        if now < self.compare_next || self.begun_comparing.is_some() {
             return None;
         }
         let all = &self.all;
         let mut live = std::iter::from_fn(|| self.to_compare.pop_front())
             .filter_map(|image| Some(Job::Mappings(image, all.get(&image)?.pid)));
         let job = live.next()?;
-        self.begun_comparing = now;
+        self.begun_comparing = Some(now);
         Some(job)
     }
 
     /// Mappings were looked at: `mappings` tells them from others. Whether they have changed.
     pub(super) fn has_changed(&mut self, image: Image, mappings: Option<u64>) -> bool {
         let now = Instant::now();
-        self.compare_next = now + (now - self.begun_comparing) * REST;
+        self.compare_next = now + self.begun_comparing.take().map_or(Duration::ZERO, |begun| now - begun) * REST;
         let (Some(process), Some(mappings)) = (self.all.get_mut(&image), mappings) else { return false };
         process.is_compared = false;
         process.mappings.replace(mappings) != Some(mappings)

@@ -1,6 +1,6 @@
 //! What an instruction does to a frame.
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use iced_x86::{ConditionCode, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 use super::frame::{
     Frame, RBP, RSP, Value,
@@ -44,7 +44,11 @@ impl Effects {
         let into_register = instruction.op0_kind() == OpKind::Register;
         match mnemonic {
             Mnemonic::Push if instruction.stack_pointer_increment() == -8 => {
-                let value = if into_register { frame.register(to) } else { Unknown };
+                let value = match instruction.op0_kind() {
+                    OpKind::Register => frame.register(to),
+                    OpKind::Memory => frame.place(instruction).map_or(Unknown, |at| frame.load(at)),
+                    _ => Unknown,
+                };
                 frame.push(value);
             }
             Mnemonic::Pop if into_register && to.is_gpr64() => {
@@ -272,4 +276,21 @@ fn writes_first(instruction: &Instruction) -> bool {
         Mnemonic::Movss | Mnemonic::Movsd | Mnemonic::Pxor | Mnemonic::Xorps => plain,
         _ => false,
     }
+}
+
+/// What holds where a jump is not taken, and where it is.
+pub(super) fn branches(frame: &Frame, instruction: &Instruction) -> (Frame, Frame) {
+    let mut not = Frame { behind: 0, if_equal: None, ..*frame };
+    if matches!(instruction.mnemonic(), Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne) {
+        not.set(Register::RCX, Unknown);
+    }
+    let mut taken = not;
+    match (instruction.condition_code(), frame.if_equal) {
+        (ConditionCode::e, Some(at)) => taken.registers[RSP] = Cfa(at),
+        (ConditionCode::ne, Some(at)) => not.registers[RSP] = Cfa(at),
+        (ConditionCode::a, _) => not.bound = frame.compared,
+        (ConditionCode::be, _) => taken.bound = frame.compared,
+        _ => {}
+    }
+    (not, taken)
 }

@@ -10,6 +10,8 @@ pub(super) enum Value {
     Unknown,
     /// What the frame pointer held when the function was called.
     CallersFramePointer,
+    /// Where the function returns to.
+    ReturnAddress,
     /// 0, the ABI's mark of the outermost frame.
     Zero,
     /// The CFA plus this.
@@ -23,13 +25,16 @@ pub(super) enum Value {
     /// What is in a table of addresses.
     Entry(i32),
 }
-use Value::{CallersFramePointer, Cfa, Unknown, Zero};
+use Value::{CallersFramePointer, Cfa, ReturnAddress, Unknown, Zero};
 
 pub(super) const RSP: usize = 4;
 pub(super) const RBP: usize = 5;
 
-/// Stack pointer, frame pointer, and where the caller's was saved.
-pub(super) type Essence = (Value, Value, Option<i32>);
+/// Stack pointer, frame pointer, where the caller's was saved, and where the return address is.
+pub(super) type Essence = (Value, Value, Option<i32>, i32);
+
+/// Where a call puts the return address, from the CFA.
+const AT_CALL: i32 = -8;
 
 /// What is known before an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +42,12 @@ pub(super) struct Frame {
     pub(super) registers: [Value; 16],
     /// Where the caller's frame pointer was saved, from the CFA.
     pub(super) slot: Option<i32>,
+    /// Where the return address is, from the CFA: code that puts arguments below it takes it off the stack and pushes it again.
+    pub(super) home: i32,
     /// Whether the return address was changed, or taken off the stack.
     pub(super) is_lost: bool,
+    /// Whether the stack pointer, of which no more is known, points at the return address.
+    pub(super) is_returning: bool,
     /// The call that this lies right behind, padding aside; 0: none.
     pub(super) behind: u64,
     /// A call on the way behind which code begins that looks like another function; 0: none.
@@ -48,7 +57,7 @@ pub(super) struct Frame {
     pub(super) bound: Option<u32>,
     /// Where the stack pointer is if the last comparison says equal.
     pub(super) if_equal: Option<i32>,
-    /// Words of the frame that hold addresses in it.
+    /// Words of the frame that hold addresses in it, or the return address.
     pub(super) spilled: [(i32, Value); 2],
 }
 
@@ -56,11 +65,13 @@ impl Frame {
     /// What holds where a function begins.
     pub(super) fn at_entry() -> Self {
         let mut registers = [Unknown; 16];
-        (registers[RSP], registers[RBP]) = (Cfa(-8), CallersFramePointer);
+        (registers[RSP], registers[RBP]) = (Cfa(AT_CALL), CallersFramePointer);
         Self {
             registers,
             slot: None,
+            home: AT_CALL,
             is_lost: false,
+            is_returning: false,
             behind: 0,
             suspect: 0,
             compared: None,
@@ -79,6 +90,7 @@ impl Frame {
             self.registers[RSP] = Unknown;
         }
         (self.compared, self.bound, self.if_equal, self.behind) = (None, None, None, call);
+        self.is_returning = false;
         self
     }
 
@@ -92,17 +104,47 @@ impl Frame {
 
     /// Whether all is as it was when the function was called.
     pub(super) fn is_as_called(&self) -> bool {
-        !self.is_lost && self.stack_pointer() == Cfa(-8) && self.frame_pointer() == CallersFramePointer
+        !self.is_lost
+            && !self.has_moved_home()
+            && self.stack_pointer() == Cfa(AT_CALL)
+            && self.frame_pointer() == CallersFramePointer
+    }
+
+    /// Whether the function returns, if it does now, to its caller, with the stack pointer elsewhere: arguments that the caller had
+    /// put on the stack are taken off. How many these are its own instructions need not tell.
+    pub(super) fn takes_arguments_off(&self) -> bool {
+        let is_next = match self.stack_pointer() {
+            Cfa(at) => self.load(at) == ReturnAddress,
+            _ => self.is_returning,
+        };
+        is_next && self.has_moved()
+    }
+
+    /// The same, by a jump to what the register holds.
+    pub(super) fn takes_arguments_off_by(&self, register: Register) -> bool {
+        self.register(register) == ReturnAddress && self.has_moved()
+    }
+
+    fn has_moved(&self) -> bool {
+        self.frame_pointer() == CallersFramePointer
+            && (self.is_lost || self.has_moved_home() || self.stack_pointer() == Unknown)
+    }
+
+    /// Whether the return address is elsewhere than where the call has put it. Where the caller's stack pointer was is told by nothing then: it
+    /// is to be one that does not need it.
+    pub(super) fn has_moved_home(&self) -> bool {
+        self.home != AT_CALL
     }
 
     /// A frame as compilers make it to keep frame pointers.
     pub(super) fn is_standard(&self) -> bool {
-        self.frame_pointer() == Cfa(-16) && self.slot == Some(-16)
+        let saved = self.home.checked_sub(8);
+        saved.is_some_and(|saved| self.frame_pointer() == Cfa(saved) && self.slot == Some(saved))
     }
 
     /// What unwinding needs of it.
     pub(super) fn essence(&self) -> Essence {
-        (self.stack_pointer(), self.frame_pointer(), self.slot)
+        (self.stack_pointer(), self.frame_pointer(), self.slot, self.home)
     }
 
     pub(super) fn register(&self, register: Register) -> Value {
@@ -132,13 +174,13 @@ impl Frame {
         if self.slot.is_some_and(|slot| overlaps(slot) && !(value == CallersFramePointer && i64::from(slot) == at)) {
             self.slot = None;
         }
-        self.is_lost |= at < 0 && end > -8;
+        self.is_lost |= overlaps(self.home);
         if size != 8 {
             return;
         }
         match value {
             CallersFramePointer if self.slot.is_none() => self.slot = Some(at as i32),
-            Cfa(_) => {
+            Cfa(_) | ReturnAddress => {
                 if let Some(free) = self.spilled.iter_mut().find(|spilled| spilled.1 == Unknown) {
                     *free = (at as i32, value);
                 }
@@ -152,6 +194,9 @@ impl Frame {
         if self.slot == Some(at) {
             return CallersFramePointer;
         }
+        if at == self.home && !self.is_lost {
+            return ReturnAddress;
+        }
         let spilled = self.spilled.iter().find(|spilled| spilled.1 != Unknown && spilled.0 == at);
         spilled.map_or(Unknown, |spilled| spilled.1)
     }
@@ -160,8 +205,9 @@ impl Frame {
     pub(super) fn set(&mut self, register: Register, value: Value) {
         let Some(at) = number(register.full_register()) else { return };
         self.registers[at] = if register.is_gpr64() { value } else { Unknown };
+        self.is_returning &= at != RSP;
         if let (RSP, Cfa(to)) = (at, self.registers[at]) {
-            self.is_lost |= to > -8;
+            self.is_lost |= to > self.home;
             // What lies below may be written by a signal handler.
             if self.frame_pointer() == CallersFramePointer && self.slot.is_some_and(|slot| slot < to) {
                 self.slot = None;
@@ -170,13 +216,14 @@ impl Frame {
     }
 
     fn move_stack_pointer(&mut self, by: i32) {
+        self.is_returning = false;
         let Cfa(from) = self.stack_pointer() else {
             self.registers[RSP] = Unknown;
             return;
         };
         self.registers[RSP] = from.checked_add(by).map_or(Unknown, Cfa);
         if let Cfa(to) = self.stack_pointer() {
-            self.is_lost |= to > -8;
+            self.is_lost |= to > self.home;
             if by > 0 && self.slot.is_some_and(|slot| slot < to) {
                 self.slot = None;
             }
@@ -187,7 +234,11 @@ impl Frame {
         self.move_stack_pointer(-8);
         if let Cfa(at) = self.stack_pointer() {
             self.store(at, 8, value);
+            if self.is_lost && value == ReturnAddress {
+                (self.home, self.is_lost) = (at, false);
+            }
         }
+        self.is_returning = value == ReturnAddress && self.stack_pointer() == Unknown;
     }
 
     pub(super) fn pop(&mut self) -> Value {
@@ -235,7 +286,8 @@ impl Frame {
         same(&mut merged.compared, other.compared);
         same(&mut merged.bound, other.bound);
         same(&mut merged.if_equal, other.if_equal);
-        merged.is_lost |= other.is_lost;
+        merged.is_lost |= other.is_lost || self.home != other.home;
+        merged.is_returning &= other.is_returning;
         merged
     }
 
@@ -247,16 +299,18 @@ impl Frame {
         if self.is_lost {
             return None;
         }
+        // The unwinder has the return address right below the CFA.
+        let cfa = self.home.checked_add(8)?;
         // What was saved holds whatever the register is used for meanwhile.
         let (fp_kind, fp_offset) = match (self.slot, self.frame_pointer()) {
-            (Some(slot), _) => (fp::AT_CFA, i16::try_from(slot).ok()?),
+            (Some(slot), _) => (fp::AT_CFA, i16::try_from(slot.checked_sub(cfa)?).ok()?),
             (None, CallersFramePointer) => (fp::SAME, 0),
             (None, _) => return None,
         };
-        match self.essence() {
+        match (self.stack_pointer(), self.frame_pointer()) {
             _ if self.is_standard() => Some(rule(kind::FP, fp_kind, fp_offset, 16)),
-            (Cfa(at), ..) => Some(rule(kind::SP, fp_kind, fp_offset, at.checked_neg()?)),
-            (_, Cfa(at), _) => Some(rule(kind::FP, fp_kind, fp_offset, at.checked_neg()?)),
+            (Cfa(at), _) => Some(rule(kind::SP, fp_kind, fp_offset, cfa.checked_sub(at)?)),
+            (_, Cfa(at)) => Some(rule(kind::FP, fp_kind, fp_offset, cfa.checked_sub(at)?)),
             _ => None,
         }
     }

@@ -3,14 +3,14 @@
 use std::{cmp::Reverse, collections::BTreeSet};
 
 use hashbrown::HashSet;
-use iced_x86::{ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::{
     budget::Budget,
     code::{Flow, Text, is_trap, mark},
-    effects::Effects,
+    effects::{Effects, branches},
     frame::{
-        Frame, RSP,
+        Frame,
         Value::{Cfa, Unknown},
     },
     parts::{Block, Edge, Function, Parts, Piece},
@@ -59,6 +59,8 @@ struct Attempt<'k> {
     parts: Parts,
     /// Where something does not agree.
     bad: Vec<u32>,
+    /// Blocks that end without the return address, each with its turn: more ways to a block may leave less known, and that open.
+    lost: Vec<(u32, u32)>,
     function: Function,
     returns: HashSet<u64>,
     aligned_calls: usize,
@@ -98,6 +100,7 @@ impl<'k> Attempt<'k> {
             known,
             parts,
             bad: Vec::new(),
+            lost: Vec::new(),
             function: Function { entry, ..Function::default() },
             returns: HashSet::new(),
             aligned_calls: 0,
@@ -124,6 +127,10 @@ impl<'k> Attempt<'k> {
             return Err(Again);
         }
         Ok(())
+    }
+
+    fn lose(&mut self, block: u32) {
+        self.lost.push((block, self.parts.blocks[block as usize].turn));
     }
 
     fn add_block(&mut self, start: u64, frame: Frame, via: (u32, u64)) {
@@ -184,7 +191,8 @@ impl<'k> Attempt<'k> {
             if instruction.is_invalid() {
                 return self.disagree(program, index, &frame);
             }
-            let (rule, length) = (frame.rule(), instruction.len() as u32);
+            let holds = program.pops || !frame.has_moved_home();
+            let (rule, length) = (frame.rule().filter(|_| holds), instruction.len() as u32);
             match &mut last {
                 Some(last) if last.rule == rule => last.length += length,
                 _ => {
@@ -243,8 +251,10 @@ impl<'k> Attempt<'k> {
                 if frame.is_as_called() {
                     self.returns.insert(instruction.ip());
                     self.parts.blocks[index as usize].is_end = true;
+                } else if frame.takes_arguments_off() {
+                    self.take_arguments_off(index, instruction);
                 } else if frame.is_lost {
-                    self.bad.push(index);
+                    self.lose(index);
                 } else if frame.stack_pointer() != Unknown {
                     self.disagree(program, index, frame)?;
                 }
@@ -254,7 +264,11 @@ impl<'k> Attempt<'k> {
                     frame.behind = 0;
                     self.jump(program, index, &targets, frame)?;
                 }
-                None if frame.is_lost => self.bad.push(index),
+                None if frame.takes_arguments_off_by(instruction.op0_register()) => {
+                    self.take_arguments_off(index, instruction);
+                }
+                None if frame.takes_arguments_off() => self.parts.blocks[index as usize].is_end = true,
+                None if frame.is_lost => self.lose(index),
                 None => self.parts.blocks[index as usize].is_end = frame.is_as_called(),
             },
             FlowControl::Call | FlowControl::IndirectCall => {
@@ -275,6 +289,13 @@ impl<'k> Attempt<'k> {
             _ => {}
         }
         Ok(false)
+    }
+
+    /// The function returns there as one does whose caller had put arguments on the stack.
+    fn take_arguments_off(&mut self, block: u32, instruction: &Instruction) {
+        self.function.popping.push(instruction.ip());
+        self.returns.insert(instruction.ip());
+        self.parts.blocks[block as usize].is_end = true;
     }
 
     fn jump(&mut self, program: &mut Program<'_, '_>, from: u32, targets: &[u64], frame: &Frame) -> Result<(), Again> {
@@ -377,8 +398,12 @@ impl<'k> Attempt<'k> {
         let falls_behind_call = !is_jump && frame.behind != 0;
         if to != self.entry && program.text.at(to).is_none_or(|at| program.text.marks(at) & mark::ENTRY != 0) {
             // Another function, whose caller is this one's.
+            if frame.takes_arguments_off() {
+                self.parts.blocks[from as usize].is_end |= is_jump;
+                return Ok(());
+            }
             if frame.is_lost && is_jump {
-                self.bad.push(from);
+                self.lose(from);
             }
             if frame.is_lost || frame.stack_pointer() == Unknown {
                 return Ok(());
@@ -456,7 +481,8 @@ impl<'k> Attempt<'k> {
                 && !matches!(text.flow(start), Some((Flow::Nothing | Flow::Trap, _)))
         };
         let parts = proven(self.parts.blocks.len(), &ways, ends.collect(), only_behind);
-        self.is_refused |= self.bad.iter().any(|block| parts[*block as usize]);
+        let is_last_of = |&(block, turn): &(u32, u32)| parts[block as usize] && blocks[block as usize].turn == turn;
+        self.is_refused |= self.bad.iter().any(|block| parts[*block as usize]) || self.lost.iter().any(is_last_of);
         let shown = self.aligned_calls > 0 && program.text.is(self.entry, mark::POINTED | mark::CALLED);
         self.is_refused |= !self.is_certain && self.returns.is_empty() && !shown;
         let of_part = |index: usize| parts[index].then_some(&self.parts.blocks[index]);
@@ -466,28 +492,9 @@ impl<'k> Attempt<'k> {
         // One byte in two instructions.
         self.is_refused |= ranges.windows(2).any(|pair| pair[1].0 < pair[0].1);
         if !self.is_refused {
-            let is_last = |&&(block, turn, _): &&(u32, u32, Piece)| {
-                parts[block as usize] && self.parts.blocks[block as usize].turn == turn
-            };
+            let is_last = |&&(block, turn, _): &&(u32, u32, Piece)| is_last_of(&(block, turn));
             self.function.pieces = self.parts.pieces.iter().filter(is_last).map(|(.., piece)| *piece).collect();
         }
         std::mem::take(&mut self.function)
     }
-}
-
-/// What holds where a jump is not taken, and where it is.
-fn branches(frame: &Frame, instruction: &Instruction) -> (Frame, Frame) {
-    let mut not = Frame { behind: 0, if_equal: None, ..*frame };
-    if matches!(instruction.mnemonic(), Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne) {
-        not.set(Register::RCX, Unknown);
-    }
-    let mut taken = not;
-    match (instruction.condition_code(), frame.if_equal) {
-        (ConditionCode::e, Some(at)) => taken.registers[RSP] = Cfa(at),
-        (ConditionCode::ne, Some(at)) => not.registers[RSP] = Cfa(at),
-        (ConditionCode::a, _) => not.bound = frame.compared,
-        (ConditionCode::be, _) => taken.bound = frame.compared,
-        _ => {}
-    }
-    (not, taken)
 }

@@ -100,6 +100,74 @@ fn ways_meet_and_return() {
     check(&[0x53, 0xff, 0xd0, 0xeb, 0xfc], &[(0, sp(8)), (1, sp(16)), (5, NONE)]);
 }
 
+/// push rbp; mov rbp, rsp; and rsp, -16; call rax; leave; pop rcx; ...: how much is taken off the stack a register says.
+#[test]
+fn functions_may_take_arguments_off_the_stack() {
+    let begin = [0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xe4, 0xf0, 0xff, 0xd0, 0xc9, 0x59];
+    let check = |end: &[u8], returns: bool| {
+        let code = [&begin[..], end].concat();
+        let expected = [(0, sp(8)), (1, saved(16, -16)), (4, STANDARD), (11, sp(8)), (12, NONE)];
+        assert_eq!(rules(&code, &[CODE], 0), if returns { &expected[..] } else { &[] }, "{end:x?}");
+    };
+    // lea rsp, [r15 + 8]; push rcx; ret
+    check(&[0x49, 0x8d, 0x67, 0x08, 0x51, 0xc3], true);
+    // add rsp, rdx; push rcx; mov eax, edi; jmp rsi: another function returns in its place.
+    check(&[0x48, 0x01, 0xd4, 0x51, 0x89, 0xf8, 0xff, 0xe6], true);
+    // add rsp, 16; jmp rcx
+    check(&[0x48, 0x83, 0xc4, 0x10, 0xff, 0xe1], true);
+    // add rsp, rdx; push rdx; ret: to elsewhere.
+    check(&[0x48, 0x01, 0xd4, 0x52, 0xc3], false);
+    // add rsp, rdx; push rcx; push rdx; ret
+    check(&[0x48, 0x01, 0xd4, 0x51, 0x52, 0xc3], false);
+    // add rsp, 16; jmp rdx
+    check(&[0x48, 0x83, 0xc4, 0x10, 0xff, 0xe2], false);
+    // xor ebp, ebp; add rsp, 16; jmp rcx: the caller's frame pointer is gone.
+    check(&[0x31, 0xed, 0x48, 0x83, 0xc4, 0x10, 0xff, 0xe1], false);
+    // mov ecx, ecx; add rsp, 16; jmp rcx: a part of the address.
+    check(&[0x89, 0xc9, 0x48, 0x83, 0xc4, 0x10, 0xff, 0xe1], false);
+}
+
+/// push [rsp]; mov [rsp + 8], rax; jmp +0x12: the function there is given one argument more, on the stack.
+#[test]
+fn functions_may_go_on_in_others_with_more_arguments() {
+    let mut code = vec![0xff, 0x34, 0x24, 0x48, 0x89, 0x44, 0x24, 0x08, 0xeb, 0x06];
+    code.resize(16, 0x90);
+    code.extend([0xc2, 0x08, 0x00]);
+    let functions = [CODE, CODE + 16];
+    assert_eq!(rules(&code, &functions, 0)[..3], [(0, sp(8)), (3, sp(16)), (8, NONE)]);
+    // mov [rsp], rax: the address that it returns to is no longer there.
+    code[7] = 0;
+    assert_eq!(rules(&code, &functions, 0)[0].0, 16);
+}
+
+/// pop rax; push rdi; push rax; push rbp; mov rbp, rsp; call rdx; leave; pop rcx; add rsp, 8; push rcx; ret
+#[test]
+fn return_addresses_are_followed_below_arguments() {
+    let puts = [0x58, 0x57, 0x50, 0x55, 0x48, 0x89, 0xe5, 0xff, 0xd2, 0xc9, 0x59, 0x48, 0x83, 0xc4, 0x08, 0x51, 0xc3];
+    // Where the caller's stack pointer was nothing tells: that is enough where it is not needed.
+    assert_eq!(rules(&puts, &[CODE], 0), [(0, sp(8)), (1, NONE), (16, sp(8)), (17, NONE)]);
+    let mut code = puts.to_vec();
+    // ret 8, three times
+    code.extend([0xc2, 8, 0, 0xc2, 8, 0, 0xc2, 8, 0]);
+    let functions = [0, 17, 20, 23].map(|at| CODE + at);
+    let expected = [(0, sp(8)), (1, NONE), (3, sp(8)), (4, saved(16, -16)), (7, STANDARD), (10, sp(8)), (11, NONE)];
+    assert_eq!(rules(&code, &functions, 0)[..7], expected);
+    // push rsi; it does not return to where it was called from.
+    code[2] = 0x56;
+    assert_eq!(rules(&code, &functions, 0)[0].0, 17);
+}
+
+/// push rbp; mov rbp, rsp; test eax, eax; jne +9; (here:) mov rbp, [rbp]; add rsp, 32; jmp +8 (a `ret`); sub rsp, rax; jmp here
+#[test]
+fn what_did_not_agree_before_all_ways_were_known_may_agree() {
+    let mut code = vec![0x55, 0x48, 0x89, 0xe5, 0x85, 0xc0, 0x75, 0x0a];
+    code.extend([0x48, 0x8b, 0x6d, 0x00, 0x48, 0x83, 0xc4, 0x20, 0xeb, 0x05]);
+    code.extend([0x48, 0x29, 0xc4, 0xeb, 0xf1]);
+    let other = CODE + code.len() as u64;
+    code.push(0xc3);
+    assert_eq!(rules(&code, &[CODE, other], 0)[..2], [(0, sp(8)), (1, saved(16, -16))]);
+}
+
 /// sub rsp, 8; test eax, eax; je +6; mov [rsp], rbp; mov ebp, eax; call rax; ...: whether it was saved is not known where ways meet.
 #[test]
 fn what_only_one_way_says_does_not_hold() {

@@ -1,0 +1,62 @@
+//! What a worker does next, the most urgent first.
+
+use super::{processes::Processes, queue::Queue, worker::Job};
+use crate::files::module::Module;
+
+/// What is to be done next by a worker; `is_short`: by the one that others wait for, which is given what takes little time. Files that
+/// `is_known` are not looked at in the background.
+pub(super) fn next_job(
+    queue: &mut Queue,
+    processes: &mut Processes,
+    is_short: bool,
+    may_work_in_background: bool,
+    is_known: impl Fn(&Module) -> bool,
+) -> Option<Job> {
+    let urgent = if is_short { queue.next_short() } else { queue.next_urgent() };
+    let needed = urgent.or_else(|| if is_short { None } else { processes.next_to_locate() });
+    if needed.is_some() || !may_work_in_background {
+        return needed;
+    }
+    // What a process has loaded may allocate: that waits for no file that nobody has met, and takes no time to speak of.
+    let compare = processes.next_to_compare();
+    compare.or_else(|| if is_short { None } else { queue.next_in_background(is_known) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::event::Image;
+
+    fn file() -> Arc<Module> {
+        Arc::new(Module::of_file("a file", tempfile::tempfile().unwrap()).unwrap())
+    }
+
+    #[test]
+    fn mappings_are_compared_whatever_is_done_in_the_background() {
+        let (mut queue, mut processes) = (Queue::default(), Processes::default());
+        queue.compile_later(file());
+        queue.compile_later(file());
+        // One worker is at the first of them.
+        assert!(matches!(queue.next_in_background(|_| false), Some(Job::Compile(None, _))));
+        processes.begin(Image(1), 17);
+        for is_short in [true, false] {
+            processes.may_compare();
+            processes.find_changed(|_| None);
+            let mut next = |may_work| next_job(&mut queue, &mut processes, is_short, may_work, |_| false);
+            assert!(next(false).is_none());
+            assert!(matches!(next(true), Some(Job::Mappings(Image(1), 17))));
+            assert!(next(true).is_none(), "nothing else");
+            processes.has_changed(Image(1), Some(7));
+        }
+        queue.is_done_in_background();
+        while !queue.rest().is_zero() {}
+        processes.may_compare();
+        processes.find_changed(|_| None);
+        let mut next = |is_short| next_job(&mut queue, &mut processes, is_short, true, |_| false);
+        assert!(matches!(next(false), Some(Job::Mappings(..))), "before files of the machine");
+        assert!(next(true).is_none(), "one after the other, and files are not short");
+        assert!(matches!(next(false), Some(Job::Compile(None, _))));
+    }
+}
