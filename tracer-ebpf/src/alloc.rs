@@ -36,13 +36,10 @@ struct Entered<'a> {
 /// if this says so: the result.
 #[inline(always)]
 pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
-    let mut flags = (cookie >> entry::FUNCTION << 16) as u32;
-    if cookie & entry::AT_INSTRUCTIONS != 0 {
-        flags |= CALL_PLAIN_RETURN;
-    }
-    if cookie & entry::MAY_VANISH != 0 {
-        flags |= CALL_MAY_VANISH;
-    }
+    // Without a branch: the verifier would go through all that follows once for each.
+    let mut flags = (cookie >> entry::FUNCTION << 16) as u32
+        | moved(cookie, entry::AT_INSTRUCTIONS, CALL_PLAIN_RETURN)
+        | moved(cookie, entry::MAY_VANISH, CALL_MAY_VANISH);
     if samples::is_on() {
         match judged(ctx, cookie) {
             sampling::NOTHING => return false,
@@ -52,23 +49,19 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
         }
     }
     let Some(entered) = entered(ctx, cookie, flags) else { return false };
-    let mut size = arguments::size(entered.thread, cookie);
-    let mut pointer = arguments::argument(entered.thread, cookie >> entry::BLOCK);
+    let size = arguments::size(entered.thread, cookie);
+    let pointer = arguments::argument(entered.thread, cookie >> entry::BLOCK);
+    flags |= arguments::unmeasured(entered.thread);
     let mut op = Op::Returned;
     if cookie & entry::STORED != 0 {
         op = Op::Stored;
-    } else if pointer != 0 && samples::resize(&entered.thread.target, pointer) {
+    } else if arguments::old_block(entered.thread, cookie) != 0 && samples::resize(&entered.thread.target, pointer) {
         op = Op::Realloc;
         let target = &entered.thread.target;
         let header = Header::new(kind::REALLOC_TAKE, target.image, entered.slot, entered.pid_tgid);
         if !emit::end_of_block(header, target, pointer) {
             flags |= CALL_TAKE_LOST;
         }
-    }
-    if arguments::is_unmeasured(entered.thread, cookie) {
-        // It may have been what the call itself brings into memory.
-        flags |= CALL_UNMEASURED;
-        (pointer, size) = arguments::string(entered.thread, cookie).unwrap_or((0, 0));
     }
     let mut taken = true;
     if decides {
@@ -86,12 +79,18 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     taken
 }
 
+/// The bit `to`, if `from` is there.
+#[inline(always)]
+fn moved(bits: u64, from: u64, to: u32) -> u32 {
+    ((bits & from) >> from.trailing_zeros()) as u32 * to
+}
+
 /// What is to become of a call where allocations are sampled: see [`sampling::judge`].
 #[inline(always)]
 fn judged(ctx: &ProbeContext, cookie: u64) -> u32 {
     let Some(thread) = current(ctx, bpf_get_current_pid_tgid()) else { return sampling::NOTHING };
     arguments::read(ctx, thread, cookie);
-    if arguments::is_unmeasured(thread, cookie) {
+    if arguments::unmeasured(thread) != 0 {
         // Nobody can say how likely it was to be taken.
         count_loss!(outcomes_unseen, 1);
         return sampling::NOTHING;

@@ -3,7 +3,13 @@
 use aya_ebpf::programs::ProbeContext;
 use tracer_ebpf::{SIZE_OVERFLOW, entry};
 
-use crate::{strings, thread::Thread};
+use crate::{
+    strings,
+    thread::{CALL_UNMEASURED, Thread},
+};
+
+/// In the place of an argument that no function has: [`CALL_UNMEASURED`], or 0.
+const UNMEASURED: usize = 6;
 
 /// Allocations smaller than this are not recorded. Set by user space before loading.
 #[unsafe(no_mangle)]
@@ -21,26 +27,28 @@ pub(crate) fn read(ctx: &ProbeContext, thread: &mut Thread, cookie: u64) {
         *argument = ctx.arg(number - 1).unwrap_or(0);
     }
     arguments[entry::ONE as usize] = 1;
-    if let Some((string, most)) = string(thread, cookie) {
-        thread.arguments[entry::MEASURED as usize] = strings::measure(string, most);
-    }
-}
-
-/// The string that a call copies, and how much of it at most; none where it copies none.
-#[inline(always)]
-pub(crate) fn string(thread: &Thread, cookie: u64) -> Option<(u64, u64)> {
     let number = cookie >> entry::STRING & entry::ARGUMENT;
+    (arguments[entry::NONE as usize], arguments[UNMEASURED]) = (0, 0);
     if number == 0 {
-        return None;
+        return;
     }
     let most = if cookie & entry::BOUNDED == 0 { u64::MAX } else { argument(thread, number + 1) };
-    Some((argument(thread, number), most))
+    let string = argument(thread, number);
+    let measured = strings::measure(string, most);
+    let arguments = &mut thread.arguments;
+    arguments[entry::MEASURED as usize] = measured;
+    if measured == strings::UNKNOWN {
+        // It may be the call itself that brings it into memory. What is known stands for the block and the size.
+        arguments[entry::NONE as usize] = string;
+        arguments[entry::MEASURED as usize] = most;
+        arguments[UNMEASURED] = u64::from(CALL_UNMEASURED);
+    }
 }
 
-/// Whether a call copies a string that could not be measured.
+/// [`CALL_UNMEASURED`] if a call copies a string that could not be measured, else 0.
 #[inline(always)]
-pub(crate) fn is_unmeasured(thread: &Thread, cookie: u64) -> bool {
-    cookie >> entry::STRING & entry::ARGUMENT != 0 && argument(thread, entry::MEASURED) == strings::UNKNOWN
+pub(crate) fn unmeasured(thread: &Thread) -> u32 {
+    core::hint::black_box(thread.arguments[UNMEASURED]) as u32
 }
 
 /// Bytes that a call asks for.
@@ -52,7 +60,8 @@ pub(crate) fn size(thread: &Thread, cookie: u64) -> u64 {
 /// The block that a call resizes; 0: none.
 #[inline(always)]
 pub(crate) fn old_block(thread: &Thread, cookie: u64) -> u64 {
-    if cookie & entry::STORED != 0 { 0 } else { argument(thread, cookie >> entry::BLOCK) }
+    let copies = entry::ARGUMENT << entry::STRING;
+    if cookie & (entry::STORED | copies) != 0 { 0 } else { argument(thread, cookie >> entry::BLOCK) }
 }
 
 /// Whether blocks of this size are of interest.

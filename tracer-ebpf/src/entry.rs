@@ -2,6 +2,8 @@
 
 /// Which arguments are read, each by its number from 1 on, at most [`ARGUMENTS`]: three bits each.
 pub const ARGUMENT: u64 = 7;
+/// Number of what is not there: 0, but for a call whose string is not measured yet, which is then there.
+pub const NONE: u64 = 0;
 /// How many arguments there are to be read from.
 pub const ARGUMENTS: usize = 4;
 /// The first bit of the number of bytes.
