@@ -2,9 +2,9 @@
 
 use crate::harness::{self, Held, Run, Target, alone, check_functions, compiled, preloadable, slowness};
 
-const RUNS: u32 = 10;
+const RUNS: u32 = 4;
 
-/// Runs a family program under the tracer and compares every function, ten times over.
+/// Runs a family program under the tracer and compares every function, several times over.
 fn check(what: &str, program: &str, preload: Option<&str>) {
     check_runs(RUNS, what, program, preload, &[]);
 }

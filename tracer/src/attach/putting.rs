@@ -1,6 +1,7 @@
 //! Putting the probes of a traced process on what it allocates with, again where they have gone.
 
 use std::{
+    io,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -49,7 +50,7 @@ impl Attached {
         let allocators = match found {
             Ok(Some(allocators)) => allocators,
             Ok(None) => return,
-            Err(_) if !status::is_alive(self.pid) => return,
+            Err(error) if has_no_memory(&error) || !status::is_alive(self.pid) => return,
             Err(error) => {
                 return self.was_unseen(format!(
                     "process {} has loaded files while it was traced that could not be searched for allocators: {error:#}",
@@ -175,5 +176,25 @@ impl Attached {
             format!("{what}; what it did since then, or up to {away} ms before, is not recorded")
         });
         true
+    }
+}
+/// Whether the reason is that the process has no memory any more: it ends, and may still be there for a moment.
+fn has_no_memory(error: &anyhow::Error) -> bool {
+    let errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    errors.filter_map(io::Error::raw_os_error).any(|code| code == libc::ESRCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn who_ends_has_no_memory() {
+        let error = |code| Err::<(), _>(io::Error::from_raw_os_error(code)).context("cannot read its mappings");
+        assert!(has_no_memory(&error(libc::ESRCH).unwrap_err()));
+        assert!(!has_no_memory(&error(libc::EACCES).unwrap_err()));
+        assert!(!has_no_memory(&anyhow::anyhow!("no file")));
     }
 }

@@ -104,7 +104,7 @@ pub(super) fn cost(cost: &Cost) -> String {
     let others = if probes > processes { ", in other processes, too" } else { "" };
     let [probes, own, processes] = [probes, own, processes].map(Duration::as_secs_f64);
     let hits = count(*hits, "probe hit");
-    format!("{share}{hits} took {probes:.2} s{others}, tracer {own:.2} s; the processes used {processes:.2} s")
+    format!("{share}{hits} took {probes:.2} s{others}, tracer {own:.2} s; processes used {processes:.2} s")
 }
 
 /// How the memory of a process grew, and how much of that is explained.
