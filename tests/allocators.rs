@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use crate::harness::{Run, Target, Truth, check_functions, check_holders, compiled, preloadable, require_root};
+use crate::harness::{
+    Run, Target, Truth, check_functions, check_holders, compiled, preloadable, require_root, taking_returns,
+};
 
 /// Does to an allocator in a library what `order` says and compares what every function of the program holds.
 fn check_hook(order: &str) {
@@ -28,6 +30,7 @@ fn check_order(order: &str, program: &Path, environment: &[(&str, &str)]) {
 
 /// The same with such options, where the outcomes of at most `unseen` calls are not seen.
 fn check_way(order: &str, program: &Path, environment: &[(&str, &str)], options: &[&str], unseen: u64) {
+    let _turn = options.contains(&"link").then(taking_returns);
     let what = format!("{order}, by {options:?}");
     let mut target = Target::start_with(program, &[], environment);
     let tracer = Run::pid(target.pid()).args(options).start();

@@ -1,20 +1,13 @@
 //! What is done to see how calls end does no harm: programs that change stacks inside of the allocator, and those that walk
 //! their own stacks there, go on as if nobody were looking; and what was not seen is counted.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
-use crate::harness::{Held, Report, Run, Target, Truth, check_holders, compiled, preloadable, require_root};
+use crate::harness::{
+    Held, Report, Run, Target, Truth, check_holders, compiled, preloadable, require_root, taking_returns,
+};
 
 /// Ways to see outcomes that may be asked for, but for that which is known to do harm; the first is what tracer does by
 /// itself.
 const WAYS: [&str; 4] = ["auto", "exits", "ret", "session"];
-
-/// One after the other: return probes of one process take the return addresses of all that are traced and have the same
-/// file.
-fn only_one() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// How often the outcome of a call was not seen.
 fn unseen(report: &Report) -> u64 {
@@ -50,7 +43,7 @@ fn check_unharmed(order: &str, way: &str) {
 #[test]
 fn fibers_that_wait_inside_of_the_allocator() {
     require_root();
-    let _turn = only_one();
+    let _turn = taking_returns();
     for way in WAYS {
         check_unharmed("swap 8", way);
         check_unharmed("jump 8", way);
@@ -60,7 +53,7 @@ fn fibers_that_wait_inside_of_the_allocator() {
 #[test]
 fn hundreds_of_fibers() {
     require_root();
-    let _turn = only_one();
+    let _turn = taking_returns();
     for way in ["auto", "session"] {
         check_unharmed("swap 500", way);
         check_unharmed("jump 500", way);
@@ -70,7 +63,7 @@ fn hundreds_of_fibers() {
 #[test]
 fn handlers_on_stacks_of_their_own() {
     require_root();
-    let _turn = only_one();
+    let _turn = taking_returns();
     for way in WAYS {
         check_unharmed("handler above", way);
         check_unharmed("handler below", way);
@@ -81,7 +74,7 @@ fn handlers_on_stacks_of_their_own() {
 #[test]
 fn fibers_are_followed() {
     require_root();
-    let _turn = only_one();
+    let _turn = taking_returns();
     let (truth, report) = traced("fibers", &[], "swap 8", "auto");
     check_holders("swap 8", &report, &truth);
     assert_eq!(unseen(&report), 0);
@@ -103,7 +96,7 @@ fn programs_that_walk_their_own_stacks() {
 #[test]
 fn fibers_that_go_on_in_another_thread() {
     require_root();
-    let _turn = only_one();
+    let _turn = taking_returns();
     let allocator = compiled("pausing allocator");
     for way in ["auto", "exits", "ret"] {
         let preloaded = [("LD_PRELOAD", allocator.to_str().unwrap())];
@@ -121,7 +114,7 @@ fn fibers_that_go_on_in_another_thread() {
 #[test]
 fn two_processes_with_fibers() {
     require_root();
-    let _turn = only_one();
+    let _turn = taking_returns();
     let mut targets = [Target::start(&compiled("fibers")), Target::start(&compiled("fibers"))];
     let [first, second] = [targets[0].pid().to_string(), targets[1].pid().to_string()];
     let tracer = Run::bare().with_json().args(["--pid", &first, "--pid", &second]).start();

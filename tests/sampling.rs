@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde_json::Value;
 
-use crate::harness::{Report, Run, Target, Truth, compiled, preloadable, require_root};
+use crate::harness::{Report, Run, Target, Truth, compiled, preloadable, require_root, taking_returns};
 
 /// Mean number of bytes between samples.
 const MEAN: &str = "16KiB";
@@ -79,6 +79,7 @@ fn check_process(what: &str, preload: Option<&Path>, args: &[&str]) -> Value {
 
 #[test]
 fn estimates_are_within_their_error_in_every_way_to_see_outcomes() {
+    let _turn = taking_returns();
     for way in ["auto", "exits", "session", "link"] {
         let quality = check_process(way, None, &["--returns", way]);
         assert_eq!(quality["unmatched_frees"], 0, "nobody looks for frees of what was not taken: {quality}");
@@ -88,6 +89,7 @@ fn estimates_are_within_their_error_in_every_way_to_see_outcomes() {
 /// Functions that call each other or jump to each other have one chance each together.
 #[test]
 fn parts_of_a_call_have_one_chance_together() {
+    let _turn = taking_returns();
     let allocator = compiled("own allocator");
     for way in ["auto", "link"] {
         check_process(&format!("own allocator, {way}"), Some(&allocator), &["--returns", way]);

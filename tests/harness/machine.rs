@@ -37,6 +37,14 @@ pub(crate) fn alone() -> MutexGuard<'static, ()> {
     WHOLE_MACHINE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+static RETURNS: Mutex<()> = Mutex::new(());
+
+/// A turn for tests that probe returns of the C library, and for those that count on seeing all outcomes beside them: such probes of
+/// one process take the return addresses of all that are traced and have the same file.
+pub(crate) fn taking_returns() -> MutexGuard<'static, ()> {
+    RETURNS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// An allocator of Debian's that programs are run with by LD_PRELOAD.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Preloaded {

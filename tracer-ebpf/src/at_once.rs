@@ -48,6 +48,7 @@ fn is_numbered(ctx: &ProbeContext) -> bool {
     if argument(1) != 3 || argument(2) != 0 || argument(4) != 0 {
         return false;
     }
-    let last = read_word(argument(0).wrapping_add(16)).unwrap_or(0);
+    // What cannot be read may be.
+    let last = read_word(argument(0).wrapping_add(16)).unwrap_or(RESET);
     last == RESET || last == DESTROY
 }

@@ -38,7 +38,5 @@ pub const RETURN: u32 = 3;
 pub const GO: u32 = 4;
 /// How many there are.
 pub const KINDS: u32 = 5;
-/// Behind them: how many traced processes have ended (`runs`), and how long they ran in all (`time`).
-pub const ENDED: u32 = KINDS;
 /// One run of so many is timed: a prime, so that those of a loop come in turn.
 pub const TIMED: u64 = 61;

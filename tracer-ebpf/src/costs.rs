@@ -8,7 +8,7 @@ use crate::{emit, kernel::kernel_word};
 /// By [`cost`]. Of each processor apart: a program that is interrupted by another one's run on the same may lose a count, or be
 /// taken for longer than it was.
 #[map]
-static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(cost::ENDED + 1, 0);
+static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(cost::KINDS, 0);
 
 /// Set by user space before loading.
 #[unsafe(no_mangle)]
@@ -39,21 +39,17 @@ pub(crate) fn end(kind: u32) {
     }
 }
 
-/// The current thread is the last one of its process to end, which is traced. What it has run for lacks up to a tick.
+/// How long the current process has run, nanoseconds, but for those of its other threads that end at this moment and the last tick;
+/// 0 when the kernel's types do not tell.
 #[inline(always)]
-pub(crate) fn process_ends() {
+pub(crate) fn ran() -> u64 {
     // SAFETY: a read of a global that user space wrote before loading.
     let at = unsafe { core::ptr::read_volatile(&raw const TIME_FIELDS) };
-    let Some(cost) = COSTS.get_ptr_mut(cost::ENDED) else { return };
     if at.signal == 0 {
-        return;
+        return 0;
     }
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
     let signal = kernel_word(task + u64::from(at.signal));
-    let ran = kernel_word(task + u64::from(at.thread)).wrapping_add(kernel_word(signal + u64::from(at.ended_threads)));
-    // SAFETY: the pointer comes from a map lookup.
-    let cost = unsafe { &mut *cost };
-    cost.runs = cost.runs.wrapping_add(1);
-    cost.time = cost.time.wrapping_add(ran);
+    kernel_word(task + u64::from(at.thread)).wrapping_add(kernel_word(signal + u64::from(at.ended_threads)))
 }

@@ -247,7 +247,13 @@ pub(crate) fn remapping(record: &Remapping) {
 /// The end of a thread or a process.
 #[inline(always)]
 pub(crate) fn moment(header: Header) {
-    if !send(&Moment { header, time: now() }) {
+    moment_of(header, now());
+}
+
+/// The same with another time than now.
+#[inline(always)]
+pub(crate) fn moment_of(header: Header, time: u64) {
+    if !send(&Moment { header, time }) {
         count_loss!(moments, 1);
     }
 }

@@ -61,7 +61,7 @@ pub mod kind {
     /// [`golang::Sample`](super::golang::Sample): an object of a Go program.
     pub const GO_SAMPLE: u8 = 10;
     /// [`Moment`](super::Moment): a process ended, and its image with it. The call slot is the signal that ended it, if one did
-    /// whose number is below 16.
+    /// whose number is below 16. The time is how long it ran, nanoseconds, as far as that is known.
     pub const ENDED: u8 = 11;
     /// [`Moment`](super::Moment): a process that works on the image of the header, its parent's (vfork, CLONE_VM), has ended
     /// without becoming a program of its own.

@@ -291,15 +291,15 @@ pub(crate) fn thread_exit() {
     emit::moment(Header::new(kind::THREAD_EXIT, target.image, 0, pid_tgid));
     let (is_last, signal) = last_thread();
     if is_last {
-        costs::process_ends();
-        let _ = TARGETS.remove(tgid);
+        // Of those that end at once, each may be the last.
+        let ran = if TARGETS.remove(tgid).is_ok() { costs::ran() } else { 0 };
         let shared = target.flags & target::SHARED != 0;
         end_share(&target, false);
         if !shared {
             forget_pause(&target);
         }
         let kind = if shared { kind::SHARER_ENDED } else { kind::ENDED };
-        emit::moment(Header::new(kind, target.image, signal, pid_tgid));
+        emit::moment_of(Header::new(kind, target.image, signal, pid_tgid), ran);
     }
 }
 

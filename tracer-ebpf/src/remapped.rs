@@ -323,10 +323,10 @@ fn mprotect(thread: &mut Thread) -> u32 {
         return NOTHING;
     }
     let reached = reach_alike(start, length, protection);
-    if reached == FAR {
+    if before == FAR || reached == FAR {
         return UNKNOWN;
     }
-    if before == FAR || reached <= before {
+    if reached <= before {
         return NOTHING;
     }
     let is_used = protection & map::ANY_USE != 0;

@@ -353,8 +353,7 @@ impl Attached {
     pub fn was_shared(&mut self) {
         self.was_unseen(format!(
             "a process that worked on the memory of process {} has ended, or become another program: what it allocated and freed there is \
-             not recorded \
-             (a command that tracer launches is followed with all that it starts)",
+             not recorded (a command that tracer launches is followed with all that it starts)",
             self.pid
         ));
     }
@@ -363,8 +362,8 @@ impl Attached {
     pub fn heap_ended(&mut self) {
         if !std::mem::replace(&mut self.has_ended_heaps, true) {
             self.was_unseen(format!(
-                "process {} ended all blocks of a heap at once (an arena that was reset, a heap or a pool that was destroyed): which they were \
-                 is not known, so none from before is certain to be held",
+                "process {} ended all blocks of a heap at once (an arena that was reset, a heap or a pool that was destroyed), or may \
+                 have, by a call whose name could not be read: which they were is not known, so none from before is certain to be held",
                 self.pid
             ));
         }

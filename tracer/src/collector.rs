@@ -218,7 +218,7 @@ impl Collector {
                     }
                     self.images.end(image);
                     self.places.resolvers().ended(image);
-                    (self.notify)(Notice::Ended { image, signal: None });
+                    (self.notify)(Notice::Ended { image, signal: None, ran: Duration::ZERO });
                 }
             }
             // Nobody may wait any more for what follows: nothing to do then.

@@ -1,5 +1,7 @@
 //! Bytes of the ring buffer to [`Event`]s. A record that makes no sense is a counted error, never a panic.
 
+use std::time::Duration;
+
 use bytes::{Buf as _, TryGetError};
 use tracer_ebpf::{Header, MAX_FRAMES, REST_BYTES, StackRest, kind, origin, remapping, unwind::FileKey};
 
@@ -114,6 +116,8 @@ pub enum Event<'a> {
     Ended {
         /// The signal that ended it, if one did that is known.
         signal: Option<u8>,
+        /// How long it ran, but for those of its threads that ended with it; zero when that is not known.
+        ran: Duration,
     },
     /// A process that worked on the memory of the image ended, or became a program of its own, and may have allocated and freed there.
     SharerEnded,
@@ -272,7 +276,10 @@ pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         // The time of these is of no use.
         kind::THREAD_EXIT | kind::ENDED | kind::SHARER_ENDED if body.remaining() < 8 => return Err(Unintelligible),
         kind::THREAD_EXIT => Event::ThreadExit,
-        kind::ENDED => Event::Ended { signal: Some(header.slot()).filter(|signal| *signal > 0) },
+        kind::ENDED => Event::Ended {
+            signal: Some(header.slot()).filter(|signal| *signal > 0),
+            ran: Duration::from_nanos(body.try_get_u64_ne()?),
+        },
         kind::SHARER_ENDED => Event::SharerEnded,
         kind::AT_ONCE => Event::HeapEnded(body.try_get_u64_ne()?),
         _ => return Err(Unintelligible),
@@ -417,7 +424,7 @@ mod tests {
                 }),
             ),
             (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
-            (vec![header(kind::ENDED), 9], Event::Ended { signal: Some(2) }),
+            (vec![header(kind::ENDED), 9], Event::Ended { signal: Some(2), ran: Duration::from_nanos(9) }),
             (vec![header(kind::SHARER_ENDED), 9], Event::SharerEnded),
             (vec![header(kind::AT_ONCE), 9], Event::HeapEnded(9)),
         ] {

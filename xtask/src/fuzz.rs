@@ -60,16 +60,18 @@ pub(crate) fn run(workspace: &Workspace, only: Option<&str>, seconds: u64) -> Re
             scope.spawn(run_what_is_left);
         }
     });
-    let mut harmful = Vec::new();
+    let (mut harmful, mut failed) = (Vec::new(), Ok(()));
     for (target, result) in results.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
-        if !result? {
-            harmful.push(target.as_str());
+        match result {
+            Ok(true) => {}
+            Ok(false) => harmful.push(target.as_str()),
+            Err(error) => failed = failed.and(Err(error)),
         }
     }
     if !harmful.is_empty() {
         bail!("fuzzing found inputs that do harm: {}", harmful.join(", "));
     }
-    Ok(())
+    failed
 }
 
 /// Names of the targets: the folders of the inputs that are kept. That all have one is tested beside them.

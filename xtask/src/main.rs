@@ -77,7 +77,7 @@ enum Task {
     },
     /// Search for input that the parsers cannot stand
     Fuzz {
-        /// One of fuzz/targets; all when left out
+        /// One of fuzz/corpus; all when left out
         target: Option<String>,
         /// How long each is run
         #[arg(long, default_value_t = 3)]

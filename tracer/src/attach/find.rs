@@ -150,7 +150,9 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
         match refused {
             // Who has asked for it sees to it.
             Some(refused) if phase != Phase::Begun => bail!("{path}: {refused}"),
-            Some(refused) => unseen.push(format!("{path}: {refused}; what it allocates by that is not recorded")),
+            Some(refused) => unseen.push(format!(
+                "{path}: {refused}; what it allocates by that, and by others that were asked for there, is not recorded"
+            )),
             None => {}
         }
         if rewritten {

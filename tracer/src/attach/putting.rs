@@ -45,12 +45,16 @@ impl Attached {
         if files.is_subset(&self.code_files) {
             return;
         }
-        self.code_files = files;
+        let before = std::mem::replace(&mut self.code_files, files);
         let found = mappings(self.pid).and_then(|space| find(self.pid, &space, Phase::Begun));
         let allocators = match found {
             Ok(Some(allocators)) => allocators,
             Ok(None) => return,
-            Err(error) if has_no_memory(&error) || !status::is_alive(self.pid) => return,
+            // To be looked at again, if it is the first thread alone that has ended.
+            Err(error) if has_no_memory(&error) || !status::is_alive(self.pid) => {
+                self.code_files = before;
+                return;
+            }
             Err(error) => {
                 return self.was_unseen(format!(
                     "process {} has loaded files while it was traced that could not be searched for allocators: {error:#}",
@@ -178,6 +182,7 @@ impl Attached {
         true
     }
 }
+
 /// Whether the reason is that the process has no memory any more: it ends, and may still be there for a moment.
 fn has_no_memory(error: &anyhow::Error) -> bool {
     let errors = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());

@@ -13,30 +13,21 @@ pub(super) struct CostValue(Cost);
 // SAFETY: integers only, no padding, any bytes are a value.
 unsafe impl Pod for CostValue {}
 
-/// How often programs of each kind have run, and how long some of those runs took; how long processes ran that have ended.
-pub struct Costs {
-    map: PerCpuArray<MapData, CostValue>,
-    /// See [`Self::know_ended`].
-    know_ended: bool,
-}
+/// How often programs of each kind have run, and how long some of those runs took.
+pub struct Costs(PerCpuArray<MapData, CostValue>);
 
 impl Costs {
-    pub(super) fn new(map: PerCpuArray<MapData, CostValue>, know_ended: bool) -> Self {
-        Self { map, know_ended }
+    pub(super) fn new(map: PerCpuArray<MapData, CostValue>) -> Self {
+        Self(map)
     }
 
-    /// Whether it is known what processes have used that ended: the kernel's types tell where to look for that.
-    pub fn know_ended(&self) -> bool {
-        self.know_ended
-    }
-
-    /// So far, by [`cost`], of all processors together; last what [`cost::ENDED`] is about.
+    /// So far, by [`cost`], of all processors together.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn read(&self) -> Result<Vec<Cost>, MapError> {
         let sum = |kind| {
-            let values = self.map.get(&kind, 0)?;
+            let values = self.0.get(&kind, 0)?;
             let sum = values.iter().fold(Cost::default(), |sum, CostValue(cost)| Cost {
                 runs: sum.runs.wrapping_add(cost.runs),
                 timed: sum.timed.wrapping_add(cost.timed),
@@ -45,6 +36,6 @@ impl Costs {
             });
             Ok(sum)
         };
-        (0..=cost::ENDED).map(sum).collect()
+        (0..cost::KINDS).map(sum).collect()
     }
 }

@@ -109,8 +109,6 @@ pub struct Programs {
     pub(super) remappings: Option<LockPoints>,
     /// Whether the program `placed` is attached.
     pub(super) placed: bool,
-    /// Whether the programs count what processes have used that end.
-    know_ended: bool,
 }
 
 /// Buffers of at least this size are not full before the reader comes by itself, bytes. It comes every 10 ms; in that time a
@@ -158,7 +156,6 @@ impl Programs {
         let lock_argument = lock.map_or(1, |lock| lock.writes);
         let shared_device = shared_device();
         let mappings = KernelMappingsValue(mappings.ok_or(LoadError::NoTypes)?);
-        let know_ended = task_fields.live != 0 && time_fields.signal != 0;
         let (return_instances, task_fields) = (ReturnInstancesValue(return_instances), TaskFieldsValue(task_fields));
         let samples = u64::from(config.samples.is_some());
         let mut ebpf = EbpfLoader::new()
@@ -205,7 +202,6 @@ impl Programs {
             logger,
             remappings,
             placed: false,
-            know_ended,
         })
     }
 
@@ -271,7 +267,7 @@ impl Programs {
     /// [`LoadError::Mismatch`] when it is not there (any more), [`LoadError::Map`] when it cannot be opened.
     pub fn costs(&mut self) -> Result<Costs, LoadError> {
         let map = self.ebpf.take_map("COSTS").ok_or_else(|| LoadError::Mismatch("no map COSTS".to_owned()))?;
-        Ok(Costs::new(map.try_into()?, self.know_ended))
+        Ok(Costs::new(map.try_into()?))
     }
 
     /// Takes the map of beginnings that found the ring buffer full. Once only.

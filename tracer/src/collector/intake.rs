@@ -99,12 +99,12 @@ impl Intake<'_> {
                     self.places.resolvers().find(tracked.pid, unknown);
                 }
             }
-            Event::Ended { signal } => {
+            Event::Ended { signal, ran } => {
                 self.last = None;
                 self.images.end(image);
                 self.places.resolvers().ended(image);
                 self.forget_notice(Notice::FirstThreadEnded(image));
-                self.notices.push(Notice::Ended { image, signal });
+                self.notices.push(Notice::Ended { image, signal, ran });
             }
             Event::ThreadExit if self.images.get(image).is_some_and(|tracked| tracked.pid == tid) => {
                 self.notices.push(Notice::FirstThreadEnded(image));

@@ -1,5 +1,7 @@
 //! What the collector tells of its own accord.
 
+use std::time::Duration;
+
 use crate::event::{Beginning, Image};
 
 /// What the collector tells of its own accord.
@@ -15,6 +17,8 @@ pub enum Notice {
         image: Image,
         /// The number of the signal that ended it, if one did that is known.
         signal: Option<u8>,
+        /// How long it ran, as far as that is known.
+        ran: Duration,
     },
     /// A process that worked on the memory of this image has ended, or become a program of its own, and may have allocated and freed there.
     SharerEnded(Image),

@@ -53,8 +53,8 @@ impl Session {
                 }
                 Ok(())
             }
-            Notice::Ended { image, signal } => {
-                self.has_ended(image, signal);
+            Notice::Ended { image, signal, ran } => {
+                self.has_ended(image, signal, ran);
                 Ok(())
             }
             Notice::SharerEnded(image) => {

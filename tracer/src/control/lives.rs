@@ -36,7 +36,7 @@ impl Session {
     pub(super) fn learn_of_ends(&mut self) {
         while let Some(input) = self.inputs.next_of_those_there() {
             match input {
-                Input::Notice(Notice::Ended { image, signal }) => self.has_ended(image, signal),
+                Input::Notice(Notice::Ended { image, signal, ran }) => self.has_ended(image, signal, ran),
                 Input::Notice(Notice::Began(image, beginning)) => match beginning.how {
                     // It is only at execs that there is something to fail.
                     How::Fork | How::Spawn | How::Newcomer => drop(self.has_begun(image, &beginning)),
@@ -232,7 +232,7 @@ impl Session {
     }
 
     /// A process has ended: nothing is done by its id any more, which may become another's.
-    pub(super) fn has_ended(&mut self, image: Image, signal: Option<u8>) {
+    pub(super) fn has_ended(&mut self, image: Image, signal: Option<u8>, ran: Duration) {
         let after = self.clock.elapsed();
         let Some(attached) = self.find(image) else { return };
         if let Some(signal) = signal {
@@ -240,7 +240,7 @@ impl Session {
         }
         attached.has_ended(after);
         let (pid, is_new) = (attached.pid(), attached.life().came_later());
-        self.meter.has_ended(pid, is_new);
+        self.meter.has_ended(pid, is_new, ran);
         self.let_go(image);
         let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
         let left = self.attached.iter().filter(|attached| !attached.is_over()).count();

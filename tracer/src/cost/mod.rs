@@ -49,8 +49,8 @@ pub struct Meter {
     processes: HashMap<Pid, Used>,
     /// What those have used that are not looked at any more though they may live, in clock ticks.
     over: u64,
-    /// What those had used before they were traced that have ended, in clock ticks.
-    ended_before: u64,
+    /// What those have used that have ended.
+    ended: Duration,
     /// What tracer itself had used when tracing began.
     before: Duration,
     /// Which process is looked at next.
@@ -68,7 +68,7 @@ impl Meter {
             traps,
             processes: HashMap::new(),
             over: 0,
-            ended_before: 0,
+            ended: Duration::ZERO,
             before: Duration::ZERO,
             next: 0,
         }
@@ -91,14 +91,14 @@ impl Meter {
         }
     }
 
-    /// A process has ended. What it used in all was counted when it did, or else is looked at for the last time, as long as nobody
-    /// has waited for it.
-    pub fn has_ended(&mut self, pid: Pid, is_new: bool) {
-        if !self.costs.know_ended() {
-            self.look_at(pid, is_new);
-        } else if let Some(used) = self.processes.remove(&pid) {
-            self.ended_before += used.before;
-        }
+    /// A process has ended, which `ran` for so long as far as that is known: of one with threads, those that ended with it may be
+    /// missing. It is looked at for the last time, too, as long as nobody has waited for it.
+    pub fn has_ended(&mut self, pid: Pid, is_new: bool, ran: Duration) {
+        self.look_at(pid, is_new);
+        let looked = self.processes.remove(&pid);
+        let before = looked.map_or(Duration::ZERO, |used| of_ticks(used.before));
+        let seen = looked.map_or(Duration::ZERO, |used| of_ticks(used.since()));
+        self.ended += seen.max(ran.saturating_sub(before));
     }
 
     /// The same for all that live, at most so many, which come round in turn.
@@ -127,15 +127,13 @@ impl Meter {
             tracing::debug!(?self.traps, "a hit of a probe");
         }
         let kinds = self.costs.read().inspect_err(|error| tracing::debug!("costs cannot be read: {error}")).ok()?;
-        let (kinds, ended) = kinds.split_at_checked(cost::KINDS as usize)?;
-        let ended = Duration::from_nanos(ended.first()?.time).saturating_sub(of_ticks(self.ended_before));
         let used = self.over + self.processes.values().map(Used::since).sum::<u64>();
         Some(Cost {
             hits: kinds.iter().map(|kind| kind.runs).sum(),
             go: kinds.get(cost::GO as usize).map_or(Duration::ZERO, |cost| time(cost::GO, cost, self.traps)),
             probes: kinds.iter().enumerate().map(|(kind, cost)| time(kind as u32, cost, self.traps)).sum(),
             own: own_time().saturating_sub(self.before),
-            processes: of_ticks(used) + ended,
+            processes: of_ticks(used) + self.ended,
         })
     }
 }

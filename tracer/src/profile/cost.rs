@@ -16,8 +16,8 @@ pub struct Cost {
     pub go: Duration,
     /// What tracer itself used.
     pub own: Duration,
-    /// What the traced processes used, that of their probes included: to a hundredth of a second each, and of those that have
-    /// ended up to their last tick.
+    /// What the traced processes used, that of their probes included: to a hundredth of a second each. Of those that
+    /// have ended, threads that ended with them count as they were when they were last looked at.
     pub processes: Duration,
 }
 

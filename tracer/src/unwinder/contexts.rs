@@ -15,6 +15,8 @@ const MAKES: &str = "makecontext";
 const MOST: u64 = 1 << 10;
 /// How glibc's function begins that goes on with the next context: `mov rsp, rbx; mov rdi, [rsp]; test rdi, rdi`.
 const BEGIN: [u8; 10] = [0x48, 0x89, 0xdc, 0x48, 0x8b, 0x3c, 0x24, 0x48, 0x85, 0xff];
+/// What may be before that: `endbr64`.
+const MARK: [u8; 4] = [0xf3, 0x0f, 0x1e, 0xfa];
 
 /// Says that such stacks end there: what returns to its begin is looked up by the byte before it, which is of nobody else's use, unless it
 /// ends a call.
@@ -30,9 +32,12 @@ fn begin(elf: &Elf<'_>) -> Option<u64> {
     let (address, size) = elf.exported(MAKES)?;
     let code = elf.loaded_range(address, size.min(MOST))?;
     let instructions = Decoder::with_ip(64, code, address, DecoderOptions::NONE).into_iter();
-    let addresses = instructions
+    let mut addresses = instructions
         .filter(|instruction| instruction.code() == Code::Lea_r64_m && instruction.is_ip_rel_memory_operand())
         .map(|instruction| instruction.ip_rel_memory_address());
-    let mut begins = addresses.filter(|address| elf.loaded_range(*address, BEGIN.len() as u64) == Some(&BEGIN[..]));
-    begins.next()
+    let is_begin = |address: &u64| {
+        let code = elf.loaded_range(*address, (MARK.len() + BEGIN.len()) as u64);
+        code.is_some_and(|code| code.strip_prefix(&MARK).unwrap_or(code).starts_with(&BEGIN))
+    };
+    addresses.find(is_begin)
 }
