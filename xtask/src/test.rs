@@ -14,7 +14,8 @@ use crate::{
 };
 
 const UNIT: &[&str] = &["test", "--release", "--workspace", "--lib", "--bins", "--no-fail-fast"];
-const DOCUMENTATION: &[&str] = &["test", "--release", "--workspace", "--doc", "--no-fail-fast"];
+/// Of the one library that has a documentation for users.
+const DOCUMENTATION: &[&str] = &["test", "--release", "--package", "tracer", "--doc", "--no-fail-fast"];
 
 /// Brings what the tests run, then runs them all, also when some have failed.
 pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
