@@ -12,7 +12,7 @@ use aya_log_ebpf::warn;
 use tracer_ebpf::{Header, Target, entry, exit, kind};
 
 use crate::{
-    arguments,
+    arguments, branchless,
     emit::{self, count_loss},
     inflight::{self, Entry},
     process, registers, samples, sampling, stack, strings,
@@ -38,8 +38,8 @@ struct Entered<'a> {
 pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     // Without a branch: the verifier would go through all that follows once for each.
     let mut flags = (cookie >> entry::FUNCTION << 16) as u32
-        | moved(cookie, entry::AT_INSTRUCTIONS, CALL_PLAIN_RETURN)
-        | moved(cookie, entry::MAY_VANISH, CALL_MAY_VANISH);
+        | branchless::moved(cookie, entry::AT_INSTRUCTIONS, CALL_PLAIN_RETURN)
+        | branchless::moved(cookie, entry::MAY_VANISH, CALL_MAY_VANISH);
     if samples::is_on() {
         match judged(ctx, cookie) {
             sampling::NOTHING => return false,
@@ -77,12 +77,6 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     }
     begin(ctx, entered, op, size, pointer, flags);
     taken
-}
-
-/// The bit `to`, if `from` is there.
-#[inline(always)]
-fn moved(bits: u64, from: u64, to: u32) -> u32 {
-    ((bits & from) >> from.trailing_zeros()) as u32 * to
 }
 
 /// What is to become of a call where allocations are sampled: see [`sampling::judge`].

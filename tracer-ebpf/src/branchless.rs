@@ -1,4 +1,4 @@
-//! Comparisons without a branch, of which the verifier would follow both sides.
+//! Comparisons and choices without a branch, of which the verifier would follow both sides.
 
 /// All ones when a < b, both below 2^63.
 #[inline(always)]
@@ -14,4 +14,10 @@ pub(crate) fn is_less(a: u64, b: u64) -> u64 {
     // SAFETY: a shift of a register.
     unsafe { core::arch::asm!("{0} >>= 63", inout(reg) difference, options(pure, nomem, nostack)) };
     difference
+}
+
+/// The bit `to`, if the bit `from` is there.
+#[inline(always)]
+pub(crate) fn moved(bits: u64, from: u64, to: u32) -> u32 {
+    ((bits & from) >> from.trailing_zeros()) as u32 * to
 }

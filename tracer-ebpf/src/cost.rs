@@ -14,18 +14,6 @@ pub struct Cost {
     pub begun: u64,
 }
 
-/// Where the kernel keeps how long a process has run: offsets in its structures, bytes. All 0 when they are not known.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TimeFields {
-    /// In `task_struct`: how long the thread has run, nanoseconds.
-    pub thread: u32,
-    /// In `task_struct`: the pointer to its `signal_struct`.
-    pub signal: u32,
-    /// In `signal_struct`: how long those threads of the process have run that have ended, nanoseconds.
-    pub ended_threads: u32,
-}
-
 /// At the entry of a function that allocates.
 pub const ENTRY: u32 = 0;
 /// At the entry of one that frees.

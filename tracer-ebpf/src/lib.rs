@@ -390,6 +390,10 @@ pub struct TaskFields {
     pub mm: u32,
     /// In `task_struct`: the process's id.
     pub tgid: u32,
+    /// In `task_struct`: how long the thread has run, nanoseconds; 0 when that alone is not known, or the next.
+    pub ran: u32,
+    /// In `signal_struct`: how long those threads of the process have run that have ended, nanoseconds.
+    pub others_ran: u32,
 }
 
 /// Entries of the map SPACING: exponentially distributed distances between samples, in order.
@@ -453,7 +457,7 @@ const _: () = {
     assert!(size_of::<Target>() == 8);
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
-    assert!(size_of::<TaskFields>() == 20);
+    assert!(size_of::<TaskFields>() == 28);
     assert!(size_of::<BlockKey>() == 16);
     assert!(size_of::<Loss>() == 104);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header

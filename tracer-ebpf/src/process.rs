@@ -13,7 +13,6 @@ use tracer_ebpf::{
 };
 
 use crate::{
-    costs,
     emit::{self, Told, count_loss},
     epochs,
     kernel::kernel_word,
@@ -52,7 +51,7 @@ static EXEC_STOPS: Array<ExecStops> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 
 /// Set by user space before loading.
 #[unsafe(no_mangle)]
-static TASK_FIELDS: TaskFields = TaskFields { signal: 0, live: 0, exit_code: 0, mm: 0, tgid: 0 };
+static TASK_FIELDS: TaskFields = TaskFields { signal: 0, live: 0, exit_code: 0, mm: 0, tgid: 0, ran: 0, others_ran: 0 };
 
 /// The present value of a count of changes. What it is a count of is to be read after it.
 #[inline(always)]
@@ -289,10 +288,9 @@ pub(crate) fn thread_exit() {
     thread::forget(pid_tgid);
     let Some(target) = target(pid_tgid) else { return };
     emit::moment(Header::new(kind::THREAD_EXIT, target.image, 0, pid_tgid));
-    let (is_last, signal) = last_thread();
-    if is_last {
+    if let Some((signal, ran)) = last_thread() {
         // Of those that end at once, each may be the last.
-        let ran = if TARGETS.remove(tgid).is_ok() { costs::ran() } else { 0 };
+        let ran = if TARGETS.remove(tgid).is_ok() { ran } else { 0 };
         let shared = target.flags & target::SHARED != 0;
         end_share(&target, false);
         if !shared {
@@ -303,23 +301,29 @@ pub(crate) fn thread_exit() {
     }
 }
 
-/// Whether no thread of the current process lives on, and if so the signal that has ended it; 0 when none did, or one that a
-/// header has no room for. False as well when the kernel's BTF does not tell.
+/// If no thread of the current process lives on: the signal that has ended it, 0 when none did, or one that a header has no room
+/// for; and how long it has run, nanoseconds, but for those of its other threads that end at this moment and the last tick, 0 when
+/// that is not known. `None` as well when the kernel's BTF does not tell.
 #[inline(always)]
-fn last_thread() -> (bool, u32) {
+fn last_thread() -> Option<(u32, u64)> {
     /// In an exit code (wait(2)): the signal. The bit above says whether memory was dumped.
     const SIGNAL: u32 = 0x7f;
     // SAFETY: a read of a global that user space wrote before loading.
     let at = unsafe { core::ptr::read_volatile(&raw const TASK_FIELDS) };
     if at.signal == 0 || at.live == 0 {
-        return (false, 0);
+        return None;
     }
     // SAFETY: no arguments.
     let task = unsafe { bpf_get_current_task() };
     let signal = kernel_word(task + u64::from(at.signal));
     if signal == 0 || kernel_word(signal + u64::from(at.live)) as u32 != 0 {
-        return (false, 0);
+        return None;
     }
     let by = kernel_word(task + u64::from(at.exit_code)) as u32 & SIGNAL;
-    (true, if by < 16 { by } else { 0 })
+    let ran = if at.ran == 0 || at.others_ran == 0 {
+        0
+    } else {
+        kernel_word(task + u64::from(at.ran)).wrapping_add(kernel_word(signal + u64::from(at.others_ran)))
+    };
+    Some((if by < 16 { by } else { 0 }, ran))
 }

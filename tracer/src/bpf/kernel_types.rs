@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use tracer_ebpf::{ReturnInstances, TaskFields, cost::TimeFields, unwind::KernelMappings};
+use tracer_ebpf::{ReturnInstances, TaskFields, unwind::KernelMappings};
 
 pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -26,8 +26,6 @@ pub(super) struct Layouts {
     pub(super) return_instances: ReturnInstances,
     /// Where it keeps what it knows of processes; all 0 when it does not say.
     pub(super) task_fields: TaskFields,
-    /// Where it keeps how long they have run; all 0 when it does not say.
-    pub(super) time_fields: TimeFields,
     /// What it knows of mappings; `None` when it does not say.
     pub(super) mappings: Option<KernelMappings>,
     /// The tracepoints of the lock of mappings.
@@ -57,7 +55,6 @@ impl Layouts {
         if task_fields.is_none() {
             tracing::debug!("{VMLINUX} does not tell where it keeps what it knows of processes");
         }
-        let time_fields = types.as_ref().and_then(time_fields);
         let mappings = types.as_ref().and_then(mappings);
         if mappings.is_some_and(|mappings| mappings.mm_tree == 0) {
             tracing::debug!(
@@ -67,7 +64,6 @@ impl Layouts {
         Self {
             return_instances: return_instances.unwrap_or_default(),
             task_fields: task_fields.unwrap_or_default(),
-            time_fields: time_fields.unwrap_or_default(),
             mappings,
             lock: types.as_ref().and_then(lock_points),
         }
@@ -98,28 +94,20 @@ fn task_fields(types: &Types<'_>) -> Option<TaskFields> {
     let task = types.structure("task_struct")?;
     Some(TaskFields {
         signal: types.offset(task, "signal")?,
-        live: types.offset(types.structure("signal_struct")?, "live")?,
+        live: types.member("signal_struct", "live")?,
         exit_code: types.offset(task, "exit_code")?,
         mm: types.offset(task, "mm")?,
         tgid: types.offset(task, "tgid")?,
-    })
-}
-
-fn time_fields(types: &Types<'_>) -> Option<TimeFields> {
-    let at = |structure: &str, member: &str| types.offset(types.structure(structure)?, member);
-    Some(TimeFields {
-        thread: at("task_struct", "se")?.checked_add(at("sched_entity", "sum_exec_runtime")?)?,
-        signal: at("task_struct", "signal")?,
-        ended_threads: at("signal_struct", "sum_sched_runtime")?,
+        ran: types.within("task_struct", "se", "sched_entity", "sum_exec_runtime").unwrap_or(0),
+        others_ran: types.member("signal_struct", "sum_sched_runtime").unwrap_or(0),
     })
 }
 
 fn mappings(types: &Types<'_>) -> Option<KernelMappings> {
-    let at = |structure: &str, member: &str| types.offset(types.structure(structure)?, member);
-    let within = |structure, member, inner: &str, field: &str| at(structure, member)?.checked_add(at(inner, field)?);
+    let at = |structure, member| types.member(structure, member);
     Some(KernelMappings {
         task_mm: at("task_struct", "mm")?,
-        mm_xol_area: within("mm_struct", "uprobes_state", "uprobes_state", "xol_area")?,
+        mm_xol_area: types.within("mm_struct", "uprobes_state", "uprobes_state", "xol_area")?,
         xol_address: at("xol_area", "vaddr")?,
         area_start: at("vm_area_struct", "vm_start")?,
         area_end: at("vm_area_struct", "vm_end")?,
@@ -133,7 +121,10 @@ fn mappings(types: &Types<'_>) -> Option<KernelMappings> {
         inode_generation: at("inode", "i_generation")?,
         inode_super: at("inode", "i_sb")?,
         super_device: at("super_block", "s_dev")?,
-        mm_tree: within("mm_struct", "mm_mt", "maple_tree", "ma_root").filter(|_| has_known_nodes(types)).unwrap_or(0),
+        mm_tree: types
+            .within("mm_struct", "mm_mt", "maple_tree", "ma_root")
+            .filter(|_| has_known_nodes(types))
+            .unwrap_or(0),
         mm_changes: at("mm_struct", "mm_lock_seq").unwrap_or(0),
         mm_program: at("mm_struct", "exe_file").unwrap_or(0),
         mm_start_stack: at("mm_struct", "start_stack").unwrap_or(0),
@@ -206,6 +197,16 @@ impl<'a> Types<'a> {
         let behind = |head: &[u8]| self.types.get((number(head, 8)? as usize).checked_sub(1)?).copied();
         let prototype = behind(behind(definition)?)?;
         kind(prototype).filter(|(kind, _)| *kind == PROTOTYPE).map(|(_, count)| count)
+    }
+
+    /// Offset of a member of the structure of that name, bytes.
+    fn member(&self, structure: &str, member: &str) -> Option<u32> {
+        self.offset(self.structure(structure)?, member)
+    }
+
+    /// The same of a member of a structure, `inner`, that is itself a member.
+    fn within(&self, structure: &str, member: &str, inner: &str, field: &str) -> Option<u32> {
+        self.member(structure, member)?.checked_add(self.member(inner, field)?)
     }
 
     /// Offset of a member of a structure, bytes.

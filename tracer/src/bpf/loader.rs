@@ -9,7 +9,6 @@ use aya::{
 use aya_log::EbpfLogger;
 use tracer_ebpf::{
     ReturnInstances, TaskFields,
-    cost::TimeFields,
     unwind::{KernelMappings, epoch},
 };
 
@@ -68,13 +67,6 @@ struct TaskFieldsValue(TaskFields);
 
 // SAFETY: as above.
 unsafe impl Pod for TaskFieldsValue {}
-
-#[repr(transparent)]
-#[derive(Clone, Copy)]
-struct TimeFieldsValue(TimeFields);
-
-// SAFETY: as above.
-unsafe impl Pod for TimeFieldsValue {}
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -151,7 +143,7 @@ impl Programs {
         let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
-        let Layouts { return_instances, task_fields, time_fields, mappings, lock } = Layouts::read();
+        let Layouts { return_instances, task_fields, mappings, lock } = Layouts::read();
         let remappings = lock.filter(|_| mappings.is_some_and(|mappings| mappings.mm_tree != 0));
         let lock_argument = lock.map_or(1, |lock| lock.writes);
         let shared_device = shared_device();
@@ -166,7 +158,6 @@ impl Programs {
             .override_global("SAMPLES", &samples, true)
             .override_global("RETURN_INSTANCES", &return_instances, true)
             .override_global("TASK_FIELDS", &task_fields, true)
-            .override_global("TIME_FIELDS", &TimeFieldsValue(time_fields), true)
             .override_global("KERNEL_MAPPINGS", &mappings, true)
             .override_global("LOCK_ARGUMENT", &lock_argument, true)
             .override_global("SHARED_DEVICE", &shared_device, true)
