@@ -219,9 +219,8 @@ pub fn is_administrators(file: &Facts) -> bool {
 fn open(process: &ProcessDirectory, root: Option<&Arc<Root>>, mapping: &Mapping) -> io::Result<Opened> {
     let range = format!("{:x}-{:x}", mapping.start, mapping.end);
     let error = match process.mapped(&range, &mapping.path, mapping.device) {
-        Ok(file) if is_another(&file.facts, mapping) => {
-            return Err(io::Error::other("another file is mapped there by now"));
-        }
+        // What it was of may still lie at its path: libraries that are opened and closed take each other's places.
+        Ok(file) if is_another(&file.facts, mapping) => io::Error::other("another file is mapped there by now"),
         Ok(file) => return Ok(file),
         Err(error) => error,
     };
@@ -276,6 +275,22 @@ mod tests {
             assert!(module.file().is_none());
             assert_eq!(*module.identity(), Identity::Name(other.path));
         }
+    }
+
+    #[test]
+    fn a_file_in_whose_place_another_is_mapped_is_found_by_its_path() {
+        let (process, root, mapping) = own_executable();
+        let mappings = maps::parse(&std::fs::read("/proc/self/maps").unwrap());
+        let of_another = |other: &&Mapping| other.device == mapping.device && other.path.contains("/libc.so");
+        let Some(other) = mappings.iter().find(of_another) else {
+            // The C library lies on another device, or is linked statically: nothing can be in the executable's place.
+            return println!("not run: no other file of the executable's device is mapped");
+        };
+        let metadata = crate::files::root::executable(std::process::id()).unwrap();
+        let replaced = Mapping { start: other.start, end: other.end, ..mapping.clone() };
+        assert!(Module::open(&process, Some(&root), &replaced).is_file(&metadata));
+        let gone = Mapping { deleted: true, ..replaced };
+        assert!(Module::open(&process, Some(&root), &gone).file().is_none());
     }
 
     #[test]
