@@ -13,7 +13,7 @@ use core::ffi::c_void;
 use aya_ebpf::{
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_find_vma, bpf_get_current_task_btf, bpf_loop, bpf_probe_read_kernel},
+        generated::{bpf_find_vma, bpf_get_current_task, bpf_get_current_task_btf, bpf_loop, bpf_probe_read_kernel},
     },
     macros::map,
     maps::Array,
@@ -101,7 +101,7 @@ macro_rules! read {
 pub(crate) fn tag(thread: &mut Thread, tgid: u32) -> u64 {
     let count = match epochs::count_of(epoch::CHANGES) {
         changes::COUNTED => epochs::count_of(tgid % epoch::PROCESSES),
-        changes::BY_KERNEL if offset_of!(mm_changes) != 0 => u64::from(load!(u32, mm(), mm_changes)),
+        changes::BY_KERNEL if offset_of!(mm_changes) != 0 => u64::from(read!(mm(), mm_changes) as u32),
         _ => {
             thread.salt = thread.salt.wrapping_add(SALT);
             0
@@ -110,12 +110,12 @@ pub(crate) fn tag(thread: &mut Thread, tgid: u32) -> u64 {
     (thread.salt ^ count.wrapping_add(epochs::count_of(epoch::FILES) << 32)) | 1 << 63
 }
 
-/// The current process's `mm_struct`.
+/// The current process's `mm_struct`. Read as a word, and what leads on from it, too: for each way that comes to the load of a pointer of a
+/// type that it knows, the verifier searches all types of the kernel by name (from Linux 6.4 on), which took longer than all else it does.
 #[inline(always)]
-pub(crate) fn mm() -> *const u8 {
+pub(crate) fn mm() -> u64 {
     // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task_btf() };
-    load!(*const u8, task, task_mm)
+    read!(unsafe { bpf_get_current_task() }, task_mm)
 }
 
 /// What the kernel knows the program of the current process by; all 0 when that cannot be told.
@@ -125,7 +125,12 @@ pub(crate) fn program() -> FileKey {
     if at == 0 {
         return FileKey::default();
     }
-    let file = kernel_word((mm() as u64).wrapping_add(u64::from(at)));
+    key_of(kernel_word(mm().wrapping_add(u64::from(at))))
+}
+
+/// What the kernel knows an open file by; all 0 when it cannot be read.
+#[inline(always)]
+fn key_of(file: u64) -> FileKey {
     let inode = read!(file, file_inode);
     FileKey {
         inode: read!(inode, inode_number),
@@ -138,14 +143,14 @@ pub(crate) fn program() -> FileKey {
 #[inline(always)]
 pub(crate) fn stack_start() -> u64 {
     let at = offset_of!(mm_start_stack);
-    if at == 0 { 0 } else { kernel_word((mm() as u64).wrapping_add(u64::from(at))) }
+    if at == 0 { 0 } else { kernel_word(mm().wrapping_add(u64::from(at))) }
 }
 
 /// Address of the code that return probes return to in the current process; 0: nowhere yet.
 #[inline(always)]
 pub(crate) fn trampoline() -> u64 {
-    let area = load!(*const u8, mm(), mm_xol_area);
-    if area.is_null() { 0 } else { load!(u64, area, xol_address) }
+    let area = read!(mm(), mm_xol_area);
+    if area == 0 { 0 } else { read!(area, xol_address) }
 }
 
 /// The code, or what may become a file's, that [`epochs::appeared`] is of when all that is known is the pointer to `vm_area_struct`.
@@ -178,7 +183,7 @@ pub(crate) fn wanted_length(wanted: u64) -> u64 {
 #[inline(always)]
 pub(crate) fn program_break() -> u64 {
     let at = offset_of!(mm_break);
-    if at == 0 { 0 } else { kernel_word((mm() as u64).wrapping_add(u64::from(at))) }
+    if at == 0 { 0 } else { kernel_word(mm().wrapping_add(u64::from(at))) }
 }
 
 /// Whether a mapping is code; `area` is one of the kernel's, of a type that the verifier knows.
@@ -238,7 +243,7 @@ pub extern "C" fn look_up_mapping(pc: u64) -> u32 {
     // SAFETY: the callback is given a pointer that outlives the call.
     let mut found = unsafe { bpf_find_vma(bpf_get_current_task_btf(), pc, note as *mut c_void, argument, 0) };
     if found == BUSY && offset_of!(mm_tree) != 0 {
-        walk.node = load!(u64, mm(), mm_tree);
+        walk.node = read!(mm(), mm_tree);
         let mut searched: *mut Thread = thread;
         let argument = (&raw mut searched).cast::<c_void>();
         // SAFETY: as above.
@@ -262,7 +267,7 @@ pub extern "C" fn look_up_area(address: u64) -> u32 {
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let walk = unsafe { &mut (*thread).walk };
     (walk.area.start, walk.area.end, walk.wanted) = (0, 0, address);
-    walk.node = load!(u64, mm(), mm_tree);
+    walk.node = read!(mm(), mm_tree);
     let mut searched: *mut Thread = thread;
     // SAFETY: the callback is given a pointer that outlives the loop.
     unsafe { bpf_loop(MAX_DEPTH, descend as *mut c_void, (&raw mut searched).cast(), 0) };
@@ -278,7 +283,7 @@ pub extern "C" fn look_up_area(address: u64) -> u32 {
 pub(crate) fn was_made(walk: &thread::Walk, before: u64) -> bool {
     let (own, all) = (offset_of!(area_lock), offset_of!(mm_changes));
     let count = |at: u64, offset: u32| kernel_word(at.wrapping_add(u64::from(offset))) as u32;
-    let was_changed = own == 0 || all == 0 || count(walk.area_at, own) == count(mm() as u64, all);
+    let was_changed = own == 0 || all == 0 || count(walk.area_at, own) == count(mm(), all);
     was_changed && (offset_of!(replaces_late) == 0 || walk.area_at != before)
 }
 
@@ -361,16 +366,12 @@ extern "C" fn note(_task: *mut c_void, from: *const c_void, area: *mut *mut Area
     let area = unsafe { &mut **area };
     (area.start, area.end) = (load!(u64, from, area_start), load!(u64, from, area_end));
     (area.page, area.flags) = (load!(u64, from, area_page), load!(u64, from, area_flags));
-    area.operations = load!(u64, from, area_operations);
-    area.is_file = 0;
-    let file = load!(*const u8, from, area_file);
-    if !file.is_null() {
-        let inode = load!(*const u8, file, file_inode);
-        area.is_file = 1;
-        area.key.inode = load!(u64, inode, inode_number);
-        area.key.generation = load!(u32, inode, inode_generation);
-        let super_block = load!(*const u8, inode, inode_super);
-        area.key.device = load!(u32, super_block, super_device);
+    // As for [`mm`].
+    area.operations = read!(from as u64, area_operations);
+    let file = read!(from as u64, area_file);
+    area.is_file = file;
+    if file != 0 {
+        area.key = key_of(file);
     }
     0
 }
@@ -439,16 +440,13 @@ fn take(walk: &mut thread::Walk, from: u64) -> bool {
     let file = read!(from, area_file);
     area.is_file = file;
     if file != 0 {
-        let inode = read!(file, file_inode);
-        area.key.inode = read!(inode, inode_number);
-        area.key.generation = read!(inode, inode_generation) as u32;
-        area.key.device = read!(read!(inode, inode_super), super_device) as u32;
+        area.key = key_of(file);
     }
     let changed = read!(from, area_start) ^ area.start
         | read!(from, area_end) ^ area.end
         | read!(from, area_page) ^ area.page
         | read!(from, area_file) ^ file
-        | read!(from, area_mm) ^ mm() as u64;
+        | read!(from, area_mm) ^ mm();
     changed == 0
 }
 

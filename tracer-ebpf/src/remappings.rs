@@ -65,7 +65,7 @@ pub(crate) fn begins(ctx: &RawTracePointContext) {
         return;
     }
     let pid_tgid = bpf_get_current_pid_tgid();
-    if process::target(pid_tgid).is_none() || mappings::mm() as u64 != ctx.arg::<u64>(0) {
+    if process::target(pid_tgid).is_none() || mappings::mm() != ctx.arg::<u64>(0) {
         return;
     }
     #[cfg(not(bpf_target_arch = "aarch64"))]
@@ -166,7 +166,7 @@ pub(crate) fn ends(ctx: &RawTracePointContext) {
     }
     let Some(thread) = thread::existing(pid_tgid) else { return };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
-    if unsafe { (*thread).remapper.call } == 0 || mappings::mm() as u64 != ctx.arg::<u64>(0) {
+    if unsafe { (*thread).remapper.call } == 0 || mappings::mm() != ctx.arg::<u64>(0) {
         return;
     }
     if let Some(remappers) = thread::remappers(pid_tgid) {
