@@ -147,9 +147,9 @@ pub fn run(mut config: Config) -> Result<Exit> {
     };
     let (resolvers, running) =
         Resolvers::start(Unwinder::new(tables), changes, tell).context("cannot open files aside")?;
-    // What is read ahead is of use for what is started only, and costs.
+    // What is read ahead is of use for what is started only, and costs: a process that runs may never start anything.
     if config.children && config.max_overhead.is_none() {
-        resolvers.learn_machine();
+        resolvers.learn_machine(selected || launcher.is_some());
     }
     let collector = Collector::new(
         events,

@@ -41,6 +41,8 @@ pub(super) enum Ask {
     /// The mappings of an image are about to be read.
     Reads(Image, Pid),
     Unwind(Image, u32, Box<(StackIndex, Rest)>),
-    Machine,
+    Machine {
+        at_once: bool,
+    },
     Settle(u64),
 }

@@ -206,7 +206,7 @@ impl Desk {
                     None => (self.tell)(Resolved::stays_cut(stack)),
                 }
             }
-            Ask::Machine => self.queue.look_at_machine(),
+            Ask::Machine { at_once } => self.queue.look_at_machine(at_once),
             Ask::Settle(number) => self.settles.push(number),
         }
     }

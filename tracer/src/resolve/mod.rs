@@ -136,9 +136,9 @@ impl Resolvers {
         self.ask(Ask::Unwind(image, number, Box::new((stack, rest))));
     }
 
-    /// Makes the files known that any process of the machine has mapped, in the background.
-    pub fn learn_machine(&self) {
-        self.ask(Ask::Machine);
+    /// Makes the files known that any process of the machine has mapped, in the background: `at_once`, or when a program has begun.
+    pub fn learn_machine(&self, at_once: bool) {
+        self.ask(Ask::Machine { at_once });
     }
 
     /// Has [`Resolved::Settled`] told with `number` when nothing is left to do of what was asked before, but in the background.

@@ -27,7 +27,9 @@ pub(super) struct Queue {
     /// Files that were met, by process.
     met: HashMap<Pid, Vec<UnknownFile>>,
     programs: VecDeque<Pid>,
+    /// Whether what the machine has mapped is to be looked at, and whether that waits for a program to begin.
     wants_machine: bool,
+    awaits_program: bool,
     /// Files that some process of the machine has mapped.
     later: VecDeque<Arc<Module>>,
     /// How many workers are at what is large, and at what is not urgent.
@@ -52,13 +54,15 @@ impl Queue {
     }
 
     pub(super) fn look_at_program(&mut self, pid: Pid) {
+        self.wants_machine |= std::mem::take(&mut self.awaits_program);
         if self.programs.len() < MAX_PROGRAMS {
             self.programs.push_back(pid);
         }
     }
 
-    pub(super) fn look_at_machine(&mut self) {
-        self.wants_machine = true;
+    /// `at_once`: not only when a program begins.
+    pub(super) fn look_at_machine(&mut self, at_once: bool) {
+        (self.wants_machine, self.awaits_program) = (at_once, !at_once);
     }
 
     /// Whether files that were met are yet to be opened.
@@ -173,7 +177,10 @@ mod tests {
     #[test]
     fn one_worker_at_most_is_at_what_nobody_waits_for() {
         let mut queue = Queue::default();
-        queue.look_at_machine();
+        queue.look_at_machine(false);
+        assert!(queue.next_in_background(|_| false).is_none(), "no program has begun");
+        queue.look_at_program(7);
+        assert!(queue.next_urgent().is_some());
         queue.compile_later(file(1));
         queue.compile_later(file(2));
         assert!(matches!(queue.next_in_background(|_| false), Some(Job::Machine)));
