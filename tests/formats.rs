@@ -280,6 +280,7 @@ fn help_tells_the_exit_statuses_and_examples() {
     for words in ["Exit status", "128 + the signal", "--strict", "sudo tracer --pid", "--min-age", "--buffer-size"] {
         assert!(outcome.stdout.contains(words), "no {words:?} in: {}", outcome.stdout);
     }
+    assert!(!outcome.stdout.contains('\x1b'), "only a terminal is told how letters look: {}", outcome.stdout);
     let version = Run::bare().args(["--version"]).finish();
     assert!(version.stdout.starts_with("tracer "), "{}", version.stdout);
 }

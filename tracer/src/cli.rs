@@ -36,8 +36,10 @@ pub enum Request {
     Top(TopConfig),
     /// To say what works.
     Doctor(DoctorConfig),
-    /// To print a text that the command line itself gave: help, version, man page, completion.
+    /// To print a text that the command line itself gave: man page, completion.
     Print(Vec<u8>),
+    /// To print help or the version, with emphasis where that is a terminal.
+    Help(clap::Error),
     /// Nothing that makes sense: this is what to say.
     Refuse(clap::Error),
 }
@@ -59,7 +61,7 @@ fn request(parsed: Result<Cli, clap::Error>) -> Request {
     });
     match checked {
         Ok(request) => request,
-        Err(error) if !error.use_stderr() => Request::Print(error.render().ansi().to_string().into_bytes()),
+        Err(error) if !error.use_stderr() => Request::Help(error),
         Err(error) => Request::Refuse(error),
     }
 }

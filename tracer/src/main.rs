@@ -38,10 +38,8 @@ fn main() -> ExitCode {
         Request::Top(config) => run(Verbosity::Quiet, || top::run(&config)),
         // What is told beside is in the report.
         Request::Doctor(config) => run(Verbosity::Quiet, || doctor::run(&config)),
-        Request::Print(text) => match io::stdout().write_all(&text) {
-            Ok(()) => Exit::Complete,
-            Err(_) => Exit::Failed,
-        },
+        Request::Print(text) => printed(io::stdout().write_all(&text)),
+        Request::Help(help) => printed(help.print()),
         Request::Refuse(error) => {
             // Nobody is left to tell when even this fails.
             let _ = error.print();
@@ -49,6 +47,10 @@ fn main() -> ExitCode {
         }
     };
     exit.into()
+}
+
+fn printed(result: io::Result<()>) -> Exit {
+    if result.is_ok() { Exit::Complete } else { Exit::Failed }
 }
 
 /// Before there is a thread. A command that is launched has all rights that tracer was started with.

@@ -42,7 +42,7 @@ pub(super) struct Cli {
     #[arg(last = true, value_name = "CMD")]
     pub(super) command: Vec<OsString>,
 
-    /// Stop after this time (5s, 10m, 1h30m) [default: until Ctrl-C or until the target exits]
+    /// Stop after this time (5s, 10m, 1h30m; a plain number is seconds) [default: until Ctrl-C or until the target exits]
     #[arg(short, long, value_name = "TIME", allow_hyphen_values = true, value_parser = duration)]
     pub(super) duration: Option<Duration>,
 

@@ -11,7 +11,7 @@ fn parse(line: &str) -> Request {
 fn config(line: &str) -> Config {
     match parse(line) {
         Request::Trace(config) => *config,
-        Request::Goroutines(_) | Request::Top(_) | Request::Doctor(_) | Request::Print(_) => {
+        Request::Goroutines(_) | Request::Top(_) | Request::Doctor(_) | Request::Print(_) | Request::Help(_) => {
             panic!("{line}: does not trace")
         }
         Request::Refuse(error) => panic!("{line}: {error}"),
@@ -47,6 +47,7 @@ fn units_are_understood() {
     let config = config("-p 7 --pid 8 -p 7 -d 1m --interval 500ms --min-size 4KiB --max-size 1G --buffer-size 100000");
     assert!(matches!(config.subject, Subject::Pids(pids) if pids == [7, 8]));
     assert_eq!(config.duration, Some(Duration::from_secs(60)));
+    assert_eq!(self::config("-p 7 -d 5").duration, Some(Duration::from_secs(5)), "seconds, without a unit");
     assert_eq!(config.interval, Some(Duration::from_millis(500)));
     assert_eq!(config.sizes, (4096, 1 << 30));
     assert_eq!(config.buffer_size, 131_072);
@@ -149,7 +150,9 @@ fn what_makes_no_sense_says_what_to_do() {
         ("-p 5 -o out.svg.gz", ".pb.gz or .json"),
         ("-p 5 --format json", "-o -"),
         ("-p 5 -o - -o -", "only once"),
-        ("-p 5 --duration 5", "unit"),
+        ("-p 5 --duration 5x", "unit"),
+        ("-p 5 --duration -5", "unit"),
+        ("-p 5 --duration 99999999999999999999", "too large"),
         ("-p 5 --duration 0s", "longer"),
         ("-p 5 -d 18446744073709551615s", "ten years"),
         ("-p 5 -d 18446744073709551616s", "too large"),
@@ -180,11 +183,13 @@ fn what_makes_no_sense_says_what_to_do() {
 
 #[test]
 fn help_man_and_completions_come_from_one_definition() {
-    for line in ["--help", "--version", "--generate man", "--generate complete-bash", "--generate complete-fish"] {
+    for line in ["--generate man", "--generate complete-bash", "--generate complete-fish"] {
         assert!(matches!(parse(line), Request::Print(text) if !text.is_empty()), "{line}");
     }
-    let Request::Print(help) = parse("--help") else { panic!() };
-    assert!(String::from_utf8_lossy(&help).contains("Exit status"));
+    for (line, part) in [("--version", "tracer "), ("--help", "Exit status")] {
+        let Request::Help(help) = parse(line) else { panic!("{line}") };
+        assert!(help.to_string().contains(part), "{line}");
+    }
 }
 
 #[test]

@@ -87,8 +87,11 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 /// Shortest time between two reports. Each looks at every stack.
 const SHORTEST_INTERVAL: Duration = Duration::from_millis(100);
 
+/// With its unit, or seconds, as for `timeout` and most profilers.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
+    let is_plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let in_seconds = is_plain.then(|| format!("{text}s"));
+    let duration = humantime::parse_duration(in_seconds.as_deref().unwrap_or(text))
         .map_err(|error| format!("{error}; write a time with its unit, such as 500ms, 5s, 10m or 1h30m"))?;
     if duration.is_zero() {
         return Err("must be longer than nothing".to_owned());
