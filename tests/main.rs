@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod allocators;
+mod altered;
 mod children;
 mod containers;
 mod coverage;

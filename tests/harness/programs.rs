@@ -287,6 +287,13 @@ const PROGRAMS: &[Source] = &[
         flags: &["-fno-builtin", "-shared", "-fPIC"],
     },
     Source {
+        name: "own allocator, text relocations",
+        compiler: C,
+        files: &["own_allocator.c"],
+        flags: &["-fno-builtin", "-shared", "-fno-pic", "-mcmodel=large", "-Wl,-z,notext", "-Wl,-Bsymbolic"],
+    },
+    Source { name: "patches", compiler: C, files: &["patches.c"], flags: EXPORTED_ALLOCATOR },
+    Source {
         name: "own allocator, written anew",
         compiler: C,
         files: &["own_allocator.c"],

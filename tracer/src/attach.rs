@@ -1,5 +1,6 @@
 //! A traced process: its allocator, the probes on it, and what has become of it.
 
+pub mod altered;
 mod begin;
 mod chosen;
 mod find;

@@ -14,6 +14,7 @@ use super::chosen::with_chosen;
 use crate::{
     event::Pid,
     files::{
+        elf::{Bytes, Elf},
         module::{Identity, Module},
         root,
     },
@@ -118,6 +119,8 @@ struct Searched {
     rewritten: bool,
     /// Why what the command line asks for is not probed in it.
     refused: Option<Arc<str>>,
+    /// Whether its code becomes another one when it is loaded.
+    has_text_relocations: bool,
 }
 
 /// Files that were searched. They are held open, so that no other file gets their identity; many processes map the same ones.
@@ -140,13 +143,16 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
                 "{path} cannot be opened: what it may allocate by functions of that file is not recorded"
             ));
         }
-        let Searched { module: searched, functions, wanted: wants, rewritten, refused } = match search(&module) {
-            Ok(searched) => searched,
-            Err(error) => {
-                unseen.push(format!("{path}: {error}; what it may allocate by functions of that file is not recorded"));
-                continue;
-            }
-        };
+        let Searched { module: searched, functions, wanted: wants, rewritten, refused, has_text_relocations } =
+            match search(&module) {
+                Ok(searched) => searched,
+                Err(error) => {
+                    unseen.push(format!(
+                        "{path}: {error}; what it may allocate by functions of that file is not recorded"
+                    ));
+                    continue;
+                }
+            };
         match refused {
             // Who has asked for it sees to it.
             Some(refused) if phase != Phase::Begun => bail!("{path}: {refused}"),
@@ -163,6 +169,13 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
         }
         wanted.extend(wants.iter());
         let Some(mut functions) = functions else { continue };
+        if has_text_relocations {
+            unseen.push(format!(
+                "{path} allocates, and its code is changed when it is loaded (text relocations), so that a probe there would harm: what is \
+                 allocated by it is not recorded (link it without them, -z text)"
+            ));
+            continue;
+        }
         if !functions.chosen.is_empty() && phase != Phase::Loading {
             functions = with_chosen(space, &module, &functions, |module| File::open(module.open_path()?).ok())
                 .unwrap_or(functions);
@@ -209,6 +222,7 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
             wanted: Arc::default(),
             rewritten,
             refused: None,
+            has_text_relocations: false,
         });
     };
     // Opened anew: the position of an open file is shared, and others read this one too.
@@ -242,7 +256,16 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
     if all.len() >= MAX_SEARCHED {
         all.clear();
     }
-    let searched = Searched { module: Arc::clone(module), functions, wanted: wanted.into(), rewritten, refused };
+    let has_text_relocations =
+        functions.is_some() && Elf::parse(&Bytes::new(&file)).is_ok_and(|elf| elf.has_text_relocations());
+    let searched = Searched {
+        module: Arc::clone(module),
+        functions,
+        wanted: wanted.into(),
+        rewritten,
+        refused,
+        has_text_relocations,
+    };
     all.insert(module.identity().clone(), searched.clone());
     Ok(searched)
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::probed_code::ProbedCode;
+use super::probed_code::{Look, ProbedCode};
 use crate::{event::Pid, files::module::Module, space::address_space::AddressSpace};
 
 /// How often the probes are looked for in the code of the process.
@@ -24,24 +24,33 @@ pub(super) struct Guard {
     next: Instant,
     /// Whether they were gone at the last look.
     suspect: bool,
+    /// Whether they are not to be looked for any more.
+    left: bool,
 }
 
 /// Probes that are gone.
 pub(super) struct Gone {
     /// How many.
     pub(super) missing: usize,
+    /// In the place of how many of them there is something else than what the file has.
+    pub(super) replaced: usize,
     /// Of how many.
     pub(super) of: usize,
 }
 
 impl Guard {
     pub(super) fn new(now: Instant) -> Self {
-        Self { probed: None, seen: now, next: now, suspect: false }
+        Self { probed: None, seen: now, next: now, suspect: false, left: false }
     }
 
     /// The process has become another program, or has other probes.
     pub(super) fn forget(&mut self) {
-        (self.probed, self.suspect) = (None, false);
+        (self.probed, self.suspect, self.left) = (None, false, false);
+    }
+
+    /// Does not look for these any more: they will not be back.
+    pub(super) fn leave(&mut self) {
+        (self.suspect, self.left) = (false, true);
     }
 
     /// Has the probes looked for the next time that somebody asks.
@@ -61,7 +70,7 @@ impl Guard {
 
     /// Whether they are to be looked for now.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        now >= self.next
+        now >= self.next && !self.left
     }
 
     /// Looks for the probes of process `pid` that are at these offsets in these files; not to be done again before `pause` is over. `Some`
@@ -74,10 +83,10 @@ impl Guard {
     ) -> Option<Gone> {
         let now = Instant::now();
         self.next = now + CHECKING.max(pause);
-        let seen = |missing: Option<usize>| missing.filter(|missing| *missing == 0);
-        let known = seen(self.probed.as_ref().map(|probed| probed.iter().map(ProbedCode::missing).sum()));
+        let known: Option<Look> = self.probed.as_ref().map(|probed| probed.iter().map(ProbedCode::look).sum());
         // Not looked at yet, or mapped elsewhere.
-        let missing = known.or_else(|| self.look(pid, &probed()))?;
+        let known = known.filter(|look| look.missing == 0);
+        let Look { missing, replaced } = known.or_else(|| self.look(pid, &probed()))?;
         if missing == 0 {
             (self.seen, self.suspect) = (now, false);
             return None;
@@ -87,7 +96,7 @@ impl Guard {
             return None;
         }
         let of = self.probed.as_ref().map_or(missing, |probed| probed.iter().map(ProbedCode::instructions).sum());
-        Some(Gone { missing, of })
+        Some(Gone { missing, replaced, of })
     }
 
     /// They were put there again, or could not be. For how long they were away at most.
@@ -97,8 +106,8 @@ impl Guard {
         away
     }
 
-    /// How many probes are not in the code of the process, as it is mapped now. `None` when it has ended.
-    pub(super) fn look(&mut self, pid: Pid, probed: &[(Arc<Module>, Vec<u64>)]) -> Option<usize> {
+    /// Whether the probes are in the code of the process, as it is mapped now. `None` when it has ended.
+    pub(super) fn look(&mut self, pid: Pid, probed: &[(Arc<Module>, Vec<u64>)]) -> Option<Look> {
         let mut space = AddressSpace::new(pid);
         space.refresh().ok()?;
         let located = probed.iter().map(|(module, offsets)| {
@@ -106,6 +115,6 @@ impl Guard {
             probed.locate(module, &space);
             probed
         });
-        Some(self.probed.insert(located.collect()).iter().map(ProbedCode::missing).sum())
+        Some(self.probed.insert(located.collect()).iter().map(ProbedCode::look).sum())
     }
 }

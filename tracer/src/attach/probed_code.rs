@@ -5,12 +5,31 @@
 
 use std::os::unix::fs::FileExt as _;
 
+use super::altered::is_probed;
 use crate::{
     event::Pid,
     files::module::Module,
     process::memory::{Span, read_spans},
     space::address_space::AddressSpace,
 };
+
+/// What a look at the probes has shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Look {
+    /// How many instructions are without their probe, as far as the process's memory can be read.
+    pub(super) missing: usize,
+    /// In the place of how many of those there is something else.
+    pub(super) replaced: usize,
+}
+
+impl std::iter::Sum for Look {
+    fn sum<I: Iterator<Item = Self>>(looks: I) -> Self {
+        looks.fold(Self::default(), |all, one| Self {
+            missing: all.missing + one.missing,
+            replaced: all.replaced + one.replaced,
+        })
+    }
+}
 
 /// Probed instructions of one file in one process.
 pub(super) struct ProbedCode {
@@ -53,15 +72,21 @@ impl ProbedCode {
         }
     }
 
-    /// How many instructions are without their probe, as far as the process's memory can be read.
-    pub(super) fn missing(&self) -> usize {
+    /// Whether the instructions have their probes.
+    pub(super) fn look(&self) -> Look {
         let spans: Vec<Span> = self.places.iter().map(|(addr, _)| Span { addr: *addr, len: 1 }).collect();
         let mut bytes = vec![0; spans.len()];
-        let Ok(readable) = read_spans(self.pid, &spans, &mut bytes) else { return self.unmapped };
-        let places = self.places.iter().zip(bytes).zip(readable);
-        // What is not there any more has to be looked up again.
-        let gone = places.filter(|(((_, original), byte), readable)| !readable || byte == original).count();
-        gone + self.unmapped
+        let Ok(readable) = read_spans(self.pid, &spans, &mut bytes) else {
+            return Look { missing: self.unmapped, replaced: 0 };
+        };
+        let mut look = Look { missing: self.unmapped, replaced: 0 };
+        for (((_, original), byte), readable) in self.places.iter().zip(bytes).zip(readable) {
+            // What is not there any more has to be looked up again.
+            let is_gone = !readable || !is_probed(*original, byte);
+            look.missing += usize::from(is_gone);
+            look.replaced += usize::from(is_gone && readable && byte != *original);
+        }
+        look
     }
 
     /// How many instructions are probed.

@@ -2,9 +2,10 @@
 
 use std::{cell::OnceCell, num::NonZeroU32, sync::Arc};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{
+    altered::{Altered, Machine, altered},
     find::{Allocator, Allocators, file_name, is_libc},
     returns::Returns,
 };
@@ -18,6 +19,7 @@ use crate::{
     },
     probe::{
         outcomes::{self, Means},
+        resolve::Functions,
         risks::{self, Risk},
     },
     report::visible,
@@ -45,6 +47,7 @@ pub struct Probes {
     files: Vec<Probed>,
     /// Number of the next function.
     next: u16,
+    machine: Machine,
 }
 
 /// The probes of one process alone, by the files that they are on: none in file scope.
@@ -104,7 +107,7 @@ struct Probed {
 impl Probes {
     /// None yet.
     pub fn new(programs: Programs, scope: Scope) -> Self {
-        Self { programs, scope, are_away: false, files: Vec::new(), next: 0 }
+        Self { programs, scope, are_away: false, files: Vec::new(), next: 0, machine: Machine::default() }
     }
 
     /// For whom they are.
@@ -148,7 +151,8 @@ impl Probes {
         let (mut failure, mut any) = (None, false);
         for allocator in allocators {
             match self.attach_one(allocator, pid, task, returns, order) {
-                Ok(links) => {
+                Ok((links, notes)) => {
+                    put.unseen.extend(notes);
                     put.own.0.extend(links.map(|links| (allocator.module.identity().clone(), links)));
                     any = true;
                 }
@@ -164,7 +168,7 @@ impl Probes {
         }
     }
 
-    /// Probes one allocator: the probes, if they are for the process alone.
+    /// Probes one allocator: the probes, if they are for the process alone, and what of it is not probed.
     fn attach_one(
         &mut self,
         allocator: &Allocator,
@@ -172,29 +176,35 @@ impl Probes {
         task: u32,
         returns: Returns,
         order: Order,
-    ) -> Result<Option<Links>> {
+    ) -> Result<(Option<Links>, Vec<String>)> {
         if self.are_away && (self.scope == Scope::Process || self.of(&allocator.module).is_some()) {
             // When they come back.
-            return Ok((self.scope == Scope::Process).then(Links::default));
+            return Ok(((self.scope == Scope::Process).then(Links::default), Vec::new()));
         }
         let first = self.next;
         self.next = first.wrapping_add(allocator.functions.functions.len() as u16);
         match self.scope {
             Scope::Process => {
                 let task = NonZeroU32::new(task).context("process id 0")?;
-                probe(&mut self.programs, allocator, first, pid, Some(task), returns, order).map(Some)
+                let altered = altered(pid, &allocator.module, &allocator.functions.functions);
+                let (left, notes) = without(allocator, pid, &altered)?;
+                let links = probe(&mut self.programs, &left, first, pid, Some(task), returns, order)?;
+                Ok((Some(links), notes))
             }
-            Scope::File if self.covers(&allocator.module) => Ok(None),
+            Scope::File if self.covers(&allocator.module) => Ok((None, Vec::new())),
             Scope::File => {
                 // What was in it before.
                 self.forget(&allocator.module);
-                let links = match self.are_away {
-                    true => Links::default(),
-                    false => probe(&mut self.programs, allocator, first, pid, None, returns, order)?,
-                };
+                let (mut links, mut notes) = (Links::default(), Vec::new());
+                if !self.are_away {
+                    let altered = self.machine.altered(pid, &allocator.module, &allocator.functions.functions);
+                    let left;
+                    (left, notes) = without(allocator, pid, &altered)?;
+                    links = probe(&mut self.programs, &left, first, pid, None, returns, order)?;
+                }
                 let (allocator, since) = (allocator.clone(), monotonic());
                 self.files.push(Probed { allocator, found_by: (pid, returns), links, since });
-                Ok(None)
+                Ok((None, notes))
             }
         }
     }
@@ -218,8 +228,11 @@ impl Probes {
     pub fn come_back(&mut self) {
         self.are_away = false;
         for Probed { allocator, found_by: (pid, returns), .. } in std::mem::take(&mut self.files) {
-            if let Err(error) = self.attach_one(&allocator, pid, pid, returns, Order::AtOnce) {
-                tracing::warn!("{error:#}: what is allocated by that file is not recorded any more");
+            match self.attach_one(&allocator, pid, pid, returns, Order::AtOnce) {
+                Ok((_, notes)) => notes.iter().for_each(|note| tracing::warn!("{note}")),
+                Err(error) => {
+                    tracing::warn!("{error:#}: what is allocated by that file is not recorded any more");
+                }
             }
         }
     }
@@ -235,6 +248,36 @@ impl Probes {
     pub fn finish(&mut self) {
         self.programs.finish_detaching();
     }
+}
+
+/// An allocator without the functions that are altered somewhere, and what that comes to in words for process `pid`.
+///
+/// # Errors
+/// None is left.
+fn without(allocator: &Allocator, pid: Pid, altered: &[Altered]) -> Result<(Allocator, Vec<String>)> {
+    let Allocator { module, functions } = allocator;
+    if altered.is_empty() {
+        return Ok((allocator.clone(), Vec::new()));
+    }
+    let is_altered = |number: usize| altered.iter().any(|altered| altered.function == number);
+    let (mut names, mut left) = (Vec::new(), Vec::new());
+    for (number, function) in functions.functions.iter().enumerate() {
+        if is_altered(number) { names.push(function.name.as_str()) } else { left.push(function.clone()) }
+    }
+    let (names, path) = (names.join(", "), visible(module.path()));
+    let by = altered.iter().find(|altered| altered.pid == pid).or(altered.first()).map_or(pid, |altered| altered.pid);
+    let advice = if by == pid { "" } else { " (--scope=process leaves others alone)" };
+    let what = format!(
+        "process {by} runs code of its own in the place of {names} of {path}, where a probe would make it crash{advice}"
+    );
+    if left.is_empty() {
+        bail!("{what}");
+    }
+    let functions = Functions { functions: left, ..Functions::clone(functions) };
+    Ok((
+        Allocator { module: Arc::clone(module), functions: Arc::new(functions) },
+        vec![format!("{what}: what is allocated and freed by that is not recorded")],
+    ))
 }
 
 /// Attaches every function's programs in this order, for `task` of the process `pid` or for everybody; nothing stays attached when one fails.

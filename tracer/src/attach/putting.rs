@@ -158,16 +158,27 @@ impl Attached {
     /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
     /// are not; no more often than once in `pause`. Whether they were away.
     pub fn keep_probes(&mut self, probes: &mut Probes, now: Instant, pause: Duration) -> bool {
-        let nothing = !self.guard.is_due(now) || self.gave_up || self.life.came_later() || !self.life.is_settled();
+        let nothing = !self.guard.is_due(now) || self.gave_up || !self.life.is_settled();
         let Some(allocators) = self.allocators.clone().filter(|_| !nothing) else { return false };
         let probed = |probes: &Probes, own: &Own| -> Vec<(Arc<Module>, Vec<u64>)> {
             let files = allocators.files().iter().map(|allocator| &allocator.module);
             files.map(|module| (Arc::clone(module), probes.offsets(module, own).to_vec())).collect()
         };
         let Some(gone) = self.guard.check(self.pid, || probed(probes, &self.links), pause) else { return false };
+        if gone.replaced > 0 {
+            // Those that are there stay; in the place of the others the process would run what it does not have there.
+            let away = self.guard.renewed().as_millis();
+            self.was_unseen(format!(
+                "process {} has put code of its own in the place of {} of {} probed instructions: what it allocated and freed by those \
+                 since then, or up to {away} ms before, is not recorded",
+                self.pid, gone.replaced, gone.of
+            ));
+            self.guard.leave();
+            return true;
+        }
         allocators.files().iter().for_each(|allocator| probes.forget(&allocator.module));
         let again = self.reattach(probes, allocators.clone(), self.pid)
-            && self.guard.look(self.pid, &probed(probes, &self.links)) == Some(0);
+            && self.guard.look(self.pid, &probed(probes, &self.links)).is_some_and(|look| look.missing == 0);
         self.gave_up = !again;
         let away = self.guard.renewed().as_millis();
         let what = format!(

@@ -5,13 +5,14 @@ use std::{cell::OnceCell, os::unix::fs::FileExt as _};
 use iced_x86::{Decoder, DecoderOptions, Formatter as _, IntelFormatter};
 
 use crate::{
-    attach::{self, Allocator, Returns, probes},
+    attach::{self, Allocator, Returns, altered::altered, probes},
     doctor::line::{Line, Need},
     files::module::Module,
     probe::{
         outcomes::{self, Choice, Means, Way},
         resolve::{Function, cost},
     },
+    report::visible,
 };
 
 /// Bytes of the longest instruction.
@@ -54,7 +55,24 @@ pub(super) fn examine(pid: u32, sessions: bool, has_go_heap: bool) -> (Vec<Line>
     let (mut lines, functions): (Vec<Line>, Vec<Vec<Probed>>) = all.into_iter().unzip();
     let others = || Line::new("allocators", Need::ForCompleteness, "recording all that is allocated");
     lines.extend(found.unseen().iter().map(|what| others().degraded(what.clone(), "")));
+    for allocator in found.files() {
+        let (altered, path) = (altered_names(pid, allocator), visible(allocator.module.path()));
+        if !altered.is_empty() {
+            let what = format!("runs code of its own in the place of {altered} of {path}: not probed");
+            lines.push(others().degraded(what, "leave hooks out that patch the code of allocators"));
+        }
+    }
     (lines, functions.into_iter().flatten().collect())
+}
+
+/// Names of functions that have other code in the process than in the file.
+fn altered_names(pid: u32, allocator: &Allocator) -> String {
+    let functions = &allocator.functions.functions;
+    let mut altered: Vec<usize> = altered(pid, &allocator.module, functions).iter().map(|one| one.function).collect();
+    altered.sort_unstable();
+    altered.dedup();
+    let names: Vec<&str> = altered.iter().filter_map(|at| Some(functions.get(*at)?.name.as_str())).collect();
+    names.join(", ")
 }
 
 fn one(pid: u32, allocator: &Allocator, sessions: bool) -> (Line, Vec<Probed>) {

@@ -2,7 +2,7 @@
 
 use object::{
     ReadRef as _,
-    elf::{DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB},
+    elf::{DF_TEXTREL, DT_FLAGS, DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, DT_TEXTREL},
     read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _},
 };
 
@@ -50,6 +50,16 @@ impl Elf<'_> {
             }
         }
         needed
+    }
+
+    /// Whether the loader changes its code (text relocations): what is in memory is not what is in the file.
+    pub fn has_text_relocations(&self) -> bool {
+        let headers = self.header.program_headers(self.endian, self.data).unwrap_or_default();
+        let entries = headers.iter().find_map(|header| header.dynamic(self.endian, self.data).ok()?);
+        entries.unwrap_or_default().iter().take(MAX_ENTRIES).any(|entry| {
+            let (tag, value) = (entry.d_tag(self.endian), entry.d_val(self.endian));
+            tag == DT_TEXTREL || tag == DT_FLAGS && value & DF_TEXTREL.0 != 0
+        })
     }
 
     /// The text at an address that the file was linked for, to its zero.
