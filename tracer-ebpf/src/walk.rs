@@ -396,7 +396,9 @@ fn step(thread: &mut Thread) -> u32 {
     // The stack grows down: a caller's frame lies above, unless it is on another stack.
     if cfa < walk.sp.wrapping_add(8) {
         if rule as u8 != kind::GO {
-            return end::BAD_MEMORY;
+            // Where a thread begins, with the frame pointer's mark of the outermost frame, some tables say that it has no frame.
+            let is_first = rule as u8 == kind::SP && offset == 0 && walk.fp == 0;
+            return if is_first { end::ROOT } else { end::BAD_MEMORY };
         }
         walk.tainted = 1;
     }

@@ -286,7 +286,9 @@ fn accepted<'data>(
     let mut accepted: Vec<Candidate> = Vec::new();
     let mut others: Vec<&Candidate> = Vec::new();
     for candidate in &found.candidates {
-        if candidate.chooses {
+        // A function of the file's own that only has that name: it calls the real one of another file.
+        let has_namesake = !candidate.is_exported && found.imports.contains(&candidate.name);
+        if candidate.chooses || has_namesake {
             continue;
         }
         match evidence(candidate) {

@@ -19,6 +19,9 @@ const LARGE: u64 = 32 << 20;
 /// Most programs that wait for a look: what is not looked at is met.
 const MAX_PROGRAMS: usize = 64;
 
+/// For how long a program that begins has the processors for itself: what it allocates with is looked for then.
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+
 /// What waits to be done.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -54,7 +57,10 @@ impl Queue {
     }
 
     pub(super) fn look_at_program(&mut self, pid: Pid) {
-        self.wants_machine |= std::mem::take(&mut self.awaits_program);
+        if std::mem::take(&mut self.awaits_program) {
+            self.wants_machine = true;
+            self.rests_until = Some(Instant::now() + FIRST_LOOK);
+        }
         if self.programs.len() < MAX_PROGRAMS {
             self.programs.push_back(pid);
         }
@@ -181,6 +187,8 @@ mod tests {
         assert!(queue.next_in_background(|_| false).is_none(), "no program has begun");
         queue.look_at_program(7);
         assert!(queue.next_urgent().is_some());
+        assert!(queue.next_in_background(|_| false).is_none() && !queue.rest().is_zero(), "it comes first");
+        queue.rests_until = None;
         queue.compile_later(file(1));
         queue.compile_later(file(2));
         assert!(matches!(queue.next_in_background(|_| false), Some(Job::Machine)));

@@ -51,6 +51,8 @@ pub enum Stop {
 pub fn step(rule: u64, frame: Registers, mut read: impl FnMut(u64) -> Option<u64>) -> Step {
     let offset = i64::from((rule >> 32) as u32 as i32);
     let cfa = match rule as u8 {
+        // Where a thread begins, with the frame pointer's mark of the outermost frame, some tables say that it has no frame.
+        kind::SP if offset == 0 && frame.fp == 0 => return Step::Root,
         kind::SP => Some(frame.sp.wrapping_add_signed(offset)),
         kind::FP => Some(frame.fp.wrapping_add_signed(offset)),
         kind::PLT => Some(frame.sp.wrapping_add(if (frame.pc & 15).cast_signed() >= offset { 16 } else { 8 })),
