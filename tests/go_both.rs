@@ -231,3 +231,27 @@ fn what_can_be_seen_of_a_runtime_is_told() {
     let nobody = tracer::go::heap::diagnose(u32::MAX >> 1);
     assert!(nobody.len() == 1 && nobody[0].is_problem, "{nobody:?}");
 }
+
+/// Code of C in a program that the Go linker has put together alone uses the frame pointer for anything, and no table is there.
+#[test]
+fn stacks_through_c_that_the_go_linker_has_put_in_are_whole() {
+    require_root();
+    for flags in [&["CGO_ENABLED=1"][..], &["CGO_ENABLED=1", "-ldflags=-s -w"]] {
+        let program = go_program("linked", flags);
+        let mut target = Target::start(&program);
+        let tracer = Run::pid(target.pid()).args(["--go-heap", "off"]).start();
+        target.ask("begin");
+        let report = tracer.stop().report(0);
+        let mut through_c = report.stacks.iter().filter(|stack| stack.has("__getpwuid_r")).peekable();
+        assert!(through_c.peek().is_some(), "{flags:?}: C was called");
+        for stack in through_c {
+            let c = stack.functions.iter().position(|function| function == "__getpwuid_r").unwrap();
+            assert!(c > 10, "it does not begin where Go has called C: {:?}", stack.functions);
+            // No names are left of Go's functions where it is stripped.
+            if flags.len() == 1 {
+                assert_eq!(stack.functions[0], "runtime.goexit", "{:?}", stack.functions);
+                assert!(stack.has("main.main") && stack.has("runtime.asmcgocall"), "{:?}", stack.functions);
+            }
+        }
+    }
+}

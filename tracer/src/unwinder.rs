@@ -256,18 +256,22 @@ const MAX_CODE_RANGES: usize = 256;
 /// Where the code of these segments is: each byte once, whichever segments share it.
 fn code(segments: &[Segment]) -> Vec<Range<u64>> {
     let code = segments.iter().filter(|segment| segment.executable && segment.size > 0);
-    let mut code: Vec<Range<u64>> =
-        code.map(|segment| segment.address..segment.address.saturating_add(segment.size)).collect();
-    code.sort_unstable_by_key(|range| range.start);
-    code.dedup_by(|next, known| {
+    let mut code = joined(code.map(|segment| segment.address..segment.address.saturating_add(segment.size)).collect());
+    code.truncate(MAX_CODE_RANGES);
+    code
+}
+
+/// The same addresses in as few ranges, which go up.
+fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    ranges.dedup_by(|next, known| {
         let is_one = next.start <= known.end;
         if is_one {
             known.end = known.end.max(next.end);
         }
         is_one
     });
-    code.truncate(MAX_CODE_RANGES);
-    code
+    ranges
 }
 
 /// Reads and compiles the table of one file.
@@ -310,7 +314,15 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
         Err(problem) => (Table::default(), Some(problem)),
     };
     if go {
-        code(&segments).into_iter().for_each(|code| table.fill_with_go(code));
+        // What a linker of C has put together has tables for C.
+        let is_linked_by_go = table.rows().is_empty() && !elf.needed().libraries.is_empty();
+        let c = if is_linked_by_go { joined(golang::linked_c(file, &elf)) } else { Vec::new() };
+        for code in code(&segments) {
+            without(code, &c).into_iter().for_each(|code| table.fill_with_go(code));
+        }
+        if !c.is_empty() {
+            undescribed::describe(&elf, &mut table);
+        }
         if let Some((code, rule)) = callback(file, &elf, &segments) {
             table.replace(code, rule);
         }
@@ -323,6 +335,19 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
     }
     table.mark_entry(elf.entry());
     Ok((segments, table))
+}
+
+/// The parts of `code` that are not in `others`, which go up.
+fn without(code: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut parts = Vec::new();
+    let mut start = code.start;
+    for other in others.iter().filter(|other| other.end > code.start && other.start < code.end) {
+        parts.push(start..other.start.max(start));
+        start = other.end.max(start);
+    }
+    parts.push(start..code.end.max(start));
+    parts.retain(|part| !part.is_empty());
+    parts
 }
 
 /// Where C calls Go in an executable, and the rule that holds there.
@@ -340,6 +365,14 @@ fn callback(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Range<u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_without_parts_of_it() {
+        let c = [0..5, 10..20, 20..22, 30..50];
+        assert_eq!(without(3..40, &c), [5..10, 22..30]);
+        assert_eq!(without(22..30, &c), [22..30]);
+        assert_eq!(without(12..18, &c), []);
+    }
 
     /// Each byte of code counts once, however many segments share it, and is looked for in the table once.
     #[test]

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io,
+    ops::Range,
     os::{
         fd::OwnedFd,
         unix::fs::{FileExt, MetadataExt},
@@ -15,7 +16,7 @@ use super::{
     buildinfo::{self, BuildInfo, Version},
     dwarf,
     layout::{self, Layout, Mention},
-    pclntab::{HEADERS, Pclntab},
+    pclntab::{Function, HEADERS, Pclntab},
 };
 use crate::files::elf::{Bytes, Elf, Segment};
 
@@ -202,6 +203,20 @@ fn tables(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Pclntab, 
         let data = segments.iter().filter(|segment| !segment.executable);
         data.filter_map(|segment| header(file, segment)).find_map(whole)
     })
+}
+
+/// Where the code of C lies that the Go linker has put into an executable itself (the runtime's own part of cgo, `net` and `os/user`), without
+/// its unwind information. Addresses as linked.
+pub fn linked_c(file: &File, elf: &Elf<'_>) -> Vec<Range<u64>> {
+    let text = elf.section_at(".text", 0).map(|(_, address)| address);
+    let found = text.zip(tables(file, elf, &elf.segments()));
+    let Some((text, (tables, _))) = found else { return Vec::new() };
+    let of_c = tables.functions().filter(|(_, function, _)| tables.is_foreign(*function));
+    let place = |function: Function, size: u32| {
+        let start = text.checked_add(u64::from(function.entry))?;
+        Some(start..start.checked_add(u64::from(size))?)
+    };
+    of_c.filter_map(|(_, function, size)| place(function, size)).collect()
 }
 
 /// The rest of a segment from something that looks like the header of pclntab.

@@ -146,6 +146,11 @@ impl Pclntab {
         self.name_at(self.name_offset(function)?)
     }
 
+    /// Whether the function is not Go's: the linker knows its name, and nothing of its frame, its file and its lines.
+    pub fn is_foreign(&self, function: Function) -> bool {
+        [4, 5, 6].into_iter().all(|table| self.field(function, table) == Some(0))
+    }
+
     /// Whether nothing calls the function: it is the root of a stack.
     pub fn is_root(&self, function: Function) -> bool {
         self.flags(function) & TOP_FRAME != 0
