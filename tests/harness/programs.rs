@@ -113,7 +113,12 @@ const PROGRAMS: &[Source] = &[
         files: &["arenas.c"],
         flags: &["-fno-builtin", "-fno-omit-frame-pointer", "-l:libjemalloc.so.2"],
     },
-    Source { name: "alike", compiler: C, files: &["alike.c"], flags: WITHOUT_FRAME_POINTERS },
+    Source {
+        name: "alike",
+        compiler: C,
+        files: &["alike.c", "namesakes.c"],
+        flags: &["-fno-builtin", "-fomit-frame-pointer"],
+    },
     Source { name: "deep", compiler: C, files: &["deep.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "dies", compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS },
     Source {

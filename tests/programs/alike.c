@@ -34,6 +34,9 @@ ALLOCATES void mi_free(void *widget)
     KEEP(widget);
 }
 
+// What namesakes.c has for itself is called malloc and free.
+long interpret(long operations);
+
 int main(void)
 {
     say("waiting");
@@ -42,6 +45,7 @@ int main(void)
         je_free(mallocx("entry", i));
         mi_free(mi_new(i));
     }
+    fact("interpreted", interpret(1000));
     tell_truth();
     stay();
 }

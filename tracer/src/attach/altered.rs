@@ -4,7 +4,7 @@
 //! process that has another one there, that ends it. So what is altered anywhere is not probed.
 
 use std::{
-    fs::{self, File},
+    fs,
     io::BufReader,
     os::unix::fs::FileExt as _,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use iced_x86::{Decoder, DecoderOptions};
 
 use crate::{
     event::Pid,
-    files::module::Module,
+    files::{module::Module, root::ProcessDirectory},
     probe::resolve::Function,
     process::memory::{Span, read_spans},
     space::maps,
@@ -109,7 +109,7 @@ fn files_of(pid: Pid, module: &Module) -> HashSet<((u32, u32), u64)> {
 }
 
 fn read(pid: Pid, keep: impl Fn(&maps::Mapping) -> bool) -> Vec<maps::Mapping> {
-    let text = File::open(format!("/proc/{pid}/maps"));
+    let text = ProcessDirectory::open(pid).and_then(|process| process.file("maps"));
     text.and_then(|text| maps::read(BufReader::new(text), keep)).unwrap_or_default()
 }
 

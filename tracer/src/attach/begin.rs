@@ -11,7 +11,11 @@ use crate::{
     bpf::Order,
     control::lifecycle::Life,
     event::{Image, Pid},
-    files::opener,
+    files::{
+        elf::{Bytes, Elf},
+        module::Module,
+        opener, root,
+    },
     process::status::{self, NotTraceable, Status},
     profile::{Language, Process},
     space::address_space::AddressSpace,
@@ -35,7 +39,9 @@ impl Attached {
         let found = find(pid, &space, Phase::Running).map_err(|error| explain(pid, &status, error))?;
         if found.is_none() && go {
             let target = describe(pid, &status, &space);
-            return Ok(Self::new(image, target, Life::recorded(pid), None, Returns::default()));
+            let mut attached = Self::new(image, target, Life::recorded(pid), None, Returns::default());
+            attached.tell_of_c(&space);
+            return Ok(attached);
         }
         let allocators = found.ok_or_else(|| {
             match status::check(pid) {
@@ -66,11 +72,33 @@ impl Attached {
     /// Of a process with no allocator but that of its Go runtime.
     pub fn without_allocator(pid: Pid, image: Image, status: &Status) -> Self {
         // One that has ended is known by its name.
-        let target = mappings(pid).map_or_else(
-            |_| Process::new(pid, status.comm.clone(), status.exe.clone(), Language::C),
-            |space| describe(pid, status, &space),
+        let space = mappings(pid).ok();
+        let target = space.as_ref().map_or_else(
+            || Process::new(pid, status.comm.clone(), status.exe.clone(), Language::C),
+            |space| describe(pid, status, space),
         );
-        Self::new(image, target, Life::recorded(pid), None, Returns::default())
+        let mut attached = Self::new(image, target, Life::recorded(pid), None, Returns::default());
+        if let Some(space) = &space {
+            attached.tell_of_c(space);
+        }
+        attached
+    }
+
+    /// A Go program in which no malloc was found may have one all the same, with the C that was linked into it.
+    fn tell_of_c(&mut self, space: &AddressSpace) {
+        let has_c = |module: &Module| {
+            let bytes = Bytes::new(module.file()?);
+            Elf::parse(&bytes).ok().map(|elf| elf.has_unwind_table())
+        };
+        let executable = root::executable(self.pid).ok();
+        let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
+        if space.executable_files().any(|(module, _)| is_executable(&module) && has_c(&module) == Some(true)) {
+            self.was_unseen(format!(
+                "process {}: C was linked into its program, of whose malloc no symbol tells (it is stripped): what C allocates in it is not \
+                 recorded",
+                self.pid
+            ));
+        }
     }
 
     /// The same for a program that is being loaded: `None` when its allocator is not there yet.

@@ -21,6 +21,7 @@ use crate::{
     probe::{
         asked,
         beyond::Beyond,
+        hidden::{self, Proof},
         resolve::{self, Function, Functions, ResolveError, Search},
     },
     process::status::Status,
@@ -121,12 +122,16 @@ struct Searched {
     refused: Option<Arc<str>>,
     /// Whether its code becomes another one when it is loaded.
     has_text_relocations: bool,
+    /// The allocator that it has for certain, of which no function is found.
+    hidden: Option<&'static str>,
 }
 
 /// Files that were searched. They are held open, so that no other file gets their identity; many processes map the same ones.
 static SEARCHED: Mutex<Option<Found>> = Mutex::new(None);
 /// Most of them.
 const MAX_SEARCHED: usize = 512;
+/// Most of a program that is looked through for what an allocator says, bytes.
+const MAX_HIDDEN: u64 = 128 << 20;
 
 /// The files by whose functions the process with these mappings allocates. All that it has mapped are searched: the loader binds each
 /// name on its own, and an allocator under names of its own is called beside the C library's.
@@ -143,16 +148,14 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
                 "{path} cannot be opened: what it may allocate by functions of that file is not recorded"
             ));
         }
-        let Searched { module: searched, functions, wanted: wants, rewritten, refused, has_text_relocations } =
-            match search(&module) {
-                Ok(searched) => searched,
-                Err(error) => {
-                    unseen.push(format!(
-                        "{path}: {error}; what it may allocate by functions of that file is not recorded"
-                    ));
-                    continue;
-                }
-            };
+        let found = match search(&module) {
+            Ok(searched) => searched,
+            Err(error) => {
+                unseen.push(format!("{path}: {error}; what it may allocate by functions of that file is not recorded"));
+                continue;
+            }
+        };
+        let Searched { module: searched, functions, wanted: wants, rewritten, refused, .. } = found;
         match refused {
             // Who has asked for it sees to it.
             Some(refused) if phase != Phase::Begun => bail!("{path}: {refused}"),
@@ -168,8 +171,14 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
             ));
         }
         wanted.extend(wants.iter());
+        if let Some(name) = found.hidden {
+            unseen.push(format!(
+                "{path} has {name} in it, of which no function can be found (it is stripped): what is allocated by that is not recorded (keep \
+                 its table of symbols, or name the functions with --symbol)"
+            ));
+        }
         let Some(mut functions) = functions else { continue };
-        if has_text_relocations {
+        if found.has_text_relocations {
             unseen.push(format!(
                 "{path} allocates, and its code is changed when it is loaded (text relocations), so that a probe there would harm: what is \
                  allocated by it is not recorded (link it without them, -z text)"
@@ -223,6 +232,7 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
             rewritten,
             refused: None,
             has_text_relocations: false,
+            hidden: None,
         });
     };
     // Opened anew: the position of an open file is shared, and others read this one too.
@@ -256,8 +266,10 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
     if all.len() >= MAX_SEARCHED {
         all.clear();
     }
-    let has_text_relocations =
-        functions.is_some() && Elf::parse(&Bytes::new(&file)).is_ok_and(|elf| elf.has_text_relocations());
+    let bytes = Bytes::new(&file);
+    let elf = Elf::parse(&bytes).ok();
+    let has_text_relocations = functions.is_some() && elf.as_ref().is_some_and(Elf::has_text_relocations);
+    let hidden = elf.filter(|elf| functions.is_none() && elf.needed().is_program()).and_then(|_| hidden_in(&file));
     let searched = Searched {
         module: Arc::clone(module),
         functions,
@@ -265,9 +277,20 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
         rewritten,
         refused,
         has_text_relocations,
+        hidden,
     };
     all.insert(module.identity().clone(), searched.clone());
     Ok(searched)
+}
+
+/// The allocator that a program without symbols of one has in it all the same.
+fn hidden_in(file: &File) -> Option<&'static str> {
+    let mut left = MAX_HIDDEN;
+    let may_read = |bytes: u64| {
+        left = left.saturating_sub(bytes);
+        left > 0
+    };
+    hidden::allocators(file, Proof::Own, may_read).first().copied()
 }
 
 fn tell(module: &Module, functions: &Functions) {

@@ -2,47 +2,22 @@
 //! themselves, children. Files are looked at only where there is something to explain, within bounds of bytes and of time.
 
 use std::{
-    os::unix::fs::FileExt as _,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use aho_corasick::AhoCorasick;
 use hashbrown::HashSet;
 
 use crate::{
     files::module::Module,
+    probe::hidden::{self, Proof},
     profile::{Reason, Runtime},
     space::address_space::AddressSpace,
 };
 
-/// Allocators, each by a text that its code has in it, stripped or not: a name that it exports, or what it says when it fails.
-const ALLOCATORS: [(&[u8], &str); 16] = [
-    (b"<jemalloc>", "jemalloc"),
-    (b"_rjem_", "jemalloc"),
-    (b"je_mallocx", "jemalloc"),
-    (b"mimalloc: ", "mimalloc"),
-    (b"mi_malloc", "mimalloc"),
-    (b"tc_malloc", "tcmalloc"),
-    (b"TCMALLOC_", "tcmalloc"),
-    (b"rpmalloc", "rpmalloc"),
-    (b"snmalloc", "snmalloc"),
-    (b"scalable_malloc\0", "tbbmalloc"),
-    (b"PartitionAlloc", "PartitionAlloc"),
-    (b"partition_alloc", "PartitionAlloc"),
-    (b"Scudo ERROR", "Scudo"),
-    (b"bmalloc", "bmalloc"),
-    (b"dlmalloc\0", "dlmalloc"),
-    (b"nedmalloc", "nedmalloc"),
-];
-/// Length of the longest of those texts: two parts of a file share so much, so that one that begins a part is in the part before.
-const OVERLAP: u64 = 16;
-
 /// Bytes of files that are looked at, and time for it.
 const MAX_BYTES: u64 = 1 << 30;
 const MAX_TIME: Duration = Duration::from_secs(3);
-/// Bytes that are looked at in one go.
-const PART: usize = 1 << 20;
 /// Threads whose children are counted.
 const MAX_THREADS: usize = 256;
 /// Environment variable that has CPython allocate everything by malloc.
@@ -71,36 +46,18 @@ pub fn look(pid: u32) -> Vec<Reason> {
 }
 
 fn allocators(files: &[Arc<Module>]) -> Vec<Reason> {
-    let Ok(texts) = AhoCorasick::new(ALLOCATORS.map(|(text, _)| text)) else { return Vec::new() };
     let begin = Instant::now();
     let mut budget = MAX_BYTES;
-    let mut part = vec![0; PART];
+    let mut may_read = |bytes: u64| {
+        let may = budget > 0 && begin.elapsed() < MAX_TIME;
+        budget = budget.saturating_sub(bytes);
+        may
+    };
     let mut found: Vec<Reason> = Vec::new();
     for module in files.iter().filter(|module| module.is_elf()) {
         let Some(file) = module.file() else { continue };
-        let mut at = 0;
-        while budget > 0 && begin.elapsed() < MAX_TIME {
-            let Ok(read @ 1..) = file.read_at(&mut part, at) else { break };
-            for text in texts.find_iter(&part[..read]) {
-                let begins_word = match text.start().checked_sub(1) {
-                    Some(before) => !part[before].is_ascii_lowercase(),
-                    None => at == 0,
-                };
-                // Python's allocator is in obmalloc.c.
-                if !begins_word {
-                    continue;
-                }
-                let reason = Reason::Allocator(ALLOCATORS[text.pattern().as_usize()].1, module.path().to_owned());
-                if !found.contains(&reason) {
-                    found.push(reason);
-                }
-            }
-            if read as u64 <= OVERLAP {
-                break;
-            }
-            at += read as u64 - OVERLAP;
-            budget = budget.saturating_sub(read as u64);
-        }
+        let names = hidden::allocators(file, Proof::Mention, &mut may_read);
+        found.extend(names.into_iter().map(|name| Reason::Allocator(name, module.path().to_owned())));
     }
     found
 }
@@ -126,36 +83,13 @@ mod tests {
 
     use super::*;
 
-    fn module(content: &[u8]) -> Arc<Module> {
+    #[test]
+    fn allocators_are_told_with_their_files() {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"\x7fELF").unwrap();
-        file.write_all(content).unwrap();
-        Arc::new(Module::of_file("/lib/x.so", file).unwrap())
-    }
-
-    #[test]
-    fn an_allocator_is_found_wherever_it_lies() {
-        for at in [0, PART - 4 - 5, PART - 4 - 1, 3 * PART] {
-            let mut content = vec![b'.'; at];
-            content.extend(b"mimalloc: warning\0<jemalloc>: \0<jemalloc>");
-            let found = allocators(&[module(&content)]);
-            let both = ["mimalloc", "jemalloc"].map(|name| Reason::Allocator(name, "/lib/x.so".to_owned()));
-            assert_eq!(found, both, "at {at}");
-        }
-        assert!(ALLOCATORS.iter().all(|(text, _)| text.len() as u64 <= OVERLAP));
-    }
-
-    #[test]
-    fn parts_of_other_words_are_no_allocators() {
-        assert_eq!(allocators(&[module(b"malloc calloc free jemalloc ../Objects/obmalloc.c")]), []);
-        for at in 0..20 {
-            let mut content = vec![b'.'; PART - 4 - at];
-            content.extend(b"Objects/obmalloc.c");
-            assert_eq!(allocators(&[module(&content)]), [], "{at} bytes before the end of a part");
-            let mut content = vec![b'.'; PART - 4 - at];
-            content.extend(b"_ZN7bmalloc3api");
-            assert_eq!(allocators(&[module(&content)]), [Reason::Allocator("bmalloc", "/lib/x.so".to_owned())], "{at}");
-        }
+        file.write_all(b"\x7fELF..mimalloc: warning\0<jemalloc>: ").unwrap();
+        let module = Arc::new(Module::of_file("/lib/x.so", file).unwrap());
+        let both = ["mimalloc", "jemalloc"].map(|name| Reason::Allocator(name, "/lib/x.so".to_owned()));
+        assert_eq!(allocators(&[module]), both);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod catalogue;
 mod dynamic;
 pub mod exits;
 pub mod family;
+pub mod hidden;
 mod image;
 pub mod outcomes;
 mod packed;

@@ -2,7 +2,7 @@
 
 use object::{
     ReadRef as _,
-    elf::{DF_TEXTREL, DT_FLAGS, DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, DT_TEXTREL},
+    elf::{DF_TEXTREL, DT_FLAGS, DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, DT_TEXTREL, PT_GNU_EH_FRAME},
     read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _},
 };
 
@@ -24,6 +24,13 @@ pub struct Needed {
     pub libraries: Vec<String>,
     /// Folders where it looks first, as they are written: `$ORIGIN` is the file's own.
     pub folders: Vec<String>,
+}
+
+impl Needed {
+    /// Whether the file is begun by itself, for all that this tells: by a loader that it names, or without any library.
+    pub fn is_program(&self) -> bool {
+        self.interpreter.is_some() || self.libraries.is_empty()
+    }
 }
 
 impl Elf<'_> {
@@ -60,6 +67,13 @@ impl Elf<'_> {
             let (tag, value) = (entry.d_tag(self.endian), entry.d_val(self.endian));
             tag == DT_TEXTREL || tag == DT_FLAGS && value & DF_TEXTREL.0 != 0
         })
+    }
+
+    /// Whether it has a table for unwinding, as code of C and its like has and Go's has not.
+    pub fn has_unwind_table(&self) -> bool {
+        let headers = self.header.program_headers(self.endian, self.data).unwrap_or_default();
+        let has_index = headers.iter().any(|header| header.p_type(self.endian) == PT_GNU_EH_FRAME);
+        has_index || self.section_place(".eh_frame").is_some()
     }
 
     /// The text at an address that the file was linked for, to its zero.
