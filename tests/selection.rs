@@ -1,10 +1,16 @@
 //! Selections on real processes: who is traced, and what is told of those that cannot be.
 
-use std::path::PathBuf;
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
 use tempfile::TempDir;
 
-use crate::harness::{Cgroup, Report, Run, Running, Target, compiled, copy_program, require_root, scratch};
+use crate::harness::{Cgroup, Report, Run, Running, Target, compiled, copy_program, require_root, scratch, slowness};
 
 const STEP: &str = "1000000";
 
@@ -121,7 +127,7 @@ fn what_begins_later_and_fits_is_traced() {
         let (mut later, mut other) = (start(&folder, "was-not"), start(&folder, "not-wanted"));
         if scope == "process" {
             // It has probes of its own within milliseconds, and this is as long as they take on a machine that has much to do.
-            std::thread::sleep(std::time::Duration::from_secs(1));
+            thread::sleep(Duration::from_secs(1));
         }
         let (pids, report) = traced_with(tracer, &mut [&mut first, &mut later, &mut other], status);
         assert_eq!(pids, sorted(&[&first, &later]), "{scope}");
@@ -138,6 +144,31 @@ fn what_begins_later_and_fits_is_traced() {
     }
 }
 
+/// Also what a traced process starts.
+#[test]
+fn what_is_excluded_is_not_traced_whoever_starts_it() {
+    require_root();
+    let folder = scratch();
+    let programs = ["left-out", "taken-in"].map(|name| {
+        let path = folder.path().join(name);
+        copy_program(&compiled("brief"), &path);
+        path
+    });
+    let script = format!("read a; {}; {}; read b", programs[0].display(), programs[1].display());
+    let mut shell =
+        Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let tracer = Run::pid(shell.id()).args(["--exclude-comm", "left-*", "--scope", "file"]).start();
+    shell.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    thread::sleep(Duration::from_secs(1) * slowness());
+    let report = tracer.stop().report(0);
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    let processes = report.json["processes"].as_array().unwrap();
+    let named = |name: &str| processes.iter().filter(|process| process["comm"] == name).count();
+    assert_eq!((named("left-out"), named("taken-in")), (0, 1), "{processes:?}");
+    assert_eq!(report.by_caller(None)["forget_quickly"].blocks, 1);
+}
+
 /// What does not fit is recorded until somebody says so; nothing of it is in the report, also when it was over by then.
 #[test]
 fn what_does_not_fit_leaves_nothing() {
@@ -147,7 +178,7 @@ fn what_does_not_fit_leaves_nothing() {
     let by_path = format!("{}/fits", folder.path().display());
     let tracer = Run::bare().with_json().args(["--exe", &*by_path, "--scope", "file"]).start();
     for _ in 0..50 {
-        std::process::Command::new("ls").arg("/").output().unwrap();
+        Command::new("ls").arg("/").output().unwrap();
     }
     let (pids, report) = traced(tracer, &mut [&mut one]);
     assert_eq!(pids, sorted(&[&one]));

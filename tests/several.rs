@@ -1,10 +1,11 @@
 //! Allocators that are not the first file to export `malloc`: in the executable under names of their own, several in one process,
 //! and interposers that pass calls on. Each block is seen, once.
 
-use std::{ffi::OsStr, path::Path};
+use std::{ffi::OsStr, path::Path, process::Command};
 
 use crate::harness::{
     Held, Report, Run, Target, Truth, check_functions, check_holders, compiled, preloadable, require_root, rust_on,
+    scratch,
 };
 
 /// Has a program do what it does, and compares every function with its truth.
@@ -245,6 +246,24 @@ fn check_rust(allocator: &str) {
 #[test]
 fn rust_on_jemalloc() {
     check_rust("jemalloc");
+}
+
+/// Without symbols none of its functions can be probed, and what it says when it fails tells that it is there.
+#[test]
+fn an_allocator_that_is_hidden_in_a_stripped_program_is_told() {
+    require_root();
+    for allocator in ["jemalloc", "mimalloc"] {
+        let folder = scratch();
+        let stripped = folder.path().join("stripped");
+        let strip = Command::new("strip").arg("-o").arg(&stripped).arg(rust_on(allocator)).status().unwrap();
+        assert!(strip.success());
+        let mut target = Target::start(&stripped);
+        let tracer = Run::pid(target.pid()).start();
+        target.ask("begin");
+        let report = tracer.stop().report(3);
+        let notes = report.json["quality"]["notes"].to_string();
+        assert!(notes.contains(&format!("has {allocator} in it")), "{notes}");
+    }
 }
 
 #[test]

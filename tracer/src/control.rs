@@ -53,6 +53,7 @@ use crate::{
     present::GoTrace,
     probe::{asked, outcomes::Way},
     resolve::{Resolvers, Running},
+    select::Selection,
     signals::{Signals, Stage},
     unwinder::Unwinder,
     writer::Writer,
@@ -105,10 +106,10 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let machine = Machine::this().context("cannot tell the rights of this process")?.check();
     let mut notes = Notes::most(MAX_NOTES);
     let selected = matches!(config.subject, Subject::Selected(_));
-    let mut newcomers = None;
-    if let Subject::Selected(selection) = &config.subject {
-        let chosen = choosing::choose(selection, &machine)?;
-        newcomers = chosen.newcomers;
+    let (mut newcomers, mut selection) = (None, Selection::default());
+    if let Subject::Selected(given) = config.subject {
+        let chosen = choosing::choose(&given, &machine)?;
+        (newcomers, selection) = (chosen.newcomers, *given);
         config.subject = Subject::Pids(chosen.pids);
         notes.extend(chosen.notes);
     }
@@ -181,6 +182,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         probes: Probes::new(programs, scope),
         images: 0,
         selected,
+        selection,
         newcomers,
         found_late: 0,
         go_maps,
@@ -225,6 +227,8 @@ struct Session {
     probes: Probes,
     /// Whether processes were chosen by what they are, so that some may have nothing to do.
     selected: bool,
+    /// By what, where they were.
+    selection: Selection,
     /// Who is traced of those that begin while others are, and are not started by them.
     newcomers: Option<choosing::Newcomers>,
     /// How many processes were found to fit only after they had begun.

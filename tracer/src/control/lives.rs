@@ -72,7 +72,8 @@ impl Session {
         let program = new_program(&self.known, &self.probes, beginning);
         // It may have outlived its parent.
         let parent = self.processes().find(|attached| attached.image() == beginning.parent);
-        match parent.map(|parent| parent.spawned(image, &program, scope)) {
+        let spawned = parent.map(|parent| parent.spawned(image, &program, scope));
+        match spawned.filter(|_| !self.selection.excludes(&beginning.comm())) {
             Some((spawned, actions)) => self.joins(spawned, actions, beginning.time),
             None => self.has_come(image, beginning),
         }
@@ -136,6 +137,11 @@ impl Session {
         let probes_lost = how == How::ExecByOtherThread && self.probes.scope() == Scope::Process;
         let program = new_program(&self.known, &self.probes, beginning);
         let attached = self.attached.iter_mut().find(|attached| attached.image() == before);
+        if attached.is_some() && self.selection.excludes(&beginning.comm()) {
+            // As this program it is none of those that are traced: it has ended for us, as a process that has become nothing.
+            self.send(Request::Drop(image))?;
+            return self.send(Request::Ended(before));
+        }
         let Some(attached) = attached else {
             // As the program before, it did not fit.
             self.has_come(image, beginning);

@@ -19,6 +19,11 @@ use crate::{
 /// (10 ms at 100 Hz, the slowest that Linux has), and what is stored is rounded down.
 const RESOLUTION: u64 = 10_000_000 + 2 * TICK;
 
+/// How long the headers are that allocators of a program's own put before each block, bytes, where they have their memory from another one.
+const HEADERS: [u64; 2] = [16, 8];
+/// What runs of small blocks of equal size begin at, bytes.
+const PAGE: u64 = 4096;
+
 /// Threads whose last free is remembered, by the low bits of the thread id.
 const LAST_FREES: usize = 256;
 
@@ -132,6 +137,8 @@ impl ProcessHeap {
         if let Some(block) = self.blocks.remove(addr) {
             self.end(block, books);
             self.unmark(addr);
+        } else if self.free_from_below(addr, books) {
+            books.counters.missed_frees += 1;
         } else if !self.free_suspended(addr, books) && !repeated {
             self.count_unknown(books);
             self.last_frees[tid as usize % LAST_FREES].unknown += 1;
@@ -284,6 +291,21 @@ impl ProcessHeap {
             return false;
         };
         self.realloc_freed(key.0, key.1, books);
+        true
+    }
+
+    /// Ends a block that lies so close above the address that both are one: an allocator that keeps a header before each block has been
+    /// inlined where it takes blocks back, and what is seen is that it gives back its own. Whether there was one.
+    fn free_from_below(&mut self, addr: u64, books: &mut Books<'_>) -> bool {
+        // No allocator has two blocks as close, unless both are as small, or the upper one begins a page.
+        let is_one = |above: &Block, header: u64| above.size > header && !above.addr.is_multiple_of(PAGE);
+        let above = HEADERS.iter().find_map(|header| {
+            let above = self.blocks.get(addr.checked_add(*header)?)?;
+            is_one(&above, *header).then_some(above.addr)
+        });
+        let Some(block) = above.and_then(|above| self.blocks.remove(above)) else { return false };
+        self.unmark(block.addr);
+        self.end(block, books);
         true
     }
 

@@ -179,6 +179,22 @@ fn free_of_an_unknown_block_is_counted_and_no_error() {
     assert_eq!(heap.counters().unmatched_frees, 2);
 }
 
+/// Of an allocator that has a header before each block and is inlined where it takes one back.
+#[test]
+fn free_of_what_lies_right_below_a_block_ends_it() {
+    let freed = |block: Allocation, addr| {
+        let heap = heap(&[(origin(1), Event::Alloc(block)), (origin(1), Event::Free(addr))]);
+        (heap.blocks(), heap.counters().missed_frees, heap.counters().unmatched_frees)
+    };
+    assert_eq!(freed(block(0x1010, 100, 7, MS), 0x1000), (0, 1, 0));
+    assert_eq!(freed(block(0x1018, 9, 7, MS), 0x1010), (0, 1, 0));
+    // Both may be blocks of the same size.
+    assert_eq!(freed(block(0x1010, 16, 7, MS), 0x1000), (1, 0, 1));
+    // The last of one run of blocks, and the first of another.
+    assert_eq!(freed(block(0x2000, 100, 7, MS), 0x1ff0), (1, 0, 1));
+    assert_eq!(freed(block(0x1020, 100, 7, MS), 0x1000), (1, 0, 1));
+}
+
 #[test]
 fn free_within_delete_or_realloc_is_the_same_free() {
     // operator delete that jumps to free, both probed.

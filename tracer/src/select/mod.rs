@@ -143,7 +143,12 @@ impl Selection {
             && any(self.users.is_empty(), &|| process.user.is_some_and(|user| self.users.contains(&user)))
             && any(self.cgroups.is_empty(), &|| self.cgroups.iter().any(in_cgroup))
             && any(self.containers.is_empty(), &|| self.containers.iter().any(in_container))
-            && !self.excluded.iter().any(|glob| glob.fits(&process.comm))
+            && !self.excludes(&process.comm)
+    }
+
+    /// Whether no process of this name is traced, whatever else it is and whoever has started it.
+    pub fn excludes(&self, comm: &str) -> bool {
+        self.excluded.iter().any(|glob| glob.fits(comm))
     }
 }
 
