@@ -288,7 +288,10 @@ impl Attached {
     fn is_program(&mut self, program: Program, probes: &Probes) -> Look {
         let Program { process, allocators, has_go, loaded, is_static, own_memory, space } = program;
         let look = match &allocators {
-            None if has_go => Look::OtherHeap,
+            None if has_go => {
+                self.tell_of_c(&space);
+                Look::OtherHeap
+            }
             None => return Look::Nothing { loaded, is_static },
             Some(allocators) => {
                 let covered = allocators.files().iter().all(|allocator| probes.covers(&allocator.module));

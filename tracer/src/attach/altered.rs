@@ -12,10 +12,14 @@ use std::{
 
 use hashbrown::HashSet;
 use iced_x86::{Decoder, DecoderOptions};
+use rustix::fs::{major, minor};
 
 use crate::{
     event::Pid,
-    files::{module::Module, root::ProcessDirectory},
+    files::{
+        module::{Identity, Module},
+        root::ProcessDirectory,
+    },
     probe::resolve::Function,
     process::memory::{Span, read_spans},
     space::maps,
@@ -29,13 +33,25 @@ const BREAKPOINT: u8 = 0xcc;
 const NOP: [u8; 5] = [0x0f, 0x1f, 0x44, 0x00, 0x00];
 const CALL: u8 = 0xe8;
 
-/// For how long what processes have mapped is believed: as long as the files of one of them are probed, about.
+/// For how long what processes have mapped is believed: as long as the files of one of them are probed, about; and how many times as
+/// long as it took to read that.
 const FRESH: Duration = Duration::from_secs(1);
+const WORTH: u32 = 50;
+/// Most mappings of a file in one process that are compared. Nobody has as many but to harm.
+const MAX_MAPPINGS: usize = 64;
+/// Bytes of a page, and of what the kernel tells of one in `pagemap` (proc(5)); which of that says that it is there, is swapped, is a file's.
+const PAGE: u64 = 4096;
+const ENTRY: usize = 8;
+const PRESENT: u64 = 1 << 63;
+const SWAPPED: u64 = 1 << 62;
+const OF_FILE: u64 = 1 << 61;
+
+/// Device and inode of a file, as the kernel prints them of mappings: not everywhere as it tells them of the file.
+pub(super) type Printed = HashSet<((u32, u32), u64)>;
 
 /// A part of a file that is mapped as code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Code {
-    /// Device and inode, as the kernel prints them.
     file: ((u32, u32), u64),
     start: u64,
     end: u64,
@@ -47,7 +63,8 @@ struct Code {
 #[derive(Default)]
 pub(super) struct Machine {
     processes: Vec<(Pid, Vec<Code>)>,
-    read: Option<Instant>,
+    /// Until when that is believed.
+    fresh_until: Option<Instant>,
 }
 
 /// A function whose code is not that of the file in a process.
@@ -68,20 +85,25 @@ struct Original {
 }
 
 impl Machine {
-    /// Which of these functions of a file that process `pid` has mapped are altered there, or in any other process.
-    pub(super) fn altered(&mut self, pid: Pid, module: &Module, functions: &[Function]) -> Vec<Altered> {
+    /// Which of these functions of a file, which is printed as `files`, are altered in process `pid`, or in any other.
+    pub(super) fn altered(
+        &mut self,
+        pid: Pid,
+        files: &Printed,
+        module: &Module,
+        functions: &[Function],
+    ) -> Vec<Altered> {
         let originals = originals(module, functions);
-        let own = code(pid);
-        let files = files_of(pid, module);
-        let mut altered = altered_in(pid, &own, &files, &originals);
-        if self.read.is_none_or(|read| read.elapsed() > FRESH) {
+        let mut altered = altered_in(pid, &code(pid), files, &originals);
+        let begin = Instant::now();
+        if self.fresh_until.is_none_or(|until| until < begin) {
             let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
             let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
             self.processes = pids.map(|pid| (pid, code(pid))).filter(|(_, code)| !code.is_empty()).collect();
-            self.read = Some(Instant::now());
+            self.fresh_until = Some(Instant::now() + FRESH.max(begin.elapsed() * WORTH));
         }
         for (other, code) in self.processes.iter().filter(|(other, _)| *other != pid) {
-            altered.extend(altered_in(*other, code, &files, &originals));
+            altered.extend(altered_in(*other, code, files, &originals));
         }
         altered
     }
@@ -89,7 +111,7 @@ impl Machine {
 
 /// Which of these functions of a file are altered in process `pid`.
 pub fn altered(pid: Pid, module: &Module, functions: &[Function]) -> Vec<Altered> {
-    altered_in(pid, &code(pid), &files_of(pid, module), &originals(module, functions))
+    altered_in(pid, &code(pid), &printed(pid, module), &originals(module, functions))
 }
 
 /// What a process has mapped as code of files, as far as it can be read.
@@ -102,9 +124,16 @@ fn code(pid: Pid) -> Vec<Code> {
     mappings.into_iter().map(code).collect()
 }
 
-/// How the kernel prints device and inode of a file that process `pid` has mapped.
-fn files_of(pid: Pid, module: &Module) -> HashSet<((u32, u32), u64)> {
-    let mappings = read(pid, |mapping| mapping.executable && mapping.inode != 0 && mapping.path == module.path());
+/// How the kernel prints a file that process `pid` has mapped; nothing where it has not.
+pub(super) fn printed(pid: Pid, module: &Module) -> Printed {
+    let is_it = |mapping: &maps::Mapping| match module.identity() {
+        // Another one may have had the path.
+        Identity::File { device, inode } if mapping.device == (major(*device), minor(*device)) => {
+            mapping.inode == *inode
+        }
+        _ => mapping.path == module.path(),
+    };
+    let mappings = read(pid, |mapping| mapping.executable && mapping.inode != 0 && is_it(mapping));
     mappings.into_iter().map(|mapping| (mapping.device, mapping.inode)).collect()
 }
 
@@ -130,9 +159,9 @@ fn originals(module: &Module, functions: &[Function]) -> Vec<Original> {
     functions.iter().enumerate().flat_map(of_one).collect()
 }
 
-fn altered_in(pid: Pid, code: &[Code], files: &HashSet<((u32, u32), u64)>, originals: &[Original]) -> Vec<Altered> {
+fn altered_in(pid: Pid, code: &[Code], files: &Printed, originals: &[Original]) -> Vec<Altered> {
     let mut places: Vec<(&Original, Span)> = Vec::new();
-    for code in code.iter().filter(|code| files.contains(&code.file)) {
+    for code in code.iter().filter(|code| files.contains(&code.file)).take(MAX_MAPPINGS) {
         for original in originals {
             let inside = original.offset.checked_sub(code.offset);
             // What goes on in another mapping is not looked at.
@@ -140,6 +169,10 @@ fn altered_in(pid: Pid, code: &[Code], files: &HashSet<((u32, u32), u64)>, origi
             places.extend(inside.map(|inside| (original, Span { addr: code.start + inside, len: original.length })));
         }
     }
+    // What is a page of the file is as the file is, and may have to be read from a file system that does not answer.
+    let pages = |span: &Span| [span.addr / PAGE, (span.addr + span.len as u64 - 1) / PAGE];
+    let own = own_pages(pid, places.iter().flat_map(|(_, span)| pages(span)).collect());
+    places.retain(|(_, span)| pages(span).iter().any(|page| own.contains(page)));
     let spans: Vec<Span> = places.iter().map(|(_, span)| *span).collect();
     let mut memory = vec![0; spans.iter().map(|span| span.len).sum()];
     // Without the right to read it, or when it has ended: nothing is known.
@@ -155,6 +188,19 @@ fn altered_in(pid: Pid, code: &[Code], files: &HashSet<((u32, u32), u64)>, origi
     }
     altered.dedup();
     altered
+}
+
+/// Which of these pages are process `pid`'s own, as copies of the file's are that were written to. By their numbers.
+fn own_pages(pid: Pid, mut pages: HashSet<u64>) -> HashSet<u64> {
+    let pagemap = ProcessDirectory::open(pid).and_then(|process| process.file("pagemap")).ok();
+    let is_own = |page: &u64| {
+        let mut entry = [0; ENTRY];
+        let read = pagemap.as_ref().map(|pagemap| pagemap.read_exact_at(&mut entry, page * ENTRY as u64));
+        let entry = u64::from_ne_bytes(entry);
+        matches!(read, Some(Ok(()))) && (entry & PRESENT != 0 && entry & OF_FILE == 0 || entry & SWAPPED != 0)
+    };
+    pages.retain(is_own);
+    pages
 }
 
 /// Whether what is in memory is the instruction of the file, probed or not.

@@ -85,7 +85,7 @@ impl Attached {
     }
 
     /// A Go program in which no malloc was found may have one all the same, with the C that was linked into it.
-    fn tell_of_c(&mut self, space: &AddressSpace) {
+    pub(super) fn tell_of_c(&mut self, space: &AddressSpace) {
         let has_c = |module: &Module| {
             let bytes = Bytes::new(module.file()?);
             Elf::parse(&bytes).ok().map(|elf| elf.has_unwind_table())

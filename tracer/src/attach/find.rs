@@ -261,11 +261,6 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
     if let Some(functions) = &functions {
         tell(module, functions);
     }
-    let mut all = searched();
-    let all = all.get_or_insert_default();
-    if all.len() >= MAX_SEARCHED {
-        all.clear();
-    }
     let bytes = Bytes::new(&file);
     let elf = Elf::parse(&bytes).ok();
     let has_text_relocations = functions.is_some() && elf.as_ref().is_some_and(Elf::has_text_relocations);
@@ -279,6 +274,11 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
         has_text_relocations,
         hidden,
     };
+    let mut all = self::searched();
+    let all = all.get_or_insert_default();
+    if all.len() >= MAX_SEARCHED {
+        all.clear();
+    }
     all.insert(module.identity().clone(), searched.clone());
     Ok(searched)
 }

@@ -45,7 +45,12 @@ impl Guard {
 
     /// The process has become another program, or has other probes.
     pub(super) fn forget(&mut self) {
-        (self.probed, self.suspect, self.left) = (None, false, false);
+        (self.left, self.probed, self.suspect) = (false, None, false);
+    }
+
+    /// The process has more probes than before.
+    pub(super) fn has_others(&mut self) {
+        (self.probed, self.suspect) = (None, false);
     }
 
     /// Does not look for these any more: they will not be back.

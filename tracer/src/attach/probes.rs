@@ -5,7 +5,7 @@ use std::{cell::OnceCell, num::NonZeroU32, sync::Arc};
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    altered::{Altered, Machine, altered},
+    altered::{Altered, Machine, Printed, altered, printed},
     find::{Allocator, Allocators, file_name, is_libc},
     returns::Returns,
 };
@@ -99,6 +99,8 @@ struct Probed {
     allocator: Allocator,
     /// By which process it was found, and how outcomes are to be seen.
     found_by: (Pid, Returns),
+    /// How the kernel prints it of that process.
+    printed: Printed,
     links: Links,
     /// Nanoseconds of CLOCK_MONOTONIC.
     since: u64,
@@ -150,7 +152,7 @@ impl Probes {
         let mut put = Put { own: Own::default(), unseen: Vec::new() };
         let (mut failure, mut any) = (None, false);
         for allocator in allocators {
-            match self.attach_one(allocator, pid, task, returns, order) {
+            match self.attach_one(allocator, None, pid, task, returns, order) {
                 Ok((links, notes)) => {
                     put.unseen.extend(notes);
                     put.own.0.extend(links.map(|links| (allocator.module.identity().clone(), links)));
@@ -168,10 +170,12 @@ impl Probes {
         }
     }
 
-    /// Probes one allocator: the probes, if they are for the process alone, and what of it is not probed.
+    /// Probes one allocator, which is printed as `known` where that was found out before: the probes, if they are for the process alone, and
+    /// what of it is not probed.
     fn attach_one(
         &mut self,
         allocator: &Allocator,
+        known: Option<Printed>,
         pid: Pid,
         task: u32,
         returns: Returns,
@@ -196,14 +200,19 @@ impl Probes {
                 // What was in it before.
                 self.forget(&allocator.module);
                 let (mut links, mut notes) = (Links::default(), Vec::new());
+                let module = &allocator.module;
+                let printed = known.unwrap_or_else(|| printed(pid, module));
+                if printed.is_empty() {
+                    bail!("cannot probe {}: process {pid} has it no longer", visible(module.path()));
+                }
                 if !self.are_away {
-                    let altered = self.machine.altered(pid, &allocator.module, &allocator.functions.functions);
+                    let altered = self.machine.altered(pid, &printed, module, &allocator.functions.functions);
                     let left;
                     (left, notes) = without(allocator, pid, &altered)?;
                     links = probe(&mut self.programs, &left, first, pid, None, returns, order)?;
                 }
                 let (allocator, since) = (allocator.clone(), monotonic());
-                self.files.push(Probed { allocator, found_by: (pid, returns), links, since });
+                self.files.push(Probed { allocator, found_by: (pid, returns), printed, links, since });
                 Ok((None, notes))
             }
         }
@@ -227,8 +236,8 @@ impl Probes {
     /// Puts those again that are there for everybody. A file that cannot be probed any more is left.
     pub fn come_back(&mut self) {
         self.are_away = false;
-        for Probed { allocator, found_by: (pid, returns), .. } in std::mem::take(&mut self.files) {
-            match self.attach_one(&allocator, pid, pid, returns, Order::AtOnce) {
+        for Probed { allocator, found_by: (pid, returns), printed, .. } in std::mem::take(&mut self.files) {
+            match self.attach_one(&allocator, Some(printed), pid, pid, returns, Order::AtOnce) {
                 Ok((_, notes)) => notes.iter().for_each(|note| tracing::warn!("{note}")),
                 Err(error) => {
                     tracing::warn!("{error:#}: what is allocated by that file is not recorded any more");

@@ -82,10 +82,11 @@ impl Attached {
             Ok(Put { own, unseen }) => {
                 self.tell_of_files(&allocators);
                 (self.allocators, self.gave_up) = (Some(allocators), false);
-                self.guard.forget();
                 if anew {
+                    self.guard.forget();
                     std::mem::replace(&mut self.links, own).detach_aside(&mut probes.programs);
                 } else {
+                    self.guard.has_others();
                     self.links.extend(own);
                 }
                 unseen.into_iter().for_each(|note| self.was_unseen(note));

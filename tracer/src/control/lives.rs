@@ -43,7 +43,8 @@ impl Session {
                     How::Exec | How::ExecByOtherThread => {
                         let program = new_program(&self.known, &self.probes, &beginning);
                         let before = self.attached.iter_mut().find(|attached| attached.image() == beginning.parent);
-                        if let Some(attached) = before {
+                        let is_excluded = self.selection.excludes(&beginning.comm());
+                        if let Some(attached) = before.filter(|_| !is_excluded) {
                             attached.has_execed(image, &program, false);
                         }
                     }
@@ -137,11 +138,16 @@ impl Session {
         let probes_lost = how == How::ExecByOtherThread && self.probes.scope() == Scope::Process;
         let program = new_program(&self.known, &self.probes, beginning);
         let attached = self.attached.iter_mut().find(|attached| attached.image() == before);
-        if attached.is_some() && self.selection.excludes(&beginning.comm()) {
-            // As this program it is none of those that are traced: it has ended for us, as a process that has become nothing.
+        if let Some(attached) = attached.filter(|_| self.selection.excludes(&beginning.comm())) {
+            // As this program it is none of those that are traced.
+            attached.take_probes_off(&mut self.probes);
             self.send(Request::Drop(image))?;
-            return self.send(Request::Ended(before));
+            self.forget_go(beginning.pid);
+            self.has_ended(before, None, Duration::ZERO);
+            self.coverage.forget(before);
+            return Ok(());
         }
+        let attached = self.attached.iter_mut().find(|attached| attached.image() == before);
         let Some(attached) = attached else {
             // As the program before, it did not fit.
             self.has_come(image, beginning);

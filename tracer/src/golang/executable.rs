@@ -20,6 +20,8 @@ use super::{
 };
 use crate::files::elf::{Bytes, Elf, Segment};
 
+/// Oldest minor version whose runtime is understood, with DWARF or without.
+const OLDEST: u32 = 19;
 /// Sections that hold pclntab, of ordinary and of position-independent executables.
 pub const TABLES: [&str; 2] = [".gopclntab", ".data.rel.ro.gopclntab"];
 /// Largest pclntab that is taken, bytes. That of a program of 100 MB takes 30 MB.
@@ -99,6 +101,9 @@ impl Executable {
             BuildInfo::Old => return Err(Unreadable::OldVersion),
             BuildInfo::Absent => return Err(Unreadable::NotGo),
         };
+        if version.minor.is_some_and(|minor| minor < OLDEST) {
+            return Err(Unreadable::OldVersion);
+        }
         if !elf.is_x86_64() {
             return Err(Unreadable::OtherProcessor);
         }

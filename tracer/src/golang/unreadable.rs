@@ -13,8 +13,8 @@ pub enum Unreadable {
     /// The executable has no build information of Go's.
     #[error("it is not a Go program: its executable has no build information of Go's")]
     NotGo,
-    /// Go 1.17 or older.
-    #[error("it was built with Go 1.17 or older: build it with Go 1.19 or newer")]
+    /// Go 1.18 or older.
+    #[error("it was built with Go 1.18 or older: build it with Go 1.19 or newer")]
     OldVersion,
     /// Not x86-64.
     #[error("its executable is not for x86-64, the only processor that is supported")]

@@ -87,7 +87,7 @@ pub struct Counters {
     pub unmatched_frees: u64,
     /// The same in processes that were forked: of blocks that they have from their parents, or that are not known.
     pub inherited_frees: u64,
-    /// Blocks whose address was handed out again without a free.
+    /// Blocks whose address was handed out again without a free, or that a free of what lies right below has ended.
     pub missed_frees: u64,
     /// Blocks that there was no room for.
     pub refused_blocks: u64,

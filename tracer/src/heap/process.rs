@@ -21,6 +21,8 @@ const RESOLUTION: u64 = 10_000_000 + 2 * TICK;
 
 /// How long the headers are that allocators of a program's own put before each block, bytes, where they have their memory from another one.
 const HEADERS: [u64; 2] = [16, 8];
+/// After how many frees of what lies right below a block that is the allocator's way.
+const HABIT: u64 = 16;
 /// What runs of small blocks of equal size begin at, bytes.
 const PAGE: u64 = 4096;
 
@@ -41,8 +43,9 @@ pub(super) struct ProcessHeap {
     uncertain_until: Option<u64>,
     /// The last frees of each thread.
     last_frees: Box<[LastFrees; LAST_FREES]>,
-    /// Frees of blocks that were not known.
+    /// Frees of blocks that were not known, and how many of those were of what lies right below a block.
     unknown_frees: u64,
+    below: u64,
     /// Whether it began as a copy of another one, whose blocks it has, too, but not here.
     inherits: bool,
 }
@@ -73,6 +76,7 @@ impl ProcessHeap {
             uncertain_until: None,
             last_frees: Box::new([LastFrees::default(); LAST_FREES]),
             unknown_frees: 0,
+            below: 0,
             inherits: false,
         }
     }
@@ -297,13 +301,19 @@ impl ProcessHeap {
     /// Ends a block that lies so close above the address that both are one: an allocator that keeps a header before each block has been
     /// inlined where it takes blocks back, and what is seen is that it gives back its own. Whether there was one.
     fn free_from_below(&mut self, addr: u64, books: &mut Books<'_>) -> bool {
-        // No allocator has two blocks as close, unless both are as small, or the upper one begins a page.
+        // Hardly an allocator has two blocks as close, unless both are as small, or the upper one begins a page. But one may, as musl's does in
+        // places, where a block from before is freed: so it has to be a habit.
         let is_one = |above: &Block, header: u64| above.size > header && !above.addr.is_multiple_of(PAGE);
         let above = HEADERS.iter().find_map(|header| {
             let above = self.blocks.get(addr.checked_add(*header)?)?;
             is_one(&above, *header).then_some(above.addr)
         });
-        let Some(block) = above.and_then(|above| self.blocks.remove(above)) else { return false };
+        let Some(above) = above else { return false };
+        self.below += 1;
+        if self.below < HABIT || self.below.saturating_mul(2) < self.unknown_frees {
+            return false;
+        }
+        let Some(block) = self.blocks.remove(above) else { return false };
         self.unmark(block.addr);
         self.end(block, books);
         true

@@ -23,6 +23,8 @@ const TEXTS: [(&[u8], &str, Proof); 16] = [
     (b"dlmalloc\0", "dlmalloc", Proof::Mention),
     (b"nedmalloc", "nedmalloc", Proof::Mention),
 ];
+/// What CPython says: it has mimalloc in it from 3.13 on, and does not use it unless it is told to.
+const CPYTHON: &[u8] = b"Py_Initialize";
 /// Length of the longest of those texts: two parts of a file share so much, so that one that begins a part is in the part before.
 const OVERLAP: u64 = 16;
 /// Bytes that are looked at in one go.
@@ -40,7 +42,9 @@ pub enum Proof {
 /// Names of the allocators of which `file` has a text that proves at least so much, each once; `may_read` is asked before each
 /// part, with its length at most (bytes).
 pub fn allocators(file: &File, least: Proof, mut may_read: impl FnMut(u64) -> bool) -> Vec<&'static str> {
-    let Ok(texts) = AhoCorasick::new(TEXTS.map(|(text, ..)| text)) else { return Vec::new() };
+    let all = TEXTS.iter().map(|(text, ..)| *text).chain([CPYTHON]);
+    let Ok(texts) = AhoCorasick::new(all) else { return Vec::new() };
+    let mut is_cpython = false;
     let mut part = vec![0; PART];
     let mut found: Vec<&'static str> = Vec::new();
     let mut at = 0;
@@ -51,9 +55,12 @@ pub fn allocators(file: &File, least: Proof, mut may_read: impl FnMut(u64) -> bo
                 Some(before) => !part[before].is_ascii_lowercase(),
                 None => at == 0,
             };
-            let (_, name, proof) = TEXTS[text.pattern().as_usize()];
+            let Some((_, name, proof)) = TEXTS.get(text.pattern().as_usize()) else {
+                is_cpython = true;
+                continue;
+            };
             // Python's allocator is in obmalloc.c.
-            if begins_word && proof >= least && !found.contains(&name) {
+            if begins_word && *proof >= least && !found.contains(name) {
                 found.push(name);
             }
         }
@@ -61,6 +68,9 @@ pub fn allocators(file: &File, least: Proof, mut may_read: impl FnMut(u64) -> bo
             break;
         }
         at += read as u64 - OVERLAP;
+    }
+    if is_cpython && least == Proof::Own {
+        found.retain(|name| *name != "mimalloc");
     }
     found
 }
@@ -92,6 +102,8 @@ mod tests {
         let content = b"LD_PRELOAD one that has mi_malloc";
         assert_eq!(found(content, Proof::Mention), ["mimalloc"]);
         assert!(found(content, Proof::Own).is_empty());
+        let python = b"mimalloc: warning\0Py_Initialize\0<jemalloc>";
+        assert_eq!(found(python, Proof::Own), ["jemalloc"]);
     }
 
     #[test]

@@ -126,7 +126,7 @@ pub struct Quality {
     pub unmatched_frees: u64,
     /// The same in processes that were forked while they were traced: mostly of blocks that they have from their parents.
     pub inherited_frees: u64,
-    /// Blocks whose address was handed out again although no free of it was seen.
+    /// Blocks whose address was handed out again although no free of it was seen, or that a free of what lies right below has ended.
     pub missed_frees: u64,
     /// Changes of what programs have mapped themselves that could not be recorded: where that is told, it may be wrong.
     pub lost_remappings: u64,

@@ -280,7 +280,9 @@ pub(super) fn gap(gap: &Gap) -> String {
                 .to_owned()
         }
         Missing::Roots => format!("{} cut before the root of the thread", count("stack")),
-        Missing::UnseenFrees => format!("{} missed (the address was handed out again)", count("free")),
+        Missing::UnseenFrees => {
+            format!("{} missed (the address was handed out again, or what lies right below was freed)", count("free"))
+        }
         Missing::Stacks => format!("{} held by stacks that are not known", exact_size(gap.amount)),
         Missing::Calls => format!("{} into the allocator not followed", count("call")),
         Missing::Remappings => {
@@ -412,7 +414,7 @@ mod tests {
                 "10 sampled objects that may have ended",
                 "no garbage collection has come: what is told of the Go heap was allocated, and some of it may be garbage",
                 "5 stacks cut before the root of the thread",
-                "3 frees missed (the address was handed out again)",
+                "3 frees missed (the address was handed out again, or what lies right below was freed)",
                 "77 bytes held by stacks that are not known",
                 "8 calls into the allocator not followed",
                 "4 records of ends of threads and processes lost (the ring buffer was full)",
