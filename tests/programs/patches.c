@@ -24,47 +24,32 @@ __attribute__((noipa, used)) static void give_back(void *block)
     (void)block;
 }
 
-// Their instructions are known, so that all of them can be replaced.
-asm(".text\n"
-    ".globl malloc, free\n"
-    ".type malloc, @function\n"
-    "malloc:\n"
-    "    .cfi_startproc\n"
-    "    push %rbp\n"
-    "    .cfi_adjust_cfa_offset 8\n"
-    "    push %rbx\n"
-    "    .cfi_adjust_cfa_offset 8\n"
-    "    sub $8, %rsp\n"
-    "    .cfi_adjust_cfa_offset 8\n"
-    "    call take\n"
-    "    add $8, %rsp\n"
-    "    .cfi_adjust_cfa_offset -8\n"
-    "    pop %rbx\n"
-    "    .cfi_adjust_cfa_offset -8\n"
-    "    pop %rbp\n"
-    "    .cfi_adjust_cfa_offset -8\n"
-    "    ret\n"
-    "    .cfi_endproc\n"
-    ".size malloc, . - malloc\n"
-    ".type free, @function\n"
-    "free:\n"
-    "    .cfi_startproc\n"
-    "    push %rbp\n"
-    "    .cfi_adjust_cfa_offset 8\n"
-    "    push %rbx\n"
-    "    .cfi_adjust_cfa_offset 8\n"
-    "    sub $8, %rsp\n"
-    "    .cfi_adjust_cfa_offset 8\n"
-    "    call give_back\n"
-    "    add $8, %rsp\n"
-    "    .cfi_adjust_cfa_offset -8\n"
-    "    pop %rbx\n"
-    "    .cfi_adjust_cfa_offset -8\n"
-    "    pop %rbp\n"
-    "    .cfi_adjust_cfa_offset -8\n"
-    "    ret\n"
-    "    .cfi_endproc\n"
-    ".size free, . - free\n");
+// A function whose instructions are known, so that all of them can be replaced: does nothing but to call another one.
+#define CALLS(name, other)               \
+    asm(".text\n"                        \
+        ".globl " name "\n"              \
+        ".type " name ", @function\n"    \
+        name ":\n"                       \
+        "    .cfi_startproc\n"           \
+        "    push %rbp\n"                \
+        "    .cfi_adjust_cfa_offset 8\n" \
+        "    push %rbx\n"                \
+        "    .cfi_adjust_cfa_offset 8\n" \
+        "    sub $8, %rsp\n"             \
+        "    .cfi_adjust_cfa_offset 8\n" \
+        "    call " other "\n"           \
+        "    add $8, %rsp\n"             \
+        "    .cfi_adjust_cfa_offset -8\n" \
+        "    pop %rbx\n"                 \
+        "    .cfi_adjust_cfa_offset -8\n" \
+        "    pop %rbp\n"                 \
+        "    .cfi_adjust_cfa_offset -8\n" \
+        "    ret\n"                      \
+        "    .cfi_endproc\n"             \
+        ".size " name ", . - " name "\n")
+
+CALLS("malloc", "take");
+CALLS("free", "give_back");
 
 void *calloc(size_t count, size_t size)
 {
