@@ -40,7 +40,7 @@ fn command_lines_that_make_no_sense() {
         (&["-p", "1", "--min-size", "12 parsecs"], "64KiB"),
         (&["-p", "1", "--max-size", "-1"], "--max-size"),
         (&["-p", "1", "--max-size", "99999999999TiB"], "address space"),
-        (&["-p", "1", "--duration", "5"], "unit"),
+        (&["-p", "1", "--duration", "5x"], "unit"),
         (&["-p", "1", "--duration", "soon"], "5s"),
         (&["-p", "1", "--duration", "0s"], "longer"),
         (&["-p", "1", "-d", "18446744073709551615s"], "ten years"),
