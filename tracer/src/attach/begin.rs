@@ -4,7 +4,7 @@ use anyhow::{Result, anyhow};
 
 use super::{
     Attached, Returns,
-    find::{Allocators, Phase, code_files_in, describe, find, mappings},
+    find::{Allocators, Phase, code_files_in, describe, executable, find, mappings},
     probes::{Probes, Put},
 };
 use crate::{
@@ -13,8 +13,7 @@ use crate::{
     event::{Image, Pid},
     files::{
         elf::{Bytes, Elf},
-        module::Module,
-        opener, root,
+        opener,
     },
     process::status::{self, NotTraceable, Status},
     profile::{Language, Process},
@@ -86,13 +85,12 @@ impl Attached {
 
     /// A Go program in which no malloc was found may have one all the same, with the C that was linked into it.
     pub(super) fn tell_of_c(&mut self, space: &AddressSpace) {
-        let has_c = |module: &Module| {
-            let bytes = Bytes::new(module.file()?);
-            Elf::parse(&bytes).ok().map(|elf| elf.has_unwind_table())
-        };
-        let executable = root::executable(self.pid).ok();
-        let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
-        if space.executable_files().any(|(module, _)| is_executable(&module) && has_c(&module) == Some(true)) {
+        let executable = executable(self.pid, space);
+        let has_c = executable.as_ref().and_then(|module| module.file()).is_some_and(|file| {
+            let bytes = Bytes::new(file);
+            Elf::parse(&bytes).is_ok_and(|elf| elf.has_unwind_table())
+        });
+        if has_c {
             self.was_unseen(format!(
                 "process {}: C was linked into its program, of whose malloc no symbol tells (it is stripped): what C allocates in it is not \
                  recorded",

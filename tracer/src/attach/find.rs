@@ -249,7 +249,7 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
         refused = Some(refusal.to_string().into());
         result = found(&[])?;
     }
-    let Search { functions, wanted } = match result {
+    let Search { functions, wanted, is_program } = match result {
         // No loader has made of it what is called by names.
         Err(error) => {
             tracing::warn!("{}: {error}; it is left out", visible(module.path()));
@@ -261,10 +261,9 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
     if let Some(functions) = &functions {
         tell(module, functions);
     }
-    let bytes = Bytes::new(&file);
-    let elf = Elf::parse(&bytes).ok();
-    let has_text_relocations = functions.is_some() && elf.as_ref().is_some_and(Elf::has_text_relocations);
-    let hidden = elf.filter(|elf| functions.is_none() && elf.needed().is_program()).and_then(|_| hidden_in(&file));
+    let has_text_relocations =
+        functions.is_some() && Elf::parse(&Bytes::new(&file)).is_ok_and(|elf| elf.has_text_relocations());
+    let hidden = if functions.is_none() && is_program { hidden_in(&file) } else { None };
     let searched = Searched {
         module: Arc::clone(module),
         functions,
@@ -351,13 +350,15 @@ pub fn is_libc(path: &str) -> bool {
     ["libc.so", "libc-", "ld-musl", "libc.musl"].iter().any(|start| name.starts_with(start))
 }
 
+/// The executable of a process with these mappings, where it is one of them.
+pub(super) fn executable(pid: Pid, space: &AddressSpace) -> Option<Arc<Module>> {
+    let executable = root::executable(pid).ok()?;
+    space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
+}
+
 /// What a process with these mappings is.
 pub(super) fn describe(pid: Pid, status: &Status, space: &AddressSpace) -> Process {
-    let executable = root::executable(pid).ok();
-    let module = executable.and_then(|executable| {
-        space.executable_files().map(|(module, _)| module).find(|module| module.is_file(&executable))
-    });
-    let language = module.map_or(Language::C, |module| symbolize::language(&module));
+    let language = executable(pid, space).map_or(Language::C, |module| symbolize::language(&module));
     let place = place_of(pid).unwrap_or_default();
     Process { place, ..Process::new(pid, status.comm.clone(), status.exe.clone(), language) }
 }

@@ -73,6 +73,8 @@ pub struct Search {
     pub functions: Option<Functions>,
     /// What it takes of other files that is not seen.
     pub wanted: Vec<&'static str>,
+    /// Whether it is a program.
+    pub is_program: bool,
 }
 
 impl Functions {
@@ -113,7 +115,7 @@ pub fn search(file: &File, symbols: Option<&File>, asked: &[&Asked]) -> Result<S
     read(file, symbols, |elf, data, tables| {
         let wanted = beyond::wanted(tables);
         let functions = functions(elf, data, tables, asked)?;
-        Ok(Search { functions, wanted })
+        Ok(Search { functions, wanted, is_program: is_program(elf, data) })
     })
 }
 

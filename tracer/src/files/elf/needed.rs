@@ -26,13 +26,6 @@ pub struct Needed {
     pub folders: Vec<String>,
 }
 
-impl Needed {
-    /// Whether the file is begun by itself, for all that this tells: by a loader that it names, or without any library.
-    pub fn is_program(&self) -> bool {
-        self.interpreter.is_some() || self.libraries.is_empty()
-    }
-}
-
 impl Elf<'_> {
     /// What it needs. What cannot be read is left out.
     pub fn needed(&self) -> Needed {
