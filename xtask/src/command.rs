@@ -15,9 +15,6 @@ use anyhow::{Context as _, Result, bail};
 /// Pause after the first failure of something that uses the network.
 pub(crate) const NETWORK_PAUSE: Duration = Duration::from_secs(5);
 
-/// What cargo is told to run the integration tests.
-pub(crate) const INTEGRATION: &[&str] = &["test", "--release", "--package", "tracer", "--test", "integration"];
-
 /// What `cargo run` sets for xtask itself. A cargo that we start must not take it for the user's wish.
 const SET_BY_CARGO: &[&str] = &[
     "CARGO",

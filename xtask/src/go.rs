@@ -16,8 +16,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    command::{self, INTEGRATION, NETWORK_PAUSE},
-    ebpf, setup,
+    command::{self, NETWORK_PAUSE},
+    ebpf, integration, setup,
     workspace::Workspace,
 };
 
@@ -100,8 +100,8 @@ pub(crate) fn matrix(workspace: &Workspace, filters: &[OsString]) -> Result<()> 
     let mut table = String::new();
     let mut failed = false;
     for version in TOOLCHAINS {
-        let mut test = command::cargo();
-        test.args(INTEGRATION).arg("--").args(filters).current_dir(&workspace.root);
+        let mut test = integration::tests(workspace);
+        test.arg("--").args(filters);
         test.env("TRACER_TEST_GOROOT", toolchain(workspace, version)?);
         let (success, printed) = command::printed(&mut test)?;
         print!("{printed}");

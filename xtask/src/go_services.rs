@@ -8,9 +8,9 @@ use std::{ffi::OsString, fs};
 use anyhow::Result;
 
 use crate::{
-    command::{self, INTEGRATION, NETWORK_PAUSE},
+    command::{self, NETWORK_PAUSE},
     go::{TOOLCHAINS, go, toolchain},
-    setup,
+    integration, setup,
     workspace::Workspace,
 };
 
@@ -94,9 +94,7 @@ pub(crate) fn test(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
     build(workspace, LONG)?;
     let default = [OsString::from(TESTS)];
     let filters = if filters.is_empty() { &default[..] } else { filters };
-    let mut test = command::cargo();
-    test.args(INTEGRATION).args(["--", "--include-ignored"]).args(filters).current_dir(&workspace.root);
-    command::run(&mut test)
+    command::run(integration::tests(workspace).args(["--", "--include-ignored"]).args(filters))
 }
 
 #[cfg(test)]

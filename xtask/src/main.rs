@@ -12,6 +12,7 @@ mod ebpf;
 mod fuzz;
 mod go;
 mod go_services;
+mod integration;
 mod setup;
 mod test;
 mod tidy;

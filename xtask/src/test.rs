@@ -1,21 +1,20 @@
 //! `test`: all tests, those that attach probes included.
 //!
-//! Unit tests are built with the checks of development (`checked.sh`). The integration tests run the tracer as it is released:
-//! they hold it to its numbers under full load. All depend on what the release does, so that it is built once.
+//! Unit tests are built with the checks of development (`checked.sh`). The integration tests run the tracer as it is released
+//! (`tests.sh`): they hold it to its numbers under full load. All depend on what the release does, so that it is built once.
 
-use std::{ffi::OsString, process::Command};
+use std::{env, ffi::OsString, num::NonZero, thread};
 
 use anyhow::{Result, bail};
 
-use crate::{
-    command::{self, INTEGRATION},
-    ebpf, go_services, setup,
-    workspace::Workspace,
-};
+use crate::{command, ebpf, go_services, integration, setup, workspace::Workspace};
 
 const UNIT: &[&str] = &["test", "--release", "--workspace", "--lib", "--bins", "--no-fail-fast"];
 /// Of the one library that has a documentation for users.
 const DOCUMENTATION: &[&str] = &["test", "--release", "--package", "tracer", "--doc", "--no-fail-fast"];
+
+/// How many tests run at a time (test harness of Rust).
+const THREADS: &str = "RUST_TEST_THREADS";
 
 /// Brings what the tests run, then runs them all, also when some have failed.
 pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
@@ -27,14 +26,20 @@ pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
     if !command::is_root()? {
         println!("not root: the tests that attach probes (target `integration`) cannot pass; run this as root");
     }
-    let mut unit = cargo_test(workspace, UNIT, filters);
-    unit.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("xtask/checked.sh"));
-    let documentation = cargo_test(workspace, DOCUMENTATION, filters);
-    let integration = cargo_test(workspace, INTEGRATION, filters);
+    let mut unit = command::cargo();
+    unit.args(UNIT).env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("xtask/checked.sh"));
+    let mut documentation = integration::beside_them(workspace);
+    documentation.args(DOCUMENTATION);
+    let mut integration = integration::tests(workspace);
+    if env::var_os(THREADS).is_none() {
+        // They wait for processes and clocks as much as they work.
+        let processors = thread::available_parallelism().map_or(1, NonZero::get);
+        integration.env(THREADS, (processors + 1).to_string());
+    }
     let mut failed = Vec::new();
     for (name, mut tests) in [("unit", unit), ("documentation", documentation), ("integration", integration)] {
         println!("\n== {name} tests");
-        if let Err(error) = command::run(&mut tests) {
+        if let Err(error) = command::run(tests.arg("--").args(filters).current_dir(&workspace.root)) {
             println!("{error:#}");
             failed.push(name);
         }
@@ -43,10 +48,4 @@ pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
         bail!("tests failed: {}", failed.join(", "));
     }
     Ok(())
-}
-
-fn cargo_test(workspace: &Workspace, args: &[&str], filters: &[OsString]) -> Command {
-    let mut test = command::cargo();
-    test.args(args).arg("--").args(filters).current_dir(&workspace.root);
-    test
 }

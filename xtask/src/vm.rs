@@ -19,8 +19,7 @@ use anyhow::{Context as _, Result, bail};
 use cargo_metadata::Message;
 
 use crate::{
-    command::{self, INTEGRATION},
-    ebpf, setup,
+    command, ebpf, integration, setup,
     vm::{
         guest::Contents,
         machine::{Machine, Ran},
@@ -130,9 +129,8 @@ fn kernel(version: &'static str, folder: &Path) -> Result<Kernel> {
 
 /// Builds the executable of the integration tests, and the tracer with it, and says where it is.
 fn build_tests(workspace: &Workspace) -> Result<PathBuf> {
-    let mut build = command::cargo();
-    build.args(INTEGRATION).args(["--no-run", "--message-format", "json-render-diagnostics"]);
-    let messages = command::captured(build.current_dir(&workspace.root))?;
+    let mut build = integration::tests(workspace);
+    let messages = command::captured(build.args(["--no-run", "--message-format", "json-render-diagnostics"]))?;
     let executables = Message::parse_stream(messages.as_bytes()).filter_map(|message| match message {
         Ok(Message::CompilerArtifact(artifact)) if artifact.target.is_test() => artifact.executable,
         _ => None,
