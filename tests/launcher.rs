@@ -212,11 +212,11 @@ fn a_stopped_job_is_stopped_as_a_whole() {
 }
 
 /// What a command gets from whoever launches it: ignored and blocked signals (of the first 32; the C library has the others to
-/// itself), mask, limits, open files, process group.
+/// itself), mask, limits, open files and closed ones, process group.
 #[test]
 fn a_command_inherits_what_tracer_was_started_with() {
     require_root();
-    let wrapper = r#"trap '' HUP USR1 PIPE CHLD TTOU; ulimit -Sn 200; umask 027; "$@" 3</etc/passwd"#;
+    let wrapper = r#"trap '' HUP USR1 PIPE CHLD TTOU; ulimit -Sn 200; umask 027; "$@" 3</etc/passwd <&-"#;
     let tell = "grep -E '^(Sig(Blk|Ign)|Umask|NoNewPrivs)' /proc/$$/status | \
                 sed -E 's/^(Sig...:.).{8}/\\1/'; ulimit -a; ls -l /proc/$$/fd | sed -E 's/.* ([0-9]+ -> )/\\1/; s/pipe:.*/pipe/'; \
                 [ $(ps -o pgid= $$) = $(ps -o pgid= $PPID) ] && echo one group";
@@ -224,7 +224,7 @@ fn a_command_inherits_what_tracer_was_started_with() {
     bare.args(["-c", wrapper, "sh", "sh", "-c", tell]).stdin(Stdio::null());
     let bare = with_default_signals(&mut bare).output().unwrap();
     let bare = String::from_utf8(bare.stdout).unwrap();
-    assert!(bare.contains("one group") && bare.contains("3 -> /etc/passwd"), "{bare}");
+    assert!(bare.contains("one group") && bare.contains("3 -> /etc/passwd") && !bare.contains("\n0 -> /"), "{bare}");
     let run = Run::through("sh", &["-c", wrapper, "sh"], Run::tracer());
     let outcome = run.with_json().args(["-q", "--", "sh", "-c", tell]).finish();
     // Its standard error is one here, and the shell has them open at times.

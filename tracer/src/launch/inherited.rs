@@ -4,11 +4,15 @@ use std::{
     io,
     mem::MaybeUninit,
     ptr::{null, null_mut},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
 /// Whether SIGPIPE was ignored when tracer was started. Rust's runtime ignores it, always, before `main`.
 static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
+/// Which of the standard streams were closed then, a bit for each. That runtime opens /dev/null in their place.
+static CLOSED: AtomicU8 = AtomicU8::new(0);
+/// Standard input, output and error.
+const STREAMS: std::ops::Range<i32> = 0..3;
 
 /// Runs before that runtime.
 #[used]
@@ -17,6 +21,9 @@ static PIPE_IGNORED: AtomicBool = AtomicBool::new(false);
 static BEFORE_MAIN: extern "C" fn() = {
     extern "C" fn look() {
         PIPE_IGNORED.store(is_ignored(libc::SIGPIPE), Ordering::Relaxed);
+        // SAFETY: the call only asks.
+        let closed = STREAMS.filter(|stream| unsafe { libc::fcntl(*stream, libc::F_GETFD) } < 0);
+        CLOSED.store(closed.fold(0, |bits, stream| bits | 1 << stream), Ordering::Relaxed);
     }
     look
 };
@@ -30,7 +37,7 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
     }
 }
 
-/// The signals that were blocked or ignored when tracer was started.
+/// The signals that were blocked or ignored when tracer was started. Its standard streams, too.
 #[derive(Clone, Copy)]
 pub(super) struct Inherited {
     mask: libc::sigset_t,
@@ -59,6 +66,11 @@ impl Inherited {
     /// # Errors
     /// When the kernel refuses.
     pub(super) fn restore(&self) -> io::Result<()> {
+        let closed = CLOSED.load(Ordering::Relaxed);
+        for stream in STREAMS.filter(|stream| closed >> stream & 1 != 0) {
+            // SAFETY: what is there was opened by the runtime, in place of nothing; nobody has it after the exec.
+            unsafe { libc::close(stream) };
+        }
         // SAFETY: bare system calls; the handlers are none.
         let mask = unsafe {
             libc::signal(libc::SIGPIPE, self.pipe);
