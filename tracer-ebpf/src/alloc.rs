@@ -63,20 +63,22 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
             flags |= CALL_TAKE_LOST;
         }
     }
-    let mut taken = true;
+    let mut taken = 0;
     if decides {
-        let tgid = (entered.pid_tgid >> 32) as u32;
         let frame_pointer = registers::frame_pointer(ctx.as_ptr());
-        taken = inflight::may_take(entered.thread, tgid, entered.caller, entered.sp, frame_pointer);
-        if !taken {
-            // Nobody sees how it ends.
-            flags |= CALL_PLAIN_RETURN | CALL_MAY_VANISH;
-            count_loss!(outcomes_unseen, 1);
+        let may = inflight::may_take(entered.thread, entered.caller, entered.sp, frame_pointer);
+        // Without a branch, as above.
+        taken = inflight::unknown(&mut entered.thread.search.found, u64::from(may)) as u32;
+        let declined = (taken ^ 1) & 1;
+        // Nobody sees how it ends.
+        flags |= declined * (CALL_PLAIN_RETURN | CALL_MAY_VANISH);
+        if declined != 0 {
+            emit::outcome_unseen(entered.thread.target.image);
             count_loss!(returns_declined, 1);
         }
     }
     begin(ctx, entered, op, size, pointer, flags);
-    taken
+    taken != 0
 }
 
 /// What is to become of a call where allocations are sampled: see [`sampling::judge`].
@@ -86,7 +88,7 @@ fn judged(ctx: &ProbeContext, cookie: u64) -> u32 {
     arguments::read(ctx, thread, cookie);
     if arguments::unmeasured(thread) != 0 {
         // Nobody can say how likely it was to be taken.
-        count_loss!(outcomes_unseen, 1);
+        emit::outcome_unseen(thread.target.image);
         return sampling::NOTHING;
     }
     sampling::judge(cookie, registers::stack_pointer(ctx.as_ptr()))
@@ -165,7 +167,7 @@ fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid:
     if call.flags & CALL_UNMEASURED != 0 && result != 0 {
         call.size = strings::measure(call.pointer, call.size);
         if call.size == strings::UNKNOWN {
-            count_loss!(outcomes_unseen, 1);
+            emit::outcome_unseen(thread.target.image);
             return;
         }
         if !arguments::is_wanted(call.size) {
@@ -251,7 +253,7 @@ fn entered<'a>(ctx: &ProbeContext, cookie: u64, flags: u32) -> Option<Entered<'a
     let old = arguments::old_block(thread, cookie);
     let sp = registers::stack_pointer(ctx.as_ptr());
     let frame_pointer = registers::frame_pointer(ctx.as_ptr());
-    match inflight::classify(thread, (pid_tgid >> 32) as u32, old, sp, frame_pointer, flags) {
+    match inflight::classify(thread, old, sp, frame_pointer, flags) {
         Entry::Nested => None,
         Entry::Own { slot, caller } => Some(Entered { thread, pid_tgid, sp, slot, caller }),
     }

@@ -36,7 +36,8 @@ pub(crate) fn copy(ctx: &ProbeContext) {
     let sp = registers::stack_pointer(ctx.as_ptr());
     window::read_window(thread, sp);
     let caller = window::word(&mut thread.walk, sp);
-    let found = stack::find(ctx, thread, pid_tgid, caller);
+    let fp = registers::frame_pointer(ctx.as_ptr());
+    let found = stack::find(thread, pid_tgid, caller, sp.wrapping_add(8), fp);
     let Some(mut entry) = STACK_COPIES.reserve::<StackCopy>(0) else { return };
     walk::write(thread, write_address as *mut c_void);
     let copy = entry.as_mut_ptr();

@@ -7,7 +7,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::{
-        BPF_ANY, BPF_F_NO_PREALLOC, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+        BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+        BPF_RB_RING_SIZE,
     },
     helpers::{
         bpf_get_current_comm, bpf_ktime_get_ns,
@@ -36,6 +37,11 @@ static LOST_BEGINNINGS: HashMap<u32, Began> = HashMap::with_max_entries(MAX_LOST
 
 #[map]
 static LOSS: Array<Loss> = Array::with_max_entries(1, 0);
+
+/// How many calls of an image there were whose outcome was not seen, where there were any: user space may learn that it is none of the
+/// trace. Of further images they stay counted.
+#[map]
+static UNSEEN: HashMap<u32, u64> = HashMap::with_max_entries(1 << 12, BPF_F_NO_PREALLOC);
 
 /// Unread bytes at which the reader is woken; 0: never, it comes often enough by itself. Set by user space before loading.
 #[unsafe(no_mangle)]
@@ -75,6 +81,20 @@ pub(crate) unsafe fn atomic_next(counter: *mut u64) -> u64 {
         core::arch::asm!("{1} = atomic_fetch_add((u64 *)({0} + 0), {1})", in(reg) counter, inout(reg) n, options(nostack));
     }
     n.wrapping_add(1)
+}
+
+/// Counts a call of an image whose outcome is not seen. A global function: it is verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn outcome_unseen(image: u32) -> u32 {
+    count_loss!(outcomes_unseen, 1);
+    if UNSEEN.insert(image, 1, u64::from(BPF_NOEXIST)).is_err()
+        && let Some(count) = UNSEEN.get_ptr_mut(image)
+    {
+        // SAFETY: the pointer comes from a map lookup.
+        unsafe { atomic_add(count, 1) };
+    }
+    0
 }
 
 #[inline(always)]

@@ -12,8 +12,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated
 use tracer_ebpf::{Header, MAX_IN_FLIGHT, kind};
 
 use crate::{
-    emit::{self, count_loss},
-    mappings, returns, samples,
+    emit, mappings, returns, samples,
     thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Op, PARTS, PartBlock, Thread},
     walk, window,
 };
@@ -50,7 +49,7 @@ pub(crate) enum Entry {
 /// resizes the very block that the outer one does is a part of that; any other is a call of its own until it is known what
 /// becomes of its block.
 #[inline(always)]
-pub(crate) fn classify(thread: &mut Thread, tgid: u32, old: u64, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
+pub(crate) fn classify(thread: &mut Thread, old: u64, sp: u64, frame_pointer: u64, flags: u32) -> Entry {
     window::read_window(thread, sp);
     let in_slot = window::word(&mut thread.walk, sp);
     thread.search.outer = NONE;
@@ -95,7 +94,7 @@ pub(crate) fn classify(thread: &mut Thread, tgid: u32, old: u64, sp: u64, frame_
             let call = place(thread, index);
             (call.sp, call.root)
         };
-        let way = walk::approach(thread, tgid, caller, sp.wrapping_add(8), frame_pointer, slot);
+        let way = walk::approach(thread, caller, sp.wrapping_add(8), frame_pointer, slot);
         if resizes && !way.signal && (way.reached || !way.whole) {
             return Entry::Nested;
         }
@@ -229,14 +228,14 @@ fn unseen(thread: &mut Thread, index: u32) {
     if flags & CALL_PLAIN_RETURN == 0 {
         thread.given_up += 1;
     } else if flags & CALL_MAY_VANISH == 0 {
-        count_loss!(outcomes_unseen, 1);
+        emit::outcome_unseen(thread.target.image);
     }
     drop_call(thread, index);
 }
 
 /// The value as the verifier cannot know it.
 #[inline(always)]
-fn unknown(memory: &mut u64, value: u64) -> u64 {
+pub(crate) fn unknown(memory: &mut u64, value: u64) -> u64 {
     // SAFETY: a reference.
     unsafe {
         core::ptr::write_volatile(memory, value);
@@ -294,7 +293,7 @@ pub(crate) fn pop(thread: &mut Thread, sp: u64) -> Option<(Call, u32)> {
     let Some(slot) = find(thread, sp, 0) else {
         if thread.given_up > 0 {
             thread.given_up -= 1;
-            count_loss!(outcomes_unseen, 1);
+            emit::outcome_unseen(thread.target.image);
         }
         return None;
     };
@@ -347,7 +346,7 @@ const ROOT: u64 = u64::MAX - 15;
 /// thread, unless that is over for certain, or an outer one on the same stack. The kernel takes what is further down the
 /// stack than a return that it sees for over, forgets it, and then has nowhere to return to.
 #[inline(always)]
-pub(crate) fn may_take(thread: &mut Thread, tgid: u32, caller: u64, sp: u64, frame_pointer: u64) -> bool {
+pub(crate) fn may_take(thread: &mut Thread, caller: u64, sp: u64, frame_pointer: u64) -> bool {
     if thread.taken == 0 {
         thread.taken = 1;
         return true;
@@ -379,12 +378,12 @@ pub(crate) fn may_take(thread: &mut Thread, tgid: u32, caller: u64, sp: u64, fra
         let _ = find(thread, wanted, 0);
     }
     let root = thread.search.wanted_root;
-    let way = walk::approach(thread, tgid, caller, sp.wrapping_add(8), frame_pointer, wanted);
+    let way = walk::approach(thread, caller, sp.wrapping_add(8), frame_pointer, wanted);
     let outer = way.reached & (wanted > sp);
     let over = way.whole & !way.signal & (wanted == ROOT || way.sp == root && root != 0);
-    let may = unknown(&mut thread.search.found, u64::from(outer | over));
-    thread.taken += may;
-    may != 0
+    let may = outer | over;
+    thread.taken += u64::from(may);
+    may
 }
 
 /// Looks at one call whose return address the kernel holds, innermost first; 1 ends the loop.

@@ -30,7 +30,7 @@ fn cookie(ctx: &ProbeContext) -> u64 {
 }
 
 /// A function that allocates; the cookie tells what [`entry`](tracer_ebpf::entry) says. One program for all: each has the
-/// unwinder in it, which the kernel takes a third of a second to verify.
+/// unwinder in it, which takes the kernel longer to verify than all else.
 #[uprobe]
 pub fn enter(ctx: ProbeContext) -> u32 {
     costs::begin(cost::ENTRY);

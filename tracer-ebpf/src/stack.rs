@@ -36,16 +36,9 @@ pub(crate) struct Found {
     pub(crate) end: u32,
 }
 
-/// Finds the stack at a probe whose direct caller is `caller`.
+/// Finds the stack of code that will go on at `pc`, with these registers.
 #[inline(always)]
-pub(crate) fn find(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> Found {
-    let sp = registers::stack_pointer(ctx.as_ptr()).wrapping_add(8);
-    let fp = registers::frame_pointer(ctx.as_ptr());
-    find_at(thread, pid_tgid, caller, sp, fp)
-}
-
-#[inline(always)]
-fn find_at(thread: &mut Thread, pid_tgid: u64, caller: u64, sp: u64, fp: u64) -> Found {
+pub(crate) fn find(thread: &mut Thread, pid_tgid: u64, caller: u64, sp: u64, fp: u64) -> Found {
     let end = walk::walk(thread, (pid_tgid >> 32) as u32, caller, sp, fp);
     let (count, hash) = walk::result(thread);
     // One that ended elsewhere is another stack; where nobody could look, something else may have been there each time.
@@ -56,14 +49,21 @@ fn find_at(thread: &mut Thread, pid_tgid: u64, caller: u64, sp: u64, fp: u64) ->
 /// The stack at a probe whose direct caller is `caller`: its id. Its places are sent if they were not before.
 #[inline(always)]
 pub(crate) fn capture(ctx: &ProbeContext, thread: &mut Thread, pid_tgid: u64, caller: u64) -> u64 {
-    let found = find(ctx, thread, pid_tgid, caller);
-    send(thread, pid_tgid, found)
+    let sp = registers::stack_pointer(ctx.as_ptr()).wrapping_add(8);
+    capture_at(thread, pid_tgid, caller, sp, registers::frame_pointer(ctx.as_ptr()))
 }
 
-/// The same of code that was interrupted behind an instruction, with these registers.
-#[inline(always)]
-pub(crate) fn capture_at(thread: &mut Thread, pid_tgid: u64, pc: u64, sp: u64, fp: u64) -> u64 {
-    let found = find_at(thread, pid_tgid, pc, sp, fp);
+/// The same of code that was interrupted behind an instruction, with these registers. A global function: the verifier goes through it once,
+/// whatever is known of who calls it. 0 for no thread.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn capture_at(thread: *mut Thread, pid_tgid: u64, pc: u64, sp: u64, fp: u64) -> u64 {
+    if thread.is_null() {
+        return 0;
+    }
+    // SAFETY: only the current thread uses its state.
+    let thread = unsafe { &mut *thread };
+    let found = find(thread, pid_tgid, pc, sp, fp);
     send(thread, pid_tgid, found)
 }
 

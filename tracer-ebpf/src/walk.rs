@@ -7,6 +7,7 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     MAX_FRAMES, end,
     unwind::{fp, kind, place},
@@ -138,11 +139,34 @@ pub(crate) struct Approach {
     pub(crate) sp: u64,
 }
 
+/// The bits of it.
+const REACHED: u32 = 1;
+const WHOLE: u32 = 2;
+const SIGNAL: u32 = 4;
+
 /// Goes up from the function that was called from `pc` until it comes to a frame whose return slot is `slot`, or to the outermost.
 /// A slot that a jump has left behind keeps its content, so content proves nothing.
 #[inline(always)]
-pub(crate) fn approach(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> Approach {
-    mappings::begin(thread, tgid);
+pub(crate) fn approach(thread: &mut Thread, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> Approach {
+    let found = approach_slot(thread, pc, sp, frame_pointer, slot);
+    Approach {
+        reached: found & REACHED != 0,
+        whole: found & WHOLE != 0,
+        signal: found & SIGNAL != 0,
+        sp: thread.walk.sp,
+    }
+}
+
+/// [`approach`] as a global function: the verifier goes through it once, whatever is known of who calls it. What it has shown: bits.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn approach_slot(thread: *mut Thread, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> u32 {
+    if thread.is_null() {
+        return 0;
+    }
+    // SAFETY: only the current thread uses its state.
+    let thread = unsafe { &mut *thread };
+    mappings::begin(thread, (bpf_get_current_pid_tgid() >> 32) as u32);
     let walk = &mut thread.walk;
     (walk.pc, walk.sp, walk.fp, walk.back) = (pc, sp, frame_pointer, 1);
     (walk.status, walk.tainted, walk.signals) = (0, 0, 0);
@@ -154,12 +178,10 @@ pub(crate) fn approach(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_p
     unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, approach_frame as *mut c_void, argument, 0) };
     // SAFETY: only this thread uses its state.
     let walk = unsafe { &(*context.thread).walk };
-    Approach {
-        reached: walk.status == 0 && walk.sp == walk.hash,
-        whole: walk.status == end::ROOT,
-        signal: walk.signals != 0,
-        sp: walk.sp,
-    }
+    let reached = walk.status == 0 && walk.sp == walk.hash;
+    let whole = walk.status == end::ROOT;
+    let bit = |is_so: bool, bit: u32| u32::from(is_so) * bit;
+    bit(reached, REACHED) | bit(whole, WHOLE) | bit(walk.signals != 0, SIGNAL)
 }
 
 /// One frame up, unless the address in `walk.hash` is reached; 1 ends the loop. It may lie below: the way from a stack of
