@@ -323,7 +323,8 @@ impl Collector {
         }
         // It may be paused, and has no need to be any more.
         self.events.resume(image);
-        self.heap.forget(image);
+        self.events.disregard(image);
+        self.heap.drop(image);
         self.mapped.forget(image);
         self.places.resolvers().ended(image);
     }
@@ -391,6 +392,10 @@ impl Collector {
             self.heap.end(image, time, self.min_age);
             self.mapped.end(image, || self.heap.stand_in(image));
             self.history.forget_image(image);
+            self.events.forget_unseen(image);
+        }
+        for image in self.images.take_unwanted() {
+            self.events.disregard(image);
         }
         self.events.forget_blocks(self.heap.take_gone());
     }

@@ -65,6 +65,9 @@ impl LostBeginnings {
 pub struct Events {
     ring: RingBuf<MapData>,
     loss: Array<MapData, LossValue>,
+    unseen: HashMap<MapData, u32, u64>,
+    /// Calls of dropped images whose outcome was not seen.
+    disregarded: u64,
     lost_frees: MapData,
     targets: HashMap<MapData, u32, TargetValue>,
     targets_epoch: Array<MapData, u64>,
@@ -81,7 +84,7 @@ pub struct Events {
 impl Events {
     pub(super) fn new(
         ring: RingBuf<MapData>,
-        loss: Array<MapData, LossValue>,
+        (loss, unseen): (Array<MapData, LossValue>, HashMap<MapData, u32, u64>),
         lost_frees: MapData,
         targets: HashMap<MapData, u32, TargetValue>,
         targets_epoch: Array<MapData, u64>,
@@ -91,6 +94,8 @@ impl Events {
         Self {
             ring,
             loss,
+            unseen,
+            disregarded: 0,
             lost_frees,
             targets,
             targets_epoch,
@@ -122,12 +127,25 @@ impl Events {
         count
     }
 
-    /// What could not be recorded so far.
+    /// What could not be recorded so far, without what images had a part in that were dropped.
     ///
     /// # Errors
     /// When the map cannot be read.
     pub fn loss(&self) -> Result<Loss, MapError> {
-        self.loss.get(&0, 0).map(|value| value.0)
+        let loss = self.loss.get(&0, 0)?.0;
+        Ok(Loss { outcomes_unseen: loss.outcomes_unseen.saturating_sub(self.disregarded), ..loss })
+    }
+
+    /// Counts no calls of an image that is not recorded any more and was none of the trace.
+    pub fn disregard(&mut self, image: Image) {
+        self.disregarded += self.unseen.get(&image.0, 0).unwrap_or(0);
+        self.forget_unseen(image);
+    }
+
+    /// An image has ended, whose calls count.
+    pub fn forget_unseen(&mut self, image: Image) {
+        // Hardly any has some.
+        let _ = self.unseen.remove(&image.0);
     }
 
     /// Has the places of these stacks sent again when they are next met.

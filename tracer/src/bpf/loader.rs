@@ -218,7 +218,7 @@ impl Programs {
         };
         Ok(Events::new(
             take("EVENTS")?.try_into()?,
-            take("LOSS")?.try_into()?,
+            (take("LOSS")?.try_into()?, take("UNSEEN")?.try_into()?),
             lost_frees,
             take("TARGETS")?.try_into()?,
             take("TARGETS_EPOCH")?.try_into()?,

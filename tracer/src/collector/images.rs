@@ -32,6 +32,8 @@ pub(super) struct Images {
     strangers: HashSet<Image>,
     /// Newcomers, and what they have started, of which nobody has said yet whether they are wanted.
     undecided: HashSet<Image>,
+    /// Those of them that others have taken the place of, which will never be told to be wanted.
+    unwanted: Vec<Image>,
 }
 
 impl Images {
@@ -84,9 +86,15 @@ impl Images {
         let Beginning { pid, parent, how, .. } = *beginning;
         let is_child = match how {
             How::Exec | How::ExecByOtherThread => {
-                heap.forget(parent);
+                let is_undecided = self.undecided.contains(&parent);
+                if is_undecided {
+                    heap.drop(parent);
+                    self.unwanted.push(parent);
+                } else {
+                    heap.forget(parent);
+                }
                 let Some(before) = self.live.remove(&parent) else { return false };
-                if self.undecided.contains(&parent) {
+                if is_undecided {
                     self.disregard(parent);
                 } else {
                     self.ended.insert(parent, (pid, before.since));
@@ -152,6 +160,11 @@ impl Images {
         leaving.extract_if(.., |(image, _)| !undecided.contains(image)).collect()
     }
 
+    /// Takes out what has become clear to be none of the trace.
+    pub(super) fn take_unwanted(&mut self) -> Vec<Image> {
+        std::mem::take(&mut self.unwanted)
+    }
+
     /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
     pub(super) fn of(&self, image: Image) -> (Pid, u64) {
         let live = self.live.get(&image).map(|tracked| (tracked.pid, tracked.since));
@@ -164,12 +177,20 @@ mod tests {
     use tracer_ebpf::unwind::FileKey;
 
     use super::*;
+    use crate::{
+        event::{Event, Origin},
+        heap::Counters,
+    };
 
     fn begin(images: &mut Images, image: u32, parent: u32, how: How) {
+        begin_in(&mut Heap::with_room(16, 16), images, image, parent, how);
+    }
+
+    fn begin_in(heap: &mut Heap, images: &mut Images, image: u32, parent: u32, how: How) {
         let program = Some(FileKey::default());
         let beginning =
             Beginning { pid: image, parent: Image(parent), how, comm: [0; 16], time: 1, is_late: false, program };
-        images.begin(Image(image), &beginning, &mut Heap::with_room(16, 16));
+        images.begin(Image(image), &beginning, heap);
     }
 
     #[test]
@@ -190,5 +211,27 @@ mod tests {
         assert!(images.end(Image(4)));
         assert_eq!((images.drop(Image(4)), images.leaving().len(), images.is_known(Image(4))), (None, 0, true));
         assert!(!images.is_wanted(Image(4)));
+    }
+
+    #[test]
+    fn what_goes_through_images_that_nobody_wants_is_not_counted() {
+        let (mut heap, mut images) = (Heap::with_room(16, 16), Images::default());
+        let free = |heap: &mut Heap, image| {
+            heap.apply(Origin { image: Image(image), tid: image, slot: 0 }, Event::Free(0x10));
+            heap.counters().unmatched_frees
+        };
+        begin_in(&mut heap, &mut images, 1, 0, How::Newcomer);
+        assert_eq!(free(&mut heap, 1), 1);
+        begin_in(&mut heap, &mut images, 2, 1, How::Exec);
+        assert_eq!((images.take_unwanted(), images.take_unwanted()), (vec![Image(1)], Vec::new()));
+        assert_eq!(free(&mut heap, 2), 1, "only the second one's");
+        images.drop(Image(2));
+        heap.drop(Image(2));
+        assert_eq!(heap.counters(), Counters::default());
+        begin_in(&mut heap, &mut images, 3, 0, How::Newcomer);
+        images.keep(Image(3));
+        free(&mut heap, 3);
+        begin_in(&mut heap, &mut images, 4, 3, How::Exec);
+        assert_eq!((images.take_unwanted(), heap.counters().unmatched_frees), (Vec::new(), 1));
     }
 }

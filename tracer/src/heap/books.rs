@@ -1,4 +1,6 @@
-//! What all heaps of a trace have in common: the sums by stack, how many blocks there are, and counters.
+//! What all heaps of a trace have in common: the sums by stack, how many blocks there are; and what is counted of each.
+
+use std::ops::AddAssign;
 
 use super::{
     blocks::Block,
@@ -15,7 +17,6 @@ pub(super) struct Books<'a> {
     pub(super) room: &'a mut Room,
     pub(super) weights: Weights,
     pub(super) young: &'a mut Option<Young>,
-    pub(super) counters: &'a mut Counters,
 }
 
 impl Books<'_> {
@@ -78,7 +79,7 @@ impl Books<'_> {
     }
 }
 
-/// What went through the heap, and what did not fit.
+/// What went through a heap, and what did not fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Events taken in.
@@ -91,6 +92,16 @@ pub struct Counters {
     pub missed_frees: u64,
     /// Blocks that there was no room for.
     pub refused_blocks: u64,
+}
+
+impl AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.events += other.events;
+        self.unmatched_frees += other.unmatched_frees;
+        self.inherited_frees += other.inherited_frees;
+        self.missed_frees += other.missed_frees;
+        self.refused_blocks += other.refused_blocks;
+    }
 }
 
 /// How many blocks there are, and may be.

@@ -53,6 +53,7 @@ pub struct Heap {
     uncertain_until: Option<u64>,
     /// Whether no free is seen at present.
     blind: bool,
+    /// Of images that are not kept any more.
     counters: Counters,
 }
 
@@ -169,10 +170,10 @@ impl Heap {
     /// Takes one event in.
     #[inline]
     pub fn apply(&mut self, origin: Origin, event: Event<'_>) {
-        self.counters.events += 1;
         let process = self.processes.entry(origin.image).or_insert_with(|| ProcessHeap::new(origin.image));
-        let Self { stacks, usage, room, young, counters, weights, .. } = self;
-        let mut books = Books { stacks, usage, room, weights: *weights, young, counters };
+        process.counters.events += 1;
+        let Self { stacks, usage, room, young, weights, .. } = self;
+        let mut books = Books { stacks, usage, room, weights: *weights, young };
         match event {
             Event::Alloc(block) => process.alloc(origin.tid, block, &mut books),
             Event::Free(addr) => process.free(origin.tid, addr, &mut books),
@@ -203,9 +204,9 @@ impl Heap {
     /// A free that was lost at `time`, found in the set of lost frees. All events from before that time must have been
     /// applied.
     pub fn apply_lost_free(&mut self, image: Image, addr: u64, time: u64) {
-        let Self { processes, stacks, usage, room, young, counters, weights, .. } = self;
+        let Self { processes, stacks, usage, room, young, weights, .. } = self;
         let Some(process) = processes.get_mut(&image) else { return };
-        process.lost_free(addr, time, &mut Books { stacks, usage, room, weights: *weights, young, counters });
+        process.lost_free(addr, time, &mut Books { stacks, usage, room, weights: *weights, young });
     }
 
     /// An image begins as a copy of another one: its process was forked.
@@ -213,19 +214,28 @@ impl Heap {
         self.processes.insert(image, ProcessHeap::inheriting(image));
     }
 
-    /// Drops an image as if it had never been: its process has become another program.
+    /// Drops what an image held: its process has become another program.
     pub fn forget(&mut self, image: Image) {
-        let Self { processes, stacks, usage, room, young, counters, weights, gone, .. } = self;
-        let Some(process) = processes.remove(&image) else { return };
+        let counters = self.drop(image);
+        self.counters += counters;
+    }
+
+    /// Drops an image as if it had never been. What went through it, which is counted no more.
+    pub fn drop(&mut self, image: Image) -> Counters {
+        let Self { processes, stacks, usage, room, young, weights, gone, .. } = self;
+        let Some(process) = processes.remove(&image) else { return Counters::default() };
+        let counters = process.counters;
         if let Some(gone) = gone {
             process.for_each_block(|block, _| gone.push((image, block.addr)));
         }
-        process.forget_all(&mut Books { stacks, usage, room, weights: *weights, young, counters });
+        process.forget_all(&mut Books { stacks, usage, room, weights: *weights, young });
+        counters
     }
 
     /// An image has ended at `now`: what its stacks held by blocks of at least `min_age` is kept, its blocks are not.
     pub fn end(&mut self, image: Image, now: u64, min_age: u64) {
         let Some(process) = self.processes.remove(&image) else { return };
+        self.counters += process.counters;
         let uncertain_until = self.uncertain_until();
         let Self { left, room, weights, gone, young, .. } = self;
         process.for_each_block(|block, ambiguous| {
@@ -368,7 +378,9 @@ impl Heap {
 
     /// What went through.
     pub fn counters(&self) -> Counters {
-        self.counters
+        let mut sum = self.counters;
+        self.processes.values().for_each(|process| sum += process.counters);
+        sum
     }
 }
 

@@ -6,7 +6,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::{
     blocks::{Block, Blocks, TICK},
-    books::Books,
+    books::{Books, Counters},
     footprint::Footprint,
     stacks::StackIndex,
 };
@@ -48,6 +48,7 @@ pub(super) struct ProcessHeap {
     below: u64,
     /// Whether it began as a copy of another one, whose blocks it has, too, but not here.
     inherits: bool,
+    pub(super) counters: Counters,
 }
 
 /// How a thread has freed last.
@@ -78,6 +79,7 @@ impl ProcessHeap {
             unknown_frees: 0,
             below: 0,
             inherits: false,
+            counters: Counters::default(),
         }
     }
 
@@ -109,7 +111,7 @@ impl ProcessHeap {
     pub(super) fn alloc(&mut self, tid: u32, new: Allocation, books: &mut Books<'_>) {
         self.does_something_else(tid);
         if !books.has_room() {
-            books.counters.refused_blocks += 1;
+            self.counters.refused_blocks += 1;
             return self.forget(new.addr, books);
         }
         let stack = books.stacks.intern(self.image, new.stack);
@@ -122,7 +124,7 @@ impl ProcessHeap {
         if let Some(old) = self.blocks.insert(block) {
             // Its memory is the new block's.
             self.held = self.held.saturating_sub(books.end(&old));
-            books.counters.missed_frees += 1;
+            self.counters.missed_frees += 1;
         }
     }
 
@@ -131,7 +133,7 @@ impl ProcessHeap {
         self.unmark(addr);
         if let Some(old) = self.blocks.remove(addr) {
             self.held = self.held.saturating_sub(books.end(&old));
-            books.counters.missed_frees += 1;
+            self.counters.missed_frees += 1;
         }
     }
 
@@ -142,9 +144,9 @@ impl ProcessHeap {
             self.end(block, books);
             self.unmark(addr);
         } else if self.free_from_below(addr, books) {
-            books.counters.missed_frees += 1;
+            self.counters.missed_frees += 1;
         } else if !self.free_suspended(addr, books) && !repeated {
-            self.count_unknown(books);
+            self.count_unknown();
             self.last_frees[tid as usize % LAST_FREES].unknown += 1;
             return;
         }
@@ -161,7 +163,7 @@ impl ProcessHeap {
             self.unmark(addr);
             self.suspended.insert((tid, slot), block);
         } else if !repeated {
-            self.count_unknown(books);
+            self.count_unknown();
         }
     }
 
@@ -193,7 +195,7 @@ impl ProcessHeap {
             && let Some(other) = self.blocks.insert(old)
         {
             self.held = self.held.saturating_sub(books.end(&other));
-            books.counters.missed_frees += 1;
+            self.counters.missed_frees += 1;
         }
     }
 
@@ -205,7 +207,7 @@ impl ProcessHeap {
         if last.tid == tid {
             let cached = u64::from(last.unknown.min(MOST_CACHED));
             self.unknown_frees -= cached;
-            *self.unknown(books) -= cached;
+            *self.unknown() -= cached;
         }
     }
 
@@ -319,14 +321,14 @@ impl ProcessHeap {
         true
     }
 
-    fn count_unknown(&mut self, books: &mut Books<'_>) {
+    fn count_unknown(&mut self) {
         self.unknown_frees += 1;
-        *self.unknown(books) += 1;
+        *self.unknown() += 1;
     }
 
     /// Where frees of blocks that are not known are counted.
-    fn unknown<'a>(&self, books: &'a mut Books<'_>) -> &'a mut u64 {
-        if self.inherits { &mut books.counters.inherited_frees } else { &mut books.counters.unmatched_frees }
+    fn unknown(&mut self) -> &mut u64 {
+        if self.inherits { &mut self.counters.inherited_frees } else { &mut self.counters.unmatched_frees }
     }
 
     #[inline]
