@@ -166,15 +166,14 @@ impl Table {
 
     /// The parts of some code that nothing is said of.
     pub fn gaps(&self, code: Range<u64>) -> Vec<Range<u64>> {
+        let (before, after) = self.rows.split_at(self.rows.partition_point(|row| row.0 <= code.start));
+        let (mut at, mut rule) = (code.start, before.last().map_or(NONE, |row| row.1));
         let mut gaps = Vec::new();
-        let mut at = code.start;
-        while at < code.end {
-            let after = self.rows.partition_point(|row| row.0 <= at);
-            let next = self.rows.get(after).map_or(code.end, |row| row.0.min(code.end));
-            if self.rule_at(at) == NONE {
+        for (next, from_there) in after.iter().copied().take_while(|row| row.0 < code.end).chain([(code.end, NONE)]) {
+            if rule == NONE && at < next {
                 gaps.push(at..next);
             }
-            at = next;
+            (at, rule) = (next, from_there);
         }
         gaps
     }
