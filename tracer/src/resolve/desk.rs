@@ -429,12 +429,14 @@ impl Desk {
 
     /// Tells when nothing is left to do that somebody may wait for.
     fn settle(&mut self) {
-        let is_waiting = !self.in_work.is_empty()
-            || self.queue.has_files_to_open()
-            || self.opening > 0
-            || !self.rests.is_empty()
-            || self.processes.is_busy();
-        if !self.settles.is_empty() && !is_waiting {
+        let is_at_work =
+            !self.in_work.is_empty() || self.queue.has_files_to_open() || self.opening > 0 || self.processes.is_busy();
+        if self.settles.is_empty() || is_at_work {
+            return;
+        }
+        let tell = &mut self.tell;
+        self.rests.give_up_on_files(|stack| tell(Resolved::stays_cut(stack)));
+        if self.rests.is_empty() {
             self.settles.drain(..).map(Resolved::Settled).for_each(&mut self.tell);
         }
     }

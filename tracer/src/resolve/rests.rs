@@ -281,6 +281,18 @@ impl Rests {
         }
     }
 
+    /// Gives up those that wait for files, of which none is being looked for, unless something is still to come of others: those files were
+    /// gone when they were to be opened.
+    pub(super) fn give_up_on_files(&mut self, mut tell: impl FnMut(StackIndex)) {
+        if self.has_ready() || self.spaces.values().any(|space| space.readings > 0) {
+            return;
+        }
+        for cut in std::mem::take(&mut self.waiting).into_values().flatten() {
+            self.done(&cut);
+            tell(cut.stack);
+        }
+    }
+
     /// Has mappings read once more for one that goes on where there are none: they were read while a library was being mapped, piece
     /// by piece. Gives it back where that was done, or cannot be.
     pub(super) fn again(&mut self, mut cut: Cut, known: &Known) -> Option<Cut> {

@@ -233,3 +233,22 @@ fn mappings_that_cannot_be_all_are_read_once_more() {
     assert_eq!(known.code.len(), 3);
     assert!(rests.again(cut, &known).is_some(), "not for ever");
 }
+
+/// They were gone when they were to be opened; but what is read of mappings may show what goes on.
+#[test]
+fn files_that_nobody_looks_for_are_given_up_at_the_end() {
+    let (mut rests, room) = (Rests::default(), Room::default());
+    rests.add(IMAGE, PID, (5, false), stack(1), rest(10, &[], &room));
+    rests.add(Image(4), PID, (6, false), stack(2), rest(10, &[], &room));
+    let given_up = |rests: &mut Rests| {
+        let mut all = Vec::new();
+        rests.give_up_on_files(|stack| all.push(stack));
+        all.sort_unstable();
+        all
+    };
+    assert_eq!(given_up(&mut rests), []);
+    rests.has_read(IMAGE, these(10, code()));
+    rests.has_read(Image(4), Found::Nothing);
+    assert_eq!(given_up(&mut rests), [stack(1), stack(2)]);
+    assert!(rests.is_empty());
+}
