@@ -24,6 +24,25 @@ fn exec_begins_anew() {
     assert!(!quality["gaps"].to_string().contains("missed_frees"), "calls inside of calls were counted: {quality}");
 }
 
+/// It has no libraries yet when it is attached to, and is traced when they are there.
+#[test]
+fn a_process_that_is_stopped_before_it_is_loaded() {
+    require_root();
+    let program = compiled("family");
+    let mut target = Target::start_with(&compiled("stopped_at_exec"), &[program.to_str().unwrap()], &[]);
+    let children = format!("/proc/{0}/task/{0}/children", target.pid());
+    let pid = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    let mut tracer = Run::pid(pid).start();
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGCONT).unwrap();
+    target.until("waiting");
+    tracer.wait_for_line(" WARN process");
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(3);
+    check_holders("loaded late", &report, &truth);
+    report.assert_gap("unseen_spans", 2);
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).unwrap();
+}
+
 /// Probes go with the thread that they were attached to. What is missed until others are there is told.
 #[test]
 fn exec_by_another_thread() {

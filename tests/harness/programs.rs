@@ -375,6 +375,7 @@ const PROGRAMS: &[Source] = &[
         flags: &["-static", "-fno-omit-frame-pointer"],
     },
     Source { name: "tree, static", compiler: C, files: &["tree.c"], flags: &["-static", "-fno-omit-frame-pointer"] },
+    Source { name: "stopped_at_exec", compiler: C, files: &["stopped_at_exec.c"], flags: &[] },
     Source { name: "storm", compiler: C, files: &["storm.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "varied", compiler: C, files: &["varied.c"], flags: &["-O0", "-lm"] },
 ];

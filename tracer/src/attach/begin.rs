@@ -1,5 +1,11 @@
 //! Finding the allocator of a process that is to be traced, and putting the first probes on it.
 
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Result, anyhow};
 
 use super::{
@@ -13,6 +19,7 @@ use crate::{
     event::{Image, Pid},
     files::{
         elf::{Bytes, Elf},
+        module::Module,
         opener,
     },
     process::status::{self, NotTraceable, Status},
@@ -34,8 +41,17 @@ impl Attached {
         go: bool,
         returns: Returns,
     ) -> Result<Self> {
-        let space = mappings(pid).map_err(|error| explain(pid, &status, error))?;
-        let found = find(pid, &space, Phase::Running).map_err(|error| explain(pid, &status, error))?;
+        let (space, found) = look(pid).map_err(|error| explain(pid, &status, error))?;
+        if found.is_none() && !go && is_being_loaded(pid, &space) {
+            let target = describe(pid, &status, &space);
+            let mut attached = Self::new(image, target, Life::recorded(pid), None, returns);
+            attached.code_files = code_files_in(&space);
+            attached.was_unseen(format!(
+                "process {pid} has not mapped its libraries yet: it is stopped while it is being loaded, or is very slow; what it \
+                 allocates is recorded from when they are found"
+            ));
+            return Ok(attached);
+        }
         if found.is_none() && go {
             let target = describe(pid, &status, &space);
             let mut attached = Self::new(image, target, Life::recorded(pid), None, Returns::default());
@@ -132,6 +148,34 @@ impl Attached {
         unseen.into_iter().for_each(|note| attached.was_unseen(note));
         Ok(attached)
     }
+}
+
+/// How long a program that is just being loaded is waited for, and how often it is looked at.
+const LOADING: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(2);
+
+/// The mappings of a process, and the allocators in them; a little later if its loader is still at work.
+fn look(pid: Pid) -> Result<(AddressSpace, Option<Allocators>)> {
+    let deadline = Instant::now() + LOADING;
+    loop {
+        let space = mappings(pid)?;
+        let found = find(pid, &space, Phase::Running)?;
+        if found.is_some() || !is_being_loaded(pid, &space) || Instant::now() >= deadline {
+            return Ok((space, found));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+/// Whether there is nothing of the libraries that the program needs yet: its loader has just begun.
+fn is_being_loaded(pid: Pid, space: &AddressSpace) -> bool {
+    let needs_others = |module: Arc<Module>| {
+        let bytes = Bytes::new(module.file()?);
+        let needed = Elf::parse(&bytes).ok()?.needed();
+        Some(needed.interpreter.is_some() && !needed.libraries.is_empty())
+    };
+    // The program's and the loader's own.
+    code_files_in(space).len() <= 2 && executable(pid, space).and_then(needs_others).unwrap_or(false)
 }
 
 /// Puts a failure down to the end of the process where that is what it is.
