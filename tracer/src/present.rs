@@ -92,6 +92,7 @@ impl Presenter {
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps);
         quality.notes.extend(quality::folded(snapshot.folded));
         quality.notes.extend_from_slice(self.names.notes());
+        quality.rewritten_files = self.names.rewritten();
         let Trace { started, duration, mut processes, selected, filtered, sample, mapped, cost, .. } = trace;
         let go_images: HashSet<u32> = go.iter().map(|go| go.image.0).collect();
         self.containers.name(&mut processes);

@@ -5,7 +5,7 @@
 //! process's root, and believed only when device and inode are those of the mapping.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io,
     os::{
         fd::OwnedFd,
@@ -99,8 +99,7 @@ impl Module {
     /// It cannot be told from other files.
     pub fn of_file(path: &str, file: File) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        let written = metadata.mtime().cast_unsigned().wrapping_mul(1_000_000_000);
-        let written = written.wrapping_add(metadata.mtime_nsec().cast_unsigned());
+        let written = written(&metadata);
         Ok(Self { length: metadata.len(), written, ..Self::of(path, file, metadata.dev(), metadata.ino()) })
     }
 
@@ -156,6 +155,13 @@ impl Module {
         (self.length, self.written)
     }
 
+    /// Whether the file has been written to since it was opened: what is in it is not what was mapped then.
+    pub fn is_rewritten(&self) -> bool {
+        // A copy stays as it is.
+        let file = self.file.as_ref().filter(|_| self.original.is_none());
+        file.and_then(|file| file.metadata().ok()).is_some_and(|now| (now.len(), written(&now)) != self.version())
+    }
+
     /// Whether another one is this file with the contents that it had.
     pub fn is_same(&self, other: &Self) -> bool {
         self.identity == other.identity && self.version() == other.version()
@@ -209,6 +215,11 @@ impl Module {
         let mut magic = [0; 4];
         self.file.as_ref().is_some_and(|file| file.read_exact_at(&mut magic, 0).is_ok()) && magic == *b"\x7fELF"
     }
+}
+
+/// When it was written last, nanoseconds.
+fn written(file: &Metadata) -> u64 {
+    file.mtime().cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(file.mtime_nsec().cast_unsigned())
 }
 
 /// Whether a file of this machine belongs to root and cannot be written by others.

@@ -54,6 +54,11 @@ impl Names {
         self.symbolizer.notes()
     }
 
+    /// How many files were written to after they had been mapped.
+    pub(super) fn rewritten(&self) -> u64 {
+        self.symbolizer.rewritten()
+    }
+
     /// The files that named frames lie in.
     pub(super) fn modules(&mut self) -> Vec<Module> {
         let mut modules = self.symbolizer.modules();

@@ -59,6 +59,7 @@ pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         inherited_frees: snapshot.counters.inherited_frees,
         unmatched_frees: snapshot.counters.unmatched_frees,
         missed_frees: snapshot.counters.missed_frees,
+        rewritten_files: 0,
         lost_remappings: loss.remappings + snapshot.refused_remappings,
         truncated,
         uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).fold(0, u64::saturating_add),

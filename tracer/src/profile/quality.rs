@@ -130,6 +130,8 @@ pub struct Quality {
     pub missed_frees: u64,
     /// Changes of what programs have mapped themselves that could not be recorded: where that is told, it may be wrong.
     pub lost_remappings: u64,
+    /// Files that were written to after they had been mapped: what is in them does not name what ran.
+    pub rewritten_files: u64,
     /// Stacks that end before the thread's root, by the reason. No entry is 0.
     pub truncated: BTreeMap<Truncation, u64>,
     /// Outstanding bytes that a lost free may have ended.
@@ -210,6 +212,8 @@ pub enum Missing {
     Stacks,
     /// Ends of stacks.
     Roots,
+    /// Files that are as they were when they were mapped.
+    Files,
     /// Addresses of sampled objects.
     Samples,
     /// Whether sampled objects are still alive.
@@ -240,6 +244,7 @@ impl Missing {
             Self::Certainty => "uncertain_bytes",
             Self::Stacks => "unknown_stack_bytes",
             Self::Roots => "truncated_stacks",
+            Self::Files => "rewritten_files",
             Self::Samples => "unresolved_samples",
             Self::Ends => "undecided_samples",
             Self::Cycles => "missed_cycles",
@@ -267,6 +272,7 @@ impl Missing {
             | Self::Certainty
             | Self::Stacks
             | Self::Roots
+            | Self::Files
             | Self::Ends
             | Self::Cycles
             | Self::AllCycles => false,
@@ -330,6 +336,7 @@ impl Quality {
             (Missing::AllCycles, q.uncollected_heaps, 0, Some(0.0)),
             (Missing::Cycles, cycles, q.cycles, Some(INCOMPLETE_CYCLES)),
             (Missing::Roots, q.truncated_stacks(), 0, None),
+            (Missing::Files, q.rewritten_files, 0, None),
             (Missing::UnseenFrees, q.missed_frees, q.recorded_events, share),
             (Missing::Stacks, q.unknown_stack_bytes, q.outstanding_bytes, share),
             (Missing::Calls, q.untracked_calls, events, share),
@@ -382,7 +389,7 @@ mod tests {
     #[test]
     fn each_way_to_be_incomplete_is_so_at_once_and_in_the_exit_status_beyond_its_share() {
         type Set = fn(&mut Quality, u64);
-        let ways: [(Missing, Set, Option<u64>); 14] = [
+        let ways: [(Missing, Set, Option<u64>); 15] = [
             (Missing::AllAllocations, |q, n| q.silent_targets = n, Some(2)),
             (Missing::Allocations, |q, n| q.lost_allocs = n, Some(1_002)),
             (Missing::Room, |q, n| q.refused_allocs = n, Some(1_001)),
@@ -396,6 +403,7 @@ mod tests {
             (Missing::Stacks, |q, n| q.unknown_stack_bytes = n, Some(1_001)),
             (Missing::Samples, |q, n| q.unresolved_samples = n, Some(53)),
             (Missing::Ends, |q, n| q.undecided_samples = n, Some(51)),
+            (Missing::Files, |q, n| q.rewritten_files = n, None),
             (Missing::Roots, |q, n| q.truncated = [(Truncation::Depth, n)].into(), None),
         ];
         assert!(base().complete() && base().has_every_allocation() && !base().is_beyond_threshold());

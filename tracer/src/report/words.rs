@@ -288,6 +288,9 @@ pub(super) fn gap(gap: &Gap) -> String {
         Missing::Remappings => {
             format!("{} of mappings not recorded: what is told of mapped memory may be wrong", count("change"))
         }
+        Missing::Files => {
+            format!("{} written to after they had been mapped: no names, and stacks may be wrong", count("file"))
+        }
         Missing::Records => format!("{} not understood (a bug in tracer)", count("record")),
     }
 }

@@ -17,7 +17,7 @@ mod work;
 
 use std::{fs::File, path::PathBuf, sync::Arc};
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 pub use demangle::demangle;
 pub use language::language;
@@ -71,6 +71,8 @@ pub struct Symbolizer {
     objects: HashMap<Identity, Object>,
     generated: HashMap<(u32, u64), Arc<[Frame]>>,
     unknown: HashMap<u64, Arc<[Frame]>>,
+    /// Files that were written to after they had been mapped.
+    rewritten: HashSet<Identity>,
     work: Work,
 }
 
@@ -93,6 +95,7 @@ impl Symbolizer {
             objects: HashMap::new(),
             generated: HashMap::new(),
             unknown: HashMap::new(),
+            rewritten: HashSet::new(),
             work: Work::new(MEMORY),
         }
     }
@@ -100,6 +103,11 @@ impl Symbolizer {
     /// What the reader of a report should know of names that are missing.
     pub fn notes(&self) -> &[String] {
         self.work.left_out()
+    }
+
+    /// How many files were written to after they had been mapped, and name nothing any more.
+    pub fn rewritten(&self) -> u64 {
+        self.rewritten.len() as u64
     }
 
     /// The frames at each address, in the order of `queries`. Those of one address are the function that the code is in,
@@ -138,11 +146,21 @@ impl Symbolizer {
         for (identity, (module, mut offsets)) in wanted {
             offsets.sort_unstable();
             offsets.dedup();
-            let object = self
-                .objects
-                .entry(identity.clone())
-                .or_insert_with(|| Object::open(Arc::clone(module), &self.debug_directories, &mut self.work));
-            object.learn(module, &offsets);
+            let is_rewritten = module.is_rewritten();
+            let object = self.objects.entry(identity.clone()).or_insert_with(|| {
+                if is_rewritten {
+                    Object::without_contents(Arc::clone(module))
+                } else {
+                    Object::open(Arc::clone(module), &self.debug_directories, &mut self.work)
+                }
+            });
+            if is_rewritten {
+                self.rewritten.insert(identity.clone());
+                self.work.is_rewritten(module.path());
+                object.know_nothing_of(module, &offsets);
+            } else {
+                object.learn(module, &offsets);
+            }
         }
     }
 
@@ -220,6 +238,11 @@ impl Object {
         Self { build_id, segments, sources, frames: HashMap::new(), module }
     }
 
+    /// One that does not have any more what was mapped.
+    fn without_contents(module: Arc<Module>) -> Self {
+        Self { build_id: None, segments: Vec::new(), sources: Vec::new(), frames: HashMap::new(), module }
+    }
+
     /// What a profile tells of it; nothing of what is no file.
     fn description(&self) -> Option<profile::Module> {
         self.module.file()?;
@@ -247,6 +270,11 @@ impl Object {
             }
             open = unanswered;
         }
+        self.know_nothing_of(module, offsets);
+    }
+
+    /// Leaves those of these `offsets` without a name that have none yet.
+    fn know_nothing_of(&mut self, module: &Module, offsets: &[u64]) {
         for offset in offsets {
             self.frames.entry(*offset).or_insert_with(|| [bare(Some(module.path()), *offset)].into());
         }
