@@ -239,7 +239,7 @@ impl Collector {
             }
             Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
                 self.places.ask();
-                let (number, deadline) = (self.have_settled(), Instant::now() + SETTLING);
+                let (number, deadline) = (self.have_settled(false), Instant::now() + SETTLING);
                 self.asked.push(Asked { number, deadline, min_age, reply });
             }
         }
@@ -252,6 +252,7 @@ impl Collector {
         if !due.is_empty() {
             // Whoever asked knows already who is told as one.
             self.let_go();
+            self.account_for_loss();
             self.merge();
         }
         for Asked { min_age, reply, .. } in due {
@@ -260,11 +261,12 @@ impl Collector {
         }
     }
 
-    /// Has the resolvers settle, if some stack waits for them: the number of the last time that they are to.
-    fn have_settled(&mut self) -> u64 {
+    /// Has the resolvers settle, if some stack waits for them: the number of the last time that they are to. `is_last`: nothing more is
+    /// recorded.
+    fn have_settled(&mut self, is_last: bool) -> u64 {
         if !self.places.pending().is_empty() {
             self.settling += 1;
-            self.places.resolvers().settle(self.settling);
+            self.places.resolvers().settle(self.settling, is_last);
         }
         self.settling
     }
@@ -324,7 +326,7 @@ impl Collector {
         // It may be paused, and has no need to be any more.
         self.events.resume(image);
         self.events.disregard(image);
-        self.heap.drop(image);
+        self.heap.remove(image);
         self.mapped.forget(image);
         self.places.resolvers().ended(image);
     }
@@ -339,8 +341,10 @@ impl Collector {
         self.take_in_all();
         self.account_for_loss();
         self.let_go();
+        // Without what turned out to be none of the trace.
+        self.account_for_loss();
         self.merge();
-        let (mut number, deadline) = (self.have_settled(), Instant::now() + LAST_SETTLING);
+        let (mut number, deadline) = (self.have_settled(true), Instant::now() + LAST_SETTLING);
         while self.settled < number
             && let Ok(request) = self.requests.wait(deadline.saturating_duration_since(Instant::now()))
         {
@@ -348,7 +352,7 @@ impl Collector {
                 self.learn(resolved);
                 // What was waiting for a file may have addresses, too.
                 if self.places.ask() {
-                    number = self.have_settled();
+                    number = self.have_settled(true);
                 }
             }
         }
@@ -394,8 +398,12 @@ impl Collector {
             self.history.forget_image(image);
             self.events.forget_unseen(image);
         }
-        for image in self.images.take_unwanted() {
-            self.events.disregard(image);
+        for (image, is_wanted) in self.images.take_replaced() {
+            if is_wanted {
+                self.events.forget_unseen(image);
+            } else {
+                self.events.disregard(image);
+            }
         }
         self.events.forget_blocks(self.heap.take_gone());
     }

@@ -32,8 +32,8 @@ pub(super) struct Images {
     strangers: HashSet<Image>,
     /// Newcomers, and what they have started, of which nobody has said yet whether they are wanted.
     undecided: HashSet<Image>,
-    /// Those of them that others have taken the place of, which will never be told to be wanted.
-    unwanted: Vec<Image>,
+    /// Those that others have taken the place of, and whether they were wanted: of one of which nobody has said so nobody will.
+    replaced: Vec<(Image, bool)>,
 }
 
 impl Images {
@@ -88,11 +88,11 @@ impl Images {
             How::Exec | How::ExecByOtherThread => {
                 let is_undecided = self.undecided.contains(&parent);
                 if is_undecided {
-                    heap.drop(parent);
-                    self.unwanted.push(parent);
+                    heap.remove(parent);
                 } else {
                     heap.forget(parent);
                 }
+                self.replaced.push((parent, !is_undecided));
                 let Some(before) = self.live.remove(&parent) else { return false };
                 if is_undecided {
                     self.disregard(parent);
@@ -160,9 +160,9 @@ impl Images {
         leaving.extract_if(.., |(image, _)| !undecided.contains(image)).collect()
     }
 
-    /// Takes out what has become clear to be none of the trace.
-    pub(super) fn take_unwanted(&mut self) -> Vec<Image> {
-        std::mem::take(&mut self.unwanted)
+    /// Takes those out that others have taken the place of, and whether they belonged to the trace.
+    pub(super) fn take_replaced(&mut self) -> Vec<(Image, bool)> {
+        std::mem::take(&mut self.replaced)
     }
 
     /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
@@ -223,15 +223,15 @@ mod tests {
         begin_in(&mut heap, &mut images, 1, 0, How::Newcomer);
         assert_eq!(free(&mut heap, 1), 1);
         begin_in(&mut heap, &mut images, 2, 1, How::Exec);
-        assert_eq!((images.take_unwanted(), images.take_unwanted()), (vec![Image(1)], Vec::new()));
+        assert_eq!((images.take_replaced(), images.take_replaced()), (vec![(Image(1), false)], Vec::new()));
         assert_eq!(free(&mut heap, 2), 1, "only the second one's");
         images.drop(Image(2));
-        heap.drop(Image(2));
+        heap.remove(Image(2));
         assert_eq!(heap.counters(), Counters::default());
         begin_in(&mut heap, &mut images, 3, 0, How::Newcomer);
         images.keep(Image(3));
         free(&mut heap, 3);
         begin_in(&mut heap, &mut images, 4, 3, How::Exec);
-        assert_eq!((images.take_unwanted(), heap.counters().unmatched_frees), (Vec::new(), 1));
+        assert_eq!((images.take_replaced(), heap.counters().unmatched_frees), (vec![(Image(3), true)], 1));
     }
 }

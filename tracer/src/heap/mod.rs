@@ -216,12 +216,12 @@ impl Heap {
 
     /// Drops what an image held: its process has become another program.
     pub fn forget(&mut self, image: Image) {
-        let counters = self.drop(image);
+        let counters = self.remove(image);
         self.counters += counters;
     }
 
-    /// Drops an image as if it had never been. What went through it, which is counted no more.
-    pub fn drop(&mut self, image: Image) -> Counters {
+    /// Drops an image as if it had never been; what went through it is counted no more, and given back.
+    pub fn remove(&mut self, image: Image) -> Counters {
         let Self { processes, stacks, usage, room, young, weights, gone, .. } = self;
         let Some(process) = processes.remove(&image) else { return Counters::default() };
         let counters = process.counters;

@@ -44,5 +44,8 @@ pub(super) enum Ask {
     Machine {
         at_once: bool,
     },
-    Settle(u64),
+    Settle {
+        number: u64,
+        is_last: bool,
+    },
 }

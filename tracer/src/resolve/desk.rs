@@ -72,6 +72,8 @@ pub(super) struct Desk {
     given: u64,
     follows: Vec<(HashSet<u32>, Then)>,
     settles: Vec<u64>,
+    /// Nothing is recorded any more.
+    is_over: bool,
 }
 
 impl Desk {
@@ -106,6 +108,7 @@ impl Desk {
             given: 0,
             follows: Vec::new(),
             settles: Vec::new(),
+            is_over: false,
         }
     }
 
@@ -207,7 +210,10 @@ impl Desk {
                 }
             }
             Ask::Machine { at_once } => self.queue.look_at_machine(at_once),
-            Ask::Settle(number) => self.settles.push(number),
+            Ask::Settle { number, is_last } => {
+                self.is_over |= is_last;
+                self.settles.push(number);
+            }
         }
     }
 
@@ -434,8 +440,11 @@ impl Desk {
         if self.settles.is_empty() || is_at_work {
             return;
         }
-        let tell = &mut self.tell;
-        self.rests.give_up_on_files(|stack| tell(Resolved::stays_cut(stack)));
+        // A worker may be about to find a file that was met.
+        if self.is_over && self.idle.len() == self.workers.len() {
+            let tell = &mut self.tell;
+            self.rests.give_up_on_files(|stack| tell(Resolved::stays_cut(stack)));
+        }
         if self.rests.is_empty() {
             self.settles.drain(..).map(Resolved::Settled).for_each(&mut self.tell);
         }

@@ -141,9 +141,10 @@ impl Resolvers {
         self.ask(Ask::Machine { at_once });
     }
 
-    /// Has [`Resolved::Settled`] told with `number` when nothing is left to do of what was asked before, but in the background.
-    pub fn settle(&self, number: u64) {
-        self.ask(Ask::Settle(number));
+    /// Has [`Resolved::Settled`] told with `number` when nothing is left to do of what was asked before, but in the background. `is_last`:
+    /// nothing more is recorded, and no file will be met again.
+    pub fn settle(&self, number: u64, is_last: bool) {
+        self.ask(Ask::Settle { number, is_last });
     }
 
     fn ask(&self, ask: Ask) {
