@@ -2,6 +2,7 @@
 // ends as it does.
 #include <signal.h>
 #include <stdio.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -12,6 +13,7 @@ int main(int count, char **arguments)
     int status;
     if (count < 2 || child < 0) return 1;
     if (child == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
         ptrace(PTRACE_TRACEME, 0, NULL, NULL);
         execv(arguments[1], arguments + 1);
         _exit(1);

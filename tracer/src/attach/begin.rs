@@ -18,7 +18,7 @@ use crate::{
     control::lifecycle::Life,
     event::{Image, Pid},
     files::{
-        elf::{Bytes, Elf},
+        elf::{Bytes, Elf, needed::Needed},
         module::Module,
         opener,
     },
@@ -42,7 +42,7 @@ impl Attached {
         returns: Returns,
     ) -> Result<Self> {
         let (space, found) = look(pid).map_err(|error| explain(pid, &status, error))?;
-        if found.is_none() && !go && is_being_loaded(pid, &space) {
+        if found.is_none() && is_being_loaded(pid, &space) {
             let target = describe(pid, &status, &space);
             let mut attached = Self::new(image, target, Life::recorded(pid), None, returns);
             attached.code_files = code_files_in(&space);
@@ -167,15 +167,17 @@ fn look(pid: Pid) -> Result<(AddressSpace, Option<Allocators>)> {
     }
 }
 
-/// Whether there is nothing of the libraries that the program needs yet: its loader has just begun.
+/// Whether not all of the libraries are there yet that the program needs: its loader is at work.
 fn is_being_loaded(pid: Pid, space: &AddressSpace) -> bool {
-    let needs_others = |module: Arc<Module>| {
+    let others = |module: Arc<Module>| {
         let bytes = Bytes::new(module.file()?);
-        let needed = Elf::parse(&bytes).ok()?.needed();
-        Some(needed.interpreter.is_some() && !needed.libraries.is_empty())
+        let Needed { interpreter, libraries, .. } = Elf::parse(&bytes).ok()?.needed();
+        let interpreter = interpreter?;
+        Some(libraries.iter().filter(|name| !interpreter.ends_with(name.as_str())).count())
     };
-    // The program's and the loader's own.
-    code_files_in(space).len() <= 2 && executable(pid, space).and_then(needs_others).unwrap_or(false)
+    // And the program's and the loader's own.
+    let needed = executable(pid, space).and_then(others).unwrap_or(0);
+    needed > 0 && code_files_in(space).len() < needed + 2
 }
 
 /// Puts a failure down to the end of the process where that is what it is.
