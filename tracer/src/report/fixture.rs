@@ -265,7 +265,7 @@ pub(super) fn everything_missing() -> Quality {
         unmatched_frees: 6,
         missed_frees: 3,
         lost_remappings: 14,
-        rewritten_files: 0,
+        rewritten_files: 15,
         truncated: [(Truncation::Depth, 2), (Truncation::NoRule, 3)].into(),
         uncertain_bytes: 4_096,
         unknown_stack_bytes: 77,

@@ -417,6 +417,7 @@ mod tests {
                 "10 sampled objects that may have ended",
                 "no garbage collection has come: what is told of the Go heap was allocated, and some of it may be garbage",
                 "5 stacks cut before the root of the thread",
+                "15 files written to after they had been mapped: no names, and stacks may be wrong",
                 "3 frees missed (the address was handed out again, or what lies right below was freed)",
                 "77 bytes held by stacks that are not known",
                 "8 calls into the allocator not followed",

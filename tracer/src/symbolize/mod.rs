@@ -63,16 +63,23 @@ pub fn debug_file(module: &Module) -> Option<File> {
         .map(|found| found.file)
 }
 
+/// A file, and what was in it when it was opened.
+type Contents = (Identity, (u64, u64));
+
+fn contents(module: &Module) -> Contents {
+    (module.identity().clone(), module.version())
+}
+
 /// Names addresses, each once.
 ///
 /// Holds open every file that it has read, and what it has learned of them; belongs to one thread.
 pub struct Symbolizer {
     debug_directories: Vec<PathBuf>,
-    objects: HashMap<Identity, Object>,
+    objects: HashMap<Contents, Object>,
     generated: HashMap<(u32, u64), Arc<[Frame]>>,
     unknown: HashMap<u64, Arc<[Frame]>>,
     /// Files that were written to after they had been mapped.
-    rewritten: HashSet<Identity>,
+    rewritten: HashSet<Contents>,
     work: Work,
 }
 
@@ -135,19 +142,19 @@ impl Symbolizer {
 
     /// Asks every file once for all addresses that it has not been asked for.
     fn resolve_files(&mut self, queries: &[Query<'_>]) {
-        let mut wanted: HashMap<&Identity, (&Arc<Module>, Vec<u64>)> = HashMap::new();
+        let mut wanted: HashMap<Contents, (&Arc<Module>, Vec<u64>)> = HashMap::new();
         for query in queries {
             let Place::File(Location { module, offset }) = query.place else { continue };
-            let known = self.objects.get(module.identity()).is_some_and(|object| object.frames.contains_key(offset));
+            let known = self.objects.get(&contents(module)).is_some_and(|object| object.frames.contains_key(offset));
             if !known {
-                wanted.entry(module.identity()).or_insert_with(|| (module, Vec::new())).1.push(*offset);
+                wanted.entry(contents(module)).or_insert_with(|| (module, Vec::new())).1.push(*offset);
             }
         }
-        for (identity, (module, mut offsets)) in wanted {
+        for (contents, (module, mut offsets)) in wanted {
             offsets.sort_unstable();
             offsets.dedup();
             let is_rewritten = module.is_rewritten();
-            let object = self.objects.entry(identity.clone()).or_insert_with(|| {
+            let object = self.objects.entry(contents.clone()).or_insert_with(|| {
                 if is_rewritten {
                     Object::without_contents(Arc::clone(module))
                 } else {
@@ -155,7 +162,7 @@ impl Symbolizer {
                 }
             });
             if is_rewritten {
-                self.rewritten.insert(identity.clone());
+                self.rewritten.insert(contents);
                 self.work.is_rewritten(module.path());
                 object.know_nothing_of(module, &offsets);
             } else {
@@ -167,7 +174,7 @@ impl Symbolizer {
     fn frames(&mut self, query: &Query<'_>, perf_maps: &mut HashMap<*const PerfMap, Functions>) -> Arc<[Frame]> {
         match query.place {
             Place::File(Location { module, offset }) => {
-                let known = self.objects.get(module.identity()).and_then(|object| object.frames.get(offset));
+                let known = self.objects.get(&contents(module)).and_then(|object| object.frames.get(offset));
                 known.cloned().unwrap_or_else(|| [bare(Some(module.path()), *offset)].into())
             }
             Place::Jit(perf_map) => self.generated(query, perf_map, perf_maps),
