@@ -1,4 +1,4 @@
-//! A command that is over at once.
+//! A command that is over at once; with an argument, a moment later.
 #include "truth.h"
 
 static ALLOCATES void forget_quickly(void)
@@ -7,8 +7,11 @@ static ALLOCATES void forget_quickly(void)
     KEEP(pointer);
 }
 
-int main(void)
+int main(int count, char **arguments)
 {
+    (void)arguments;
     forget_quickly();
+    if (count > 1)
+        usleep(300000);
     _exit(0);
 }
