@@ -139,28 +139,25 @@ pub(crate) struct Approach {
     pub(crate) sp: u64,
 }
 
-/// The bits of it.
-const REACHED: u32 = 1;
-const WHOLE: u32 = 2;
-const SIGNAL: u32 = 4;
-
 /// Goes up from the function that was called from `pc` until it comes to a frame whose return slot is `slot`, or to the outermost.
 /// A slot that a jump has left behind keeps its content, so content proves nothing.
 #[inline(always)]
 pub(crate) fn approach(thread: &mut Thread, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> Approach {
-    let found = approach_slot(thread, pc, sp, frame_pointer, slot);
+    go_up(thread, pc, sp, frame_pointer, slot);
+    let walk = &thread.walk;
     Approach {
-        reached: found & REACHED != 0,
-        whole: found & WHOLE != 0,
-        signal: found & SIGNAL != 0,
-        sp: thread.walk.sp,
+        reached: walk.status == 0 && walk.sp == walk.hash,
+        whole: walk.status == end::ROOT,
+        signal: walk.signals != 0,
+        sp: walk.sp,
     }
 }
 
-/// [`approach`] as a global function: the verifier goes through it once, whatever is known of who calls it. What it has shown: bits.
+/// The way of [`approach`]; what it has shown is in the walk. A global function: the verifier goes through it once, whatever is known of
+/// who calls it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn approach_slot(thread: *mut Thread, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> u32 {
+pub extern "C" fn go_up(thread: *mut Thread, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> u32 {
     if thread.is_null() {
         return 0;
     }
@@ -176,12 +173,7 @@ pub extern "C" fn approach_slot(thread: *mut Thread, pc: u64, sp: u64, frame_poi
     let argument = (&raw mut context).cast::<c_void>();
     // SAFETY: the callback is given `context`, which outlives the loop.
     unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, approach_frame as *mut c_void, argument, 0) };
-    // SAFETY: only this thread uses its state.
-    let walk = unsafe { &(*context.thread).walk };
-    let reached = walk.status == 0 && walk.sp == walk.hash;
-    let whole = walk.status == end::ROOT;
-    let bit = |is_so: bool, bit: u32| u32::from(is_so) * bit;
-    bit(reached, REACHED) | bit(whole, WHOLE) | bit(walk.signals != 0, SIGNAL)
+    0
 }
 
 /// One frame up, unless the address in `walk.hash` is reached; 1 ends the loop. It may lie below: the way from a stack of
