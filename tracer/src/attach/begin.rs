@@ -41,8 +41,8 @@ impl Attached {
         go: bool,
         returns: Returns,
     ) -> Result<Self> {
-        let (space, found) = look(pid).map_err(|error| explain(pid, &status, error))?;
-        if found.is_none() && is_being_loaded(pid, &space) {
+        let Look { space, found, is_being_loaded } = look(pid).map_err(|error| explain(pid, &status, error))?;
+        if is_being_loaded {
             let target = describe(pid, &status, &space);
             let mut attached = Self::new(image, target, Life::recorded(pid), None, returns);
             attached.code_files = code_files_in(&space);
@@ -154,14 +154,23 @@ impl Attached {
 const LOADING: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(2);
 
+/// What there is of a process.
+struct Look {
+    space: AddressSpace,
+    found: Option<Allocators>,
+    /// There are no allocators because its loader is still at work.
+    is_being_loaded: bool,
+}
+
 /// The mappings of a process, and the allocators in them; a little later if its loader is still at work.
-fn look(pid: Pid) -> Result<(AddressSpace, Option<Allocators>)> {
+fn look(pid: Pid) -> Result<Look> {
     let deadline = Instant::now() + LOADING;
     loop {
         let space = mappings(pid)?;
         let found = find(pid, &space, Phase::Running)?;
-        if found.is_some() || !is_being_loaded(pid, &space) || Instant::now() >= deadline {
-            return Ok((space, found));
+        let is_being_loaded = found.is_none() && is_being_loaded(pid, &space);
+        if !is_being_loaded || Instant::now() >= deadline {
+            return Ok(Look { space, found, is_being_loaded });
         }
         thread::sleep(LOOK);
     }
