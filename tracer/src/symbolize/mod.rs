@@ -17,7 +17,7 @@ mod work;
 
 use std::{fs::File, path::PathBuf, sync::Arc};
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 pub use demangle::demangle;
 pub use language::language;
@@ -63,10 +63,10 @@ pub fn debug_file(module: &Module) -> Option<File> {
         .map(|found| found.file)
 }
 
-/// A file, and what was in it when it was opened.
-type Contents = (Identity, (u64, u64));
+/// A file with what was in it when it was opened: the same of modules that [are the same](Module::is_same).
+type State = (Identity, (u64, u64));
 
-fn contents(module: &Module) -> Contents {
+fn state(module: &Module) -> State {
     (module.identity().clone(), module.version())
 }
 
@@ -75,11 +75,9 @@ fn contents(module: &Module) -> Contents {
 /// Holds open every file that it has read, and what it has learned of them; belongs to one thread.
 pub struct Symbolizer {
     debug_directories: Vec<PathBuf>,
-    objects: HashMap<Contents, Object>,
+    objects: HashMap<State, Object>,
     generated: HashMap<(u32, u64), Arc<[Frame]>>,
     unknown: HashMap<u64, Arc<[Frame]>>,
-    /// Files that were written to after they had been mapped.
-    rewritten: HashSet<Contents>,
     work: Work,
 }
 
@@ -102,7 +100,6 @@ impl Symbolizer {
             objects: HashMap::new(),
             generated: HashMap::new(),
             unknown: HashMap::new(),
-            rewritten: HashSet::new(),
             work: Work::new(MEMORY),
         }
     }
@@ -114,7 +111,7 @@ impl Symbolizer {
 
     /// How many files were written to after they had been mapped, and name nothing any more.
     pub fn rewritten(&self) -> u64 {
-        self.rewritten.len() as u64
+        self.objects.values().filter(|object| object.is_rewritten).count() as u64
     }
 
     /// The frames at each address, in the order of `queries`. Those of one address are the function that the code is in,
@@ -142,28 +139,29 @@ impl Symbolizer {
 
     /// Asks every file once for all addresses that it has not been asked for.
     fn resolve_files(&mut self, queries: &[Query<'_>]) {
-        let mut wanted: HashMap<Contents, (&Arc<Module>, Vec<u64>)> = HashMap::new();
+        let mut wanted: HashMap<State, (&Arc<Module>, Vec<u64>)> = HashMap::new();
         for query in queries {
             let Place::File(Location { module, offset }) = query.place else { continue };
-            let known = self.objects.get(&contents(module)).is_some_and(|object| object.frames.contains_key(offset));
+            let known = self.objects.get(&state(module)).is_some_and(|object| object.frames.contains_key(offset));
             if !known {
-                wanted.entry(contents(module)).or_insert_with(|| (module, Vec::new())).1.push(*offset);
+                wanted.entry(state(module)).or_insert_with(|| (module, Vec::new())).1.push(*offset);
             }
         }
-        for (contents, (module, mut offsets)) in wanted {
+        for (state, (module, mut offsets)) in wanted {
             offsets.sort_unstable();
             offsets.dedup();
             let is_rewritten = module.is_rewritten();
-            let object = self.objects.entry(contents.clone()).or_insert_with(|| {
+            let object = self.objects.entry(state).or_insert_with(|| {
                 if is_rewritten {
-                    Object::without_contents(Arc::clone(module))
+                    Object::nameless(Arc::clone(module))
                 } else {
                     Object::open(Arc::clone(module), &self.debug_directories, &mut self.work)
                 }
             });
             if is_rewritten {
-                self.rewritten.insert(contents);
-                self.work.is_rewritten(module.path());
+                if !std::mem::replace(&mut object.is_rewritten, true) {
+                    self.work.tell_of_rewritten(module.path());
+                }
                 object.know_nothing_of(module, &offsets);
             } else {
                 object.learn(module, &offsets);
@@ -174,7 +172,7 @@ impl Symbolizer {
     fn frames(&mut self, query: &Query<'_>, perf_maps: &mut HashMap<*const PerfMap, Functions>) -> Arc<[Frame]> {
         match query.place {
             Place::File(Location { module, offset }) => {
-                let known = self.objects.get(&contents(module)).and_then(|object| object.frames.get(offset));
+                let known = self.objects.get(&state(module)).and_then(|object| object.frames.get(offset));
                 known.cloned().unwrap_or_else(|| [bare(Some(module.path()), *offset)].into())
             }
             Place::Jit(perf_map) => self.generated(query, perf_map, perf_maps),
@@ -224,6 +222,8 @@ struct Object {
     sources: Vec<Source>,
     /// By offset in the file.
     frames: HashMap<u64, Arc<[Frame]>>,
+    /// Whether it was found to have been written to after it had been mapped.
+    is_rewritten: bool,
     /// Keeps the file open, so that nothing else gets its identity.
     module: Arc<Module>,
 }
@@ -242,12 +242,13 @@ impl Object {
                 sources.extend(Source::new(file, name, module.is_administrators(), work));
             }
         }
-        Self { build_id, segments, sources, frames: HashMap::new(), module }
+        Self { build_id, segments, sources, ..Self::nameless(module) }
     }
 
-    /// One that does not have any more what was mapped.
-    fn without_contents(module: Arc<Module>) -> Self {
-        Self { build_id: None, segments: Vec::new(), sources: Vec::new(), frames: HashMap::new(), module }
+    /// One that names nothing.
+    fn nameless(module: Arc<Module>) -> Self {
+        let (segments, sources, frames) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { build_id: None, segments, sources, frames, is_rewritten: false, module }
     }
 
     /// What a profile tells of it; nothing of what is no file.

@@ -48,12 +48,12 @@ impl Work {
     }
 
     /// Notes that a file was written to after it was mapped, and names nothing any more.
-    pub(super) fn is_rewritten(&mut self, name: &str) {
+    pub(super) fn tell_of_rewritten(&mut self, name: &str) {
         let note = format!(
             "{name} was written to after it had been mapped: what is in it now does not name what ran (replace files by renaming others over \
              them)"
         );
-        if self.left_out.len() < MAX_TOLD && !self.left_out.contains(&note) {
+        if self.left_out.len() < MAX_TOLD {
             self.left_out.push(note);
         }
     }
