@@ -17,7 +17,7 @@ use std::{
 
 use super::{
     elf::{Bytes, Elf},
-    opener::{Facts, Opened, reopen_path},
+    opener::{Facts, Opened, nanoseconds, reopen_path},
     root::{ProcessDirectory, Root},
 };
 use crate::{limits, space::maps::Mapping};
@@ -219,7 +219,7 @@ impl Module {
 
 /// When it was written last, nanoseconds.
 fn written(file: &Metadata) -> u64 {
-    file.mtime().cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(file.mtime_nsec().cast_unsigned())
+    nanoseconds(file.mtime(), file.mtime_nsec().cast_unsigned())
 }
 
 /// Whether a file of this machine belongs to root and cannot be written by others.

@@ -399,12 +399,16 @@ fn answer(channel: BorrowedFd<'_>, words: &Words, descriptor: Option<BorrowedFd<
     send(channel, &[IoSlice::new(words.map(u64::to_ne_bytes).as_flattened())], descriptor)
 }
 
+/// A time that the kernel tells, in nanoseconds.
+pub(super) fn nanoseconds(seconds: i64, rest: u64) -> u64 {
+    seconds.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(rest)
+}
+
 /// Opens what is wanted as a path only: nothing of it is read, and opening has no effect.
 fn find(wanted: &Wanted<'_>) -> io::Result<(OwnedFd, Facts)> {
     let flags = wanted.flags | OFlags::PATH | OFlags::CLOEXEC;
     let path = rustix::fs::openat2(wanted.at, wanted.path, flags, Mode::empty(), wanted.resolve)?;
     let stat = rustix::fs::fstat(&path)?;
-    let nanoseconds = |seconds: i64, rest: u64| (seconds as u64).wrapping_mul(1_000_000_000).wrapping_add(rest);
     let facts = Facts {
         device: stat.st_dev,
         inode: stat.st_ino,
