@@ -27,7 +27,8 @@ pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
         println!("not root: the tests that attach probes (target `integration`) cannot pass; run this as root");
     }
     let mut unit = command::cargo();
-    unit.args(UNIT).env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("xtask/checked.sh"));
+    unit.args(UNIT).current_dir(&workspace.root);
+    unit.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("xtask/checked.sh"));
     let mut documentation = integration::beside_them(workspace);
     documentation.args(DOCUMENTATION);
     let mut integration = integration::tests(workspace);
@@ -39,7 +40,7 @@ pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
     let mut failed = Vec::new();
     for (name, mut tests) in [("unit", unit), ("documentation", documentation), ("integration", integration)] {
         println!("\n== {name} tests");
-        if let Err(error) = command::run(tests.arg("--").args(filters).current_dir(&workspace.root)) {
+        if let Err(error) = command::run(tests.arg("--").args(filters)) {
             println!("{error:#}");
             failed.push(name);
         }
