@@ -1,7 +1,7 @@
 //! What outsiders can make the tracer read, as functions of bytes: one module per target of fuzzing.
 //!
 //! Each has a `run` that takes any bytes, and panics when what the tracer makes of them cannot be. libFuzzer searches for
-//! such bytes (`bin/fuzz.rs`); `cargo test` runs those that were kept (`corpus/TARGET/`).
+//! such bytes (`examples/fuzz.rs`); `cargo test` runs those that were kept (`corpus/TARGET/`).
 
 pub mod frames;
 pub mod synthesis;

@@ -84,23 +84,15 @@ fn targets(corpus: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Builds the program and says where it is. What the workspace depends on is that of the release.
+/// Builds the program and says where it is. What the workspace depends on is that of the release, and of the tests of the
+/// tracer, whose package is named for that.
 fn build(workspace: &Workspace) -> Result<PathBuf> {
     let mut build = command::cargo();
-    build.args([
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "tracer-fuzz",
-        "--bin",
-        "fuzz",
-        "--features",
-        "libfuzzer",
-    ]);
+    build.args(["build", "--release", "--locked", "--package", "tracer-fuzz", "--package", "tracer"]);
+    build.args(["--example", "fuzz", "--features", "tracer-fuzz/libfuzzer"]);
     build.env("RUSTC_WORKSPACE_WRAPPER", workspace.root.join("fuzz/rustc.sh"));
     command::run(build.current_dir(&workspace.root))?;
-    Ok(workspace.target.join("release/fuzz"))
+    Ok(workspace.target.join("release/examples/fuzz"))
 }
 
 /// Runs one target; false when an input did harm.
