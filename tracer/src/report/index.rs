@@ -31,6 +31,8 @@ impl<'a> Program<'a> {
 /// The processes of a profile.
 pub(super) struct Index<'a> {
     profile: &'a Profile,
+    /// Whether the processes have heaps of several kinds, or of several libraries. Asked of each stack, and found by going through all.
+    pub(super) has_several_heaps: bool,
     by_image: HashMap<u32, &'a Process>,
     by_pid: HashMap<u32, Option<&'a Process>>,
     /// What each program is called; `None` where its processes have several names.
@@ -53,7 +55,8 @@ impl<'a> Index<'a> {
             }
         }
         let by_image = profile.processes.iter().map(|process| (process.image, process)).collect();
-        Self { profile, by_image, by_pid: HashMap::new(), names, by_name }
+        let has_several_heaps = profile.has_several_heaps();
+        Self { profile, has_several_heaps, by_image, by_pid: HashMap::new(), names, by_name }
     }
 
     /// The process with this image; `None` when nothing is known of it.

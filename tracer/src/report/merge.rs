@@ -39,8 +39,8 @@ impl<'a> Merged<'a> {
         let mut names = Names { longest, ..Names::default() };
         let (mut elements, mut stacks) = (Vec::new(), Vec::new());
         // Side by side where there are both.
-        let heaps = profile.has_several_heaps();
         let mut index = Index::new(profile);
+        let heaps = index.has_several_heaps;
         for Amount { process, pid, heap, frames, amount } in amounts(profile, &mut index, value) {
             if amount > 0 {
                 let start = elements.len();

@@ -113,7 +113,7 @@ impl<'a> Writer<'a> {
             [values.outstanding_blocks, values.outstanding_bytes, values.allocated_blocks, values.allocated_bytes];
         values.iter().any(|value| *value > 0).then(|| {
             let mut label = self.labels_of_process(self.index.of_stack(entry), entry.pid);
-            if self.profile.has_several_heaps() {
+            if self.index.has_several_heaps {
                 label.push(self.strings.label("heap", entry.heap.name()));
             }
             Sample { location_id: self.stack(&entry.frames), value: self.values(&values), label }

@@ -75,7 +75,7 @@ fn write_header(
         let error = 100.0 * relative_error;
         let heaps = profile.processes.iter().flat_map(|process| &process.heaps);
         let is_all = heaps.into_iter().all(|seen| seen.sampling.is_some());
-        let bytes = if profile.has_several_heaps() && !is_all { "the Go heap's" } else { "all" };
+        let bytes = if index.has_several_heaps && !is_all { "the Go heap's" } else { "all" };
         writeln!(
             out,
             "  sampling     {} held, one every {} on average; standard error of {bytes} bytes {error:.1}%",
@@ -130,7 +130,7 @@ fn write_stack(profile: &Profile, index: &Index<'_>, merged: &Merged<'_>, out: &
             }
         }
     }
-    if profile.has_several_heaps() {
+    if index.has_several_heaps {
         writeln!(out, "    {}", words::heap(&entry.heap))?;
     }
     let oldest = entry.oldest.map_or_else(|| "unknown".to_owned(), numbers::duration);
