@@ -3,7 +3,7 @@
 //! Unit tests are built with the checks of development (`checked.sh`). The integration tests run the tracer as it is released
 //! (`tests.sh`): they hold it to its numbers under full load. All depend on what the release does, so that it is built once.
 
-use std::{env, ffi::OsString, num::NonZero, thread};
+use std::{env, ffi::OsString, num::NonZero, process::Command, thread};
 
 use anyhow::{Result, bail};
 
@@ -16,13 +16,10 @@ const DOCUMENTATION: &[&str] = &["test", "--release", "--package", "tracer", "--
 /// How many tests run at a time (test harness of Rust).
 const THREADS: &str = "RUST_TEST_THREADS";
 
-/// Brings what the tests run, then runs them all, also when some have failed.
+/// Brings what the tests run, and runs them all, also when some have failed.
 pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
     setup::for_tests()?;
     ebpf::build(workspace)?;
-    if go_services::wanted(filters) {
-        go_services::build(workspace, go_services::SHORT)?;
-    }
     if !command::is_root()? {
         println!("not root: the tests that attach probes (target `integration`) cannot pass; run this as root");
     }
@@ -38,13 +35,22 @@ pub(crate) fn run(workspace: &Workspace, filters: &[OsString]) -> Result<()> {
         integration.env(THREADS, (processors + 1).to_string());
     }
     let mut failed = Vec::new();
-    for (name, mut tests) in [("unit", unit), ("documentation", documentation), ("integration", integration)] {
+    let mut test = |name, mut tests: Command| {
         println!("\n== {name} tests");
         if let Err(error) = command::run(tests.arg("--").args(filters)) {
             println!("{error:#}");
             failed.push(name);
         }
-    }
+    };
+    thread::scope(|scope| {
+        // That is downloading, for the most part.
+        let services =
+            go_services::wanted(filters).then(|| scope.spawn(|| go_services::build(workspace, go_services::SHORT)));
+        test("unit", unit);
+        test("documentation", documentation);
+        services.map_or(Ok(()), |services| services.join().unwrap_or_else(|_| bail!("a panic")))
+    })?;
+    test("integration", integration);
     if !failed.is_empty() {
         bail!("tests failed: {}", failed.join(", "));
     }
