@@ -50,6 +50,8 @@ impl Key {
 pub(super) struct Ended {
     /// Those that are told one by one, the last that ended last.
     apart: VecDeque<Attached>,
+    /// Before those: of which there is more to tell than sums.
+    staying: Vec<Attached>,
     /// The others.
     together: HashMap<Key, Process>,
     notes: Option<Notes>,
@@ -71,10 +73,10 @@ impl Ended {
         if self.is_final || self.apart.len() < APART + AT_ONCE {
             return Vec::new();
         }
-        let (mut merging, mut stay) = (Vec::new(), Vec::new());
+        let mut merging = Vec::new();
         for attached in self.apart.drain(..AT_ONCE) {
             if stays(attached.image()) {
-                stay.push(attached);
+                self.staying.push(attached);
                 continue;
             }
             let is_unheard = attached.life().was_not_looked_at() && !known(&attached);
@@ -83,7 +85,6 @@ impl Ended {
             let (into, from) = add(&mut self.together, attached.target());
             merging.push(Merging { from, into, is_unheard });
         }
-        stay.into_iter().rev().for_each(|attached| self.apart.push_front(attached));
         merging
     }
 
@@ -94,7 +95,7 @@ impl Ended {
 
     /// Those that are told one by one.
     pub(super) fn apart(&self) -> impl Iterator<Item = &Attached> {
-        self.apart.iter()
+        self.staying.iter().chain(&self.apart)
     }
 
     /// Those that stand for several each.
@@ -220,27 +221,32 @@ mod tests {
         attached
     }
 
+    /// More than are put together at a time.
+    const STAYING: u32 = 300;
+
     #[test]
     fn what_is_kept_of_many_is_bounded_and_each_is_counted_once() {
         let mut all = Ended::default();
         let mut merging = Vec::new();
         for image in 0..10_000 {
             let comm = ["odd", "even"][image as usize % 2];
-            merging.extend(all.push(ended(image, comm), |_| image % 5 == 0, |image| image == Image(7)));
+            let known = |attached: &Attached| attached.image().0 % 5 == 0;
+            merging.extend(all.push(ended(image, comm), known, |image| image.0 < STAYING));
         }
         let apart: Vec<u32> = all.apart().map(|attached| attached.image().0).collect();
-        assert!((APART..APART + AT_ONCE).contains(&apart.len()), "{}", apart.len());
-        assert_eq!((apart[0], apart.is_sorted()), (7, true), "which stays, and those that ended last");
+        let (staying, last_ones) = apart.split_at(STAYING as usize);
+        assert!(staying.iter().copied().eq(0..STAYING), "{staying:?}");
+        assert!((APART..APART + AT_ONCE).contains(&last_ones.len()) && last_ones.is_sorted(), "{last_ones:?}");
         let together = all.together();
         let facts: Vec<(&str, u32)> = together.iter().map(|process| (&*process.comm, process.image)).collect();
-        assert_eq!(facts, [("odd", 0), ("even", 1)]);
+        assert_eq!(facts, [("odd", STAYING), ("even", STAYING + 1)]);
         assert_eq!(together.iter().map(|process| process.count).sum::<u64>() + apart.len() as u64, 10_000);
-        let last = apart[1] - 1;
+        let last = last_ones[0] - 1;
         assert_eq!(together.iter().map(|process| process.ended.unwrap().after.as_secs()).max(), Some(u64::from(last)));
         // The collector puts together the same ones.
         let from: Vec<u32> = merging.iter().flat_map(|merging| &merging.from).map(|image| image.0).collect();
-        assert!(from.iter().copied().eq((0..=last).filter(|image| *image != 7)));
-        assert!(merging.iter().all(|merging| merging.into == Image(merging.from[0].0 % 2)));
+        assert!(from.iter().copied().eq(STAYING..=last));
+        assert!(merging.iter().all(|merging| merging.into == Image(STAYING + merging.from[0].0 % 2)));
         assert!(merging.iter().any(|merging| merging.is_unheard) && !merging.iter().all(|merging| merging.is_unheard));
     }
 
