@@ -20,11 +20,27 @@ use crate::{
 /// Names stacks; remembers those it has named.
 pub(super) struct Names {
     symbolizer: Symbolizer,
-    named: HashMap<StackIndex, Frames>,
+    named: HashMap<StackIndex, Named>,
     /// Stacks of the profiles that Go runtimes keep.
     named_calls: HashMap<(Pid, Arc<[u64]>), Frames>,
     /// Names of Go code, by process.
     go: HashMap<Pid, Symbols<Arc<Runtime>>>,
+}
+
+/// A stack that has been named.
+struct Named {
+    pid: Pid,
+    /// Kept, so that no others come to be where they are.
+    sites: Sites,
+    frames: Frames,
+}
+
+impl Named {
+    /// Whether it is still what was named: more of it may have become known, and another stack may have its index by now.
+    fn is_of(&self, pid: Pid, sites: &Sites) -> bool {
+        let is_same = || self.sites.iter().map(Arc::as_ptr).eq(sites.iter().map(Arc::as_ptr));
+        self.pid == pid && (Arc::ptr_eq(&self.sites, sites) || is_same())
+    }
 }
 
 impl Names {
@@ -73,7 +89,7 @@ impl Names {
 
     /// The frames of a stack that has been named.
     pub(super) fn of(&self, stack: StackIndex) -> Option<&Frames> {
-        self.named.get(&stack)
+        self.named.get(&stack).map(|named| &named.frames)
     }
 
     /// The frames of a stack that has been named, or what stands for what is not known of it.
@@ -97,14 +113,16 @@ impl Names {
         Some(named.clone())
     }
 
-    /// Names those of these stacks that are not named yet.
+    /// Names those of these stacks that are not named yet, or not as they are now.
     pub(super) fn look_up<'a>(&mut self, stacks: impl Iterator<Item = (StackIndex, Pid, &'a Trail)>) {
         let Self { symbolizer, named, go, .. } = self;
         let new: Vec<(StackIndex, Pid, &Sites)> = stacks
             .into_iter()
             .filter_map(|(stack, pid, trail)| match trail {
-                Trail::Known(sites) if !named.contains_key(&stack) || sites.iter().any(|site| site.is_pending()) => {
-                    Some((stack, pid, sites))
+                Trail::Known(sites) => {
+                    let known = named.get(&stack).filter(|named| named.is_of(pid, sites));
+                    let is_named = known.is_some() && !sites.iter().any(|site| site.is_pending());
+                    (!is_named).then_some((stack, pid, sites))
                 }
                 _ => None,
             })
@@ -138,7 +156,7 @@ impl Names {
                 }
             }
             frames.reverse();
-            named.insert(stack, frames.into_iter().collect());
+            named.insert(stack, Named { pid, sites: Arc::clone(sites), frames: frames.into_iter().collect() });
         }
     }
 }
@@ -155,4 +173,24 @@ fn call_in_go(go: &HashMap<Pid, Symbols<Arc<Runtime>>>, pid: Pid, site: &Site) -
 /// A stack that stands for what is not known.
 pub(super) fn stand_in(name: &str) -> Frames {
     vec![Frame { function: Some(name.to_owned()), ..Frame::default() }].into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stack(addr: u64) -> Trail {
+        Trail::Known([Arc::new(Site { addr, place: Place::Unknown })].into())
+    }
+
+    #[test]
+    fn a_stack_that_has_the_index_of_another_is_named_by_itself() {
+        let mut names = Names::within(1 << 20);
+        let index = StackIndex::from_raw(7);
+        for (pid, addr) in [(1, 0x1000), (1, 0x2000), (2, 0x3000)] {
+            names.look_up([(index, pid, &stack(addr))].into_iter());
+            let frames = names.of(index).unwrap();
+            assert_eq!(frames.iter().map(|frame| frame.offset).collect::<Vec<_>>(), [addr]);
+        }
+    }
 }
