@@ -202,6 +202,37 @@ fn programs_that_are_over_at_once() {
     assert_eq!((truth.len(), reported(&report).len()), (101, 1), "{}", outcome.stdout);
 }
 
+/// Kinds of file systems (`f_type` of statfs(2)).
+const EXT4: u32 = 0xef53;
+const XFS: u32 = 0x5846_5342;
+
+/// Their files are found by what the kernel knows them by, also when nobody could look at the process any more.
+#[test]
+fn programs_that_are_over_at_once_have_names() {
+    require_root();
+    let program = compiled("brief");
+    // Beside it: folders for what is temporary may lie in memory.
+    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let file_system = rustix::fs::statfs(folder.path()).unwrap().f_type as u32;
+    if ![EXT4, XFS].contains(&file_system) {
+        println!(
+            "programs_that_are_over_at_once_have_names: not run, {file_system:#x} does not find files by their numbers"
+        );
+        return;
+    }
+    let runs: Vec<String> = (0..20)
+        .map(|nth| {
+            let copy = folder.path().join(format!("brief{nth}"));
+            copy_program(&program, &copy);
+            format!("{};", copy.display())
+        })
+        .collect();
+    let report = Run::launch(&[], ["sh", "-c", &format!("{} true", runs.concat())]).finish().report(0);
+    let own = report.stacks.iter().filter(|stack| stack.has("forget_quickly"));
+    let blocks: u64 = own.map(|stack| stack.allocated.blocks).sum();
+    assert_eq!(blocks, runs.len() as u64, "{:?}", report.stacks);
+}
+
 /// A program that nobody has seen: whatever it does before anybody could look at its file, its stacks are whole. By a copy, for what
 /// was mapped before is known.
 #[test]

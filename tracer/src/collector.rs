@@ -301,7 +301,7 @@ impl Collector {
         if is_first {
             self.history = History::new(monotonic());
         }
-        self.places.resolvers().began(image, pid, false);
+        self.places.resolvers().began(image, pid, None);
         if let Err(error) = self.events.enable(pid, Target { image: image.0, flags }) {
             tracing::error!("cannot record process {pid}: {error}");
         }

@@ -3,6 +3,7 @@
 //! The only user of aya. Where aya has no safe call, the system call is made here, and its safety is argued here.
 
 mod attach;
+mod by_key;
 mod copies;
 mod costs;
 mod events;
@@ -27,6 +28,7 @@ pub mod trials;
 
 pub use self::{
     attach::{Links, NoRemappings, attach_lifecycle, attach_remappings},
+    by_key::{device_of, open_by_key},
     copies::StackCopies,
     costs::Costs,
     events::{Events, LostBeginnings, Newcomers},

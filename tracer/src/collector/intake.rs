@@ -124,13 +124,14 @@ impl Intake<'_> {
     }
 
     fn begin(&mut self, image: Image, beginning: Beginning) {
-        let Beginning { pid, parent, how, .. } = beginning;
+        let Beginning { pid, parent, how, program, .. } = beginning;
         self.last = None;
         if !self.images.is_known(parent) {
             self.recover(parent);
         }
         if self.images.begin(image, &beginning, self.heap) {
-            self.places.resolvers().began(image, pid, !matches!(how, How::Fork));
+            let program = (!matches!(how, How::Fork)).then(|| program.unwrap_or_default());
+            self.places.resolvers().began(image, pid, program);
         }
         if matches!(how, How::Exec | How::ExecByOtherThread) {
             self.places.resolvers().ended(parent);

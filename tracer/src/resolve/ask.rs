@@ -1,5 +1,7 @@
 //! What the desk hears of.
 
+use tracer_ebpf::unwind::FileKey;
+
 use super::{reader::Reading, rests::Rest, worker::Done};
 use crate::{
     event::{Image, Pid, UnknownFile},
@@ -32,7 +34,7 @@ pub(super) enum Ask {
     Began {
         image: Image,
         pid: Pid,
-        is_program: bool,
+        program: Option<FileKey>,
     },
     Ended(Image),
     Find(Pid, UnknownFile),

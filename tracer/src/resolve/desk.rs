@@ -164,10 +164,10 @@ impl Desk {
                     self.copies.insert(space.pid(), copies);
                 }
             }
-            Ask::Began { image, pid, is_program } => {
+            Ask::Began { image, pid, program } => {
                 self.processes.begin(image, pid);
-                if is_program {
-                    self.queue.look_at_program(pid);
+                if let Some(program) = program {
+                    self.queue.look_at_program(pid, program);
                 }
             }
             Ask::Ended(image) => {

@@ -17,6 +17,8 @@ mod worker;
 
 use std::{io, sync::mpsc, thread};
 
+use tracer_ebpf::unwind::FileKey;
+
 use self::ask::{Ask, Input};
 pub use self::{
     resolved::{Located, Resolved},
@@ -93,9 +95,10 @@ impl Resolvers {
         self.ask(Ask::Follow(Box::new(space), Box::new(then)));
     }
 
-    /// An image has begun. `is_program`: by an exec, so that its files may never have been met.
-    pub fn began(&self, image: Image, pid: Pid, is_program: bool) {
-        self.ask(Ask::Began { image, pid, is_program });
+    /// An image has begun. `program`: by an exec, so that its files may never have been met; what the kernel knows that file by, all 0
+    /// where it does not tell.
+    pub fn began(&self, image: Image, pid: Pid, program: Option<FileKey>) {
+        self.ask(Ask::Began { image, pid, program });
     }
 
     /// An image has ended.

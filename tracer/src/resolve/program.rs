@@ -2,13 +2,16 @@
 //! the simplest way; what is missed is met later.
 
 use std::{
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use hashbrown::HashSet;
+use tracer_ebpf::unwind::FileKey;
 
 use crate::{
+    bpf,
     event::Pid,
     files::{
         elf::{Bytes, Elf, needed::Needed},
@@ -28,25 +31,27 @@ const FOLDERS: [&str; 7] = [
     "/usr/local/lib",
 ];
 
+/// With its path, and the root directory of its processes.
+type Executable = (Arc<Module>, PathBuf, Option<Arc<Root>>);
+
 /// Most files of a program.
 const MAX_FILES: usize = 128;
 /// Programs that are remembered.
 const MAX_PROGRAMS: usize = 4096;
 
-/// Gives all that is found to `tell`, unless the program is among those `seen`.
-pub(super) fn look(pid: Pid, seen: &mut HashSet<Identity>, mut tell: impl FnMut(Arc<Module>)) {
-    let Ok(facts) = root::executable(pid) else { return };
+/// Gives all that is found to `tell`, unless the program is among those `seen`. `program`: what the kernel knows its file by.
+pub(super) fn look(pid: Pid, program: &FileKey, seen: &mut HashSet<Identity>, mut tell: impl FnMut(Arc<Module>)) {
     if seen.len() >= MAX_PROGRAMS {
         seen.clear();
     }
-    if !seen.insert(Identity::File { device: facts.device, inode: facts.inode }) {
+    let identity = match root::executable(pid) {
+        Ok(facts) => Identity::File { device: facts.device, inode: facts.inode },
+        Err(_) => identity(program),
+    };
+    if !seen.insert(identity) {
         return;
     }
-    let Ok(process) = ProcessDirectory::open(pid) else { return };
-    let path = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-    let Ok(executable) = process.executable(pid) else { return };
-    let root = process.root().ok().map(Arc::new);
-    let executable = Arc::new(Module::of_opened(&path.to_string_lossy(), executable, root.as_ref()));
+    let Some((executable, path, root)) = running(pid).or_else(|| ended(program)) else { return };
     tell(Arc::clone(&executable));
     let Some(root) = root else { return };
     let mut names: HashSet<String> = HashSet::new();
@@ -64,6 +69,35 @@ pub(super) fn look(pid: Pid, seen: &mut HashSet<Identity>, mut tell: impl FnMut(
             todo.push((module, path));
         }
     }
+}
+
+/// The executable of a process that runs, with its path and the root directory that it is in.
+fn running(pid: Pid) -> Option<Executable> {
+    let process = ProcessDirectory::open(pid).ok()?;
+    let path = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+    let opened = process.executable(pid).ok()?;
+    let root = process.root().ok().map(Arc::new);
+    Some((Arc::new(Module::of_opened(&path.to_string_lossy(), opened, root.as_ref())), path, root))
+}
+
+/// The same of one that was over before it was looked at: where it has its name in this root directory, it is taken for one of here.
+fn ended(program: &FileKey) -> Option<Executable> {
+    let tried = bpf::open_by_key(program);
+    let file =
+        tried.inspect_err(|error| tracing::debug!(?program, "an ended program cannot be opened: {error}")).ok()?;
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let root = Root::own().ok().map(Arc::new);
+    let here =
+        root.as_ref().and_then(|root| open(root, &path)).filter(|(module, _)| *module.identity() == identity(program));
+    if let Some((module, path)) = here {
+        return Some((module, path, root));
+    }
+    Some((Arc::new(Module::of_file(&path.to_string_lossy(), file).ok()?), path, None))
+}
+
+fn identity(program: &FileKey) -> Identity {
+    let (major, minor) = bpf::device_of(program);
+    Identity::File { device: rustix::fs::makedev(major, minor), inode: program.inode }
 }
 
 fn needed(module: &Module) -> Needed {

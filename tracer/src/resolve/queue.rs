@@ -7,6 +7,7 @@ use std::{
 };
 
 use hashbrown::HashMap;
+use tracer_ebpf::unwind::FileKey;
 
 use super::worker::Job;
 use crate::{
@@ -29,7 +30,7 @@ pub(super) struct Queue {
     urgent: VecDeque<(u32, Arc<Module>)>,
     /// Files that were met, by process.
     met: HashMap<Pid, Vec<UnknownFile>>,
-    programs: VecDeque<Pid>,
+    programs: VecDeque<(Pid, FileKey)>,
     /// Whether what the machine has mapped is to be looked at, and whether that waits for a program to begin.
     wants_machine: bool,
     awaits_program: bool,
@@ -56,13 +57,13 @@ impl Queue {
         self.met.entry(pid).or_default().push(unknown);
     }
 
-    pub(super) fn look_at_program(&mut self, pid: Pid) {
+    pub(super) fn look_at_program(&mut self, pid: Pid, program: FileKey) {
         if std::mem::take(&mut self.awaits_program) {
             self.wants_machine = true;
             self.rests_until = Some(Instant::now() + FIRST_LOOK);
         }
         if self.programs.len() < MAX_PROGRAMS {
-            self.programs.push_back(pid);
+            self.programs.push_back((pid, program));
         }
     }
 
@@ -95,7 +96,7 @@ impl Queue {
         {
             return Some(Job::Open(pid, unknown));
         }
-        self.programs.pop_front().map(Job::Program)
+        self.programs.pop_front().map(|(pid, program)| Job::Program(pid, program))
     }
 
     /// What nobody waits for, but for files that `is_known`: for one worker at a time.
@@ -171,8 +172,8 @@ mod tests {
         queue.compile(3, file(1));
         assert_eq!(number(queue.next_urgent()), Some(1));
         assert_eq!(number(queue.next_urgent()), Some(3));
-        queue.look_at_program(7);
-        assert!(matches!(queue.next_urgent(), Some(Job::Program(7))));
+        queue.look_at_program(7, FileKey::default());
+        assert!(matches!(queue.next_urgent(), Some(Job::Program(7, _))));
         assert!(queue.next_urgent().is_none());
         // Whatever it has become.
         large.file().unwrap().set_len(1).unwrap();
@@ -185,7 +186,7 @@ mod tests {
         let mut queue = Queue::default();
         queue.look_at_machine(false);
         assert!(queue.next_in_background(|_| false).is_none(), "no program has begun");
-        queue.look_at_program(7);
+        queue.look_at_program(7, FileKey::default());
         assert!(queue.next_urgent().is_some());
         assert!(queue.next_in_background(|_| false).is_none() && !queue.rest().is_zero(), "it comes first");
         queue.rests_until = None;
@@ -208,7 +209,7 @@ mod tests {
     #[test]
     fn programs_that_wait_are_few() {
         let mut queue = Queue::default();
-        (0..1000).for_each(|pid| queue.look_at_program(pid));
+        (0..1000).for_each(|pid| queue.look_at_program(pid, FileKey::default()));
         assert_eq!(std::iter::from_fn(|| queue.next_urgent()).count(), MAX_PROGRAMS);
     }
 }

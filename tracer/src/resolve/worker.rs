@@ -9,6 +9,7 @@ use std::{
 };
 
 use hashbrown::HashSet;
+use tracer_ebpf::unwind::FileKey;
 
 use super::{
     machine::{self, read},
@@ -42,7 +43,7 @@ pub(super) enum Job {
     /// Looks which executable mappings a process has.
     Mappings(Image, Pid),
     /// Opens what a process that has just become a program will map.
-    Program(Pid),
+    Program(Pid, FileKey),
     /// Opens what all processes have mapped.
     Machine,
 }
@@ -88,8 +89,8 @@ pub(super) fn run(jobs: &mpsc::Receiver<Job>, tell: impl Fn(Done, bool)) {
                 Done::Located(image, space, located)
             }
             Job::Mappings(image, pid) => Done::Mappings(image, mappings(pid).ok()),
-            Job::Program(pid) => {
-                program::look(pid, &mut programs, |module| tell(Done::Found(module), false));
+            Job::Program(pid, program) => {
+                program::look(pid, &program, &mut programs, |module| tell(Done::Found(module), false));
                 Done::Searched
             }
             Job::Machine => {
@@ -104,7 +105,7 @@ pub(super) fn run(jobs: &mpsc::Receiver<Job>, tell: impl Fn(Done, bool)) {
 /// Until a file is known that a process has met, its stacks are cut: that goes before what others do for a moment.
 fn set_priority(job: &Job) {
     priority::set_own(match job {
-        Job::Compile(Some(_), _) | Job::Open(..) | Job::Program(_) => priority::URGENT,
+        Job::Compile(Some(_), _) | Job::Open(..) | Job::Program(..) => priority::URGENT,
         Job::Compile(None, _) | Job::Locate(..) | Job::Mappings(..) | Job::Machine => priority::NORMAL,
     });
 }
@@ -151,10 +152,10 @@ fn locate(space: &mut AddressSpace, stacks: Vec<(StackIndex, Vec<Site>)>) -> Vec
     stacks.into_iter().map(locate).collect()
 }
 
-/// A number that tells the executable mappings of a process from others.
+/// A number that tells the files that a process has mapped to run from others: not where it generates code.
 fn mappings(pid: Pid) -> io::Result<u64> {
     let mut hasher = DefaultHasher::new();
-    for mapping in read(&ProcessDirectory::open(pid)?)? {
+    for mapping in read(&ProcessDirectory::open(pid)?)?.iter().filter(|mapping| mapping.inode != 0) {
         (mapping.start, mapping.end, mapping.offset, mapping.device, mapping.inode).hash(&mut hasher);
     }
     Ok(hasher.finish())
