@@ -111,7 +111,7 @@ impl GoWatches {
         let watch = known.and_then(|runtime| Some(GoWatch::of(pid, status::check(pid).ok()?, runtime)));
         let stage = watch.map_or(Stage::Searching(0, None), |watch| Stage::Go(Box::new(watch)));
         let mut watched = Watched { pid, since: now, next: Some(now), stage };
-        watched.look(&self.plugins);
+        watched.look(&self.plugins, self.looked_at() + 1);
         self.watched.push(watched);
     }
 
@@ -127,7 +127,7 @@ impl GoWatches {
         let now = Instant::now();
         let stage = Stage::Go(Box::new(GoWatch::of(pid, status, runtime)));
         let mut watched = Watched { pid, since: now, next: Some(now), stage };
-        watched.look(&[]);
+        watched.look(&[], self.looked_at() + 1);
         self.watched.push(watched);
     }
 
@@ -136,17 +136,24 @@ impl GoWatches {
         self.plugins.push((pid, plugin));
     }
 
+    /// How many are looked at again and again.
+    fn looked_at(&self) -> u32 {
+        self.watched.iter().filter(|watched| watched.next.is_some()).count() as u32
+    }
+
     /// Looks at those for which it is time.
     pub fn tick(&mut self, now: Instant) {
+        let all = self.looked_at();
         for watched in self.watched.iter_mut().filter(|watched| watched.next.is_some_and(|next| next <= now)) {
-            watched.look(&self.plugins);
+            watched.look(&self.plugins, all);
         }
     }
 
     /// Looks at all, for the last time.
     pub fn finish(&mut self) {
+        let all = self.looked_at();
         for watched in self.watched.iter_mut().filter(|watched| watched.next.is_some()) {
-            watched.look(&self.plugins);
+            watched.look(&self.plugins, all);
         }
     }
 
@@ -177,7 +184,8 @@ impl Watched {
         matches!(&self.stage, Stage::Go(watch) if watch.runtime.home != Home::Executable)
     }
 
-    fn look(&mut self, plugins: &[(Pid, Arc<Runtime>)]) {
+    /// Looks, and says when to do so again, as one of so many.
+    fn look(&mut self, plugins: &[(Pid, Arc<Runtime>)], all: u32) {
         let begun = Instant::now();
         if let Stage::Searching(attempts, _) = self.stage {
             self.stage = match GoWatch::open(self.pid) {
@@ -204,7 +212,7 @@ impl Watched {
             Stage::Searching(..) | Stage::Other => now - begun,
         };
         tracing::debug!(pid = self.pid, opened = ?(now - begun), "goroutines looked at in {took:?}");
-        let pause = pause(now.saturating_duration_since(self.since), took);
+        let pause = pause(now.saturating_duration_since(self.since), took.saturating_mul(all));
         self.next = match self.stage {
             Stage::Other => None,
             Stage::Searching(attempts, _) if attempts >= ATTEMPTS => None,

@@ -144,8 +144,8 @@ impl Follower {
         follower
     }
 
-    /// Brings what is known up to date: how long to rest then.
-    pub(super) fn look_and_rest(&mut self) -> Duration {
+    /// Brings what is known up to date: how long to rest then, if its thread looks at so many heaps.
+    pub(super) fn look_and_rest(&mut self, heaps: u32) -> Duration {
         let begin = Instant::now();
         self.look();
         let taken = begin.elapsed();
@@ -154,7 +154,7 @@ impl Follower {
             Followed::Objects(_) => (OBJECTS_PAUSE, OBJECTS_REST),
             Followed::Buckets { .. } => (BUCKETS_PAUSE, BUCKETS_REST),
         };
-        pause.max(taken * rest)
+        pause.max((taken * rest).saturating_mul(heaps))
     }
 
     /// Takes in sampled objects.

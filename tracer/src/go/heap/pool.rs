@@ -17,6 +17,8 @@ use crate::{golang::heap::Sample, priority};
 const WORKERS: usize = 4;
 /// Longest time without a look at what is due.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// Most jobs between two looks.
+const MAX_AT_ONCE: usize = 1 << 10;
 
 /// What a follower is told.
 pub enum Input {
@@ -120,24 +122,30 @@ fn run(jobs: &mpsc::Receiver<Job>) {
     let mut all: HashMap<u64, Followed> = HashMap::new();
     loop {
         let now = Instant::now();
+        let heaps = u32::try_from(all.len()).unwrap_or(u32::MAX);
         for Followed { follower, next } in all.values_mut().filter(|followed| followed.next <= now) {
-            let rest = guarded(follower, Follower::look_and_rest).unwrap_or(PATIENCE);
+            let rest = guarded(follower, |follower| follower.look_and_rest(heaps)).unwrap_or(PATIENCE);
             *next = Instant::now() + rest;
         }
         let next = all.values().map(|followed| followed.next).min();
         let patience = next.map_or(PATIENCE, |next| next.saturating_duration_since(Instant::now()));
-        match jobs.recv_timeout(patience) {
-            Ok(Job::Follow(number, follower)) => {
-                all.insert(number, Followed { follower, next: Instant::now() });
-            }
-            Ok(Job::Tell(number, input)) => {
-                if let Some(Followed { follower, .. }) = all.get_mut(&number) {
-                    tell(follower, input);
-                }
-            }
-            Ok(Job::End(number)) => drop(all.remove(&number)),
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        let first = match jobs.recv_timeout(patience) {
+            Ok(job) => Some(job),
+            Err(mpsc::RecvTimeoutError::Timeout) => None,
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        for job in first.into_iter().chain(jobs.try_iter().take(MAX_AT_ONCE)) {
+            match job {
+                Job::Follow(number, follower) => {
+                    all.insert(number, Followed { follower, next: Instant::now() });
+                }
+                Job::Tell(number, input) => {
+                    if let Some(Followed { follower, .. }) = all.get_mut(&number) {
+                        tell(follower, input);
+                    }
+                }
+                Job::End(number) => drop(all.remove(&number)),
+            }
         }
     }
 }
