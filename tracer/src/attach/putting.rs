@@ -160,7 +160,10 @@ impl Attached {
     /// are not; no more often than once in `pause`. Whether they were away.
     pub fn keep_probes(&mut self, probes: &mut Probes, now: Instant, pause: Duration) -> bool {
         let nothing = !self.guard.is_due(now) || self.gave_up || self.life.came_later() || !self.life.is_settled();
-        let Some(allocators) = self.allocators.clone().filter(|_| !nothing) else { return false };
+        if nothing {
+            return false;
+        }
+        let Some(allocators) = self.allocators.clone() else { return false };
         let probed = |probes: &Probes, own: &Own| -> Vec<(Arc<Module>, Vec<u64>)> {
             let files = allocators.files().iter().map(|allocator| &allocator.module);
             files.map(|module| (Arc::clone(module), probes.offsets(module, own).to_vec())).collect()

@@ -153,11 +153,15 @@ impl Session {
             self.has_come(image, beginning);
             return Ok(());
         };
+        // What is known is not in Go.
+        let may_be_go = program.known.is_none();
         let actions = attached.has_execed(image, &program, probes_lost);
         let pid = attached.pid();
         self.act(image, actions);
         self.forget_go(pid);
-        self.goroutines.watch(pid, self.runtime_of(pid));
+        if may_be_go {
+            self.goroutines.watch(pid, self.runtime_of(pid));
+        }
         self.coverage.forget(before);
         match self.launched.take_if(|launched| launched.pid() == pid && !beginning.is_late) {
             Some(launched) => {
@@ -255,8 +259,9 @@ impl Session {
         self.meter.has_ended(pid, is_new, ran);
         self.let_go(image);
         let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
-        let left = self.attached.iter().filter(|attached| !attached.is_over()).count();
-        if is_command && left > 0 && !std::mem::replace(&mut self.outlived, true) {
+        let left = || self.attached.iter().filter(|attached| !attached.is_over()).count();
+        let left = if is_command { left() } else { 0 };
+        if left > 0 && !std::mem::replace(&mut self.outlived, true) {
             tracing::warn!(
                 "the command has ended; {left} of the processes that it started go on, and the trace with them (Ctrl-C ends it)"
             );

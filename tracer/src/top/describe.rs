@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::reading::Id;
 use crate::{
@@ -104,10 +104,14 @@ impl Describer {
                 self.known.insert(key.clone(), None);
             }
         }
-        self.known.retain(|key, known| known.is_none() || keys.contains(key));
-        while keys.iter().any(|key| self.known.get(key).is_some_and(Option::is_none)) {
+        let wanted: HashSet<&Key> = keys.iter().collect();
+        self.known.retain(|key, known| known.is_none() || wanted.contains(key));
+        let mut pending = wanted;
+        pending.retain(|key| self.known.get(*key).is_some_and(Option::is_none));
+        while !pending.is_empty() {
             let left = deadline.saturating_duration_since(Instant::now());
             let Ok((key, description)) = self.found.recv_timeout(left) else { break };
+            pending.remove(&key);
             self.known.insert(key, Some(description));
         }
         let description = |key: &Key| self.known.get(key).cloned().flatten();
