@@ -1,7 +1,8 @@
 //! What tracing costs the traced program: nanoseconds of its processor time added to a malloc+free pair under a chain of 20
 //! calls, with nothing attached, with empty BPF programs at entries and returns (the floor), with tracer by each way to see
-//! the end of calls, and with the bpftrace one-liner that people use for the job; then to pairs of operator new and delete on
-//! allocators that bring their own. One program, one run, in turns: the ratios hold even when the machine's speed drifts.
+//! the end of calls, and with the bpftrace one-liner that people use for the job; then beside the floor on other allocators, and
+//! to pairs of operator new and delete on those that bring their own. One program, one run, in turns: the ratios hold even when the
+//! machine's speed drifts.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
 #[path = "support/compared.rs"]
@@ -40,6 +41,7 @@ fn main() -> Result<()> {
         return Ok(());
     }
     pairs()?;
+    by_allocator()?;
     for (name, library) in OWN_NEW {
         new_and_delete(name, library)?;
     }
@@ -58,7 +60,7 @@ const OWN_NEW: [(&str, &str); 2] = [
 /// Pairs 20 calls deep, by everything that there is to compare.
 fn pairs() -> Result<()> {
     let mut program = start(&mut Command::new(compile("pairs", &[])?))?;
-    let libc = libc(program.pid())?;
+    let libc = mapped(program.pid(), "libc.so")?;
     let (mut bare, mut floor, mut script) = (vec![], vec![], vec![]);
     let mut ways = WAYS.map(|_| vec![]);
     for _ in 0..TURNS {
@@ -98,6 +100,47 @@ fn pairs() -> Result<()> {
     Ok(())
 }
 
+/// Other allocators, where Debian puts those that are preloaded; musl is linked statically.
+const ALLOCATORS: [(&str, &str); 5] = [
+    ("jemalloc", "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2"),
+    ("tcmalloc", "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"),
+    ("mimalloc", "/usr/lib/x86_64-linux-gnu/libmimalloc.so.2"),
+    ("oneTBB", "/usr/lib/x86_64-linux-gnu/libtbbmalloc_proxy.so.2"),
+    ("musl", "/usr/bin/musl-gcc"),
+];
+
+/// Pairs 20 calls deep on each allocator: with empty programs at its entries and returns, and with tracer.
+fn by_allocator() -> Result<()> {
+    println!("malloc+free pair, 20 calls deep, on   ns/pair   floor  tracer   x floor");
+    for (name, file) in ALLOCATORS {
+        if !Path::new(file).exists() {
+            println!("{name}: NOT RUN, {file} is not installed");
+            continue;
+        }
+        let (mut program, file) = if name == "musl" {
+            let binary = compile_by(file, "pairs-musl", &["-static"])?;
+            (start(&mut Command::new(&binary))?, binary)
+        } else {
+            let program = start(Command::new(compile("pairs", &[])?).env("LD_PRELOAD", file))?;
+            let file =
+                mapped(program.pid(), Path::new(file).file_name().and_then(|name| name.to_str()).unwrap_or(file))?;
+            (program, file)
+        };
+        let (mut bare, mut floor, mut exact) = (vec![], vec![], vec![]);
+        for _ in 0..TURNS {
+            bare.push(program.measure(MEASURE)?);
+            let (mut programs, links) = at_sites(&file, program.pid())?;
+            floor.push(program.measure(MEASURE)?);
+            links.detach(&mut programs);
+            exact.push(traced(&mut program, "auto")?);
+        }
+        let bare = median(bare);
+        let (floor, exact) = (median(floor) - bare, median(exact) - bare);
+        println!("{name:<34} {bare:>10.0} {floor:>7.0} {exact:>7.0} {:>9.2}", exact / floor);
+    }
+    Ok(())
+}
+
 /// Pairs of operator new and delete on an allocator that brings its own, at the instructions that tracer takes, and at `ret`.
 fn new_and_delete(name: &str, library: &str) -> Result<()> {
     if !Path::new(library).exists() {
@@ -129,9 +172,13 @@ fn traced(program: &mut Rounds, way: &str) -> Result<f64> {
 
 /// Compiles the program that is measured.
 fn compile(name: &str, flags: &[&str]) -> Result<PathBuf> {
+    compile_by("cc", name, flags)
+}
+
+fn compile_by(compiler: &str, name: &str, flags: &[&str]) -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/pairs.c");
     let binary = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let mut compile = Command::new("cc");
+    let mut compile = Command::new(compiler);
     compile.args(["-O2", "-fno-omit-frame-pointer", "-o"]).arg(&binary).arg(source).args(flags);
     ensure!(compile.status()?.success(), "cannot compile pairs.c");
     Ok(binary)
@@ -150,23 +197,24 @@ fn with(mut tracing: Child, program: &mut Rounds) -> Result<f64> {
     measured
 }
 
-fn libc(pid: u32) -> Result<PathBuf> {
+/// The file of this name that a process has mapped. Names of versions are resolved there.
+fn mapped(pid: u32, name: &str) -> Result<PathBuf> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let path = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.contains("libc.so"));
-    Ok(path.context("the program has no libc")?.into())
+    let path = maps.lines().filter_map(|line| line.split_whitespace().last()).find(|path| path.contains(name));
+    Ok(path.with_context(|| format!("the program has no {name}"))?.into())
 }
 
 /// Empty programs at the sites that tracer would probe.
-fn at_sites(libc: &Path, pid: u32) -> Result<(Programs, Links)> {
+fn at_sites(file: &Path, pid: u32) -> Result<(Programs, Links)> {
     let mut programs = compared::load()?;
-    let found = resolve::allocator(&std::fs::File::open(libc)?)?.context("libc without malloc")?;
+    let found = resolve::allocator(&std::fs::File::open(file)?)?.context("no malloc in it")?;
     let mut links = Links::default();
     let task = std::num::NonZeroU32::try_from(pid)?;
     for function in found.functions.iter().filter(|function| ["malloc", "free"].contains(&&*function.name)) {
         if !function.shape.frees() {
-            links.attach(&mut programs, "empty_return", libc, [function.file_offset], task)?;
+            links.attach(&mut programs, "empty_return", file, [function.file_offset], task)?;
         }
-        links.attach(&mut programs, "empty_entry", libc, [function.file_offset], task)?;
+        links.attach(&mut programs, "empty_entry", file, [function.file_offset], task)?;
     }
     Ok((programs, links))
 }
