@@ -10,7 +10,7 @@ use std::{
 
 use nix::sys::signal::Signal;
 
-use crate::harness::{Held, Outcome, Report, Run, compiled, copy_program, require_root, slowness};
+use crate::harness::{Held, Outcome, Report, Run, compiled, copy_program, require_root, skipped, slowness};
 
 /// What `hold()` has left in each process, as they say: `held PID BYTES BLOCKS`.
 pub(crate) fn told(output: &str) -> BTreeMap<u32, Held> {
@@ -215,8 +215,9 @@ fn programs_that_are_over_at_once_have_names() {
     let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
     let file_system = rustix::fs::statfs(folder.path()).unwrap().f_type as u32;
     if ![EXT4, XFS].contains(&file_system) {
-        println!(
-            "programs_that_are_over_at_once_have_names: not run, {file_system:#x} does not find files by their numbers"
+        skipped(
+            "names of programs that are over at once",
+            &format!("{file_system:#x} finds no files by their numbers"),
         );
         return;
     }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::{
     children::{reported, told},
-    harness::{Cgroup, Held, Report, Run, compiled, copy_program, require_root, scratch, wait_until},
+    harness::{Cgroup, Held, Report, Run, compiled, copy_program, require_root, scratch, skipped, wait_until},
 };
 
 /// Namespaces of users, processes and mounts.
@@ -105,11 +105,6 @@ fn with_root() -> TempDir {
 /// An id such as containers have.
 fn id(digit: char) -> String {
     format!("{digit}{:063x}", std::process::id())
-}
-
-#[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
-fn skipped(what: &str, why: &str) {
-    println!("skipped: {what}: {why}");
 }
 
 #[test]

@@ -115,6 +115,12 @@ pub(crate) fn scratch() -> TempDir {
     folder
 }
 
+/// Says why something is not tested here.
+#[expect(clippy::print_stdout, reason = "a test that is skipped says why")]
+pub(crate) fn skipped(what: &str, why: &str) {
+    println!("skipped: {what}: {why}");
+}
+
 /// A TCP port on which nobody listens.
 pub(crate) fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()

@@ -28,7 +28,7 @@ pub(crate) use go::{STOCK, go_program, hot_profile};
 pub(crate) use go_profile::{Usage, Usages, by_function, is_runtimes, read_heap_profile, reported_usages};
 pub(crate) use machine::{
     ALLOCATORS, NOBODY, alone, copy_for_all, copy_program, free_port, preloadable, probed_bytes, program, require_root,
-    scratch, slowness, taking_returns, wait_until, while_busy, with_capabilities,
+    scratch, skipped, slowness, taking_returns, wait_until, while_busy, with_capabilities,
 };
 pub(crate) use oracle::{End, Oracle, executable_mappings};
 pub(crate) use pprof::{Pprof, pprof};

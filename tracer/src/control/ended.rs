@@ -230,7 +230,7 @@ mod tests {
         let mut merging = Vec::new();
         for image in 0..10_000 {
             let comm = ["odd", "even"][image as usize % 2];
-            let known = |attached: &Attached| attached.image().0 % 5 == 0;
+            let known = |attached: &Attached| attached.image().0.is_multiple_of(5);
             merging.extend(all.push(ended(image, comm), known, |image| image.0 < STAYING));
         }
         let apart: Vec<u32> = all.apart().map(|attached| attached.image().0).collect();
