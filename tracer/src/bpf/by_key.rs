@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
 use tracer_ebpf::unwind::FileKey;
 
 /// File systems that lie on a block device, as the kernel reads it itself, and whose handles are inode and generation.
@@ -44,7 +44,7 @@ pub fn open_by_key(key: &FileKey) -> io::Result<File> {
     let mount = on_device.filter_map(|path| open_mount(path, device).ok()).next().ok_or(io::ErrorKind::NotFound)?;
     let bytes = (size_of::<Handle>() - std::mem::offset_of!(Handle, inode)) as u32;
     let mut handle = Handle { bytes, kind: INODE_AND_GENERATION, inode, generation: key.generation };
-    let flags = libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let flags = libc::O_PATH | libc::O_CLOEXEC;
     // SAFETY: the handle lives during the call, and its bytes are as many as it says.
     let opened = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut handle).cast(), flags) };
     if opened < 0 {
@@ -52,7 +52,8 @@ pub fn open_by_key(key: &FileKey) -> io::Result<File> {
     }
     // SAFETY: a new descriptor, which nobody else knows.
     let file = unsafe { File::from_raw_fd(opened) };
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    // Opening anything else may have effects, or wait.
+    if file.metadata()?.is_file() { again(file.as_fd()) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
 /// The path of a line of mountinfo (proc_pid_mountinfo(5)), if it is of a device, and of a kind that can be asked.
@@ -82,7 +83,9 @@ fn open_mount(path: PathBuf, device: (u32, u32)) -> io::Result<File> {
     let at = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let stat = rustix::fs::statx(&at, "", flags, StatxFlags::TYPE)?;
-    if (stat.stx_dev_major, stat.stx_dev_minor) != device {
+    let kind = FileType::from_raw_mode(stat.stx_mode.into());
+    let is_harmless = kind.is_dir() || kind.is_file();
+    if !is_harmless || (stat.stx_dev_major, stat.stx_dev_minor) != device {
         return Err(io::ErrorKind::NotFound.into());
     }
     again(at.as_fd())

@@ -1,7 +1,11 @@
 //! The goroutines of traced Go processes, looked at now and then while they are traced: which groups grow, and which of
 //! those look like a leak.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -16,6 +20,8 @@ use crate::{
 
 /// Times that the runtime of a process is looked for which has just begun.
 const ATTEMPTS: u32 = 10;
+/// Longest time between looks that is for the sake of others.
+const LONGEST: Duration = Duration::from_secs(60);
 
 /// One Go process.
 pub struct GoWatch {
@@ -212,7 +218,8 @@ impl Watched {
             Stage::Searching(..) | Stage::Other => now - begun,
         };
         tracing::debug!(pid = self.pid, opened = ?(now - begun), "goroutines looked at in {took:?}");
-        let pause = pause(now.saturating_duration_since(self.since), took.saturating_mul(all));
+        let lasted = now.saturating_duration_since(self.since);
+        let pause = pause(lasted, took).max(pause(lasted, took.saturating_mul(all)).min(LONGEST));
         self.next = match self.stage {
             Stage::Other => None,
             Stage::Searching(attempts, _) if attempts >= ATTEMPTS => None,

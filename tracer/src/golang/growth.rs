@@ -28,7 +28,7 @@ const MAX_SERIES: usize = 1 << 14;
 /// Time between looks, at first and when tracing has lasted for a while.
 const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 
-/// How long to wait before the next look, when all that is looked at takes so long and there have been looks for `elapsed`: they
+/// How long to wait before the next look, when the last one took so long and there have been looks for `elapsed`: they
 /// take less than a hundredth of the time.
 pub fn pause(elapsed: Duration, took: Duration) -> Duration {
     (elapsed / 8).clamp(PAUSES[0], PAUSES[1]).max(took.saturating_mul(100))

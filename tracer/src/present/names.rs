@@ -1,6 +1,6 @@
 //! The names of stacks: each is looked up once, while the files that it goes through can be read.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use hashbrown::HashMap;
 
@@ -30,16 +30,17 @@ pub(super) struct Names {
 /// A stack that has been named.
 struct Named {
     pid: Pid,
-    /// Kept, so that no others come to be where they are.
-    sites: Sites,
+    /// No others come to be where they are while this is here. Who forgets places goes by who has them.
+    sites: Weak<[Arc<Site>]>,
     frames: Frames,
 }
 
 impl Named {
     /// Whether it is still what was named: more of it may have become known, and another stack may have its index by now.
     fn is_of(&self, pid: Pid, sites: &Sites) -> bool {
-        let is_same = || self.sites.iter().map(Arc::as_ptr).eq(sites.iter().map(Arc::as_ptr));
-        self.pid == pid && (Arc::ptr_eq(&self.sites, sites) || is_same())
+        let is_same = |known: &Sites| known.iter().map(Arc::as_ptr).eq(sites.iter().map(Arc::as_ptr));
+        let known = self.sites.upgrade().filter(|_| self.pid == pid);
+        known.is_some_and(|known| Arc::ptr_eq(&known, sites) || is_same(&known))
     }
 }
 
@@ -156,7 +157,7 @@ impl Names {
                 }
             }
             frames.reverse();
-            named.insert(stack, Named { pid, sites: Arc::clone(sites), frames: frames.into_iter().collect() });
+            named.insert(stack, Named { pid, sites: Arc::downgrade(sites), frames: frames.into_iter().collect() });
         }
     }
 }

@@ -48,10 +48,11 @@ pub(super) fn look(pid: Pid, program: &FileKey, seen: &mut HashSet<Identity>, mu
         Ok(facts) => Identity::File { device: facts.device, inode: facts.inode },
         Err(_) => identity(program),
     };
-    if !seen.insert(identity) {
+    if seen.contains(&identity) {
         return;
     }
     let Some((executable, path, root)) = running(pid).or_else(|| ended(program)) else { return };
+    seen.insert(identity);
     tell(Arc::clone(&executable));
     let Some(root) = root else { return };
     let mut names: HashSet<String> = HashSet::new();
@@ -86,6 +87,9 @@ fn ended(program: &FileKey) -> Option<Executable> {
     let file =
         tried.inspect_err(|error| tracing::debug!(?program, "an ended program cannot be opened: {error}")).ok()?;
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    // Where the kernel has no name for it at hand it says `/`.
+    let path = PathBuf::from(path.to_str()?.trim_end_matches(" (deleted)"));
+    path.file_name()?;
     let root = Root::own().ok().map(Arc::new);
     let here =
         root.as_ref().and_then(|root| open(root, &path)).filter(|(module, _)| *module.identity() == identity(program));

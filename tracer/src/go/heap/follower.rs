@@ -35,6 +35,8 @@ const BUCKETS_PAUSE: Duration = Duration::from_millis(250);
 /// How many times as long as a look has taken the next one waits: what following may cost of a processor.
 const OBJECTS_REST: u32 = 3;
 const BUCKETS_REST: u32 = 50;
+/// Longest time between looks that is for the sake of other heaps.
+const LONGEST: Duration = Duration::from_secs(10);
 /// How long the end of a trace waits for spans that have not been swept yet.
 const LAST_LOOKS: Duration = Duration::from_millis(100);
 
@@ -154,7 +156,7 @@ impl Follower {
             Followed::Objects(_) => (OBJECTS_PAUSE, OBJECTS_REST),
             Followed::Buckets { .. } => (BUCKETS_PAUSE, BUCKETS_REST),
         };
-        pause.max((taken * rest).saturating_mul(heaps))
+        pause.max(taken * rest).max((taken * rest).saturating_mul(heaps).min(LONGEST))
     }
 
     /// Takes in sampled objects.
