@@ -259,8 +259,10 @@ impl Session {
         self.meter.has_ended(pid, is_new, ran);
         self.let_go(image);
         let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
-        let left = || self.attached.iter().filter(|attached| !attached.is_over()).count();
-        let left = if is_command { left() } else { 0 };
+        if !is_command {
+            return;
+        }
+        let left = self.attached.iter().filter(|attached| !attached.is_over()).count();
         if left > 0 && !std::mem::replace(&mut self.outlived, true) {
             tracing::warn!(
                 "the command has ended; {left} of the processes that it started go on, and the trace with them (Ctrl-C ends it)"

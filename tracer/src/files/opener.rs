@@ -425,7 +425,7 @@ fn find(wanted: &Wanted<'_>) -> io::Result<(OwnedFd, Facts)> {
 
 /// Copies the first `length` bytes of a file, or what there is of them.
 fn copy(path: &OwnedFd, length: u64, channel: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let file = File::open(PathBuf::from(format!("/proc/self/fd/{}", path.as_raw_fd())))?;
+    let file = File::open(reopen_path(path))?;
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let copy = File::from(rustix::fs::memfd_create(c"copy", flags)?);
     let mut buffer = vec![0; CHUNK];

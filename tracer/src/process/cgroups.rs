@@ -3,6 +3,8 @@
 
 use std::path::PathBuf;
 
+use super::mounts::{Mount, mounts};
+
 /// The cgroup of a process in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Membership {
@@ -98,29 +100,17 @@ impl Hierarchy {
 
 /// The hierarchies in the text of `/proc/self/mountinfo`.
 pub fn hierarchies(mountinfo: &str) -> Vec<Hierarchy> {
-    let line = |line: &str| {
-        // ID PARENT DEVICE ROOT MOUNT_POINT OPTIONS TAGS... - TYPE SOURCE OPTIONS (proc_pid_mountinfo(5))
-        let (mount, system) = line.split_once(" - ")?;
-        let mut mount = mount.split(' ').skip(3);
-        let (root, mounted_at) = (unescaped(mount.next()?), unescaped(mount.next()?).into());
-        let mut system = system.split(' ');
-        let controllers = match system.next()? {
+    let hierarchy = |mount: Mount<'_>| {
+        let controllers = match mount.kind {
             "cgroup2" => Vec::new(),
             "cgroup" => {
-                system.nth(1)?.split(',').filter(|name| !["rw", "ro"].contains(name)).map(str::to_owned).collect()
+                mount.options.split(',').filter(|name| !["rw", "ro"].contains(name)).map(str::to_owned).collect()
             }
             _ => return None,
         };
-        Some(Hierarchy { controllers, mounted_at, root })
+        Some(Hierarchy { controllers, mounted_at: mount.at.into(), root: mount.root })
     };
-    mountinfo.lines().filter_map(line).collect()
-}
-
-/// A path with the octal escapes of `/proc/PID/mountinfo` undone.
-fn unescaped(path: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .into_iter()
-        .fold(path.to_owned(), |path, (escape, character)| path.replace(escape, character))
+    mounts(mountinfo).filter_map(hierarchy).collect()
 }
 
 #[cfg(test)]

@@ -2,4 +2,5 @@
 
 pub mod cgroups;
 pub mod memory;
+pub mod mounts;
 pub mod status;

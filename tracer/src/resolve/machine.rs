@@ -11,6 +11,7 @@ use hashbrown::{HashMap, HashSet};
 
 use crate::{
     files::{module::Module, root::ProcessDirectory},
+    process::mounts::{Mount, mounts},
     space::maps,
 };
 
@@ -66,15 +67,9 @@ pub(super) fn look(mut tell: impl FnMut(Arc<Module>)) {
 }
 
 /// Devices of [`SILENT`] file systems that are mounted, by the text of a mountinfo (proc(5)).
-fn silent_devices(mounts: &str) -> HashSet<(u32, u32)> {
-    let device = |line: &str| {
-        let (before, after) = line.split_once(" - ")?;
-        let kind = after.split(' ').next()?;
-        SILENT.iter().find(|silent| kind.starts_with(**silent))?;
-        let (major, minor) = before.split(' ').nth(2)?.split_once(':')?;
-        Some((major.parse().ok()?, minor.parse().ok()?))
-    };
-    mounts.lines().filter_map(device).collect()
+fn silent_devices(mountinfo: &str) -> HashSet<(u32, u32)> {
+    let is_silent = |mount: &Mount<'_>| SILENT.iter().any(|silent| mount.kind.starts_with(*silent));
+    mounts(mountinfo).filter(is_silent).map(|mount| mount.device).collect()
 }
 
 /// The executable mappings of a process.

@@ -2,7 +2,6 @@
 //! the simplest way; what is missed is met later.
 
 use std::{
-    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,8 +15,10 @@ use crate::{
     files::{
         elf::{Bytes, Elf, needed::Needed},
         module::{Identity, Module},
+        opener::reopen_path,
         root::{self, ProcessDirectory, Root},
     },
+    space::maps,
 };
 
 /// Where loaders look for libraries (ld.so(8)), and where those of Debian are.
@@ -86,9 +87,10 @@ fn ended(program: &FileKey) -> Option<Executable> {
     let tried = bpf::open_by_key(program);
     let file =
         tried.inspect_err(|error| tracing::debug!(?program, "an ended program cannot be opened: {error}")).ok()?;
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
+    let path = std::fs::read_link(reopen_path(&file)).ok()?;
     // Where the kernel has no name for it at hand it says `/`.
-    let path = PathBuf::from(path.to_str()?.trim_end_matches(" (deleted)"));
+    let path = path.to_str()?;
+    let path = PathBuf::from(path.strip_suffix(maps::DELETED).unwrap_or(path));
     path.file_name()?;
     let root = Root::own().ok().map(Arc::new);
     let here =

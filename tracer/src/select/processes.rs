@@ -7,6 +7,7 @@ use crate::{
     files::root::ProcessDirectory,
     process::{cgroups, status},
     profile::{Container, Place},
+    space::maps,
 };
 
 /// Longest text that is taken of one file of /proc, bytes.
@@ -85,7 +86,7 @@ fn place(text: &str) -> Place {
 
 /// The path in the text of a link to an executable, which the kernel marks when the file has been removed or replaced.
 fn path(link: &str) -> String {
-    link.strip_suffix(" (deleted)").unwrap_or(link).to_owned()
+    link.strip_suffix(maps::DELETED).unwrap_or(link).to_owned()
 }
 
 /// The second number of `Uid: REAL EFFECTIVE SAVED FILE_SYSTEM` in the text of `/proc/PID/status`.

@@ -12,7 +12,7 @@ pub const MAX_MAPPINGS: usize = 1 << 20;
 const MAX_LINE: u64 = 4 * 4096 + 256;
 
 /// What the kernel appends to the path of a file that has no name any more.
-const DELETED: &str = " (deleted)";
+pub const DELETED: &str = " (deleted)";
 
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]
