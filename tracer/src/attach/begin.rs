@@ -29,7 +29,7 @@ use crate::{
 
 impl Attached {
     /// Attaches to a running process. Recording begins when the collector is told. `go`: it has another heap than that of an
-    /// allocator, and may have no allocator at all.
+    /// allocator, and may have no allocator at all. `mapped` is told what the process has mapped, before that is searched.
     ///
     /// # Errors
     /// No allocator, no right, or the process has ended.
@@ -40,8 +40,9 @@ impl Attached {
         status: Status,
         go: bool,
         returns: Returns,
+        mapped: impl Fn(&AddressSpace),
     ) -> Result<Self> {
-        let Look { space, found, is_being_loaded } = look(pid).map_err(|error| explain(pid, &status, error))?;
+        let Look { space, found, is_being_loaded } = look(pid, mapped).map_err(|error| explain(pid, &status, error))?;
         if is_being_loaded {
             let target = describe(pid, &status, &space);
             let mut attached = Self::new(image, target, Life::recorded(pid), None, returns);
@@ -163,10 +164,11 @@ struct Look {
 }
 
 /// The mappings of a process, and the allocators in them; a little later if its loader is still at work.
-fn look(pid: Pid) -> Result<Look> {
+fn look(pid: Pid, mapped: impl Fn(&AddressSpace)) -> Result<Look> {
     let deadline = Instant::now() + LOADING;
     loop {
         let space = mappings(pid)?;
+        mapped(&space);
         let found = find(pid, &space, Phase::Running)?;
         let is_being_loaded = found.is_none() && is_being_loaded(pid, &space);
         if !is_being_loaded || Instant::now() >= deadline {

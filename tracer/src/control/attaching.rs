@@ -11,6 +11,7 @@ use crate::{
     config::{GoHeapChoice, Subject},
     event::Pid,
     process::status,
+    space::address_space::AddressSpace,
 };
 
 /// Most processes whose ends are waited for with a descriptor each. Of more, the records tell, and where those were lost the look at their
@@ -29,7 +30,9 @@ impl Session {
         let go = self.attach_go(pid, image, false);
         let found = matches!(go, Ok(true));
         let returns = self.returns();
-        let attached = match (Attached::attach(&mut self.probes, pid, image, status, found, returns), go) {
+        // Tables are made while allocators are looked for.
+        let mapped = |space: &AddressSpace| self.resolvers.follow(space, || {});
+        let attached = match (Attached::attach(&mut self.probes, pid, image, status, found, returns, mapped), go) {
             (Ok(attached), Err(problem)) if self.config.go_heap == GoHeapChoice::Auto => {
                 let unseen = format!("the Go heap of process {pid} is not seen, only what is in C: {problem:#}");
                 self.unseen_heaps.push(unseen);
@@ -62,7 +65,7 @@ impl Session {
         let space = attached.address_space()?;
         let (image, flags) = (attached.image(), self.flags(attached));
         let (told, is_known) = mpsc::channel();
-        self.resolvers.follow(space, move || {
+        self.resolvers.follow(&space, move || {
             // Nobody waits any more: the trace is over.
             let _ = told.send(());
         });

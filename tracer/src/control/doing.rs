@@ -131,7 +131,7 @@ impl Session {
             self.attach_go_of_running(pid, image);
         }
         let requests = self.requests.clone();
-        self.resolvers.follow(*space, move || {
+        self.resolvers.follow(&space, move || {
             // The collector's end shows elsewhere.
             let _ = requests.send(Request::Enable { pid, image, flags });
         });

@@ -6,6 +6,7 @@
 //! profile on, which writes to the process, is done only when it is asked for, and undone at the end.
 
 mod follower;
+mod own_stacks;
 mod pool;
 
 use std::{

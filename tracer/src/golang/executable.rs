@@ -17,6 +17,7 @@ use super::{
     dwarf,
     layout::{self, Layout, Mention},
     pclntab::{Function, HEADERS, Pclntab},
+    shared,
 };
 use crate::files::elf::{Bytes, Elf, Segment};
 
@@ -108,12 +109,12 @@ impl Executable {
             return Err(Unreadable::OtherProcessor);
         }
         let (tables, tables_at) = tables(&file, &elf, &segments).ok_or(Unreadable::NoTables)?;
-        let known = version.minor.and_then(|minor| layout::table().remove(&minor));
-        let (layout, layout_source) = layout_of(&file, &elf, &segments, known.as_ref())
+        let known = version.minor.and_then(|minor| layout::table().get(&minor));
+        let (layout, layout_source) = layout_of(&file, &elf, &segments, known)
             .map_err(|missing| Unreadable::NoLayout { version: version.to_string(), missing })?;
         let symbols = VARIABLES.into_iter().zip(elf.symbols(VARIABLES));
         let variables = symbols.filter_map(|(name, symbol)| Some((name.to_owned(), symbol?.0))).collect();
-        let mentions = known.map(|known| known.mentions).unwrap_or_default();
+        let mentions = known.map(|known| known.mentions.clone()).unwrap_or_default();
         let (build_id, entry) = (elf.build_id_text(), elf.entry());
         let inode = file.metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()));
         Ok(Self {
@@ -200,7 +201,7 @@ fn build_info(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> BuildInfo {
 /// pclntab, and the address that it was linked for.
 fn tables(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Pclntab, u64)> {
     let whole = |place: Segment| {
-        let bytes = read(file, place.offset, place.size.min(MAX_TABLES))?;
+        let bytes = shared::read(file, &place, MAX_TABLES)?;
         Some((Pclntab::parse(bytes)?, place.address))
     };
     let sections = TABLES.iter().filter_map(|name| elf.section_place(name));

@@ -4,7 +4,7 @@
 //! `layouts.json` holds this per minor version, as [`Description`]s: what [`describe`](super::describe) says of a program
 //! that a toolchain of that version built. `cargo xtask go-layouts` writes it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -108,9 +108,12 @@ pub struct Mention {
 }
 
 /// The table: what is known of each minor version of Go, by its number.
-pub(super) fn table() -> BTreeMap<u32, Description> {
-    // A test sees to it that it can be read.
-    serde_json::from_str(TABLE).unwrap_or_default()
+pub(super) fn table() -> &'static BTreeMap<u32, Description> {
+    static READ: LazyLock<BTreeMap<u32, Description>> = LazyLock::new(|| {
+        // A test sees to it that it can be read.
+        serde_json::from_str(TABLE).unwrap_or_default()
+    });
+    &READ
 }
 
 /// Where the runtime of a minor version of Go keeps what, if that is known.

@@ -17,6 +17,7 @@ mod layout;
 mod mentions;
 mod pclntab;
 mod runtime;
+mod shared;
 mod stack;
 mod symbols;
 mod unreadable;

@@ -7,7 +7,10 @@
 
 use std::{
     borrow::Cow,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use super::{
@@ -45,7 +48,7 @@ const MAX_STEPS: u64 = 1 << 31;
 
 /// The tables of one executable.
 pub struct Pclntab {
-    bytes: Vec<u8>,
+    bytes: Arc<[u8]>,
     functions: usize,
     names: usize,
     units: usize,
@@ -86,7 +89,8 @@ pub struct LogicalFrame {
 
 impl Pclntab {
     /// Takes the tables. `None` when they make no sense.
-    pub fn parse(bytes: Vec<u8>) -> Option<Self> {
+    pub fn parse(bytes: impl Into<Arc<[u8]>>) -> Option<Self> {
+        let bytes = bytes.into();
         let magic = u32_at(&bytes, 0)?;
         if !HEADERS.iter().any(|header| bytes.starts_with(header)) {
             return None;

@@ -1,14 +1,19 @@
 //! What the desk hears of.
 
+use std::{ops::Range, sync::Arc};
+
 use tracer_ebpf::unwind::FileKey;
 
 use super::{reader::Reading, rests::Rest, worker::Done};
 use crate::{
     event::{Image, Pid, UnknownFile},
+    files::module::Module,
     heap::StackIndex,
-    space::address_space::AddressSpace,
     trails::Site,
 };
+
+/// A mapping of a file: addresses, and the file.
+pub(super) type Mapped = (Range<u64>, Arc<Module>);
 
 /// What is to be done when files are known.
 pub(super) type Then = Box<dyn FnOnce() + Send>;
@@ -30,7 +35,8 @@ pub(super) enum Input {
 
 /// What is asked.
 pub(super) enum Ask {
-    Follow(Box<AddressSpace>, Then),
+    /// What a process has mapped is to be known.
+    Follow(Pid, Vec<Mapped>, Then),
     Began {
         image: Image,
         pid: Pid,

@@ -3,7 +3,6 @@
 mod completing;
 
 use std::{
-    ops::Range,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -11,7 +10,7 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    ask::{Ask, Input, Then},
+    ask::{Ask, Input, Mapped, Then},
     next::next_job,
     processes::{PAUSE, PERIOD, Processes},
     queue::Queue,
@@ -35,9 +34,6 @@ const MAX_KNOWN: usize = 1024;
 /// What nobody has met for so long is not in use, and how often that is looked for.
 const IDLE: Duration = Duration::from_secs(2);
 const RELIEF: Duration = Duration::from_secs(5);
-
-/// Where a file is mapped, and which.
-type Mapped = (Range<u64>, Arc<Module>);
 
 /// What is known of files, and the order of work.
 pub(super) struct Desk {
@@ -153,15 +149,13 @@ impl Desk {
 
     fn obey(&mut self, ask: Ask) {
         match ask {
-            Ask::Follow(space, then) => {
-                let code = space.code().filter_map(|(mapping, module)| Some((mapping.start..mapping.end, module?)));
-                let code: Vec<Mapped> = code.map(|(range, module)| (range, Arc::clone(module))).collect();
+            Ask::Follow(pid, code, then) => {
                 let left = code.iter().filter_map(|(_, module)| self.want(Arc::clone(module))).collect();
                 self.follows.push((left, then));
                 // They cannot be asked for a number, and may not answer any more when they are met.
                 let copies: Vec<Mapped> = code.into_iter().filter(|(_, module)| module.original().is_some()).collect();
                 if !copies.is_empty() {
-                    self.copies.insert(space.pid(), copies);
+                    self.copies.insert(pid, copies);
                 }
             }
             Ask::Began { image, pid, program } => {

@@ -15,7 +15,11 @@ mod resolved;
 mod rests;
 mod worker;
 
-use std::{io, sync::mpsc, thread};
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+};
 
 use tracer_ebpf::unwind::FileKey;
 
@@ -91,8 +95,9 @@ impl Resolvers {
 
     /// Makes all files known that a process has mapped by now, `space`, so that its stacks are complete from the first on; then
     /// calls `then`. What lies on a file system that may not answer becomes known when it is met.
-    pub fn follow(&self, space: AddressSpace, then: impl FnOnce() + Send + 'static) {
-        self.ask(Ask::Follow(Box::new(space), Box::new(then)));
+    pub fn follow(&self, space: &AddressSpace, then: impl FnOnce() + Send + 'static) {
+        let code = space.code().filter_map(|(mapping, module)| Some((mapping.start..mapping.end, Arc::clone(module?))));
+        self.ask(Ask::Follow(space.pid(), code.collect(), Box::new(then)));
     }
 
     /// An image has begun. `program`: by an exec, so that its files may never have been met; what the kernel knows that file by, all 0

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::super::process::reader;
+use super::{super::process::reader, own_stacks::OwnStacks};
 use crate::{
     clock::monotonic,
     event::Pid,
@@ -86,7 +86,7 @@ pub struct HeapSnapshot {
 
 /// What is followed.
 enum Followed {
-    Objects(Box<Objects>),
+    Objects(Box<Objects>, OwnStacks),
     Buckets { buckets: Buckets, rate: u64 },
 }
 
@@ -120,7 +120,7 @@ impl Follower {
     /// Follows the heap of process `pid` in this way; `mean`: bytes between samples. Growth is that of what is `wanted`.
     pub(super) fn new(runtime: Arc<Runtime>, pid: Pid, way: Way, mean: u64, wanted: Wanted) -> Self {
         let followed = match way {
-            Way::Sampled => Followed::Objects(Box::new(Objects::new(mean))),
+            Way::Sampled => Followed::Objects(Box::new(Objects::new(mean)), OwnStacks::default()),
             Way::Buckets(rate) => Followed::Buckets { buckets: Buckets::default(), rate },
         };
         let began = monotonic();
@@ -153,7 +153,7 @@ impl Follower {
         let taken = begin.elapsed();
         self.note_collection();
         let (pause, rest) = match self.followed {
-            Followed::Objects(_) => (OBJECTS_PAUSE, OBJECTS_REST),
+            Followed::Objects(..) => (OBJECTS_PAUSE, OBJECTS_REST),
             Followed::Buckets { .. } => (BUCKETS_PAUSE, BUCKETS_REST),
         };
         pause.max(taken * rest).max((taken * rest).saturating_mul(heaps).min(LONGEST))
@@ -161,8 +161,8 @@ impl Follower {
 
     /// Takes in sampled objects.
     pub(super) fn add(&mut self, samples: Vec<Sample>) {
-        if let Followed::Objects(objects) = &mut self.followed {
-            samples.into_iter().for_each(|sample| objects.add(sample));
+        if let Followed::Objects(objects, stacks) = &mut self.followed {
+            samples.into_iter().for_each(|sample| objects.add(Sample { stack: stacks.own(sample.stack), ..sample }));
         }
     }
 
@@ -193,7 +193,7 @@ impl Follower {
             self.collections = Some((self.collections.map_or(now, |(first, _)| first), now));
         }
         let looked = match &mut self.followed {
-            Followed::Objects(objects) => objects.look(&self.runtime, &memory).map(drop),
+            Followed::Objects(objects, _) => objects.look(&self.runtime, &memory).map(drop),
             Followed::Buckets { buckets, .. } => buckets.refresh(&self.runtime, &memory),
         };
         match looked {
@@ -207,7 +207,7 @@ impl Follower {
     fn look_again(&mut self, last: bool) {
         let begin = Instant::now();
         self.look();
-        while let Followed::Objects(objects) = &self.followed
+        while let Followed::Objects(objects, _) = &self.followed
             && last
             && objects.is_undecided()
             && begin.elapsed() < LAST_LOOKS
@@ -222,8 +222,8 @@ impl Follower {
     fn note_collection(&mut self) {
         let now = monotonic();
         let collections = match &self.followed {
-            Followed::Objects(objects) if objects.is_undecided() => return,
-            Followed::Objects(objects) => objects.cycles(),
+            Followed::Objects(objects, _) if objects.is_undecided() => return,
+            Followed::Objects(objects, _) => objects.cycles(),
             // What has come since is not in the profile before the next one.
             Followed::Buckets { .. } => self.collections.map_or(self.noted + 1, |(_, last)| last),
         };
@@ -238,7 +238,7 @@ impl Follower {
     fn note(&mut self, now: u64) {
         let Wanted { min_age, sizes } = self.wanted;
         let held = match &self.followed {
-            Followed::Objects(objects) => objects.survivors(now.saturating_sub(min_age), sizes),
+            Followed::Objects(objects, _) => objects.survivors(now.saturating_sub(min_age), sizes),
             Followed::Buckets { buckets, rate } => buckets.iter().map(|bucket| bucket.estimate(*rate)[1].1).collect(),
         };
         self.history.look(now, held.into_iter(), std::iter::empty());
@@ -251,28 +251,28 @@ impl Follower {
         let times = self.history.times();
         let since = self.began.saturating_add(self.wanted.min_age);
         let mean = match &self.followed {
-            Followed::Objects(objects) => objects.mean(),
+            Followed::Objects(objects, _) => objects.mean(),
             Followed::Buckets { rate, .. } => *rate,
         };
         let held = |stack, samples: u64, bytes: u64| {
             self.history.series(stack, &times, since).map(|series| series.of_samples(samples, bytes, mean))
         };
         match &self.followed {
-            Followed::Objects(objects) => {
+            Followed::Objects(objects, own) => {
                 let age = u64::try_from(min_age.as_nanos()).unwrap_or(u64::MAX);
                 let until = now.saturating_sub(age);
                 let of_all_ages = if age > 0 { objects.usage(now, sizes) } else { Vec::new() };
                 let of_all_ages: HashMap<u32, u64> =
                     of_all_ages.into_iter().map(|usage| (usage.stack, usage.values.outstanding_bytes)).collect();
-                let stacks = objects.usage(until, sizes).into_iter().map(|usage| {
+                let stacks = objects.usage(until, sizes).into_iter().filter_map(|usage| {
                     let bytes = usage.values.outstanding_bytes;
                     let young = of_all_ages.get(&usage.stack).map_or(0, |all| all.saturating_sub(bytes));
-                    HeapUsage {
-                        stack: HeapStack::Sampled(usage.stack),
+                    Some(HeapUsage {
+                        stack: HeapStack::Sampled(own.of_trace(usage.stack)?),
                         values: usage.values,
                         oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
                         held: held(usage.stack as usize, usage.samples, bytes).map(|held| held.aged(young, age)),
-                    }
+                    })
                 });
                 let sampling = objects.sampling(until, sizes);
                 let collections = Collections { seen, collected: sampling.cycles > 0 || objects.is_empty() };

@@ -87,7 +87,7 @@ pub struct Objects {
     mean: f64,
     /// By address.
     alive: HashMap<u64, Tracked>,
-    /// By stack.
+    /// By stack: their numbers are to be small.
     allocated: Vec<Allocated>,
     /// Addresses of objects of which the last look could not tell.
     undecided: Vec<u64>,

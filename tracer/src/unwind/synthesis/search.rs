@@ -1,5 +1,7 @@
 //! Which functions there are: first those that are certain, then what may be some.
 
+use std::ops::Range;
+
 use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::unwind::{fp, kind, rule};
 
@@ -187,11 +189,12 @@ impl<'a, 'p> Search<'a, 'p> {
     /// Looks at code that pointers lead to, or what may be calls.
     fn try_pointers(&mut self) {
         let mut starts = Vec::new();
-        for (address, length, first) in self.program.text.ranges() {
-            for at in 0..length {
-                if self.program.text.marks(first + at) & (mark::POINTED | mark::CALLED) != 0 {
-                    starts.push(address + at as u64);
-                }
+        let text = &self.program.text;
+        for (address, length, first) in text.ranges() {
+            let mut from = first;
+            while let Some(at) = text.next(from..first + length, mark::POINTED | mark::CALLED) {
+                starts.push(address + (at - first) as u64);
+                from = at + 1;
             }
         }
         for start in starts {
@@ -204,12 +207,10 @@ impl<'a, 'p> Search<'a, 'p> {
         let ranges: Vec<(u64, usize, usize)> = self.program.text.ranges().collect();
         for (address, length, first) in ranges {
             let mut at = 0;
-            while at < length && !self.program.budget.is_spent() {
-                let begins = self.claims[first + at] == FREE && (at == 0 || self.claims[first + at - 1] != FREE);
-                if !begins {
-                    at += 1;
-                    continue;
-                }
+            while let Some(free) = self.next_free(first + at..first + length)
+                && !self.program.budget.is_spent()
+            {
+                at = free - first;
                 let mut start = address + at as u64;
                 while self.is_free(start)
                     && let Some((Flow::Nothing | Flow::Trap, size)) = self.program.text.flow(start)
@@ -220,9 +221,19 @@ impl<'a, 'p> Search<'a, 'p> {
                 if self.is_free(start) && (start.is_multiple_of(16) || self.is_mark(start)) {
                     self.try_start(start);
                 }
+                // What is free on from there was looked at.
                 at = ((start - address) as usize).max(at + 1);
+                let taken = |claims: &[u16]| claims.iter().position(|claim| *claim != FREE);
+                at +=
+                    self.claims.get(first + at - 1..first + length).and_then(taken).unwrap_or(length).saturating_sub(1);
             }
         }
+    }
+
+    /// The first of these bytes that nothing was said of.
+    fn next_free(&self, among: Range<usize>) -> Option<usize> {
+        let found = self.claims.get(among.clone())?.iter().position(|claim| *claim == FREE)?;
+        Some(among.start + found)
     }
 
     /// Whether `endbr64` is there.
