@@ -1,7 +1,9 @@
 //! Selections on real processes: who is traced, and what is told of those that cannot be.
 
 use std::{
+    fs,
     io::Write as _,
+    os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
     path::PathBuf,
     process::{Command, Stdio},
     thread,
@@ -94,8 +96,16 @@ fn cgroups_and_containers() {
         let (pids, _) = traced(tracer, &mut [&mut inside, &mut outside]);
         assert_eq!(pids, sorted(&[&inside]), "{options:?}");
     }
+    // What was there before, and comes to fit.
+    let tracer = Run::bare().with_json().args(["--cgroup", &path]).start();
+    fs::write(cgroup.path().join("cgroup.procs"), outside.target.pid().to_string()).unwrap();
+    thread::sleep(Duration::from_secs(6) * slowness());
+    let (pids, report) = traced_with(tracer, &mut [&mut inside, &mut outside], 3);
+    assert_eq!(pids, sorted(&[&inside, &outside]));
+    report.assert_gap("unseen_spans", 1);
     // The cgroup must be empty to be removed.
     inside.target.finish();
+    outside.target.finish();
     drop(cgroup);
 }
 
@@ -144,6 +154,52 @@ fn what_begins_later_and_fits_is_traced() {
             _ => report.assert_gap("unseen_spans", 1),
         }
     }
+}
+
+/// A program that becomes another one at once (`env`, the shell's `exec`) may do so before anybody has looked at it.
+#[test]
+fn what_becomes_another_program_at_once_is_traced_as_that() {
+    require_root();
+    let folder = scratch();
+    let mut first = start(&folder, "at-once");
+    let brief = folder.path().join("at-once-too");
+    copy_program(&compiled("brief"), &brief);
+    let tracer = Run::bare().with_json().args(["--comm", "at-once*", "--scope", "file"]).start();
+    const TIMES: u64 = 60;
+    for _ in 0..TIMES {
+        Command::new("env").arg(&brief).output().unwrap();
+    }
+    let (pids, report) = traced(tracer, &mut [&mut first]);
+    let stacks = report.stacks.iter().filter(|stack| stack.pid != first.target.pid());
+    let allocated: u64 =
+        stacks.filter(|stack| stack.allocated.bytes % 4242 == 0).map(|stack| stack.allocated.bytes).sum();
+    assert_eq!((pids.len() as u64, allocated), (TIMES + 1, TIMES * 4242));
+}
+
+/// What is over before anybody could look at it is known by what the kernel told of it as it began.
+#[test]
+fn brief_programs_of_a_user_are_all_there() {
+    require_root();
+    const NOBODY: u32 = 65_534;
+    const TIMES: u64 = 60;
+    let folder = scratch();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let brief = folder.path().join("nobodys");
+    copy_program(&compiled("brief"), &brief);
+    let mut first = Command::new("sleep").arg("1000").uid(NOBODY).spawn().unwrap();
+    let user = NOBODY.to_string();
+    let tracer = Run::bare().with_json().args(["--user", &*user, "--scope", "file"]).start();
+    for nth in 0..2 * TIMES {
+        // And as many of another one.
+        Command::new(&brief).uid(if nth % 2 == 0 { NOBODY } else { 0 }).status().unwrap();
+    }
+    let report = tracer.stop().report(0);
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let allocated: u64 =
+        report.stacks.iter().map(|stack| stack.allocated.bytes).filter(|bytes| bytes % 4242 == 0).sum();
+    let processes = report.json["processes"].as_array().unwrap();
+    assert_eq!((processes.len() as u64, allocated), (TIMES + 1, TIMES * 4242));
 }
 
 /// Also what a traced process starts.

@@ -45,7 +45,7 @@ impl Copies {
         let mut space = AddressSpace::new(pid);
         space.refresh().unwrap();
         let (told, is_known) = std::sync::mpsc::channel();
-        resolvers.follow(space, move || told.send(()).unwrap());
+        resolvers.follow(&space, move || told.send(()).unwrap());
         is_known.recv().unwrap();
         events.enable(pid, Target::default()).unwrap();
         let allocators = attach::allocators(pid).unwrap().expect("it has an allocator");

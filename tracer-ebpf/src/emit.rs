@@ -18,7 +18,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use tracer_ebpf::{
-    Address, Began, Block, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Moment, Part, Remapping, Target,
+    Address, Began, Block, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Moment, Part, Remapping, Target, Whose,
     golang::Sample,
     unwind::{FileKey, UnknownFile},
 };
@@ -203,26 +203,26 @@ pub(crate) fn part_of_a_block(header: Header, target: &Target, addr: u64, size: 
     }
 }
 
-/// Keeps the address of a free that could not be sent.
+/// Keeps the address of a free that could not be sent. It is there before it is counted: user space looks for it when the count has changed.
 #[inline(always)]
 pub(crate) fn lost_free(target: &Target, addr: u64) {
-    count_loss!(frees, 1);
     let time = now();
     let key = BlockKey { addr, image: target.image, reserved: 0 };
     if LOST_FREES.insert(key, time, u64::from(BPF_ANY)).is_err() {
         lost_without_trace(time);
     }
+    count_loss!(frees, 1);
 }
 
 /// Frees were lost, and not even their addresses are known.
 #[inline(always)]
 fn lost_without_trace(time: u64) {
-    count_loss!(frees_unrecorded, 1);
     if let Some(loss) = loss() {
         // SAFETY: the pointer comes from a map lookup. Two CPUs may race; their times differ by less than the
         // resolution with which user space keeps the age of a block.
         unsafe { core::ptr::write_volatile(&raw mut (*loss).frees_unrecorded_time, time) };
     }
+    count_loss!(frees_unrecorded, 1);
 }
 
 /// All blocks of some heap are about to end.
@@ -292,9 +292,9 @@ pub(crate) enum Told {
 /// The beginning of the image of process `pid`, which came from `parent`. The reader is woken: until it has looked at a new program,
 /// that may go unseen.
 #[inline(always)]
-pub(crate) fn began(header: Header, pid: u32, parent: u32, program: FileKey) -> Told {
+pub(crate) fn began(header: Header, pid: u32, parent: u32, program: FileKey, whose: Whose) -> Told {
     let comm = bpf_get_current_comm().unwrap_or([0; 16]);
-    let began = Began { header, time: now(), pid, parent, comm, program };
+    let began = Began { header, time: now(), pid, parent, comm, program, whose };
     if output((&raw const began).cast(), size_of::<Began>() as u64, BPF_RB_FORCE_WAKEUP) {
         return Told::Sent;
     }

@@ -212,6 +212,22 @@ pub struct Began {
     pub comm: [u8; 16],
     /// The program's file; all 0 when it is that of the process that forked, or cannot be told.
     pub program: unwind::FileKey,
+    /// Whose it is.
+    pub whose: Whose,
+}
+
+/// Whose a process is that has become a program, as it was then: it may be over before anybody can look.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Whose {
+    /// Its cgroup of version 2, and that of the memory controller, of either version, by the numbers of their folders; 0: not known.
+    pub cgroup: u64,
+    /// As above.
+    pub of_memory: u64,
+    /// Its effective user.
+    pub user: u32,
+    /// Whether the user is known.
+    pub is_user_known: u32,
 }
 
 /// Start of a stack record; `frames` places of 8 bytes follow ([`unwind::place`]), leaf (direct caller of the allocator)
@@ -394,6 +410,20 @@ pub struct TaskFields {
     pub ran: u32,
     /// In `signal_struct`: how long those threads of the process have run that have ended, nanoseconds.
     pub others_ran: u32,
+    /// In `task_struct`: the pointer to its `cred`; 0 when that is not known, or the next.
+    pub cred: u32,
+    /// In `cred`: the effective user.
+    pub user: u32,
+    /// In `task_struct`: the pointer to its `css_set`; 0 when that is not known, or one of the next.
+    pub cgroups: u32,
+    /// In `css_set`: the pointer to the `cgroup_subsys_state` of the memory controller.
+    pub of_memory: u32,
+    /// In `cgroup_subsys_state`: the pointer to its `cgroup`.
+    pub cgroup: u32,
+    /// In `cgroup`: the pointer to its `kernfs_node`.
+    pub node: u32,
+    /// In `kernfs_node`: its number.
+    pub node_number: u32,
 }
 
 /// Entries of the map SPACING: exponentially distributed distances between samples, in order.
@@ -449,7 +479,7 @@ const _: () = {
     assert!(size_of::<Block>() == 40); // 48 bytes with the ring buffer's own header
     assert!(size_of::<Moment>() == 16);
     assert!(size_of::<Remapping>() == 64);
-    assert!(size_of::<Began>() == 56);
+    assert!(size_of::<Began>() == 80);
     assert!(size_of::<StackHead>() == 24);
     assert!(size_of::<StackRest>() == 72);
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
@@ -457,7 +487,7 @@ const _: () = {
     assert!(size_of::<Target>() == 8);
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
-    assert!(size_of::<TaskFields>() == 28);
+    assert!(size_of::<TaskFields>() == 56);
     assert!(size_of::<BlockKey>() == 16);
     assert!(size_of::<Loss>() == 104);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header

@@ -2,14 +2,18 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_MMAPABLE},
-    helpers::{bpf_get_current_pid_tgid, bpf_send_signal, generated::bpf_get_current_task},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_send_signal,
+        generated::{bpf_get_current_cgroup_id, bpf_get_current_task},
+    },
     macros::map,
     maps::{Array, HashMap},
     programs::RawTracePointContext,
 };
 use aya_log_ebpf::debug;
 use tracer_ebpf::{
-    ExecStops, Header, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, TaskFields, kind, origin, target, unwind::FileKey,
+    ExecStops, Header, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, TaskFields, Whose, kind, origin, target,
+    unwind::FileKey,
 };
 
 use crate::{
@@ -51,7 +55,22 @@ static EXEC_STOPS: Array<ExecStops> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 
 /// Set by user space before loading.
 #[unsafe(no_mangle)]
-static TASK_FIELDS: TaskFields = TaskFields { signal: 0, live: 0, exit_code: 0, mm: 0, tgid: 0, ran: 0, others_ran: 0 };
+static TASK_FIELDS: TaskFields = TaskFields {
+    signal: 0,
+    live: 0,
+    exit_code: 0,
+    mm: 0,
+    tgid: 0,
+    ran: 0,
+    others_ran: 0,
+    cred: 0,
+    user: 0,
+    cgroups: 0,
+    of_memory: 0,
+    cgroup: 0,
+    node: 0,
+    node_number: 0,
+};
 
 /// The present value of a count of changes. What it is a count of is to be read after it.
 #[inline(always)]
@@ -172,7 +191,8 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     } else {
         origin::EXEC
     };
-    let told = emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image, mappings::program());
+    let told =
+        emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image, mappings::program(), whose());
     if told == Told::Lost {
         forget_pause(&now);
         let _ = TARGETS.remove(tgid);
@@ -210,12 +230,31 @@ fn newcomer(pid_tgid: u64) {
         return;
     }
     thread::forget(pid_tgid);
-    if emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0, mappings::program())
+    if emit::began(Header::new(kind::BEGAN, image, origin::NEWCOMER, pid_tgid), tgid, 0, mappings::program(), whose())
         == Told::Lost
     {
         forget_pause(&new);
         let _ = TARGETS.remove(tgid);
     }
+}
+
+/// Whose the current process is.
+#[inline(always)]
+fn whose() -> Whose {
+    // SAFETY: a read of a global that user space wrote before loading.
+    let at = unsafe { core::ptr::read_volatile(&raw const TASK_FIELDS) };
+    // SAFETY: no arguments.
+    let (task, cgroup) = unsafe { (bpf_get_current_task(), bpf_get_current_cgroup_id()) };
+    let mut whose = Whose { cgroup, ..Whose::default() };
+    let follow = |from: u64, to: u32| kernel_word(from.wrapping_add(u64::from(to)));
+    if at.cred != 0 {
+        (whose.user, whose.is_user_known) = (follow(follow(task, at.cred), at.user) as u32, 1);
+    }
+    if at.cgroups != 0 {
+        let cgroup = follow(follow(follow(task, at.cgroups), at.of_memory), at.cgroup);
+        whose.of_memory = follow(follow(cgroup, at.node), at.node_number);
+    }
+    whose
 }
 
 /// The current process starts another one, or a thread.
@@ -256,8 +295,13 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
         return;
     }
     let id = u64::from(child_tgid) << 32 | u64::from(child_tgid);
-    if emit::began(Header::new(kind::BEGAN, new.image, origin::FORK, id), child_tgid, parent.image, FileKey::default())
-        == Told::Lost
+    if emit::began(
+        Header::new(kind::BEGAN, new.image, origin::FORK, id),
+        child_tgid,
+        parent.image,
+        FileKey::default(),
+        Whose::default(),
+    ) == Told::Lost
     {
         forget_pause(&new);
         let _ = TARGETS.remove(child_tgid);

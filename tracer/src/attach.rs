@@ -217,7 +217,7 @@ impl Attached {
     pub fn target(&self) -> Process {
         let mut target = self.target.clone();
         target.image = self.image.0;
-        target.quality.unseen_spans = self.life.unseen_spans() + u64::from(self.life.late().is_some());
+        target.quality.unseen_spans = self.life.unseen_spans() + u64::from(self.life.late(monotonic()).is_some());
         target.ended = self.life.ended().map(|after| End { after, signal: self.killed_by });
         if self.allocators.is_some() {
             target.heaps = vec![SeenHeap { heap: Heap::Native, mode: Mode::Exact, sampling: None }];

@@ -33,7 +33,7 @@ use crate::{
     bpf::{Events, LostBeginnings},
     clock::monotonic,
     event::{self, Image, Pid},
-    heap::{Heap, History, MAX_STACKS},
+    heap::{Counters, Heap, History, MAX_STACKS},
     mapped::Mapped,
     memory::{self, Memory},
     priority,
@@ -100,6 +100,8 @@ pub struct Collector {
     /// Images that are to be told as one, and how many of those should have been heard of and were not.
     merging: Vec<Merging>,
     unheard: u64,
+    /// Events of images that were dropped though they may have been wanted.
+    undecided_events: u64,
     places: Places,
     /// What stacks are unwound by.
     unwind_tables: Vec<UnwindTable>,
@@ -110,6 +112,8 @@ pub struct Collector {
     settled: u64,
     loss: Loss,
     unknown_records: u64,
+    /// When recording ended, nanoseconds of CLOCK_MONOTONIC.
+    stopped: Option<u64>,
     /// By image, and the number of the runtime in it.
     go: HashMap<(Image, u8), GoHeap>,
     requests: Requested,
@@ -146,6 +150,7 @@ impl Collector {
             late: (0, Duration::ZERO),
             merging: Vec::new(),
             unheard: 0,
+            undecided_events: 0,
             places: Places::new(resolvers),
             unwind_tables: Vec::new(),
             asked: Vec::new(),
@@ -153,6 +158,7 @@ impl Collector {
             settled: 0,
             loss: Loss::default(),
             unknown_records: 0,
+            stopped: None,
             go: HashMap::new(),
             requests,
             notify,
@@ -167,7 +173,6 @@ impl Collector {
                 self.events.wait(self.requests.bell(), PATIENCE);
                 self.requests.heard();
             }
-            self.account_for_loss();
             self.let_go();
             self.merge();
             self.recycle_stacks();
@@ -203,8 +208,12 @@ impl Collector {
                 self.go.insert((image, number), GoHeap::new(samples));
             }
             Request::Resume(image) => self.resume(image),
+            Request::Stop { reply } => {
+                self.stop();
+                let _ = reply.send(());
+            }
             Request::Keep(image) => self.images.keep(image),
-            Request::Drop(image) => self.drop_image(image),
+            Request::Drop { image, in_doubt } => self.drop_image(image, in_doubt),
             Request::Merge(merging) => self.merging.extend(merging),
             Request::Unseen(image, until) => self.heap.frees_of_lost_without_trace(image, until),
             Request::Away => self.heap.frees_are_unseen(),
@@ -252,7 +261,6 @@ impl Collector {
         if !due.is_empty() {
             // Whoever asked knows already who is told as one.
             self.let_go();
-            self.account_for_loss();
             self.merge();
         }
         for Asked { min_age, reply, .. } in due {
@@ -316,8 +324,8 @@ impl Collector {
         }
     }
 
-    /// Takes an image for one that never was.
-    fn drop_image(&mut self, image: Image) {
+    /// Takes an image for one that never was. `in_doubt`: it may have been wanted.
+    fn drop_image(&mut self, image: Image, in_doubt: bool) {
         if let Some(pid) = self.images.drop(image)
             && let Err(error) = self.events.disable(pid, image)
         {
@@ -326,20 +334,28 @@ impl Collector {
         // It may be paused, and has no need to be any more.
         self.events.resume(image);
         self.events.disregard(image);
-        self.heap.remove(image);
+        let Counters { events, .. } = self.heap.remove(image);
+        self.undecided_events += if in_doubt { events } else { 0 };
         self.mapped.forget(image);
         self.places.resolvers().ended(image);
     }
 
-    fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<Snapshot>) {
+    /// Records nothing any more. What has been recorded is taken in.
+    fn stop(&mut self) {
         for (image, tracked) in self.images.live() {
             if let Err(error) = self.events.disable(tracked.pid, image) {
                 tracing::warn!("cannot stop recording process {}: {error}", tracked.pid);
             }
         }
+        self.stopped = Some(monotonic());
         std::thread::sleep(GRACE);
         self.take_in_all();
-        self.account_for_loss();
+        // What the last of these lost may be counted by now and be told later.
+        self.end_lost_frees();
+        self.let_go();
+    }
+
+    fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<Snapshot>) {
         self.let_go();
         // Without what turned out to be none of the trace.
         self.account_for_loss();
@@ -390,9 +406,12 @@ impl Collector {
         (events, intake, unknown_records)
     }
 
-    /// Lets go of the blocks of processes that have ended. Only here: what was lost of their frees is applied by now.
+    /// Accounts for what was lost, and lets go of the blocks of processes that have ended. Of those that had ended before: what was lost of
+    /// their frees is applied then, and what is taken in meanwhile may tell of other ends.
     fn let_go(&mut self) {
-        for (image, time) in self.images.leaving() {
+        let leaving = self.images.leaving();
+        self.account_for_loss();
+        for (image, time) in leaving {
             self.heap.end(image, time, self.min_age);
             self.mapped.end(image, || self.heap.stand_in(image));
             self.history.forget_image(image);

@@ -185,6 +185,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         selection,
         newcomers,
         found_late: 0,
+        over_too_soon: 0,
         go_maps,
         known: KnownPrograms::default(),
         attached: Vec::new(),
@@ -233,6 +234,8 @@ struct Session {
     newcomers: Option<choosing::Newcomers>,
     /// How many processes were found to fit only after they had begun.
     found_late: u64,
+    /// How many were over before it could be seen whether they fit.
+    over_too_soon: u64,
     /// How many images recording was turned on for.
     images: u32,
     go_maps: GoMaps,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::{Buf as _, TryGetError};
-use tracer_ebpf::{Header, MAX_FRAMES, REST_BYTES, StackRest, kind, origin, remapping, unwind::FileKey};
+use tracer_ebpf::{Header, MAX_FRAMES, REST_BYTES, StackRest, Whose, kind, origin, remapping, unwind::FileKey};
 
 use crate::{profile::MappedKind, unwind::Registers};
 
@@ -203,6 +203,8 @@ pub struct Beginning {
     pub is_late: bool,
     /// What the kernel knows the program's file by; `None` when it is that of the process that forked, or cannot be told.
     pub program: Option<FileKey>,
+    /// Whose it is, if it has become a program.
+    pub whose: Whose,
 }
 
 impl Beginning {
@@ -336,7 +338,9 @@ fn began<'a>(body: &mut &[u8], how: u8) -> Result<Event<'a>, Unintelligible> {
     let program =
         FileKey { inode: body.try_get_u64_ne()?, device: body.try_get_u32_ne()?, generation: body.try_get_u32_ne()? };
     let program = Some(program).filter(|program| *program != FileKey::default());
-    Ok(Event::Began(Beginning { pid, parent, how, comm, time, is_late: false, program }))
+    let (cgroup, of_memory) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
+    let whose = Whose { cgroup, of_memory, user: body.try_get_u32_ne()?, is_user_known: body.try_get_u32_ne()? };
+    Ok(Event::Began(Beginning { pid, parent, how, comm, time, is_late: false, program, whose }))
 }
 
 fn go_sample<'a>(body: &mut &[u8]) -> Result<Event<'a>, Unintelligible> {
@@ -402,7 +406,18 @@ mod tests {
                 Event::UnknownFile(UnknownFile { number: 5, start: 0x1000, end: 0x3000 }),
             ),
             (
-                vec![header(kind::BEGAN), 9, 6 << 32 | 8, u64::from_ne_bytes(*b"program\0"), 0, 5, 4 << 32 | 3],
+                vec![
+                    header(kind::BEGAN),
+                    9,
+                    6 << 32 | 8,
+                    u64::from_ne_bytes(*b"program\0"),
+                    0,
+                    5,
+                    4 << 32 | 3,
+                    11,
+                    12,
+                    1 << 32 | 13,
+                ],
                 Event::Began(Beginning {
                     pid: 8,
                     parent: Image(6),
@@ -411,6 +426,7 @@ mod tests {
                     time: 9,
                     is_late: false,
                     program: Some(FileKey { inode: 5, device: 3, generation: 4 }),
+                    whose: Whose { cgroup: 11, of_memory: 12, user: 13, is_user_known: 1 },
                 }),
             ),
             (

@@ -87,7 +87,10 @@ impl Presenter {
         self.names.look_up(snapshot.go_stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail)));
         let mapped = snapshot.mapped.iter().flatten();
         self.names.look_up(mapped.map(|stack| (stack.owner.stack, stack.pid, &stack.trail)));
-        let mut quality = quality::of(&snapshot, &go);
+        let by_image = ByImage::new(&trace.processes);
+        let others_live = trace.processes.iter().any(|process| process.ended.is_none());
+        let is_over = |image| by_image.place(image).is_some_and(|place| trace.processes[place].ended.is_some());
+        let mut quality = quality::of(&snapshot, &go, |image| !(others_live && is_over(image)));
         quality.notes.splice(0..0, trace.notes);
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps);
         quality.notes.extend(quality::folded(snapshot.folded));
@@ -96,7 +99,6 @@ impl Presenter {
         let Trace { started, duration, mut processes, selected, filtered, sample, mapped, cost, .. } = trace;
         let go_images: HashSet<u32> = go.iter().map(|go| go.image.0).collect();
         self.containers.name(&mut processes);
-        let by_image = ByImage::new(&processes);
         for go in &go {
             if let Some(place) = by_image.place(go.image) {
                 processes[place].heaps.push(go.seen());
@@ -109,7 +111,6 @@ impl Presenter {
         let cut: Vec<Image> = snapshots.iter().filter(|stack| is_cut(stack)).map(|stack| stack.image).collect();
         let mut stacks: Vec<StackEntry> = snapshots.into_iter().map(|stack| self.entry(stack)).collect();
         stacks.extend(go.into_iter().flat_map(|go| self.go_entries(go)));
-        let others_live = processes.iter().any(|process| process.ended.is_none());
         let mappings = snapshot
             .mapped
             .map(|all| mapped::mappings(all, &mapped, (&self.names, &processes), &go_images, others_live));

@@ -14,6 +14,7 @@ const HEAD: usize = 12;
 const MEMBER: usize = 12;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const ENUM: u32 = 6;
 const TYPEDEF: u32 = 8;
 const PROTOTYPE: u32 = 13;
 /// Structures without a name inside of one another, at most.
@@ -92,6 +93,20 @@ fn return_instances(types: &Types<'_>) -> Option<ReturnInstances> {
 
 fn task_fields(types: &Types<'_>) -> Option<TaskFields> {
     let task = types.structure("task_struct")?;
+    // 0, where one of several that lead to something is not known.
+    let together = |fields: &[Option<u32>]| fields.iter().copied().collect::<Option<Vec<u32>>>().unwrap_or_default();
+    let whose = together(&[types.offset(task, "cred"), types.member("cred", "euid")]);
+    let pointer = size_of::<u64>() as u32;
+    let of_memory = types.enumerator("memory_cgrp_id").and_then(|nth| nth.checked_mul(pointer));
+    let of_memory = types.member("css_set", "subsys").zip(of_memory).and_then(|(all, own)| all.checked_add(own));
+    let placed = together(&[
+        types.offset(task, "cgroups"),
+        of_memory,
+        types.member("cgroup_subsys_state", "cgroup"),
+        types.member("cgroup", "kn"),
+        types.member("kernfs_node", "id"),
+    ]);
+    let nth = |of: &[u32], nth: usize| of.get(nth).copied().unwrap_or(0);
     Some(TaskFields {
         signal: types.offset(task, "signal")?,
         live: types.member("signal_struct", "live")?,
@@ -100,6 +115,13 @@ fn task_fields(types: &Types<'_>) -> Option<TaskFields> {
         tgid: types.offset(task, "tgid")?,
         ran: types.within("task_struct", "se", "sched_entity", "sum_exec_runtime").unwrap_or(0),
         others_ran: types.member("signal_struct", "sum_sched_runtime").unwrap_or(0),
+        cred: nth(&whose, 0),
+        user: nth(&whose, 1),
+        cgroups: nth(&placed, 0),
+        of_memory: nth(&placed, 1),
+        cgroup: nth(&placed, 2),
+        node: nth(&placed, 3),
+        node_number: nth(&placed, 4),
     })
 }
 
@@ -199,6 +221,14 @@ impl<'a> Types<'a> {
         kind(prototype).filter(|(kind, _)| *kind == PROTOTYPE).map(|(_, count)| count)
     }
 
+    /// The number of a name that an enumeration has.
+    fn enumerator(&self, name: &str) -> Option<u32> {
+        self.types.iter().copied().filter_map(|head| Some((head, kind(head)?))).find_map(|(head, (kind, count))| {
+            let names = (kind == ENUM).then(|| head.get(HEAD..))??.chunks_exact(8).take(count);
+            names.filter(|one| number(one, 0).is_some_and(|at| self.is_named(at, name))).find_map(|one| number(one, 4))
+        })
+    }
+
     /// Offset of a member of the structure of that name, bytes.
     fn member(&self, structure: &str, member: &str) -> Option<u32> {
         self.offset(self.structure(structure)?, member)
@@ -255,7 +285,7 @@ fn tail(kind: u32, count: usize) -> Option<usize> {
         3 => 12,
         STRUCT | UNION => MEMBER * count,
         // Enumeration, prototype of a function.
-        6 | 13 => 8 * count,
+        ENUM | PROTOTYPE => 8 * count,
         // Section of data, enumeration of 64 bits.
         15 | 19 => 12 * count,
         _ => return None,

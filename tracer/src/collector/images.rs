@@ -20,12 +20,25 @@ pub(super) struct Tracked {
     pub(super) since: u64,
 }
 
+/// An image that was recorded.
+struct Over {
+    pid: Pid,
+    /// From when to when, nanoseconds of CLOCK_MONOTONIC.
+    since: u64,
+    until: u64,
+}
+
+impl Over {
+    fn now(pid: Pid, since: u64) -> Self {
+        Self { pid, since, until: monotonic() }
+    }
+}
+
 /// All images that are or were recorded.
 #[derive(Default)]
 pub(super) struct Images {
     live: HashMap<Image, Tracked>,
-    /// Those that have ended: of which process, and since when they were recorded.
-    ended: HashMap<Image, (Pid, u64)>,
+    ended: HashMap<Image, Over>,
     /// Those of processes that others have started, whose blocks are still kept, and when they ended.
     leaving: Vec<(Image, u64)>,
     /// Those that nothing is known of.
@@ -81,43 +94,39 @@ impl Images {
         is_new
     }
 
-    /// Begins to follow an image that the BPF side has begun to record; false when what it came from is not known.
-    pub(super) fn begin(&mut self, image: Image, beginning: &Beginning, heap: &mut Heap) -> bool {
+    /// Begins to follow an image that the BPF side has begun to record. Of one that comes from nothing that is recorded (it has just been
+    /// dropped, perhaps) somebody has to say whether it is wanted, as of a newcomer.
+    pub(super) fn begin(&mut self, image: Image, beginning: &Beginning, heap: &mut Heap) {
         let Beginning { pid, parent, how, .. } = *beginning;
-        let is_child = match how {
+        let comes_from_nothing = !self.live.contains_key(&parent);
+        let was_undecided = self.undecided.contains(&parent);
+        let is_undecided = was_undecided || comes_from_nothing || how == How::Newcomer;
+        let mut is_child = true;
+        match how {
             How::Exec | How::ExecByOtherThread => {
-                let is_undecided = self.undecided.contains(&parent);
-                if is_undecided {
+                if was_undecided {
+                    self.undecided.remove(&parent);
                     heap.remove(parent);
                 } else {
                     heap.forget(parent);
                 }
-                self.replaced.push((parent, !is_undecided));
-                let Some(before) = self.live.remove(&parent) else { return false };
-                if is_undecided {
-                    self.disregard(parent);
-                } else {
-                    self.ended.insert(parent, (pid, before.since));
+                self.replaced.push((parent, !was_undecided));
+                if let Some(before) = self.live.remove(&parent) {
+                    is_child = before.is_child;
+                    if was_undecided {
+                        self.disregard(parent);
+                    } else {
+                        self.ended.insert(parent, Over::now(pid, before.since));
+                    }
                 }
-                before.is_child
             }
-            How::Spawn | How::Newcomer => true,
-            How::Fork if !self.live.contains_key(&parent) => return false,
-            How::Fork => {
-                heap.inherit(image);
-                true
-            }
-        };
-        let undecided = match how {
-            How::Newcomer => true,
-            How::Fork | How::Spawn => self.undecided.contains(&parent),
-            How::Exec | How::ExecByOtherThread => self.undecided.remove(&parent),
-        };
-        if undecided {
+            How::Fork if !comes_from_nothing => heap.inherit(image),
+            How::Fork | How::Spawn | How::Newcomer => {}
+        }
+        if is_undecided {
             self.undecided.insert(image);
         }
         self.live.insert(image, Tracked { pid, is_child, since: monotonic() });
-        true
     }
 
     /// An image is wanted.
@@ -147,7 +156,7 @@ impl Images {
     /// The process of an image has ended; false when it was not recorded.
     pub(super) fn end(&mut self, image: Image) -> bool {
         let Some(Tracked { pid, since, is_child }) = self.live.remove(&image) else { return false };
-        self.ended.insert(image, (pid, since));
+        self.ended.insert(image, Over::now(pid, since));
         if is_child {
             self.leaving.push((image, monotonic()));
         }
@@ -168,13 +177,18 @@ impl Images {
     /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
     pub(super) fn of(&self, image: Image) -> (Pid, u64) {
         let live = self.live.get(&image).map(|tracked| (tracked.pid, tracked.since));
-        live.or_else(|| self.ended.get(&image).copied()).unwrap_or_default()
+        live.or_else(|| self.ended.get(&image).map(|over| (over.pid, over.since))).unwrap_or_default()
+    }
+
+    /// Until when what an image holds grows older: `now`, unless it has ended.
+    pub(super) fn until(&self, image: Image, now: u64) -> u64 {
+        self.ended.get(&image).map_or(now, |over| over.until.min(now))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tracer_ebpf::unwind::FileKey;
+    use tracer_ebpf::{Whose, unwind::FileKey};
 
     use super::*;
     use crate::{
@@ -188,8 +202,16 @@ mod tests {
 
     fn begin_in(heap: &mut Heap, images: &mut Images, image: u32, parent: u32, how: How) {
         let program = Some(FileKey::default());
-        let beginning =
-            Beginning { pid: image, parent: Image(parent), how, comm: [0; 16], time: 1, is_late: false, program };
+        let beginning = Beginning {
+            pid: image,
+            parent: Image(parent),
+            how,
+            comm: [0; 16],
+            time: 1,
+            is_late: false,
+            program,
+            whose: Whose::default(),
+        };
         images.begin(Image(image), &beginning, heap);
     }
 
@@ -211,6 +233,20 @@ mod tests {
         assert!(images.end(Image(4)));
         assert_eq!((images.drop(Image(4)), images.leaving().len(), images.is_known(Image(4))), (None, 0, true));
         assert!(!images.is_wanted(Image(4)));
+    }
+
+    #[test]
+    fn what_comes_from_what_was_just_dropped_waits_too() {
+        for (image, how) in [(2, How::Exec), (3, How::Fork), (4, How::Spawn)] {
+            let mut images = Images::default();
+            begin(&mut images, 1, 0, How::Newcomer);
+            images.drop(Image(1));
+            begin(&mut images, image, 1, how);
+            assert!(images.get(Image(image)).is_some() && !images.is_wanted(Image(image)), "{how:?}");
+            images.keep(Image(image));
+            assert!(images.is_wanted(Image(image)), "{how:?}");
+            assert_eq!(images.drop(Image(image)), Some(image), "to be recorded no more: {how:?}");
+        }
     }
 
     #[test]

@@ -129,10 +129,9 @@ impl Intake<'_> {
         if !self.images.is_known(parent) {
             self.recover(parent);
         }
-        if self.images.begin(image, &beginning, self.heap) {
-            let program = (!matches!(how, How::Fork)).then(|| program.unwrap_or_default());
-            self.places.resolvers().began(image, pid, program);
-        }
+        self.images.begin(image, &beginning, self.heap);
+        let program = (!matches!(how, How::Fork)).then(|| program.unwrap_or_default());
+        self.places.resolvers().began(image, pid, program);
         if matches!(how, How::Exec | How::ExecByOtherThread) {
             self.places.resolvers().ended(parent);
             self.mapped.forget(parent);

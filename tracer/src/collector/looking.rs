@@ -17,9 +17,10 @@ use crate::{
 
 impl Collector {
     pub(super) fn snapshot(&mut self, min_age: Duration) -> Snapshot {
-        let now = monotonic();
+        // What is recorded no more grows no older.
+        let now = self.stopped.unwrap_or_else(monotonic);
         self.keep_within_memory();
-        let usage = self.heap.usage(now, nanoseconds(min_age));
+        let usage = self.heap.usage_at(|image| self.images.until(image, now), nanoseconds(min_age));
         let times = self.history.times();
         let mut unknown_frees: HashMap<Image, Option<Arc<[f32]>>> = HashMap::new();
         let mut stacks: Vec<StackSnapshot> = Vec::new();
@@ -42,7 +43,7 @@ impl Collector {
                 uncertain_bytes: usage.uncertain_bytes,
                 holders: usage.holders,
                 estimate: usage.estimate,
-                oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
+                oldest: usage.oldest.map(Duration::from_nanos),
                 held: held.map(|held| held.replacing(unknown.clone()).aged(young, self.min_age)),
                 trail: self.places.trail(&self.heap, usage.stack),
                 end: self.end(usage.stack),
@@ -80,6 +81,7 @@ impl Collector {
             unknown_records: self.unknown_records,
             late: self.late,
             unheard: self.unheard,
+            undecided_events: self.undecided_events,
             unwind_tables: self.unwind_tables.clone(),
         }
     }
@@ -91,7 +93,7 @@ impl Collector {
             image,
             owner,
             values,
-            oldest: oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
+            oldest: oldest.map(|oldest| Duration::from_nanos(self.images.until(image, now).saturating_sub(oldest))),
             trail: self.places.trail(&self.heap, owner.stack),
             end: self.end(owner.stack),
         });

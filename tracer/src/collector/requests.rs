@@ -68,7 +68,12 @@ pub enum Request {
     /// This image, which the BPF side has begun, is wanted.
     Keep(Image),
     /// What was recorded of this image, which the BPF side has begun, is not wanted: neither is what it will do.
-    Drop(Image),
+    Drop {
+        /// The image.
+        image: Image,
+        /// Whether it may have been wanted: nobody could see that in time.
+        in_doubt: bool,
+    },
     /// Tell of these as one from now on.
     Merge(Vec<Merging>),
     /// What happened on the memory of this image was not seen until this time, nanoseconds of CLOCK_MONOTONIC: its probes were away, or
@@ -87,7 +92,12 @@ pub enum Request {
         /// Where the answer goes.
         reply: mpsc::Sender<Snapshot>,
     },
-    /// Record nothing any more, take in what has been recorded, and end with a last snapshot.
+    /// Record nothing any more, and take in what has been recorded.
+    Stop {
+        /// Is told when that is done, and all notices are on their way.
+        reply: mpsc::Sender<()>,
+    },
+    /// End with a last snapshot, after a stop.
     Finish {
         /// Least age of a block.
         min_age: Duration,

@@ -35,6 +35,8 @@ pub struct Snapshot {
     pub late: (u64, Duration),
     /// Images that are told together with others, of which nothing was recorded that should have been.
     pub unheard: u64,
+    /// Events of images that were over before it could be seen whether they are wanted.
+    pub undecided_events: u64,
     /// What stacks were unwound by.
     pub unwind_tables: Vec<UnwindTable>,
 }

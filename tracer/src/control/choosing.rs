@@ -7,15 +7,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
+use tracer_ebpf::unwind::FileKey;
 
 use crate::{
     attach::probes::Scope,
+    bpf,
     config::Subject,
-    event::Pid,
+    event::{Beginning, Pid},
+    files::opener::reopen_path,
     preflight::Missing,
     process::status::{self, NotTraceable},
-    select::{Facts, Selection, names::Names, processes},
+    select::{Facts, Selection, folders::Folders, names::Names, processes},
 };
 
 /// What reports say of ids among which some were chosen.
@@ -78,10 +81,29 @@ pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Re
         names,
         named: Instant::now(),
         seen: seen.into_iter().collect(),
+        asked: 0,
+        folders: Folders::default(),
+        exes: HashMap::new(),
+        untraceable: HashSet::new(),
         found: Vec::new(),
         is_all_told: false,
     };
     Ok(Chosen { pids: chosen, newcomers: Some(newcomers), notes: Vec::new() })
+}
+
+/// Processes that were there before, of which a look asks again whether they fit by now.
+const ASKED_AGAIN: usize = 64;
+
+/// Most programs whose paths are remembered.
+const MAX_EXES: usize = 4096;
+
+/// Whether a process that has begun is to be traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fit {
+    Yes,
+    No,
+    /// It was over before anybody could see that.
+    Unknown,
 }
 
 /// Who is to be traced of the processes that begin while others are.
@@ -89,8 +111,14 @@ pub(super) struct Newcomers {
     selection: Selection,
     names: Names,
     named: Instant,
-    /// Ids that were there at the last look at all processes.
+    /// Ids that were there at the last look at all processes, and the last of them that was asked for again.
     seen: HashSet<Pid>,
+    asked: Pid,
+    folders: Folders,
+    /// Paths of the executables of programs that were seen, by what the kernel knows them by.
+    exes: HashMap<FileKey, String>,
+    /// Those that fit, and cannot be traced.
+    untraceable: HashSet<Pid>,
     /// Those that were found by looks and fit.
     pub(super) found: Vec<Pid>,
     /// Whether all that was recorded until they were found was told.
@@ -102,31 +130,82 @@ impl Newcomers {
         if selection.containers().is_empty() { Names::default() } else { Names::read(Path::new("/")) }
     }
 
-    /// Whether a process that has begun, as the program `comm`, is to be traced. Of one that is gone its name decides, where that is
-    /// enough.
-    pub(super) fn fits(&mut self, pid: Pid, comm: &str) -> bool {
-        if !status::is_alive(pid) {
-            let gone = Facts { pid, comm: comm.to_owned(), ..Facts::default() };
-            return self.selection.fits(&gone, &self.names);
+    /// Whether a process that has begun as a program is to be traced. Of one that is gone, what its record tells decides.
+    pub(super) fn fits(&mut self, Beginning { pid, program, whose, .. }: &Beginning, comm: &str) -> Fit {
+        if let Some(facts) = processes::facts(*pid) {
+            let is_new = !self.selection.containers().is_empty() && self.named.elapsed() >= NAMES_AGE;
+            let mut fits = self.selection.fits(&facts, &self.names);
+            if !fits && is_new {
+                // Its container may be as new as it is.
+                (self.names, self.named) = (Self::names(&self.selection), Instant::now());
+                fits = self.selection.fits(&facts, &self.names);
+            }
+            // It may be another program by now.
+            if facts.comm == comm {
+                self.saw(*program, facts.exe);
+            }
+            if fits {
+                return Fit::Yes;
+            }
+            // Of one that ends not all is known.
+            if !status::is_exiting(*pid) {
+                return Fit::No;
+            }
         }
-        if processes::fits(&self.selection, &self.names, pid) {
-            return true;
+        let gone = Facts {
+            pid: *pid,
+            comm: comm.to_owned(),
+            exe: program.and_then(|program| self.path(&program)),
+            cgroups: if self.selection.is_of_cgroups() { self.folders.of(whose) } else { Vec::new() },
+            user: (whose.is_user_known != 0).then_some(whose.user),
+        };
+        match self.selection.would_fit(&gone, &self.names) {
+            Some(true) => Fit::Yes,
+            Some(false) => Fit::No,
+            None => Fit::Unknown,
         }
-        if self.selection.containers().is_empty() || self.named.elapsed() < NAMES_AGE {
-            return false;
-        }
-        // Its container may be as new as it is.
-        (self.names, self.named) = (Self::names(&self.selection), Instant::now());
-        processes::fits(&self.selection, &self.names, pid)
     }
 
-    /// Looks for processes that are to be traced and were not there at the last look, but for `known` ones: those that have become
-    /// what fits without becoming another program.
+    /// The path of a program that was seen, or that can be opened by what the kernel knows it by.
+    fn path(&mut self, program: &FileKey) -> Option<String> {
+        if let Some(known) = self.exes.get(program) {
+            return Some(known.clone());
+        }
+        let file = bpf::open_by_key(program).ok()?;
+        let path = std::fs::read_link(reopen_path(&file)).ok()?;
+        // Where the kernel has no name for it at hand it says `/`.
+        path.file_name()?;
+        let path = processes::path_in_link(&path.to_string_lossy());
+        self.saw(Some(*program), Some(path.clone()));
+        Some(path)
+    }
+
+    fn saw(&mut self, program: Option<FileKey>, exe: Option<String>) {
+        if let (Some(program), Some(exe)) = (program, exe)
+            && self.exes.len() < MAX_EXES
+        {
+            self.exes.insert(program, exe);
+        }
+    }
+
+    /// A process fits, and there is nothing that could be done about it.
+    pub(super) fn cannot_be_traced(&mut self, pid: Pid) {
+        self.untraceable.insert(pid);
+    }
+
+    /// Looks for processes that are to be traced and were not there at the last look, but for `known` ones, and for some of those that were:
+    /// what has come to fit without becoming another program.
     pub(super) fn look(&mut self, known: impl Fn(Pid) -> bool) {
         let Ok(running) = processes::running() else { return };
         let before = std::mem::replace(&mut self.seen, running.iter().copied().collect());
-        let new = running.into_iter().filter(|pid| !before.contains(pid) && !known(*pid));
-        let found = new.filter(|pid| processes::fits(&self.selection, &self.names, *pid)).collect::<Vec<_>>();
+        self.untraceable.retain(|pid| self.seen.contains(pid));
+        let unknown = running.into_iter().filter(|pid| !known(*pid) && !self.untraceable.contains(pid));
+        let (old, new): (Vec<Pid>, Vec<Pid>) = unknown.partition(|pid| before.contains(pid));
+        let first = old.partition_point(|pid| *pid <= self.asked);
+        let again: Vec<Pid> = old[first..].iter().chain(&old[..first]).take(ASKED_AGAIN).copied().collect();
+        self.asked = again.last().copied().unwrap_or(0);
+        let asked = new.into_iter().chain(again);
+        let found = asked.filter(|pid| processes::fits(&self.selection, &self.names, *pid)).collect::<Vec<_>>();
         self.is_all_told &= found.is_empty();
         self.found.extend(found);
     }
@@ -148,4 +227,59 @@ pub(super) fn check(pids: &[Pid], can_trace: bool) -> Result<()> {
         }
     }
     first.map_or(Ok(()), |error| Err(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tracer_ebpf::Whose;
+
+    use super::*;
+    use crate::event::{How, Image};
+
+    fn newcomers(set: impl Fn(&mut Selection)) -> Newcomers {
+        let mut selection = Selection::default();
+        set(&mut selection);
+        Newcomers {
+            selection,
+            names: Names::default(),
+            named: Instant::now(),
+            seen: HashSet::new(),
+            asked: 0,
+            folders: Folders::default(),
+            exes: HashMap::new(),
+            untraceable: HashSet::new(),
+            found: Vec::new(),
+            is_all_told: true,
+        }
+    }
+
+    /// Of a process that is over: process ids end below 2^22. No file has such a number.
+    fn gone(whose: Whose) -> Beginning {
+        let (parent, how, program) = (Image(0), How::Newcomer, Some(PROGRAM));
+        Beginning { pid: 1 << 22, parent, how, comm: [0; 16], time: 1, is_late: false, program, whose }
+    }
+
+    const PROGRAM: FileKey = FileKey { inode: u64::MAX, device: 0, generation: 0 };
+
+    #[test]
+    fn what_is_gone_is_in_doubt_where_its_record_does_not_decide() {
+        let (nobody, user) = (Whose::default(), Whose { user: 7, is_user_known: 1, ..Whose::default() });
+        let fit = |newcomers: &mut Newcomers, whose| newcomers.fits(&gone(whose), "worker");
+        assert_eq!(fit(&mut newcomers(|selection| selection.add_comm("work*").unwrap()), nobody), Fit::Yes);
+        assert_eq!(fit(&mut newcomers(|selection| selection.add_comm("other").unwrap()), nobody), Fit::No);
+        assert_eq!(fit(&mut newcomers(|selection| selection.exclude_comm("worker").unwrap()), nobody), Fit::No);
+        let mut by_user = newcomers(|selection| selection.add_user(7));
+        assert_eq!((fit(&mut by_user, nobody), fit(&mut by_user, user)), (Fit::Unknown, Fit::Yes));
+        assert_eq!(fit(&mut newcomers(|selection| selection.add_user(0)), user), Fit::No);
+        let mut by_path = newcomers(|selection| selection.add_exe("/bin/worker").unwrap());
+        assert_eq!(fit(&mut by_path, nobody), Fit::Unknown);
+        for (path, expected) in [("/bin/other", Fit::No), ("/bin/worker", Fit::Yes)] {
+            by_path.saw(Some(PROGRAM), Some(path.to_owned()));
+            assert_eq!(fit(&mut by_path, nobody), expected);
+        }
+        by_path.selection.add_user(0);
+        assert_eq!((fit(&mut by_path, nobody), fit(&mut by_path, user)), (Fit::Unknown, Fit::No));
+        let mut by_cgroup = newcomers(|selection| selection.add_cgroup("/no/such").unwrap());
+        assert_eq!(fit(&mut by_cgroup, nobody), Fit::Unknown);
+    }
 }

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use super::notes::Notes;
 use crate::{
     attach::Attached,
+    clock::monotonic,
     collector::Merging,
     event::Image,
     profile::{Memory, Place, Process, Runtime},
@@ -81,7 +82,7 @@ impl Ended {
             }
             let is_unheard = attached.life().was_not_looked_at() && !known(&attached);
             attached.life().notes().for_each(|note| self.notes.get_or_insert(Notes::most(MAX_NOTES)).push(note));
-            self.late.extend(attached.life().late());
+            self.late.extend(attached.life().late(monotonic()));
             let (into, from) = add(&mut self.together, attached.target());
             merging.push(Merging { from, into, is_unheard });
         }
@@ -199,7 +200,7 @@ impl Times {
 
 #[cfg(test)]
 mod tests {
-    use tracer_ebpf::unwind::FileKey;
+    use tracer_ebpf::{Whose, unwind::FileKey};
 
     use super::*;
     use crate::{
@@ -213,8 +214,16 @@ mod tests {
         name[..comm.len()].copy_from_slice(comm.as_bytes());
         // No process has such an id.
         let (pid, program) = (u32::MAX - image, Some(FileKey::default()));
-        let beginning =
-            Beginning { pid, parent: Image(0), how: How::Newcomer, comm: name, time: 1, is_late: false, program };
+        let beginning = Beginning {
+            pid,
+            parent: Image(0),
+            how: How::Newcomer,
+            comm: name,
+            time: 1,
+            is_late: false,
+            program,
+            whose: Whose::default(),
+        };
         let program = NewProgram { beginning: &beginning, known: None, is_covered: false };
         let mut attached = Attached::newcomer(Image(image), &program, Scope::File);
         attached.has_ended(Duration::from_secs(u64::from(image)));

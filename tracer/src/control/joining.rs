@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
+use hashbrown::HashSet;
 use tracer_ebpf::target;
 
 use super::Session;
@@ -47,8 +48,9 @@ impl Session {
     /// having become another program.
     pub(super) fn look_for_newcomers(&mut self) {
         let Some(newcomers) = &mut self.newcomers else { return };
-        let attached = &self.attached;
-        newcomers.look(|pid| attached.iter().any(|attached| attached.pid() == pid && !attached.is_over()));
+        let live = self.attached.iter().filter(|attached| !attached.is_over());
+        let known: HashSet<Pid> = live.map(Attached::pid).collect();
+        newcomers.look(|pid| known.contains(&pid));
     }
 
     /// Attaches to those that were found, unless they are told of after all: the record of a beginning may have been on its way.
@@ -79,6 +81,7 @@ impl Session {
                 }
                 Err(error) => {
                     self.abandon(pid);
+                    self.newcomers.iter_mut().for_each(|newcomers| newcomers.cannot_be_traced(pid));
                     tracing::debug!("not traced: {error:#}");
                 }
             }
@@ -96,6 +99,7 @@ impl Session {
             let checked = status::check(*pid).map_err(Into::into);
             if let Err(error) = checked.and_then(|_| self.attach(*pid)) {
                 self.abandon(*pid);
+                self.newcomers.iter_mut().for_each(|newcomers| newcomers.cannot_be_traced(*pid));
                 failures.push(error);
             }
         }

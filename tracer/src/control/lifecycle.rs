@@ -439,9 +439,11 @@ impl Life {
         self.unseen_spans + u64::from(self.missed().is_some())
     }
 
-    /// How long it was there before it was recorded, where it had to have probes of its own first.
-    pub fn late(&self) -> Option<Duration> {
-        self.late
+    /// How long it was there before it was recorded, where it had to have probes of its own first: so far, if it is not recorded at `clock`,
+    /// nanoseconds of CLOCK_MONOTONIC.
+    pub fn late(&self, clock: u64) -> Option<Duration> {
+        let waits = self.paused_since.filter(|_| matches!(self.stage, Stage::Looking(_) | Stage::Recorded));
+        self.late.or_else(|| Some(Duration::from_nanos(clock.saturating_sub(waits?))))
     }
 
     /// Whether it came while others were traced.

@@ -7,6 +7,7 @@ use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 
 use super::{
     Input, LOOK_AROUND, Session,
+    choosing::{Fit, Newcomers},
     known::KnownPrograms,
     lifecycle::{Action, Event},
 };
@@ -46,9 +47,12 @@ impl Session {
                         let is_excluded = self.selection.excludes(&beginning.comm());
                         if let Some(attached) = before.filter(|_| !is_excluded) {
                             attached.has_execed(image, &program, false);
+                            // As in `has_execed`.
+                            let _ = self.requests.send(Request::Keep(image));
                         }
                     }
                 },
+                Input::Notice(Notice::Resumed(image, since)) => self.handle(image, Event::Recorded(since)),
                 // What is not seen of a process for that is told all the same.
                 Input::Notice(notice @ (Notice::SharerEnded(_) | Notice::HeapEnded(_))) => drop(self.heed(notice)),
                 _ => {}
@@ -94,15 +98,18 @@ impl Session {
     /// A program began that nobody who is traced has started. What does not fit is forgotten.
     fn has_come(&mut self, image: Image, beginning: &Beginning) {
         let pid = beginning.pid;
-        if self.newcomers.as_mut().is_some_and(|newcomers| newcomers.fits(pid, &beginning.comm())) {
+        let fits = |newcomers: &mut Newcomers| newcomers.fits(beginning, &beginning.comm());
+        let fit = self.newcomers.as_mut().map_or(Fit::No, fits);
+        if fit == Fit::Yes {
             tracing::debug!(pid, "a process that fits has begun");
             let program = new_program(&self.known, &self.probes, beginning);
             let newcomer = Attached::newcomer(image, &program, self.probes.scope());
-            self.joins(newcomer, Vec::new(), beginning.time);
-        } else {
-            // The collector's end shows elsewhere.
-            let _ = self.requests.send(Request::Drop(image));
+            return self.joins(newcomer, Vec::new(), beginning.time);
         }
+        let in_doubt = fit == Fit::Unknown;
+        self.over_too_soon += u64::from(in_doubt);
+        // The collector's end shows elsewhere.
+        let _ = self.requests.send(Request::Drop { image, in_doubt });
     }
 
     /// One process more is traced, which began at `time`, nanoseconds of CLOCK_MONOTONIC, and of which this is to be done.
@@ -141,7 +148,7 @@ impl Session {
         if let Some(attached) = attached.filter(|_| self.selection.excludes(&beginning.comm())) {
             // As this program it is none of those that are traced.
             attached.take_probes_off(&mut self.probes);
-            self.send(Request::Drop(image))?;
+            self.send(Request::Drop { image, in_doubt: false })?;
             self.forget_go(beginning.pid);
             self.has_ended(before, None, Duration::ZERO);
             self.coverage.forget(before);
@@ -157,6 +164,8 @@ impl Session {
         let may_be_go = program.known.is_none();
         let actions = attached.has_execed(image, &program, probes_lost);
         let pid = attached.pid();
+        // It may have done so before anybody had said that it is wanted.
+        self.send(Request::Keep(image))?;
         self.act(image, actions);
         self.forget_go(pid);
         if may_be_go {
@@ -201,7 +210,8 @@ impl Session {
     /// What the reader of a report should know of processes that were not recorded from their first instruction on; `unheard`:
     /// of so many, nothing was.
     pub(super) fn note_on_late_ones(&self, unheard: u64) -> Vec<String> {
-        let late = self.processes().filter_map(|attached| Some((attached.life().late()?, 1)));
+        let now = monotonic();
+        let late = self.processes().filter_map(|attached| Some((attached.life().late(now)?, 1)));
         let mut late: Vec<(Duration, u64)> = late.chain(self.ended.late()).collect();
         late.sort_unstable();
         let many = late.iter().map(|(_, count)| count).sum::<u64>();
@@ -224,6 +234,12 @@ impl Session {
             notes.push(format!(
                 "{} found to fit some time after the beginning: what was done until then is not recorded",
                 count(self.found_late, "process")
+            ));
+        }
+        if self.over_too_soon > 0 {
+            notes.push(format!(
+                "{} that began elsewhere ended before it could be seen whether they fit: what they did is not in it",
+                count(self.over_too_soon, "process")
             ));
         }
         if unheard > 0 {

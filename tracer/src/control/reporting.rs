@@ -5,7 +5,7 @@ use hashbrown::HashSet;
 
 use super::Session;
 use crate::{
-    attach::Attached,
+    attach::{Attached, probes::Scope},
     collector::{Request, Snapshot},
     event::Image,
     files::opener,
@@ -30,10 +30,11 @@ impl Session {
         self.goroutines.finish();
         let go = &self.go;
         self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
-        let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
-        // Nobody is there any more to put their sums together.
+        self.ask(|reply| Request::Stop { reply })?;
+        // Nobody will be there any more to put their sums together.
         self.ended.keep_apart();
         self.learn_of_ends();
+        let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
         Ok(self.material(snapshot, go))
@@ -115,6 +116,8 @@ impl Session {
                 .filter_map(|process| process.memory.as_mut())
                 .for_each(|memory| memory.reasons.clear());
         }
+        // Where they had probes, what they did is counted.
+        let undecided = if self.probes.scope() == Scope::Process { self.over_too_soon } else { 0 };
         let in_processes = processes.iter().map(|process| process.quality.unseen_spans).sum::<u64>();
         let trace = Trace {
             cost,
@@ -124,7 +127,7 @@ impl Session {
             processes,
             selected: self.selected,
             filtered,
-            unseen_spans: unheard + self.found_late + in_processes + times_away,
+            unseen_spans: unheard + self.found_late + undecided + in_processes + times_away,
             unseen_heaps: self.unseen_heaps.len(),
             mapped,
             notes,

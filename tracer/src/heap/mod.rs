@@ -58,21 +58,16 @@ pub struct Heap {
 }
 
 /// What a stack holds, as its blocks are counted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Left {
     bytes: u64,
     blocks: u64,
     uncertain_bytes: u64,
+    /// Age of the oldest, nanoseconds: what has ended grows no older.
     oldest: u64,
     estimate: Estimate,
     /// How many images that have ended held something by it.
     images: u64,
-}
-
-impl Default for Left {
-    fn default() -> Self {
-        Self { bytes: 0, blocks: 0, uncertain_bytes: 0, oldest: u64::MAX, estimate: Estimate::default(), images: 0 }
-    }
 }
 
 impl Left {
@@ -80,17 +75,18 @@ impl Left {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.blocks += other.blocks;
         self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
-        self.oldest = self.oldest.min(other.oldest);
+        self.oldest = self.oldest.max(other.oldest);
         self.estimate.absorb(&other.estimate);
         self.images += other.images;
     }
 
+    /// A block is held at `now`.
     #[inline]
-    fn add(&mut self, block: &Block, weights: Weights, ambiguous: bool, uncertain_until: Option<u64>) {
+    fn add(&mut self, block: &Block, now: u64, weights: Weights, ambiguous: bool, uncertain_until: Option<u64>) {
         let Weight { bytes, blocks } = weights.of(block);
         self.bytes = self.bytes.saturating_add(bytes);
         self.blocks += blocks;
-        self.oldest = self.oldest.min(block.time);
+        self.oldest = self.oldest.max(now.saturating_sub(block.time));
         self.estimate.absorb(&weights.estimate(block));
         if ambiguous || uncertain_until.is_some_and(|until| block.time <= until) {
             self.uncertain_bytes = self.uncertain_bytes.saturating_add(bytes);
@@ -113,7 +109,7 @@ pub struct StackUsage {
     pub values: Values,
     /// Outstanding bytes that a lost free may have ended.
     pub uncertain_bytes: u64,
-    /// Time of its oldest outstanding block, nanoseconds of CLOCK_MONOTONIC.
+    /// Age of its oldest outstanding block, nanoseconds; of what has ended, as it was at its end.
     pub oldest: Option<u64>,
     /// How what it holds was estimated; `None` where every block was recorded.
     pub estimate: Option<Estimate>,
@@ -248,7 +244,7 @@ impl Heap {
             }
             if is_of_age(&block, now, min_age) {
                 let left = left.entry(block.stack).or_default();
-                left.add(&block, *weights, ambiguous, uncertain_until);
+                left.add(&block, now, *weights, ambiguous, uncertain_until);
                 left.images = 1;
             }
         });
@@ -285,16 +281,22 @@ impl Heap {
     /// What every stack holds, in no order. Blocks younger than `min_age` nanoseconds at `now` are left out of the
     /// outstanding amounts.
     pub fn usage(&self, now: u64, min_age: u64) -> Vec<StackUsage> {
+        self.usage_at(|_| now, min_age)
+    }
+
+    /// The same at a time of its own for each image: that of its end, for one that has ended.
+    pub fn usage_at(&self, time: impl Fn(Image) -> u64, min_age: u64) -> Vec<StackUsage> {
         let mut held = vec![Left::default(); self.usage.len()];
         for (stack, left) in &self.left {
             held[stack.index()] = *left;
         }
-        for process in self.processes.values() {
+        for (image, process) in &self.processes {
+            let now = time(*image);
             process.for_each_block(|block, ambiguous| {
                 if is_of_age(&block, now, min_age)
                     && let Some(held) = held.get_mut(block.stack.index())
                 {
-                    held.add(&block, self.weights, ambiguous, self.uncertain_until());
+                    held.add(&block, now, self.weights, ambiguous, self.uncertain_until());
                 }
             });
         }

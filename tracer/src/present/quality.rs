@@ -7,16 +7,19 @@ use hashbrown::HashSet;
 use super::go::GoTrace;
 use crate::{
     collector::{Snapshot, Trail},
+    event::Image,
     go::heap::{HeapStack, Way},
     golang::heap,
     heap::StackIndex,
     profile::quality::{Collections, Quality, Sampling, Truncation},
 };
 
-/// What is known before stacks and processes are looked at one by one.
-pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
+/// What is known before stacks and processes are looked at one by one. `is_held`: whether what stacks of an image held counts as
+/// outstanding.
+pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace], is_held: impl Fn(Image) -> bool) -> Quality {
     let loss = &snapshot.loss;
-    let unknown = snapshot.stacks.iter().filter(|stack| !matches!(stack.trail, Trail::Known(_)));
+    let held = snapshot.stacks.iter().filter(|stack| is_held(stack.image));
+    let unknown = held.clone().filter(|stack| !matches!(stack.trail, Trail::Known(_)));
     let truncated = truncated(snapshot, go);
     let reasons: Vec<String> =
         truncated.iter().map(|(reason, count)| format!("{count} of the cut stacks: {}", reason.words())).collect();
@@ -56,13 +59,14 @@ pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace]) -> Quality {
         lost_frees: loss.frees,
         lost_moments: loss.moments,
         unfollowed_processes: loss.processes,
+        undecided_events: snapshot.undecided_events,
         inherited_frees: snapshot.counters.inherited_frees,
         unmatched_frees: snapshot.counters.unmatched_frees,
         missed_frees: snapshot.counters.missed_frees,
         rewritten_files: 0,
         lost_remappings: loss.remappings + snapshot.refused_remappings,
         truncated,
-        uncertain_bytes: snapshot.stacks.iter().map(|stack| stack.uncertain_bytes).fold(0, u64::saturating_add),
+        uncertain_bytes: held.map(|stack| stack.uncertain_bytes).fold(0, u64::saturating_add),
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add),
         untracked_calls: loss.threads_full + loss.outcomes_unseen,
         unknown_records: snapshot.unknown_records + sum(|sampling| sampling.senseless),

@@ -80,6 +80,16 @@ impl Hierarchy {
         self.controllers.is_empty()
     }
 
+    /// Whether it has this controller, by itself: of version 1.
+    pub fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|own| own == controller)
+    }
+
+    /// Membership in its cgroup `path`.
+    pub fn membership(&self, path: String) -> Membership {
+        Membership { controllers: self.controllers.clone(), path }
+    }
+
     /// Whether it is the one that `membership` is of.
     pub fn is_of(&self, membership: &Membership) -> bool {
         match membership.controllers.first() {

@@ -122,6 +122,8 @@ pub struct Quality {
     pub lost_moments: u64,
     /// Processes that were started by traced ones and could not be followed. Nothing of them is shown.
     pub unfollowed_processes: u64,
+    /// Events of processes that were over before it could be seen whether they are to be traced. Nothing of them is shown.
+    pub undecided_events: u64,
     /// Frees of blocks that are not known: from before the attach, or outside the size filter. Not an error.
     pub unmatched_frees: u64,
     /// The same in processes that were forked while they were traced: mostly of blocks that they have from their parents.
@@ -198,6 +200,8 @@ pub enum Missing {
     Frees,
     /// Ends of threads and processes.
     Moments,
+    /// Events of processes that may be none of the trace.
+    Undecided,
     /// Calls of the allocator that could not be followed.
     Calls,
     /// Records that make no sense.
@@ -237,6 +241,7 @@ impl Missing {
             Self::Room => "refused_allocs",
             Self::Frees => "lost_frees",
             Self::Moments => "lost_moments",
+            Self::Undecided => "undecided_events",
             Self::Calls => "untracked_calls",
             Self::Records => "unknown_records",
             Self::Remappings => "lost_remappings",
@@ -262,6 +267,7 @@ impl Missing {
             | Self::Processes
             | Self::Allocations
             | Self::Room
+            | Self::Undecided
             | Self::Calls
             | Self::Records
             | Self::Samples => true,
@@ -340,6 +346,7 @@ impl Quality {
             (Missing::UnseenFrees, q.missed_frees, q.recorded_events, share),
             (Missing::Stacks, q.unknown_stack_bytes, q.outstanding_bytes, share),
             (Missing::Calls, q.untracked_calls, events, share),
+            (Missing::Undecided, q.undecided_events, q.recorded_events + q.undecided_events, share),
             (Missing::Moments, q.lost_moments, events, share),
             (Missing::Records, q.unknown_records, events, share),
             (Missing::Remappings, q.lost_remappings, events + q.lost_remappings, share),
@@ -389,12 +396,13 @@ mod tests {
     #[test]
     fn each_way_to_be_incomplete_is_so_at_once_and_in_the_exit_status_beyond_its_share() {
         type Set = fn(&mut Quality, u64);
-        let ways: [(Missing, Set, Option<u64>); 15] = [
+        let ways: [(Missing, Set, Option<u64>); 16] = [
             (Missing::AllAllocations, |q, n| q.silent_targets = n, Some(2)),
             (Missing::Allocations, |q, n| q.lost_allocs = n, Some(1_002)),
             (Missing::Room, |q, n| q.refused_allocs = n, Some(1_001)),
             (Missing::Frees, |q, n| q.lost_frees = n, Some(1_002)),
             (Missing::Moments, |q, n| q.lost_moments = n, Some(1_002)),
+            (Missing::Undecided, |q, n| q.undecided_events = n, Some(1_002)),
             (Missing::Calls, |q, n| q.untracked_calls = n, Some(1_002)),
             (Missing::Records, |q, n| q.unknown_records = n, Some(1_002)),
             (Missing::UnseenFrees, |q, n| q.missed_frees = n, Some(1_001)),

@@ -284,6 +284,9 @@ pub(super) fn gap(gap: &Gap) -> String {
             format!("{} missed (the address was handed out again, or what lies right below was freed)", count("free"))
         }
         Missing::Stacks => format!("{} held by stacks that are not known", exact_size(gap.amount)),
+        Missing::Undecided => {
+            format!("{} of processes that were over before it could be seen whether they fit", count("event"))
+        }
         Missing::Calls => format!("{} into the allocator not followed", count("call")),
         Missing::Remappings => {
             format!("{} of mappings not recorded: what is told of mapped memory may be wrong", count("change"))

@@ -1,6 +1,7 @@
 //! Who is traced, told from what /proc says of processes. [`Selection`] is pure; [`processes`] and [`names`] read.
 
 pub mod containers;
+pub mod folders;
 mod globs;
 mod invalid;
 pub mod names;
@@ -118,6 +119,11 @@ impl Selection {
         self.users.push(user);
     }
 
+    /// Whether cgroups decide.
+    pub fn is_of_cgroups(&self) -> bool {
+        !self.cgroups.is_empty() || !self.containers.is_empty()
+    }
+
     /// Containers that are wanted by name or id.
     pub fn containers(&self) -> &[String] {
         &self.containers
@@ -146,10 +152,37 @@ impl Selection {
             && !self.excludes(&process.comm)
     }
 
+    /// The same of a process of which no user, no executable or no cgroup may be known: `None` where that would decide.
+    pub fn would_fit(&self, process: &Facts, names: &names::Names) -> Option<bool> {
+        if self.fits(process, names) {
+            return Some(true);
+        }
+        let mut known = self.clone();
+        if process.user.is_none() {
+            known.users.clear();
+        }
+        if process.exe.is_none() {
+            known.exes.clear();
+        }
+        // Of version 1, only the hierarchy of the memory controller is known of such.
+        if process.cgroups.is_empty() || self.cgroups.iter().any(|wanted| is_in_another_folder(wanted)) {
+            known.cgroups.clear();
+            known.containers.clear();
+        }
+        if known.fits(process, names) { None } else { Some(false) }
+    }
+
     /// Whether no process of this name is traced, whatever else it is and whoever has started it.
     pub fn excludes(&self, comm: &str) -> bool {
         self.excluded.iter().any(|glob| glob.fits(comm))
     }
+}
+
+/// Whether a cgroup is told by its path in the file system, in the folder of a hierarchy of version 1 that is not that of the memory controller.
+fn is_in_another_folder(wanted: &str) -> bool {
+    let below = wanted.strip_prefix(CGROUP_MOUNT).and_then(|below| below.strip_prefix('/'));
+    let folder = below.and_then(|below| below.split('/').next());
+    folder.is_some_and(|folder| !["memory", "unified"].contains(&folder) && !folder.contains('.'))
 }
 
 /// Whether a process is in a cgroup, which is told by its path in the hierarchy or in the file system.

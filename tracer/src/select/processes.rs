@@ -38,7 +38,7 @@ pub fn fits(selection: &Selection, names: &Names, pid: u32) -> bool {
 }
 
 /// What is known of a process; `None` of what is never chosen.
-fn facts(pid: u32) -> Option<Facts> {
+pub fn facts(pid: u32) -> Option<Facts> {
     let directory = ProcessDirectory::open(pid).ok()?;
     let text = |name: &str| {
         let mut text = Vec::new();
@@ -54,7 +54,7 @@ fn facts(pid: u32) -> Option<Facts> {
     Some(Facts {
         pid,
         comm: stat.comm,
-        exe: fs::read_link(format!("/proc/{pid}/exe")).ok().map(|exe| path(&exe.to_string_lossy())),
+        exe: fs::read_link(format!("/proc/{pid}/exe")).ok().map(|exe| path_in_link(&exe.to_string_lossy())),
         cgroups: cgroups::parse(&String::from_utf8_lossy(&text("cgroup").unwrap_or_default())),
         user: effective_user(&status),
     })
@@ -85,7 +85,7 @@ fn place(text: &str) -> Place {
 }
 
 /// The path in the text of a link to an executable, which the kernel marks when the file has been removed or replaced.
-fn path(link: &str) -> String {
+pub fn path_in_link(link: &str) -> String {
     link.strip_suffix(maps::DELETED).unwrap_or(link).to_owned()
 }
 
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_program_that_was_replaced_keeps_its_path() {
-        assert_eq!([path("/usr/bin/x (deleted)"), path("/usr/bin/x")], ["/usr/bin/x", "/usr/bin/x"]);
+        assert_eq!([path_in_link("/usr/bin/x (deleted)"), path_in_link("/usr/bin/x")], ["/usr/bin/x", "/usr/bin/x"]);
     }
 
     #[test]

@@ -139,7 +139,9 @@ fn a_fork_has_the_probes_of_its_parent_or_waits_for_its_own() {
     let parent = Life::recorded(7);
     let same = parent.forked(8, 0, false, at(0));
     assert!(same.is_settled() && same.came_later() && !same.is_paused());
+    assert_eq!(same.late(5 * NS), None);
     let mut own = parent.forked(8, 0, true, at(1));
+    assert_eq!(own.late(5 * NS), Some(Duration::from_millis(5)), "so far");
     run(
         &mut own,
         &[
@@ -149,7 +151,7 @@ fn a_fork_has_the_probes_of_its_parent_or_waits_for_its_own() {
             (9, Event::Recorded(10 * NS), &[]),
         ],
     );
-    assert_eq!((own.late(), own.unseen_spans(), own.is_settled()), (Some(Duration::from_millis(10)), 0, true));
+    assert_eq!((own.late(50 * NS), own.unseen_spans(), own.is_settled()), (Some(Duration::from_millis(10)), 0, true));
 }
 
 #[test]
@@ -182,7 +184,7 @@ fn an_exec_before_it_has_probes_needs_them_all_the_same() {
         ],
     );
     // From its fork on, and told there, not as a span of its own.
-    assert_eq!((own.late(), own.unseen_spans()), (Some(Duration::from_millis(11)), 0));
+    assert_eq!((own.late(50 * NS), own.unseen_spans()), (Some(Duration::from_millis(11)), 0));
 }
 
 #[test]
@@ -191,7 +193,7 @@ fn a_newcomer_is_looked_at_at_once() {
         let mut life = Life::newcomer(9, 0, paused, false, at(1));
         run(&mut life, &[(1, Event::Tick, &[Action::Look]), (2, allocator(false, !paused), &[Action::Probe])]);
         run(&mut life, &[(3, IN_FORCE, &[Action::Enable]), (3, Event::Recorded(4 * NS), &[])]);
-        assert_eq!(life.late().is_some(), paused);
+        assert_eq!(life.late(50 * NS).is_some(), paused);
         assert_eq!(life.unseen_spans(), 0);
     }
 }

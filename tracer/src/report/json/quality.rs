@@ -35,6 +35,9 @@ impl Serialize for Saved<'_, Quality> {
         if quality.lost_remappings > 0 {
             object.serialize_entry("lost_remappings", &quality.lost_remappings)?;
         }
+        if quality.undecided_events > 0 {
+            object.serialize_entry("undecided_events", &quality.undecided_events)?;
+        }
         object.serialize_entry("notes", &quality.notes)?;
         object.end()
     }
