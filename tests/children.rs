@@ -9,6 +9,7 @@ use std::{
 };
 
 use nix::sys::signal::Signal;
+use tempfile::TempDir;
 
 use crate::harness::{Held, Outcome, Report, Run, compiled, copy_program, require_root, skipped, slowness};
 
@@ -210,28 +211,49 @@ const XFS: u32 = 0x5846_5342;
 #[test]
 fn programs_that_are_over_at_once_have_names() {
     require_root();
-    let program = compiled("brief");
-    // Beside it: folders for what is temporary may lie in memory.
-    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
-    let file_system = rustix::fs::statfs(folder.path()).unwrap().f_type as u32;
-    if ![EXT4, XFS].contains(&file_system) {
-        skipped(
-            "names of programs that are over at once",
-            &format!("{file_system:#x} finds no files by their numbers"),
-        );
-        return;
-    }
-    let runs: Vec<String> = (0..20)
-        .map(|nth| {
-            let copy = folder.path().join(format!("brief{nth}"));
-            copy_program(&program, &copy);
-            format!("{};", copy.display())
-        })
-        .collect();
+    let Some((_folder, runs)) = copies("brief", "names of programs that are over at once") else { return };
     let report = Run::launch(&[], ["sh", "-c", &format!("{} true", runs.concat())]).finish().report(0);
     let own = report.stacks.iter().filter(|stack| stack.has("forget_quickly"));
     let blocks: u64 = own.map(|stack| stack.allocated.blocks).sum();
     assert_eq!(blocks, runs.len() as u64, "{:?}", report.stacks);
+}
+
+/// One that has an allocator of its own, which nobody could find in time, is told of although something was recorded of it.
+#[test]
+fn programs_that_are_over_at_once_and_have_allocators_of_their_own() {
+    require_root();
+    let Some((_folder, runs)) = copies("brief_own", "allocators of programs that are over at once") else { return };
+    for run in &runs {
+        let outcome = Run::launch(&[], ["sh", "-c", &format!("{run} true")]).finish();
+        let status = outcome.code().unwrap();
+        let report = outcome.report(status);
+        let sum = |size| -> u64 {
+            let own = report.stacks.iter().map(|stack| stack.allocated).filter(|all| all.bytes == size);
+            own.map(|all| all.blocks).sum()
+        };
+        assert_eq!(sum(4242), 1, "{:?}", report.stacks);
+        assert!(status == 3 || sum(10_007) == 1, "{status}: {:?}", report.stacks);
+    }
+}
+
+/// Copies of a program that nobody has seen, each as a command of the shell. Without, and that is said, where nothing can be found out of
+/// one that is over.
+fn copies(name: &str, what: &str) -> Option<(TempDir, Vec<String>)> {
+    let program = compiled(name);
+    // Beside it: folders for what is temporary may lie in memory.
+    let folder = tempfile::tempdir_in(program.parent().unwrap()).unwrap();
+    let file_system = rustix::fs::statfs(folder.path()).unwrap().f_type as u32;
+    if ![EXT4, XFS].contains(&file_system) {
+        skipped(what, &format!("{file_system:#x} finds no files by their numbers"));
+        return None;
+    }
+    let copy = |nth| {
+        let copy = folder.path().join(format!("{name}{nth}"));
+        copy_program(&program, &copy);
+        format!("{};", copy.display())
+    };
+    let runs = (0..20).map(copy).collect();
+    Some((folder, runs))
 }
 
 /// A program that nobody has seen: whatever it does before anybody could look at its file, its stacks are whole. By a copy, for what

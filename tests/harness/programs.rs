@@ -72,6 +72,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "at_once", compiler: C, files: &["at_once.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "become", compiler: C, files: &["become.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "brief", compiler: C, files: &["brief.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "brief_own", compiler: C, files: &["brief_own.c"], flags: EXPORTED_ALLOCATOR },
     Source { name: "brief_threads", compiler: C, files: &["brief_threads.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "busy, C++", compiler: CXX, files: &["busy.cpp"], flags: WITHOUT_FRAME_POINTERS },
     Source {

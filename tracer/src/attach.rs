@@ -149,6 +149,11 @@ impl Attached {
         }
     }
 
+    /// Its name: hostile text.
+    pub fn comm(&self) -> &str {
+        &self.target.comm
+    }
+
     /// What the kernel knows its program's file by, where that is known, and when it began: nanoseconds of CLOCK_MONOTONIC.
     pub fn program(&self) -> Option<(FileKey, u64)> {
         self.program

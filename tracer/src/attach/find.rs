@@ -1,7 +1,7 @@
 //! Which allocators a process has, and what it is besides.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufReader},
     panic::catch_unwind,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,13 +9,16 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use hashbrown::{HashMap, HashSet};
+use tracer_ebpf::unwind::FileKey;
 
 use super::chosen::with_chosen;
 use crate::{
+    bpf,
     event::Pid,
     files::{
         elf::{Bytes, Elf},
         module::{Identity, Module},
+        opener::reopen_path,
         root,
     },
     probe::{
@@ -71,6 +74,19 @@ impl Allocators {
 /// No right to look at the process, or it has ended.
 pub fn allocators(pid: Pid) -> Result<Option<Allocators>> {
     find(pid, &mappings(pid)?, Phase::Running)
+}
+
+/// The allocator that a program has in its own file, which no process need have mapped any more; `None` when it has none, or the file
+/// cannot be opened by what the kernel knows it by.
+pub(super) fn own_allocators(program: &FileKey) -> Option<Allocators> {
+    let opened = bpf::open_by_key(program).and_then(|file| {
+        let path = fs::read_link(reopen_path(&file))?;
+        Module::of_file(&path.to_string_lossy(), file)
+    });
+    let opened = opened.inspect_err(|error| tracing::debug!(?program, "an ended program cannot be opened: {error}"));
+    let Searched { module, functions, .. } = search(&Arc::new(opened.ok()?)).ok()?;
+    let functions = functions.filter(|functions| !functions.functions.is_empty())?;
+    Some(Allocators { files: [Allocator { module, functions }].into(), unseen: Arc::default() })
 }
 
 /// The mappings of a process.
@@ -330,7 +346,7 @@ fn candidates(pid: Pid, space: &AddressSpace, phase: Phase) -> Vec<Arc<Module>> 
 /// Paths of the objects in the loader's list, in its order.
 fn search_ranks(pid: Pid) -> Option<Vec<(String, u64)>> {
     let order = link_map::search_order(pid).ok()??;
-    let text = std::fs::read(format!("/proc/{pid}/maps")).ok()?;
+    let text = fs::read(format!("/proc/{pid}/maps")).ok()?;
     let mappings = maps::parse(&text);
     let path = |addr: u64| {
         let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&addr))?;

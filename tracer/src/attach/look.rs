@@ -2,12 +2,14 @@
 //! reading files, of which there may be many and slow ones.
 
 use std::{
-    io,
+    fs, io,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
 };
 
-use super::find::{Allocators, Phase, describe, find, mappings};
+use tracer_ebpf::unwind::FileKey;
+
+use super::find::{Allocators, Phase, describe, find, mappings, own_allocators};
 use crate::{
     event::{Image, Pid},
     files::{
@@ -24,14 +26,14 @@ use crate::{
 const LOOKERS: usize = 2;
 
 /// Those who look.
-pub struct Lookers(mpsc::Sender<(Image, Pid)>);
+pub struct Lookers(mpsc::Sender<Asked>);
 
 /// What was seen.
-pub struct Seen {
-    /// The image that was there when it was asked for.
-    pub image: Image,
-    /// What is there.
-    pub what: What,
+pub enum Seen {
+    /// Of a process: the image that was there when it was asked for, and what is there.
+    Process(Image, What),
+    /// Of a program that was over before it was looked at: the allocator in its own file, if it has one that can be found.
+    Ended(FileKey, Option<Allocators>),
 }
 
 /// What is there.
@@ -42,6 +44,12 @@ pub enum What {
     Foreign(String),
     /// A program.
     Program(Box<Program>),
+}
+
+/// What is to be looked at.
+enum Asked {
+    Process(Image, Pid),
+    Ended(FileKey),
 }
 
 /// A program that runs.
@@ -68,15 +76,18 @@ impl Lookers {
     /// # Errors
     /// A thread cannot be started.
     pub fn start(tell: impl Fn(Seen) + Clone + Send + 'static) -> io::Result<Self> {
-        let (asks, asked) = mpsc::channel::<(Image, Pid)>();
+        let (asks, asked) = mpsc::channel::<Asked>();
         let asked = Arc::new(Mutex::new(asked));
         for _ in 0..LOOKERS {
             let (asked, tell) = (Arc::clone(&asked), tell.clone());
             thread::Builder::new().name("looker".to_owned()).spawn(move || {
                 loop {
                     let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((image, pid)) = next else { return };
-                    tell(Seen { image, what: look(pid) });
+                    tell(match next {
+                        Ok(Asked::Process(image, pid)) => Seen::Process(image, look(pid)),
+                        Ok(Asked::Ended(program)) => Seen::Ended(program, own_allocators(&program)),
+                        Err(_) => return,
+                    });
                 }
             })?;
         }
@@ -86,7 +97,13 @@ impl Lookers {
     /// Has a process looked at, which has this image now.
     pub fn ask(&self, image: Image, pid: Pid) {
         // They end with this.
-        let _ = self.0.send((image, pid));
+        let _ = self.0.send(Asked::Process(image, pid));
+    }
+
+    /// Has a program looked at that was over before that could be done.
+    pub fn ask_of_ended(&self, program: FileKey) {
+        // As above.
+        let _ = self.0.send(Asked::Ended(program));
     }
 }
 
@@ -96,6 +113,8 @@ fn look(pid: Pid) -> What {
         Err(NotTraceable::Not64Bit(_, comm)) => return What::Foreign(format!("a 32-bit program ({})", visible(&comm))),
         Err(_) => return What::Gone,
     };
+    let executable = || fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let looked_at = executable();
     // Asked for first: what the loader does after the look is not for the look to have seen.
     let is_static = is_static(pid);
     let loaded = is_static || link_map::is_loaded(pid);
@@ -107,6 +126,10 @@ fn look(pid: Pid) -> What {
         None
     });
     let process = describe(pid, &status, &space);
+    if executable() != looked_at {
+        // As what was looked at it is gone.
+        return What::Gone;
+    }
     let has_go = process.language == Language::Go;
     What::Program(Box::new(Program { process, allocators, has_go, loaded, is_static, own_memory, space }))
 }
@@ -133,12 +156,12 @@ mod tests {
         let program = loop {
             lookers.ask(Image(7), pid);
             match told.recv().unwrap() {
-                Seen { image: Image(7), what: What::Program(program) }
+                Seen::Process(Image(7), What::Program(program))
                     if program.loaded && program.process.comm == "sleep" =>
                 {
                     break program;
                 }
-                Seen { .. } => {}
+                _ => {}
             }
         };
         assert!(!program.has_go);
@@ -147,6 +170,6 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         lookers.ask(Image(8), pid);
-        assert!(matches!(told.recv().unwrap(), Seen { image: Image(8), what: What::Gone }));
+        assert!(matches!(told.recv().unwrap(), Seen::Process(Image(8), What::Gone)));
     }
 }

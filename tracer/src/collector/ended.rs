@@ -7,11 +7,12 @@ impl Collector {
     pub(super) fn merge(&mut self) {
         let Self { merging, heap, mapped, images, places, history, go, unheard, .. } = self;
         let (mut emptied, mut freed) = (Vec::new(), Vec::new());
-        merging.retain(|Merging { from, into, is_unheard }| {
+        merging.retain(|Merging { from, into, is_unheard, is_unseen }| {
             if !from.iter().all(|image| heap.has_ended(*image)) {
                 return true;
             }
-            *unheard += u64::from(*is_unheard && !from.iter().any(|image| heap.has_allocated(*image)));
+            let is_silent = || !from.iter().any(|image| heap.has_allocated(*image));
+            *unheard += u64::from(*is_unseen || *is_unheard && is_silent());
             for image in from.iter().filter(|image| *image != into) {
                 // As long as it is known which stacks they are.
                 mapped.merge(*image, *into, |stack| match stack {

@@ -113,8 +113,10 @@ pub struct Merging {
     pub from: Vec<Image>,
     /// What stands for them; it may be one of them.
     pub into: Image,
-    /// Whether something is missing if nothing was recorded of them.
+    /// Whether something is missing if nothing was recorded of them, and whether something is in any case.
     pub is_unheard: bool,
+    /// As above.
+    pub is_unseen: bool,
 }
 
 /// The way to ask the collector.

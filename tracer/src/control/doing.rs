@@ -89,11 +89,18 @@ impl Session {
     }
 
     /// Somebody has looked at a process that was of this image then.
-    fn has_seen(&mut self, Seen { image, what }: Seen) {
+    fn has_seen(&mut self, seen: Seen) {
+        let (image, what) = match seen {
+            Seen::Process(image, what) => (image, what),
+            Seen::Ended(program, own) => return self.known.learn_of_ended(program, own),
+        };
         let Some(at) = self.attached.iter().position(|attached| attached.image() == image) else { return };
-        if let What::Program(program) = &what {
-            let file = self.attached[at].program().map(|(file, _)| file);
-            self.known.learn(file, program);
+        let attached = &self.attached[at];
+        // It may have become another one before that.
+        if let What::Program(program) = &what
+            && program.process.comm == attached.comm()
+        {
+            self.known.learn(attached.program().map(|(file, _)| file), program);
         }
         let actions = self.attached[at].was_seen(what, &self.probes);
         self.act(image, actions);

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use hashbrown::HashMap;
 
-use super::notes::Notes;
+use super::{known::Doubt, notes::Notes};
 use crate::{
     attach::Attached,
     clock::monotonic,
@@ -62,12 +62,12 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// One more. What the collector is to put together for it, if there are too many; `known`: whether what one did is known although
-    /// nobody looked at it; `stays`: what is told one by one in any case.
+    /// One more. What the collector is to put together for it, if there are too many; `doubt`: what is not
+    /// known of one; `stays`: what is told one by one in any case.
     pub(super) fn push(
         &mut self,
         attached: Attached,
-        known: impl Fn(&Attached) -> bool,
+        doubt: impl Fn(&Attached) -> Doubt,
         stays: impl Fn(Image) -> bool,
     ) -> Vec<Merging> {
         self.apart.push_back(attached);
@@ -80,11 +80,12 @@ impl Ended {
                 self.staying.push(attached);
                 continue;
             }
-            let is_unheard = attached.life().was_not_looked_at() && !known(&attached);
+            let doubt = doubt(&attached);
+            let (is_unheard, is_unseen) = (doubt == Doubt::IfSilent, doubt == Doubt::Certain);
             attached.life().notes().for_each(|note| self.notes.get_or_insert(Notes::most(MAX_NOTES)).push(note));
             self.late.extend(attached.life().late(monotonic()));
             let (into, from) = add(&mut self.together, attached.target());
-            merging.push(Merging { from, into, is_unheard });
+            merging.push(Merging { from, into, is_unheard, is_unseen });
         }
         merging
     }
@@ -239,8 +240,8 @@ mod tests {
         let mut merging = Vec::new();
         for image in 0..10_000 {
             let comm = ["odd", "even"][image as usize % 2];
-            let known = |attached: &Attached| attached.image().0.is_multiple_of(5);
-            merging.extend(all.push(ended(image, comm), known, |image| image.0 < STAYING));
+            let doubt = |attached: &Attached| [Doubt::None, Doubt::IfSilent][attached.image().0 as usize % 5 % 2];
+            merging.extend(all.push(ended(image, comm), doubt, |image| image.0 < STAYING));
         }
         let apart: Vec<u32> = all.apart().map(|attached| attached.image().0).collect();
         let (staying, last_ones) = apart.split_at(STAYING as usize);
@@ -263,7 +264,7 @@ mod tests {
     fn however_many_programs_there_are_what_is_told_of_them_is_bounded() {
         let mut all = Ended::default();
         for image in 0..5_000 {
-            all.push(ended(image, &format!("program {image}")), |_| true, |_| false);
+            all.push(ended(image, &format!("program {image}")), |_| Doubt::None, |_| false);
         }
         let together = all.together();
         assert_eq!(together.len(), MAX_GROUPS + 1);

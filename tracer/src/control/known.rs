@@ -5,7 +5,7 @@ use hashbrown::HashMap;
 use tracer_ebpf::unwind::FileKey;
 
 use crate::{
-    attach::{Allocators, Program, probes::Probes},
+    attach::{Allocators, Attached, Program, probes::Probes},
     profile::Language,
 };
 
@@ -30,12 +30,28 @@ impl Known {
 
 /// Programs by what the kernel knows their files by.
 #[derive(Default)]
-pub(super) struct KnownPrograms(HashMap<FileKey, Known>);
+pub(super) struct KnownPrograms {
+    looked_at: HashMap<FileKey, Known>,
+    /// Of those that were over before that: the allocator in the program's own file, where that was found.
+    ended: HashMap<FileKey, Option<Allocators>>,
+    /// How many of them are being looked at.
+    asked: usize,
+}
+
+/// Whether something may have been allocated unseen by a process that was over before it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    None,
+    /// If nothing was recorded of it.
+    IfSilent,
+    /// It has an allocator of its own that had no probes.
+    Certain,
+}
 
 impl KnownPrograms {
     /// What is known of a program.
     pub(super) fn get(&self, program: Option<FileKey>) -> Option<&Known> {
-        self.0.get(&program?)
+        self.looked_at.get(&program?)
     }
 
     /// Whether a program was looked at that a process has run since then, and had probes in it from its first instruction on: nanoseconds
@@ -46,13 +62,48 @@ impl KnownPrograms {
         since.is_some_and(|since| since <= began)
     }
 
+    /// What is not known of an ended process.
+    pub(super) fn doubt(&self, attached: &Attached, probes: &Probes) -> Doubt {
+        let Some((program, began)) = attached.program().filter(|_| attached.life().was_not_looked_at()) else {
+            return if attached.life().was_not_looked_at() { Doubt::IfSilent } else { Doubt::None };
+        };
+        if let Some(Some(own)) = self.ended.get(&program)
+            && probes.covered_since(own).is_none_or(|since| since > began)
+        {
+            return Doubt::Certain;
+        }
+        if self.knows(Some((program, began)), probes) { Doubt::None } else { Doubt::IfSilent }
+    }
+
+    /// Whether a program that was over before it was looked at is to be looked at: it was not yet.
+    pub(super) fn is_new(&mut self, program: FileKey) -> bool {
+        let is_new = !self.looked_at.contains_key(&program) && !self.ended.contains_key(&program);
+        if is_new && self.ended.len() < MAX_KNOWN {
+            self.ended.insert(program, None);
+            self.asked += 1;
+            return true;
+        }
+        false
+    }
+
+    /// A program that was over has this allocator in its own file.
+    pub(super) fn learn_of_ended(&mut self, program: FileKey, own: Option<Allocators>) {
+        self.ended.insert(program, own);
+        self.asked = self.asked.saturating_sub(1);
+    }
+
+    /// Whether some are being looked at.
+    pub(super) fn waits(&self) -> bool {
+        self.asked > 0
+    }
+
     /// A program was looked at. What has another heap than that of its allocator is looked at each time.
     pub(super) fn learn(&mut self, program: Option<FileKey>, seen: &Program) {
         let (Some(program), Some(allocators)) = (program, &seen.allocators) else { return };
-        if seen.has_go || self.0.len() >= MAX_KNOWN && !self.0.contains_key(&program) {
+        if seen.has_go || self.looked_at.len() >= MAX_KNOWN && !self.looked_at.contains_key(&program) {
             return;
         }
         let (exe, language) = (seen.process.exe.clone(), seen.process.language);
-        self.0.insert(program, Known { exe, language, allocators: allocators.clone() });
+        self.looked_at.insert(program, Known { exe, language, allocators: allocators.clone() });
     }
 }

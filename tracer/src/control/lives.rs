@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     attach::{
-        Attached, NewProgram,
+        Attached, NewProgram, Seen,
         probes::{Probes, Scope},
     },
     clock::{monotonic, processor_time},
@@ -30,6 +30,8 @@ const LOOK_AROUND_REST: u32 = 300;
 /// How long processes that have begun may wait until they are read, where there are more than so many.
 const READING: Duration = Duration::from_millis(20);
 const AT_ONCE: usize = 4;
+/// How long the last report waits for what is known of programs that were over at once.
+const LAST_LOOKS: Duration = Duration::from_millis(500);
 
 impl Session {
     /// How processes have ended is in the last records, and what they have started. There is nothing to do about the rest of them
@@ -56,6 +58,20 @@ impl Session {
                 // What is not seen of a process for that is told all the same.
                 Input::Notice(notice @ (Notice::SharerEnded(_) | Notice::HeapEnded(_))) => drop(self.heed(notice)),
                 _ => {}
+            }
+        }
+    }
+
+    /// What allocators the last programs had that were over before anybody could look is about to be known.
+    pub(super) fn learn_of_ended_programs(&mut self) {
+        let deadline = Instant::now() + LAST_LOOKS;
+        while self.known.waits()
+            && let Some(input) = self.inputs.next(deadline)
+        {
+            if let Input::Seen(seen) = input
+                && let Seen::Ended(program, own) = *seen
+            {
+                self.known.learn_of_ended(program, own);
             }
         }
     }
@@ -248,7 +264,7 @@ impl Session {
                 Scope::Process => "each has to have probes of its own first (--scope=file needs none)",
             };
             notes.push(format!(
-                "{} that began ended before anybody could look, and nothing of that was recorded: {why}",
+                "{} that began ended before anybody could look, and nothing of that was recorded, or not all: {why}",
                 count(unheard, "process")
             ));
         }
@@ -271,6 +287,11 @@ impl Session {
             attached.was_killed(signal);
         }
         attached.has_ended(after);
+        let program = attached.program().filter(|_| attached.life().was_not_looked_at());
+        if let Some((program, _)) = program.filter(|(program, _)| self.known.is_new(*program)) {
+            self.lookers.ask_of_ended(program);
+        }
+        let Some(attached) = self.find(image) else { return };
         let (pid, is_new) = (attached.pid(), attached.life().came_later());
         self.meter.has_ended(pid, is_new, ran);
         self.let_go(image);
@@ -297,8 +318,8 @@ impl Session {
         self.libraries.retain(|libraries| libraries.pid() != attached.pid());
         attached.let_go(memory, &mut self.probes);
         let Self { ended, known, probes, go_over, .. } = self;
-        let is_known = |attached: &Attached| known.knows(attached.program(), probes);
-        let merging = ended.push(attached, is_known, |image| go_over.iter().any(|go| go.image == image));
+        let doubt = |attached: &Attached| known.doubt(attached, probes);
+        let merging = ended.push(attached, doubt, |image| go_over.iter().any(|go| go.image == image));
         if !merging.is_empty() {
             // The collector's end shows elsewhere.
             let _ = self.requests.send(Request::Merge(merging));

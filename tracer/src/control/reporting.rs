@@ -3,7 +3,7 @@
 use anyhow::Result;
 use hashbrown::HashSet;
 
-use super::Session;
+use super::{Session, known::Doubt};
 use crate::{
     attach::{Attached, probes::Scope},
     collector::{Request, Snapshot},
@@ -35,6 +35,7 @@ impl Session {
         self.ended.keep_apart();
         self.learn_of_ends();
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
+        self.learn_of_ended_programs();
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
         Ok(self.material(snapshot, go))
@@ -81,10 +82,10 @@ impl Session {
             notes.extend(attached.life().notes());
         }
         let heard: HashSet<Image> = snapshot.stacks.iter().map(|stack| stack.image).collect();
-        let unheard = |attached: &&Attached| {
-            attached.life().was_not_looked_at()
-                && !heard.contains(&attached.image())
-                && !self.known.knows(attached.program(), &self.probes)
+        let unheard = |attached: &&Attached| match self.known.doubt(attached, &self.probes) {
+            Doubt::None => false,
+            Doubt::IfSilent => !heard.contains(&attached.image()),
+            Doubt::Certain => true,
         };
         let unheard = self.processes().filter(unheard).count() as u64 + snapshot.unheard;
         notes.extend(self.note_on_late_ones(unheard));
