@@ -393,8 +393,9 @@ impl Collector {
         });
         let notices = intake.notices;
         self.places.ask();
-        notices.into_iter().for_each(&self.notify);
+        // Before an end is told: whoever hears of it takes stock.
         self.go.values_mut().for_each(GoHeap::pass_on);
+        notices.into_iter().for_each(&self.notify);
         taken
     }
 

@@ -38,6 +38,9 @@ use crate::{
     },
 };
 
+/// New memory of a process, bytes, from which on a Go heap that is told as it was before is not known.
+const WORTH_A_COLLECTION: u64 = 8 << 20;
+
 /// What is known of a trace besides its snapshot.
 pub struct Trace {
     /// When it began.
@@ -92,7 +95,8 @@ impl Presenter {
         let is_over = |image| by_image.place(image).is_some_and(|place| trace.processes[place].ended.is_some());
         let mut quality = quality::of(&snapshot, &go, |image| !(others_live && is_over(image)));
         quality.notes.splice(0..0, trace.notes);
-        (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps);
+        let problems = go.iter().filter(|go| go.heap.problem.is_some()).count() as u64;
+        (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps + problems);
         quality.notes.extend(quality::folded(snapshot.folded));
         quality.notes.extend_from_slice(self.names.notes());
         quality.rewritten_files = self.names.rewritten();
@@ -104,6 +108,11 @@ impl Presenter {
                 processes[place].heaps.push(go.seen());
             }
         }
+        let is_old = |go: &&GoTrace| {
+            let memory = by_image.place(go.image).and_then(|place| processes[place].memory.as_ref());
+            go.is_of_before() && memory.is_some_and(|memory| memory.fresh > WORTH_A_COLLECTION)
+        };
+        quality.uncollected_heaps += go.iter().filter(is_old).count() as u64;
         let mut estimates: Vec<(Sampling, u64)> = go.iter().filter_map(GoTrace::estimate).collect();
         let mut mode = go.first().map_or(Mode::Exact, |go| go.seen().mode);
         let snapshots = same::merged(snapshot.stacks);

@@ -30,6 +30,12 @@ impl GoMaps {
         self.runtimes.insert(u64::from(pid) << 32 | u64::from(runtime.number), RuntimeValue(runtime), 0)
     }
 
+    /// A runtime is sampled no more.
+    pub fn forget_runtime(&mut self, pid: u32, number: u8) {
+        // Only those that are sampled are there.
+        let _ = self.runtimes.remove(&(u64::from(pid) << 32 | u64::from(number)));
+    }
+
     /// Has objects sampled every `mean` bytes: distances are exponentially distributed. To be done before anything is probed.
     ///
     /// # Errors

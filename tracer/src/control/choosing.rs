@@ -14,7 +14,7 @@ use crate::{
     attach::probes::Scope,
     bpf,
     config::Subject,
-    event::{Beginning, Pid},
+    event::{Beginning, How, Image, Pid},
     files::opener::reopen_path,
     preflight::Missing,
     process::status::{self, NotTraceable},
@@ -84,6 +84,7 @@ pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Re
         asked: 0,
         folders: Folders::default(),
         exes: HashMap::new(),
+        unfit: HashSet::new(),
         untraceable: HashSet::new(),
         found: Vec::new(),
         is_all_told: false,
@@ -94,6 +95,8 @@ pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Re
 /// Processes that were there before, of which a look asks again whether they fit by now.
 const ASKED_AGAIN: usize = 64;
 
+/// Most images that did not fit that are remembered.
+const MAX_UNFIT: usize = 1 << 14;
 /// Most programs whose paths are remembered.
 const MAX_EXES: usize = 4096;
 
@@ -117,6 +120,8 @@ pub(super) struct Newcomers {
     folders: Folders,
     /// Paths of the executables of programs that were seen, by what the kernel knows them by.
     exes: HashMap<FileKey, String>,
+    /// The last images that did not fit: neither does what they have forked.
+    unfit: HashSet<Image>,
     /// Those that fit, and cannot be traced.
     untraceable: HashSet<Pid>,
     /// Those that were found by looks and fit.
@@ -131,7 +136,18 @@ impl Newcomers {
     }
 
     /// Whether a process that has begun as a program is to be traced. Of one that is gone, what its record tells decides.
-    pub(super) fn fits(&mut self, Beginning { pid, program, whose, .. }: &Beginning, comm: &str) -> Fit {
+    pub(super) fn fits(&mut self, image: Image, beginning: &Beginning) -> Fit {
+        let fit = self.fit(beginning, &beginning.comm());
+        if fit == Fit::No {
+            if self.unfit.len() >= MAX_UNFIT {
+                self.unfit.clear();
+            }
+            self.unfit.insert(image);
+        }
+        fit
+    }
+
+    fn fit(&mut self, Beginning { pid, parent, how, program, whose, .. }: &Beginning, comm: &str) -> Fit {
         if let Some(facts) = processes::facts(*pid) {
             let is_new = !self.selection.containers().is_empty() && self.named.elapsed() >= NAMES_AGE;
             let mut fits = self.selection.fits(&facts, &self.names);
@@ -151,6 +167,9 @@ impl Newcomers {
             if !status::is_exiting(*pid) {
                 return Fit::No;
             }
+        }
+        if *how == How::Fork && self.unfit.contains(parent) {
+            return Fit::No;
         }
         let gone = Facts {
             pid: *pid,
@@ -234,8 +253,6 @@ mod tests {
     use tracer_ebpf::Whose;
 
     use super::*;
-    use crate::event::{How, Image};
-
     fn newcomers(set: impl Fn(&mut Selection)) -> Newcomers {
         let mut selection = Selection::default();
         set(&mut selection);
@@ -247,6 +264,7 @@ mod tests {
             asked: 0,
             folders: Folders::default(),
             exes: HashMap::new(),
+            unfit: HashSet::new(),
             untraceable: HashSet::new(),
             found: Vec::new(),
             is_all_told: true,
@@ -262,9 +280,20 @@ mod tests {
     const PROGRAM: FileKey = FileKey { inode: u64::MAX, device: 0, generation: 0 };
 
     #[test]
+    fn what_an_unfit_one_has_forked_does_not_fit() {
+        let mut by_user = newcomers(|selection| selection.add_user(7));
+        let whose = Whose { user: 8, is_user_known: 1, ..Whose::default() };
+        assert_eq!(by_user.fits(Image(5), &gone(whose)), Fit::No);
+        for (parent, expected) in [(5, Fit::No), (6, Fit::Unknown)] {
+            let forked = Beginning { parent: Image(parent), how: How::Fork, ..gone(Whose::default()) };
+            assert_eq!(by_user.fits(Image(9), &forked), expected, "{parent}");
+        }
+    }
+
+    #[test]
     fn what_is_gone_is_in_doubt_where_its_record_does_not_decide() {
         let (nobody, user) = (Whose::default(), Whose { user: 7, is_user_known: 1, ..Whose::default() });
-        let fit = |newcomers: &mut Newcomers, whose| newcomers.fits(&gone(whose), "worker");
+        let fit = |newcomers: &mut Newcomers, whose| newcomers.fit(&gone(whose), "worker");
         assert_eq!(fit(&mut newcomers(|selection| selection.add_comm("work*").unwrap()), nobody), Fit::Yes);
         assert_eq!(fit(&mut newcomers(|selection| selection.add_comm("other").unwrap()), nobody), Fit::No);
         assert_eq!(fit(&mut newcomers(|selection| selection.exclude_comm("worker").unwrap()), nobody), Fit::No);

@@ -150,7 +150,8 @@ impl Session {
         self.libraries.push(Libraries::new(pid));
         while let Some(index) = self.go.iter().position(|go| go.pid() == pid) {
             self.notes.push(format!("process {pid} became another program; its Go heap until then is not shown"));
-            self.go.remove(index).detach(&mut self.probes.programs);
+            let go = self.go.remove(index);
+            self.detach_go(go);
         }
     }
 
@@ -167,8 +168,14 @@ impl Session {
                     "the Go heaps of processes that have ended are shown of the first {MAX_OVER} of them only"
                 ));
             }
-            go.detach(&mut self.probes.programs);
+            self.detach_go(go);
         }
+    }
+
+    /// Follows a heap no more.
+    pub(super) fn detach_go(&mut self, go: GoHeap) {
+        self.go_maps.forget_runtime(go.pid(), go.number());
+        go.detach(&mut self.probes.programs);
     }
 
     /// What the heaps of Go processes hold now, and held when they ended.

@@ -126,7 +126,8 @@ impl Session {
     fn abandon(&mut self, pid: Pid) {
         self.libraries.retain(|libraries| libraries.pid() != pid);
         while let Some(index) = self.go.iter().position(|go| go.pid() == pid) {
-            self.go.remove(index).detach(&mut self.probes.programs);
+            let go = self.go.remove(index);
+            self.detach_go(go);
         }
         while let Some(index) = self.attached.iter().position(|attached: &Attached| attached.pid() == pid) {
             self.attached.remove(index).detach(&mut self.probes);

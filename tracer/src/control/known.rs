@@ -54,25 +54,18 @@ impl KnownPrograms {
         self.looked_at.get(&program?)
     }
 
-    /// Whether a program was looked at that a process has run since then, and had probes in it from its first instruction on: nanoseconds
-    /// of CLOCK_MONOTONIC.
-    pub(super) fn knows(&self, program: Option<(FileKey, u64)>, probes: &Probes) -> bool {
-        let Some((program, began)) = program else { return false };
-        let since = self.get(Some(program)).and_then(|known| known.covered_since(probes));
-        since.is_some_and(|since| since <= began)
-    }
-
     /// What is not known of an ended process.
     pub(super) fn doubt(&self, attached: &Attached, probes: &Probes) -> Doubt {
         let Some((program, began)) = attached.program().filter(|_| attached.life().was_not_looked_at()) else {
             return if attached.life().was_not_looked_at() { Doubt::IfSilent } else { Doubt::None };
         };
-        if let Some(Some(own)) = self.ended.get(&program)
-            && probes.covered_since(own).is_none_or(|since| since > began)
-        {
-            return Doubt::Certain;
+        let is_covered = |since: Option<u64>| since.is_some_and(|since| since <= began);
+        match (self.looked_at.get(&program), self.ended.get(&program)) {
+            (Some(known), _) if is_covered(known.covered_since(probes)) => Doubt::None,
+            (None, Some(Some(own))) if is_covered(probes.covered_since(own)) => Doubt::IfSilent,
+            (Some(_), _) | (None, Some(Some(_))) => Doubt::Certain,
+            (None, _) => Doubt::IfSilent,
         }
-        if self.knows(Some((program, began)), probes) { Doubt::None } else { Doubt::IfSilent }
     }
 
     /// Whether a program that was over before it was looked at is to be looked at: it was not yet.

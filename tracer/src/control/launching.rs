@@ -5,6 +5,7 @@ use anyhow::{Context as _, Result, bail};
 use super::{Input, Session};
 use crate::{
     attach::Attached,
+    config::GoHeapChoice,
     event::Pid,
     launch::{Launched, Step},
     process::status,
@@ -49,7 +50,15 @@ impl Session {
             if step == Step::Entry {
                 let known = self.image_of(pid);
                 let image = known.unwrap_or_else(|| self.next_image());
-                if self.attach_go(pid, image, true)? && !found {
+                let go = match self.attach_go(pid, image, true) {
+                    // What it has of C is traced all the same.
+                    Err(problem) if found && self.config.go_heap == GoHeapChoice::Auto => {
+                        self.unseen_heaps.push(format!("the Go heap of process {pid} is not seen: {problem:#}"));
+                        false
+                    }
+                    go => go?,
+                };
+                if go && !found {
                     if known.is_none() {
                         self.attached.push(Attached::without_allocator(pid, image, &status::check(pid)?));
                     }

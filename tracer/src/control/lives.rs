@@ -114,7 +114,7 @@ impl Session {
     /// A program began that nobody who is traced has started. What does not fit is forgotten.
     fn has_come(&mut self, image: Image, beginning: &Beginning) {
         let pid = beginning.pid;
-        let fits = |newcomers: &mut Newcomers| newcomers.fits(beginning, &beginning.comm());
+        let fits = |newcomers: &mut Newcomers| newcomers.fits(image, beginning);
         let fit = self.newcomers.as_mut().map_or(Fit::No, fits);
         if fit == Fit::Yes {
             tracing::debug!(pid, "a process that fits has begun");
@@ -294,6 +294,11 @@ impl Session {
         let Some(attached) = self.find(image) else { return };
         let (pid, is_new) = (attached.pid(), attached.life().came_later());
         self.meter.has_ended(pid, is_new, ran);
+        // Its id may be another one's at any time.
+        self.end_go(image);
+        if self.attached.iter().any(|attached| !attached.is_over()) {
+            self.goroutines.forget(pid);
+        }
         self.let_go(image);
         let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
         if !is_command {

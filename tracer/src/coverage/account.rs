@@ -78,7 +78,7 @@ pub(super) fn pieces(begin: &[Region], end: &[Region]) -> Vec<Piece> {
 
 /// What became resident, and what of that recorded blocks explain. `covered`: how many bytes of each piece recorded blocks
 /// have been in. `go`: the heap of Go is followed, and explains all that its runtime has for it and for its books.
-pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[u64], go: bool) -> Account {
+pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covered: &[u64], go: bool) -> Account {
     let mut account = Account::default();
     let mut rest = covered.iter().copied();
     for parts in pieces.chunk_by(|a, b| a.region == b.region) {
@@ -96,8 +96,12 @@ pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[u64], go: boo
         }
     }
     if go {
-        let heap = (0..end.len()).filter(|index| end[*index].usable && is_heap_of_go(end, *index));
-        let heap: u64 = heap.map(|index| end[index].range.end - end[index].range.start).sum();
+        let heap = |regions: &[Region]| -> u64 {
+            let heap = (0..regions.len()).filter(|index| regions[*index].usable && is_heap_of_go(regions, *index));
+            heap.map(|index| regions[index].range.end - regions[index].range.start).sum()
+        };
+        // The books on what was there before are older, too.
+        let heap = heap(end).saturating_sub(heap(begin));
         let unexplained = &mut account.unexplained;
         let own = [Area::Mapped, Area::FromBefore];
         let mapped: u64 = own.iter().filter_map(|area| unexplained.get(area)).sum();
@@ -113,12 +117,12 @@ pub(super) fn account(end: &[Region], pieces: &[Piece], covered: &[u64], go: boo
 fn is_heap_of_go(regions: &[Region], index: usize) -> bool {
     let range = &regions[index].range;
     let arena = range.start - range.start % GO_ARENA;
-    if !regions[index].name.is_empty() || range.start >= LIBRARIES {
+    if !may_be_go_s(&regions[index]) || range.start >= LIBRARIES {
         return false;
     }
     let first = regions.partition_point(|region| region.range.end <= arena);
     let mut reached = arena;
-    for region in regions[first..].iter().take_while(|region| region.name.is_empty()) {
+    for region in regions[first..].iter().take_while(|region| may_be_go_s(region)) {
         // What adjoins from below may be one mapping with it.
         if region.range.start > reached || reached >= arena + GO_ARENA {
             break;
@@ -126,6 +130,11 @@ fn is_heap_of_go(regions: &[Region], index: usize) -> bool {
         reached = region.range.end;
     }
     GO_ARENAS.contains(&range.start) || reached >= arena + GO_ARENA
+}
+
+/// Whether a mapping has no name, or one that runtimes of Go give theirs where the kernel keeps such (from Go 1.25 on).
+fn may_be_go_s(region: &Region) -> bool {
+    region.name.is_empty() || region.name.starts_with("[anon: Go:")
 }
 
 /// What kind of memory a mapping is. `from_before`: it was mapped at the beginning.
@@ -161,7 +170,7 @@ mod tests {
         let overlap = |range: &Range<u64>| blocks.end.min(range.end).saturating_sub(blocks.start.max(range.start));
         let covered: Vec<u64> = pieces.iter().map(|piece| overlap(&piece.range)).collect();
         let expected = Account { fresh, unexplained: unexplained.iter().copied().collect() };
-        assert_eq!(account(end, &pieces, &covered, false), expected);
+        assert_eq!(account(begin, end, &pieces, &covered, false), expected);
     }
 
     #[test]
@@ -226,7 +235,7 @@ mod tests {
         ];
         check(&[], &end, 0..0, 0x6000, &unexplained);
         let pieces = pieces(&[], &end);
-        let followed = account(&end, &pieces, &vec![0; pieces.len()], true);
+        let followed = account(&[], &end, &pieces, &vec![0; pieces.len()], true);
         assert!(!followed.unexplained.contains_key(&Area::Go) && followed.fresh == 0x6000, "{followed:?}");
         assert!(!followed.unexplained.contains_key(&Area::Mapped), "what the runtime needs itself: {followed:?}");
     }
@@ -238,6 +247,10 @@ mod tests {
         let arena = |end| [region(base..base + 0x140_0000, 0x100_0000), reserved(base + 0x140_0000..end, false)];
         let whole = arena(base + GO_ARENA);
         assert!(is_heap_of_go(&whole, 0));
+        let names = ["[anon: Go: heap]", "[anon: Go: heap reservation]"];
+        let named: Vec<Region> =
+            whole.iter().zip(names).map(|(region, name)| Region { name: name.to_owned(), ..region.clone() }).collect();
+        assert!(is_heap_of_go(&named, 0));
         assert!(!is_heap_of_go(&arena(base + GO_ARENA - 0x1000), 0), "it ends elsewhere");
         let [heap, rest] = whole;
         assert!(!is_heap_of_go(std::slice::from_ref(&heap), 0), "nothing is reserved");
@@ -252,13 +265,16 @@ mod tests {
         let end = |mapped| {
             [region(0xc0_0000_0000..0xc0_1000_0000, 0x1000), region(0x7f00_0000_0000..0x7f01_0000_0000, mapped)]
         };
-        let unexplained = |mapped: u64| {
+        let unexplained = |begin: &[Region], mapped: u64| {
             let end = end(mapped);
-            let pieces = pieces(&[], &end);
-            account(&end, &pieces, &vec![0; pieces.len()], true).unexplained()
+            let pieces = pieces(begin, &end);
+            account(begin, &end, &pieces, &vec![0; pieces.len()], true).unexplained()
         };
         // 256 MiB of addresses for the heap.
         let books = (16 << 20) + (32 << 20);
-        assert_eq!((unexplained(books), unexplained(books + 1)), (0, books + 1));
+        assert_eq!((unexplained(&[], books), unexplained(&[], books + 1)), (0, books + 1));
+        // The heap was there before, and its books.
+        let before = [region(0xc0_0000_0000..0xc0_1000_0000, 0x1000)];
+        assert_eq!((unexplained(&before, 16 << 20), unexplained(&before, books)), (0, books));
     }
 }

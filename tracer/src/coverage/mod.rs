@@ -280,8 +280,11 @@ impl Process {
         if grew >= recorded.saturating_add(WORTH_A_LOOK) {
             return true;
         }
-        let account = Account { fresh: grew, ..Account::default() };
-        (self.last.at, self.last.usage, self.last.recorded, self.last.account) = (at, usage, recorded, account);
+        (self.last.at, self.last.usage, self.last.recorded, self.last.account.fresh) = (at, usage, recorded, grew);
+        // What a look has shown stays, unless so much is not there any more: what is recorded may not be resident.
+        if self.last.account.unexplained() > grew {
+            self.last.account.unexplained.clear();
+        }
         false
     }
 
@@ -324,7 +327,7 @@ impl Process {
                 let pieces = account::pieces(begin, &end);
                 let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
                 let covered = requests.ask(|reply| Request::Covered { image: self.image, ranges, reply }).ok();
-                account::account(&end, &pieces, &covered.unwrap_or_default(), go)
+                account::account(begin, &end, &pieces, &covered.unwrap_or_default(), go)
             }
             _ => self.by_counters(usage, held(requests, self.image)),
         };
@@ -433,6 +436,11 @@ mod tests {
         assert_eq!((process.figures(0).anonymous_end, process.figures(0).unexplained), (120, 50));
         process.count(at, usage(200), 20);
         assert_eq!((process.figures(0).fresh, process.figures(0).unexplained), (100, 80));
+        // Blocks that are not resident explain nothing, unless what was not explained is gone.
+        assert!(!process.was_counted(at, usage(190), 1 << 30));
+        assert_eq!((process.figures(0).fresh, process.figures(0).unexplained), (90, 80));
+        assert!(!process.was_counted(at, usage(150), 1 << 30));
+        assert_eq!((process.figures(0).fresh, process.figures(0).unexplained), (50, 0));
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl GoWatch {
     /// # Errors
     /// They cannot be read. What was seen before stays.
     pub fn look(&mut self, now: Instant) -> Result<()> {
+        self.allow();
         let groups = goroutines::read(self.pid, &self.status, &self.runtime, &self.plugins)?.groups;
         let time = now.saturating_duration_since(self.opened).as_nanos();
         let time = u64::try_from(time).unwrap_or(u64::MAX);
@@ -73,8 +74,15 @@ impl GoWatch {
         Ok(())
     }
 
+    /// Tables may be read for as long as one look takes.
+    fn allow(&self) {
+        let runtimes = self.plugins.iter().chain([&self.runtime]);
+        runtimes.for_each(|runtime| runtime.executable.tables.allow_a_look());
+    }
+
     /// The groups of the last look, largest first, and those of the first one that are gone.
     pub fn groups(&self) -> Vec<GoroutineGroup> {
+        self.allow();
         let there: HashSet<Box<[u64]>> = self.last.iter().map(Group::key).collect();
         let gone = self.first.iter().filter(|group| !there.contains(&group.key()));
         let gone: Vec<Group> =

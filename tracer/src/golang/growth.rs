@@ -59,7 +59,7 @@ pub fn suspected_leak(state: State, reason: &str, trend: Option<&Trend>) -> bool
 /// Whether only other goroutines can end a wait.
 fn waits_for_others(reason: &str) -> bool {
     let begins = ["chan receive", "chan send", "select", "sync.Mutex.", "sync.RWMutex."];
-    let whole = ["semacquire", "sync.WaitGroup.Wait", "sync.Cond.Wait"];
+    let whole = ["semacquire", "sync.WaitGroup.Wait", "sync.Cond.Wait", "coroutine"];
     whole.contains(&reason) || begins.iter().any(|begin| reason.starts_with(begin))
 }
 
@@ -254,6 +254,7 @@ mod tests {
             "sync.RWMutex.Lock",
             "sync.WaitGroup.Wait",
             "sync.Cond.Wait",
+            "coroutine",
         ] {
             assert!(waits(reason), "{reason}");
             assert!(!suspected_leak(State::Waiting(1), reason, Some(&steady)), "{reason}");

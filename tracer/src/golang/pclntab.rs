@@ -45,6 +45,8 @@ const MAX_INLINED: usize = 1 << 16;
 const INLINED_STEPS: u64 = 16;
 /// Steps through tables of all look-ups together: some seconds.
 const MAX_STEPS: u64 = 1 << 31;
+/// The same of each look at what runs. A look at thousands of goroutines takes some millions.
+const LOOK_STEPS: u64 = 1 << 26;
 
 /// The tables of one executable.
 pub struct Pclntab {
@@ -107,6 +109,11 @@ impl Pclntab {
         let start_lines = magic == START_LINES;
         let steps = AtomicU64::new(MAX_STEPS);
         Some(Self { functions, names, units, files, values, table, start_lines, steps, bytes })
+    }
+
+    /// More steps may be taken: of a look, or of a report, each of which may take so many.
+    pub fn allow_a_look(&self) {
+        self.steps.fetch_max(LOOK_STEPS, Ordering::Relaxed);
     }
 
     /// Where the names are, bytes from the begin: what the second word of `moduledata` points to.

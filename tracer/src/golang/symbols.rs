@@ -43,6 +43,11 @@ impl<R: Deref<Target = Runtime>> Symbols<R> {
         Self { modules: vec![(runtime, module.to_owned())], known: HashMap::new(), text: 0, shift: 0 }
     }
 
+    /// Its tables may be read for as long as one report takes.
+    pub fn allow_a_look(&self) {
+        self.modules.iter().for_each(|(runtime, _)| runtime.executable.tables.allow_a_look());
+    }
+
     /// Names addresses of another runtime or plugin of the process, too.
     pub fn add(&mut self, runtime: R, module: &str) {
         self.modules.push((runtime, module.to_owned()));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     event::{Image, Pid},
-    go::heap::{HeapSnapshot, Way},
+    go::heap::{Collections, HeapSnapshot, Way},
     profile::{Frame, Frames, Heap, Mode, SeenHeap, quality::Sampling},
 };
 
@@ -28,6 +28,12 @@ impl GoTrace {
     pub fn held(&self) -> u64 {
         let stacks = self.heap.stacks.iter();
         stacks.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add)
+    }
+
+    /// Whether it is told by a profile of the runtime's own, which no collection has brought up to date while it was traced.
+    pub(super) fn is_of_before(&self) -> bool {
+        let Collections { seen, collected } = self.heap.collections;
+        self.way != Way::Sampled && collected && seen.is_some_and(|(begin, end)| begin == end)
     }
 
     /// How good its numbers are, where they are estimates, and how many bytes those are of.

@@ -117,6 +117,7 @@ impl Names {
     /// Names those of these stacks that are not named yet, or not as they are now.
     pub(super) fn look_up<'a>(&mut self, stacks: impl Iterator<Item = (StackIndex, Pid, &'a Trail)>) {
         let Self { symbolizer, named, go, .. } = self;
+        go.values().for_each(Symbols::allow_a_look);
         let new: Vec<(StackIndex, Pid, &Sites)> = stacks
             .into_iter()
             .filter_map(|(stack, pid, trail)| match trail {

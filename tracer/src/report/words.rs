@@ -275,8 +275,8 @@ pub(super) fn gap(gap: &Gap) -> String {
             format!("{} of {} not looked at in full", count("garbage collection"), number(gap.of))
         }
         Missing::AllCycles => {
-            "no garbage collection has come: what is told of the Go heap was allocated, and some of it may \
-                               be garbage"
+            "no garbage collection has come while it was traced: what is told of the Go heap may be garbage by now, or leave out what has \
+             come since the last one"
                 .to_owned()
         }
         Missing::Roots => format!("{} cut before the root of the thread", count("stack")),
@@ -418,7 +418,8 @@ mod tests {
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",
                 "11 sampled objects whose address is not known",
                 "10 sampled objects that may have ended",
-                "no garbage collection has come: what is told of the Go heap was allocated, and some of it may be garbage",
+                "no garbage collection has come while it was traced: what is told of the Go heap may be garbage by now, or leave out what has come \
+                 since the last one",
                 "5 stacks cut before the root of the thread",
                 "15 files written to after they had been mapped: no names, and stacks may be wrong",
                 "3 frees missed (the address was handed out again, or what lies right below was freed)",

@@ -113,6 +113,8 @@ pub(super) struct Follower {
     /// Garbage collections at the first look and at the last one.
     collections: Option<(u64, u64)>,
     problem: Option<String>,
+    /// The mean of bytes between the runtime's samples before and after it was set, while there were some.
+    rate_changed: Option<(u64, u64)>,
     is_broken: bool,
 }
 
@@ -135,6 +137,7 @@ impl Follower {
             noted: 0,
             collections: None,
             problem: None,
+            rate_changed: None,
             is_broken: false,
         };
         if let Followed::Buckets { .. } = follower.followed {
@@ -192,6 +195,17 @@ impl Follower {
         if let Ok(now) = heap::collections(&self.runtime, &memory) {
             self.collections = Some((self.collections.map_or(now, |(first, _)| first), now));
         }
+        if let Followed::Buckets { buckets, rate } = &mut self.followed
+            && let Ok(now) = heap::profile_rate(&self.runtime, &memory)
+            && now != *rate
+        {
+            // A program may set it as it begins, and that is all there is to it.
+            let has_samples = buckets.iter().any(|bucket| bucket.allocs > 0);
+            if has_samples || now == 0 {
+                self.rate_changed = Some((*rate, now));
+            }
+            *rate = if now == 0 { *rate } else { now };
+        }
         let looked = match &mut self.followed {
             Followed::Objects(objects, _) => objects.look(&self.runtime, &memory).map(drop),
             Followed::Buckets { buckets, .. } => buckets.refresh(&self.runtime, &memory),
@@ -246,7 +260,12 @@ impl Follower {
 
     fn snapshot(&self, min_age: Duration, sizes: (u64, u64)) -> HeapSnapshot {
         let now = monotonic();
-        let problem = self.problem.clone();
+        let changed = self.rate_changed.map(|(before, now)| {
+            format!(
+                "MemProfileRate was set from {before} to {now} meanwhile, and nobody knows which samples are of which"
+            )
+        });
+        let problem = self.problem.clone().or(changed);
         let seen = self.collections;
         let times = self.history.times();
         let since = self.began.saturating_add(self.wanted.min_age);
