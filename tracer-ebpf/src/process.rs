@@ -26,6 +26,8 @@ use crate::{
 
 /// Number of the signal that stops a process.
 pub(crate) const SIGSTOP: u32 = 19;
+/// The same of the signal that continues it.
+const SIGCONT: u32 = 18;
 
 /// Traced processes by tgid.
 #[map]
@@ -191,14 +193,17 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
     } else {
         origin::EXEC
     };
+    // Before it is told: who hears of it looks for the stop.
+    let stops = flags & target::STOP_AT_EXEC != 0 && stop_current();
     let told =
         emit::began(Header::new(kind::BEGAN, image, how, pid_tgid), tgid, before.image, mappings::program(), whose());
+    if stops && told != Told::Sent {
+        // Nobody will come soon to continue it.
+        continue_current();
+    }
     if told == Told::Lost {
         forget_pause(&now);
         let _ = TARGETS.remove(tgid);
-    } else if told == Told::Sent && flags & target::STOP_AT_EXEC != 0 {
-        // Only then: somebody will come soon to continue it.
-        stop_current();
     }
 }
 
@@ -308,18 +313,30 @@ pub(crate) fn fork(ctx: &RawTracePointContext) {
     }
 }
 
-/// Stops the current process before it is back in user space, if that is still wanted. Told first: whoever sees the stop
+/// Stops the current process before it is back in user space, if that is still wanted: whether it is. Counted first: whoever sees the stop
 /// knows that it is ours.
 #[inline(always)]
-fn stop_current() {
-    let Some(stops) = EXEC_STOPS.get_ptr_mut(0) else { return };
+fn stop_current() -> bool {
+    let Some(stops) = EXEC_STOPS.get_ptr_mut(0) else { return false };
     // SAFETY: the pointer comes from a map lookup; user space shares that memory, and only ever clears `allowed`.
     unsafe {
         if core::ptr::read_volatile(&raw const (*stops).allowed) == 0 {
-            return;
+            return false;
         }
         emit::atomic_add(&raw mut (*stops).sent, 1);
         bpf_send_signal(SIGSTOP);
+    }
+    true
+}
+
+/// The current process, which is about to stop, goes on.
+#[inline(always)]
+fn continue_current() {
+    let Some(stops) = EXEC_STOPS.get_ptr_mut(0) else { return };
+    // SAFETY: as in `stop_current`.
+    unsafe {
+        bpf_send_signal(SIGCONT);
+        emit::atomic_add(&raw mut (*stops).sent, u64::MAX);
     }
 }
 

@@ -38,7 +38,7 @@ use crate::{
     },
 };
 
-/// New memory of a process, bytes, from which on a Go heap that is told as it was before is not known.
+/// New memory of a process beyond all that is held, bytes, from which on a Go heap that is told as it was before is not known.
 const WORTH_A_COLLECTION: u64 = 8 << 20;
 
 /// What is known of a trace besides its snapshot.
@@ -110,7 +110,8 @@ impl Presenter {
         }
         let is_old = |go: &&GoTrace| {
             let memory = by_image.place(go.image).and_then(|place| processes[place].memory.as_ref());
-            go.is_of_before() && memory.is_some_and(|memory| memory.fresh > WORTH_A_COLLECTION)
+            go.is_of_before()
+                && memory.is_some_and(|memory| memory.fresh > memory.recorded.saturating_add(WORTH_A_COLLECTION))
         };
         quality.uncollected_heaps += go.iter().filter(is_old).count() as u64;
         let mut estimates: Vec<(Sampling, u64)> = go.iter().filter_map(GoTrace::estimate).collect();

@@ -82,7 +82,7 @@ impl Signals {
     /// No thread or descriptor is left.
     pub fn start(launching: bool, end: impl Fn(i32) + Send + 'static) -> io::Result<Self> {
         let mut set = SigSet::empty();
-        let wanted = DEMANDS.iter().chain(if launching { COMMANDS } else { &[] });
+        let wanted = DEMANDS.iter().chain(if launching { COMMANDS } else { &[Signal::SIGQUIT] });
         // What is ignored stays so, as under nohup. SIGINT of a background job is ignored for the sake of its terminal.
         wanted.filter(|signal| **signal == Signal::SIGINT || !is_ignored(**signal as i32)).for_each(|s| set.add(*s));
         // A file may not become larger: the write fails, and that is told. Nobody reads the signal.
@@ -184,6 +184,8 @@ impl<F: Fn(i32)> Reader<F> {
         let lives = command.as_ref().is_some_and(|c| if has_it(c) { c.is_alive() } else { c.signal(signal as i32) });
         tracing::debug!(%signal, ?origin, lives, "signal");
         match signal {
+            // As its default is, but for what has to be undone.
+            Signal::SIGQUIT if command.is_none() => die(signal),
             Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU if lives => self.stops = Some(Instant::now() + STOP),
             Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU => stop(),
             Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT if origin != Origin::Command => {

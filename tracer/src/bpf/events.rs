@@ -16,6 +16,9 @@ use tracer_ebpf::{Began, BlockKey, Loss, NEWCOMERS_ASKED, TARGETS_CHANGE, Target
 use super::sys;
 use crate::event::Image;
 
+/// Of an update of a map: what is there stays (BPF_NOEXIST in include/uapi/linux/bpf.h).
+const NO_OTHER: u64 = 1;
+
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 pub(super) struct TargetValue(Target);
@@ -70,6 +73,8 @@ pub struct Events {
     disregarded: u64,
     lost_frees: MapData,
     targets: HashMap<MapData, u32, TargetValue>,
+    /// The same map.
+    targets_fd: OwnedFd,
     targets_epoch: Array<MapData, u64>,
     sent_stacks: HashMap<MapData, u64, u8>,
     stacks_epoch: Array<MapData, u64>,
@@ -86,7 +91,7 @@ impl Events {
         ring: RingBuf<MapData>,
         (loss, unseen): (Array<MapData, LossValue>, HashMap<MapData, u32, u64>),
         lost_frees: MapData,
-        targets: HashMap<MapData, u32, TargetValue>,
+        (targets, targets_fd): (HashMap<MapData, u32, TargetValue>, OwnedFd),
         targets_epoch: Array<MapData, u64>,
         (sent_stacks, stacks_epoch): (HashMap<MapData, u64, u8>, Array<MapData, u64>),
         (paused, sampled): (HashMap<MapData, u32, u8>, HashMap<MapData, BlockValue, u8>),
@@ -98,6 +103,7 @@ impl Events {
             disregarded: 0,
             lost_frees,
             targets,
+            targets_fd,
             targets_epoch,
             sent_stacks,
             stacks_epoch,
@@ -206,8 +212,11 @@ impl Events {
             return Ok(());
         }
         self.targets_epoch.set(0, TARGETS_CHANGE, 0)?;
-        // Not there: it never was on.
-        let _ = self.targets.remove(&pid);
+        let taken = sys::take_target(self.targets_fd.as_fd(), pid)?;
+        // It has become another program at this very moment, and has not come to its first instruction yet: that one goes on.
+        if let Some(next) = taken.filter(|taken| taken.image != image.0) {
+            self.targets.insert(pid, TargetValue(next), NO_OTHER)?;
+        }
         self.announce_change()
     }
 

@@ -213,14 +213,17 @@ impl Programs {
     pub fn events(&mut self) -> Result<Events, LoadError> {
         let mut take =
             |name: &str| self.ebpf.take_map(name).ok_or_else(|| LoadError::Mismatch(format!("no map {name}")));
-        let Map::HashMap(lost_frees) = take("LOST_FREES")? else {
-            return Err(LoadError::Mismatch("LOST_FREES is no hash map".to_owned()));
+        let mut hash_map = |name: &str| match take(name)? {
+            Map::HashMap(map) => Ok(map),
+            _ => Err(LoadError::Mismatch(format!("{name} is no hash map"))),
         };
+        let (lost_frees, targets) = (hash_map("LOST_FREES")?, hash_map("TARGETS")?);
+        let targets_fd = targets.fd().as_fd().try_clone_to_owned().map_err(aya::maps::MapError::from)?;
         Ok(Events::new(
             take("EVENTS")?.try_into()?,
             (take("LOSS")?.try_into()?, take("UNSEEN")?.try_into()?),
             lost_frees,
-            take("TARGETS")?.try_into()?,
+            (Map::HashMap(targets).try_into()?, targets_fd),
             take("TARGETS_EPOCH")?.try_into()?,
             (take("SENT_STACKS")?.try_into()?, take("STACKS_EPOCH")?.try_into()?),
             (take("PAUSED")?.try_into()?, take("SAMPLED")?.try_into()?),

@@ -6,12 +6,13 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
 
-use tracer_ebpf::BlockKey;
+use tracer_ebpf::{BlockKey, Target};
 
 use super::site::Site;
 
 /// Of the kernel's `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const UPDATE_ELEM: libc::c_long = 2;
+const LOOKUP_AND_DELETE_ELEM: libc::c_long = 21;
 const GET_NEXT_KEY: libc::c_long = 4;
 pub(super) const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
@@ -178,6 +179,25 @@ pub(super) fn update<V: MapValue + ?Sized>(
     // the map's values.
     let result = unsafe { libc::syscall(libc::SYS_bpf, UPDATE_ELEM, &raw mut attr, size_of::<EntryAttr>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Takes the entry of a process out of the map of those that are recorded; `None` when it is not there. Look-up and removal are one step.
+pub(super) fn take_target(map: BorrowedFd<'_>, pid: u32) -> io::Result<Option<Target>> {
+    let mut target = Target::default();
+    let mut attr = EntryAttr {
+        map_fd: map.as_raw_fd() as u32,
+        reserved: 0,
+        key: (&raw const pid) as u64,
+        value: (&raw mut target) as u64,
+        flags: 0,
+    };
+    // SAFETY: the attribute has the kernel's layout; key and value are as long as those of the map.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_AND_DELETE_ELEM, &raw mut attr, size_of::<EntryAttr>()) };
+    match io::Error::last_os_error() {
+        _ if result == 0 => Ok(Some(target)),
+        error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        error => Err(error),
+    }
 }
 
 /// Moves all entries of the set of lost frees to `frees`: address, image and time (ns of CLOCK_MONOTONIC) of each.

@@ -57,6 +57,7 @@ impl Session {
                 Input::Notice(Notice::Resumed(image, since)) => self.handle(image, Event::Recorded(since)),
                 // What is not seen of a process for that is told all the same.
                 Input::Notice(notice @ (Notice::SharerEnded(_) | Notice::HeapEnded(_))) => drop(self.heed(notice)),
+                Input::Seen(seen) => self.learn_of_ended_program(*seen),
                 _ => {}
             }
         }
@@ -68,11 +69,15 @@ impl Session {
         while self.known.waits()
             && let Some(input) = self.inputs.next(deadline)
         {
-            if let Input::Seen(seen) = input
-                && let Seen::Ended(program, own) = *seen
-            {
-                self.known.learn_of_ended(program, own);
+            if let Input::Seen(seen) = input {
+                self.learn_of_ended_program(*seen);
             }
+        }
+    }
+
+    fn learn_of_ended_program(&mut self, seen: Seen) {
+        if let Seen::Ended(program, own) = seen {
+            self.known.learn_of_ended(program, own);
         }
     }
 

@@ -30,7 +30,7 @@ use crate::{
     files::opener::reopen_path,
     golang::{self, Executable, Finding, Runtime, heap},
     last_will::Clause,
-    process::memory,
+    process::memory::WritableWord,
     report::visible,
 };
 
@@ -289,29 +289,30 @@ impl GoHeap {
 /// `MemProfileRate` of a process, as long as it is not 0 as it was.
 struct Enabled {
     pid: Pid,
-    addr: u64,
+    word: Arc<WritableWord>,
     _undone_in_haste: Clause,
 }
 
 impl Enabled {
     fn new(runtime: &Runtime, pid: Pid, rate: u64) -> Result<Self> {
         let enabled = Self::taken_over(runtime, pid)?;
-        memory::write_word(pid, enabled.addr, rate).context("cannot write to its memory")?;
+        enabled.word.set(rate).context("cannot write to its memory")?;
         Ok(enabled)
     }
 
     /// Of one that another tracer has set.
     fn taken_over(runtime: &Runtime, pid: Pid) -> Result<Self> {
         let addr = heap::profile_rate_address(runtime)?;
-        let undone = Clause::new(move || drop(memory::write_word(pid, addr, 0)));
-        Ok(Self { pid, addr, _undone_in_haste: undone })
+        let word = Arc::new(WritableWord::open(pid, addr).context("cannot write to its memory")?);
+        let undone = Arc::clone(&word);
+        Ok(Self { pid, word, _undone_in_haste: Clause::new(move || drop(undone.set(0))) })
     }
 }
 
 impl Drop for Enabled {
     fn drop(&mut self) {
-        if let Err(error) = memory::write_word(self.pid, self.addr, 0) {
-            // Most likely it has ended.
+        if let Err(error) = self.word.set(0) {
+            // Most likely it has ended, or become another program.
             tracing::debug!("cannot set MemProfileRate of process {} back: {error}", self.pid);
         }
     }

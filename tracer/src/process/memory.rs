@@ -1,15 +1,15 @@
-//! Reading a process's memory: the file is opened for reading only, and the system call reads. [`write_word`] is the
+//! Reading a process's memory: the file is opened for reading only, and the system call reads. [`WritableWord`] is the
 //! exception, for the one thing that a user may ask to be changed.
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSliceMut},
     os::unix::fs::FileExt,
 };
 
 use nix::{
     errno::Errno,
-    sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev},
+    sys::uio::{RemoteIoVec, process_vm_readv},
     unistd::Pid,
 };
 
@@ -96,16 +96,29 @@ pub fn read_spans(pid: u32, spans: &[Span], mut buffer: &mut [u8]) -> io::Result
     Ok(readable)
 }
 
-/// Changes the 64-bit word at `addr` in the memory of process `pid`. For the one thing that a user may ask for by name.
-///
-/// # Errors
-/// No such process, no right to change it (needs CAP_SYS_PTRACE), or not mapped for writing.
-pub fn write_word(pid: u32, addr: u64, value: u64) -> io::Result<()> {
-    let pid = Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::ESRCH)?);
-    let remote = [RemoteIoVec { base: addr as usize, len: 8 }];
-    match process_vm_writev(pid, &[IoSlice::new(&value.to_ne_bytes())], &remote)? {
-        8 => Ok(()),
-        _ => Err(io::ErrorKind::WriteZero.into()),
+/// A 64-bit word of a process's memory that may be changed, for the one thing that a user may ask for by name. It is one of the address space
+/// that the process has now: what else it becomes, and who has its id later, is not touched.
+pub struct WritableWord {
+    memory: File,
+    addr: u64,
+}
+
+impl WritableWord {
+    /// That at `addr` in the memory of process `pid`.
+    ///
+    /// # Errors
+    /// No such process, or no right to change it (needs CAP_SYS_PTRACE).
+    pub fn open(pid: u32, addr: u64) -> io::Result<Self> {
+        let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
+        Ok(Self { memory, addr })
+    }
+
+    /// Sets it.
+    ///
+    /// # Errors
+    /// That address space is no more, or the word is not mapped for writing.
+    pub fn set(&self, value: u64) -> io::Result<()> {
+        self.memory.write_all_at(&value.to_ne_bytes(), self.addr)
     }
 }
 
