@@ -290,7 +290,7 @@ fn no_room(ctx: &ProbeContext) {
     let Some(loss) = emit::loss() else { return };
     // SAFETY: the pointer comes from a map lookup.
     if unsafe { (*loss).threads_full } == 0 {
-        warn!(ctx, "the table of threads is full: calls of further threads are not followed");
+        warn!(ctx, "there is no room for more threads: calls of further ones are not followed (--max-memory)");
     }
     count_loss!(threads_full, 1);
 }

@@ -126,6 +126,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         diagnostics: config.verbosity >= Verbosity::Verbose,
         perf_events: config.perf_events,
         rests: memory.for_rests(),
+        threads: memory.threads(),
         samples: config.sample.map(|mean| bpf::Samples { mean, room: memory.samples() }),
     })?;
     let events = (programs.events()?, programs.lost_beginnings()?);

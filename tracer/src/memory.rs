@@ -26,6 +26,9 @@ pub const PLACE: u64 = 400;
 /// What the address of a sampled block takes in the kernel, bytes; and most of them.
 const SAMPLE: u64 = 80;
 const MOST_SAMPLES: u32 = 1 << 22;
+/// What the state of a thread that allocates takes in the kernel, bytes, but for those of the first hundred; and least and most of them.
+const THREAD: u64 = 64 << 10;
+const THREADS: (u32, u32) = (1 << 10, 1 << 16);
 /// What a range takes that a process has mapped itself, bytes: its place in a tree, and its part of an answer.
 const RANGE: u64 = 160;
 
@@ -49,7 +52,12 @@ impl Memory {
 
     /// For copies of files that lie where they may not be readable in a moment, bytes.
     pub fn for_copies(self) -> u64 {
-        self.rest / 4
+        self.rest / 8
+    }
+
+    /// Most threads whose calls are followed at a time.
+    pub fn threads(self) -> u32 {
+        u32::try_from(self.rest / 8 / THREAD).unwrap_or(u32::MAX).clamp(THREADS.0, THREADS.1)
     }
 
     /// For memory of stacks that are yet to be unwound, bytes.
@@ -124,7 +132,10 @@ mod tests {
     fn the_shares_are_less_than_the_whole() {
         for bound in [LEAST, 1 << 30, 1 << 40, u64::MAX] {
             let memory = Memory::within(bound, 0);
-            assert!(memory.for_names() + memory.for_copies() + memory.for_books() + PROGRAM <= bound);
+            let others = memory.for_names() + memory.for_copies() + memory.for_rests() + PROGRAM;
+            assert!(others + memory.for_books() <= bound);
+            let threads = u64::from(memory.threads()) * THREAD;
+            assert!(others + memory.for_books() + threads <= bound.max(1 << 30), "but for a thousand in any case");
             assert!(Memory::within(bound, 1 << 26).rest <= memory.rest);
             assert!(memory.blocks(BLOCK) * BLOCK < memory.for_books());
             assert!(memory.stacks(usize::MAX) as u64 * STACK <= memory.for_books());

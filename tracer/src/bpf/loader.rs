@@ -41,6 +41,8 @@ pub struct Config {
     pub perf_events: bool,
     /// Most memory that stacks which end at unknown files may take until they are unwound, bytes; 0: they stay as they are.
     pub rests: u64,
+    /// Most threads whose calls are followed at a time.
+    pub threads: u32,
     /// Which allocations of C, C++ and Rust are recorded; `None`: all.
     pub samples: Option<Samples>,
 }
@@ -84,6 +86,7 @@ impl Config {
             diagnostics: false,
             perf_events: false,
             rests: 0,
+            threads: 1 << 10,
             samples: None,
         }
     }
@@ -165,6 +168,7 @@ impl Programs {
             .map_max_entries("EVENTS", config.buffer_size)
             .map_max_entries("STACK_COPIES", StackCopies::BUFFER)
             .map_max_entries("SAMPLED", config.samples.map_or(1, |samples| samples.room.max(1)))
+            .map_max_entries("THREADS", config.threads)
             .map_max_entries("PAGES", PAGE_SHARDS as u32)
             .map_max_entries("ROWS", ROW_SHARDS as u32)
             .load(object)?;
