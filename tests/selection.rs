@@ -96,6 +96,24 @@ fn cgroups_and_containers() {
         let (pids, _) = traced(tracer, &mut [&mut inside, &mut outside]);
         assert_eq!(pids, sorted(&[&inside]), "{options:?}");
     }
+    // What is over before anybody could look: it comes into the cgroup just before it becomes what it is.
+    const TIMES: u64 = 30;
+    let brief = folder.path().join("brief-inside");
+    copy_program(&compiled("brief"), &brief);
+    let script = format!("echo $$ >{}/cgroup.procs; exec {}", cgroup.path().display(), brief.display());
+    let tracer = Run::bare().with_json().args(["--cgroup", &path, "--scope", "file"]).start();
+    for nth in 0..2 * TIMES {
+        // And as many elsewhere.
+        let script = if nth % 2 == 0 { &*script } else { "true" };
+        Command::new("sh").args(["-c", script]).status().unwrap();
+    }
+    let outcome = tracer.stop();
+    // A shell may have been seen in the cgroup, and be told as found late.
+    let status = outcome.code().unwrap();
+    let report = outcome.report(status);
+    let sizes = report.stacks.iter().map(|stack| stack.allocated.bytes).filter(|bytes| bytes % 4242 == 0);
+    assert_eq!(sizes.sum::<u64>(), TIMES * 4242, "{}", report.json["quality"]);
+    assert!(report.json["quality"].get("undecided_events").is_none(), "{}", report.json["quality"]);
     // What was there before, and comes to fit.
     let tracer = Run::bare().with_json().args(["--cgroup", &path]).start();
     fs::write(cgroup.path().join("cgroup.procs"), outside.target.pid().to_string()).unwrap();

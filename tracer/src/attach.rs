@@ -21,7 +21,7 @@ use hashbrown::HashSet;
 use tracer_ebpf::unwind::FileKey;
 
 pub use self::{
-    find::{Allocator, Allocators, allocators, file_name, is_libc},
+    find::{Allocator, Allocators, OwnAllocator, allocators, file_name, is_libc, is_run_by},
     guard::SUSPENSE,
     look::{Lookers, Program, Seen, What},
     returns::Returns,

@@ -28,7 +28,7 @@ const SAMPLE: u64 = 80;
 const MOST_SAMPLES: u32 = 1 << 22;
 /// What the state of a thread that allocates takes in the kernel, bytes, but for those of the first hundred; and least and most of them.
 const THREAD: u64 = 64 << 10;
-const THREADS: (u32, u32) = (1 << 10, 1 << 16);
+const THREADS: (u32, u32) = (1 << 12, 1 << 16);
 /// What a range takes that a process has mapped itself, bytes: its place in a tree, and its part of an answer.
 const RANGE: u64 = 160;
 
@@ -135,7 +135,7 @@ mod tests {
             let others = memory.for_names() + memory.for_copies() + memory.for_rests() + PROGRAM;
             assert!(others + memory.for_books() <= bound);
             let threads = u64::from(memory.threads()) * THREAD;
-            assert!(others + memory.for_books() + threads <= bound.max(1 << 30), "but for a thousand in any case");
+            assert!(others + memory.for_books() + threads <= bound.max(1 << 31), "but for some thousand in any case");
             assert!(Memory::within(bound, 1 << 26).rest <= memory.rest);
             assert!(memory.blocks(BLOCK) * BLOCK < memory.for_books());
             assert!(memory.stacks(usize::MAX) as u64 * STACK <= memory.for_books());

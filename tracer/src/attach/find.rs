@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use hashbrown::{HashMap, HashSet};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use tracer_ebpf::unwind::FileKey;
 
 use super::chosen::with_chosen;
@@ -76,17 +77,42 @@ pub fn allocators(pid: Pid) -> Result<Option<Allocators>> {
     find(pid, &mappings(pid)?, Phase::Running)
 }
 
-/// The allocator that a program has in its own file, which no process need have mapped any more; `None` when it has none, or the file
-/// cannot be opened by what the kernel knows it by.
-pub(super) fn own_allocators(program: &FileKey) -> Option<Allocators> {
+/// The allocator that a program has in its own file.
+pub enum OwnAllocator {
+    /// None, or nobody can tell.
+    None,
+    /// One that can be probed.
+    Known(Allocators),
+    /// One of which no function is found.
+    Hidden,
+}
+
+/// The same of a file that no process need have mapped any more.
+pub(super) fn own_allocator(program: &FileKey) -> OwnAllocator {
     let opened = bpf::open_by_key(program).and_then(|file| {
         let path = fs::read_link(reopen_path(&file))?;
         Module::of_file(&path.to_string_lossy(), file)
     });
     let opened = opened.inspect_err(|error| tracing::debug!(?program, "an ended program cannot be opened: {error}"));
-    let Searched { module, functions, .. } = search(&Arc::new(opened.ok()?)).ok()?;
-    let functions = functions.filter(|functions| !functions.functions.is_empty())?;
-    Some(Allocators { files: [Allocator { module, functions }].into(), unseen: Arc::default() })
+    let searched = opened.ok().and_then(|module| search(&Arc::new(module)).ok());
+    let Some(Searched { module, functions, hidden, .. }) = searched else { return OwnAllocator::None };
+    match functions {
+        Some(functions) if !functions.functions.is_empty() => {
+            OwnAllocator::Known(Allocators { files: [Allocator { module, functions }].into(), unseen: Arc::default() })
+        }
+        Some(functions) if !functions.chosen.is_empty() => OwnAllocator::Hidden,
+        _ if hidden.is_some() => OwnAllocator::Hidden,
+        _ => OwnAllocator::None,
+    }
+}
+
+/// Whether process `pid` runs the program that the kernel knows by this; `None` where that cannot be told: what a file system says of its
+/// files need not be what the kernel has.
+pub fn is_run_by(program: &FileKey, pid: Pid) -> Option<bool> {
+    let flags = AtFlags::STATX_DONT_SYNC;
+    let stat = statx(CWD, format!("/proc/{pid}/exe"), flags, StatxFlags::INO).ok()?;
+    let is_its_device = (stat.stx_dev_major, stat.stx_dev_minor) == bpf::device_of(program);
+    is_its_device.then_some(stat.stx_ino == program.inode)
 }
 
 /// The mappings of a process.

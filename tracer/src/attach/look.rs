@@ -9,7 +9,7 @@ use std::{
 
 use tracer_ebpf::unwind::FileKey;
 
-use super::find::{Allocators, Phase, describe, find, mappings, own_allocators};
+use super::find::{Allocators, OwnAllocator, Phase, describe, find, mappings, own_allocator};
 use crate::{
     event::{Image, Pid},
     files::{
@@ -26,14 +26,18 @@ use crate::{
 const LOOKERS: usize = 2;
 
 /// Those who look.
-pub struct Lookers(mpsc::Sender<Asked>);
+pub struct Lookers {
+    processes: mpsc::Sender<(Image, Pid)>,
+    /// Those that have ended: they wait for no other, and no other for them.
+    ended: mpsc::Sender<FileKey>,
+}
 
 /// What was seen.
 pub enum Seen {
     /// Of a process: the image that was there when it was asked for, and what is there.
     Process(Image, What),
-    /// Of a program that was over before it was looked at: the allocator in its own file, if it has one that can be found.
-    Ended(FileKey, Option<Allocators>),
+    /// Of a program that was over before it was looked at: the allocator in its own file.
+    Ended(FileKey, OwnAllocator),
 }
 
 /// What is there.
@@ -44,12 +48,6 @@ pub enum What {
     Foreign(String),
     /// A program.
     Program(Box<Program>),
-}
-
-/// What is to be looked at.
-enum Asked {
-    Process(Image, Pid),
-    Ended(FileKey),
 }
 
 /// A program that runs.
@@ -76,34 +74,34 @@ impl Lookers {
     /// # Errors
     /// A thread cannot be started.
     pub fn start(tell: impl Fn(Seen) + Clone + Send + 'static) -> io::Result<Self> {
-        let (asks, asked) = mpsc::channel::<Asked>();
+        let (processes, asked) = mpsc::channel::<(Image, Pid)>();
         let asked = Arc::new(Mutex::new(asked));
+        let begin = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("looker".to_owned()).spawn(work);
         for _ in 0..LOOKERS {
             let (asked, tell) = (Arc::clone(&asked), tell.clone());
-            thread::Builder::new().name("looker".to_owned()).spawn(move || {
+            begin(Box::new(move || {
                 loop {
                     let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    tell(match next {
-                        Ok(Asked::Process(image, pid)) => Seen::Process(image, look(pid)),
-                        Ok(Asked::Ended(program)) => Seen::Ended(program, own_allocators(&program)),
-                        Err(_) => return,
-                    });
+                    let Ok((image, pid)) = next else { return };
+                    tell(Seen::Process(image, look(pid)));
                 }
-            })?;
+            }))?;
         }
-        Ok(Self(asks))
+        let (ended, asked) = mpsc::channel::<FileKey>();
+        begin(Box::new(move || asked.iter().for_each(|program| tell(Seen::Ended(program, own_allocator(&program))))))?;
+        Ok(Self { processes, ended })
     }
 
     /// Has a process looked at, which has this image now.
     pub fn ask(&self, image: Image, pid: Pid) {
         // They end with this.
-        let _ = self.0.send(Asked::Process(image, pid));
+        let _ = self.processes.send((image, pid));
     }
 
     /// Has a program looked at that was over before that could be done.
     pub fn ask_of_ended(&self, program: FileKey) {
         // As above.
-        let _ = self.0.send(Asked::Ended(program));
+        let _ = self.ended.send(program);
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io,
     os::fd::{AsRawFd as _, FromRawFd as _},
+    path::PathBuf,
 };
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxFlags};
@@ -38,6 +39,21 @@ pub fn device_of(key: &FileKey) -> (u32, u32) {
 /// # Errors
 /// It is on no file system that is mounted here and can be asked so, it is gone, or CAP_DAC_READ_SEARCH is missing.
 pub fn open_by_key(key: &FileKey) -> io::Result<File> {
+    let file = find(key)?;
+    // Opening anything else may have effects, or wait.
+    if file.metadata()?.is_file() { File::open(reopen_path(&file)) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+/// The path of a file in this root directory, as the kernel has it at hand: `/` where it has no name for it. Nothing is opened.
+///
+/// # Errors
+/// As [`open_by_key`].
+pub fn path_by_key(key: &FileKey) -> io::Result<PathBuf> {
+    fs::read_link(reopen_path(&find(key)?))
+}
+
+/// The file, as one that can only be asked.
+fn find(key: &FileKey) -> io::Result<File> {
     let inode = u32::try_from(key.inode).map_err(io::Error::other)?;
     let device = device_of(key);
     let text = String::from_utf8_lossy(&fs::read("/proc/self/mountinfo")?).into_owned();
@@ -52,9 +68,7 @@ pub fn open_by_key(key: &FileKey) -> io::Result<File> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: a new descriptor, which nobody else knows.
-    let file = unsafe { File::from_raw_fd(opened) };
-    // Opening anything else may have effects, or wait.
-    if file.metadata()?.is_file() { File::open(reopen_path(&file)) } else { Err(io::ErrorKind::InvalidInput.into()) }
+    Ok(unsafe { File::from_raw_fd(opened) })
 }
 
 /// Where a device is mounted, if its file system can be asked.

@@ -212,12 +212,16 @@ impl Events {
             return Ok(());
         }
         self.targets_epoch.set(0, TARGETS_CHANGE, 0)?;
-        let taken = sys::take_target(self.targets_fd.as_fd(), pid)?;
-        // It has become another program at this very moment, and has not come to its first instruction yet: that one goes on.
-        if let Some(next) = taken.filter(|taken| taken.image != image.0) {
-            self.targets.insert(pid, TargetValue(next), NO_OTHER)?;
+        let taken = sys::take_target(self.targets_fd.as_fd(), pid);
+        // It has become another program at this very moment, and has not come to its first instruction yet: that one goes on, unless
+        // it is yet another one already.
+        if let Ok(Some(next)) = taken
+            && next.image != image.0
+        {
+            let _ = self.targets.insert(pid, TargetValue(next), NO_OTHER);
         }
-        self.announce_change()
+        self.announce_change()?;
+        Ok(taken.map(drop)?)
     }
 
     /// After every change of `targets`: threads keep what they know of their process until the count moves on.

@@ -11,11 +11,10 @@ use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::unwind::FileKey;
 
 use crate::{
-    attach::probes::Scope,
+    attach::{is_run_by, probes::Scope},
     bpf,
     config::Subject,
     event::{Beginning, How, Image, Pid},
-    files::opener::reopen_path,
     preflight::Missing,
     process::status::{self, NotTraceable},
     select::{Facts, Selection, folders::Folders, names::Names, processes},
@@ -148,19 +147,18 @@ impl Newcomers {
     }
 
     fn fit(&mut self, Beginning { pid, parent, how, program, whose, .. }: &Beginning, comm: &str) -> Fit {
-        if let Some(facts) = processes::facts(*pid) {
-            let is_new = !self.selection.containers().is_empty() && self.named.elapsed() >= NAMES_AGE;
-            let mut fits = self.selection.fits(&facts, &self.names);
-            if !fits && is_new {
-                // Its container may be as new as it is.
-                (self.names, self.named) = (Self::names(&self.selection), Instant::now());
-                fits = self.selection.fits(&facts, &self.names);
-            }
-            // It may be another program by now.
-            if facts.comm == comm {
-                self.saw(*program, facts.exe);
-            }
-            if fits {
+        if processes::is_never_chosen(*pid) {
+            return Fit::No;
+        }
+        // It may be another program by now, which is judged when it is told of.
+        let facts = processes::facts(*pid).filter(|facts| match program.map(|program| is_run_by(&program, *pid)) {
+            Some(Some(is_it)) => is_it,
+            _ => facts.comm == comm,
+        });
+        if let Some(facts) = facts {
+            let fits = self.fits_by_now(|selection, names| Some(selection.fits(&facts, names)));
+            self.saw(*program, facts.exe.clone());
+            if fits == Some(true) {
                 return Fit::Yes;
             }
             // Of one that ends not all is known.
@@ -171,27 +169,37 @@ impl Newcomers {
         if *how == How::Fork && self.unfit.contains(parent) {
             return Fit::No;
         }
+        let by_cgroups = !self.selection.cgroups().is_empty() || !self.selection.containers().is_empty();
         let gone = Facts {
             pid: *pid,
             comm: comm.to_owned(),
             exe: program.and_then(|program| self.path(&program)),
-            cgroups: if self.selection.is_of_cgroups() { self.folders.of(whose) } else { Vec::new() },
+            cgroups: if by_cgroups { self.folders.of(whose, self.selection.cgroups()) } else { Vec::new() },
             user: (whose.is_user_known != 0).then_some(whose.user),
         };
-        match self.selection.would_fit(&gone, &self.names) {
+        match self.fits_by_now(|selection, names| selection.would_fit(&gone, names)) {
             Some(true) => Fit::Yes,
             Some(false) => Fit::No,
             None => Fit::Unknown,
         }
     }
 
-    /// The path of a program that was seen, or that can be opened by what the kernel knows it by.
+    /// What the selection says, with names of containers as new as they may have to be.
+    fn fits_by_now(&mut self, fits: impl Fn(&Selection, &Names) -> Option<bool>) -> Option<bool> {
+        let found = fits(&self.selection, &self.names);
+        if found == Some(true) || self.selection.containers().is_empty() || self.named.elapsed() < NAMES_AGE {
+            return found;
+        }
+        (self.names, self.named) = (Self::names(&self.selection), Instant::now());
+        fits(&self.selection, &self.names)
+    }
+
+    /// The path of a program that was seen, or that can be found by what the kernel knows it by.
     fn path(&mut self, program: &FileKey) -> Option<String> {
         if let Some(known) = self.exes.get(program) {
             return Some(known.clone());
         }
-        let file = bpf::open_by_key(program).ok()?;
-        let path = std::fs::read_link(reopen_path(&file)).ok()?;
+        let path = bpf::path_by_key(program).ok()?;
         // Where the kernel has no name for it at hand it says `/`.
         path.file_name()?;
         let path = processes::path_in_link(&path.to_string_lossy());

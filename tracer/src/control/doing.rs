@@ -13,7 +13,7 @@ use super::{
     lifecycle::{Action, Event},
 };
 use crate::{
-    attach::{Attached, SUSPENSE, Seen, What, probes::Scope},
+    attach::{Attached, SUSPENSE, Seen, What, is_run_by, probes::Scope},
     clock::monotonic,
     collector::{Notice, Request},
     config::GoHeapChoice,
@@ -97,10 +97,12 @@ impl Session {
         let Some(at) = self.attached.iter().position(|attached| attached.image() == image) else { return };
         let attached = &self.attached[at];
         // It may have become another one before that.
+        let file = attached.program().map(|(file, _)| file);
         if let What::Program(program) = &what
             && program.process.comm == attached.comm()
+            && file.and_then(|file| is_run_by(&file, attached.pid())) != Some(false)
         {
-            self.known.learn(attached.program().map(|(file, _)| file), program);
+            self.known.learn(file, program);
         }
         let actions = self.attached[at].was_seen(what, &self.probes);
         self.act(image, actions);

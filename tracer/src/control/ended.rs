@@ -5,9 +5,12 @@ use std::{collections::VecDeque, time::Duration};
 
 use hashbrown::HashMap;
 
-use super::{known::Doubt, notes::Notes};
+use super::{
+    known::{Doubt, KnownPrograms},
+    notes::Notes,
+};
 use crate::{
-    attach::Attached,
+    attach::{Attached, probes::Probes},
     clock::monotonic,
     collector::Merging,
     event::Image,
@@ -44,6 +47,11 @@ impl Key {
     fn others() -> Self {
         Self { exe: String::new(), comm: OTHERS.to_owned(), place: Place::default() }
     }
+}
+
+/// What is not known of a process.
+pub(super) fn doubt(attached: &Attached, known: &KnownPrograms, probes: &Probes) -> Doubt {
+    if attached.life().was_not_looked_at() { known.doubt(attached.program(), probes) } else { Doubt::None }
 }
 
 /// Processes that have ended.

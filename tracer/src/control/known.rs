@@ -5,7 +5,7 @@ use hashbrown::HashMap;
 use tracer_ebpf::unwind::FileKey;
 
 use crate::{
-    attach::{Allocators, Attached, Program, probes::Probes},
+    attach::{Allocators, OwnAllocator, Program, probes::Probes},
     profile::Language,
 };
 
@@ -32,8 +32,8 @@ impl Known {
 #[derive(Default)]
 pub(super) struct KnownPrograms {
     looked_at: HashMap<FileKey, Known>,
-    /// Of those that were over before that: the allocator in the program's own file, where that was found.
-    ended: HashMap<FileKey, Option<Allocators>>,
+    /// Of those that were over before that: the allocator in the program's own file.
+    ended: HashMap<FileKey, OwnAllocator>,
     /// How many of them are being looked at.
     asked: usize,
 }
@@ -54,16 +54,15 @@ impl KnownPrograms {
         self.looked_at.get(&program?)
     }
 
-    /// What is not known of an ended process.
-    pub(super) fn doubt(&self, attached: &Attached, probes: &Probes) -> Doubt {
-        let Some((program, began)) = attached.program().filter(|_| attached.life().was_not_looked_at()) else {
-            return if attached.life().was_not_looked_at() { Doubt::IfSilent } else { Doubt::None };
-        };
+    /// What is not known of a process that was over before it was looked at: what its program is known by, and since when it was that, nanoseconds
+    /// of CLOCK_MONOTONIC.
+    pub(super) fn doubt(&self, program: Option<(FileKey, u64)>, probes: &Probes) -> Doubt {
+        let Some((program, began)) = program else { return Doubt::IfSilent };
         let is_covered = |since: Option<u64>| since.is_some_and(|since| since <= began);
         match (self.looked_at.get(&program), self.ended.get(&program)) {
             (Some(known), _) if is_covered(known.covered_since(probes)) => Doubt::None,
-            (None, Some(Some(own))) if is_covered(probes.covered_since(own)) => Doubt::IfSilent,
-            (Some(_), _) | (None, Some(Some(_))) => Doubt::Certain,
+            (Some(_), _) | (None, Some(OwnAllocator::Hidden)) => Doubt::Certain,
+            (None, Some(OwnAllocator::Known(own))) if !is_covered(probes.covered_since(own)) => Doubt::Certain,
             (None, _) => Doubt::IfSilent,
         }
     }
@@ -72,7 +71,7 @@ impl KnownPrograms {
     pub(super) fn is_new(&mut self, program: FileKey) -> bool {
         let is_new = !self.looked_at.contains_key(&program) && !self.ended.contains_key(&program);
         if is_new && self.ended.len() < MAX_KNOWN {
-            self.ended.insert(program, None);
+            self.ended.insert(program, OwnAllocator::None);
             self.asked += 1;
             return true;
         }
@@ -80,7 +79,7 @@ impl KnownPrograms {
     }
 
     /// A program that was over has this allocator in its own file.
-    pub(super) fn learn_of_ended(&mut self, program: FileKey, own: Option<Allocators>) {
+    pub(super) fn learn_of_ended(&mut self, program: FileKey, own: OwnAllocator) {
         self.ended.insert(program, own);
         self.asked = self.asked.saturating_sub(1);
     }

@@ -8,6 +8,7 @@ use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
 use super::{
     Input, LOOK_AROUND, Session,
     choosing::{Fit, Newcomers},
+    ended::doubt,
     known::KnownPrograms,
     lifecycle::{Action, Event},
 };
@@ -47,10 +48,14 @@ impl Session {
                         let program = new_program(&self.known, &self.probes, &beginning);
                         let before = self.attached.iter_mut().find(|attached| attached.image() == beginning.parent);
                         let is_excluded = self.selection.excludes(&beginning.comm());
-                        if let Some(attached) = before.filter(|_| !is_excluded) {
-                            attached.has_execed(image, &program, false);
-                            // As in `has_execed`.
-                            let _ = self.requests.send(Request::Keep(image));
+                        match before {
+                            Some(attached) if !is_excluded => {
+                                attached.has_execed(image, &program, false);
+                                // As in `has_execed`.
+                                let _ = self.requests.send(Request::Keep(image));
+                            }
+                            Some(_) => {}
+                            None => self.has_come(image, &beginning),
                         }
                     }
                 },
@@ -328,7 +333,7 @@ impl Session {
         self.libraries.retain(|libraries| libraries.pid() != attached.pid());
         attached.let_go(memory, &mut self.probes);
         let Self { ended, known, probes, go_over, .. } = self;
-        let doubt = |attached: &Attached| known.doubt(attached, probes);
+        let doubt = |attached: &Attached| doubt(attached, known, probes);
         let merging = ended.push(attached, doubt, |image| go_over.iter().any(|go| go.image == image));
         if !merging.is_empty() {
             // The collector's end shows elsewhere.

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use hashbrown::HashSet;
 
-use super::{Session, known::Doubt};
+use super::{Session, ended::doubt, known::Doubt};
 use crate::{
     attach::{Attached, probes::Scope},
     collector::{Request, Snapshot},
@@ -82,7 +82,7 @@ impl Session {
             notes.extend(attached.life().notes());
         }
         let heard: HashSet<Image> = snapshot.stacks.iter().map(|stack| stack.image).collect();
-        let unheard = |attached: &&Attached| match self.known.doubt(attached, &self.probes) {
+        let unheard = |attached: &&Attached| match doubt(attached, &self.known, &self.probes) {
             Doubt::None => false,
             Doubt::IfSilent => !heard.contains(&attached.image()),
             Doubt::Certain => true,

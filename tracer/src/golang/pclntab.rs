@@ -43,9 +43,9 @@ const MAX_INLINING: usize = 128;
 /// Most inlined calls of one function that are looked at together, and what each counts in steps.
 const MAX_INLINED: usize = 1 << 16;
 const INLINED_STEPS: u64 = 16;
-/// Steps through tables of all look-ups together: some seconds.
+/// Steps through tables of all look-ups together, but for those of looks: some seconds.
 const MAX_STEPS: u64 = 1 << 31;
-/// The same of each look at what runs. A look at thousands of goroutines takes some millions.
+/// Steps that each look at what runs may take in any case: half a second. A look at thousands of goroutines takes some millions.
 const LOOK_STEPS: u64 = 1 << 26;
 
 /// The tables of one executable.

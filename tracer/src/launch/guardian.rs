@@ -341,7 +341,7 @@ impl Stops {
 
     /// Whether there was a stop that had not been dealt with. It is now.
     fn take(&mut self) -> bool {
-        // SAFETY: as above; the BPF side only ever adds to it.
+        // SAFETY: as above; the BPF side adds to it, and takes back what it has continued itself, of which nobody hears.
         let sent = unsafe { std::ptr::read_volatile(&raw const (*self.shared).sent) };
         std::mem::replace(&mut self.taken, sent) != sent
     }

@@ -85,9 +85,16 @@ impl Hierarchy {
         self.controllers.iter().any(|own| own == controller)
     }
 
-    /// Membership in its cgroup `path`.
-    pub fn membership(&self, path: String) -> Membership {
+    /// Membership in its cgroup whose folder is `below` where it is mounted, which begins with a slash.
+    pub fn membership(&self, below: &str) -> Membership {
+        let path = format!("{}{}", self.root.trim_end_matches('/'), below);
+        let path = if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path };
         Membership { controllers: self.controllers.clone(), path }
+    }
+
+    /// Whether all of it is seen where it is mounted.
+    pub fn is_whole(&self) -> bool {
+        self.root == "/"
     }
 
     /// Whether it is the one that `membership` is of.

@@ -3,13 +3,13 @@
 
 use std::{
     fs::File,
-    io::{self, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     os::unix::fs::FileExt,
 };
 
 use nix::{
     errno::Errno,
-    sys::uio::{RemoteIoVec, process_vm_readv},
+    sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev},
     unistd::Pid,
 };
 
@@ -99,7 +99,9 @@ pub fn read_spans(pid: u32, spans: &[Span], mut buffer: &mut [u8]) -> io::Result
 /// A 64-bit word of a process's memory that may be changed, for the one thing that a user may ask for by name. It is one of the address space
 /// that the process has now: what else it becomes, and who has its id later, is not touched.
 pub struct WritableWord {
-    memory: File,
+    pid: u32,
+    /// Of that address space: nothing can be read any more when it is gone.
+    memory: Memory,
     addr: u64,
 }
 
@@ -107,23 +109,36 @@ impl WritableWord {
     /// That at `addr` in the memory of process `pid`.
     ///
     /// # Errors
-    /// No such process, or no right to change it (needs CAP_SYS_PTRACE).
+    /// No such process, or no right to read its memory (needs CAP_SYS_PTRACE for other users' processes).
     pub fn open(pid: u32, addr: u64) -> io::Result<Self> {
-        let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem"))?;
-        Ok(Self { memory, addr })
+        Ok(Self { pid, memory: Memory::open(pid)?, addr })
     }
 
     /// Sets it.
     ///
     /// # Errors
-    /// That address space is no more, or the word is not mapped for writing.
+    /// That address space is no more, no right to change it, or the word is not mapped for writing.
     pub fn set(&self, value: u64) -> io::Result<()> {
-        self.memory.write_all_at(&value.to_ne_bytes(), self.addr)
+        // By the file itself it would be written even where the process may not.
+        self.memory.word(self.addr)?;
+        let pid = Pid::from_raw(i32::try_from(self.pid).map_err(|_| Errno::ESRCH)?);
+        let remote = [RemoteIoVec { base: self.addr as usize, len: 8 }];
+        match process_vm_writev(pid, &[IoSlice::new(&value.to_ne_bytes())], &remote)? {
+            8 => Ok(()),
+            _ => Err(io::ErrorKind::WriteZero.into()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        io::Write as _,
+        process::{Command, Stdio},
+        thread,
+    };
+
     use super::*;
 
     #[test]
@@ -149,5 +164,29 @@ mod tests {
         // Process ids end below 2^22.
         assert!(read_spans(1 << 22, &[Span { addr: 0, len: 1 }], &mut [0]).is_err());
         assert!(read_spans(u32::MAX, &[Span { addr: 0, len: 1 }], &mut [0]).is_err());
+    }
+
+    #[test]
+    fn a_word_of_an_address_space_that_is_no_more_is_not_changed() {
+        let mut child =
+            Command::new("sh").args(["-c", "read a; exec sleep 1000"]).stdin(Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        let is = |name: &str| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() == name;
+        while !is("sh") {
+            thread::yield_now();
+        }
+        // Of its stack, which both programs have.
+        let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+        let end = maps.lines().find(|line| line.ends_with("[stack]")).unwrap().split(['-', ' ']).nth(1).unwrap();
+        let addr = u64::from_str_radix(end, 16).unwrap() - 8;
+        let word = WritableWord::open(pid, addr).unwrap();
+        word.set(0).unwrap();
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        while !is("sleep") {
+            thread::yield_now();
+        }
+        assert!(word.set(0).is_err());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 }

@@ -261,7 +261,7 @@ pub(super) fn everything_missing() -> Quality {
         lost_frees: 2,
         lost_moments: 4,
         unfollowed_processes: 3,
-        undecided_events: 0,
+        undecided_events: 16,
         inherited_frees: 0,
         unmatched_frees: 6,
         missed_frees: 3,

@@ -425,6 +425,7 @@ mod tests {
                 "3 frees missed (the address was handed out again, or what lies right below was freed)",
                 "77 bytes held by stacks that are not known",
                 "8 calls into the allocator not followed",
+                "16 events of processes that were over before it could be seen whether they fit",
                 "4 records of ends of threads and processes lost (the ring buffer was full)",
                 "1 record not understood (a bug in tracer)",
                 "14 changes of mappings not recorded: what is told of mapped memory may be wrong",

@@ -119,9 +119,9 @@ impl Selection {
         self.users.push(user);
     }
 
-    /// Whether cgroups decide.
-    pub fn is_of_cgroups(&self) -> bool {
-        !self.cgroups.is_empty() || !self.containers.is_empty()
+    /// Cgroups that are wanted.
+    pub fn cgroups(&self) -> &[String] {
+        &self.cgroups
     }
 
     /// Containers that are wanted by name or id.
@@ -164,8 +164,7 @@ impl Selection {
         if process.exe.is_none() {
             known.exes.clear();
         }
-        // Of version 1, only the hierarchy of the memory controller is known of such.
-        if process.cgroups.is_empty() || self.cgroups.iter().any(|wanted| is_in_another_folder(wanted)) {
+        if process.cgroups.is_empty() {
             known.cgroups.clear();
             known.containers.clear();
         }
@@ -176,13 +175,6 @@ impl Selection {
     pub fn excludes(&self, comm: &str) -> bool {
         self.excluded.iter().any(|glob| glob.fits(comm))
     }
-}
-
-/// Whether a cgroup is told by its path in the file system, in the folder of a hierarchy of version 1 that is not that of the memory controller.
-fn is_in_another_folder(wanted: &str) -> bool {
-    let below = wanted.strip_prefix(CGROUP_MOUNT).and_then(|below| below.strip_prefix('/'));
-    let folder = below.and_then(|below| below.split('/').next());
-    folder.is_some_and(|folder| !["memory", "unified"].contains(&folder) && !folder.contains('.'))
 }
 
 /// Whether a process is in a cgroup, which is told by its path in the hierarchy or in the file system.

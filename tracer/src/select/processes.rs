@@ -37,6 +37,13 @@ pub fn fits(selection: &Selection, names: &Names, pid: u32) -> bool {
     facts(pid).is_some_and(|facts| selection.fits(&facts, names))
 }
 
+/// Whether a process is there that is never chosen: tracer, what it has started, or a thread of the kernel.
+pub fn is_never_chosen(pid: u32) -> bool {
+    let own = std::process::id();
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok().and_then(|text| status::parse_stat(&text));
+    pid == own || stat.is_some_and(|stat| stat.is_kernel_thread() || stat.parent == own)
+}
+
 /// What is known of a process; `None` of what is never chosen.
 pub fn facts(pid: u32) -> Option<Facts> {
     let directory = ProcessDirectory::open(pid).ok()?;

@@ -241,7 +241,7 @@ fn each_gap_is_listed_with_its_words() {
             "inherited_frees": 0,
             "truncated_stacks": 5, "truncated_by_reason": {"depth": 2, "no_rule": 3}, "uncertain_bytes": 4_096,
             "sampling": null, "cycles": 90, "missed_cycles": 9,
-            "collections": [{"pid": 4711, "at_begin": 5, "at_end": 17}], "uncollected_heaps": 1, "undecided_samples": 10, "unresolved_samples": 11, "lost_remappings": 14,
+            "collections": [{"pid": 4711, "at_begin": 5, "at_end": 17}], "uncollected_heaps": 1, "undecided_samples": 10, "unresolved_samples": 11, "lost_remappings": 14, "undecided_events": 16,
             "notes": ["the first note"],
         })
     );
