@@ -12,6 +12,8 @@ pub struct Cost {
     pub time: u64,
     /// When the present one began, which is timed; 0: none.
     pub begun: u64,
+    /// Which run is timed next.
+    pub next: u64,
 }
 
 /// At the entry of a function that allocates.

@@ -32,7 +32,7 @@ impl Costs {
                 runs: sum.runs.wrapping_add(cost.runs),
                 timed: sum.timed.wrapping_add(cost.timed),
                 time: sum.time.wrapping_add(cost.time),
-                begun: 0,
+                ..Cost::default()
             });
             Ok(sum)
         };

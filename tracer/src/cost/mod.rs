@@ -163,7 +163,7 @@ mod tests {
     #[test]
     fn hits_cost_their_trap_and_what_their_program_takes() {
         let traps = Traps { instruction: Duration::from_nanos(500), at_return: Duration::from_nanos(300) };
-        let cost = |runs, timed, time| cost::Cost { runs, timed, time, begun: 0 };
+        let cost = |runs, timed, time| cost::Cost { runs, timed, time, ..cost::Cost::default() };
         assert_eq!(time(cost::ENTRY, &cost(640, 10, 2_000), traps), Duration::from_nanos(640 * 700));
         assert_eq!(time(cost::RETURN, &cost(10, 0, 0), traps), Duration::from_nanos(3_000));
         assert_eq!(time(cost::FREE, &cost(0, 0, 0), traps), Duration::ZERO);
