@@ -6,7 +6,7 @@ use crate::{Header, unwind};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Began {
-    /// Kind, image and thread; the call slot is one of [`origin`].
+    /// Kind, image and thread; the call slot is one of [`origin`](crate::origin).
     pub header: Header,
     /// Nanoseconds of CLOCK_MONOTONIC.
     pub time: u64,

@@ -11,10 +11,7 @@ pub mod probes;
 mod putting;
 mod returns;
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 use hashbrown::HashSet;
@@ -143,7 +140,7 @@ impl Attached {
         self.target.comm = program.beginning.comm();
         // It may be gone before anybody can look.
         self.target.exe =
-            executable(self.pid).or_else(|| program.known.map(|known| known.exe.clone())).unwrap_or_default();
+            status::executable(self.pid).or_else(|| program.known.map(|known| known.exe.clone())).unwrap_or_default();
         if let Some(known) = program.known {
             self.target.language = known.language;
         }
@@ -438,9 +435,4 @@ impl Attached {
 
 fn now() -> Now {
     Now { instant: Instant::now(), clock: monotonic() }
-}
-
-/// Path of the executable that a process has now: hostile text. `None` when that cannot be known.
-fn executable(pid: Pid) -> Option<String> {
-    Some(fs::read_link(format!("/proc/{pid}/exe")).ok()?.to_string_lossy().into_owned())
 }

@@ -33,13 +33,10 @@ use crate::{
     golang::Runtime,
     heap::{Series, StackIndex},
     profile::{
-        Cost, Estimate, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values,
+        Cost, Estimate, Frames, Growth, Heap, Kind, Memory, Mode, Process, Profile, StackEntry, Values,
         quality::{Sampling, Truncation},
     },
 };
-
-/// New memory of a process beyond all that is held, bytes, from which on a Go heap that is told as it was before is not known.
-const WORTH_A_COLLECTION: u64 = 8 << 20;
 
 /// What is known of a trace besides its snapshot.
 pub struct Trace {
@@ -110,8 +107,7 @@ impl Presenter {
         }
         let is_old = |go: &&GoTrace| {
             let memory = by_image.place(go.image).and_then(|place| processes[place].memory.as_ref());
-            go.is_of_before()
-                && memory.is_some_and(|memory| memory.fresh > memory.recorded.saturating_add(WORTH_A_COLLECTION))
+            go.is_of_before() && memory.is_some_and(Memory::exceeds_recorded)
         };
         quality.uncollected_heaps += go.iter().filter(is_old).count() as u64;
         let mut estimates: Vec<(Sampling, u64)> = go.iter().filter_map(GoTrace::estimate).collect();

@@ -19,7 +19,6 @@ use crate::{
     files::{
         elf::{Bytes, Elf},
         module::{Identity, Module},
-        opener::reopen_path,
         root,
     },
     probe::{
@@ -90,7 +89,7 @@ pub enum OwnAllocator {
 /// The same of a file that no process need have mapped any more.
 pub(super) fn own_allocator(program: &FileKey) -> OwnAllocator {
     let opened = bpf::open_by_key(program).and_then(|file| {
-        let path = fs::read_link(reopen_path(&file))?;
+        let path = bpf::path_of(&file).unwrap_or_default();
         Module::of_file(&path.to_string_lossy(), file)
     });
     let opened = opened.inspect_err(|error| tracing::debug!(?program, "an ended program cannot be opened: {error}"));

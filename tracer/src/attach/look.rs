@@ -2,7 +2,7 @@
 //! reading files, of which there may be many and slow ones.
 
 use std::{
-    fs, io,
+    io,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
 };
@@ -111,8 +111,7 @@ fn look(pid: Pid) -> What {
         Err(NotTraceable::Not64Bit(_, comm)) => return What::Foreign(format!("a 32-bit program ({})", visible(&comm))),
         Err(_) => return What::Gone,
     };
-    let executable = || fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let looked_at = executable();
+    let looked_at = status::executable(pid);
     // Asked for first: what the loader does after the look is not for the look to have seen.
     let is_static = is_static(pid);
     let loaded = is_static || link_map::is_loaded(pid);
@@ -124,7 +123,7 @@ fn look(pid: Pid) -> What {
         None
     });
     let process = describe(pid, &status, &space);
-    if executable() != looked_at {
+    if status::executable(pid) != looked_at {
         // As what was looked at it is gone.
         return What::Gone;
     }

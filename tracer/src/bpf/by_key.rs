@@ -13,6 +13,7 @@ use tracer_ebpf::unwind::FileKey;
 use crate::{
     files::opener::reopen_path,
     process::mounts::{Mount, mounts},
+    space::maps,
 };
 
 /// File systems that lie on a block device, as the kernel reads it itself, and whose handles are inode and generation.
@@ -44,12 +45,20 @@ pub fn open_by_key(key: &FileKey) -> io::Result<File> {
     if file.metadata()?.is_file() { File::open(reopen_path(&file)) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 
-/// The path of a file in this root directory, as the kernel has it at hand: `/` where it has no name for it. Nothing is opened.
+/// The path of a file, as [`path_of`] tells it. Nothing is opened.
 ///
 /// # Errors
 /// As [`open_by_key`].
-pub fn path_by_key(key: &FileKey) -> io::Result<PathBuf> {
-    fs::read_link(reopen_path(&find(key)?))
+pub fn path_by_key(key: &FileKey) -> io::Result<Option<PathBuf>> {
+    Ok(path_of(&find(key)?))
+}
+
+/// The path of an open file, in this root directory, if the kernel has a name for it at hand: without its mark of what was removed.
+pub fn path_of(file: &File) -> Option<PathBuf> {
+    let link = fs::read_link(reopen_path(file)).ok()?;
+    let path = PathBuf::from(maps::unmarked(link.to_str()?));
+    // Without a name it says `/`.
+    path.file_name().is_some().then_some(path)
 }
 
 /// The file, as one that can only be asked.

@@ -28,7 +28,7 @@ pub mod trials;
 
 pub use self::{
     attach::{Links, NoRemappings, attach_lifecycle, attach_remappings},
-    by_key::{device_of, open_by_key, path_by_key},
+    by_key::{device_of, open_by_key, path_by_key, path_of},
     copies::StackCopies,
     costs::Costs,
     events::{Events, LostBeginnings, Newcomers},

@@ -31,12 +31,12 @@ const BATCH: usize = 4096;
 
 /// The member of the kernel's `union bpf_attr` for operations on one entry.
 #[repr(C)]
-pub(super) struct EntryAttr {
-    pub(super) map_fd: u32,
-    pub(super) reserved: u32,
-    pub(super) key: u64,
-    pub(super) value: u64,
-    pub(super) flags: u64,
+struct EntryAttr {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// The `batch` member of the kernel's `union bpf_attr`.
@@ -168,36 +168,52 @@ pub(super) fn update<V: MapValue + ?Sized>(
     if size_of_val(value) != value_size as usize {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "a map value of another size"));
     }
-    let mut attr = EntryAttr {
-        map_fd: map.as_raw_fd() as u32,
-        reserved: 0,
-        key: (&raw const key) as u64,
-        value: (&raw const *value).cast::<u8>() as u64,
-        flags: 0,
-    };
-    // SAFETY: the attribute has the kernel's layout; the key is 4 bytes as the map's keys are, and the value is as long as
-    // the map's values.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, UPDATE_ELEM, &raw mut attr, size_of::<EntryAttr>()) };
+    // SAFETY: the key is 4 bytes as the map's keys are, and the value is as long as the map's values.
+    unsafe { entry(UPDATE_ELEM, map, &raw const key, (&raw const *value).cast::<u8>()) }
+}
+
+/// Asks something about an entry of a map: `key` is that of one, or null where the question allows it, and `value` what is read or
+/// written.
+///
+/// # Safety
+/// Both are as long as the question and the map have it, and may be written to where it writes.
+pub(super) unsafe fn entry<K, V>(
+    question: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: *const K,
+    value: *const V,
+) -> io::Result<()> {
+    let map_fd = map.as_raw_fd() as u32;
+    let mut attr = EntryAttr { map_fd, reserved: 0, key: key as u64, value: value as u64, flags: 0 };
+    // SAFETY: the attribute has the kernel's layout; who calls sees to the rest.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, question, &raw mut attr, size_of::<EntryAttr>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The same of an entry that may not be there: whether it is.
+///
+/// # Safety
+/// As [`entry`].
+unsafe fn entry_if_there<K, V>(
+    question: libc::c_long,
+    map: BorrowedFd<'_>,
+    key: *const K,
+    value: *const V,
+) -> io::Result<bool> {
+    // SAFETY: as who calls says.
+    match unsafe { entry(question, map, key, value) } {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes the entry of a process out of the map of those that are recorded; `None` when it is not there. Look-up and removal are one step.
 pub(super) fn take_target(map: BorrowedFd<'_>, pid: u32) -> io::Result<Option<Target>> {
     let mut target = Target::default();
-    let mut attr = EntryAttr {
-        map_fd: map.as_raw_fd() as u32,
-        reserved: 0,
-        key: (&raw const pid) as u64,
-        value: (&raw mut target) as u64,
-        flags: 0,
-    };
-    // SAFETY: the attribute has the kernel's layout; key and value are as long as those of the map.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_AND_DELETE_ELEM, &raw mut attr, size_of::<EntryAttr>()) };
-    match io::Error::last_os_error() {
-        _ if result == 0 => Ok(Some(target)),
-        error if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
-        error => Err(error),
-    }
+    // SAFETY: key and value are as long as those of the map.
+    let is_there = unsafe { entry_if_there(LOOKUP_AND_DELETE_ELEM, map, &raw const pid, &raw mut target)? };
+    Ok(is_there.then_some(target))
 }
 
 /// Moves all entries of the set of lost frees to `frees`: address, image and time (ns of CLOCK_MONOTONIC) of each.
@@ -325,21 +341,12 @@ pub(super) fn count_entries(map: BorrowedFd<'_>, key_size: u32) -> io::Result<u6
     let (mut key, mut next) = (vec![0u8; key_size as usize], vec![0u8; key_size as usize]);
     let mut count = 0;
     loop {
-        let mut attr = EntryAttr {
-            map_fd: map.as_raw_fd() as u32,
-            reserved: 0,
-            key: if count == 0 { 0 } else { key.as_mut_ptr() as u64 },
-            value: next.as_mut_ptr() as u64,
-            flags: 0,
-        };
-        // SAFETY: the attribute has the kernel's layout; both keys are as long as the map's.
-        let result = unsafe { libc::syscall(libc::SYS_bpf, GET_NEXT_KEY, &raw mut attr, size_of::<EntryAttr>()) };
-        let error = io::Error::last_os_error();
-        match result {
-            0 => count += 1,
-            _ if error.raw_os_error() == Some(libc::ENOENT) => return Ok(count),
-            _ => return Err(error),
+        let from = if count == 0 { std::ptr::null() } else { key.as_ptr() };
+        // SAFETY: both keys are as long as the map's.
+        if !unsafe { entry_if_there(GET_NEXT_KEY, map, from, next.as_mut_ptr())? } {
+            return Ok(count);
         }
+        count += 1;
         std::mem::swap(&mut key, &mut next);
     }
 }

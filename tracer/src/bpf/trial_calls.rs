@@ -8,7 +8,7 @@ use std::{
     os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
 };
 
-use super::sys::{self, EntryAttr, PROG_LOAD, ProgramAttr};
+use super::sys::{self, PROG_LOAD, ProgramAttr};
 
 /// Of `enum bpf_cmd` (include/uapi/linux/bpf.h).
 const MAP_CREATE: libc::c_long = 0;
@@ -80,16 +80,9 @@ pub(super) fn create_map(kind: u32, key_size: u32, value_size: u32, entries: u32
 /// The first value of an array of 64-bit numbers.
 pub(super) fn first_value(map: BorrowedFd<'_>) -> io::Result<u64> {
     let (key, mut value) = (0u32, 0u64);
-    let mut attr = EntryAttr {
-        map_fd: map.as_raw_fd() as u32,
-        reserved: 0,
-        key: (&raw const key) as u64,
-        value: (&raw mut value) as u64,
-        flags: 0,
-    };
-    // SAFETY: the attribute has the kernel's layout; key and value are as long as the map's.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_ELEM, &raw mut attr, size_of::<EntryAttr>()) };
-    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+    // SAFETY: key and value are as long as the map's.
+    unsafe { sys::entry(LOOKUP_ELEM, map, &raw const key, &raw mut value)? };
+    Ok(value)
 }
 
 /// Loads a program. With the error comes what the verifier says.

@@ -39,8 +39,8 @@ impl Over {
 pub(super) struct Images {
     live: HashMap<Image, Tracked>,
     ended: HashMap<Image, Over>,
-    /// Those of processes that others have started, whose blocks are still kept, and when they ended.
-    leaving: Vec<(Image, u64)>,
+    /// Those of processes that others have started, whose blocks are still kept.
+    leaving: Vec<Image>,
     /// Those that nothing is known of.
     strangers: HashSet<Image>,
     /// Newcomers, and what they have started, of which nobody has said yet whether they are wanted.
@@ -149,7 +149,7 @@ impl Images {
         self.disregard(image);
         self.undecided.remove(&image);
         self.ended.remove(&image);
-        self.leaving.retain(|(leaving, _)| *leaving != image);
+        self.leaving.retain(|leaving| *leaving != image);
         self.live.remove(&image).map(|tracked| tracked.pid)
     }
 
@@ -158,15 +158,16 @@ impl Images {
         let Some(Tracked { pid, since, is_child }) = self.live.remove(&image) else { return false };
         self.ended.insert(image, Over::now(pid, since));
         if is_child {
-            self.leaving.push((image, monotonic()));
+            self.leaving.push(image);
         }
         true
     }
 
     /// Takes those out whose blocks are to be let go, and when they ended. What may not be wanted stays, with its blocks.
     pub(super) fn leaving(&mut self) -> Vec<(Image, u64)> {
-        let Self { leaving, undecided, .. } = self;
-        leaving.extract_if(.., |(image, _)| !undecided.contains(image)).collect()
+        let Self { leaving, undecided, ended, .. } = self;
+        let leaving = leaving.extract_if(.., |image| !undecided.contains(image));
+        leaving.filter_map(|image| Some((image, ended.get(&image)?.until))).collect()
     }
 
     /// Takes those out that others have taken the place of, and whether they belonged to the trace.

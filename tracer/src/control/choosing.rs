@@ -75,19 +75,7 @@ pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Re
         // An id is given to one that runs.
         return Ok(Chosen { pids: chosen, newcomers: None, notes: vec![LATER.to_owned()] });
     }
-    let newcomers = Newcomers {
-        selection: selection.clone(),
-        names,
-        named: Instant::now(),
-        seen: seen.into_iter().collect(),
-        asked: 0,
-        folders: Folders::default(),
-        exes: HashMap::new(),
-        unfit: HashSet::new(),
-        untraceable: HashSet::new(),
-        found: Vec::new(),
-        is_all_told: false,
-    };
+    let newcomers = Newcomers::new(selection.clone(), names, seen);
     Ok(Chosen { pids: chosen, newcomers: Some(newcomers), notes: Vec::new() })
 }
 
@@ -130,6 +118,23 @@ pub(super) struct Newcomers {
 }
 
 impl Newcomers {
+    /// `seen`: ids of all processes that run.
+    fn new(selection: Selection, names: Names, seen: Vec<Pid>) -> Self {
+        Self {
+            selection,
+            names,
+            named: Instant::now(),
+            seen: seen.into_iter().collect(),
+            asked: 0,
+            folders: Folders::default(),
+            exes: HashMap::new(),
+            unfit: HashSet::new(),
+            untraceable: HashSet::new(),
+            found: Vec::new(),
+            is_all_told: false,
+        }
+    }
+
     fn names(selection: &Selection) -> Names {
         if selection.containers().is_empty() { Names::default() } else { Names::read(Path::new("/")) }
     }
@@ -199,10 +204,7 @@ impl Newcomers {
         if let Some(known) = self.exes.get(program) {
             return Some(known.clone());
         }
-        let path = bpf::path_by_key(program).ok()?;
-        // Where the kernel has no name for it at hand it says `/`.
-        path.file_name()?;
-        let path = processes::path_in_link(&path.to_string_lossy());
+        let path = bpf::path_by_key(program).ok()??.to_string_lossy().into_owned();
         self.saw(Some(*program), Some(path.clone()));
         Some(path)
     }
@@ -261,22 +263,11 @@ mod tests {
     use tracer_ebpf::Whose;
 
     use super::*;
+
     fn newcomers(set: impl Fn(&mut Selection)) -> Newcomers {
         let mut selection = Selection::default();
         set(&mut selection);
-        Newcomers {
-            selection,
-            names: Names::default(),
-            named: Instant::now(),
-            seen: HashSet::new(),
-            asked: 0,
-            folders: Folders::default(),
-            exes: HashMap::new(),
-            unfit: HashSet::new(),
-            untraceable: HashSet::new(),
-            found: Vec::new(),
-            is_all_told: true,
-        }
+        Newcomers::new(selection, Names::default(), Vec::new())
     }
 
     /// Of a process that is over: process ids end below 2^22. No file has such a number.

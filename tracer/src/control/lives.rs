@@ -298,15 +298,14 @@ impl Session {
         }
         attached.has_ended(after);
         let program = attached.program().filter(|_| attached.life().was_not_looked_at());
+        let (pid, is_new) = (attached.pid(), attached.life().came_later());
         if let Some((program, _)) = program.filter(|(program, _)| self.known.is_new(*program)) {
             self.lookers.ask_of_ended(program);
         }
-        let Some(attached) = self.find(image) else { return };
-        let (pid, is_new) = (attached.pid(), attached.life().came_later());
         self.meter.has_ended(pid, is_new, ran);
         // Its id may be another one's at any time.
         self.end_go(image);
-        if self.attached.iter().any(|attached| !attached.is_over()) {
+        if is_new || self.attached.iter().any(|attached| !attached.is_over()) {
             self.goroutines.forget(pid);
         }
         self.let_go(image);
@@ -327,9 +326,7 @@ impl Session {
         let ended = |attached: &Attached| attached.life().came_later() && attached.image() == image;
         let Some(at) = self.attached.iter().position(ended) else { return };
         let mut attached = self.attached.remove(at);
-        self.end_go(image);
         let memory = self.coverage.end(image, &attached.probed());
-        self.goroutines.forget(attached.pid());
         self.libraries.retain(|libraries| libraries.pid() != attached.pid());
         attached.let_go(memory, &mut self.probes);
         let Self { ended, known, probes, go_over, .. } = self;

@@ -17,7 +17,7 @@ use super::{
     dwarf,
     layout::{self, Layout, Mention},
     pclntab::{Function, HEADERS, Pclntab},
-    shared,
+    shared::{self, read},
 };
 use crate::files::elf::{Bytes, Elf, Segment};
 
@@ -201,7 +201,7 @@ fn build_info(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> BuildInfo {
 /// pclntab, and the address that it was linked for.
 fn tables(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Pclntab, u64)> {
     let whole = |place: Segment| {
-        let bytes = shared::read(file, &place, MAX_TABLES)?;
+        let bytes = shared::kept(file, &place, MAX_TABLES)?;
         Some((Pclntab::parse(bytes)?, place.address))
     };
     let sections = TABLES.iter().filter_map(|name| elf.section_place(name));
@@ -280,12 +280,4 @@ pub(super) fn wait_reasons(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> 
         Some(String::from_utf8_lossy(&text).into_owned())
     });
     reasons.collect()
-}
-
-/// At most `size` bytes of a file; no more than there are.
-fn read(file: &File, offset: u64, size: u64) -> Option<Vec<u8>> {
-    let there = file.metadata().ok()?.len().checked_sub(offset)?;
-    let mut bytes = vec![0; usize::try_from(size.min(there)).ok()?];
-    file.read_exact_at(&mut bytes, offset).ok()?;
-    Some(bytes)
 }

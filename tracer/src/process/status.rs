@@ -98,8 +98,13 @@ pub fn check(pid: u32) -> Result<Status, NotTraceable> {
     if header[..4] == *b"\x7fELF" && header[4] != 2 {
         return Err(NotTraceable::Not64Bit(pid, stat.comm));
     }
-    let exe = fs::read_link(&exe).map_or_else(|_| String::new(), |path| path.to_string_lossy().into_owned());
+    let exe = executable(pid).unwrap_or_default();
     Ok(Status { comm: stat.comm, exe, start_time: stat.start_time })
+}
+
+/// Path of the executable that a process has now, as the kernel tells it: hostile text. `None` when that cannot be known.
+pub fn executable(pid: u32) -> Option<String> {
+    Some(fs::read_link(format!("/proc/{pid}/exe")).ok()?.to_string_lossy().into_owned())
 }
 
 /// Why the file `what` of a process cannot be read.

@@ -52,6 +52,11 @@ impl Memory {
         }
     }
 
+    /// Whether more has come than all that is held, by more than is worth no word.
+    pub fn exceeds_recorded(&self) -> bool {
+        self.fresh > self.recorded.saturating_add(LITTLE)
+    }
+
     /// Whether recorded blocks explain the growth: 80 % of it, or all but 8 MiB.
     pub fn is_explained(&self) -> bool {
         self.unexplained <= LITTLE || self.unexplained <= self.fresh / 5

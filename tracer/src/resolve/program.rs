@@ -15,10 +15,8 @@ use crate::{
     files::{
         elf::{Bytes, Elf, needed::Needed},
         module::{Identity, Module},
-        opener::reopen_path,
         root::{self, ProcessDirectory, Root},
     },
-    space::maps,
 };
 
 /// Where loaders look for libraries (ld.so(8)), and where those of Debian are.
@@ -87,11 +85,7 @@ fn ended(program: &FileKey) -> Option<Executable> {
     let tried = bpf::open_by_key(program);
     let file =
         tried.inspect_err(|error| tracing::debug!(?program, "an ended program cannot be opened: {error}")).ok()?;
-    let path = std::fs::read_link(reopen_path(&file)).ok()?;
-    // Where the kernel has no name for it at hand it says `/`.
-    let path = path.to_str()?;
-    let path = PathBuf::from(path.strip_suffix(maps::DELETED).unwrap_or(path));
-    path.file_name()?;
+    let path = bpf::path_of(&file)?;
     let root = Root::own().ok().map(Arc::new);
     let here =
         root.as_ref().and_then(|root| open(root, &path)).filter(|(module, _)| *module.identity() == identity(program));

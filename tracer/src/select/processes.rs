@@ -39,9 +39,13 @@ pub fn fits(selection: &Selection, names: &Names, pid: u32) -> bool {
 
 /// Whether a process is there that is never chosen: tracer, what it has started, or a thread of the kernel.
 pub fn is_never_chosen(pid: u32) -> bool {
-    let own = std::process::id();
     let stat = fs::read(format!("/proc/{pid}/stat")).ok().and_then(|text| status::parse_stat(&text));
-    pid == own || stat.is_some_and(|stat| stat.is_kernel_thread() || stat.parent == own)
+    stat.is_some_and(|stat| is_nobodys_choice(pid, &stat))
+}
+
+fn is_nobodys_choice(pid: u32, stat: &status::Stat) -> bool {
+    let own = std::process::id();
+    stat.is_kernel_thread() || pid == own || stat.parent == own
 }
 
 /// What is known of a process; `None` of what is never chosen.
@@ -53,15 +57,14 @@ pub fn facts(pid: u32) -> Option<Facts> {
         Some(text)
     };
     let stat = status::parse_stat(&text("stat")?)?;
-    let own = std::process::id();
-    if stat.is_kernel_thread() || stat.is_over() || pid == own || stat.parent == own {
+    if stat.is_over() || is_nobodys_choice(pid, &stat) {
         return None;
     }
     let status = String::from_utf8_lossy(&text("status")?).into_owned();
     Some(Facts {
         pid,
         comm: stat.comm,
-        exe: fs::read_link(format!("/proc/{pid}/exe")).ok().map(|exe| path_in_link(&exe.to_string_lossy())),
+        exe: status::executable(pid).map(|exe| maps::unmarked(&exe).to_owned()),
         cgroups: cgroups::parse(&String::from_utf8_lossy(&text("cgroup").unwrap_or_default())),
         user: effective_user(&status),
     })
@@ -87,13 +90,8 @@ fn place(text: &str) -> Place {
         name: None,
     });
     // What the kernel says of a cgroup that was removed.
-    let cgroup = of_memory.map(|membership| membership.path.strip_suffix(" (deleted)").unwrap_or(&membership.path));
+    let cgroup = of_memory.map(|membership| maps::unmarked(&membership.path));
     Place { cgroup: cgroup.map(Into::into), container: container.map(Into::into) }
-}
-
-/// The path in the text of a link to an executable, which the kernel marks when the file has been removed or replaced.
-pub fn path_in_link(link: &str) -> String {
-    link.strip_suffix(maps::DELETED).unwrap_or(link).to_owned()
 }
 
 /// The second number of `Uid: REAL EFFECTIVE SAVED FILE_SYSTEM` in the text of `/proc/PID/status`.
@@ -133,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_program_that_was_replaced_keeps_its_path() {
-        assert_eq!([path_in_link("/usr/bin/x (deleted)"), path_in_link("/usr/bin/x")], ["/usr/bin/x", "/usr/bin/x"]);
+        assert_eq!(["/usr/bin/x (deleted)", "/usr/bin/x"].map(maps::unmarked), ["/usr/bin/x", "/usr/bin/x"]);
     }
 
     #[test]

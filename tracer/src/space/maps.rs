@@ -12,7 +12,12 @@ pub const MAX_MAPPINGS: usize = 1 << 20;
 const MAX_LINE: u64 = 4 * 4096 + 256;
 
 /// What the kernel appends to the path of a file that has no name any more.
-pub const DELETED: &str = " (deleted)";
+const DELETED: &str = " (deleted)";
+
+/// A path without that.
+pub fn unmarked(path: &str) -> &str {
+    path.strip_suffix(DELETED).unwrap_or(path)
+}
 
 /// One line of `/proc/PID/maps`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 //! read, which may take time, by a thread of its own; what has been found is kept.
 
 use std::{
-    fs, io,
+    io,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -98,7 +98,7 @@ impl Describer {
 
     /// What these processes are, as far as that is found out until `deadline`; the rest is pending. All others are forgotten.
     pub fn descriptions(&mut self, ids: &[Id], deadline: Instant) -> Vec<Description> {
-        let keys: Vec<Key> = ids.iter().map(|id| (*id, exe(id.pid))).collect();
+        let keys: Vec<Key> = ids.iter().map(|id| (*id, status::executable(id.pid))).collect();
         for key in &keys {
             if !self.known.contains_key(key) && self.wanted.send(key.clone()).is_ok() {
                 self.known.insert(key.clone(), None);
@@ -122,10 +122,6 @@ impl Describer {
             })
             .collect()
     }
-}
-
-fn exe(pid: u32) -> Option<String> {
-    Some(fs::read_link(format!("/proc/{pid}/exe")).ok()?.to_string_lossy().into_owned())
 }
 
 fn describe(id: Id, exe: Option<String>) -> Description {
