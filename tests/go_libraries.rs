@@ -119,6 +119,24 @@ fn a_library_that_is_loaded_later_is_found() {
     assert_eq!(goroutines(&report.json, "main.stuck"), BTreeMap::from([(name, 1)]));
 }
 
+/// So is one that a child of it loads, of which nothing was looked at.
+#[test]
+fn a_library_that_a_child_loads_is_found() {
+    require_root();
+    let mut target = Target::start(&compiled("loader"));
+    let tracer = Run::pid(target.pid()).args(["--go-heap", "auto", "--sample", MEAN]).start();
+    let child = target.ask("fork").fact("child") as u32;
+    let name = load(&mut target, &go_program("library", LIBRARIES[0]));
+    wait_until("its runtime is probed", || probed_bytes(child, &name) > 0);
+    // At all its places.
+    thread::sleep(Duration::from_secs(2) * slowness());
+    target.ask("keep 0 4000");
+    target.ask("collect");
+    let report = finished(tracer.stop());
+    assert_near("loaded by a child", &held(&report, "main.keepOne"), &[(&name, 4000.0 * OBJECT)]);
+    assert_eq!(goroutines(&report.json, "main.stuck"), BTreeMap::from([(name, 1)]));
+}
+
 /// A plugin allocates from the runtime of the executable; its code has names, and what it has started is the program's.
 #[test]
 fn code_of_plugins_is_named() {

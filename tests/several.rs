@@ -10,7 +10,7 @@ use crate::harness::{
 
 /// Has a program do what it does, and compares every function with its truth.
 #[track_caller]
-fn check(what: &str, program: &Path, preload: &[&str], functions: Option<&Path>) {
+fn check(what: &str, program: &Path, preload: &[&str], functions: Option<&Path>) -> Truth {
     require_root();
     let preload = preload.join(":");
     let environment = [("LD_PRELOAD", &*preload)];
@@ -27,6 +27,7 @@ fn check(what: &str, program: &Path, preload: &[&str], functions: Option<&Path>)
         assert_eq!(report.allocated(), allocated, "{what}: every allocation counts once");
         assert_eq!(report.quality("unmatched_frees"), truth.fact("unmatched_frees"), "{what}: frees count once");
     }
+    truth
 }
 
 /// Has a program do what it does, and compares what each function holds with its truth.
@@ -66,6 +67,14 @@ fn family_by_names_of_mimalloc() {
 fn shapes_of_mimalloc() {
     let _ = preloadable("mimalloc");
     check("shapes of mimalloc", &compiled("mimalloc_shapes"), &[], None);
+}
+
+/// They are as large as they were asked to be, or stay as they were.
+#[test]
+fn blocks_that_change_their_size_where_they_are() {
+    let _ = preloadable("jemalloc");
+    let truth = check("in place", &compiled("in_place"), &[], None);
+    assert!(truth.fact("changed") > 100, "{truth:?}");
 }
 
 /// What takes the place of the C library's allocator may copy strings to blocks that it takes in the same way as its malloc, not by it.

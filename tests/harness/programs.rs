@@ -176,6 +176,12 @@ const PROGRAMS: &[Source] = &[
     },
     Source { name: "hostile", compiler: C, files: &["hostile.c"], flags: WITH_FRAME_POINTERS },
     Source {
+        name: "in_place",
+        compiler: C,
+        files: &["in_place.c"],
+        flags: &["-fno-builtin", "-fno-omit-frame-pointer", "-l:libjemalloc.so.2"],
+    },
+    Source {
         name: "interposer",
         compiler: C,
         files: &["interposer.c"],

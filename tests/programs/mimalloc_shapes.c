@@ -6,7 +6,7 @@ typedef struct mi_heap_s mi_heap_t;
 mi_heap_t *mi_heap_get_default(void), *mi_heap_new(void);
 void *mi_malloc(size_t), *mi_malloc_small(size_t), *mi_zalloc(size_t), *mi_mallocn(size_t, size_t);
 void *mi_malloc_aligned(size_t, size_t), *mi_zalloc_aligned(size_t, size_t), *mi_calloc_aligned(size_t, size_t, size_t);
-void *mi_reallocf(void *, size_t), *mi_realloc_aligned(void *, size_t, size_t), *mi_rezalloc(void *, size_t);
+void *mi_expand(void *, size_t), *mi_reallocf(void *, size_t), *mi_realloc_aligned(void *, size_t, size_t), *mi_rezalloc(void *, size_t);
 void *mi_reallocn(void *, size_t, size_t), *mi_recalloc(void *, size_t, size_t);
 void *mi_heap_malloc(mi_heap_t *, size_t), *mi_heap_zalloc(mi_heap_t *, size_t);
 void *mi_heap_calloc(mi_heap_t *, size_t, size_t), *mi_heap_mallocn(mi_heap_t *, size_t, size_t);
@@ -23,6 +23,13 @@ static mi_heap_t *heap;
 static char *endless, *longer;
 // The page that begins in it was touched by nobody: the first thing that looks at it is the copy.
 static const char __attribute__((aligned(4096))) untouched[3][4096] = {"-", "on a page of its own", "-"};
+
+// There is no room behind it.
+static inline void *not_expanded(void *block)
+{
+    if (mi_expand(block, 100000)) abort();
+    return block;
+}
 
 // Holds a block of this size, however it came about, and another one that is freed.
 #define HOLDS(function, bytes, call)                       \
@@ -48,6 +55,8 @@ static const char __attribute__((aligned(4096))) untouched[3][4096] = {"-", "on 
     F(of_zalloc_aligned, 300, mi_zalloc_aligned(300, 64))                       \
     F(of_calloc_aligned, 6000, mi_calloc_aligned(3, 2000, 64))                  \
     F(of_reallocf, 700, mi_reallocf(mi_malloc(10), 700))                        \
+    F(of_expand, 107, mi_expand(mi_malloc(100), 107))                           \
+    F(of_expand_too_far, 60, not_expanded(mi_malloc(60)))                       \
     F(of_realloc_aligned, 800, mi_realloc_aligned(mi_malloc_aligned(10, 64), 800, 64)) \
     F(of_rezalloc, 900, mi_rezalloc(mi_zalloc(10), 900))                        \
     F(of_reallocn, 990, mi_reallocn(NULL, 9, 110))                              \

@@ -17,8 +17,8 @@ use crate::{
     inflight::{self, Entry},
     process, registers, samples, sampling, stack, strings,
     thread::{
-        self, CALL_MAY_BE_INSIDE, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_TAKE_LOST, CALL_UNMEASURED, CALL_UNWANTED,
-        Call, Op, Thread,
+        self, CALL_IN_PLACE, CALL_MAY_BE_INSIDE, CALL_MAY_VANISH, CALL_OR_MORE, CALL_PLAIN_RETURN, CALL_TAKE_LOST,
+        CALL_UNMEASURED, CALL_UNWANTED, Call, Op, Thread,
     },
 };
 
@@ -39,7 +39,8 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     // Without a branch: the verifier would go through all that follows once for each.
     let mut flags = (cookie >> entry::FUNCTION << 16) as u32
         | branchless::moved(cookie, entry::AT_INSTRUCTIONS, CALL_PLAIN_RETURN)
-        | branchless::moved(cookie, entry::MAY_VANISH, CALL_MAY_VANISH);
+        | branchless::moved(cookie, entry::MAY_VANISH, CALL_MAY_VANISH)
+        | branchless::moved(cookie, entry::IN_PLACE, CALL_IN_PLACE);
     if samples::is_on() {
         match judged(ctx, cookie) {
             sampling::NOTHING => return false,
@@ -51,7 +52,7 @@ pub(crate) fn enter(ctx: &ProbeContext, cookie: u64, decides: bool) -> bool {
     let Some(entered) = entered(ctx, cookie, flags) else { return false };
     let size = arguments::size(entered.thread, cookie);
     let pointer = arguments::argument(entered.thread, cookie >> entry::BLOCK);
-    flags |= arguments::unmeasured(entered.thread);
+    flags |= arguments::unmeasured(entered.thread) | arguments::or_more(entered.thread);
     let mut op = Op::Returned;
     if cookie & entry::STORED != 0 {
         op = Op::Stored;
@@ -142,8 +143,7 @@ pub(crate) fn leave_at_exit(ctx: &ProbeContext, cookie: u64) {
     if thread.used == 0 {
         return;
     }
-    let mut registers = [0; 16];
-    let flags = registers::machine_registers(ctx.as_ptr(), &mut registers);
+    let (registers, flags) = registers::machine_registers(ctx.as_ptr());
     let (rsp, rbp) = (registers[4], registers[5]);
     let place = exit::place(cookie, flags);
     let register = core::hint::black_box(place.register) as usize & 15;
@@ -185,6 +185,12 @@ fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid:
         }
         // SAFETY: the helper checks the address.
         addr = unsafe { bpf_probe_read_user(call.pointer as *const u64).unwrap_or(0) };
+    }
+    if call.flags & CALL_IN_PLACE != 0 {
+        addr = if result >= call.size { call.pointer } else { 0 };
+        if call.flags & CALL_OR_MORE != 0 && addr != 0 {
+            call.size = result;
+        }
     }
     if call.parts > 0 && addr != 0 {
         inflight::take_back(slot, addr);
@@ -307,8 +313,10 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
     // Before the stack is looked for: with these in registers the verifier would go through that once for each shape.
     let op = op as u32;
     let (outer, outer_slot) = (thread.search.outer, thread.search.outer_index as u32);
+    // Of unknown value: the compiler would make a call of zeroing two, which goes byte by byte.
+    let zero = core::hint::black_box(0);
     *inflight::place(thread, slot) =
-        Call { sp, size, pointer, caller, stack: 0, root: 0, outer, outer_slot, parts: 0, op, flags };
+        Call { sp, size, pointer, caller, stack: zero, root: zero, outer, outer_slot, parts: 0, op, flags };
     if wanted {
         let stack = stack::capture(ctx, thread, pid_tgid, caller);
         let root = thread.frames.cache[0].sp;

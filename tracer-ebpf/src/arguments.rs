@@ -5,7 +5,7 @@ use tracer_ebpf::{SIZE_OVERFLOW, entry};
 
 use crate::{
     strings,
-    thread::{CALL_UNMEASURED, Thread},
+    thread::{CALL_OR_MORE, CALL_UNMEASURED, Thread},
 };
 
 /// In the place of an argument that no function has: [`CALL_UNMEASURED`], or 0.
@@ -49,6 +49,12 @@ pub(crate) fn read(ctx: &ProbeContext, thread: &mut Thread, cookie: u64) {
 #[inline(always)]
 pub(crate) fn unmeasured(thread: &Thread) -> u32 {
     core::hint::black_box(thread.arguments[UNMEASURED]) as u32
+}
+
+/// [`CALL_OR_MORE`] if a call that leaves the block where it is would take more than it asks for, else 0; nothing of others.
+#[inline(always)]
+pub(crate) fn or_more(thread: &Thread) -> u32 {
+    core::hint::black_box(u32::from(argument(thread, 3) != 0)) * CALL_OR_MORE
 }
 
 /// Bytes that a call asks for.

@@ -10,25 +10,26 @@ use crate::emit;
 #[map]
 static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(cost::KINDS, 0);
 
-/// A program of this kind begins.
+/// A program of this kind begins: where that is counted.
 #[inline(always)]
-pub(crate) fn begin(kind: u32) {
-    let Some(cost) = COSTS.get_ptr_mut(kind) else { return };
+pub(crate) fn begin(kind: u32) -> Option<*mut Cost> {
+    let at = COSTS.get_ptr_mut(kind)?;
     // SAFETY: the pointer comes from a map lookup.
-    let cost = unsafe { &mut *cost };
+    let cost = unsafe { &mut *at };
     cost.runs = cost.runs.wrapping_add(1);
     // Compared, not divided: that would take as long as all else here.
     if cost.runs >= cost.next {
         cost.next = cost.runs.wrapping_add(cost::TIMED);
         cost.begun = emit::now();
     }
+    Some(at)
 }
 
 /// It ends.
 #[inline(always)]
-pub(crate) fn end(kind: u32) {
-    let Some(cost) = COSTS.get_ptr_mut(kind) else { return };
-    // SAFETY: the pointer comes from a map lookup.
+pub(crate) fn end(counted: Option<*mut Cost>) {
+    let Some(cost) = counted else { return };
+    // SAFETY: the pointer comes from a map lookup. A program stays on its processor.
     let cost = unsafe { &mut *cost };
     if cost.begun != 0 {
         cost.time = cost.time.wrapping_add(emit::now().wrapping_sub(cost.begun));

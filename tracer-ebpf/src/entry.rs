@@ -28,6 +28,9 @@ pub const BOUNDED: u64 = 1 << 15;
 pub const MEASURED: u64 = 5;
 /// The first bit of the function's number, which no other function of the process's allocators has; 16 bits.
 pub const FUNCTION: u32 = 16;
+/// The block stays where it is: the result is how large it is now, bytes, and less than what was asked for where it stays as it was. The
+/// third argument says how much more would be taken.
+pub const IN_PLACE: u64 = 1 << 32;
 
 /// What the program at functions that may end all blocks of a heap at once is told: that this one does whenever it is called; that it does
 /// if its first argument is the name of something that does (mallctl); the same of numbers that stand for a name (mallctlbymib).

@@ -33,9 +33,9 @@ fn cookie(ctx: &ProbeContext) -> u64 {
 /// unwinder in it, which takes the kernel longer to verify than all else.
 #[uprobe]
 pub fn enter(ctx: ProbeContext) -> u32 {
-    costs::begin(cost::ENTRY);
+    let counted = costs::begin(cost::ENTRY);
     alloc::enter(&ctx, cookie(&ctx), false);
-    costs::end(cost::ENTRY);
+    costs::end(counted);
     0
 }
 
@@ -51,90 +51,90 @@ pub extern "C" fn session(ctx: *mut c_void) -> u32 {
     if unsafe { bpf_get_func_ip(ctx.as_ptr()) } != registers::program_counter(ctx.as_ptr()) {
         return session_return(ctx.as_ptr());
     }
-    costs::begin(cost::ENTRY);
+    let counted = costs::begin(cost::ENTRY);
     let taken = alloc::enter(&ctx, cookie(&ctx), true);
-    costs::end(cost::ENTRY);
+    costs::end(counted);
     u32::from(!taken)
 }
 
 /// Out of line: inlined, it would make the entry dearer.
 #[inline(never)]
 extern "C" fn session_return(ctx: *mut c_void) -> u32 {
-    costs::begin(cost::RETURN);
+    let counted = costs::begin(cost::RETURN);
     alloc::leave(&RetProbeContext::new(ctx));
-    costs::end(cost::RETURN);
+    costs::end(counted);
     0
 }
 
 /// free(block), cfree, operator delete, dallocx, sdallocx.
 #[uprobe]
 pub fn enter_free(ctx: ProbeContext) -> u32 {
-    costs::begin(cost::FREE);
+    let counted = costs::begin(cost::FREE);
     alloc::free(arg(&ctx, 0));
-    costs::end(cost::FREE);
+    costs::end(counted);
     0
 }
 
 /// A function that frees, whose second argument is the block.
 #[uprobe]
 pub fn enter_free_second(ctx: ProbeContext) -> u32 {
-    costs::begin(cost::FREE);
+    let counted = costs::begin(cost::FREE);
     alloc::free(arg(&ctx, 1));
-    costs::end(cost::FREE);
+    costs::end(counted);
     0
 }
 
 /// A function that may end all blocks of a heap at once; the cookie tells what [`at_once`](tracer_ebpf::entry::at_once) says.
 #[uprobe]
 pub fn enter_at_once(ctx: ProbeContext) -> u32 {
-    costs::begin(cost::FREE);
+    let counted = costs::begin(cost::FREE);
     at_once::enter(&ctx, cookie(&ctx));
-    costs::end(cost::FREE);
+    costs::end(counted);
     0
 }
 
 /// A function of the Go runtime that allocates an object.
 #[uprobe]
 pub fn go_allocate(ctx: ProbeContext) -> u32 {
-    costs::begin(cost::GO);
+    let counted = costs::begin(cost::GO);
     go::allocate(&ctx);
-    costs::end(cost::GO);
+    costs::end(counted);
     0
 }
 
 /// Behind a call that gives a span in the Go runtime: the cookie tells where (`span`).
 #[uprobe]
 pub fn go_new_span(ctx: ProbeContext) -> u32 {
-    costs::begin(cost::GO);
+    let counted = costs::begin(cost::GO);
     go::new_span(&ctx);
-    costs::end(cost::GO);
+    costs::end(counted);
     0
 }
 
 /// Behind a call of `gcAssistAlloc` in the Go runtime.
 #[uprobe]
 pub fn go_after_assist(ctx: ProbeContext) -> u32 {
-    costs::begin(cost::GO);
+    let counted = costs::begin(cost::GO);
     go::after_assist(&ctx);
-    costs::end(cost::GO);
+    costs::end(counted);
     0
 }
 
 /// An instruction at which the outcome of a call is known; the cookie tells what [`exit`](tracer_ebpf::exit) says.
 #[uprobe]
 pub fn leave_at_exit(ctx: ProbeContext) -> u32 {
-    costs::begin(cost::EXIT);
+    let counted = costs::begin(cost::EXIT);
     alloc::leave_at_exit(&ctx, cookie(&ctx));
-    costs::end(cost::EXIT);
+    costs::end(counted);
     0
 }
 
 /// Return, through the kernel's trampoline, of a function whose entry has `enter`.
 #[uretprobe]
 pub fn leave(ctx: RetProbeContext) -> u32 {
-    costs::begin(cost::RETURN);
+    let counted = costs::begin(cost::RETURN);
     alloc::leave(&ctx);
-    costs::end(cost::RETURN);
+    costs::end(counted);
     0
 }
 

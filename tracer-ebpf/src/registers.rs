@@ -31,21 +31,18 @@ pub(crate) fn program_counter(ctx: *mut c_void) -> u64 {
 /// General registers as the machine numbers them (x86-64: rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8 to r15), and its flags;
 /// `ctx` is the context of a uprobe. Nothing on other machines than x86-64.
 #[inline(always)]
-pub(crate) fn machine_registers(ctx: *mut c_void, to: &mut [u64; 16]) -> u64 {
+pub(crate) fn machine_registers(ctx: *mut c_void) -> ([u64; 16], u64) {
     // SAFETY: the context of a uprobe is the registers at the probe.
     #[cfg(not(bpf_target_arch = "aarch64"))]
     unsafe {
-        let regs = &*ctx.cast::<pt_regs>();
-        (to[0], to[1], to[2], to[3]) = (regs.rax, regs.rcx, regs.rdx, regs.rbx);
-        (to[4], to[5], to[6], to[7]) = (regs.rsp, regs.rbp, regs.rsi, regs.rdi);
-        (to[8], to[9], to[10], to[11]) = (regs.r8, regs.r9, regs.r10, regs.r11);
-        (to[12], to[13], to[14], to[15]) = (regs.r12, regs.r13, regs.r14, regs.r15);
-        regs.eflags
+        let pt_regs { rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15, eflags, .. } =
+            *ctx.cast::<pt_regs>();
+        ([rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15], eflags)
     }
     #[cfg(bpf_target_arch = "aarch64")]
     {
-        let _ = (ctx, to);
-        0
+        let _ = ctx;
+        ([0; 16], 0)
     }
 }
 

@@ -228,6 +228,10 @@ pub(crate) const CALL_MAY_VANISH: u32 = 8;
 pub(crate) const CALL_MAY_BE_INSIDE: u32 = 16;
 /// It copies a string that could not be read when it began: `pointer`, at most `size` bytes of it.
 pub(crate) const CALL_UNMEASURED: u32 = 32;
+/// The block stays where it is: see [`entry::IN_PLACE`](tracer_ebpf::entry::IN_PLACE).
+pub(crate) const CALL_IN_PLACE: u32 = 64;
+/// More than the size would be taken: the result says how much.
+pub(crate) const CALL_OR_MORE: u32 = 128;
 
 /// Of a look at all calls in flight: what is looked for, and what was found. In map memory: on the BPF stack the verifier
 /// would tell every case from every other.

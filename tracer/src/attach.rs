@@ -66,6 +66,8 @@ pub struct Attached {
     returns: Returns,
     /// What a look has found that is to be probed.
     found: Option<Allocators>,
+    /// Whether a library of it has Go code in it.
+    has_go_library: bool,
     /// Files that it had mapped as code when libraries had come last.
     code_files: HashSet<((u32, u32), u64)>,
     /// Its mappings, until the collector is told.
@@ -92,6 +94,7 @@ impl Attached {
             guard: Guard::new(Instant::now()),
             returns,
             found: None,
+            has_go_library: false,
             code_files: HashSet::new(),
             space: None,
             program: None,
@@ -210,6 +213,11 @@ impl Attached {
         self.target.language == Language::Go
     }
 
+    /// Whether a library was seen in it that has Go code in it.
+    pub fn has_go_library(&self) -> bool {
+        self.has_go_library
+    }
+
     /// Whether it has ended.
     pub fn is_over(&self) -> bool {
         self.life.is_over()
@@ -251,7 +259,7 @@ impl Attached {
         self.target.earlier_images.push(self.image.0);
         self.image = image;
         self.has_become(program);
-        (self.gave_up, self.found, self.space) = (false, None, None);
+        (self.gave_up, self.found, self.space, self.has_go_library) = (false, None, None, false);
         self.code_files.clear();
         self.guard.forget();
         self.handle(Event::Execed { time: program.beginning.time, probes_lost, known: program.is_covered })
@@ -289,6 +297,7 @@ impl Attached {
 
     fn is_program(&mut self, program: Program, probes: &Probes) -> Look {
         let Program { process, allocators, has_go, loaded, is_static, own_memory, space } = program;
+        self.has_go_library |= allocators.as_ref().is_some_and(Allocators::has_go_library);
         let look = match &allocators {
             None if has_go => {
                 self.tell_of_c(&space);
@@ -388,6 +397,7 @@ impl Attached {
     pub fn load(&mut self, probes: &mut Probes, first: bool) -> Result<bool> {
         let space = mappings(self.pid)?;
         let Some(allocators) = find(self.pid, &space, Phase::Loading)? else { return Ok(false) };
+        self.has_go_library |= allocators.has_go_library();
         if !first {
             self.attach_others(probes, allocators);
         } else if self.life.has_lost_probes() || !self.is_on(&allocators) {

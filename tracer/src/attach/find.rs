@@ -21,6 +21,7 @@ use crate::{
         module::{Identity, Module},
         root,
     },
+    go::process::has_go_code,
     probe::{
         asked,
         beyond::Beyond,
@@ -49,6 +50,7 @@ pub struct Allocator {
 pub struct Allocators {
     files: Arc<[Allocator]>,
     unseen: Arc<[String]>,
+    has_go_library: bool,
 }
 
 impl Allocators {
@@ -60,6 +62,11 @@ impl Allocators {
     /// What may be allocated unseen by files of the process, or be told wrongly.
     pub fn unseen(&self) -> &[String] {
         &self.unseen
+    }
+
+    /// Whether a library of the process has Go code in it.
+    pub fn has_go_library(&self) -> bool {
+        self.has_go_library
     }
 
     /// Paths of the files, as the process sees them: hostile text.
@@ -97,7 +104,8 @@ pub(super) fn own_allocator(program: &FileKey) -> OwnAllocator {
     let Some(Searched { module, functions, hidden, .. }) = searched else { return OwnAllocator::None };
     match functions {
         Some(functions) if !functions.functions.is_empty() => {
-            OwnAllocator::Known(Allocators { files: [Allocator { module, functions }].into(), unseen: Arc::default() })
+            let files = [Allocator { module, functions }].into();
+            OwnAllocator::Known(Allocators { files, unseen: Arc::default(), has_go_library: false })
         }
         Some(functions) if !functions.chosen.is_empty() => OwnAllocator::Hidden,
         _ if hidden.is_some() => OwnAllocator::Hidden,
@@ -165,6 +173,8 @@ struct Searched {
     has_text_relocations: bool,
     /// The allocator that it has for certain, of which no function is found.
     hidden: Option<&'static str>,
+    /// Whether it has Go code in it.
+    has_go: bool,
 }
 
 /// Files that were searched. They are held open, so that no other file gets their identity; many processes map the same ones.
@@ -179,7 +189,11 @@ const MAX_HIDDEN: u64 = 128 << 20;
 pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Option<Allocators>> {
     let (mut allocators, mut unseen) = (Vec::new(), Vec::new());
     let (mut beyond, mut wanted): (Vec<(String, Beyond)>, Vec<&str>) = (Vec::new(), Vec::new());
-    for module in candidates(pid, space, phase) {
+    let executable = root::executable(pid).ok();
+    let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
+    let listed = if phase == Phase::Running { search_ranks(pid) } else { None };
+    let mut has_go_library = false;
+    for module in candidates(space, listed, is_executable) {
         if let Some(exhausted) = module.exhausted() {
             bail!("{exhausted}");
         }
@@ -212,6 +226,7 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
             ));
         }
         wanted.extend(wants.iter());
+        has_go_library |= found.has_go && !is_executable(&module);
         if let Some(name) = found.hidden {
             unseen.push(format!(
                 "{path} has {name} in it, of which no function can be found (it is stripped): what is allocated by that is not recorded (keep \
@@ -251,7 +266,7 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
             bail!("{never}");
         }
     }
-    Ok((!allocators.is_empty()).then(|| Allocators { files: allocators.into(), unseen: unseen.into() }))
+    Ok((!allocators.is_empty()).then(|| Allocators { files: allocators.into(), unseen: unseen.into(), has_go_library }))
 }
 
 /// The functions of allocators that a file has; and the file, as it is held open already where that is so.
@@ -274,6 +289,7 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
             refused: None,
             has_text_relocations: false,
             hidden: None,
+            has_go: false,
         });
     };
     // Opened anew: the position of an open file is shared, and others read this one too.
@@ -313,6 +329,7 @@ fn search(module: &Arc<Module>) -> io::Result<Searched> {
         refused,
         has_text_relocations,
         hidden,
+        has_go: has_go_code(&file),
     };
     let mut all = self::searched();
     let all = all.get_or_insert_default();
@@ -346,16 +363,17 @@ fn searched() -> MutexGuard<'static, Option<Found>> {
 }
 
 /// Mapped files in the order in which the loader looks symbols up.
-fn candidates(pid: Pid, space: &AddressSpace, phase: Phase) -> Vec<Arc<Module>> {
+fn candidates(
+    space: &AddressSpace,
+    listed: Option<Vec<(String, u64)>>,
+    is_executable: impl Fn(&Module) -> bool,
+) -> Vec<Arc<Module>> {
     let mut modules: Vec<Arc<Module>> = Vec::new();
     for (module, _) in space.executable_files() {
         if !modules.iter().any(|known| known.identity() == module.identity()) {
             modules.push(module);
         }
     }
-    let executable = root::executable(pid).ok();
-    let is_executable = |module: &Module| executable.as_ref().is_some_and(|file| module.is_file(file));
-    let listed = if phase == Phase::Running { search_ranks(pid) } else { None };
     modules.sort_by_key(|module| {
         let rank = match &listed {
             Some(ranks) => ranks.iter().position(|(path, _)| path == module.path()).unwrap_or(usize::MAX),

@@ -62,6 +62,7 @@ impl Attached {
                 ));
             }
         };
+        self.has_go_library |= allocators.has_go_library();
         let is_new = |allocator: &&Allocator| !self.has(allocator) && !probes.covers(&allocator.module);
         let new = allocators.files().iter().filter(is_new);
         let new: Vec<String> = new.map(|allocator| visible(allocator.module.path()).to_string()).collect();

@@ -48,7 +48,10 @@ impl Session {
             Notice::Mapped(image) => {
                 if let Some(attached) = self.attached.iter_mut().find(|attached| attached.image() == image) {
                     attached.libraries_came(&mut self.probes);
-                    let pid = attached.pid();
+                    let (pid, has_go) = (attached.pid(), attached.has_go_library());
+                    if has_go {
+                        self.know_libraries(pid);
+                    }
                     self.attach_go_libraries(pid, image);
                 }
                 Ok(())
@@ -105,7 +108,11 @@ impl Session {
             self.known.learn(file, program);
         }
         let actions = self.attached[at].was_seen(what, &self.probes);
+        let (pid, has_go) = (self.attached[at].pid(), self.attached[at].has_go_library());
         self.act(image, actions);
+        if has_go && self.know_libraries(pid) {
+            self.attach_go_libraries(pid, image);
+        }
     }
 
     /// Tells the life of an image what has become known, and does what it asks for.

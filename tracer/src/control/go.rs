@@ -31,7 +31,7 @@ impl Session {
             own.and_then(|process| process.map(|process| self.follow_go(pid, image, process, begins)).transpose());
         let own = own.with_context(|| format!("the Go heap of process {pid} cannot be followed"));
         self.libraries.retain(|libraries| libraries.pid() != pid);
-        self.libraries.push(Libraries::new(pid));
+        self.know_libraries(pid);
         let in_libraries = self.attach_go_libraries(pid, image);
         match own {
             Err(problem) if in_libraries => {
@@ -87,6 +87,15 @@ impl Session {
         if let Some(writer) = &self.writer {
             writer.know_go(pid, runtime, exe);
         }
+    }
+
+    /// Has the libraries of a process looked at for Go runtimes. Whether they were not so far.
+    pub(super) fn know_libraries(&mut self, pid: Pid) -> bool {
+        let is_new = self.libraries.iter().all(|libraries| libraries.pid() != pid);
+        if is_new {
+            self.libraries.push(Libraries::new(pid));
+        }
+        is_new
     }
 
     /// Begins to follow the Go runtimes of libraries that a process has loaded since the last look. Whether there is one whose
@@ -147,7 +156,6 @@ impl Session {
     pub(super) fn forget_go(&mut self, pid: Pid) {
         self.goroutines.forget(pid);
         self.libraries.retain(|libraries| libraries.pid() != pid);
-        self.libraries.push(Libraries::new(pid));
         while let Some(index) = self.go.iter().position(|go| go.pid() == pid) {
             self.notes.push(format!("process {pid} became another program; its Go heap until then is not shown"));
             let go = self.go.remove(index);

@@ -184,6 +184,11 @@ fn outline(file: &File) -> Option<(Vec<Segment>, bool)> {
     Some((elf.segments(), elf.exports(EXPORTED)))
 }
 
+/// Whether a file has Go code in it, or may have: a library's runtime, or a plugin.
+pub fn has_go_code(file: &File) -> bool {
+    outline(file).is_some()
+}
+
 /// Whether an error of [`open`] says that it is no Go program.
 pub fn is_not_go(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Unreadable::NotGo))

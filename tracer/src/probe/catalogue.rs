@@ -7,7 +7,7 @@ use super::family::{
         Calloc, CallocInHeap, Duplicate, DuplicateInHeap, DuplicateSome, DuplicateSomeInHeap, EndHeap, EndNamedHeap,
         EndNumberedHeap, Free, FreeInHeap, Malloc, Memalign, MemalignInHeap, New, NewArray, NewArrayInHeap, NewInHeap,
         PosixMemalign, Realign, RealignInHeap, Realloc, ReallocFrom, ReallocInHeap, Reallocarray, ReallocarrayInHeap,
-        Renew, RenewArray,
+        Renew, RenewArray, Resize,
     },
 };
 
@@ -103,6 +103,7 @@ pub(super) const FAMILIES: &[Family] = &[
             ("free_aligned_sized", Free),
             ("mallocx", Malloc),
             ("rallocx", Realloc),
+            ("xallocx", Resize),
             ("dallocx", Free),
             ("sdallocx", Free),
             ("mallctl", EndNamedHeap),
@@ -206,6 +207,7 @@ pub(super) const FAMILIES: &[Family] = &[
             ("realloc", Realloc),
             ("reallocf", Realloc),
             ("rezalloc", Realloc),
+            ("expand", Realloc),
             ("reallocn", Reallocarray),
             ("reallocarray", Reallocarray),
             ("recalloc", Reallocarray),

@@ -31,6 +31,8 @@ pub enum Shape {
     Reallocarray,
     /// The same, but it may throw instead of returning.
     RenewArray,
+    /// `f(block, size, how much more would be taken) -> bytes of the block`, which stays where it is, and as it was if these are less.
+    Resize,
     /// `f(block, alignment, size) -> block`.
     Realign,
     /// `f(block, old size, alignment, size) -> block`, or with the middle two the other way round.
@@ -86,7 +88,7 @@ impl Shape {
             Self::CallocInHeap | Self::NewArrayInHeap => (0, 2, 3),
             Self::MemalignInHeap => (0, 0, 3),
             Self::PosixMemalign | Self::Realign => (1, 0, 3),
-            Self::Realloc | Self::Renew => (1, 0, 2),
+            Self::Realloc | Self::Renew | Self::Resize => (1, 0, 2),
             Self::Reallocarray | Self::RenewArray => (1, 2, 3),
             Self::ReallocFrom => (1, 0, 4),
             Self::ReallocInHeap => (2, 0, 3),
@@ -112,6 +114,7 @@ impl Shape {
         match self {
             Self::EndNamedHeap => return 1,
             Self::EndNumberedHeap => return 5,
+            Self::Resize => return 3,
             _ => {}
         }
         let Arguments { block, count, size, string, most } = self.arguments();

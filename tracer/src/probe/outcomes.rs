@@ -195,8 +195,9 @@ fn told_of(shape: Shape) -> u64 {
     let bounded = if most == 0 { 0 } else { entry::BOUNDED };
     let count = if count == 0 { entry::ONE } else { u64::from(count) };
     let stored = if shape.stores() { entry::STORED } else { 0 };
+    let in_place = if shape == Shape::Resize { entry::IN_PLACE } else { 0 };
     let copied = u64::from(string) << entry::STRING | bounded;
-    size << entry::SIZE | count << entry::COUNT | u64::from(block) << entry::BLOCK | stored | copied
+    size << entry::SIZE | count << entry::COUNT | u64::from(block) << entry::BLOCK | stored | copied | in_place
 }
 
 #[cfg(test)]
