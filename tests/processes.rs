@@ -286,6 +286,29 @@ fn the_first_thread_ends() {
     report.assert_nothing_lost("first thread ended");
 }
 
+/// What the kernel takes away with the probes of a child that ends is put there again: it knows the process by its first thread no more.
+#[test]
+fn the_first_thread_ends_and_a_child_does() {
+    require_root();
+    let program = compiled("main_exits");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    target.say("begin");
+    target.until("ended");
+    target.ask("fork");
+    // For as long as it takes to put them there again nothing is allocated here.
+    thread::sleep(Duration::from_secs(2));
+    let truth = target.ask("go on");
+    let report = tracer.stop().report(3);
+    check_functions("a child of another thread", &report, &truth, Some(&program));
+    // It is read by another thread, too.
+    assert!(
+        report.json["processes"][0]["memory"]["as_of_seconds"].is_null(),
+        "{}",
+        report.json["processes"][0]["memory"]
+    );
+}
+
 /// Perf events are tied to a thread: when the first one ends they are moved to another.
 #[test]
 fn the_first_thread_ends_with_the_perf_events() {

@@ -2,6 +2,7 @@
 #include "truth.h"
 
 #include <pthread.h>
+#include <sys/wait.h>
 
 static pthread_t first;
 
@@ -15,6 +16,17 @@ static void *go_on(void *unused)
     for (;;) {
         char line[64];
         hear(line, sizeof line);
+        if (!strcmp(line, "fork")) {
+            // What is put into the child goes with it.
+            pid_t child = fork();
+            if (!child) {
+                sleep(1);
+                _exit(0);
+            }
+            waitpid(child, NULL, 0);
+            say("ready");
+            continue;
+        }
         for (int i = 0; i < 1000; i++) {
             after_the_end(10 + i);
             free(malloc(100));

@@ -138,7 +138,7 @@ pub(super) fn printed(pid: Pid, module: &Module) -> Printed {
 }
 
 fn read(pid: Pid, keep: impl Fn(&maps::Mapping) -> bool) -> Vec<maps::Mapping> {
-    let text = ProcessDirectory::open(pid).and_then(|process| process.file("maps"));
+    let text = ProcessDirectory::with_memory(pid).and_then(|process| process.file("maps"));
     text.and_then(|text| maps::read(BufReader::new(text), keep)).unwrap_or_default()
 }
 
@@ -192,7 +192,7 @@ fn altered_in(pid: Pid, code: &[Code], files: &Printed, originals: &[Original]) 
 
 /// Which of these pages are process `pid`'s own, as copies of the file's are that were written to. By their numbers.
 fn own_pages(pid: Pid, mut pages: HashSet<u64>) -> HashSet<u64> {
-    let pagemap = ProcessDirectory::open(pid).and_then(|process| process.file("pagemap")).ok();
+    let pagemap = ProcessDirectory::with_memory(pid).and_then(|process| process.file("pagemap")).ok();
     let is_own = |page: &u64| {
         let mut entry = [0; ENTRY];
         let read = pagemap.as_ref().map(|pagemap| pagemap.read_exact_at(&mut entry, page * ENTRY as u64));

@@ -28,7 +28,7 @@ use crate::{
         hidden::{self, Proof},
         resolve::{self, Function, Functions, ResolveError, Search},
     },
-    process::status::Status,
+    process::{stat::shown_by, status::Status},
     profile::{Language, Process},
     report::visible,
     select::processes::place_of,
@@ -117,7 +117,7 @@ pub(super) fn own_allocator(program: &FileKey) -> OwnAllocator {
 /// files need not be what the kernel has.
 pub fn is_run_by(program: &FileKey, pid: Pid) -> Option<bool> {
     let flags = AtFlags::STATX_DONT_SYNC;
-    let stat = statx(CWD, format!("/proc/{pid}/exe"), flags, StatxFlags::INO).ok()?;
+    let stat = statx(CWD, format!("/proc/{}/exe", shown_by(pid)), flags, StatxFlags::INO).ok()?;
     let is_its_device = (stat.stx_dev_major, stat.stx_dev_minor) == bpf::device_of(program);
     is_its_device.then_some(stat.stx_ino == program.inode)
 }
@@ -131,7 +131,7 @@ pub(super) fn mappings(pid: Pid) -> Result<AddressSpace> {
 
 /// Devices and inodes of the files that a process has mapped as code, as far as it can be read.
 pub(super) fn code_files(pid: Pid) -> HashSet<((u32, u32), u64)> {
-    let text = File::open(format!("/proc/{pid}/maps"));
+    let text = File::open(format!("/proc/{}/maps", shown_by(pid)));
     let code = text.and_then(|text| maps::read(BufReader::new(text), |one| one.executable && one.inode != 0));
     code.unwrap_or_default().into_iter().map(|mapping| (mapping.device, mapping.inode)).collect()
 }
@@ -389,7 +389,7 @@ fn candidates(
 /// Paths of the objects in the loader's list, in its order.
 fn search_ranks(pid: Pid) -> Option<Vec<(String, u64)>> {
     let order = link_map::search_order(pid).ok()??;
-    let text = fs::read(format!("/proc/{pid}/maps")).ok()?;
+    let text = fs::read(format!("/proc/{}/maps", shown_by(pid))).ok()?;
     let mappings = maps::parse(&text);
     let path = |addr: u64| {
         let mapping = mappings.iter().find(|mapping| (mapping.start..mapping.end).contains(&addr))?;

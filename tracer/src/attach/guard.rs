@@ -88,7 +88,7 @@ impl Guard {
     ) -> Option<Gone> {
         let now = Instant::now();
         self.next = now + CHECKING.max(pause);
-        let known: Option<Look> = self.probed.as_ref().map(|probed| probed.iter().map(ProbedCode::look).sum());
+        let known: Option<Look> = self.probed.as_ref().and_then(|probed| probed.iter().map(ProbedCode::look).sum());
         // Not looked at yet, or mapped elsewhere.
         let known = known.filter(|look| look.missing == 0);
         let Look { missing, replaced } = known.or_else(|| self.look(pid, &probed()))?;
@@ -111,7 +111,8 @@ impl Guard {
         away
     }
 
-    /// Whether the probes are in the code of the process, as it is mapped now. `None` when it has ended.
+    /// Whether the probes are in the code of the process, as it is mapped now. `None` when it has ended, or
+    /// cannot be read.
     pub(super) fn look(&mut self, pid: Pid, probed: &[(Arc<Module>, Vec<u64>)]) -> Option<Look> {
         let mut space = AddressSpace::new(pid);
         space.refresh().ok()?;
@@ -120,6 +121,6 @@ impl Guard {
             probed.locate(module, &space);
             probed
         });
-        Some(self.probed.insert(located.collect()).iter().map(ProbedCode::look).sum())
+        self.probed.insert(located.collect()).iter().map(ProbedCode::look).sum()
     }
 }

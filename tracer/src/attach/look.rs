@@ -115,7 +115,7 @@ fn look(pid: Pid) -> What {
     // Asked for first: what the loader does after the look is not for the look to have seen.
     let is_static = is_static(pid);
     let loaded = is_static || link_map::is_loaded(pid);
-    let memory = ProcessDirectory::open(pid).and_then(|process| memory_map::counted(&process));
+    let memory = ProcessDirectory::with_memory(pid).and_then(|process| memory_map::counted(&process));
     let own_memory = memory.ok().map(|memory| memory.anonymous);
     let Ok(space) = mappings(pid) else { return What::Gone };
     let allocators = find(pid, &space, Phase::Begun).unwrap_or_else(|error| {
@@ -133,7 +133,9 @@ fn look(pid: Pid) -> What {
 
 /// Whether the process's program is loaded by the kernel alone, and is not itself a loader that was given a program to run.
 fn is_static(pid: Pid) -> bool {
-    let Ok(executable) = ProcessDirectory::open(pid).and_then(|process| process.executable(pid)) else { return false };
+    let Ok(executable) = ProcessDirectory::with_memory(pid).and_then(|process| process.executable(pid)) else {
+        return false;
+    };
     Elf::parse(&Bytes::new(&executable.file)).is_ok_and(|elf| !elf.has_interpreter() && !elf.is_loader())
 }
 

@@ -72,13 +72,11 @@ impl ProbedCode {
         }
     }
 
-    /// Whether the instructions have their probes.
-    pub(super) fn look(&self) -> Look {
+    /// Whether the instructions have their probes; `None` where nobody can tell.
+    pub(super) fn look(&self) -> Option<Look> {
         let spans: Vec<Span> = self.places.iter().map(|(addr, _)| Span { addr: *addr, len: 1 }).collect();
         let mut bytes = vec![0; spans.len()];
-        let Ok(readable) = read_spans(self.pid, &spans, &mut bytes) else {
-            return Look { missing: self.unmapped, replaced: 0 };
-        };
+        let readable = read_spans(self.pid, &spans, &mut bytes).ok()?;
         let mut look = Look { missing: self.unmapped, replaced: 0 };
         for (((_, original), byte), readable) in self.places.iter().zip(bytes).zip(readable) {
             // What is not there any more has to be looked up again.
@@ -86,7 +84,7 @@ impl ProbedCode {
             look.missing += usize::from(is_gone);
             look.replaced += usize::from(is_gone && readable && byte != *original);
         }
-        look
+        Some(look)
     }
 
     /// How many instructions are probed.

@@ -22,6 +22,7 @@ use crate::{
         resolve::Functions,
         risks::{self, Risk},
     },
+    process::stat::shown_by,
     report::visible,
     space::address_space::AddressSpace,
 };
@@ -300,6 +301,15 @@ fn probe(
     order: Order,
 ) -> Result<Links> {
     let file = allocator.module.probe_path().context("the allocator's file is not open")?;
+    let (mut task, mut returns) = (task, returns);
+    if programs.has_multi() && task.is_some_and(|task| task.get() != pid) {
+        // Such links know a process by its first thread only, which has ended.
+        tracing::warn!(
+            "the first thread of process {pid} has ended: its probes on {} are there for all that map the file from now on",
+            visible(allocator.module.path())
+        );
+        (task, returns.among_others) = (None, true);
+    }
     let found = OnceCell::new();
     let risk = || found.get_or_init(|| risk(pid, allocator, returns)).clone();
     let means =
@@ -330,7 +340,7 @@ pub fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
         return Some(Risk::Others);
     }
     // Without the right to look, or when it has ended: nothing is known.
-    let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let environment = std::fs::read(format!("/proc/{}/environ", shown_by(pid))).unwrap_or_default();
     if let Some(risk) = risks::of_environment(&environment) {
         return Some(risk);
     }

@@ -32,7 +32,7 @@ impl Attached {
             self.tell_of_files(&allocators);
             return true;
         }
-        let put = probes.attach(&others, self.pid, self.pid, self.returns, Order::InTurn);
+        let put = probes.attach(&others, self.pid, self.task(), self.returns, Order::InTurn);
         self.were_put(probes, put, allocators, false)
     }
 
@@ -124,11 +124,15 @@ impl Attached {
         if self.gave_up || probes.scope() == Scope::File {
             return;
         }
-        // The kernel may know the process by a thread only.
-        let task = if status::is_exiting(self.pid) { status::other_threads(self.pid).first().copied() } else { None };
         if let Some(allocators) = self.allocators.clone() {
-            self.reattach(probes, allocators, task.unwrap_or(self.pid));
+            self.reattach(probes, allocators, self.task());
         }
+    }
+
+    /// The thread that the kernel knows the process by.
+    fn task(&self) -> u32 {
+        let other = if status::is_exiting(self.pid) { status::other_threads(self.pid).into_iter().min() } else { None };
+        other.unwrap_or(self.pid)
     }
 
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
@@ -153,7 +157,7 @@ impl Attached {
             return;
         }
         if let Some(allocators) = self.allocators.clone() {
-            self.reattach(probes, allocators, self.pid);
+            self.reattach(probes, allocators, self.task());
         }
     }
 
@@ -182,7 +186,7 @@ impl Attached {
             return true;
         }
         allocators.files().iter().for_each(|allocator| probes.forget(&allocator.module));
-        let again = self.reattach(probes, allocators.clone(), self.pid)
+        let again = self.reattach(probes, allocators.clone(), self.task())
             && self.guard.look(self.pid, &probed(probes, &self.links)).is_some_and(|look| look.missing == 0);
         self.gave_up = !again;
         let away = self.guard.renewed().as_millis();

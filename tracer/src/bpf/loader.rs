@@ -110,18 +110,6 @@ pub struct Programs {
 /// thread that does nothing but allocate writes about 300 kB.
 const NO_WAKEUP: u32 = 16 << 20;
 
-/// The kernel's number of the device that files of shared anonymous memory are on (`shm_mnt` in mm/shmem.c); 0 when that is not known:
-/// a memfd is then taken for a file.
-fn shared_device() -> u32 {
-    let device = || {
-        let memory = rustix::fs::memfd_create("tracer", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
-        let device = rustix::fs::fstat(&memory).ok()?.st_dev;
-        // As the kernel keeps it (MKDEV in include/linux/kdev_t.h).
-        Some(rustix::fs::major(device) << 20 | rustix::fs::minor(device))
-    };
-    device().unwrap_or(0)
-}
-
 /// Size of a ring buffer that nothing is sent through, bytes.
 const PAGE: u32 = 4096;
 
@@ -149,7 +137,6 @@ impl Programs {
         let Layouts { return_instances, task_fields, mappings, lock } = Layouts::read();
         let remappings = lock.filter(|_| mappings.is_some_and(|mappings| mappings.mm_tree != 0));
         let lock_argument = lock.map_or(1, |lock| lock.writes);
-        let shared_device = shared_device();
         let mappings = KernelMappingsValue(mappings.ok_or(LoadError::NoTypes)?);
         let (return_instances, task_fields) = (ReturnInstancesValue(return_instances), TaskFieldsValue(task_fields));
         let samples = u64::from(config.samples.is_some());
@@ -163,7 +150,6 @@ impl Programs {
             .override_global("TASK_FIELDS", &task_fields, true)
             .override_global("KERNEL_MAPPINGS", &mappings, true)
             .override_global("LOCK_ARGUMENT", &lock_argument, true)
-            .override_global("SHARED_DEVICE", &shared_device, true)
             .override_global(aya_log::LEVEL, &log_level, false)
             .map_max_entries("EVENTS", config.buffer_size)
             .map_max_entries("STACK_COPIES", StackCopies::BUFFER)
@@ -200,9 +186,14 @@ impl Programs {
         })
     }
 
+    /// Whether probes are uprobe-multi links.
+    pub fn has_multi(&self) -> bool {
+        self.multi.is_some()
+    }
+
     /// Whether the kernel lets the entry of a function decide whether its return is probed.
     pub fn has_sessions(&self) -> bool {
-        self.multi.is_some()
+        self.has_multi()
     }
 
     /// Whether only some allocations are recorded.

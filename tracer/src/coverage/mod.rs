@@ -10,7 +10,7 @@ mod resident;
 mod turns;
 
 use std::{
-    io::{self, Read as _},
+    io,
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -28,7 +28,7 @@ use crate::{
     event::{Image, Pid},
     files::root::ProcessDirectory,
     mapped::Owner,
-    process::status,
+    process::stat::stat,
     profile::{Area, Memory, Reason},
     space::memory_map::{self, Region, Usage},
 };
@@ -136,8 +136,8 @@ impl Coverage {
         if self.processes.is_empty() {
             self.started = now;
         }
-        let read = ProcessDirectory::open(pid)
-            .and_then(|directory| Ok((start_time(&directory)?, memory_map::usage(&directory)?, directory)));
+        let read = ProcessDirectory::with_memory(pid)
+            .and_then(|directory| Ok((start_time(pid)?, memory_map::usage(&directory)?, directory)));
         let (started, usage, directory) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -269,9 +269,9 @@ impl Coverage {
 impl Process {
     /// Its directory in /proc.
     fn open(&self) -> io::Result<ProcessDirectory> {
-        let directory = ProcessDirectory::open(self.pid)?;
+        let directory = ProcessDirectory::with_memory(self.pid)?;
         // Its id may be another one's by now.
-        if start_time(&directory)? == self.started { Ok(directory) } else { Err(io::ErrorKind::NotFound.into()) }
+        if start_time(self.pid)? == self.started { Ok(directory) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     /// Its counters were read when `recorded` bytes were held of what was recorded. Whether more has come than that explains.
@@ -405,10 +405,8 @@ impl Process {
 }
 
 /// Clock ticks since boot at the start of a process.
-fn start_time(directory: &ProcessDirectory) -> io::Result<u64> {
-    let mut text = Vec::new();
-    directory.file("stat")?.read_to_end(&mut text)?;
-    status::parse_stat(&text).map(|stat| stat.start_time).ok_or_else(|| io::ErrorKind::InvalidData.into())
+fn start_time(pid: Pid) -> io::Result<u64> {
+    stat(pid)?.map(|stat| stat.start_time).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 fn held(requests: &Requests, image: Image) -> u64 {

@@ -13,6 +13,10 @@ use std::{
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 
 use super::opener::{self, Facts, Opened, Wanted};
+use crate::process::stat::shown_by;
+
+/// How often a thread is looked for that shows the memory of a process.
+const ATTEMPTS: usize = 3;
 
 /// A process, as its directory in /proc: what is opened through it never belongs to another process that was given
 /// the same id.
@@ -26,6 +30,23 @@ impl ProcessDirectory {
     /// There is no such process.
     pub fn open(pid: u32) -> io::Result<Self> {
         Ok(Self(rustix::fs::open(format!("/proc/{pid}"), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// That of a thread by which the kernel shows the memory of process `pid`: where its first one has ended, the process's own shows
+    /// nothing of that.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn with_memory(pid: u32) -> io::Result<Self> {
+        let mut shown = Err(io::ErrorKind::NotFound.into());
+        // A thread may end meanwhile.
+        for _ in 0..ATTEMPTS {
+            shown = Self::open(shown_by(pid));
+            if shown.is_ok() {
+                break;
+            }
+        }
+        shown
     }
 
     /// Opens one of the kernel's own files in it, like `maps`.
@@ -126,7 +147,7 @@ impl Root {
 /// # Errors
 /// The process is gone, no right to look at it, or its file system does not answer.
 pub fn executable(pid: u32) -> io::Result<Facts> {
-    let process = ProcessDirectory::open(pid)?;
+    let process = ProcessDirectory::with_memory(pid)?;
     opener::facts(process.link("exe", "its executable", &format!("exe of {pid}")))
 }
 

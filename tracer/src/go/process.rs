@@ -36,7 +36,7 @@ const ATTEMPTS: u32 = 10;
 /// # Errors
 /// [`Unreadable`] or [`NotTraceable`], when there is none, or it cannot be read.
 pub fn open(pid: Pid) -> Result<Arc<Runtime>> {
-    let directory = ProcessDirectory::open(pid).map_err(|_| NotTraceable::NoSuchProcess(pid))?;
+    let directory = ProcessDirectory::with_memory(pid).map_err(|_| NotTraceable::NoSuchProcess(pid))?;
     let opened = directory.executable(pid).map_err(|error| forbidden(pid, "its executable", error))?;
     let mut executable = Executable::open(opened.file).map_err(|error| explained(pid, error))?;
     executable.original = opened.original;

@@ -13,6 +13,8 @@ use nix::{
     unistd::Pid,
 };
 
+use super::stat::shown_by;
+
 /// The memory of one process, by address.
 pub struct Memory(File);
 
@@ -22,7 +24,7 @@ impl Memory {
     /// # Errors
     /// No such process, or no right to read it (needs CAP_SYS_PTRACE for other users' processes).
     pub fn open(pid: u32) -> io::Result<Self> {
-        File::open(format!("/proc/{pid}/mem")).map(Self)
+        File::open(format!("/proc/{}/mem", shown_by(pid))).map(Self)
     }
 
     /// That of an open `/proc/PID/mem`.
@@ -66,8 +68,8 @@ const MAX_SPANS: usize = 1024;
 ///
 /// # Errors
 /// No such process, or no right to read it (needs CAP_SYS_PTRACE for other users' processes).
-pub fn read_spans(pid: u32, spans: &[Span], mut buffer: &mut [u8]) -> io::Result<Vec<bool>> {
-    let pid = Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::ESRCH)?);
+pub fn read_spans(process: u32, spans: &[Span], mut buffer: &mut [u8]) -> io::Result<Vec<bool>> {
+    let mut pid = raw(process)?;
     let mut readable = Vec::with_capacity(spans.len());
     while readable.len() < spans.len() {
         let batch = &spans[readable.len()..spans.len().min(readable.len() + MAX_SPANS)];
@@ -77,6 +79,11 @@ pub fn read_spans(pid: u32, spans: &[Span], mut buffer: &mut [u8]) -> io::Result
         let mut read = match process_vm_readv(pid, &mut [IoSliceMut::new(&mut buffer[..whole])], &remote) {
             Ok(read) => read,
             Err(Errno::EFAULT) => 0,
+            // Its first thread may have ended.
+            Err(Errno::ESRCH) if pid != raw(shown_by(process))? => {
+                pid = raw(shown_by(process))?;
+                continue;
+            }
             Err(error) => return Err(error.into()),
         };
         // The call ends at the first part that it cannot read.
@@ -94,6 +101,10 @@ pub fn read_spans(pid: u32, spans: &[Span], mut buffer: &mut [u8]) -> io::Result
         buffer = &mut buffer[batch[..settled].iter().map(|span| span.len).sum()..];
     }
     Ok(readable)
+}
+
+fn raw(pid: u32) -> io::Result<Pid> {
+    Ok(Pid::from_raw(i32::try_from(pid).map_err(|_| Errno::ESRCH)?))
 }
 
 /// A 64-bit word of a process's memory that may be changed, for the one thing that a user may ask for by name. It is one of the address space
@@ -121,7 +132,7 @@ impl WritableWord {
     pub fn set(&self, value: u64) -> io::Result<()> {
         // By the file itself it would be written even where the process may not.
         self.memory.word(self.addr)?;
-        let pid = Pid::from_raw(i32::try_from(self.pid).map_err(|_| Errno::ESRCH)?);
+        let pid = raw(shown_by(self.pid))?;
         let remote = [RemoteIoVec { base: self.addr as usize, len: 8 }];
         match process_vm_writev(pid, &[IoSlice::new(&value.to_ne_bytes())], &remote)? {
             8 => Ok(()),

@@ -3,4 +3,5 @@
 pub mod cgroups;
 pub mod memory;
 pub mod mounts;
+pub mod stat;
 pub mod status;

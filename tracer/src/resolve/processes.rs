@@ -204,8 +204,9 @@ impl Processes {
     pub(super) fn has_changed(&mut self, image: Image, mappings: Option<u64>) -> bool {
         let now = Instant::now();
         self.compare_next = now + self.begun_comparing.take().map_or(Duration::ZERO, |begun| now - begun) * REST;
-        let (Some(process), Some(mappings)) = (self.all.get_mut(&image), mappings) else { return false };
+        let Some(process) = self.all.get_mut(&image) else { return false };
         process.is_compared = false;
+        let Some(mappings) = mappings else { return false };
         process.mappings.replace(mappings) != Some(mappings)
     }
 }

@@ -73,7 +73,7 @@ pub(super) fn look(pid: Pid, program: &FileKey, seen: &mut HashSet<Identity>, mu
 
 /// The executable of a process that runs, with its path and the root directory that it is in.
 fn running(pid: Pid) -> Option<Executable> {
-    let process = ProcessDirectory::open(pid).ok()?;
+    let process = ProcessDirectory::with_memory(pid).ok()?;
     let path = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
     let opened = process.executable(pid).ok()?;
     let root = process.root().ok().map(Arc::new);

@@ -117,7 +117,7 @@ fn compile(module: Arc<Module>) -> Compiled {
 }
 
 fn open(pid: Pid, wanted: Vec<UnknownFile>) -> Vec<(UnknownFile, Opening)> {
-    let opened = ProcessDirectory::open(pid).and_then(|process| Ok((read(&process)?, process)));
+    let opened = ProcessDirectory::with_memory(pid).and_then(|process| Ok((read(&process)?, process)));
     let Ok((mappings, process)) = opened else {
         return wanted.into_iter().map(|unknown| (unknown, Opening::Gone)).collect();
     };
@@ -155,7 +155,7 @@ fn locate(space: &mut AddressSpace, stacks: Vec<(StackIndex, Vec<Site>)>) -> Vec
 /// A number that tells the files that a process has mapped to run from others: not where it generates code.
 fn mappings(pid: Pid) -> io::Result<u64> {
     let mut hasher = DefaultHasher::new();
-    for mapping in read(&ProcessDirectory::open(pid)?)?.iter().filter(|mapping| mapping.inode != 0) {
+    for mapping in read(&ProcessDirectory::with_memory(pid)?)?.iter().filter(|mapping| mapping.inode != 0) {
         (mapping.start, mapping.end, mapping.offset, mapping.device, mapping.inode).hash(&mut hasher);
     }
     Ok(hasher.finish())

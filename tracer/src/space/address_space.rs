@@ -179,7 +179,7 @@ impl AddressSpace {
 
 impl Opened {
     fn open(pid: u32) -> io::Result<Self> {
-        let process = Arc::new(ProcessDirectory::open(pid)?);
+        let process = Arc::new(ProcessDirectory::with_memory(pid)?);
         let root = process.root().map(Arc::new).ok();
         Ok(Self { perf_map: Arc::new(PerfMap::new(Arc::clone(&process))), process, root })
     }

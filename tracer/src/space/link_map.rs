@@ -6,7 +6,7 @@
 
 use std::{fs, io};
 
-use crate::process::memory::Memory;
+use crate::process::{memory::Memory, stat::shown_by};
 
 const AT_PHDR: u64 = 3;
 const AT_PHNUM: u64 = 5;
@@ -29,7 +29,7 @@ impl Auxv {
     /// # Errors
     /// No such process, or no right to read it.
     pub fn read(pid: u32) -> io::Result<Self> {
-        Ok(Self::parse(&fs::read(format!("/proc/{pid}/auxv"))?))
+        Ok(Self::parse(&fs::read(format!("/proc/{}/auxv", shown_by(pid)))?))
     }
 
     /// The pairs of words in `bytes`; a part of one at the end is left out.

@@ -14,7 +14,7 @@ use crate::{
 
 /// What there is to say. `probed`: paths of the files that would be probed.
 pub(super) fn examine(pid: u32, space: &AddressSpace, probed: &[&str]) -> (Vec<Line>, Option<Usage>) {
-    let usage = ProcessDirectory::open(pid).and_then(|process| memory_map::usage(&process)).ok();
+    let usage = ProcessDirectory::with_memory(pid).and_then(|process| memory_map::usage(&process)).ok();
     let reasons = reasons::look(pid);
     let runtimes: Vec<Runtime> = reasons.iter().filter_map(runtime).collect();
     let mut lines = vec![anonymous(usage)];
