@@ -134,6 +134,17 @@ OWN static void maps_memfd(void)
     kept = mmap(NULL, 9 * PAGE, RW, MAP_SHARED, memory, 0);
     close(memory);
 }
+// On a file system that is in memory, where shm_open(3) has its files.
+OWN static void maps_shared_file(void)
+{
+    int memory = open("/dev/shm", O_TMPFILE | O_RDWR, 0600);
+    check(memory >= 0 && !ftruncate(memory, 11 * PAGE), "/dev/shm");
+    kept = mmap(NULL, 11 * PAGE, RW, MAP_SHARED, memory, 0);
+    close(memory);
+}
+// What was reserved before anybody looked.
+OWN static char *reserves_earlier(void) { return kept = map(NULL, 64, PROT_NONE, ANONYMOUS | MAP_NORESERVE); }
+OWN static void opens_earlier(char *at) { check(!mprotect(kept = at, 10 * PAGE, RW), "mprotect"); }
 OWN static char *is_under_a_file(void) { return kept = MAP(NULL, 8, 0); }
 OWN static void maps_file(const char *name, char *at)
 {
@@ -277,6 +288,7 @@ OWN static void maps_in_ended_child(void) { kept = MAP(NULL, 13, 0); }
 int main(int argc, char **argv)
 {
     setvbuf(stdout, malloc(1 << 16), _IOFBF, 1 << 16);
+    char *earlier = reserves_earlier();
     printf("waiting\n");
     fflush(stdout);
     char line[64];
@@ -307,6 +319,8 @@ int main(int argc, char **argv)
     only_changes();
     shares();
     maps_memfd();
+    maps_shared_file();
+    opens_earlier(earlier + 4 * PAGE);
     maps_file(argv[0], is_under_a_file());
     grows_file(argv[0]);
     grows_memfd();
@@ -381,6 +395,9 @@ int main(int argc, char **argv)
     truth("only_changes", 6, 0);
     truth("shares", 13, 0);
     truth("maps_memfd", 9, 0);
+    truth("maps_shared_file", 11, 0);
+    truth("reserves_earlier", 0, argc > 1 ? 54 : 0);
+    truth("opens_earlier", 10, 0);
     truth("is_under_a_file", 6, 0);
     truth("maps_file", 0, 0);
     truth("grows_file", 0, 0);

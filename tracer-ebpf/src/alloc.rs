@@ -184,7 +184,11 @@ fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid:
             return;
         }
         // SAFETY: the helper checks the address.
-        addr = unsafe { bpf_probe_read_user(call.pointer as *const u64).unwrap_or(0) };
+        let Ok(stored) = (unsafe { bpf_probe_read_user(call.pointer as *const u64) }) else {
+            emit::outcome_unseen(image);
+            return;
+        };
+        addr = stored;
     }
     if call.flags & CALL_IN_PLACE != 0 {
         addr = if result >= call.size { call.pointer } else { 0 };

@@ -60,7 +60,9 @@ pub(crate) fn or_more(thread: &Thread) -> u32 {
 /// Bytes that a call asks for.
 #[inline(always)]
 pub(crate) fn size(thread: &Thread, cookie: u64) -> u64 {
-    product(argument(thread, cookie >> entry::COUNT), argument(thread, cookie >> entry::SIZE))
+    // Without a branch. What takes words is for small blocks.
+    let words = (cookie >> entry::WORDS & 1) * 3;
+    product(argument(thread, cookie >> entry::COUNT), argument(thread, cookie >> entry::SIZE)) << words
 }
 
 /// The block that a call resizes; 0: none.

@@ -31,6 +31,8 @@ pub const FUNCTION: u32 = 16;
 /// The block stays where it is: the result is how large it is now, bytes, and less than what was asked for where it stays as it was. The
 /// third argument says how much more would be taken.
 pub const IN_PLACE: u64 = 1 << 32;
+/// The bit that says that sizes are words of eight bytes.
+pub const WORDS: u32 = 33;
 
 /// What the program at functions that may end all blocks of a heap at once is told: that this one does whenever it is called; that it does
 /// if its first argument is the name of something that does (mallctl); the same of numbers that stand for a name (mallctlbymib).

@@ -13,7 +13,7 @@ use tracer_ebpf::{Header, MAX_IN_FLIGHT, kind};
 
 use crate::{
     emit, mappings, returns, samples,
-    thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, Call, Op, PARTS, PartBlock, Thread},
+    thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_UNMEASURED, Call, Op, PARTS, PartBlock, Thread},
     walk, window,
 };
 
@@ -122,7 +122,9 @@ pub(crate) fn allocated_inside(thread: &mut Thread, call: &Call, addr: u64) {
     }
     let count = {
         let outer = place(thread, slot);
-        if outer.sp != call.outer || call.size < outer.size {
+        // How much a copy takes of what was not in memory is known when it is made.
+        let least = if outer.flags & CALL_UNMEASURED != 0 { 0 } else { outer.size };
+        if outer.sp != call.outer || call.size < least {
             return;
         }
         outer.parts = outer.parts.wrapping_add(1);

@@ -106,6 +106,8 @@ pub mod remapping {
     pub const STACK: u64 = 1 << 12;
     /// What was moved is mapped, and empty, where it was, too.
     pub const LEFT: u64 = 1 << 13;
+    /// Some of it is a file's.
+    pub const OF_FILE: u64 = 1 << 14;
 }
 
 /// How an image has come about.

@@ -20,45 +20,15 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{
     end,
-    unwind::{
-        Area, FileKey, GENERATED, KernelMappings, MAX_SEGMENTS, Mapping, NUMBER_BUSY, changes, epoch, file, place,
-    },
+    unwind::{Area, FileKey, GENERATED, MAX_SEGMENTS, Mapping, NUMBER_BUSY, changes, epoch, file, place},
 };
 
 use crate::{
     branchless::is_less,
     emit, epochs,
-    kernel::kernel_word,
+    kernel::{kernel_word, load, offset_of, read},
     numbers::{number_of, table_of, tell},
     thread::{self, KNOWN, NODE_WORDS, SALT, Thread},
-};
-
-/// Set by user space before loading.
-#[unsafe(no_mangle)]
-static KERNEL_MAPPINGS: KernelMappings = KernelMappings {
-    task_mm: 0,
-    mm_xol_area: 0,
-    xol_address: 0,
-    area_start: 0,
-    area_end: 0,
-    area_page: 0,
-    area_flags: 0,
-    area_operations: 0,
-    area_file: 0,
-    area_mm: 0,
-    file_inode: 0,
-    inode_number: 0,
-    inode_generation: 0,
-    inode_super: 0,
-    super_device: 0,
-    mm_tree: 0,
-    mm_changes: 0,
-    mm_program: 0,
-    mm_start_stack: 0,
-    wanted_length: 0,
-    mm_break: 0,
-    area_lock: 0,
-    replaces_late: 0,
 };
 
 /// The mapping that [`identify`] has found.
@@ -71,29 +41,6 @@ const EXECUTABLE: u64 = 4;
 const BUSY: i64 = -16;
 /// Bits of an address within a page of memory.
 const PAGE: u32 = 12;
-
-macro_rules! offset_of {
-    ($field:ident) => {
-        // SAFETY: a read of a global that user space wrote before loading.
-        unsafe { core::ptr::read_volatile(&raw const KERNEL_MAPPINGS.$field) }
-    };
-}
-
-/// A field of a structure of the kernel's whose type the verifier knows.
-macro_rules! load {
-    ($type:ty, $pointer:expr, $field:ident) => {{
-        let offset = offset_of!($field) as usize;
-        // SAFETY: the verifier has checked that the field is there; the kernel survives addresses that are not.
-        unsafe { core::ptr::read_volatile($pointer.cast::<u8>().add(offset).cast::<$type>()) }
-    }};
-}
-
-/// The same of one whose type it does not know; 0 when it cannot be read.
-macro_rules! read {
-    ($pointer:expr, $field:ident) => {
-        kernel_word($pointer.wrapping_add(u64::from(offset_of!($field))))
-    };
-}
 
 /// What mappings of the current process are known by: another number than before whenever what was found may not hold any
 /// more. Never 0.
@@ -285,6 +232,16 @@ pub(crate) fn was_made(walk: &thread::Walk, before: u64) -> bool {
     let count = |at: u64, offset: u32| kernel_word(at.wrapping_add(u64::from(offset))) as u32;
     let was_changed = own == 0 || all == 0 || count(walk.area_at, own) == count(mm(), all);
     was_changed && (offset_of!(replaces_late) == 0 || walk.area_at != before)
+}
+
+/// Which kind of file system the file is on of the mapping that [`look_up_area`] has found last; 0 where that is not known.
+#[inline(always)]
+pub(crate) fn file_system(walk: &thread::Walk) -> u64 {
+    let at = offset_of!(super_magic);
+    if at == 0 {
+        return 0;
+    }
+    read!(read!(read!(read!(walk.area_at, area_file), file_inode), inode_super), super_magic)
 }
 
 /// Makes the area that was found the mapping of the walk, with what is known of its file.

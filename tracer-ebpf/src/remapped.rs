@@ -10,9 +10,9 @@ use crate::{
     thread::{self, Thread},
 };
 
-/// The device of the files that shared anonymous memory is made of. Set by user space before loading.
-#[unsafe(no_mangle)]
-static SHARED_DEVICE: u32 = 0;
+/// File systems whose files are nothing but memory: tmpfs, of which shared anonymous memory, memfds and /dev/shm are, the one that takes its
+/// place where the kernel has none, and hugetlbfs (include/uapi/linux/magic.h).
+const MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
 
 pub(crate) const PAGE: u64 = 4096;
 /// Of huge pages, which the kernel aligns large anonymous mappings to (`PMD_SIZE`).
@@ -126,6 +126,13 @@ fn pages(bytes: u64) -> u64 {
     bytes.wrapping_add(PAGE - 1) & !(PAGE - 1)
 }
 
+/// Whether the file that was found to be mapped is nothing but memory.
+#[inline(always)]
+fn is_of_memory(thread: &Thread) -> bool {
+    let kind = mappings::file_system(&thread.walk);
+    kind == MEMORY[0] || kind == MEMORY[1] || kind == MEMORY[2]
+}
+
 /// Whether all of a range lies in one mapping; that is `walk.area` then.
 #[inline(always)]
 fn is_mapped(thread: &mut Thread, start: u64, length: u64) -> bool {
@@ -197,12 +204,10 @@ fn mmap(thread: &mut Thread) -> u32 {
         // It has failed, or, where room was found, been placed in a way that is not known.
         return if found_room && mappings::look_up_area(thread.remapper.rooms[0].0) != 0 { UNKNOWN } else { NOTHING };
     }
-    // SAFETY: a read of a global that user space wrote before loading.
-    let shared_device = unsafe { core::ptr::read_volatile(&raw const SHARED_DEVICE) };
     let area = &thread.walk.area;
     let used = area.flags & map::ANY_USE != 0;
     let of_file = area.is_file != 0;
-    let in_memory = of_file && shared_device != 0 && area.key.device == shared_device;
+    let in_memory = of_file && is_of_memory(thread);
     let is_shared = flags & map::TYPE == map::SHARED || flags & map::TYPE == map::TYPE;
     let is_anonymous = flags & map::ANONYMOUS != 0;
     // Where something is to be replaced, what is there may be older: the call has failed.
@@ -277,10 +282,8 @@ fn mremap(thread: &mut Thread) -> u32 {
     if start == 0 {
         return NOTHING;
     }
-    // SAFETY: a read of a global that user space wrote before loading.
-    let shared_device = unsafe { core::ptr::read_volatile(&raw const SHARED_DEVICE) };
     let area = &thread.walk.area;
-    let in_memory = area.flags & MAY_SHARE != 0 && shared_device != 0 && area.key.device == shared_device;
+    let in_memory = area.flags & MAY_SHARE != 0 && is_of_memory(thread);
     if new_length > old_length && area.is_file != 0 && !in_memory && area.flags & HUGETLB == 0 {
         // What there is more of it is the file's, as the rest is.
         tell(thread, remapping::UNMAPPED, start, start.wrapping_add(new_length));
@@ -330,7 +333,8 @@ fn mprotect(thread: &mut Thread) -> u32 {
         return NOTHING;
     }
     let is_used = protection & map::ANY_USE != 0;
-    tell(thread, if is_used { remapping::OPENED } else { remapping::CLOSED }, before, reached);
+    let of_file = if thread.remapper.files != 0 { remapping::OF_FILE } else { 0 };
+    tell(thread, if is_used { remapping::OPENED | of_file } else { remapping::CLOSED }, before, reached);
     if is_used { COMES } else { GOES }
 }
 
@@ -349,7 +353,7 @@ pub extern "C" fn reach_alike(start: u64, length: u64, protection: u64) -> u64 {
     if end <= start {
         return end;
     }
-    (remapper.at, remapper.last, remapper.over) = (start, end, 0);
+    (remapper.at, remapper.last, remapper.over, remapper.files) = (start, end, 0, 0);
     remapper.used = u64::from(protection & map::ANY_USE != 0);
     let mut searched: *mut Thread = thread;
     // SAFETY: the callback is given a pointer that outlives the loop.
@@ -369,6 +373,7 @@ extern "C" fn next_area(_index: u64, thread: *mut *mut Thread) -> i64 {
         thread.remapper.over = 1;
         return 1;
     }
+    thread.remapper.files |= thread.walk.area.is_file;
     let (next, last) = (thread.walk.area.end, thread.remapper.last);
     if next >= last {
         (thread.remapper.at, thread.remapper.over) = (last, 1);

@@ -278,6 +278,8 @@ pub(crate) struct Remapper {
     pub(crate) last: u64,
     pub(crate) used: u64,
     pub(crate) over: u64,
+    /// Not 0 if one of these is a file's.
+    pub(crate) files: u64,
     /// Where the program break was.
     pub(crate) program_break: u64,
     /// The room that the kernel has found last, and before that: where it begins, and how long it is.

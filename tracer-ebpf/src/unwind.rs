@@ -315,6 +315,8 @@ pub struct KernelMappings {
     pub inode_super: u32,
     /// In `super_block`: the device.
     pub super_device: u32,
+    /// In `super_block`: which kind of file system it is; 0 when that is not known.
+    pub super_magic: u32,
     /// In `mm_struct`: the root of the tree of its mappings; 0 when that has another shape than the one known here.
     pub mm_tree: u32,
     /// In `mm_struct`: the count of its changes; 0 when there is none.
@@ -340,7 +342,7 @@ const _: () = {
     assert!(size_of::<Area>() == 64);
     assert!(size_of::<Appeared>() == 24);
     assert!(size_of::<UnknownFile>() == 32);
-    assert!(size_of::<KernelMappings>() == 92);
+    assert!(size_of::<KernelMappings>() == 96);
     assert!(FILE_NUMBERS == 1 << (63 - 40)); // as many bits as a place has for it
 };
 

@@ -216,8 +216,14 @@ impl Collector {
             Request::Drop { image, in_doubt } => self.drop_image(image, in_doubt),
             Request::Merge(merging) => self.merging.extend(merging),
             Request::Unseen(image, until) => self.heap.frees_of_lost_without_trace(image, until),
-            Request::Away => self.heap.frees_are_unseen(),
-            Request::Back(since) => self.heap.frees_are_seen(since),
+            Request::Away => {
+                self.heap.frees_are_unseen();
+                self.history.pause(monotonic());
+            }
+            Request::Back(since) => {
+                self.heap.frees_are_seen(since);
+                self.history.resume(since);
+            }
             Request::Ended(image) => {
                 self.take_in_all();
                 // Unless its own record has told.

@@ -138,7 +138,10 @@ pub enum Change {
         left: bool,
     },
     /// What was only reserved may be used.
-    Opened,
+    Opened {
+        /// Whether some of it is a file's.
+        of_file: bool,
+    },
     /// What is there may not be used any more.
     Closed,
 }
@@ -302,7 +305,7 @@ fn remapping<'a>(body: &mut &[u8]) -> Result<Event<'a>, Unintelligible> {
         remapping::MAPPED => Change::Mapped,
         remapping::UNMAPPED => Change::Unmapped,
         remapping::MOVED => Change::Moved { left: has(remapping::LEFT) },
-        remapping::OPENED => Change::Opened,
+        remapping::OPENED => Change::Opened { of_file: has(remapping::OF_FILE) },
         remapping::CLOSED => Change::Closed,
         _ => return Err(Unintelligible),
     };

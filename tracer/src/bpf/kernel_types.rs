@@ -143,6 +143,7 @@ fn mappings(types: &Types<'_>) -> Option<KernelMappings> {
         inode_generation: at("inode", "i_generation")?,
         inode_super: at("inode", "i_sb")?,
         super_device: at("super_block", "s_dev")?,
+        super_magic: at("super_block", "s_magic").unwrap_or(0),
         mm_tree: types
             .within("mm_struct", "mm_mt", "maple_tree", "ma_root")
             .filter(|_| has_known_nodes(types))

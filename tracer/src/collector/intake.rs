@@ -8,7 +8,7 @@ use super::{images::Images, notice::Notice, places::Places};
 use crate::{
     bpf::LostBeginnings,
     clock::monotonic,
-    event::{self, Beginning, Event, GoSample, How, Image, Origin},
+    event::{self, Beginning, Change, Event, GoSample, How, Image, Origin},
     go,
     golang::heap::Sample,
     heap::{Heap, StackIndex},
@@ -73,6 +73,13 @@ impl Intake<'_> {
             // Where memory only goes, nobody is asked whose it is.
             let known = remapping.stack != 0;
             let stack = if known { self.heap.intern(image, remapping.stack) } else { StackIndex::from_raw(0) };
+            let (is, was) = (remapping.range.0..remapping.range.1, remapping.old.0..remapping.old.1);
+            match remapping.change {
+                Change::Unmapped => self.heap.was_unmapped(image, &is),
+                Change::Mapped if !remapping.by_allocator => self.heap.was_unmapped(image, &is),
+                Change::Moved { .. } if !remapping.by_allocator => self.heap.was_unmapped(image, &was),
+                _ => {}
+            }
             return self.mapped.apply(image, &remapping, stack);
         }
         self.heap.apply(origin, event);

@@ -48,6 +48,16 @@ impl Footprint {
         self.set(first + 1..last, false);
     }
 
+    /// What was there before is not any more, and what comes is none of the allocator's unless blocks are told to be there.
+    pub(super) fn clear(&mut self, range: &Range<u64>) {
+        // Those at its ends may be others' too.
+        let (first, last) = (range.start.div_ceil(1 << UNIT), range.end >> UNIT);
+        if first < last {
+            self.last = None;
+            self.set(first..last, false);
+        }
+    }
+
     /// Bytes of `range` that blocks have been in or near to.
     pub(super) fn covered(&self, range: &Range<u64>) -> u64 {
         if range.is_empty() {
@@ -135,6 +145,19 @@ mod tests {
         assert_eq!(footprint.covered(&(0x8000_0000..u64::MAX)), 2 * K64);
         footprint.add(0x8000_0010, 10 * K64);
         assert_eq!(footprint.covered(&(0x8000_0000..u64::MAX)), 11 * K64);
+    }
+
+    #[test]
+    fn what_is_unmapped_is_covered_no_more() {
+        let mut footprint = Footprint::default();
+        footprint.add(0x8000_0000, 10 * K64);
+        footprint.clear(&(0x8000_0000 + 1..0x8000_0000 + 4 * K64));
+        assert_eq!(footprint.covered(&(0..u64::MAX)), 7 * K64, "the first unit was not unmapped as a whole");
+        footprint.clear(&(0x8000_0000..0x8000_0000 + K64 - 1));
+        assert_eq!(footprint.covered(&(0..u64::MAX)), 7 * K64);
+        footprint.clear(&(0..u64::MAX));
+        footprint.add(0x8000_0000, 1);
+        assert_eq!(footprint.covered(&(0..u64::MAX)), K64);
     }
 
     #[test]

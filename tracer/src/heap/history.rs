@@ -51,6 +51,10 @@ pub struct History {
     unknown_frees: HashMap<Image, Row>,
     next_look: u64,
     random: u64,
+    /// When nothing was recorded: the end of each such time, and how long they were up to then.
+    gaps: Vec<(u64, u64)>,
+    /// Since when nothing is.
+    away: Option<u64>,
 }
 
 /// The looks in one slot.
@@ -81,12 +85,40 @@ impl History {
             unknown_frees: HashMap::new(),
             next_look: now,
             random: 0x9e37_79b9_7f4a_7c15,
+            gaps: Vec::new(),
+            away: None,
+        }
+    }
+
+    /// Nothing is recorded from `now` on: its clock stands still, for what is held says nothing of how it grows.
+    pub fn pause(&mut self, now: u64) {
+        self.away.get_or_insert(now);
+    }
+
+    /// Recording goes on, since `now`.
+    pub fn resume(&mut self, now: u64) {
+        if let Some(away) = self.away.take() {
+            let before = self.gaps.last().map_or(0, |(_, all)| *all);
+            self.gaps.push((now, before.saturating_add(now.saturating_sub(away))));
+        }
+    }
+
+    /// How long was recorded from the beginning to `time`.
+    fn recorded(&self, time: u64) -> u64 {
+        let time = self.away.map_or(time, |away| time.min(away));
+        let gap = self.gaps.partition_point(|(end, _)| *end <= time);
+        let passed = |time: u64, away: u64| time.saturating_sub(self.began).saturating_sub(away);
+        let before = gap.checked_sub(1).and_then(|gap| self.gaps.get(gap)).map_or(0, |(_, all)| *all);
+        match self.gaps.get(gap) {
+            // In the next one, it may be.
+            Some((end, all)) => passed(time, before).min(passed(*end, *all)),
+            None => passed(time, before),
         }
     }
 
     /// Whether it is time for a look.
     pub fn is_due(&self, now: u64) -> bool {
-        now >= self.next_look
+        now >= self.next_look && self.away.is_none()
     }
 
     /// Takes a look at `now`: what each stack holds, by its index, and how many frees of unknown blocks each process has
@@ -97,7 +129,7 @@ impl History {
         held: impl Iterator<Item = u64>,
         unknown_frees: impl Iterator<Item = (Image, u64)>,
     ) {
-        let passed = now.saturating_sub(self.began);
+        let passed = self.recorded(now);
         while passed / self.width >= SLOTS as u64 {
             self.make_room();
         }
@@ -157,7 +189,7 @@ impl History {
             return None;
         }
         let values = self.seen().map(|(at, _)| row.map_or(0.0, |row| row[at])).collect();
-        let since = since.saturating_sub(self.began) as f64 / 1e9;
+        let since = self.recorded(since) as f64 / 1e9;
         Some(Series { times: Arc::clone(times), since, grain: 0.0, unknown_frees: None, young: None, values })
     }
 

@@ -330,6 +330,13 @@ impl Heap {
         ranges.iter().map(|range| process.map_or(0, |process| process.covered(range))).collect()
     }
 
+    /// What an image had mapped in `range` is not there any more: what comes there is no allocator's because blocks were there once.
+    pub fn was_unmapped(&mut self, image: Image, range: &Range<u64>) {
+        if let Some(process) = self.processes.get_mut(&image) {
+            process.was_unmapped(range);
+        }
+    }
+
     /// How many blocks are outstanding.
     pub fn blocks(&self) -> u64 {
         self.room.taken

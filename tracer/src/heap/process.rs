@@ -155,12 +155,15 @@ impl ProcessHeap {
 
     /// realloc was entered: the old block waits for the outcome.
     pub(super) fn take(&mut self, tid: u32, slot: u8, addr: u64, books: &mut Books<'_>) {
-        // A realloc that never returned (longjmp) did not end its block either.
-        self.put_back_from(tid, slot, books);
+        // A realloc that never returned (longjmp) did not end its block either. One in another slot may be running: threads have several
+        // stacks.
+        self.put_back(tid, slot, books);
         let repeated = self.is_repeated(tid, addr);
         self.does_something_else(tid);
         if let Some(block) = self.blocks.remove(addr) {
             self.unmark(addr);
+            self.suspended.insert((tid, slot), block);
+        } else if let Some(block) = self.take_suspended(addr) {
             self.suspended.insert((tid, slot), block);
         } else if !repeated {
             self.count_unknown();
@@ -202,7 +205,7 @@ impl ProcessHeap {
     /// A thread has ended. The last thing that glibc does for one is to free what is in its cache, by the function that everybody
     /// frees by: blocks that were freed before, and the cache, which nobody saw it allocate.
     pub(super) fn thread_exit(&mut self, tid: u32, books: &mut Books<'_>) {
-        self.put_back_from(tid, 0, books);
+        self.put_all_back(tid, books);
         let last = std::mem::take(&mut self.last_frees[tid as usize % LAST_FREES]);
         if last.tid == tid {
             let cached = u64::from(last.unknown.min(MOST_CACHED));
@@ -234,6 +237,11 @@ impl ProcessHeap {
         self.held
     }
 
+    /// What was mapped in `range` before is not any more.
+    pub(super) fn was_unmapped(&mut self, range: &Range<u64>) {
+        self.footprint.clear(range);
+    }
+
     /// Bytes of `range` that blocks have been in, outstanding or not.
     pub(super) fn covered(&self, range: &Range<u64>) -> u64 {
         self.footprint.covered(range)
@@ -261,12 +269,19 @@ impl ProcessHeap {
         self.footprint.free(block.addr, block.size);
     }
 
-    fn put_back_from(&mut self, tid: u32, slot: u8, books: &mut Books<'_>) {
+    /// The block of a realloc that never returned (longjmp), by whichever thread.
+    fn take_suspended(&mut self, addr: u64) -> Option<Block> {
+        let (call, _) = self.suspended.iter().find(|(_, block)| block.addr == addr)?;
+        let call = *call;
+        self.suspended.remove(&call)
+    }
+
+    /// A thread has ended, and none of its reallocs will return.
+    fn put_all_back(&mut self, tid: u32, books: &mut Books<'_>) {
         if self.suspended.is_empty() {
             return;
         }
-        let unresolved: Vec<(u32, u8)> =
-            self.suspended.keys().copied().filter(|(other, at)| *other == tid && *at >= slot).collect();
+        let unresolved: Vec<(u32, u8)> = self.suspended.keys().copied().filter(|(other, _)| *other == tid).collect();
         for (tid, slot) in unresolved {
             self.put_back(tid, slot, books);
         }

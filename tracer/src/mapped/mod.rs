@@ -1,7 +1,7 @@
 //! What processes have mapped themselves, beside what they have from an allocator: which addresses, by which stack.
 //!
 //! Plain values: no I/O, no clock, no thread. Memory that was there before recording began, or that a forked process has from its
-//! parent, is nobody's here.
+//! parent, is nobody's here, unless it was reserved only and is made usable now.
 
 mod owner;
 mod ranges;
@@ -106,10 +106,15 @@ impl Mapped {
         let changed = match change {
             Change::Mapped | Change::Unmapped => 0,
             Change::Moved { .. } => ranges.within(old).take(MOST_CHANGED + 1).count(),
-            Change::Opened | Change::Closed => ranges.within(range).take(MOST_CHANGED + 1).count(),
+            Change::Opened { .. } | Change::Closed => ranges.within(range).take(MOST_CHANGED + 1).count(),
         };
-        let twice = if matches!(change, Change::Moved { left: true }) { changed } else { 0 };
-        let is_full = self.taken + twice + MOST_AT_ONCE > self.most;
+        let more = match change {
+            Change::Moved { left: true } => changed,
+            // Between them there may be others, of which nothing is known.
+            Change::Opened { of_file: false } => changed + 1,
+            _ => 0,
+        };
+        let is_full = self.taken + more + MOST_AT_ONCE > self.most;
         if is_full && !matches!(change, Change::Unmapped) || changed > MOST_CHANGED {
             // What is there now is not known; it is no memory of who had it before.
             ranges.unmap(range);
@@ -138,7 +143,9 @@ impl Mapped {
                     let (owner, bytes) = ranges.relocate(old, range, left, new);
                     add(owner, bytes);
                 }
-                Change::Opened => ranges.open(range, new).into_iter().for_each(|(owner, bytes)| add(owner, bytes)),
+                Change::Opened { of_file } => {
+                    ranges.open(range, new, !of_file).into_iter().for_each(|(owner, bytes)| add(owner, bytes));
+                }
                 Change::Closed => ranges.close(range),
             }
         }

@@ -77,10 +77,23 @@ impl Ranges {
         (more.owner, bytes)
     }
 
-    /// What was reserved may be used from now on, and is whose call that was. How many bytes of which kind that is.
-    pub(super) fn open(&mut self, range: &Range<u64>, by: Mapping) -> Vec<(Owner, u64)> {
+    /// What was reserved may be used from now on, and is whose call that was. How many bytes of which kind that is. `all`: so is what is not
+    /// known, which was reserved before anybody looked.
+    pub(super) fn open(&mut self, range: &Range<u64>, by: Mapping, all: bool) -> Vec<(Owner, u64)> {
         let mut opened = Vec::new();
-        let parts = self.take(range).into_iter().map(|(range, mapping)| {
+        let mut known = self.take(range);
+        if all {
+            let mut at = range.start;
+            let mut unknown = Vec::new();
+            for (part, _) in &known {
+                unknown.push(at..part.start);
+                at = part.end;
+            }
+            unknown.push(at..range.end);
+            let reserved = Mapping { reserved: true, ..by };
+            known.extend(unknown.into_iter().filter(|part| !part.is_empty()).map(|part| (part, reserved)));
+        }
+        let parts = known.into_iter().map(|(range, mapping)| {
             if !mapping.reserved {
                 return (range, mapping);
             }

@@ -69,10 +69,13 @@ fn agrees_with_pages() {
                     change(Change::Unmapped, range, 0..0)
                 }
                 2 => {
-                    for page in model[indexes].iter_mut().flatten().filter(|page| !page.1) {
-                        *page = (stack, true);
+                    let of_file = random.below(2) == 0;
+                    for page in &mut model[indexes] {
+                        if page.map_or(!of_file, |(_, usable)| !usable) {
+                            *page = Some((stack, true));
+                        }
                     }
-                    change(Change::Opened, range, 0..0)
+                    change(Change::Opened { of_file }, range, 0..0)
                 }
                 3 => {
                     model[indexes].iter_mut().flatten().for_each(|page| page.1 = false);
@@ -122,8 +125,9 @@ fn what_is_opened_is_whose_call_that_was_and_what_was_mapped_is_counted_once() {
     };
     apply(&mut mapped, Remapping { reserved: true, ..change(Change::Mapped, 0..100, 0..0) }, 1);
     assert_eq!(pages(&mapped), BTreeMap::from([(1, (0, 100))]));
-    apply(&mut mapped, change(Change::Opened, 10..20, 0..0), 2);
-    apply(&mut mapped, change(Change::Opened, 15..30, 0..0), 3);
+    let opened = Change::Opened { of_file: false };
+    apply(&mut mapped, change(opened, 10..20, 0..0), 2);
+    apply(&mut mapped, change(opened, 15..30, 0..0), 3);
     assert_eq!(pages(&mapped), BTreeMap::from([(1, (0, 80)), (2, (10, 0)), (3, (10, 0))]));
     apply(&mut mapped, change(Change::Closed, 0..100, 0..0), 4);
     assert_eq!(pages(&mapped), BTreeMap::from([(1, (0, 80)), (2, (0, 10)), (3, (0, 10))]));
@@ -132,6 +136,10 @@ fn what_is_opened_is_whose_call_that_was_and_what_was_mapped_is_counted_once() {
         (usage.values.mapped_bytes / PAGE, usage.values.mapped_ranges)
     };
     assert_eq!((ever(1), ever(2), ever(3)), ((0, 0), (10, 1), (10, 1)));
+    // What was reserved before anybody looked, and what is a file's.
+    apply(&mut mapped, change(opened, 95..120, 0..0), 5);
+    apply(&mut mapped, change(Change::Opened { of_file: true }, 200..220, 0..0), 6);
+    assert_eq!(pages(&mapped), BTreeMap::from([(1, (0, 75)), (2, (0, 10)), (3, (0, 10)), (5, (25, 0))]));
 }
 
 #[test]
@@ -147,7 +155,13 @@ fn what_was_not_seen_to_be_mapped_is_nobodys_even_if_it_moves() {
 fn claims_of_all_addresses_are_survived() {
     let mut mapped = Mapped::with_room(1 << 16);
     for (start, end) in [(0, u64::MAX), (u64::MAX - 1, u64::MAX), (5, 5), (9, 3)] {
-        for how in [Change::Mapped, Change::Opened, Change::Closed, Change::Moved { left: true }, Change::Unmapped] {
+        for how in [
+            Change::Mapped,
+            Change::Opened { of_file: false },
+            Change::Closed,
+            Change::Moved { left: true },
+            Change::Unmapped,
+        ] {
             let remapping = Remapping { range: (start, end), old: (3, u64::MAX), ..change(how, 0..0, 0..0) };
             mapped.apply(IMAGE, &remapping, StackIndex::from_raw(1));
         }
@@ -196,11 +210,13 @@ fn what_is_left_where_it_was_is_bounded() {
 
 #[test]
 fn a_change_of_very_many_ranges_is_refused_and_they_are_nobodys() {
-    for (how, old) in [(Change::Opened, 0..0), (Change::Closed, 0..0), (Change::Moved { left: false }, 0..1 << 20)] {
+    for (how, old) in
+        [(Change::Opened { of_file: true }, 0..0), (Change::Closed, 0..0), (Change::Moved { left: false }, 0..1 << 20)]
+    {
         let mut mapped = Mapped::with_room(1 << 20);
         let count = MOST_CHANGED as u64 + 1;
         for page in 0..count {
-            let reserved = matches!(how, Change::Opened);
+            let reserved = matches!(how, Change::Opened { .. });
             let new = Remapping { reserved, ..change(Change::Mapped, page..page + 1, 0..0) };
             mapped.apply(IMAGE, &new, StackIndex::from_raw(1));
         }

@@ -391,3 +391,40 @@ fn samples_that_are_few_have_the_error_of_samples() {
     let none = Series { values: series.values.iter().map(|_| 0.0).collect(), ..series };
     assert!(none.sampled(1000.0).growth(1.0).rate.unwrap().error >= 100.0, "one may have been missed");
 }
+
+/// A leak of 1,000 bytes a second, of which is recorded what comes in one of twenty seconds.
+#[test]
+fn what_is_recorded_now_and_then_grows_by_what_it_grows_then() {
+    let mut random = Random(8);
+    let mut history = History::new(0);
+    let (mut held, mut is_away) = (0.0, false);
+    let step = 0.01;
+    for step_number in 0..20_000 {
+        let (time, away) = (f64::from(step_number) * step, step_number / 100 % 20 != 0);
+        let now = (time * SECOND) as u64;
+        if away != is_away {
+            if away {
+                history.pause(now)
+            } else {
+                history.resume(now)
+            }
+            is_away = away;
+        }
+        held += if away { 0.0 } else { 1000.0 * step };
+        if history.is_due(now) {
+            history.look(now, [held as u64].into_iter(), std::iter::empty());
+            history.rest(now, (random.next() % 1000) * 1000);
+        }
+    }
+    let times = history.times();
+    let growth = history.series(0, &times, 0).unwrap().growth(1.0);
+    let rate = growth.rate.unwrap();
+    assert!((rate.per_second - 1000.0).abs() < 2.0 * rate.error.max(5.0), "{growth:?}");
+    assert_eq!(growth.trend, Trend::Growing, "{growth:?}");
+    // What began in a time that was not recorded begins when recording goes on.
+    let recorded = |seconds: f64| history.recorded((seconds * SECOND) as u64) as f64 / SECOND;
+    assert_eq!(
+        (recorded(0.5), recorded(1.0), recorded(15.0), recorded(20.0), recorded(20.5)),
+        (0.5, 1.0, 1.0, 1.0, 1.5)
+    );
+}

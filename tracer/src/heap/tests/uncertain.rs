@@ -49,3 +49,24 @@ fn what_is_held_while_no_free_is_seen_is_uncertain() {
     goes_on.apply(origin(1), Event::Alloc(block(0x30, 4, 7, 3 * MS)));
     assert_eq!(uncertain(&goes_on), 3, "what is allocated since is seen");
 }
+
+/// Each of two stacks of a thread has a realloc that runs: neither is over because the other is entered later.
+#[test]
+fn reallocs_of_one_thread_return_in_any_order() {
+    let other = Origin { slot: 1, ..origin(1) };
+    let begun = [
+        (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
+        (origin(1), Event::Alloc(block(0x20, 2, 7, MS))),
+        (other, Event::ReallocTake(0x10)),
+        (origin(1), Event::ReallocTake(0x20)),
+    ];
+    let mut returned = heap(&begun);
+    returned.apply(other, Event::ReallocDone(block(0x30, 4, 8, 2 * MS)));
+    returned.apply(origin(1), Event::ReallocFailed(0x20));
+    assert_eq!((held(&returned, 7), held(&returned, 8)), ((2, 1), (4, 1)));
+    // One that was left (longjmp) has ended nothing: its block may be resized by another call.
+    let mut left = heap(&begun);
+    left.apply(Origin { slot: 2, ..origin(1) }, Event::ReallocTake(0x10));
+    left.apply(Origin { slot: 2, ..origin(1) }, Event::ReallocDone(block(0x10, 4, 8, 2 * MS)));
+    assert_eq!((held(&left, 7), held(&left, 8), left.counters().unmatched_frees), ((2, 1), (4, 1), 0));
+}
