@@ -7,6 +7,10 @@ pub enum Shape {
     Malloc,
     /// The same, but it may throw instead of returning.
     New,
+    /// `f(size in words) -> block`.
+    MallocWords,
+    /// `f(heap, size in words) -> block`.
+    MallocWordsInHeap,
     /// `f(count, size) -> block`.
     Calloc,
     /// The same, but it may throw instead of returning.
@@ -21,6 +25,8 @@ pub enum Shape {
     NewArrayInHeap,
     /// `f(heap, alignment, size) -> block`.
     MemalignInHeap,
+    /// `f(heap, alignment, count, size) -> block`.
+    AlignedCallocInHeap,
     /// `f(&block, alignment, size) -> 0 on success`.
     PosixMemalign,
     /// `f(block, size) -> block`.
@@ -82,11 +88,12 @@ impl Shape {
     /// Which argument is what.
     pub fn arguments(self) -> Arguments {
         let (block, count, size) = match self {
-            Self::Malloc | Self::New => (0, 0, 1),
+            Self::Malloc | Self::MallocWords | Self::New => (0, 0, 1),
             Self::Calloc | Self::NewArray => (0, 1, 2),
-            Self::Memalign | Self::NewInHeap => (0, 0, 2),
+            Self::Memalign | Self::MallocWordsInHeap | Self::NewInHeap => (0, 0, 2),
             Self::CallocInHeap | Self::NewArrayInHeap => (0, 2, 3),
             Self::MemalignInHeap => (0, 0, 3),
+            Self::AlignedCallocInHeap => (0, 3, 4),
             Self::PosixMemalign | Self::Realign => (1, 0, 3),
             Self::Realloc | Self::Renew | Self::Resize => (1, 0, 2),
             Self::Reallocarray | Self::RenewArray => (1, 2, 3),

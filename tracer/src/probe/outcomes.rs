@@ -196,8 +196,9 @@ fn told_of(shape: Shape) -> u64 {
     let count = if count == 0 { entry::ONE } else { u64::from(count) };
     let stored = if shape.stores() { entry::STORED } else { 0 };
     let in_place = if shape == Shape::Resize { entry::IN_PLACE } else { 0 };
+    let words = u64::from(matches!(shape, Shape::MallocWords | Shape::MallocWordsInHeap)) << entry::WORDS;
     let copied = u64::from(string) << entry::STRING | bounded;
-    size << entry::SIZE | count << entry::COUNT | u64::from(block) << entry::BLOCK | stored | copied | in_place
+    size << entry::SIZE | count << entry::COUNT | u64::from(block) << entry::BLOCK | stored | copied | in_place | words
 }
 
 #[cfg(test)]
