@@ -94,6 +94,34 @@ fn short_reports_that_cannot_be_printed() {
     assert!(report.trim_end().ends_with('}'), "{report:.300}");
 }
 
+/// The standard output by another name is the standard output: what was there stays, and nothing is written over it.
+#[test]
+fn the_standard_output_by_other_names() {
+    let (outcome, folder) = traced(
+        "echo old >$KEPT/all; trace -q -o /dev/stdout --format json >>$KEPT/all; status=$?; echo new >>$KEPT/all; \
+         trace -q -o /proc/self/fd/1 -o - --format json >$KEPT/twice 2>$KEPT/refused; echo $? >>$KEPT/refused; exit $status",
+    );
+    assert_eq!(outcome.code(), Some(0), "{}", outcome.stderr);
+    let all = fs::read_to_string(folder.path().join("all")).unwrap();
+    let lines: Vec<&str> = all.lines().collect();
+    let whole = |line: &str| line.starts_with('{') && line.ends_with('}');
+    assert!(matches!(&lines[..], ["old", report, "new"] if whole(report)), "{all:.300}");
+    let refused = fs::read_to_string(folder.path().join("refused")).unwrap();
+    assert!(refused.contains("only one report can go to the standard output") && refused.ends_with("\n1\n"), "{refused}");
+    assert_eq!(fs::read_to_string(folder.path().join("twice")).unwrap(), "");
+}
+
+/// A report whose folder is removed meanwhile is not said to be written, and is not lost.
+#[test]
+fn a_folder_that_is_removed_meanwhile() {
+    let (outcome, folder) = traced(
+        "mkdir $KEPT/gone; (sleep 1; rm -r $KEPT/gone) & trace -q -o $KEPT/gone/out.json >$KEPT/text; status=$?; wait; exit $status",
+    );
+    assert_eq!(outcome.code(), Some(FAILED), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("/gone/out.json: it, or the folder"), "{}", outcome.stderr);
+    assert!(fs::read_to_string(folder.path().join("text")).unwrap().starts_with("heap profile"));
+}
+
 /// The status of a command that fails says more than that a report could not be written.
 #[test]
 fn the_command_decides_the_status_where_a_report_fails() {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Error, Result, anyhow};
-use rustix::fs::{FileType, fstat};
+use rustix::fs::{FileType, fstat, makedev, stat};
 
 use crate::{
     attach::Attached,
@@ -48,7 +48,10 @@ impl Outputs {
         let (mut files, mut failures) = (Vec::new(), Failures::default());
         let mut standard = None;
         for OutputSpec { path, format } in outputs {
-            match path {
+            match path.as_deref().filter(|path| !is_standard_output(path)) {
+                None if standard.is_some() => {
+                    failures.0.push(anyhow!("only one report can go to the standard output: choose another -o FILE"));
+                }
                 None => standard = Some(*format),
                 Some(path) => match OutputFile::open(path, *format) {
                     Ok(file) => files.push(file),
@@ -82,11 +85,16 @@ impl Outputs {
         }
     }
 
-    /// Prints a short report while tracing goes on. Whether anybody still reads: not when the standard output was closed. Other
+    /// Prints a short report while tracing goes on, if somebody is to see it. Whether anybody still reads: not when the standard output was closed. Other
     /// failures are told, and do not keep the trace from going on.
     pub fn write_interval(&mut self, profile: &Profile, options: &Options) -> bool {
         let options = Options { top: options.top.min(INTERVAL_STACKS), ..*options };
         let (result, ends) = match self.standard {
+            Some(Format::Folded | Format::Svg | Format::Pprof | Format::Json) | None
+                if self.verbosity == Verbosity::Quiet =>
+            {
+                return true;
+            }
             // A machine reads the standard output. What else is written does not go there.
             Some(Format::Folded | Format::Svg | Format::Pprof | Format::Json) | None => {
                 (report::write_interval(profile, &options, &mut io::stderr().lock()), false)
@@ -121,7 +129,9 @@ impl Outputs {
                 Err(error) => failures.push(error, format!("cannot write {name}")),
             }
         }
-        if let Some(format) = self.standard {
+        // What was measured is not lost with the only place that it was to go to.
+        let nowhere = !self.files.is_empty() && failures.0.len() == self.files.len();
+        if let Some(format) = self.standard.or(nowhere.then_some(Format::Text)) {
             let result = report::write(format, profile, options, &mut io::stdout().lock());
             if let Err(error) = unless_closed(result) {
                 failures.push(error, "cannot write to the standard output");
@@ -136,6 +146,14 @@ impl OutputFile {
     fn open(path: &Path, format: Format) -> io::Result<Self> {
         Ok(Self { name: visible(&path.display().to_string()).into_owned(), file: Replacement::open(path)?, format })
     }
+}
+
+/// Whether a path leads to what the standard output is (`/dev/stdout`, or the file of `> FILE`): opened anew, that would be written to in two
+/// places at a time.
+fn is_standard_output(path: &Path) -> bool {
+    let (Ok(found), Ok(own)) = (stat(path), fstat(io::stdout())) else { return false };
+    let discards = own.st_rdev == makedev(1, 3);
+    (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino) && !discards
 }
 
 /// What could not be written.

@@ -1,7 +1,8 @@
 //! A file that gets new contents as a whole: until they are there, what was in it stays.
 //!
 //! They are written beside it and renamed. Where that cannot be (a folder that cannot be written to, a file with several names or
-//! with a mount on it), they are written in its place once the file system has set the space for them apart.
+//! with a mount on it), they are written in its place once the file system has set the space for them apart. What is reached by a
+//! descriptor that somebody has open (`/dev/fd/3`) is written on from where that is: others write to it as well.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -10,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{FallocateFlags, OFlags, PROC_SUPER_MAGIC, fallocate, fcntl_getfl, fcntl_setfl, statfs};
+use rustix::{
+    fs::{FallocateFlags, OFlags, PROC_SUPER_MAGIC, fallocate, fcntl_getfl, fcntl_setfl, statfs},
+    process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open},
+};
 use tempfile::NamedTempFile;
 
 use crate::last_will::Clause;
@@ -23,6 +27,8 @@ pub(crate) struct Replacement {
     file: File,
     /// Its name in its folder, where another file can take it over.
     name: Option<PathBuf>,
+    /// Whether it is a file that somebody has open, and so is only written on.
+    is_shared: bool,
     /// Made by this run, and still without contents.
     made: Option<(Made, Clause)>,
 }
@@ -33,10 +39,18 @@ impl Replacement {
     /// # Errors
     /// It cannot be written.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let leads = followed(path);
+        if let Leads::Shared(link) = &leads
+            && let Some(file) = own_descriptor(link)
+        {
+            return Ok(Self { file, name: None, is_shared: true, made: None });
+        }
+        let is_shared = matches!(leads, Leads::Shared(_));
         let fresh = !path.exists();
         // A named pipe without a reader would be waited for, and nothing ends that.
         let file = OpenOptions::new()
             .write(true)
+            .append(is_shared)
             .create(true)
             .truncate(false)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -46,11 +60,15 @@ impl Replacement {
         fcntl_setfl(&file, fcntl_getfl(&file)? - OFlags::NONBLOCK)?;
         let metadata = file.metadata()?;
         let own = identity(&metadata);
-        let name = followed(path).filter(|name| fs::symlink_metadata(name).is_ok_and(|found| identity(&found) == own));
+        let name = match leads {
+            Leads::Name(name) => Some(name),
+            Leads::Shared(_) | Leads::Nowhere => None,
+        };
+        let name = name.filter(|name| fs::symlink_metadata(name).is_ok_and(|found| identity(&found) == own));
         let made = fresh.then(|| Made { path: name.as_deref().unwrap_or(path).to_owned(), identity: own });
         let made = made.map(|made| (made.clone(), Clause::new(move || made.remove())));
         let replaceable = metadata.is_file() && metadata.nlink() == 1;
-        Ok(Self { file, name: name.filter(|_| replaceable), made })
+        Ok(Self { file, name: name.filter(|_| replaceable), is_shared, made })
     }
 
     /// Gives it the contents that `write` writes each time it is called. Where that fails, what was there stays; what this run
@@ -59,7 +77,7 @@ impl Replacement {
     /// # Errors
     /// Those of `write`, and of the file.
     pub(crate) fn write(&mut self, write: impl Fn(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-        if self.file.metadata()?.is_file() {
+        if self.file.metadata()?.is_file() && !self.is_shared {
             match self.replace(&write) {
                 Ok(true) => {}
                 Ok(false) => self.overwrite(&write, true)?,
@@ -85,7 +103,9 @@ impl Replacement {
         write(new.as_file_mut())?;
         // Some file systems tell only then that it does not fit.
         new.as_file().sync_data()?;
-        Ok(new.persist(name).is_ok())
+        let Ok(new) = new.persist(name) else { return Ok(false) };
+        has_a_name(&new)?;
+        Ok(true)
     }
 
     /// A new file in the same folder, with the same owner and rights. `None` where that cannot be.
@@ -109,6 +129,7 @@ impl Replacement {
 
     /// Changes the file itself, if there is space for that; `even_unknown`: also where nothing tells whether there is.
     fn overwrite(&mut self, write: impl Fn(&mut dyn Write) -> io::Result<()>, even_unknown: bool) -> io::Result<()> {
+        has_a_name(&self.file)?;
         let mut size = Size(0);
         write(&mut size)?;
         let length = self.file.metadata()?.len();
@@ -124,7 +145,8 @@ impl Replacement {
         write(&mut self.file)?;
         let written = self.file.stream_position()?;
         self.file.set_len(written)?;
-        self.file.sync_data()
+        self.file.sync_data()?;
+        has_a_name(&self.file)
     }
 }
 
@@ -188,20 +210,56 @@ fn folder(path: &Path) -> &Path {
     path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."))
 }
 
-/// Path whose last component is no link, of what `path` leads to. `None` where it leads through /proc: such links (`/dev/stdout`)
-/// stand for a file that is open already, which others write to as well.
-fn followed(path: &Path) -> Option<PathBuf> {
+/// Where a path leads to.
+enum Leads {
+    /// To this one, whose last component is no link.
+    Name(PathBuf),
+    /// Through /proc, by this link there: such links (`/dev/stdout`) stand for a file that is open already, which others write to as
+    /// well.
+    Shared(PathBuf),
+    /// Nobody knows.
+    Nowhere,
+}
+
+fn followed(path: &Path) -> Leads {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
-        if statfs(folder(&path)).ok()?.f_type == PROC_SUPER_MAGIC {
-            return None;
+        match statfs(folder(&path)) {
+            Ok(found) if found.f_type == PROC_SUPER_MAGIC => return Leads::Shared(path),
+            Ok(_) => {}
+            Err(_) => return Leads::Nowhere,
         }
         match fs::read_link(&path) {
             Ok(link) => path = folder(&path).join(link),
-            Err(_) => return Some(path),
+            Err(_) => return Leads::Name(path),
         }
     }
-    None
+    Leads::Nowhere
+}
+
+/// The file that a link of /proc stands for, where that is a descriptor of this process which can be written to: with the place in the
+/// file that those share who have it open. Opened anew, it would have one of its own.
+fn own_descriptor(link: &Path) -> Option<File> {
+    let found = fs::canonicalize(folder(link)).ok()?;
+    let is_own = |own| fs::canonicalize(own).is_ok_and(|own| own == found);
+    if !["/proc/self/fd", "/proc/thread-self/fd"].into_iter().any(is_own) {
+        return None;
+    }
+    let number = link.file_name()?.to_str()?.parse().ok()?;
+    let this = pidfd_open(getpid(), PidfdFlags::empty()).ok()?;
+    let file = File::from(pidfd_getfd(this, number, PidfdGetfdFlags::empty()).ok()?);
+    let writes = fcntl_getfl(&file).ok()? & OFlags::RWMODE != OFlags::RDONLY;
+    (writes && file.metadata().ok()?.is_file()).then_some(file)
+}
+
+/// That a file can be found by who looks for it.
+fn has_a_name(file: &File) -> io::Result<()> {
+    match file.metadata()?.nlink() {
+        0 => Err(io::Error::other(
+            "it, or the folder that it is in, was removed meanwhile (choose a folder that stays until the trace is over)",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -287,16 +345,37 @@ mod tests {
         assert_eq!(fs::read(&file).unwrap(), b"second");
     }
 
-    /// What others have open stays the file that is written to.
+    /// What others have open stays the file that is written to, and what they have written to it stays there.
     #[test]
-    fn an_open_file_is_written_in_its_place() {
+    fn an_open_file_is_written_on() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
-        fs::write(&path, "a longer old report").unwrap();
-        let open = File::open(&path).unwrap();
-        let by_descriptor = crate::files::opener::reopen_path(&open);
-        write(&by_descriptor, "new");
-        assert_eq!(io::read_to_string(&open).unwrap(), "new");
+        fs::write(&path, "an old report").unwrap();
+        let mut open = File::options().write(true).open(&path).unwrap();
+        open.write_all(b"before, ").unwrap();
+        write(&crate::files::opener::reopen_path(&open), "new");
+        open.write_all(b", after").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "before, new, after");
+        // That cannot be written to: it is opened anew.
+        let read = File::open(&path).unwrap();
+        write(&crate::files::opener::reopen_path(&read), " more");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "before, new, after more");
+    }
+
+    #[test]
+    fn what_nobody_finds_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let path = inner.join("report");
+        let mut report = Replacement::open(&path).unwrap();
+        fs::remove_dir_all(&inner).unwrap();
+        let mut write = || report.write(|out| out.write_all(b"new"));
+        let error = write().unwrap_err().to_string();
+        assert!(error.contains("the folder that it is in, was removed meanwhile"), "{error}");
+        fs::create_dir(&inner).unwrap();
+        write().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
     }
 
     /// Ends at once in the middle of a report, in a process that the next test starts.
