@@ -232,7 +232,11 @@ fn the_top_is_as_long_as_asked_for() {
 #[test]
 fn only_old_blocks_when_asked_for() {
     let (outcome, truth) = traced(&["--min-age", "1s"], &[], || thread::sleep(Duration::from_millis(2500)));
-    let held = outcome.report(0).by_caller(None);
+    let report = outcome.report(0);
+    assert_eq!(report.json["filters"]["min_age_seconds"], 1.0);
+    assert!(report.json["filters"]["younger_blocks"].as_u64() > Some(0), "{}", report.json["filters"]);
+    assert!(outcome.stdout.contains("  filters      only blocks held for 1s or longer\n"), "{}", outcome.stdout);
+    let held = report.by_caller(None);
     assert_eq!(held.get("keep_all_along"), Some(&truth.held["keep_all_along"]));
     assert_eq!(held.get("leak_now_and_then"), None, "too young");
 }

@@ -107,7 +107,10 @@ fn the_standard_output_by_other_names() {
     let whole = |line: &str| line.starts_with('{') && line.ends_with('}');
     assert!(matches!(&lines[..], ["old", report, "new"] if whole(report)), "{all:.300}");
     let refused = fs::read_to_string(folder.path().join("refused")).unwrap();
-    assert!(refused.contains("only one report can go to the standard output") && refused.ends_with("\n1\n"), "{refused}");
+    assert!(
+        refused.contains("only one report can go to the standard output") && refused.ends_with("\n1\n"),
+        "{refused}"
+    );
     assert_eq!(fs::read_to_string(folder.path().join("twice")).unwrap(), "");
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use tracer::{
     profile::{
-        Frame, Frames, Growth, Kind, Language, Mode, Process, Profile, Rate, StackEntry, Trend, Values,
+        Filters, Frame, Frames, Growth, Kind, Language, Mode, Process, Profile, Rate, StackEntry, Trend, Values,
         quality::Quality,
     },
     report::{By, Format, Options, Value, write},
@@ -81,6 +81,7 @@ fn profile() -> Profile {
         started: SystemTime::now(),
         duration: Duration::from_secs(60),
         mode: Mode::Exact,
+        filters: Filters::default(),
         processes: vec![Process {
             image: 1,
             ..Process::new(1, "service".into(), "/usr/bin/service".into(), Language::Cpp)

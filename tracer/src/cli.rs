@@ -111,6 +111,11 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
     if sizes.0 > sizes.1 {
         return conflict("--min-size is larger than --max-size: no allocation would be recorded");
     }
+    if let (Some(age), Some(duration)) = (cli.min_age, cli.duration)
+        && age >= duration
+    {
+        return conflict("--min-age is not shorter than --duration: no block could be held for so long");
+    }
     let go_heap = cli.go_heap.unwrap_or(CliGoHeap::Auto);
     if let (Some(_), CliGoHeap::Buckets | CliGoHeap::Enable) = (cli.min_age, go_heap) {
         let way = go_heap.to_possible_value().map(|way| way.get_name().to_owned()).unwrap_or_default();

@@ -33,7 +33,7 @@ use crate::{
     golang::Runtime,
     heap::{Series, StackIndex},
     profile::{
-        Cost, Estimate, Frames, Growth, Heap, Kind, Memory, Mode, Process, Profile, StackEntry, Values,
+        Cost, Estimate, Filters, Frames, Growth, Heap, Kind, Memory, Mode, Process, Profile, StackEntry, Values,
         quality::{Sampling, Truncation},
     },
 };
@@ -48,8 +48,8 @@ pub struct Trace {
     pub processes: Vec<Process>,
     /// Whether the processes were chosen by what they are: that some of them allocate nothing is no silence.
     pub selected: bool,
-    /// Whether only allocations of some sizes are recorded.
-    pub filtered: bool,
+    /// What is left out because it was asked to, but for how much.
+    pub filters: Filters,
     /// Mean of bytes between two allocations of C, C++ and Rust that are recorded; `None`: all are.
     pub sample: Option<u64>,
     /// Times that a process ran unseen; notes tell of each.
@@ -90,14 +90,18 @@ impl Presenter {
         let by_image = ByImage::new(&trace.processes);
         let others_live = trace.processes.iter().any(|process| process.ended.is_none());
         let is_over = |image| by_image.place(image).is_some_and(|place| trace.processes[place].ended.is_some());
-        let mut quality = quality::of(&snapshot, &go, |image| !(others_live && is_over(image)));
+        let is_held = |image| !(others_live && is_over(image));
+        let mut quality = quality::of(&snapshot, &go, is_held);
+        // Of Go's it is not known.
+        let younger = go.is_empty().then(|| quality::younger(&snapshot, is_held));
         quality.notes.splice(0..0, trace.notes);
         let problems = go.iter().filter(|go| go.heap.problem.is_some()).count() as u64;
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps + problems);
         quality.notes.extend(quality::folded(snapshot.folded));
         quality.notes.extend_from_slice(self.names.notes());
         quality.rewritten_files = self.names.rewritten();
-        let Trace { started, duration, mut processes, selected, filtered, sample, mapped, cost, .. } = trace;
+        let Trace { started, duration, mut processes, selected, filters, sample, mapped, cost, .. } = trace;
+        let filters = Filters { younger: younger.filter(|_| filters.min_age > Duration::ZERO), ..filters };
         let go_images: HashSet<u32> = go.iter().map(|go| go.image.0).collect();
         self.containers.name(&mut processes);
         for go in &go {
@@ -154,7 +158,7 @@ impl Presenter {
             *uncertain = uncertain.saturating_add(stack.uncertain_bytes);
         }
         let others_are_heard = selected && processes.iter().any(|process| !process.quality.silent)
-            || filtered && quality.recorded_events > 0;
+            || filters.leaves_out_sizes() && quality.recorded_events > 0;
         quality.silent_targets = if others_are_heard { 0 } else { processes::silent(&processes) };
         let memories = processes.iter().filter_map(|process| process.memory.as_ref());
         for memory in memories.filter(|memory| !memory.is_explained()) {
@@ -168,6 +172,7 @@ impl Presenter {
             started,
             duration,
             mode,
+            filters,
             processes,
             stacks,
             mappings,

@@ -4,6 +4,7 @@
 //! Plain values: no I/O, no clock.
 
 mod cost;
+mod filters;
 mod heaps;
 mod mapped;
 mod memory;
@@ -19,6 +20,7 @@ use std::{
 use self::quality::Quality;
 pub use self::{
     cost::Cost,
+    filters::Filters,
     heaps::{Heap, Mode, SeenHeap},
     mapped::{MappedKind, MappedValues},
     memory::{Area, Memory, Reason, Runtime},
@@ -344,6 +346,8 @@ pub struct Profile {
     /// How the numbers came about, as a whole: estimates if one of the heaps is estimated. Each heap of
     /// [`processes`](Self::processes) has its own.
     pub mode: Mode,
+    /// What it leaves out because it was asked to.
+    pub filters: Filters,
     /// The processes, those that were alive at the end first.
     pub processes: Vec<Process>,
     /// What each stack holds, most outstanding bytes first. Those that hold nothing any more are there too.

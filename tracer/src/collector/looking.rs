@@ -33,18 +33,23 @@ impl Collector {
             }
             let (pid, since) = self.images.of(image);
             let unknown = unknown_frees.entry(image).or_insert_with(|| self.unknown_frees(image));
-            let young = self.heap.values(usage.stack).outstanding_bytes.saturating_sub(usage.values.outstanding_bytes);
+            let all = self.heap.values(usage.stack);
+            let younger = (
+                all.outstanding_bytes.saturating_sub(usage.values.outstanding_bytes),
+                all.outstanding_blocks.saturating_sub(usage.values.outstanding_blocks),
+            );
             let held = self.held(since, &usage, &times);
             let stack = StackSnapshot {
                 pid,
                 image,
                 stack: usage.stack,
                 values: usage.values,
+                younger,
                 uncertain_bytes: usage.uncertain_bytes,
                 holders: usage.holders,
                 estimate: usage.estimate,
                 oldest: usage.oldest.map(Duration::from_nanos),
-                held: held.map(|held| held.replacing(unknown.clone()).aged(young, self.min_age)),
+                held: held.map(|held| held.replacing(unknown.clone()).aged(younger.0, self.min_age)),
                 trail: self.places.trail(&self.heap, usage.stack),
                 end: self.end(usage.stack),
             };

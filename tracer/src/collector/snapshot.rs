@@ -81,6 +81,8 @@ pub struct StackSnapshot {
     pub stack: StackIndex,
     /// Amounts.
     pub values: Values,
+    /// Bytes and blocks that it holds besides, younger than is asked for.
+    pub younger: (u64, u64),
     /// Outstanding bytes that a lost free may have ended.
     pub uncertain_bytes: u64,
     /// Age of the oldest block.
@@ -101,6 +103,8 @@ impl StackSnapshot {
     /// Adds what another stack holds.
     pub fn absorb(&mut self, other: &Self) {
         self.values += other.values;
+        self.younger.0 = self.younger.0.saturating_add(other.younger.0);
+        self.younger.1 = self.younger.1.saturating_add(other.younger.1);
         self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
         self.oldest = self.oldest.max(other.oldest);
         Estimate::absorb_into(&mut self.estimate, other.estimate);

@@ -10,7 +10,7 @@ use crate::{
     event::Image,
     files::opener,
     present::{GoTrace, MappedFacts, Trace},
-    profile::Process,
+    profile::{Filters, Process},
     writer::Material,
 };
 
@@ -70,7 +70,8 @@ impl Session {
                     .to_owned(),
             );
         }
-        let filtered = self.config.sizes != (0, u64::MAX);
+        let filters = Filters { min_age: self.config.min_age, sizes: self.config.sizes, younger: None };
+        let filtered = filters.leaves_out_sizes();
         if filtered {
             notes.push(
                 "a size filter is on: frees of blocks outside it count as unmatched, and whether growth of memory is \
@@ -108,7 +109,7 @@ impl Session {
         let mapped = self.mapped_facts();
         for memory in processes.iter_mut().filter_map(|process| process.memory.as_mut()).filter(|_| filtered) {
             // What is filtered out cannot be told from what is not seen.
-            (memory.unexplained, memory.reasons) = (0, Vec::new());
+            (memory.unexplained, memory.is_partial, memory.reasons) = (0, true, Vec::new());
         }
         if times_away > 0 {
             // What was allocated then is reason enough.
@@ -127,7 +128,7 @@ impl Session {
             duration: self.clock.elapsed(),
             processes,
             selected: self.selected,
-            filtered,
+            filters,
             unseen_spans: unheard + self.found_late + undecided + in_processes + times_away,
             unseen_heaps: self.unseen_heaps.len(),
             mapped,

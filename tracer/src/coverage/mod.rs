@@ -398,6 +398,7 @@ impl Process {
             recorded: recorded.saturating_add(elsewhere),
             fresh: account.fresh,
             unexplained: account.unexplained(),
+            is_partial: false,
             reasons: Vec::new(),
             as_of: None,
         }

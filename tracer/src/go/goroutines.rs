@@ -22,7 +22,7 @@ use crate::{
     outputs::Outputs,
     process::status::{self, Status},
     profile::{
-        GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Process, Profile,
+        Filters, GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Process, Profile,
         quality::{Quality, Truncation},
     },
     report::{By, Options, Value, visible},
@@ -85,6 +85,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         started,
         duration: clock.elapsed(),
         mode: Mode::Snapshot,
+        filters: Filters::default(),
         quality,
         mappings: None,
         goroutines: groups,

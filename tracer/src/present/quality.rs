@@ -82,6 +82,12 @@ pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace], is_held: impl Fn(Image) ->
     }
 }
 
+/// Bytes and blocks that are held and too young to be told.
+pub(super) fn younger(snapshot: &Snapshot, is_held: impl Fn(Image) -> bool) -> (u64, u64) {
+    let held = snapshot.stacks.iter().filter(|stack| is_held(stack.image)).map(|stack| stack.younger);
+    held.fold((0, 0), |sum: (u64, u64), (bytes, blocks)| (sum.0.saturating_add(bytes), sum.1.saturating_add(blocks)))
+}
+
 /// What to say of processes that were not followed from their beginning on: how many, and for how long at most.
 fn late((count, time): (u64, Duration)) -> Option<String> {
     let those = if count == 1 { "1 process was".to_owned() } else { format!("{count} processes were") };

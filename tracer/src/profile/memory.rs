@@ -22,6 +22,8 @@ pub struct Memory {
     pub fresh: u64,
     /// The part of `fresh` in which no recorded block has ever been.
     pub unexplained: u64,
+    /// Whether not all sizes were recorded, so that nobody knows how much is explained: `unexplained` says nothing.
+    pub is_partial: bool,
     /// What the unexplained part may be, likeliest first; children also where nothing was recorded.
     pub reasons: Vec<Reason>,
     /// When the process was looked at last, if it was gone at the end: time since tracing began.
@@ -46,6 +48,7 @@ impl Memory {
             recorded: one.recorded.saturating_add(two.recorded),
             fresh: one.fresh.saturating_add(two.fresh),
             unexplained: one.unexplained.saturating_add(two.unexplained),
+            is_partial: one.is_partial || two.is_partial,
             // Of which it may be much or little.
             reasons: if one.reasons == two.reasons { one.reasons } else { Vec::new() },
             as_of: one.as_of.max(two.as_of),

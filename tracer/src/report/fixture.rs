@@ -10,8 +10,8 @@ use std::{
 
 use super::{By, Format, Options, Value, write};
 use crate::profile::{
-    Container, Cost, End, Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language, Memory, Mode,
-    Module, Place, Process, Profile, Rate, SeenHeap, StackEntry, Trend, UnwindTable, Values, WaitsOn,
+    Container, Cost, End, Filters, Frame, Frames, GoroutineGroup, GoroutineGrowth, Growth, Heap, Kind, Language,
+    Memory, Mode, Module, Place, Process, Profile, Rate, SeenHeap, StackEntry, Trend, UnwindTable, Values, WaitsOn,
     quality::{Collections, Quality, Truncation},
 };
 
@@ -40,6 +40,7 @@ pub(super) fn profile() -> Profile {
         started: SystemTime::UNIX_EPOCH + Duration::from_millis(1_767_323_045_250),
         duration: Duration::from_millis(60_500),
         mode: Mode::Exact,
+        filters: Filters::default(),
         processes: vec![target(4711, "leaky", "/usr/bin/leaky")],
         stacks: vec![
             StackEntry { growth: growth(Trend::Growing, 17_920.0, 256.0), ..sessions },

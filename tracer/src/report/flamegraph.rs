@@ -11,7 +11,7 @@ use inferno::flamegraph::{
 };
 
 use super::{
-    escape,
+    escape, filters,
     merge::{Merged, unit},
     numbers,
     options::{Options, Value},
@@ -136,7 +136,10 @@ fn subtitle(profile: &Profile) -> String {
     let quality =
         if missing.is_empty() { "complete".to_owned() } else { format!("INCOMPLETE: {}", missing.join("; ")) };
     let text = match profile.kind {
-        Kind::Heap => format!("traced for {}, {quality}", numbers::duration(profile.duration)),
+        Kind::Heap => {
+            let filters = filters::confined(&profile.filters).map(|words| format!("{words}, ")).unwrap_or_default();
+            format!("traced for {}, {filters}{quality}", numbers::duration(profile.duration))
+        }
         Kind::Goroutines => format!("at one moment, {quality}"),
     };
     escape::shorten(Cow::Owned(text), LONGEST_SUBTITLE).into_owned()
@@ -169,11 +172,14 @@ fn color(module: &str) -> Color {
 /// inferno takes no empty input, so the picture of nothing is our own.
 fn write_empty(profile: &Profile, value: Value, out: &mut impl Write) -> io::Result<()> {
     let nothing = match profile.kind {
-        Kind::Heap if value == Value::Mapped => "nothing is mapped by the program itself",
-        Kind::Heap => "nothing is outstanding",
-        Kind::Goroutines => "there is no goroutine",
+        Kind::Heap if value == Value::Mapped && profile.mappings.is_none() => {
+            "what the program maps itself was not recorded".to_owned()
+        }
+        Kind::Heap if value == Value::Mapped => "nothing is mapped by the program itself".to_owned(),
+        Kind::Heap => filters::nothing(profile),
+        Kind::Goroutines => "there is no goroutine".to_owned(),
     };
-    let lines = [title(profile, value), subtitle(profile), nothing.to_owned()];
+    let lines = [title(profile, value), subtitle(profile), nothing];
     writeln!(out, r#"<?xml version="1.0" encoding="UTF-8"?>"#)?;
     writeln!(out, r#"<svg version="1.1" width="1200" height="110" xmlns="http://www.w3.org/2000/svg">"#)?;
     writeln!(out, r##"<rect width="100%" height="100%" fill="#f8f8f8"/>"##)?;
@@ -186,6 +192,8 @@ fn write_empty(profile: &Profile, value: Value, out: &mut impl Write) -> io::Res
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use quick_xml::{
         Reader,
         events::{BytesRef, Event},
@@ -278,6 +286,13 @@ mod tests {
         profile.quality.lost_frees = 1;
         check(&profile, title, "traced for 1m 1s, INCOMPLETE: 1 free lost (the ring buffer was full)");
         profile.stacks.clear();
+        profile.filters.min_age = Duration::from_secs(60);
+        check(
+            &profile,
+            title,
+            "traced for 1m 1s, only blocks held for 1m or longer, INCOMPLETE: 1 free lost (the ring buffer was full)",
+        );
+        profile.filters.min_age = Duration::ZERO;
         let title = "leaky (pid 4711): 0 bytes outstanding in 0 blocks";
         check(&profile, title, "traced for 1m 1s, INCOMPLETE: 1 free lost (the ring buffer was full)");
     }
@@ -295,7 +310,7 @@ mod tests {
         profile.stacks.clear();
         let empty = svg(&profile, Value::Bytes);
         assert!(!empty.contains("<script"));
-        assert_eq!(texts_of("text", &empty)[2], "nothing is outstanding");
+        assert_eq!(texts_of("text", &empty)[2], "nothing is outstanding: no allocation was seen");
         profile.processes[0].comm = "<&>".to_owned();
         assert!(texts_of("text", &svg(&profile, Value::Bytes))[0].starts_with("<&> (pid 4711) and 1 more: "));
     }

@@ -12,6 +12,7 @@ use hashbrown::HashMap;
 
 use super::{
     escape::{shorten, visible},
+    filters,
     frames::LONGEST_NAME,
     groups::{self, Group, MemorySum},
     index::Index,
@@ -188,7 +189,10 @@ pub(super) fn write_modes(profile: &Profile, out: &mut impl Write) -> io::Result
         let key = if index == 0 { "mode" } else { "" };
         writeln!(out, "  {key:<12} {mode}")?;
     }
-    Ok(())
+    match filters::confined(&profile.filters) {
+        Some(words) => writeln!(out, "  filters      {words}"),
+        None => Ok(()),
+    }
 }
 
 /// How often the garbage collectors of Go heaps have come.

@@ -3,6 +3,7 @@
 //! One object on one line. Its fields are the format's definition, so they are spelled out here and do not follow the
 //! names of the types in [`profile`](crate::profile). Names stay as they are, whatever is in them.
 
+mod filters;
 mod mapped;
 mod processes;
 mod quality;
@@ -61,6 +62,7 @@ impl Serialize for SavedProfile<'_> {
         match profile.kind {
             Kind::Heap => {
                 let groups = groups::groups(profile, &Index::new(profile), self.by);
+                object.serialize_entry("filters", &Saved(&profile.filters))?;
                 object.serialize_entry("by", self.by.name())?;
                 object.serialize_entry("groups", &Groups(self.by, &groups))?;
                 object.serialize_entry("totals", &Saved(&profile.totals()))?;

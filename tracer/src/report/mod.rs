@@ -4,6 +4,7 @@
 //! markup take them through `escape`.
 
 mod escape;
+mod filters;
 mod flamegraph;
 mod folded;
 mod frames;

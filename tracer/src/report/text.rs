@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::{
     escape::shorten,
+    filters,
     frames::{self, LONGEST_NAME},
     goroutines, head,
     index::Index,
@@ -33,7 +34,7 @@ pub(super) fn write_interval(profile: &Profile, options: &Options, out: &mut imp
     write_header(profile, (&index, options), &totals, ranked.len(), out)?;
     head::write_quality(&profile.quality, out)?;
     if ranked.is_empty() {
-        write_nothing(&totals, out)?;
+        write_nothing(profile, out)?;
         return mapped::write_stacks(profile, &index, options.top, out);
     }
     let (shown, rest) = ranked.split_at(options.top.min(ranked.len()));
@@ -103,11 +104,10 @@ fn write_header(
     }
 }
 
-fn write_nothing(totals: &Values, out: &mut impl Write) -> io::Result<()> {
-    match totals.allocated_blocks {
-        0 => writeln!(out, "\nNothing is outstanding: no allocation was seen."),
-        _ => writeln!(out, "\nNothing is outstanding."),
-    }
+fn write_nothing(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
+    let words = filters::nothing(profile);
+    let (first, rest) = words.split_at(1);
+    writeln!(out, "\n{}{rest}.", first.to_uppercase())
 }
 
 fn write_stack(profile: &Profile, index: &Index<'_>, merged: &Merged<'_>, out: &mut impl Write) -> io::Result<()> {
@@ -303,6 +303,17 @@ mod tests {
     fn nothing_seen_is_told_from_all_freed() {
         let mut profile = fixture::nothing_outstanding();
         assert!(text(&profile, 10, Value::Bytes).ends_with("\n\nNothing is outstanding.\n"));
+        let filters = profile.filters;
+        (profile.filters.min_age, profile.filters.younger) = (Duration::from_secs(300), Some((9 << 20, 300)));
+        let old = text(&profile, 10, Value::Bytes);
+        assert!(old.contains("\n  filters      only blocks held for 5m or longer\n"), "{old}");
+        assert!(
+            old.ends_with(
+                "\n\nNothing was held for 5m or longer; 9.00 MiB (9,437,184 bytes) in 300 younger blocks are.\n"
+            ),
+            "{old}"
+        );
+        profile.filters = filters;
         profile.stacks.clear();
         assert!(text(&profile, 10, Value::Bytes).ends_with("\n\nNothing is outstanding: no allocation was seen.\n"));
     }

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     escape::{shorten, visible},
+    filters,
     groups::MemorySum,
     name,
     numbers::{count, duration, exact_size, number, rate, size, with_error},
@@ -76,15 +77,16 @@ pub(super) fn kind(kind: Kind) -> &'static str {
     }
 }
 
-/// How the numbers came about, in one word and in a few. `every`: whether every allocation was recorded where they are counted.
-fn mode_in_words(mode: Mode, every: bool) -> (&'static str, &'static str) {
-    match mode {
-        Mode::Exact if every => ("exact", "every allocation was recorded"),
-        Mode::Exact => ("exact", "what was recorded is counted; what was not is told under quality"),
-        Mode::Sampled => ("sampled", "some allocations were recorded, the numbers are estimates"),
-        Mode::GoBuckets => ("go-buckets", "the Go runtime's own heap profile, the numbers are its estimates"),
-        Mode::Snapshot => ("snapshot", "read from memory while the process ran"),
-    }
+/// How the numbers came about, in a few words. `every`: whether every allocation of these sizes was recorded where they are counted.
+fn meaning(mode: Mode, every: bool, sizes: &str) -> String {
+    let words = match mode {
+        Mode::Exact if every => return format!("every allocation{sizes} was recorded"),
+        Mode::Exact => "what was recorded is counted; what was not is told under quality",
+        Mode::Sampled => "some allocations were recorded, the numbers are estimates",
+        Mode::GoBuckets => "the Go runtime's own heap profile, the numbers are its estimates",
+        Mode::Snapshot => "read from memory while the process ran",
+    };
+    words.to_owned()
 }
 
 /// Where memory comes from.
@@ -203,7 +205,12 @@ pub(super) fn targets(profile: &Profile) -> String {
 
 /// How the numbers came about, in one word.
 pub(super) fn mode(mode: Mode) -> &'static str {
-    mode_in_words(mode, true).0
+    match mode {
+        Mode::Exact => "exact",
+        Mode::Sampled => "sampled",
+        Mode::GoBuckets => "go-buckets",
+        Mode::Snapshot => "snapshot",
+    }
 }
 
 /// How often a garbage collector of Go has come.
@@ -227,10 +234,8 @@ pub(super) fn modes(profile: &Profile) -> Vec<String> {
         profile.processes.iter().flat_map(|target| &target.heaps).map(|seen| (&seen.heap, seen.mode)).collect();
     ways.sort_unstable();
     ways.dedup();
-    let words = |mode| {
-        let (mode, meaning) = mode_in_words(mode, every);
-        format!("{mode}: {meaning}")
-    };
+    let sizes = filters::sizes(&profile.filters);
+    let words = |mode| format!("{}: {}", self::mode(mode), meaning(mode, every, &sizes));
     match ways.as_slice() {
         [] => vec![words(profile.mode)],
         [(_, only)] => vec![words(*only)],
@@ -363,6 +368,9 @@ mod tests {
         profile.quality.lost_allocs = 1;
         assert_eq!(modes(&profile), ["exact: what was recorded is counted; what was not is told under quality"]);
         profile.quality.lost_allocs = 0;
+        profile.filters.sizes = (1 << 30, u64::MAX);
+        assert_eq!(modes(&profile), ["exact: every allocation of 1.00 GiB or more was recorded"]);
+        profile.filters.sizes = (0, u64::MAX);
         let go = SeenHeap { heap: Heap::Go, mode: Mode::Sampled, sampling: None };
         profile.processes[0].heaps.insert(0, go);
         profile.processes.push(profile.processes[0].clone());

@@ -141,8 +141,8 @@ impl Serialize for Saved<'_, Memory> {
         object.serialize_entry("grew", &memory.grew())?;
         object.serialize_entry("recorded", &memory.recorded)?;
         object.serialize_entry("fresh", &memory.fresh)?;
-        object.serialize_entry("unexplained", &memory.unexplained)?;
-        object.serialize_entry("explained", &memory.is_explained())?;
+        object.serialize_entry("unexplained", &(!memory.is_partial).then_some(memory.unexplained))?;
+        object.serialize_entry("explained", &(!memory.is_partial).then(|| memory.is_explained()))?;
         object.serialize_entry("reasons", &Saved(&*memory.reasons))?;
         object.serialize_entry("as_of_seconds", &memory.as_of.map(|at| at.as_secs_f64()))?;
         object.end()

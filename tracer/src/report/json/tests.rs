@@ -52,6 +52,7 @@ fn fields_are_those_of_the_format_and_no_others() {
                 "memory": null, "parent_pid": null, "parent_image": null, "started_after_seconds": null,
                 "ended_after_seconds": null, "ended_by_signal": null,
                 "quality": {"silent": false, "unseen_spans": 0, "truncated_stacks": 0, "uncertain_bytes": 0}}],
+            "filters": {"min_age_seconds": 0.0, "min_size": 0, "max_size": null, "younger_bytes": null, "younger_blocks": null},
             "by": "program",
             "groups": [{"comm": "leaky", "exe": "/usr/bin/leaky", "programs": 1,
                 "live_processes": 1, "ended_processes": 0, "images": [4711],
@@ -170,9 +171,14 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
         recorded: 7,
         fresh: 100 << 20,
         unexplained: 90 << 20,
+        is_partial: false,
         reasons,
         as_of: Some(Duration::from_millis(1_500)),
     });
+    let mut partial = profile.clone();
+    partial.processes[0].memory.as_mut().unwrap().is_partial = true;
+    let unknown = &saved(&partial)["processes"][0]["memory"];
+    assert_eq!((&unknown["unexplained"], &unknown["explained"]), (&Json::Null, &Json::Null));
     let mut memory = saved(&profile)["processes"][0]["memory"].take();
     for reason in memory["reasons"].as_array_mut().unwrap() {
         assert!(reason.as_object_mut().unwrap().remove("words").unwrap().is_string());
