@@ -141,6 +141,9 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         None if launches || by_link => Some(Scope::Process),
         None => None,
     };
+    if let (CliValue::Mapped, CliMmap::Off) = (cli.value, cli.mmap) {
+        return conflict("--value mapped cannot be used with --mmap=off: it shows what that leaves out");
+    }
     let mean = cli.sample.map(sample).transpose().map_err(invalid)?;
     let verbosity = cli.output.verbosity();
     let outputs = cli.output.outputs()?;

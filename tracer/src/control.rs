@@ -137,7 +137,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
     }
     bpf::attach_lifecycle(&mut programs)?;
-    let records_mapped = mapping::record(&mut programs, config.mmap, &mut notes);
+    let records_mapped = mapping::record(&mut programs, &config, &mut notes)?;
     let scope = config.scope.unwrap_or_else(|| choosing::scope(&config.subject));
 
     let (requests, requested) = collector::channel().context("cannot start the collector")?;

@@ -167,6 +167,7 @@ fn what_makes_no_sense_says_what_to_do() {
         ("-p 5 --max-memory 10000TiB", "4096TiB"),
         ("-p 5 --value weight", "bytes"),
         ("-p 5 --go-heap none", "sample"),
+        ("-p 5 --value mapped --mmap off", "--value mapped cannot be used with --mmap=off"),
         ("-p 5 --min-age 5m --duration 5m", "no block could be held for so long"),
         ("-p 5 --min-age 5s --go-heap buckets", "--min-age cannot be used with --go-heap=buckets: "),
         ("-p 5 --min-age 5s --go-heap enable", "--min-age cannot be used with --go-heap=enable: "),

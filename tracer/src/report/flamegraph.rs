@@ -116,10 +116,13 @@ impl Walk<'_> {
 fn title(profile: &Profile, value: Value) -> String {
     let totals = profile.totals();
     let held = match profile.kind {
-        Kind::Heap if value == Value::Mapped => {
-            let (mapped, _) = profile.mappings.as_ref().map(|mappings| mappings.totals(false)).unwrap_or_default();
-            format!("{} mapped in {}", numbers::exact_size(mapped.bytes), numbers::count(mapped.ranges, "range"))
-        }
+        Kind::Heap if value == Value::Mapped => match &profile.mappings {
+            Some(mappings) => {
+                let (mapped, _) = mappings.totals(false);
+                format!("{} mapped in {}", numbers::exact_size(mapped.bytes), numbers::count(mapped.ranges, "range"))
+            }
+            None => "mapped memory not recorded".to_owned(),
+        },
         Kind::Heap => format!(
             "{} outstanding in {}",
             numbers::exact_size(totals.outstanding_bytes),

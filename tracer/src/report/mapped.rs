@@ -161,7 +161,11 @@ mod tests {
         assert_eq!(folded, format!("leaky;fills {}\nleaky;touches {}\n", 64 * MIB, 900 * MIB));
         let svg = fixture::rendered(Format::Svg, &profile(), &options);
         assert!(svg.contains("964 MiB (1,010,827,264 bytes) mapped in 4 ranges"), "{svg}");
-        let nothing = fixture::rendered(Format::Svg, &fixture::profile(), &options);
+        let none = Profile { mappings: Some(Mappings::default()), ..fixture::profile() };
+        let nothing = fixture::rendered(Format::Svg, &none, &options);
         assert!(nothing.contains("nothing is mapped by the program itself"), "{nothing}");
+        let unknown = fixture::rendered(Format::Svg, &fixture::profile(), &options);
+        assert!(unknown.contains("what the program maps itself was not recorded"), "{unknown}");
+        assert!(!unknown.contains("0 bytes mapped"), "{unknown}");
     }
 }
