@@ -203,6 +203,18 @@ pub struct Rate {
     pub error: f64,
 }
 
+impl Rate {
+    /// How many errors it must differ from 0 by to be called growth.
+    pub const CERTAIN: f64 = 3.0;
+    /// And to be no reason to wait.
+    pub const DOUBTFUL: f64 = 2.0;
+
+    /// Whether it is above 0 by more than so many errors; `sign`: -1 for below.
+    pub fn is_beyond(&self, errors: f64, sign: f64) -> bool {
+        sign * self.per_second > errors * self.error
+    }
+}
+
 /// Goroutines with the same stack, in the same state, created in the same place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GoroutineGroup {

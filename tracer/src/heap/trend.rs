@@ -13,9 +13,6 @@ const LEAST_POINTS: usize = 5;
 const LEAST_SECONDS: f64 = 0.5;
 /// With fewer points than these there are no parts, and the error is as much larger as they are fewer.
 const ENOUGH_POINTS: usize = 8;
-/// How many errors a slope must differ from 0 by to be called growth, and to be no reason to wait.
-const CERTAIN: f64 = 3.0;
-const DOUBTFUL: f64 = 2.0;
 /// How many times as far as it has ever fallen back what grows must have risen, where it has fallen to less than half, too:
 /// what empties itself may do so again.
 const FALLS: f64 = 3.0;
@@ -67,8 +64,8 @@ pub(super) fn trend(times: &[f64], values: &[f64], grain: f64) -> Growth {
     let errors = if fit.error > 0.0 { fit.slope.abs() / fit.error } else { f64::INFINITY };
     let trend = match errors {
         _ if !goes_on => Trend::Steady,
-        CERTAIN.. if change.abs() > back.outweighed_by && !slows_down => direction,
-        DOUBTFUL.. if change.abs() > back.furthest => Trend::TooEarly,
+        Rate::CERTAIN.. if change.abs() > back.outweighed_by && !slows_down => direction,
+        Rate::DOUBTFUL.. if change.abs() > back.furthest => Trend::TooEarly,
         _ => Trend::Steady,
     };
     Growth { trend, rate: Some(rate) }

@@ -24,6 +24,8 @@ pub(super) struct Merged<'a> {
     pub(super) processes: BTreeMap<u32, u64>,
     /// Whether one of those was alive at the end.
     pub(super) lives: bool,
+    /// How what each of its stacks holds changes.
+    growths: Vec<Option<Growth>>,
 }
 
 /// The stacks of a profile, merged where they are equal and so are programs and groups of the processes.
@@ -41,11 +43,19 @@ pub(super) fn merged<'a>(profile: &'a Profile, index: &Index<'a>, by: By) -> Vec
         let place = *places.entry((group, program, &stack.heap, &stack.frames)).or_insert(next);
         if place == next {
             let processes = holds.then_some((stack.image, stack.holders)).into_iter().collect();
-            all.push(Merged { entry: stack.clone(), program, group, processes, lives });
+            let growths = holds.then_some(stack.growth).into_iter().collect();
+            all.push(Merged { entry: stack.clone(), program, group, processes, lives, growths });
         } else {
             all[place].absorb(stack);
             all[place].lives |= lives;
         }
+    }
+    for merged in &mut all {
+        merged.entry.growth = match merged.growths[..] {
+            [] => merged.entry.growth,
+            [only] => only,
+            ref several => together(several),
+        };
     }
     all
 }
@@ -58,11 +68,6 @@ impl Merged<'_> {
 
     fn absorb(&mut self, other: &StackEntry) {
         let entry = &mut self.entry;
-        entry.growth = match (entry.values.outstanding_blocks, other.values.outstanding_blocks) {
-            (_, 0) => entry.growth,
-            (0, _) => other.growth,
-            _ => together(entry.growth, other.growth),
-        };
         if other.values.outstanding_blocks > 0 {
             if self.processes.is_empty() {
                 // Who is named is one that holds something.
@@ -70,6 +75,7 @@ impl Merged<'_> {
             }
             let holders = self.processes.entry(other.image).or_default();
             *holders = (*holders).max(other.holders);
+            self.growths.push(other.growth);
         }
         entry.values += other.values;
         entry.uncertain_bytes = entry.uncertain_bytes.saturating_add(other.uncertain_bytes);
@@ -82,28 +88,32 @@ impl Merged<'_> {
     }
 }
 
-/// How two things change together: their errors do not depend on each other.
-fn together(one: Option<Growth>, two: Option<Growth>) -> Option<Growth> {
+/// How several things change together: their errors do not depend on each other.
+fn together(all: &[Option<Growth>]) -> Option<Growth> {
     // A part of it says nothing of all.
-    let (Some(one), Some(two)) = (one, two) else { return None };
-    let rate = match (one.rate, two.rate) {
-        (Some(one), Some(two)) => {
-            Some(Rate { per_second: one.per_second + two.per_second, error: one.error.hypot(two.error) })
-        }
-        _ => None,
-    };
-    let either = |trend| one.trend == trend || two.trend == trend;
-    let is_sure = |sign: f64| rate.is_some_and(|rate| sign * rate.per_second > 2.0 * rate.error);
-    let trend = if either(Trend::Growing) && is_sure(1.0) {
+    let all: Vec<Growth> = all.iter().copied().collect::<Option<_>>()?;
+    let sum = all.iter().try_fold(Rate { per_second: 0.0, error: 0.0 }, |sum, growth| {
+        let rate = growth.rate?;
+        // The slope of what stays is chance, and that of many is no growth.
+        let per_second = if growth.trend == Trend::Steady { 0.0 } else { rate.per_second };
+        Some(Rate { per_second: sum.per_second + per_second, error: sum.error.hypot(rate.error) })
+    });
+    let some = |trend| all.iter().any(|growth| growth.trend == trend);
+    let (grows, shrinks) = (some(Trend::Growing), some(Trend::Shrinking));
+    let is_beyond = |errors, sign| sum.is_some_and(|sum: Rate| sum.is_beyond(errors, sign));
+    let trend = if grows && is_beyond(Rate::CERTAIN, 1.0) {
         Trend::Growing
-    } else if either(Trend::Shrinking) && is_sure(-1.0) {
+    } else if shrinks && is_beyond(Rate::CERTAIN, -1.0) {
         Trend::Shrinking
-    } else if either(Trend::TooEarly) {
+    } else if some(Trend::TooEarly)
+        // One of them does for sure, whatever the others hide.
+        || grows && (!shrinks || is_beyond(Rate::DOUBTFUL, 1.0))
+    {
         Trend::TooEarly
     } else {
         Trend::Steady
     };
-    Some(Growth { trend, rate })
+    Some(Growth { trend, rate: sum })
 }
 
 #[cfg(test)]
@@ -160,15 +170,32 @@ mod tests {
     fn growth_of_several_has_their_error() {
         let growth = |trend, per_second, error| Some(Growth { trend, rate: Some(Rate { per_second, error }) });
         let check = |one, two, trend, per_second: f64, error: f64| {
-            let both = together(one, two).unwrap();
+            let both = together(&[one, two]).unwrap();
             let rate = both.rate.unwrap();
             assert_eq!((both.trend, rate.per_second, rate.error), (trend, per_second, error));
         };
         let grows = growth(Trend::Growing, 100.0, 3.0);
-        check(grows, growth(Trend::Steady, 1.0, 4.0), Trend::Growing, 101.0, 5.0);
+        check(grows, growth(Trend::Steady, 1.0, 4.0), Trend::Growing, 100.0, 5.0);
         // What one loses the other gains.
         check(grows, growth(Trend::Shrinking, -99.0, 4.0), Trend::Steady, 1.0, 5.0);
         check(growth(Trend::Steady, 0.0, 3.0), growth(Trend::TooEarly, 1.0, 4.0), Trend::TooEarly, 1.0, 5.0);
-        assert_eq!(together(None, grows), None);
+        assert_eq!(together(&[None, grows]), None);
+        // What is said of one is said from as many errors of several.
+        check(grows, growth(Trend::Steady, 60.0, 40.0), Trend::TooEarly, 100.0, 3.0_f64.hypot(40.0));
+        check(grows, growth(Trend::Shrinking, -88.0, 4.0), Trend::TooEarly, 12.0, 5.0);
+    }
+
+    /// None of them grows, and what chance has given each is no growth of all.
+    #[test]
+    fn many_that_stay_do_not_grow_together() {
+        let steady = Some(Growth { trend: Trend::Steady, rate: Some(Rate { per_second: 1.9, error: 1.0 }) });
+        let small = Some(Growth { trend: Trend::Growing, rate: Some(Rate { per_second: 4.0, error: 1.0 }) });
+        let mut all = vec![steady; 100];
+        assert_eq!(together(&all).map(|growth| growth.trend), Some(Trend::Steady));
+        all.push(small);
+        let both = together(&all).unwrap();
+        assert_eq!((both.trend, both.rate.unwrap().per_second), (Trend::TooEarly, 4.0));
+        all.reverse();
+        assert_eq!(together(&all).unwrap().trend, both.trend, "in whatever order");
     }
 }
