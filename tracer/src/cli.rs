@@ -145,6 +145,8 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
         return conflict("--value mapped cannot be used with --mmap=off: it shows what that leaves out");
     }
     let mean = cli.sample.map(sample).transpose().map_err(invalid)?;
+    // Where a way is named that samples nothing of Go, the size is that of C.
+    let samples_go = matches!(cli.go_heap, Some(CliGoHeap::Auto | CliGoHeap::Sample | CliGoHeap::Enable));
     let verbosity = cli.output.verbosity();
     let outputs = cli.output.outputs()?;
     Ok(Config {
@@ -160,7 +162,7 @@ fn config(cli: Cli) -> Result<Config, clap::Error> {
             CliGoHeap::Enable => GoHeapChoice::Enable,
             CliGoHeap::Off => GoHeapChoice::Off,
         },
-        sample: mean.filter(|_| cli.go_heap.is_none()),
+        sample: mean.filter(|_| !samples_go),
         go_sample: mean.unwrap_or(GO_SAMPLE),
         max_overhead: cli.max_overhead,
         mmap: match cli.mmap {

@@ -74,7 +74,7 @@ pub(super) struct Cli {
     pub(super) mmap: CliMmap,
 
     /// Record samples only, one for every SIZE bytes that are allocated on average, and estimate the rest: costs less. Beside
-    /// --go-heap, of Go heaps only, which are sampled by 32KiB unless this says otherwise
+    /// --go-heap=auto, sample or enable, of Go heaps only, which are sampled by 32KiB unless this says otherwise
     #[arg(long, value_name = "SIZE", allow_hyphen_values = true, value_parser = size)]
     pub(super) sample: Option<u64>,
 

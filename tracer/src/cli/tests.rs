@@ -195,6 +195,22 @@ fn help_man_and_completions_come_from_one_definition() {
 }
 
 #[test]
+fn samples_are_of_the_heap_that_can_be_sampled() {
+    for (options, sample) in [
+        ("", Some(4096)),
+        ("--go-heap off", Some(4096)),
+        ("--go-heap buckets", Some(4096)),
+        ("--go-heap auto", None),
+        ("--go-heap sample", None),
+        ("--go-heap enable", None),
+    ] {
+        let config = config(&format!("-p 5 --sample 4KiB {options}"));
+        assert_eq!((config.sample, config.go_sample), (sample, 4096), "{options}");
+    }
+    assert_eq!(config("-p 5 --go-heap off").sample, None);
+}
+
+#[test]
 fn an_overhead_is_in_percent() {
     for (line, share) in
         [("-p 5", None), ("-p 5 --max-overhead 5", Some(0.05)), ("-p 5 --max-overhead 0.5%", Some(0.005))]
