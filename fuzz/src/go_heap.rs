@@ -44,13 +44,13 @@ pub fn run(data: &[u8]) {
         let before = objects.len();
         // An error is an answer.
         let looked = objects.look_at(layout, variable, &read);
-        let sampling = objects.sampling(u64::MAX, (0, u64::MAX));
+        let sampling = objects.sampling(u64::MAX);
         assert!(objects.len() <= before && before <= taken);
         assert!(sampling.undecided <= objects.len() as u64);
         assert!(looked.is_err() || objects.is_undecided() == (sampling.undecided > 0));
         assert!(memory.reads() <= look * (2 + 5 * taken), "more is read than is asked for");
         assert!(sampling.relative_error.is_finite());
-        let usage = objects.usage(u64::MAX, (0, u64::MAX));
+        let usage = objects.usage(u64::MAX);
         assert_eq!(usage.iter().map(|usage| usage.samples).sum::<u64>(), objects.len() as u64);
         // Both are rounded sums, in different orders.
         assert!(usage.iter().all(|usage| usage.values.outstanding_bytes <= usage.values.allocated_bytes + 1));

@@ -165,12 +165,12 @@ impl Session {
 
     /// Keeps of the Go heaps of an image that has ended what they held.
     pub(super) fn end_go(&mut self, image: Image) {
-        let Config { min_age, sizes, .. } = self.config;
+        let min_age = self.config.min_age;
         while let Some(index) = self.go.iter().position(|go| go.image() == image) {
             let go = self.go.remove(index);
             if self.go_over.len() < MAX_OVER {
                 // Its memory is gone: there is nothing to wait for.
-                self.go_over.push(trace(&go, min_age, sizes, false));
+                self.go_over.push(trace(&go, min_age, false));
             } else if !std::mem::replace(&mut self.forgets_go, true) {
                 self.unseen_heaps.push(format!(
                     "the Go heaps of processes that have ended are shown of the first {MAX_OVER} of them only"
@@ -188,18 +188,17 @@ impl Session {
 
     /// What the heaps of Go processes hold now, and held when they ended.
     pub(super) fn go_traces(&self, last: bool) -> Vec<GoTrace> {
-        let Config { min_age, sizes, .. } = self.config;
-        let now = self.go.iter().map(|go| trace(go, min_age, sizes, last));
+        let now = self.go.iter().map(|go| trace(go, self.config.min_age, last));
         now.chain(self.go_over.iter().cloned()).collect()
     }
 }
 
-fn trace(go: &GoHeap, min_age: Duration, sizes: (u64, u64), last: bool) -> GoTrace {
+fn trace(go: &GoHeap, min_age: Duration, last: bool) -> GoTrace {
     GoTrace {
         pid: go.pid(),
         image: go.image(),
         library: go.runtime().library().cloned(),
         way: go.way(),
-        heap: go.snapshot(min_age, sizes, last),
+        heap: go.snapshot(min_age, last),
     }
 }

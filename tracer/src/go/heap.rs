@@ -243,9 +243,9 @@ impl GoHeap {
     }
 
     /// What it holds now.
-    pub fn snapshot(&self, min_age: Duration, sizes: (u64, u64), last: bool) -> HeapSnapshot {
+    pub fn snapshot(&self, min_age: Duration, last: bool) -> HeapSnapshot {
         let (reply, answer) = mpsc::channel();
-        self.inbox.tell(Input::Snapshot { min_age, sizes, last, reply });
+        self.inbox.tell(Input::Snapshot { min_age, last, reply });
         let gone =
             |_| HeapSnapshot { problem: Some("its follower has ended with a bug".to_owned()), ..Default::default() };
         answer.recv().unwrap_or_else(gone)

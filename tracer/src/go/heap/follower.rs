@@ -2,7 +2,7 @@
 //! collector at what has become of sampled objects; and what is held.
 
 use std::{
-    collections::{BTreeMap, HashMap, btree_map::Entry},
+    collections::{BTreeMap, btree_map::Entry},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -122,7 +122,10 @@ impl Follower {
     /// Follows the heap of process `pid` in this way; `mean`: bytes between samples. Growth is that of what is `wanted`.
     pub(super) fn new(runtime: Arc<Runtime>, pid: Pid, way: Way, mean: u64, wanted: Wanted) -> Self {
         let followed = match way {
-            Way::Sampled => Followed::Objects(Box::new(Objects::new(mean)), OwnStacks::default()),
+            Way::Sampled => {
+                let objects = Objects::new(mean).of_sizes(wanted.sizes);
+                Followed::Objects(Box::new(objects), OwnStacks::default())
+            }
             Way::Buckets(rate) => Followed::Buckets { buckets: Buckets::default(), rate },
         };
         let began = monotonic();
@@ -169,10 +172,10 @@ impl Follower {
         }
     }
 
-    /// What is held now, by objects of at least this age and of sizes within these. `last`: it is worth a moment to have it complete.
-    pub(super) fn snapshot_now(&mut self, min_age: Duration, sizes: (u64, u64), last: bool) -> HeapSnapshot {
+    /// What is held now, by objects of at least this age. `last`: it is worth a moment to have it complete.
+    pub(super) fn snapshot_now(&mut self, min_age: Duration, last: bool) -> HeapSnapshot {
         self.look_again(last);
-        self.snapshot(min_age, sizes)
+        self.snapshot(min_age)
     }
 
     /// It has panicked.
@@ -250,15 +253,14 @@ impl Follower {
     }
 
     fn note(&mut self, now: u64) {
-        let Wanted { min_age, sizes } = self.wanted;
         let held = match &self.followed {
-            Followed::Objects(objects, _) => objects.survivors(now.saturating_sub(min_age), sizes),
+            Followed::Objects(objects, _) => objects.survivors(now.saturating_sub(self.wanted.min_age)),
             Followed::Buckets { buckets, rate } => buckets.iter().map(|bucket| bucket.estimate(*rate)[1].1).collect(),
         };
         self.history.look(now, held.into_iter(), std::iter::empty());
     }
 
-    fn snapshot(&self, min_age: Duration, sizes: (u64, u64)) -> HeapSnapshot {
+    fn snapshot(&self, min_age: Duration) -> HeapSnapshot {
         let now = monotonic();
         let changed = self.rate_changed.map(|(before, now)| {
             format!(
@@ -280,25 +282,23 @@ impl Follower {
             Followed::Objects(objects, own) => {
                 let age = u64::try_from(min_age.as_nanos()).unwrap_or(u64::MAX);
                 let until = now.saturating_sub(age);
-                let of_all_ages = if age > 0 { objects.usage(now, sizes) } else { Vec::new() };
-                let of_all_ages: HashMap<u32, u64> =
-                    of_all_ages.into_iter().map(|usage| (usage.stack, usage.values.outstanding_bytes)).collect();
-                let stacks = objects.usage(until, sizes).into_iter().filter_map(|usage| {
+                let stacks = objects.usage(until).into_iter().filter_map(|usage| {
                     let bytes = usage.values.outstanding_bytes;
-                    let young = of_all_ages.get(&usage.stack).map_or(0, |all| all.saturating_sub(bytes));
                     Some(HeapUsage {
                         stack: HeapStack::Sampled(own.of_trace(usage.stack)?),
                         values: usage.values,
                         oldest: usage.oldest.map(|oldest| Duration::from_nanos(now.saturating_sub(oldest))),
-                        held: held(usage.stack as usize, usage.samples, bytes).map(|held| held.aged(young, age)),
+                        held: held(usage.stack as usize, usage.samples, bytes)
+                            .map(|held| held.aged(usage.younger_bytes, age)),
                     })
                 });
-                let sampling = objects.sampling(until, sizes);
+                let sampling = objects.sampling(until);
                 let collections = Collections { seen, collected: sampling.cycles > 0 || objects.is_empty() };
                 HeapSnapshot { stacks: stacks.collect(), sampling: Some(sampling), collections, problem }
             }
             Followed::Buckets { buckets, rate } => {
                 let mut stacks: BTreeMap<Arc<[u64]>, HeapUsage> = BTreeMap::new();
+                let sizes = self.wanted.sizes;
                 let wanted = buckets.iter().enumerate().filter(|(_, b)| (sizes.0..=sizes.1).contains(&b.size));
                 for (index, bucket) in wanted {
                     let [(allocated_blocks, allocated_bytes), (blocks, bytes)] = bucket.estimate(*rate);

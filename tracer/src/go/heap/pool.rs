@@ -28,8 +28,6 @@ pub enum Input {
     Snapshot {
         /// By objects of at least this age.
         min_age: Duration,
-        /// Of sizes within these, inclusive.
-        sizes: (u64, u64),
         /// Whether it is the last: worth a moment to have it complete.
         last: bool,
         /// Where the answer goes.
@@ -153,9 +151,9 @@ fn run(jobs: &mpsc::Receiver<Job>) {
 fn tell(follower: &mut Follower, input: Input) {
     match input {
         Input::Samples(samples) => drop(guarded(follower, |follower| follower.add(samples))),
-        Input::Snapshot { min_age, sizes, last, reply } => {
+        Input::Snapshot { min_age, last, reply } => {
             // Nobody waits any more, or it is the follower that is wrong: nothing to do.
-            if let Some(snapshot) = guarded(follower, |follower| follower.snapshot_now(min_age, sizes, last)) {
+            if let Some(snapshot) = guarded(follower, |follower| follower.snapshot_now(min_age, last)) {
                 let _ = reply.send(snapshot);
             }
         }

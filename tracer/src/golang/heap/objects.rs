@@ -51,6 +51,8 @@ pub struct SampledUsage {
     pub stack: u32,
     /// Estimated amounts.
     pub values: Values,
+    /// Estimated bytes that it holds besides, in objects that are younger than was asked for.
+    pub younger_bytes: u64,
     /// Samples that are alive.
     pub samples: u64,
     /// Time of the oldest of these, nanoseconds of CLOCK_MONOTONIC.
@@ -74,6 +76,20 @@ impl Allocated {
     }
 }
 
+/// What a stack holds, estimated.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    /// Blocks of any age.
+    alive: f64,
+    /// Of those that are old enough.
+    bytes: f64,
+    blocks: f64,
+    /// Of the others.
+    younger_bytes: f64,
+    samples: u64,
+    oldest: Option<u64>,
+}
+
 /// A sampled object that may be alive.
 #[derive(Clone, Copy, Debug)]
 struct Tracked {
@@ -85,6 +101,8 @@ struct Tracked {
 /// The sampled objects of one process.
 pub struct Objects {
     mean: f64,
+    /// Sizes that are of interest, bytes, inclusive.
+    sizes: (u64, u64),
     /// By address.
     alive: HashMap<u64, Tracked>,
     /// By stack: their numbers are to be small.
@@ -112,6 +130,7 @@ impl Objects {
     pub fn new(mean: u64) -> Self {
         Self {
             mean: mean.max(1) as f64,
+            sizes: (0, u64::MAX),
             alive: HashMap::new(),
             allocated: Vec::new(),
             undecided: Vec::new(),
@@ -125,6 +144,11 @@ impl Objects {
             senseless: 0,
             misplaced: 0,
         }
+    }
+
+    /// The same, of which those of such sizes only are of interest, bytes, inclusive.
+    pub fn of_sizes(self, sizes: (u64, u64)) -> Self {
+        Self { sizes, ..self }
     }
 
     /// How many are alive, as far as is known.
@@ -143,19 +167,30 @@ impl Objects {
             self.senseless += 1;
             return;
         }
+        self.sampled.insert(sample.sweepgen);
+        self.missed_cycles += u64::from(self.unseen.remove(&sample.sweepgen));
+        if !(self.sizes.0..=self.sizes.1).contains(&sample.charge) {
+            let before = self.alive.remove(&sample.addr);
+            self.replaced(before, &sample);
+            return;
+        }
         let index = sample.stack as usize;
         if index >= self.allocated.len() {
             self.allocated.resize(index + 1, Allocated::default());
         }
-        self.sampled.insert(sample.sweepgen);
-        self.missed_cycles += u64::from(self.unseen.remove(&sample.sweepgen));
         let weight = self.weight(&sample);
         self.allocated[index].bytes += weight * sample.size as f64;
         self.allocated[index].blocks += weight;
         if self.sweepgen.is_some_and(|looked_at| !is_since(sample.sweepgen, looked_at)) {
             self.late.push(sample.addr);
         }
-        match self.alive.insert(sample.addr, Tracked { sample, proven: false }) {
+        let before = self.alive.insert(sample.addr, Tracked { sample, proven: false });
+        self.replaced(before, &sample);
+    }
+
+    /// Another object is where this one was.
+    fn replaced(&mut self, before: Option<Tracked>, sample: &Sample) {
+        match before {
             // Nothing ends between two cycles: it was not there.
             Some(before) if before.sample.sweepgen == sample.sweepgen => self.misplaced += 1,
             Some(before) if !before.proven => self.allocated[before.sample.stack as usize].met += 1,
@@ -272,31 +307,37 @@ impl Objects {
         !self.undecided.is_empty()
     }
 
-    /// What every stack has allocated and holds, by objects of sizes within `sizes` (inclusive) that were allocated at
-    /// `until` or before; in no order.
-    pub fn usage(&self, until: u64, sizes: (u64, u64)) -> Vec<SampledUsage> {
-        let mut held: Vec<(f64, f64, u64, Option<u64>)> = vec![(0.0, 0.0, 0, None); self.allocated.len()];
-        for tracked in self.chosen(until, sizes) {
+    /// What every stack has allocated, and holds by objects that were allocated at `until` or before; in no order. Younger ones are
+    /// not held in that sense, and have not ended either.
+    pub fn usage(&self, until: u64) -> Vec<SampledUsage> {
+        let mut held = vec![Held::default(); self.allocated.len()];
+        for tracked in self.alive.values() {
             let sample = &tracked.sample;
-            let (bytes, blocks, samples, oldest) = &mut held[sample.stack as usize];
+            let held = &mut held[sample.stack as usize];
             let weight = self.weight_alive(tracked);
-            *bytes += weight * sample.size as f64;
-            *blocks += weight;
-            *samples += 1;
-            *oldest = Some(oldest.map_or(sample.time, |oldest| oldest.min(sample.time)));
+            held.alive += weight;
+            if sample.time > until {
+                held.younger_bytes += weight * sample.size as f64;
+                continue;
+            }
+            held.bytes += weight * sample.size as f64;
+            held.blocks += weight;
+            held.samples += 1;
+            held.oldest = Some(held.oldest.map_or(sample.time, |oldest| oldest.min(sample.time)));
         }
         let usage = held.into_iter().zip(&self.allocated).enumerate().filter(|(_, (_, all))| all.blocks > 0.0);
         usage
-            .map(|(index, ((bytes, blocks, samples, oldest), all))| {
+            .map(|(index, (Held { alive, bytes, blocks, younger_bytes, samples, oldest }, all))| {
                 let (allocated_blocks, outstanding_blocks) = (all.blocks.round() as u64, blocks.round() as u64);
                 let values = Values {
                     outstanding_bytes: bytes.round() as u64,
                     outstanding_blocks,
                     allocated_bytes: all.bytes.round() as u64,
                     allocated_blocks,
-                    freed_blocks: allocated_blocks.saturating_sub(outstanding_blocks),
+                    freed_blocks: allocated_blocks.saturating_sub(alive.round() as u64),
                 };
-                SampledUsage { stack: index as u32, values, samples, oldest }
+                let younger_bytes = younger_bytes.round() as u64;
+                SampledUsage { stack: index as u32, values, younger_bytes, samples, oldest }
             })
             .collect()
     }
@@ -306,22 +347,22 @@ impl Objects {
         self.cycles
     }
 
-    /// Estimated bytes that each stack holds, by its index, in objects that the last cycle has left; of sizes within `sizes`
-    /// and allocated at `until` or before. What is younger than that cycle is not in it, so that the numbers of different
+    /// Estimated bytes that each stack holds, by its index, in objects that the last cycle has left; of those that were
+    /// allocated at `until` or before. What is younger than that cycle is not in it, so that the numbers of different
     /// cycles can be compared.
-    pub fn survivors(&self, until: u64, sizes: (u64, u64)) -> Vec<u64> {
+    pub fn survivors(&self, until: u64) -> Vec<u64> {
         let mut held = vec![0.0; self.allocated.len()];
         let is_younger = |sample: &Sample| self.sweepgen.is_some_and(|last| is_since(sample.sweepgen, last));
-        for tracked in self.chosen(until, sizes).filter(|tracked| !is_younger(&tracked.sample)) {
+        for tracked in self.chosen(until).filter(|tracked| !is_younger(&tracked.sample)) {
             held[tracked.sample.stack as usize] += self.weight(&tracked.sample) * tracked.sample.size as f64;
         }
         held.into_iter().map(|bytes| bytes as u64).collect()
     }
 
     /// How good the numbers of [`usage`](Self::usage) are.
-    pub fn sampling(&self, until: u64, sizes: (u64, u64)) -> Sampling {
+    pub fn sampling(&self, until: u64) -> Sampling {
         let (mut sum, mut variance, mut samples) = (0.0, 0.0, 0);
-        for tracked in self.chosen(until, sizes) {
+        for tracked in self.chosen(until) {
             let bytes = self.weight_alive(tracked) * tracked.sample.size as f64;
             sum += bytes;
             variance += bytes * bytes * (1.0 - 1.0 / self.weight(&tracked.sample));
@@ -339,11 +380,8 @@ impl Objects {
         }
     }
 
-    fn chosen(&self, until: u64, sizes: (u64, u64)) -> impl Iterator<Item = &Tracked> {
-        let wanted = move |tracked: &&Tracked| {
-            tracked.sample.time <= until && (sizes.0..=sizes.1).contains(&tracked.sample.charge)
-        };
-        self.alive.values().filter(wanted)
+    fn chosen(&self, until: u64) -> impl Iterator<Item = &Tracked> {
+        self.alive.values().filter(move |tracked| tracked.sample.time <= until)
     }
 }
 

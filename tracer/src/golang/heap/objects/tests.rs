@@ -119,7 +119,7 @@ fn check(what: &str, fake: &Fake, sample: Sample, expected: Answer) {
         other => panic!("{what}: {other:?}"),
     };
     assert_eq!(answer, expected, "{what}");
-    assert_eq!(objects.sampling(u64::MAX, (0, u64::MAX)).undecided, u64::from(answer == Answer::Undecided), "{what}");
+    assert_eq!(objects.sampling(u64::MAX).undecided, u64::from(answer == Answer::Undecided), "{what}");
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn what_was_undecided_is_asked_again_and_nothing_else_is() {
 fn cycles_without_a_look_are_counted() {
     let span = objects(48);
     let mut objects = Objects::new(512);
-    let missed = |objects: &Objects| objects.sampling(u64::MAX, (0, u64::MAX)).missed_cycles;
+    let missed = |objects: &Objects| objects.sampling(u64::MAX).missed_cycles;
     let sample = |sweepgen| Sample { sweepgen, ..span.sample(1) };
     for (sweepgen, swept, sampled, expected) in [
         // The first look misses nothing; each cycle after it should have one.
@@ -329,7 +329,7 @@ fn a_place_that_is_given_to_another_object_held_one_that_has_ended() {
             let Values { outstanding_bytes, allocated_bytes, freed_blocks, .. } = usage.values;
             (usage.stack, outstanding_bytes, allocated_bytes, freed_blocks)
         };
-        objects.usage(u64::MAX, (0, u64::MAX)).into_iter().map(values).collect()
+        objects.usage(u64::MAX).into_iter().map(values).collect()
     };
     assert_eq!(of(&objects), [(0, 0, 48, 1), (2, 48, 48, 0)]);
     look(&mut objects, &fake);
@@ -390,7 +390,7 @@ fn samples_that_make_no_sense_are_counted() {
         objects.add(Sample { addr: 0xbad0, ..sample });
     }
     assert_eq!(objects.len(), 1);
-    assert_eq!(objects.sampling(u64::MAX, (0, u64::MAX)).senseless, bad.len() as u64);
+    assert_eq!(objects.sampling(u64::MAX).senseless, bad.len() as u64);
 }
 
 #[test]
@@ -445,8 +445,8 @@ proptest! {
         prop_assert!(objects.len() <= before);
         prop_assert!(objects.undecided.iter().all(|addr| objects.alive.contains_key(addr)));
         prop_assert!(reads.get() <= 4 * (2 + 5 * samples.len()), "{} parts", reads.get());
-        objects.usage(u64::MAX, (0, u64::MAX));
-        prop_assert!(objects.sampling(u64::MAX, (0, u64::MAX)).relative_error.is_finite());
+        objects.usage(u64::MAX);
+        prop_assert!(objects.sampling(u64::MAX).relative_error.is_finite());
     }
 }
 

@@ -9,22 +9,25 @@ use crate::golang::heap::fixture::{Random, layout};
 #[test]
 fn usage_and_sampling_are_of_what_is_asked_for() {
     let (small, large) = (objects(48), objects(4096));
-    let mut objects = Objects::new(1000);
-    for index in 0..3 {
-        objects.add(Sample { charge: 40, time: 10 + index, ..small.sample(index) });
-    }
-    objects.add(Sample { time: 20, stack: 1, addr: 1, ..large.sample(0) });
+    let of = |sizes| {
+        let mut objects = Objects::new(1000).of_sizes(sizes);
+        for index in 0..3 {
+            objects.add(Sample { charge: 40, time: 10 + index, ..small.sample(index) });
+        }
+        objects.add(Sample { time: 20, stack: 1, addr: 1, ..large.sample(0) });
+        objects
+    };
     let samples = |until, sizes| -> Vec<_> {
-        objects.usage(until, sizes).iter().map(|usage| (usage.stack, usage.samples, usage.oldest)).collect()
+        of(sizes).usage(until).iter().map(|usage| (usage.stack, usage.samples, usage.oldest)).collect()
     };
     assert_eq!(samples(u64::MAX, (0, u64::MAX)), [(0, 3, Some(10)), (1, 1, Some(20))]);
     assert_eq!(samples(11, (0, u64::MAX)), [(0, 2, Some(10)), (1, 0, None)]);
-    assert_eq!(samples(u64::MAX, (41, 4096)), [(0, 0, None), (1, 1, Some(20))]);
-    assert_eq!(samples(u64::MAX, (40, 4095)), [(0, 3, Some(10)), (1, 0, None)]);
+    assert_eq!(samples(u64::MAX, (41, 4096)), [(1, 1, Some(20))]);
+    assert_eq!(samples(u64::MAX, (40, 4095)), [(0, 3, Some(10))]);
 
     // Of n like objects, each sampled with probability p, the error is sqrt((1 - p) / n).
     let p = |charge: f64| 1.0 - (-charge / 1000.0_f64).exp();
-    let error = |until, sizes| objects.sampling(until, sizes).relative_error;
+    let error = |until, sizes| of(sizes).sampling(until).relative_error;
     let near = |a: f64, b: f64| assert!((a - b).abs() < 1e-12 && b > 0.0, "{a} {b}");
     near(error(u64::MAX, (0, 40)), ((1.0 - p(40.0)) / 3.0).sqrt());
     near(error(10, (0, 40)), (1.0 - p(40.0)).sqrt());
@@ -34,8 +37,31 @@ fn usage_and_sampling_are_of_what_is_asked_for() {
     let squares = (few * error(u64::MAX, (0, 40))).powi(2) + (one * error(u64::MAX, (4096, 4096))).powi(2);
     near(error(u64::MAX, (0, u64::MAX)), squares.sqrt() / (few + one));
     assert_eq!(error(0, (0, u64::MAX)), 0.0);
-    let sampling = objects.sampling(u64::MAX, (0, u64::MAX));
+    let sampling = of((0, u64::MAX)).sampling(u64::MAX);
     assert_eq!((sampling.samples, sampling.mean_bytes), (4, 1000));
+}
+
+/// What is younger than asked for, and lives, has not been freed; and sizes that nobody asked for are not in what was allocated.
+#[test]
+fn what_is_not_asked_for_has_not_ended() {
+    let span = objects(48);
+    let mut objects = Objects::new(1).of_sizes((40, 64));
+    for index in 0..8 {
+        objects.add(Sample { time: 10 * (index + 1), ..span.sample(index) });
+    }
+    for index in 8..16 {
+        objects.add(Sample { charge: 33, ..span.sample(index) });
+    }
+    let of = |objects: &Objects, until| {
+        let usage = objects.usage(until)[0];
+        let values = usage.values;
+        ([values.allocated_blocks, values.outstanding_blocks, values.freed_blocks], usage.younger_bytes)
+    };
+    assert_eq!(of(&objects, u64::MAX), ([8, 8, 0], 0));
+    assert_eq!(of(&objects, 20), ([8, 2, 0], 6 * 48));
+    // Where one of another size is now, none of these can be any more.
+    objects.add(Sample { charge: 33, sweepgen: NOW, ..span.sample(0) });
+    assert_eq!((objects.len(), objects.usage(20)[0].samples), (7, 1));
 }
 
 #[test]
@@ -48,10 +74,10 @@ fn young_objects_count_by_what_survives_of_their_stack() {
     let mut objects = Objects::new(1);
     let of = |index: u64, sweepgen| Sample { stack: u32::from(index % 8 >= 4), sweepgen, ..span.sample(index) };
     let held = |objects: &Objects| -> Vec<u64> {
-        let usage = objects.usage(u64::MAX, (0, u64::MAX));
+        let usage = objects.usage(u64::MAX);
         usage.iter().map(|usage| usage.values.outstanding_bytes).collect()
     };
-    let survivors = |objects: &Objects| objects.survivors(u64::MAX, (0, u64::MAX));
+    let survivors = |objects: &Objects| objects.survivors(u64::MAX);
     (0..32).for_each(|index| objects.add(of(index, BEFORE)));
     assert_eq!(held(&objects), [16 * 48, 16 * 48], "nothing is known yet");
     assert_eq!(survivors(&objects), [16 * 48, 16 * 48], "no cycle has been seen");
@@ -105,7 +131,7 @@ fn estimates_are_the_truth_on_average() {
         look(&mut objects, &fake);
         assert!(!objects.is_undecided());
         let mut sum = 0.0;
-        for usage in objects.usage(u64::MAX, (0, u64::MAX)) {
+        for usage in objects.usage(u64::MAX) {
             let values = usage.values;
             let found =
                 [values.outstanding_bytes, values.outstanding_blocks, values.allocated_bytes, values.allocated_blocks];
@@ -113,7 +139,7 @@ fn estimates_are_the_truth_on_average() {
             *sums = std::array::from_fn(|nth| sums[nth] + found[nth] as f64);
             sum += values.outstanding_bytes as f64;
         }
-        let deviation = objects.sampling(u64::MAX, (0, u64::MAX)).relative_error * sum;
+        let deviation = objects.sampling(u64::MAX).relative_error * sum;
         squares += ((sum - truth) / deviation).powi(2);
     }
     let runs = f64::from(RUNS);
