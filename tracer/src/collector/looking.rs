@@ -76,6 +76,7 @@ impl Collector {
             })
         });
         Snapshot {
+            at: now,
             stacks,
             go_stacks: go_stacks.collect(),
             mapped: self.records_mapped.then(|| self.mapped_by_stack(now)),

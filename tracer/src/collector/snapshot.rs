@@ -14,6 +14,8 @@ use crate::{
 
 /// What all stacks hold at one moment.
 pub struct Snapshot {
+    /// The moment, nanoseconds of CLOCK_MONOTONIC: when recording ended, once it has.
+    pub at: u64,
     /// By stack, in no order.
     pub stacks: Vec<StackSnapshot>,
     /// What was mapped, by stack, in no order; `None` when that is not recorded.

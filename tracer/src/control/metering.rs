@@ -1,6 +1,6 @@
 //! What tracing costs is measured while it goes on, and bounded where that is asked for.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -62,10 +62,10 @@ impl Session {
         self.budget.as_ref().is_none_or(|budget| budget.is_open)
     }
 
-    /// How often probes were away, and what is to be said of that.
-    pub(super) fn told_of_budget(&self, cost: Option<Cost>) -> (u64, Vec<String>) {
+    /// How often probes were away in a trace that has lasted so long, and what is to be said of that.
+    pub(super) fn told_of_budget(&self, cost: Option<Cost>, lasted: Duration) -> (u64, Vec<String>) {
         let go = cost.map(|cost| cost.go).unwrap_or_default();
-        let told = |budget: &Budget| (budget.closed, budget.notes(Instant::now(), self.clock.elapsed(), go));
+        let told = |budget: &Budget| (budget.closed, budget.notes(self.clock + lasted, lasted, go));
         self.budget.as_ref().map(told).unwrap_or_default()
     }
 

@@ -1,11 +1,14 @@
 //! What reports are made of: everything that is known of the trace at a moment.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use hashbrown::HashSet;
 
 use super::{Session, ended::doubt, known::Doubt};
 use crate::{
     attach::{Attached, probes::Scope},
+    clock::monotonic,
     collector::{Request, Snapshot},
     event::Image,
     files::opener,
@@ -95,7 +98,10 @@ impl Session {
         notes.extend(opener::notes());
         self.look_at_cost(usize::MAX);
         let cost = self.meter.cost();
-        let (times_away, told) = self.told_of_budget(cost);
+        // What tracer does when nothing is recorded any more is no part of it.
+        let since = Duration::from_nanos(monotonic().saturating_sub(snapshot.at));
+        let duration = self.clock.elapsed().saturating_sub(since);
+        let (times_away, told) = self.told_of_budget(cost, duration);
         notes.extend(told);
         let mut processes: Vec<Process> = self.processes().map(Attached::target).collect();
         for (process, attached) in processes.iter_mut().zip(self.attached.iter().chain(self.ended.apart())) {
@@ -125,7 +131,7 @@ impl Session {
             cost,
             sample: self.config.sample,
             started: self.started,
-            duration: self.clock.elapsed(),
+            duration,
             processes,
             selected: self.selected,
             filters,
