@@ -91,7 +91,8 @@ impl Budget {
     /// What the reader of a report should know.
     pub(super) fn notes(&self, now: Instant, elapsed: Duration, go: Duration) -> Vec<String> {
         let passed = if self.is_open { now.saturating_duration_since(self.since) } else { Duration::ZERO };
-        let percent = 100.0 * self.share;
+        // As it was given: 7 % is no share of binary digits.
+        let percent = (100.0 * self.share * 1e9).round() / 1e9;
         let windows = (self.closed > 0).then(|| {
             format!(
                 "to cost no more than {percent}%, probes were there for {} of {} only: what was allocated between is not recorded, \
@@ -164,6 +165,16 @@ mod tests {
             assert_eq!(budget.step(begin + elapsed, &cost(2 * beat, beat), elapsed, true), Step::Stay);
         }
         assert!(budget.notes(begin, Duration::from_secs(20), Duration::ZERO).is_empty());
+    }
+
+    #[test]
+    fn a_share_is_told_as_it_was_given() {
+        let begin = Instant::now();
+        for percent in [7.0, 0.1, 12.5, 29.0, 100.0] {
+            let budget = Budget { closed: 1, ..Budget::new(percent / 100.0, begin) };
+            let notes = budget.notes(begin, Duration::from_secs(1), Duration::ZERO);
+            assert!(notes[0].starts_with(&format!("to cost no more than {percent}%, ")), "{}", notes[0]);
+        }
     }
 
     #[test]

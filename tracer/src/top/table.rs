@@ -45,7 +45,8 @@ pub fn lines(page: &Page) -> Vec<String> {
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
     }));
     if rows.is_empty() {
-        lines.push("no process can be seen".to_owned());
+        let none = if page.processes > 0 { "none is shown (--top)" } else { "no process can be seen" };
+        lines.push(none.to_owned());
     }
     lines.extend(page.notes.iter().map(|note| format!("note: {note}")));
     lines
@@ -212,6 +213,10 @@ note: a note";
         let found = lines(&page);
         assert_eq!(squeezed(&found.join("\n")), squeezed(expected));
         assert!(found.iter().all(|line| !line.chars().any(char::is_control)), "{found:?}");
+        let none = lines(&Page { rows: Vec::new(), ..page.clone() });
+        assert_eq!(none[3..], ["none is shown (--top)", "note: a note"]);
+        let unseen = lines(&Page { rows: Vec::new(), processes: 0, ..page.clone() });
+        assert_eq!(unseen[3], "no process can be seen");
         let column = |line: &str| line.find("glibc");
         assert!(column(&found[3]).is_some() && column(&found[3]) == column(&found[4]), "{found:#?}");
     }
