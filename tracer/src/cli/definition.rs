@@ -25,7 +25,7 @@ which call stacks hold memory that nobody has freed.
 
 /// The command line of tracer.
 #[derive(Parser, Debug)]
-#[command(name = "tracer", version, about = ABOUT, long_about = LONG_ABOUT, after_help = exit::HELP)]
+#[command(name = "tracer", version, about = ABOUT, long_about = LONG_ABOUT, after_help = exit::help())]
 #[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Cli {
     #[command(subcommand)]
