@@ -1,6 +1,7 @@
 //! A snapshot of addresses to a [`Profile`] of names.
 
 mod containers;
+mod cut;
 mod go;
 mod mapped;
 mod names;
@@ -27,14 +28,14 @@ use self::{
 };
 pub use self::{go::GoTrace, mapped::MappedFacts};
 use crate::{
-    collector::{Snapshot, StackSnapshot, Trail},
+    collector::{Snapshot, StackSnapshot},
     event::{Image, Pid},
     go::heap::{HeapStack, HeapUsage},
     golang::Runtime,
     heap::{Series, StackIndex},
     profile::{
         Cost, Estimate, Filters, Frames, Growth, Heap, Kind, Memory, Mode, Process, Profile, StackEntry, Values,
-        quality::{Sampling, Truncation},
+        quality::Sampling,
     },
 };
 
@@ -83,6 +84,7 @@ impl Presenter {
 
     /// The profile of a snapshot.
     pub fn profile(&mut self, trace: Trace, snapshot: Snapshot, go: Vec<GoTrace>) -> Profile {
+        let snapshot = Snapshot { stacks: same::merged(snapshot.stacks), ..snapshot };
         self.names.look_up(snapshot.stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail)));
         self.names.look_up(snapshot.go_stacks.iter().map(|stack| (stack.stack, stack.pid, &stack.trail)));
         let mapped = snapshot.mapped.iter().flatten();
@@ -91,7 +93,10 @@ impl Presenter {
         let others_live = trace.processes.iter().any(|process| process.ended.is_none());
         let is_over = |image| by_image.place(image).is_some_and(|place| trace.processes[place].ended.is_some());
         let is_held = |image| !(others_live && is_over(image));
-        let mut quality = quality::of(&snapshot, &go, is_held);
+        let cut = cut::of(&snapshot, &go, is_held);
+        let mut quality = quality::of(&snapshot, &go, &cut, is_held);
+        let shown = go.iter().filter(|go| is_held(go.image));
+        let mut estimates: Vec<(Sampling, u64)> = shown.filter_map(GoTrace::estimate).collect();
         // Of Go's it is not known.
         let younger = go.is_empty().then(|| quality::younger(&snapshot, is_held));
         quality.notes.splice(0..0, trace.notes);
@@ -114,12 +119,9 @@ impl Presenter {
             go.is_of_before() && memory.is_some_and(Memory::exceeds_recorded)
         };
         quality.uncollected_heaps += go.iter().filter(is_old).count() as u64;
-        let mut estimates: Vec<(Sampling, u64)> = go.iter().filter_map(GoTrace::estimate).collect();
         let mut mode = go.first().map_or(Mode::Exact, |go| go.seen().mode);
-        let snapshots = same::merged(snapshot.stacks);
-        let heard: HashSet<u32> = snapshots.iter().map(|stack| stack.image.0).collect();
-        let cut: Vec<Image> = snapshots.iter().filter(|stack| is_cut(stack)).map(|stack| stack.image).collect();
-        let mut stacks: Vec<StackEntry> = snapshots.into_iter().map(|stack| self.entry(stack)).collect();
+        let heard: HashSet<u32> = snapshot.stacks.iter().map(|stack| stack.image.0).collect();
+        let mut stacks: Vec<StackEntry> = snapshot.stacks.into_iter().map(|stack| self.entry(stack)).collect();
         stacks.extend(go.into_iter().flat_map(|go| self.go_entries(go)));
         let mappings = snapshot
             .mapped
@@ -149,7 +151,7 @@ impl Presenter {
             // Sizes that nobody asks for are no silence, as long as there are frees.
             process.quality.silent = !heard.contains(&process.image) && !of_go.contains(&process.image);
         }
-        for place in cut.into_iter().filter_map(|image| by_image.place(image)) {
+        for place in cut.into_iter().filter_map(|(image, _)| by_image.place(image)) {
             processes[place].quality.truncated_stacks += 1;
         }
         for stack in &stacks {
@@ -259,12 +261,6 @@ fn end_stack(stack: &mut StackEntry, others_live: bool) {
         (stack.uncertain_bytes, stack.oldest) = (0, None);
         stack.estimate = stack.estimate.map(|_| Estimate::default());
     }
-}
-
-/// Whether a stack holds something and ends before the root.
-fn is_cut(stack: &StackSnapshot) -> bool {
-    let is_known = matches!(stack.trail, Trail::Known(_));
-    is_known && stack.values.outstanding_blocks > 0 && Truncation::of(stack.end).is_some()
 }
 
 /// How what is held now has grown.

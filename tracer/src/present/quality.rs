@@ -2,25 +2,30 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use hashbrown::HashSet;
-
 use super::go::GoTrace;
 use crate::{
     collector::{Snapshot, Trail},
     event::Image,
-    go::heap::{HeapStack, Way},
+    go::heap::Way,
     golang::heap,
-    heap::StackIndex,
     profile::quality::{Collections, Quality, Sampling, Truncation},
 };
 
-/// What is known before stacks and processes are looked at one by one. `is_held`: whether what stacks of an image held counts as
-/// outstanding.
-pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace], is_held: impl Fn(Image) -> bool) -> Quality {
+/// What is known before stacks and processes are looked at one by one, but for those that were `cut`. `is_held`: whether what stacks of an
+/// image held counts as outstanding.
+pub(super) fn of(
+    snapshot: &Snapshot,
+    go: &[GoTrace],
+    cut: &[(Image, Truncation)],
+    is_held: impl Fn(Image) -> bool,
+) -> Quality {
     let loss = &snapshot.loss;
     let held = snapshot.stacks.iter().filter(|stack| is_held(stack.image));
     let unknown = held.clone().filter(|stack| !matches!(stack.trail, Trail::Known(_)));
-    let truncated = truncated(snapshot, go);
+    let mut truncated = BTreeMap::new();
+    for (_, reason) in cut {
+        *truncated.entry(*reason).or_default() += 1;
+    }
     let reasons: Vec<String> =
         truncated.iter().map(|(reason, count)| format!("{count} of the cut stacks: {}", reason.words())).collect();
     let sampling: Vec<&heap::Sampling> = go.iter().filter_map(|go| go.heap.sampling.as_ref()).collect();
@@ -135,32 +140,6 @@ pub(super) fn together(estimates: &[(Sampling, u64)]) -> Option<Sampling> {
     }
     let relative_error = if sum > 0.0 { variance.sqrt() / sum } else { 0.0 };
     Some(Sampling { mean_bytes, samples, relative_error })
-}
-
-/// How many stacks that hold something end before the thread's root, by the reason that the BPF side gave.
-fn truncated(snapshot: &Snapshot, go: &[GoTrace]) -> BTreeMap<Truncation, u64> {
-    let native = snapshot.stacks.iter().filter(|stack| stack.values.outstanding_blocks > 0);
-    let native = native.map(|stack| (&stack.trail, stack.end));
-    let held: HashSet<StackIndex> = go
-        .iter()
-        .flat_map(|go| &go.heap.stacks)
-        .filter(|usage| usage.values.outstanding_blocks > 0)
-        .filter_map(|usage| match usage.stack {
-            HeapStack::Sampled(stack) => Some(StackIndex::from_raw(stack)),
-            HeapStack::Calls(_) => None,
-        })
-        .collect();
-    let sampled = snapshot.go_stacks.iter().filter(|stack| held.contains(&stack.stack));
-    let sampled = sampled.map(|stack| (&stack.trail, stack.end));
-    let mut counts = BTreeMap::new();
-    let mapped = snapshot.mapped.iter().flatten().filter(|stack| stack.values.bytes > 0);
-    let mapped = mapped.map(|stack| (&stack.trail, stack.end));
-    for (trail, end) in native.chain(sampled).chain(mapped) {
-        if let (Trail::Known(_), Some(reason)) = (trail, Truncation::of(end)) {
-            *counts.entry(reason).or_default() += 1;
-        }
-    }
-    counts
 }
 
 /// What the reader should know of stacks that became one: how many hold nothing, and how many something.
