@@ -19,6 +19,7 @@ mod name;
 mod numbers;
 mod options;
 mod pprof;
+mod sampling;
 mod stacks;
 mod text;
 mod words;

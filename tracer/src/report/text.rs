@@ -15,10 +15,11 @@ use super::{
     index::Index,
     mapped, name, numbers,
     options::Options,
+    sampling,
     stacks::{self, Merged},
     words,
 };
-use crate::profile::{Profile, Values, quality::Sampling};
+use crate::profile::{Profile, Values};
 
 /// Writes the report.
 pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) -> io::Result<()> {
@@ -71,19 +72,7 @@ fn write_header(
     head::write_processes(profile, index, options.by, out)?;
     writeln!(out, "  traced       {} from {started:.0}", numbers::duration(profile.duration))?;
     head::write_modes(profile, out)?;
-    if let Some(sampling) = &profile.quality.sampling {
-        let Sampling { mean_bytes, samples, relative_error } = *sampling;
-        let error = 100.0 * relative_error;
-        let heaps = profile.processes.iter().flat_map(|process| &process.heaps);
-        let is_all = heaps.into_iter().all(|seen| seen.sampling.is_some());
-        let bytes = if index.has_several_heaps && !is_all { "the Go heap's" } else { "all" };
-        writeln!(
-            out,
-            "  sampling     {} held, one every {} on average; standard error of {bytes} bytes {error:.1}%",
-            numbers::count(samples, "sample"),
-            numbers::size(mean_bytes)
-        )?;
-    }
+    sampling::write(profile, index, out)?;
     head::write_collections(profile, out)?;
     let ended = if profile.has_ended() { ", not freed by its end" } else { "" };
     writeln!(out, "  outstanding  {}, {}{ended}", held(totals), numbers::count(stacks as u64, "stack"))?;

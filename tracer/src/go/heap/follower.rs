@@ -14,7 +14,7 @@ use crate::{
     event::Pid,
     golang::{
         Runtime, Unreadable,
-        heap::{self, Buckets, Objects, Sample, Sampling},
+        heap::{self, Bucket, Buckets, Objects, Sample, Sampling},
     },
     heap::{History, Series},
     profile::Values,
@@ -298,9 +298,9 @@ impl Follower {
             }
             Followed::Buckets { buckets, rate } => {
                 let mut stacks: BTreeMap<Arc<[u64]>, HeapUsage> = BTreeMap::new();
-                let sizes = self.wanted.sizes;
-                let wanted = buckets.iter().enumerate().filter(|(_, b)| (sizes.0..=sizes.1).contains(&b.size));
-                for (index, bucket) in wanted {
+                let (least, most) = self.wanted.sizes;
+                let is_wanted = |bucket: &Bucket| (least..=most).contains(&bucket.size);
+                for (index, bucket) in buckets.iter().enumerate().filter(|(_, bucket)| is_wanted(bucket)) {
                     let [(allocated_blocks, allocated_bytes), (blocks, bytes)] = bucket.estimate(*rate);
                     let values = Values {
                         outstanding_bytes: bytes,
@@ -322,7 +322,7 @@ impl Follower {
                         }
                     }
                 }
-                let sampling = Some(heap::sampling_of(buckets.iter(), *rate));
+                let sampling = Some(heap::sampling_of(buckets.iter().filter(is_wanted), *rate));
                 let collections = Collections { seen, collected: buckets.is_published() || stacks.is_empty() };
                 HeapSnapshot { stacks: stacks.into_values().collect(), sampling, collections, problem }
             }
