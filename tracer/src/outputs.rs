@@ -85,8 +85,8 @@ impl Outputs {
         }
     }
 
-    /// Prints a short report while tracing goes on, if somebody is to see it. Whether anybody still reads: not when the standard output was closed. Other
-    /// failures are told, and do not keep the trace from going on.
+    /// Prints a short report while tracing goes on, if somebody is to see it. Whether anybody still reads: not when the standard output
+    /// was closed. Other failures are told, and do not keep the trace from going on.
     pub fn write_interval(&mut self, profile: &Profile, options: &Options) -> bool {
         let options = Options { top: options.top.min(INTERVAL_STACKS), ..*options };
         let (result, ends) = match self.standard {
@@ -148,8 +148,8 @@ impl OutputFile {
     }
 }
 
-/// Whether a path leads to what the standard output is (`/dev/stdout`, or the file of `> FILE`): opened anew, that would be written to in two
-/// places at a time.
+/// Whether a path leads to what the standard output is (`/dev/stdout`, or the file of `> FILE`): opened anew, that would be written to in
+/// two places at a time.
 fn is_standard_output(path: &Path) -> bool {
     let (Ok(found), Ok(own)) = (stat(path), fstat(io::stdout())) else { return false };
     let discards = own.st_rdev == makedev(1, 3);

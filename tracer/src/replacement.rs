@@ -29,6 +29,8 @@ pub(crate) struct Replacement {
     name: Option<PathBuf>,
     /// Whether it is a file that somebody has open, and so is only written on.
     is_shared: bool,
+    /// Whether its file system counts the names of a file.
+    counts_names: bool,
     /// Made by this run, and still without contents.
     made: Option<(Made, Clause)>,
 }
@@ -43,7 +45,7 @@ impl Replacement {
         if let Leads::Shared(link) = &leads
             && let Some(file) = own_descriptor(link)
         {
-            return Ok(Self { file, name: None, is_shared: true, made: None });
+            return Ok(Self { file, name: None, is_shared: true, counts_names: false, made: None });
         }
         let is_shared = matches!(leads, Leads::Shared(_));
         let fresh = !path.exists();
@@ -68,7 +70,8 @@ impl Replacement {
         let made = fresh.then(|| Made { path: name.as_deref().unwrap_or(path).to_owned(), identity: own });
         let made = made.map(|made| (made.clone(), Clause::new(move || made.remove())));
         let replaceable = metadata.is_file() && metadata.nlink() == 1;
-        Ok(Self { file, name: name.filter(|_| replaceable), is_shared, made })
+        let counts_names = metadata.nlink() > 0;
+        Ok(Self { file, name: name.filter(|_| replaceable), is_shared, counts_names, made })
     }
 
     /// Gives it the contents that `write` writes each time it is called. Where that fails, what was there stays; what this run
@@ -104,7 +107,7 @@ impl Replacement {
         // Some file systems tell only then that it does not fit.
         new.as_file().sync_data()?;
         let Ok(new) = new.persist(name) else { return Ok(false) };
-        has_a_name(&new)?;
+        self.check_name(&new)?;
         Ok(true)
     }
 
@@ -129,7 +132,7 @@ impl Replacement {
 
     /// Changes the file itself, if there is space for that; `even_unknown`: also where nothing tells whether there is.
     fn overwrite(&mut self, write: impl Fn(&mut dyn Write) -> io::Result<()>, even_unknown: bool) -> io::Result<()> {
-        has_a_name(&self.file)?;
+        self.check_name(&self.file)?;
         let mut size = Size(0);
         write(&mut size)?;
         let length = self.file.metadata()?.len();
@@ -146,7 +149,17 @@ impl Replacement {
         let written = self.file.stream_position()?;
         self.file.set_len(written)?;
         self.file.sync_data()?;
-        has_a_name(&self.file)
+        self.check_name(&self.file)
+    }
+
+    /// That whoever looks for a file finds it.
+    fn check_name(&self, file: &File) -> io::Result<()> {
+        if !self.counts_names || file.metadata()?.nlink() > 0 {
+            return Ok(());
+        }
+        Err(io::Error::other(
+            "it, or the folder that it is in, was removed meanwhile (choose a folder that stays until the trace is over)",
+        ))
     }
 }
 
@@ -250,16 +263,6 @@ fn own_descriptor(link: &Path) -> Option<File> {
     let file = File::from(pidfd_getfd(this, number, PidfdGetfdFlags::empty()).ok()?);
     let writes = fcntl_getfl(&file).ok()? & OFlags::RWMODE != OFlags::RDONLY;
     (writes && file.metadata().ok()?.is_file()).then_some(file)
-}
-
-/// That a file can be found by who looks for it.
-fn has_a_name(file: &File) -> io::Result<()> {
-    match file.metadata()?.nlink() {
-        0 => Err(io::Error::other(
-            "it, or the folder that it is in, was removed meanwhile (choose a folder that stays until the trace is over)",
-        )),
-        _ => Ok(()),
-    }
 }
 
 fn is_full(error: &io::Error) -> bool {

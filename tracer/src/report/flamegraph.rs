@@ -288,7 +288,6 @@ mod tests {
         check(&profile, title, "traced for 1m 1s, complete");
         profile.quality.lost_frees = 1;
         check(&profile, title, "traced for 1m 1s, INCOMPLETE: 1 free lost (the ring buffer was full)");
-        profile.stacks.clear();
         profile.filters.min_age = Duration::from_secs(60);
         check(
             &profile,
@@ -296,6 +295,7 @@ mod tests {
             "traced for 1m 1s, only blocks held for 1m or longer, INCOMPLETE: 1 free lost (the ring buffer was full)",
         );
         profile.filters.min_age = Duration::ZERO;
+        profile.stacks.clear();
         let title = "leaky (pid 4711): 0 bytes outstanding in 0 blocks";
         check(&profile, title, "traced for 1m 1s, INCOMPLETE: 1 free lost (the ring buffer was full)");
     }
