@@ -41,7 +41,9 @@ pub fn run(data: &[u8]) {
     }
     packed_alike(&table);
     let entry = table.rows().first().map_or(0, |row| row.0 ^ 0x10);
-    table.mark_entry(entry);
+    table.mark_entry(entry..entry.saturating_add(0x20));
+    in_order(&table, bytes.len());
+    table.bridge(|gap| gap.start.is_multiple_of(2));
     in_order(&table, bytes.len());
 }
 

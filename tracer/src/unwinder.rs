@@ -2,6 +2,7 @@
 //! under the file's number. Who asks for which file is in `resolve/`.
 
 mod contexts;
+mod entry;
 mod undescribed;
 
 use std::{
@@ -313,6 +314,7 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
         Err(UnwindError::NoSection | UnwindError::Empty) if go => (Table::default(), None),
         Err(problem) => (Table::default(), Some(problem)),
     };
+    undescribed::bridge(file, &segments, &mut table);
     if go {
         // What a linker of C has put together has tables for C.
         let is_linked_by_go = table.rows().is_empty() && !elf.needed().libraries.is_empty();
@@ -333,7 +335,7 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
     if let Some(problem) = problem.filter(|_| table.rows().is_empty()) {
         return Err(problem.to_string());
     }
-    table.mark_entry(elf.entry());
+    entry::mark(&elf, &mut table);
     Ok((segments, table))
 }
 
@@ -365,6 +367,14 @@ fn callback(file: &File, elf: &Elf<'_>, segments: &[Segment]) -> Option<(Range<u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The rule that holds at a symbol of a file.
+    pub(super) fn rule_of(path: &std::path::Path, symbol: &str) -> u64 {
+        let file = File::open(path).unwrap();
+        let bytes = Bytes::new(&file);
+        let (address, _) = Elf::parse(&bytes).unwrap().exported(symbol).unwrap();
+        compile_file(&file).unwrap().1.rule_at(address)
+    }
 
     #[test]
     fn code_without_parts_of_it() {

@@ -79,7 +79,7 @@ pub(super) fn assemble(text: &str) -> Binary {
 }
 
 /// Compiles the source file, which is given `text` first.
-pub(super) fn build(source: &Path, text: &str, options: &[&str], output: &Path) {
+pub(crate) fn build(source: &Path, text: &str, options: &[&str], output: &Path) {
     fs::write(source, text).unwrap();
     let gcc = Command::new("gcc").arg(source).arg("-o").arg(output).args(options).output().unwrap();
     assert!(gcc.status.success(), "{}", String::from_utf8_lossy(&gcc.stderr));

@@ -18,7 +18,7 @@ mod synthesis;
 mod table;
 
 #[cfg(test)]
-mod fixture;
+pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 

@@ -8,8 +8,7 @@ use super::rule::{Reason, unsupported};
 
 /// No rule.
 const NONE: u64 = rule(kind::NONE, 0, 0, 0);
-/// Gaps between functions that are shorter than this are padding, bytes: the rule before it goes on, which saves two rows
-/// for most functions.
+/// Gaps between functions that are shorter than this may be bridged, bytes.
 const PADDING: u64 = 16;
 /// Most rows of one function. The largest that compilers make have some thousands.
 const MAX_FUNCTION_ROWS: usize = 1 << 16;
@@ -81,17 +80,13 @@ impl Table {
         after.checked_sub(1).and_then(|at| self.rows.get(at)).map_or(NONE, |row| row.1)
     }
 
-    /// Says that the code at `entry`, where the kernel starts the program, has no caller, unless something is said of it
-    /// already: the first instructions of loaders are assembler without unwind information.
-    pub fn mark_entry(&mut self, entry: u64) {
-        let after = self.rows.partition_point(|row| row.0 <= entry);
-        if self.rule_at(entry) != NONE || after == self.rows.len() {
-            return;
-        }
-        let stop = rule(kind::STOP, fp::SAME, 0, 0);
-        match after.checked_sub(1).and_then(|at| self.rows.get_mut(at)).filter(|row| row.0 == entry) {
-            Some(row) => row.1 = stop,
-            None => self.rows.insert(after, (entry, stop)),
+    /// Says that `code`, which begins where the kernel starts the program, has no caller, unless something is said of it already: the first
+    /// instructions of loaders are assembler without unwind information.
+    pub fn mark_entry(&mut self, code: Range<u64>) {
+        // What is described behind it is something else, and so is what follows that.
+        let own = self.gaps(code.clone()).into_iter().next().filter(|gap| gap.start == code.start);
+        if let Some(own) = own {
+            self.fill(&[(own.start, rule(kind::STOP, fp::SAME, 0, 0)), (own.end, NONE)]);
         }
     }
 
@@ -162,6 +157,20 @@ impl Table {
         stats.code_bytes = stats.code_bytes.saturating_add(code_bytes);
         (stats.unsupported, stats.unsupported_bytes) = Default::default();
         self.count_unsupported();
+    }
+
+    /// Has the rule go on that holds before a short gap between functions, where `is_padding`: that saves two rows for most of them. It is
+    /// asked for one gap after the other.
+    pub fn bridge(&mut self, mut is_padding: impl FnMut(Range<u64>) -> bool) {
+        let rows = std::mem::take(&mut self.rows);
+        self.rows.reserve(rows.len());
+        for (index, &(address, rule)) in rows.iter().enumerate() {
+            let gap = rows.get(index + 1).map(|next| address..next.0).filter(|gap| gap.end - gap.start < PADDING);
+            let is_bridged = rule == NONE && index > 0 && gap.is_some_and(&mut is_padding);
+            if !is_bridged {
+                self.push(address, rule);
+            }
+        }
     }
 
     /// The parts of some code that nothing is said of.
@@ -291,7 +300,7 @@ impl Collector {
             let next = self.functions.get(index + 1).map_or(u64::MAX, |next| next.start);
             let end = function.end.min(next);
             overlapping += usize::from(end < function.end);
-            if let Some(before) = before.filter(|before| function.start - before >= PADDING) {
+            if let Some(before) = before {
                 table.push(before, NONE);
             }
             let rows = self.rows.iter().skip(function.first_row as usize).take(function.rows as usize);
@@ -338,6 +347,24 @@ mod tests {
         assert_eq!(table.gaps(0x8..0x28), [0x8..0x10, 0x20..0x28]);
         assert_eq!(table.gaps(0x18..u64::MAX), [0x20..0x30, 0x40..u64::MAX]);
         assert_eq!(table.gaps(0x12..0x18), []);
+    }
+
+    #[test]
+    fn where_a_program_begins_has_no_caller_and_what_is_behind_it_has_no_rule() {
+        let (one, stop) = (rule(kind::SP, fp::SAME, 0, 8), rule(kind::STOP, fp::SAME, 0, 0));
+        let rows = vec![(0x10, one), (0x20, NONE), (0x30, one), (0x40, NONE)];
+        for (code, expected) in [
+            (0x2..0x6, vec![(0x2, stop), (0x6, NONE), (0x10, one), (0x20, NONE), (0x30, one), (0x40, NONE)]),
+            (0x20..0x28, vec![(0x10, one), (0x20, stop), (0x28, NONE), (0x30, one), (0x40, NONE)]),
+            (0x24..0x60, vec![(0x10, one), (0x20, NONE), (0x24, stop), (0x30, one), (0x40, NONE)]),
+            (0x50..0x60, vec![(0x10, one), (0x20, NONE), (0x30, one), (0x40, NONE), (0x50, stop), (0x60, NONE)]),
+            (0x18..0x28, rows.clone()),
+            (0x24..0x24, rows.clone()),
+        ] {
+            let mut table = Table::of(rows.clone());
+            table.mark_entry(code.clone());
+            assert_eq!(table.rows(), expected, "{code:x?}");
+        }
     }
 
     #[test]

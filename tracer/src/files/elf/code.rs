@@ -92,6 +92,23 @@ impl<'data> Elf<'data> {
         code
     }
 
+    /// Size of the function that begins at an address, as symbols tell it, and where the next one begins that they tell of.
+    pub fn function(&self, address: u64) -> (Option<u64>, Option<u64>) {
+        let (mut size, mut next) = (None, None);
+        for kind in [SHT_DYNSYM, SHT_SYMTAB] {
+            let table = self.sections.symbols(self.endian, self.data, kind).unwrap_or_default();
+            for symbol in table.iter().filter(|symbol| symbol.st_shndx(self.endian) != SHN_UNDEF) {
+                let (start, length) = (symbol.st_value(self.endian), symbol.st_size(self.endian));
+                if start == address && length > 0 {
+                    size = Some(length);
+                } else if start > address && symbol.st_type() == STT_FUNC {
+                    next = Some(next.map_or(start, |next: u64| next.min(start)));
+                }
+            }
+        }
+        (size, next)
+    }
+
     /// What is loaded from an address on, to the end of its segment or 32 KiB of it at least.
     pub fn loaded(&self, address: u64) -> Option<&'data [u8]> {
         let headers = self.header.program_headers(self.endian, self.data).unwrap_or_default();

@@ -216,10 +216,20 @@ fn statistics_count_what_is_there() {
 }
 
 #[test]
-fn short_gaps_are_bridged_and_equal_neighbours_merged() {
+fn short_gaps_are_bridged_where_they_are_padding_and_equal_neighbours_merged() {
     let frames = Frames::default().cie(USUAL).fde(0x1000, 0x11, &[]).fde(0x1020, 0x10, &[]).fde(0x1040, 0x10, &[]);
-    let table = compile(&frames.sections()).unwrap();
+    let mut table = compile(&frames.sections()).unwrap();
     let sp = rule(kind::SP, 0, 0, 8);
+    let exact = [(0x1000, sp), (0x1011, 0), (0x1020, sp), (0x1030, 0), (0x1040, sp), (0x1050, 0)];
+    assert_eq!(table.rows(), exact);
+    table.bridge(|_| false);
+    assert_eq!(table.rows(), exact, "a function of somebody's own may be there");
+    let mut asked = Vec::new();
+    table.bridge(|gap| {
+        asked.push(gap);
+        true
+    });
+    assert_eq!(asked, [std::ops::Range { start: 0x1011, end: 0x1020 }]);
     assert_eq!(table.rows(), [(0x1000, sp), (0x1030, 0), (0x1040, sp), (0x1050, 0)]);
 }
 

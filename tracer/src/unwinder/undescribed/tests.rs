@@ -3,12 +3,13 @@
 use std::{fs::File, io::Write as _, path::Path};
 
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction};
-use tracer_ebpf::unwind::fp;
+use tracer_ebpf::unwind::{fp, rule};
 
 use super::*;
 use crate::{
     files::elf::Bytes,
-    unwind::{Reason, Sections, compile},
+    unwind::{Reason, Sections, compile, fixture::build},
+    unwinder::tests::rule_of,
 };
 
 /// What came of a comparison: of bytes of code, or of calls.
@@ -104,6 +105,30 @@ fn rules_from_code_are_those_of_unwind_information() {
         );
     }
     assert!(files > 0);
+}
+
+/// Between functions that are described, in assembler: a small one that is not, and padding.
+#[test]
+fn what_is_between_functions_has_their_rule_only_if_it_is_padding() {
+    let described = |name: &str, offset: u32| {
+        format!("{name}: .cfi_startproc\nnop\n.cfi_def_cfa_offset {offset}\n{name}_last: nop\n.cfi_endproc\n")
+    };
+    let text = [
+        ".text\n".to_owned(),
+        described("first", 32),
+        "own: sub moved(%rip), %rsp\nown_end: ret\n".to_owned(),
+        described("second", 48),
+        "padding: .nops 9\nint3\n".to_owned(),
+        described("third", 64),
+        ".data\nmoved: .quad 24\n.section .note.GNU-stack, \"\", @progbits\n".to_owned(),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("between.so");
+    build(&folder.path().join("between.s"), &text.concat(), &["-shared", "-nostdlib"], &output);
+    let rule_at = |symbol| rule_of(&output, symbol);
+    let sp = |offset| rule(kind::SP, fp::SAME, 0, offset);
+    assert_eq!([rule_at("first_last"), rule_at("own"), rule_at("own_end")], [sp(32), 0, 0]);
+    assert_eq!([rule_at("second_last"), rule_at("padding"), rule_at("third")], [sp(48), sp(48), sp(8)]);
 }
 
 /// A library without sections, as they may be taken away.
