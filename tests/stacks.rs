@@ -76,6 +76,22 @@ fn frames_that_are_aligned_at_run_time() {
     report.assert_complete("realigned");
 }
 
+/// The function before it has no part in it.
+#[test]
+fn code_that_is_interrupted_at_the_begin_of_a_function() {
+    require_root();
+    let program = compiled("faults");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("faults", &report, &truth, Some(&program));
+    let chain = chain(&report, "below_fault");
+    assert!(chain.starts_with(&[&MAIN[..], &["calls_fault", "fault"]].concat()), "{chain:?}");
+    assert!(chain.ends_with(&["on_fault", "below_fault"]), "{chain:?}");
+    report.assert_complete("faults");
+}
+
 #[test]
 fn every_shape_without_frame_pointers() {
     for program in ["shapes -O2", "shapes -O0", "shapes -Os", "shapes -O3"] {

@@ -159,6 +159,7 @@ const PROGRAMS: &[Source] = &[
         flags: UNKNOWN_NAMES,
     },
     Source { name: "family, names of mimalloc", compiler: C, files: &["family.c"], flags: MI_NAMES },
+    Source { name: "faults", compiler: C, files: &["faults.c"], flags: WITHOUT_FRAME_POINTERS },
     Source {
         name: "fibers",
         compiler: C,

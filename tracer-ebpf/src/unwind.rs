@@ -94,7 +94,8 @@ pub const fn rule(kind: u8, fp: u8, fp_offset: i16, cfa_offset: i32) -> u64 {
     kind as u64 | (fp as u64) << 8 | (fp_offset as u16 as u64) << 16 | (cfa_offset as u32 as u64) << 32
 }
 
-/// A frame of a stack: where in which file the return address points to. Stacks are of these, so the same stack is the
+/// A frame of a stack: where in which file the return address points to; of code that was interrupted, the byte behind the first of the
+/// instruction: in both cases the code is that of the byte before. Stacks are of these, so the same stack is the
 /// same in every process, wherever files are mapped, and is another one when another file is mapped at the same address.
 ///
 /// Bit 63 set, bits 40-62 number of the file, 0-39 offset in it. Where there is no file, or it has no number: the address

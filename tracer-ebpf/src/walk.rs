@@ -350,10 +350,12 @@ fn look_up(thread: &mut Thread) -> u32 {
         return 0;
     }
     let pc = address.wrapping_sub(thread.walk.back);
-    thread.walk.place = place::at(address);
+    // Code is named by the byte before its place: where it was interrupted, that is the first of the instruction.
+    let place = pc.wrapping_add(1);
+    thread.walk.place = place::at(place);
     let found = mappings::find(thread, pc);
     if mappings::is_told(found) {
-        thread.walk.place = mappings::place_of(&thread.walk.mapping, address);
+        thread.walk.place = mappings::place_of(&thread.walk.mapping, place);
     }
     if found != 0 {
         return found;

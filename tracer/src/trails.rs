@@ -13,10 +13,10 @@ use crate::{
     unwind::{LONGEST_CALL, ends_with_call},
 };
 
-/// One frame of a stack: what the return address points to.
+/// One frame of a stack: what the return address points to; of code that was interrupted, one byte on from that.
 #[derive(Clone, Debug)]
 pub struct Site {
-    /// The return address; 0 where it lies in a file, which may be mapped anywhere.
+    /// That address; 0 where it lies in a file, which may be mapped anywhere.
     pub addr: u64,
     /// The file and offset it lies in.
     pub place: Place,

@@ -437,8 +437,8 @@ impl Cut {
                 Step::Stopped(Stop::Unsupported) => return Outcome::Done(places, end::UNSUPPORTED_RULE),
                 Step::Stopped(Stop::BadMemory) => return Outcome::Done(places, end::BAD_MEMORY),
             }
-            let in_file = |code: &Code| Some(place::in_file(code.number?, code.offset_of(frame.pc)));
-            places.push(find(frame.code()).filter(was_there).and_then(in_file).unwrap_or(place::at(frame.pc)));
+            let in_file = |code: &Code| Some(place::in_file(code.number?, code.offset_of(frame.place())));
+            places.push(find(frame.code()).filter(was_there).and_then(in_file).unwrap_or(place::at(frame.place())));
         }
         Outcome::Done(places, end::DEPTH)
     }

@@ -22,6 +22,11 @@ impl Registers {
     pub fn code(&self) -> u64 {
         self.pc.wrapping_sub(u64::from(!self.exact))
     }
+
+    /// What the frame is told as ([`tracer_ebpf::unwind::place`]): the address behind that.
+    pub fn place(&self) -> u64 {
+        self.code().wrapping_add(1)
+    }
 }
 
 /// What a step leads to.

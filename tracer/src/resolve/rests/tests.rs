@@ -82,6 +82,20 @@ fn frames_are_told_as_places_up_to_the_outermost() {
     assert_eq!(unwound(&another, known), Ok((vec![], end::UNKNOWN_FILE)), "another file is mapped there by now");
 }
 
+/// At a function's first instruction: what is named is the byte before a place.
+#[test]
+fn code_that_was_interrupted_is_told_as_what_was_about_to_run() {
+    // The word at 40 + 8 * 16 is where.
+    let mut words = [0; 12];
+    words[10] = 0x9200;
+    let interrupted = cut(rest(0, &words, &Room::default()));
+    let rule = |number: u32, code: &Code, at: u64| match number {
+        5 => Rule::At(rule(kind::SIGNAL, 0, 0, 0)),
+        _ => known(number, code, at),
+    };
+    assert_eq!(unwound(&interrupted, rule), Ok((vec![place::in_file(6, 0x201)], end::ROOT)));
+}
+
 /// Of a moment before they were read are those that have not appeared since.
 #[test]
 fn what_has_appeared_since_was_not_there() {

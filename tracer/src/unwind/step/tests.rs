@@ -95,6 +95,7 @@ fn what_cannot_be_followed_stops_with_its_reason() {
 #[test]
 fn a_return_address_belongs_to_the_call_before_it() {
     let frame = Registers { pc: 0x4000, sp: 0, fp: 0, exact: false };
+    assert_eq!((frame.place(), Registers { exact: true, ..frame }.place()), (0x4000, 0x4001));
     assert_eq!((frame.code(), Registers { exact: true, ..frame }.code()), (0x3fff, 0x4000));
 }
 
