@@ -93,6 +93,20 @@ fn code_that_is_interrupted_at_the_begin_of_a_function() {
 }
 
 #[test]
+fn stacks_that_lie_above_those_of_their_callers() {
+    require_root();
+    let program = compiled("switches");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("switches", &report, &truth, Some(&program));
+    let expected = [&MAIN[..], &["on_stack", "on_first", "on_stack", "on_second"]].concat();
+    assert_eq!(chain(&report, "on_second"), expected);
+    report.assert_complete("switches");
+}
+
+#[test]
 fn every_shape_without_frame_pointers() {
     for program in ["shapes -O2", "shapes -O0", "shapes -Os", "shapes -O3"] {
         check(program);

@@ -126,7 +126,8 @@ fn same(rule: u64, address: u64, fde: &Fde<'_>, row: &UnwindTableRow<usize>) {
     if root {
         return;
     }
-    assert_eq!(kind == kind::SIGNAL, fde.is_signal_trampoline(), "{address:#x}: rule {rule:#x}, gimli {row:?}");
+    let is_exact = kind == kind::SIGNAL || fp_kind & fp::EXACT != 0;
+    assert_eq!(is_exact, fde.is_signal_trampoline(), "{address:#x}: rule {rule:#x}, gimli {row:?}");
     if kind == kind::SIGNAL {
         return;
     }
@@ -138,6 +139,7 @@ fn same(rule: u64, address: u64, fde: &Fde<'_>, row: &UnwindTableRow<usize>) {
         CfaRule::Expression(_) => [kind::SP, kind::FP, kind::PLT, kind::DEREF_FP, kind::DEREF_SP].contains(&kind),
     };
     assert!(frame, "{address:#x}: rule {rule:#x}, gimli {row:?}");
+    let fp_kind = fp_kind & !fp::EXACT;
     let frame_pointer = match row.register(X86_64::RBP) {
         None | Some(RegisterRule::Undefined | RegisterRule::SameValue) => fp_kind == fp::SAME,
         Some(RegisterRule::Offset(at)) => fp_kind == fp::AT_CFA && fp_offset == at,

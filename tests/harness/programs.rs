@@ -280,6 +280,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "silent files", compiler: C, files: &["silent_files.c"], flags: &[] },
     Source { name: "sampled", compiler: CXX, files: &["sampled.cpp"], flags: WITH_FRAME_POINTERS },
     Source { name: "signals", compiler: C, files: &["signals.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "switches", compiler: C, files: &["switches.c"], flags: WITHOUT_FRAME_POINTERS },
     Source {
         name: "own backtrace",
         compiler: C,

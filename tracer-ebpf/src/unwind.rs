@@ -76,9 +76,17 @@ pub mod kind {
     /// Go code: frame pointers, whose chain may lead on to another stack (the runtime's own, or that of C). A frame pointer
     /// of 0 marks the outermost frame.
     pub const GO: u8 = 10;
+    /// CFA = frame pointer + offset, where code has moved the stack pointer to another stack.
+    pub const SWITCHED: u8 = 11;
+
+    /// Whether a caller's frame may lie below: on another stack.
+    #[inline(always)]
+    pub const fn may_lead_elsewhere(kind: u8) -> bool {
+        matches!(kind, GO | SWITCHED | DEREF_FP | DEREF_SP)
+    }
 }
 
-/// Where the caller's frame pointer is.
+/// Where the caller's frame pointer is, and [`EXACT`](fp::EXACT).
 pub mod fp {
     /// Still in its register.
     pub const SAME: u8 = 0;
@@ -86,6 +94,8 @@ pub mod fp {
     pub const AT_CFA: u8 = 1;
     /// In the word at (frame pointer + offset).
     pub const AT_FP: u8 = 2;
+    /// Besides: the caller was interrupted, so its address is where it goes on, not where a call returns to.
+    pub const EXACT: u8 = 0x80;
 }
 
 /// A rule, packed: bits 0-7 [`kind`], 8-15 [`fp`], 16-31 offset of the saved frame pointer (signed), 32-63 offset of the

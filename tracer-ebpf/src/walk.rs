@@ -379,13 +379,14 @@ fn step(thread: &mut Thread) -> u32 {
     }
     let rule = thread.walk.rule;
     let offset = ((rule as i64) >> 32) as u64;
-    let fp_kind = (rule >> 8) as u8;
+    let fp_kind = (rule >> 8) as u8 & !fp::EXACT;
+    let exact = rule >> 15 & 1;
     let fp_offset = ((rule << 32) as i64 >> 48) as u64;
     let walk = &mut thread.walk;
     let mut saved_fp = 0;
     let cfa = match rule as u8 {
         kind::SP => walk.sp.wrapping_add(offset),
-        kind::FP => walk.fp.wrapping_add(offset),
+        kind::FP | kind::SWITCHED => walk.fp.wrapping_add(offset),
         kind::PLT => walk.sp.wrapping_add(if walk.pc & 15 >= offset { 16 } else { 8 }),
         kind::STOP => return end::ROOT,
         // The ABI's mark of the outermost frame, where code is known to keep it.
@@ -411,7 +412,7 @@ fn step(thread: &mut Thread) -> u32 {
     }
     // The stack grows down: a caller's frame lies above, unless it is on another stack.
     if cfa < walk.sp.wrapping_add(8) {
-        if rule as u8 != kind::GO {
+        if !kind::may_lead_elsewhere(rule as u8) || cfa == walk.sp {
             // Where a thread begins, with the frame pointer's mark of the outermost frame, some tables say that it has no frame.
             let is_first = rule as u8 == kind::SP && offset == 0 && walk.fp == 0;
             return if is_first { end::ROOT } else { end::BAD_MEMORY };
@@ -434,7 +435,10 @@ fn step(thread: &mut Thread) -> u32 {
     walk.fp = caller_fp;
     walk.fp_slot = saved_fp;
     walk.sp = cfa;
-    walk.back = 1;
+    // Without a branch: hardly any frame is of a signal, and those of the kernel's have a rule of their own.
+    walk.back = exact ^ 1;
+    walk.tainted |= exact as u32;
+    walk.signals |= exact as u32;
     walk.pc = caller;
     match (caller, rule as u8) {
         (0, kind::FRAME_POINTERS) => end::NO_RULE,

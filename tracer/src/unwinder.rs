@@ -3,7 +3,9 @@
 
 mod contexts;
 mod entry;
+mod switches;
 mod undescribed;
+mod window;
 
 use std::{
     fs::File,
@@ -17,6 +19,7 @@ use std::{
 use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::unwind::{FileSegment, FileTable, MAX_SEGMENTS, file, kind, rule};
 
+use self::window::Window;
 use crate::{
     bpf::Tables,
     event::Pid,
@@ -314,7 +317,8 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
         Err(UnwindError::NoSection | UnwindError::Empty) if go => (Table::default(), None),
         Err(problem) => (Table::default(), Some(problem)),
     };
-    undescribed::bridge(file, &segments, &mut table);
+    let mut window = Window::new(file, &segments);
+    undescribed::bridge(&mut window, &mut table);
     if go {
         // What a linker of C has put together has tables for C.
         let is_linked_by_go = table.rows().is_empty() && !elf.needed().libraries.is_empty();
@@ -331,6 +335,7 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
     } else if elf.is_x86_64() {
         contexts::mark(&elf, &mut table);
         undescribed::describe(&elf, &mut table);
+        switches::mark(&mut window, &mut table);
     }
     if let Some(problem) = problem.filter(|_| table.rows().is_empty()) {
         return Err(problem.to_string());

@@ -134,9 +134,12 @@ impl Run<'_, '_> {
             I::DefCfaSf { register, factored_offset } => {
                 self.state.cfa = Cfa::Register { register, offset: self.factored(factored_offset) };
             }
-            I::DefCfaRegister { register } => *self.cfa_register()?.0 = register,
-            I::DefCfaOffset { offset } => *self.cfa_register()?.1 = offset.cast_signed(),
-            I::DefCfaOffsetSf { factored_offset } => *self.cfa_register()?.1 = self.factored(factored_offset),
+            I::DefCfaRegister { register } => match &mut self.state.cfa {
+                Cfa::Register { register: own, .. } => *own = register,
+                Cfa::Expression(_) => return Err(Malformed),
+            },
+            I::DefCfaOffset { offset } => self.set_cfa_offset(offset.cast_signed()),
+            I::DefCfaOffsetSf { factored_offset } => self.set_cfa_offset(self.factored(factored_offset)),
             I::DefCfaExpression { expression } => self.state.cfa = Cfa::Expression(expression),
             I::Undefined { register } => self.save(register, Saved::Undefined),
             I::SameValue { register } => self.save(register, Saved::Same),
@@ -166,10 +169,10 @@ impl Run<'_, '_> {
         offset.wrapping_mul(self.cie.data_alignment_factor())
     }
 
-    fn cfa_register(&mut self) -> Result<(&mut Register, &mut i64), Malformed> {
-        match &mut self.state.cfa {
-            Cfa::Register { register, offset } => Ok((register, offset)),
-            Cfa::Expression(_) => Err(Malformed),
+    /// Of what an expression finds it says nothing: compilers track the stack pointer there, too, and unwinders leave it alone.
+    fn set_cfa_offset(&mut self, to: i64) {
+        if let Cfa::Register { offset, .. } = &mut self.state.cfa {
+            *offset = to;
         }
     }
 

@@ -28,7 +28,7 @@ pub enum Reason {
     CfaExpression,
     /// An offset is too large.
     Offset,
-    /// A signal frame that is not laid out as the kernel does it.
+    /// A signal frame that is laid out neither as the kernel does it nor as calls leave one.
     SignalFrame,
     /// The unwind information cannot be read.
     Malformed,
@@ -85,19 +85,31 @@ impl State {
             let end = expression.offset.checked_add(expression.length)?;
             Shape::of(section.get(expression.offset..end)?)
         };
-        self.try_rule(cie, shape).unwrap_or_else(unsupported)
+        self.try_rule(cie, &shape).unwrap_or_else(unsupported)
     }
 
-    fn try_rule(&self, cie: &Cie<'_>, shape: impl Fn(UnwindExpression<usize>) -> Option<Shape>) -> Result<u64, Reason> {
+    fn try_rule(
+        &self,
+        cie: &Cie<'_>,
+        shape: &impl Fn(UnwindExpression<usize>) -> Option<Shape>,
+    ) -> Result<u64, Reason> {
         if cie.return_address_register() != X86_64::RA {
             return Err(Reason::ReturnAddress);
         }
         if self.return_address == Saved::Undefined {
             return Ok(rule(STOP, 0, 0, 0));
         }
-        if cie.is_signal_trampoline() {
-            return if self.is_ucontext(shape) { Ok(rule(SIGNAL, 0, 0, 0)) } else { Err(Reason::SignalFrame) };
+        if !cie.is_signal_trampoline() {
+            return self.usual_rule(shape, 0);
         }
+        if self.is_ucontext(shape) {
+            return Ok(rule(SIGNAL, 0, 0, 0));
+        }
+        self.usual_rule(shape, fp::EXACT).map_err(|_| Reason::SignalFrame)
+    }
+
+    /// The rule of a frame that is as calls leave it. `exact`: nothing, or [`fp::EXACT`].
+    fn usual_rule(&self, shape: &impl Fn(UnwindExpression<usize>) -> Option<Shape>, exact: u8) -> Result<u64, Reason> {
         if self.return_address != Saved::Offset(-8) {
             return Err(Reason::ReturnAddress);
         }
@@ -125,14 +137,14 @@ impl State {
             },
         };
         match (i16::try_from(fp_offset), offset) {
-            (Ok(fp_offset), Ok(offset)) => Ok(rule(kind, fp_kind, fp_offset, offset)),
+            (Ok(fp_offset), Ok(offset)) => Ok(rule(kind, fp_kind | exact, fp_offset, offset)),
             _ => Err(Reason::Offset),
         }
     }
 
     /// Whether this finds the caller in the ucontext that the kernel leaves at the stack pointer: general registers are at
     /// 40 in it, in the order of <sys/ucontext.h> (rbp is 10, rsp 15, rip 16).
-    fn is_ucontext(&self, shape: impl Fn(UnwindExpression<usize>) -> Option<Shape>) -> bool {
+    fn is_ucontext(&self, shape: &impl Fn(UnwindExpression<usize>) -> Option<Shape>) -> bool {
         let at = |expression, index: i64| {
             shape(expression) == Some(Shape::Sum { register: X86_64::RSP, offset: 40 + 8 * index })
         };

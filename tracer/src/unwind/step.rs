@@ -59,7 +59,7 @@ pub fn step(rule: u64, frame: Registers, mut read: impl FnMut(u64) -> Option<u64
         // Where a thread begins, with the frame pointer's mark of the outermost frame, some tables say that it has no frame.
         kind::SP if offset == 0 && frame.fp == 0 => return Step::Root,
         kind::SP => Some(frame.sp.wrapping_add_signed(offset)),
-        kind::FP => Some(frame.fp.wrapping_add_signed(offset)),
+        kind::FP | kind::SWITCHED => Some(frame.fp.wrapping_add_signed(offset)),
         kind::PLT => Some(frame.sp.wrapping_add(if (frame.pc & 15).cast_signed() >= offset { 16 } else { 8 })),
         kind::DEREF_FP => deref(frame.fp, offset, &mut read),
         kind::DEREF_SP => deref(frame.sp, offset, &mut read),
@@ -89,12 +89,13 @@ fn deref(base: u64, offset: i64, read: &mut impl FnMut(u64) -> Option<u64>) -> O
 /// The caller's registers, from the CFA.
 fn caller(rule: u64, frame: Registers, cfa: u64, mut read: impl FnMut(u64) -> Option<u64>) -> Option<Registers> {
     // The stack grows down: a caller's frame lies above, unless it is on another stack.
-    let below = cfa < frame.sp.wrapping_add(8) && rule as u8 != kind::GO;
-    if below || !cfa.is_multiple_of(8) {
+    let is_below = cfa < frame.sp.wrapping_add(8);
+    if is_below && (!kind::may_lead_elsewhere(rule as u8) || cfa == frame.sp) || !cfa.is_multiple_of(8) {
         return None;
     }
     let fp_offset = i64::from((rule >> 16) as u16 as i16);
-    let saved = match (rule as u8, (rule >> 8) as u8) {
+    let how = (rule >> 8) as u8;
+    let saved = match (rule as u8, how & !fp::EXACT) {
         (kind::FRAME_POINTERS | kind::GO, _) => Some(frame.fp),
         (_, fp::AT_CFA) => Some(cfa.wrapping_add_signed(fp_offset)),
         (_, fp::AT_FP) => Some(frame.fp.wrapping_add_signed(fp_offset)),
@@ -104,7 +105,7 @@ fn caller(rule: u64, frame: Registers, cfa: u64, mut read: impl FnMut(u64) -> Op
         Some(slot) => read(slot)?,
         None => frame.fp,
     };
-    Some(Registers { pc: read(cfa.wrapping_sub(8))?, sp: cfa, fp, exact: false })
+    Some(Registers { pc: read(cfa.wrapping_sub(8))?, sp: cfa, fp, exact: how & fp::EXACT != 0 })
 }
 
 /// Out of a signal frame: the kernel left a ucontext at the stack pointer, whose general registers are at 40 (in the order

@@ -173,6 +173,21 @@ impl Table {
         }
     }
 
+    /// Says where code goes by a frame pointer and has moved the stack pointer to another stack: in each of its parts from where `find` says.
+    pub fn mark_switches(&mut self, mut find: impl FnMut(Range<u64>) -> Option<u64>) {
+        let rows = std::mem::take(&mut self.rows);
+        self.rows.reserve(rows.len());
+        for (index, &(address, rule)) in rows.iter().enumerate() {
+            self.push(address, rule);
+            let part = rows.get(index + 1).map(|next| address..next.0).filter(|_| rule as u8 == kind::FP);
+            if let Some(part) = part
+                && let Some(from) = find(part.clone()).filter(|from| part.contains(from))
+            {
+                self.push(from, rule & !0xff | u64::from(kind::SWITCHED));
+            }
+        }
+    }
+
     /// The parts of some code that nothing is said of.
     pub fn gaps(&self, code: Range<u64>) -> Vec<Range<u64>> {
         let (before, after) = self.rows.split_at(self.rows.partition_point(|row| row.0 <= code.start));

@@ -1,41 +1,19 @@
 //! Rules for what a file's unwind information leaves out, from its code.
 
-use std::{fs::File, ops::Range, os::unix::fs::FileExt as _};
+use std::ops::Range;
 
 use tracer_ebpf::unwind::kind;
 
+use super::window::Window;
 use crate::{
-    files::elf::{Elf, Segment, code::CodeHints},
+    files::elf::{Elf, code::CodeHints},
     unwind::{MAX_CODE, Table, Undescribed, synthesize},
 };
 
-/// Code between functions is looked at in pieces of this size, bytes.
-const PIECE: u64 = 64 << 10;
-/// Most executable segments of which it is: linkers make a few.
-const MAX_SEGMENTS: usize = 16;
-
 /// Bridges short gaps between functions that hold nothing but padding. What is in the others may be a function of its own, which its author
 /// describes nothing of.
-pub(super) fn bridge(file: &File, segments: &[Segment], table: &mut Table) {
-    let code: Vec<Segment> = segments.iter().filter(|segment| segment.executable).take(MAX_SEGMENTS).copied().collect();
-    let (mut first, mut read, mut piece) = (0, 0, vec![0; PIECE as usize]);
-    table.bridge(|gap| {
-        let inside = |first: u64, piece: &[u8]| {
-            let start = usize::try_from(gap.start.checked_sub(first)?).ok()?;
-            piece.get(start..start.checked_add((gap.end - gap.start) as usize)?).map(is_padding)
-        };
-        if let Some(is_padding) = inside(first, &piece[..read]) {
-            return is_padding;
-        }
-        let place = code.iter().find_map(|segment| {
-            let at = gap.start.checked_sub(segment.address).filter(|at| *at < segment.size)?;
-            Some((segment.offset.checked_add(at)?, segment.size - at))
-        });
-        let Some((offset, left)) = place else { return false };
-        read = file.read_at(&mut piece[..PIECE.min(left) as usize], offset).unwrap_or(0);
-        first = gap.start;
-        inside(first, &piece[..read]).unwrap_or(false)
-    });
+pub(super) fn bridge(code: &mut Window<'_>, table: &mut Table) {
+    table.bridge(|gap| code.code(&gap).is_some_and(is_padding));
 }
 
 /// Adds rules for code that the table says nothing of, where its instructions prove them.

@@ -56,6 +56,17 @@ fn every_kind_of_rule_finds_its_caller() {
         Registers { sp: SP + 1024, ..frame },
         to(0x109, SP + 80, 0x108),
     );
+    let elsewhere = Registers { sp: SP + 1024, ..frame };
+    check("fp, another stack", rule(kind::SWITCHED, fp::AT_CFA, -16, 16), elsewhere, to(0x109, SP + 80, 0x108));
+    let deref = rule(kind::DEREF_FP, fp::AT_FP, 0, halves(-24, 0));
+    check("deref fp, another stack", deref, elsewhere, to(0x10a, SP + 88, 0x108));
+    let deref = rule(kind::DEREF_SP, fp::SAME, 0, halves(0, 0));
+    let above = Registers { sp: SP + 40, fp: 0x108, ..frame };
+    check("deref sp", deref, above, to(0x10a, SP + 88, 0x108));
+    let interrupted = Registers { pc: 0x100, sp: SP + 8, fp: SP + 64, exact: true };
+    check("sp, interrupted", rule(kind::SP, fp::EXACT, 0, 8), frame, Step::Caller(interrupted));
+    let interrupted = Registers { pc: 0x102, sp: SP + 24, fp: 0x101, exact: true };
+    check("sp, fp, interrupted", rule(kind::SP, fp::AT_CFA | fp::EXACT, -16, 24), frame, Step::Caller(interrupted));
     let outermost = Registers { fp: 0, ..frame };
     check("Go, outermost", rule(kind::GO, 0, 0, 0), outermost, Step::Root);
     check("deref fp", rule(kind::DEREF_FP, fp::AT_FP, 0, halves(-24, 0)), frame, to(0x10a, SP + 88, 0x108));
@@ -86,6 +97,9 @@ fn what_cannot_be_followed_stops_with_its_reason() {
     check(rule(kind::DEREF_SP, 0, 0, halves(-8, 0)), frame, Stop::BadMemory);
     check(rule(kind::SIGNAL, 0, 0, 0), Registers { sp: SP + 64, ..frame }, Stop::BadMemory);
     check(rule(kind::FRAME_POINTERS, 0, 0, 0), Registers { sp: SP + 1024, ..frame }, Stop::BadMemory);
+    check(rule(kind::FP, fp::AT_CFA, -16, 16), Registers { sp: SP + 1024, ..frame }, Stop::BadMemory);
+    // The same frame again is no other stack.
+    check(rule(kind::DEREF_FP, 0, 0, halves(-24, 0)), Registers { sp: SP + 88, ..frame }, Stop::BadMemory);
     // Generated code that uses the frame pointer for something else leads to words that are no frames.
     check(rule(kind::FRAME_POINTERS, 0, 0, 0), Registers { fp: 0, ..frame }, Stop::NoRule);
     check(rule(kind::FRAME_POINTERS, 0, 0, 0), Registers { fp: SP + 48, ..frame }, Stop::NoRule);
