@@ -407,7 +407,7 @@ pub struct UnwindTable {
     pub uncovered_bytes: u64,
     /// Bytes of code whose rules come from the code itself: no unwind information describes them.
     pub synthesized_bytes: u64,
-    /// Why there is no table, if there is none.
+    /// Why there is no table, or a part of it only.
     pub problem: Option<String>,
 }
 

@@ -32,8 +32,8 @@ use crate::{
     unwind::{self, Packed, Placed, Sections, Table, UnwindError},
 };
 
-/// Most of an unwinding section that is read, bytes.
-const MAX_SECTION: u64 = 64 << 20;
+/// Most of an unwinding section that is read, bytes: as much as is read of a file in one piece. A file of 150 MiB has ten.
+const MAX_SECTION: u64 = 256 << 20;
 
 /// Bytes of a page.
 const PAGE: u64 = 4096;
@@ -187,6 +187,7 @@ impl Unwinder {
                         file.bytes = self.packed.size() - before;
                         file.uncovered_bytes = uncovered_bytes(&segments, &table);
                         file.synthesized_bytes = table.stats.synthesized_bytes;
+                        file.problem = table.stats.problem();
                         (known.first_page, known.pages) = (placed.first_page, placed.pages);
                         let code = segments.iter().filter(|segment| segment.executable);
                         for (to, segment) in known.segments.iter_mut().zip(code) {
@@ -298,6 +299,11 @@ fn read(module: &Module) -> Result<(Vec<Segment>, Table), String> {
 /// # Errors
 /// In words: it is no ELF file, or its unwind information makes no sense and its code proves nothing.
 pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
+    compile_within(file, MAX_SECTION)
+}
+
+/// The same of at most so many bytes of each section.
+fn compile_within(file: &File, most: u64) -> Result<(Vec<Segment>, Table), String> {
     let bytes = Bytes::new(file);
     let elf = Elf::parse(&bytes).map_err(|error| error.to_string())?;
     let segments = elf.segments();
@@ -305,9 +311,9 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
     let mut of_go = golang::TABLES.into_iter().chain([golang::BUILD_INFO]);
     let go = of_go.any(|name| elf.section_place(name).is_some());
     let sections = Sections {
-        eh_frame: elf.section_at(".eh_frame", MAX_SECTION),
+        eh_frame: elf.section_at(".eh_frame", most),
         // Go's knows neither the runtime's switches of stacks nor where goroutines begin.
-        debug_frame: elf.section_at(".debug_frame", MAX_SECTION).filter(|_| !go),
+        debug_frame: elf.section_at(".debug_frame", most).filter(|_| !go),
         text_address: elf.section_at(".text", 0).map_or(0, |(_, address)| address),
         got_address: elf.section_at(".got", 0).map(|(_, address)| address),
     };
@@ -317,6 +323,12 @@ pub fn compile_file(file: &File) -> Result<(Vec<Segment>, Table), String> {
         Err(UnwindError::NoSection | UnwindError::Empty) if go => (Table::default(), None),
         Err(problem) => (Table::default(), Some(problem)),
     };
+    let read = [(".eh_frame", sections.eh_frame), (".debug_frame", sections.debug_frame)];
+    let unread = read.into_iter().filter_map(|(name, read)| {
+        let (bytes, _) = read?;
+        Some(elf.section_place(name)?.size.saturating_sub(bytes.len() as u64))
+    });
+    table.stats.unread_bytes = unread.fold(0, u64::saturating_add);
     let mut window = Window::new(file, &segments);
     undescribed::bridge(&mut window, &mut table);
     if go {
@@ -379,6 +391,17 @@ mod tests {
         let bytes = Bytes::new(&file);
         let (address, _) = Elf::parse(&bytes).unwrap().exported(symbol).unwrap();
         compile_file(&file).unwrap().1.rule_at(address)
+    }
+
+    /// Of what is too large a part is used, and that is told.
+    #[test]
+    fn what_is_not_read_is_told() {
+        let file = File::open("/usr/lib/x86_64-linux-gnu/libm.so.6").unwrap();
+        let (_, whole) = compile_file(&file).unwrap();
+        let (_, part) = compile_within(&file, 1 << 10).unwrap();
+        assert!((1..whole.stats.functions).contains(&part.stats.functions));
+        assert_eq!((whole.stats.unread_bytes, whole.stats.problem()), (0, None));
+        assert!(part.stats.problem().is_some_and(|problem| problem.contains("unwind information")));
     }
 
     #[test]

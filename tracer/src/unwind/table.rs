@@ -41,11 +41,28 @@ pub struct Stats {
     pub unsupported_bytes: u64,
     /// Bytes of code whose rules come from the code itself.
     pub synthesized_bytes: u64,
+    /// Bytes of unwind information that were not read: too many.
+    pub unread_bytes: u64,
+    /// Bytes of code without any that were not looked at: too many.
+    pub unseen_bytes: u64,
     /// Rows by reason, in the order of [`Reason::ALL`].
     unsupported: [usize; Reason::ALL.len()],
 }
 
 impl Stats {
+    /// What is left out because the file is large, in words.
+    pub fn problem(&self) -> Option<String> {
+        let Self { dropped, unread_bytes, unseen_bytes, .. } = *self;
+        let problems = [
+            (unread_bytes, "bytes of its unwind information are not read"),
+            (dropped as u64, "functions of its unwind information are left out"),
+            (unseen_bytes, "bytes of its code without unwind information are not looked at"),
+        ];
+        let told: Vec<String> =
+            problems.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+        (!told.is_empty()).then(|| format!("it is too large: {}", told.join(", ")))
+    }
+
     /// Rows whose rule is unsupported.
     pub fn unsupported_rows(&self) -> usize {
         self.unsupported.iter().sum()

@@ -20,13 +20,18 @@ pub(super) fn bridge(code: &mut Window<'_>, table: &mut Table) {
 pub(super) fn describe(elf: &Elf<'_>, table: &mut Table) {
     let gaps: Vec<Range<u64>> =
         elf.code().iter().flat_map(|code| table.gaps(code.address..code.address.saturating_add(code.size))).collect();
-    let mut room = MAX_CODE as u64;
-    let code = gaps.iter().map_while(|gap| {
+    let (mut room, mut unseen) = (MAX_CODE as u64, 0u64);
+    let code = gaps.iter().filter_map(|gap| {
         let size = gap.end - gap.start;
-        room = room.checked_sub(size)?;
+        let Some(left) = room.checked_sub(size) else {
+            unseen = unseen.saturating_add(size);
+            return None;
+        };
+        room = left;
         Some((gap.start, elf.loaded_range(gap.start, size)?))
     });
     let mut code: Vec<(u64, &[u8])> = code.collect();
+    table.stats.unseen_bytes = unseen;
     code.retain(|(_, bytes)| !is_padding(bytes));
     if code.is_empty() {
         return;

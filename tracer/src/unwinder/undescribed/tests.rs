@@ -131,6 +131,23 @@ fn what_is_between_functions_has_their_rule_only_if_it_is_padding() {
     assert_eq!([rule_at("second_last"), rule_at("padding"), rule_at("third")], [sp(48), sp(48), sp(8)]);
 }
 
+/// What follows code that is too much is looked at still.
+#[test]
+fn code_that_is_too_much_hides_nothing_else() {
+    let text = format!(
+        ".text\nfirst: .cfi_startproc\nnop\n.cfi_endproc\n.skip {}, 0x90\nsecond: .cfi_startproc\nnop\n.cfi_endproc\n\
+         .balign 32, 0x90\n.globl small\n.type small, @function\nsmall: push %rbx\nmov %rdi, %rbx\n\
+         inside: call *%rbx\npop %rbx\nret\n.size small, . - small\n.section .note.GNU-stack, \"\", @progbits\n",
+        MAX_CODE + 16
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("large.so");
+    build(&folder.path().join("large.s"), &text, &["-shared", "-nostdlib"], &output);
+    assert_eq!(rule_of(&output, "inside"), rule(kind::SP, fp::SAME, 0, 16));
+    let (_, table) = super::super::compile_file(&File::open(&output).unwrap()).unwrap();
+    assert!(table.stats.unseen_bytes > MAX_CODE as u64 && table.stats.problem().is_some());
+}
+
 /// A library without sections, as they may be taken away.
 #[test]
 fn code_without_sections_is_found() {
