@@ -180,7 +180,10 @@ fn one_frame_more_or_less_in_the_same_place() {
 fn without_rules(order: &str) -> Report {
     require_root();
     let library = compiled("no rules");
-    let mut target = Target::start_with(&compiled("no_rules"), &[library.to_str().unwrap()], &[]);
+    let folder = tempfile::tempdir().unwrap();
+    let files = folder.path().join("code-");
+    let mut target =
+        Target::start_with(&compiled("no_rules"), &[library.to_str().unwrap(), files.to_str().unwrap()], &[]);
     let tracer = Run::pid(target.pid()).start();
     target.ask(order);
     tracer.stop().report(0)
@@ -226,20 +229,26 @@ fn code_without_rules_has_no_invented_callers() {
 /// A frame pointer of 0 is no root there, and a word is no return address because it points to code.
 #[test]
 fn generated_code_has_no_invented_callers() {
-    let report = without_rules("generated");
-    assert_eq!(report.outstanding().blocks, 200);
-    for stack in held(&report) {
-        assert_eq!(stack.len(), 1, "{stack:?}");
+    for order in ["generated", "in a file"] {
+        let report = without_rules(order);
+        assert_eq!(report.outstanding().blocks, 200);
+        for stack in held(&report) {
+            assert_eq!(stack.len(), 1, "{order}: {stack:?}");
+        }
+        let cut = report.quality("truncated_stacks");
+        let quality = &report.json["quality"];
+        assert!(cut > 0 && quality["truncated_by_reason"]["no_rule"] == cut, "{order}: {quality}");
     }
-    let cut = report.quality("truncated_stacks");
-    assert!(cut > 0 && report.json["quality"]["truncated_by_reason"]["no_rule"] == cut, "{}", report.json["quality"]);
 }
 
+/// Generated at run time, or ahead: in a file that is no program.
 #[test]
 fn through_generated_code_that_keeps_frame_pointers() {
-    let report = without_rules("kept");
-    report.assert_complete("kept");
-    let stacks = held(&report);
-    assert_eq!(stacks.len(), 1, "{stacks:?}");
-    assert_eq!(stacks[0][..stacks[0].len() - 1], [&MAIN[..], &["below"]].concat());
+    for order in ["kept", "kept in a file"] {
+        let report = without_rules(order);
+        report.assert_complete(order);
+        let stacks = held(&report);
+        assert_eq!(stacks.len(), 1, "{order}: {stacks:?}");
+        assert_eq!(stacks[0][..stacks[0].len() - 1], [&MAIN[..], &["below"]].concat(), "{order}");
+    }
 }

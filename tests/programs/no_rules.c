@@ -1,8 +1,9 @@
-//! Allocates below code that nothing says how to unwind: a library without unwind information (the argument), and code that is
-//! generated here. Some of it keeps frame pointers; some uses that register for what looks like a frame.
+//! Allocates below code that nothing says how to unwind: a library without unwind information (the first argument), code that is
+//! generated here, and the same in files that begin with the second argument, which are no programs. Some of it keeps frame pointers; some uses that register for what looks like a frame.
 #include "truth.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <sys/mman.h>
 
 typedef void *caller(void *(*allocate)(size_t), size_t size, void *frame_pointer);
@@ -17,6 +18,20 @@ static caller *generate(const unsigned char *code, size_t size)
     void *memory = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     memcpy(memory, code, size);
     mprotect(memory, 4096, PROT_READ | PROT_EXEC);
+    return memory;
+}
+
+// In a file, from its second page on, as it may lie on disk for long.
+static caller *in_file(const char *begin, const char *name, const unsigned char *code, size_t size)
+{
+    char path[4096];
+    snprintf(path, sizeof path, "%s%s", begin, name);
+    int file = open(path, O_RDWR | O_CREAT, 0600);
+    ftruncate(file, 8192);
+    pwrite(file, "MZ", 2, 0);
+    pwrite(file, code, size, 4096);
+    void *memory = mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE, file, 4096);
+    close(file);
     return memory;
 }
 
@@ -42,6 +57,8 @@ int main(int argument_count, char **arguments)
     caller *argued = dlsym(opened, "argued");
     caller *keeps = generate(keeps_frame_pointer, sizeof keeps_frame_pointer);
     caller *uses = generate(uses_frame_pointer, sizeof uses_frame_pointer);
+    caller *file_keeps = in_file(arguments[2], "keeps", keeps_frame_pointer, sizeof keeps_frame_pointer);
+    caller *file_uses = in_file(arguments[2], "uses", uses_frame_pointer, sizeof uses_frame_pointer);
     void *frame[] = {NULL, (char *)innocent + 8};
     say("waiting");
     char order[64];
@@ -58,6 +75,11 @@ int main(int argument_count, char **arguments)
         } else if (!strcmp(order, "generated")) {
             below(uses, NULL, 100);
             below(uses, frame, 100);
+        } else if (!strcmp(order, "in a file")) {
+            below(file_uses, NULL, 100);
+            below(file_uses, frame, 100);
+        } else if (!strcmp(order, "kept in a file")) {
+            below(file_keeps, NULL, 100);
         } else {
             below(keeps, NULL, 100);
         }

@@ -70,7 +70,7 @@ pub mod kind {
     pub const SIGNAL: u8 = 7;
     /// There is a rule, but none that these kinds express.
     pub const UNSUPPORTED: u8 = 8;
-    /// No unwind information at all, but frame pointers by convention (code that is generated at run time). What they lead to
+    /// No unwind information at all, but frame pointers by convention (code that is generated, at run time or ahead). What they lead to
     /// is a guess: a frame pointer or a return address of 0 proves no outermost frame.
     pub const FRAME_POINTERS: u8 = 9;
     /// Go code: frame pointers, whose chain may lead on to another stack (the runtime's own, or that of C). A frame pointer
@@ -149,7 +149,7 @@ pub struct Mapping {
     pub bias: u64,
     /// What to take from an address to get its offset in the file.
     pub base: u64,
-    /// Index of the file's first page entry; without a table, [`GENERATED`] where the code belongs to no file.
+    /// Index of the file's first page entry; without a table, it may be [`GENERATED`].
     pub first_page: u32,
     /// Number of page entries; 0 when there is no table.
     pub pages: u32,
@@ -159,8 +159,8 @@ pub struct Mapping {
     pub reserved: u32,
 }
 
-/// [`Mapping::first_page`] of code that is generated at run time: frame pointers are all there is to go by. The code of a
-/// file without a table has no rule.
+/// [`Mapping::first_page`] of code that is generated at run time, or lies in a file of another format than programs have: frame
+/// pointers are all there is to go by. The code of other files without a table has no rule.
 pub const GENERATED: u32 = 1;
 
 /// What the kernel tells files apart by; key of the map FILES, whose values are numbers.

@@ -27,6 +27,16 @@ impl Site {
     pub fn is_pending(&self) -> bool {
         self.addr == 0 && matches!(self.place, Place::Unknown)
     }
+
+    /// Whether its caller was found by a frame pointer that its code may use for anything: code that was generated, or is in a file of
+    /// another format than programs have.
+    fn is_guess(&self) -> bool {
+        match &self.place {
+            Place::Jit(_) => true,
+            Place::File(location) => location.module.is_guessed(),
+            Place::Unknown => false,
+        }
+    }
 }
 
 /// The places of a stack, leaf first. Stacks share them: a hundred thousand are made of a few thousand.
@@ -105,7 +115,7 @@ pub enum Draft {
     Waiting(u32),
     /// All are in files: the stack as it is.
     InFiles(Vec<Site>),
-    /// Some are mere addresses: to be completed ([`complete`]).
+    /// Some are mere addresses, or led to by guesses: to be completed ([`complete`]).
     Addresses(Vec<Site>),
 }
 
@@ -116,7 +126,7 @@ pub fn draft(places: &[u64], files: &Files) -> Draft {
         return Draft::Waiting(number);
     }
     let mut sites: Vec<Site> = places.iter().map(|place| site(*place, files)).collect();
-    if sites.iter().any(|site| site.addr != 0) {
+    if sites.iter().any(|site| site.addr != 0 || site.is_guess()) {
         return Draft::Addresses(sites);
     }
     cut_at_no_code(&mut sites);
@@ -164,6 +174,15 @@ pub fn complete(mut sites: Vec<Site>, space: &AddressSpace) -> Complete {
     Complete { sites, is_unproved: unproved.is_some(), is_doubtful: is_outdated || is_cut || is_unknown }
 }
 
+/// What is left of a stack whose process is gone: nothing that a guess has led to in a file. Whether that is less.
+pub fn without_guesses(sites: &mut Vec<Site>) -> bool {
+    let is_guess = |site: &Site| matches!(site.place, Place::File(_)) && site.is_guess();
+    let proved = sites.iter().position(is_guess).map_or(sites.len(), |guess| guess + 1);
+    let is_cut = proved < sites.len();
+    sites.truncate(proved);
+    is_cut
+}
+
 /// What is no code is no return address, and what was found by means of it is no stack. The direct caller is certain.
 fn cut_at_no_code(sites: &mut Vec<Site>) -> bool {
     let code = sites.iter().skip(1).position(|site| matches!(site.place, Place::Unknown)).map(|at| at + 1);
@@ -174,10 +193,9 @@ fn cut_at_no_code(sites: &mut Vec<Site>) -> bool {
     code.is_some()
 }
 
-/// The first of `sites` that a frame pointer of generated code led to and that no call returns to: such code may use that
-/// register for anything.
+/// The first of `sites` that a frame pointer led to which may be anything, and that no call returns to.
 fn unproved(sites: &[Site], space: &AddressSpace) -> Option<usize> {
-    let guessed = |at: usize| matches!(sites[at - 1].place, Place::Jit(_));
+    let guessed = |at: usize| sites[at - 1].is_guess();
     let first = (1..sites.len()).find(|at| guessed(*at))?;
     let memory = space.memory();
     let follows_call = |site: &Site| match (&site.place, &memory) {
@@ -199,3 +217,6 @@ fn ends_a_call(end: u64, read: impl Fn(u64, &mut [u8]) -> io::Result<()>) -> boo
         .find(|skipped| read(start + *skipped as u64, &mut code[*skipped..]).is_ok())
         .is_some_and(|skipped| ends_with_call(&code[skipped..]))
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use std::{
 };
 
 use hashbrown::{HashMap, HashSet};
-use tracer_ebpf::unwind::{FileSegment, FileTable, MAX_SEGMENTS, file, kind, rule};
+use tracer_ebpf::unwind::{FileSegment, FileTable, GENERATED, MAX_SEGMENTS, file, fp, kind, rule};
 
 use self::window::Window;
 use crate::{
@@ -39,6 +39,8 @@ const MAX_SECTION: u64 = 256 << 20;
 const PAGE: u64 = 4096;
 /// No rule.
 const NONE: u64 = rule(kind::NONE, 0, 0, 0);
+/// That of code of which nothing is known but that it runs.
+const GUESS: u64 = rule(kind::FRAME_POINTERS, fp::SAME, 0, 0);
 
 /// The numbers of files and their unwinding tables, as the BPF programs have them: the only one who writes there.
 pub struct Unwinder {
@@ -46,6 +48,8 @@ pub struct Unwinder {
     packed: Packed,
     /// Where the tables of files are, by number, and for which of their segments.
     placed: HashMap<u32, (Placed, [FileSegment; MAX_SEGMENTS])>,
+    /// Files, by number, whose code is followed by frame pointers.
+    guessed: HashSet<u32>,
     /// Whether there was no room for a table.
     is_full: bool,
 }
@@ -72,7 +76,7 @@ impl Compiled {
 impl Unwinder {
     /// One that has no tables yet.
     pub fn new(tables: Tables) -> Self {
-        Self { tables, packed: Packed::default(), placed: HashMap::new(), is_full: false }
+        Self { tables, packed: Packed::default(), placed: HashMap::new(), guessed: HashSet::new(), is_full: false }
     }
 
     /// Changes of the mappings of a process, and of others, so far; `None` where nobody counts them.
@@ -113,6 +117,9 @@ impl Unwinder {
 
     /// The rule that holds at `offset` of a file, in a mapping of it that begins at `mapped`, as the BPF side finds it.
     pub fn rule_at(&self, number: u32, mapped: u64, offset: u64) -> u64 {
+        if self.guessed.contains(&number) {
+            return GUESS;
+        }
         let find = || {
             let (placed, segments) = self.placed.get(&number)?;
             let segment = segments.iter().find(|segment| (segment.first..segment.last).contains(&mapped))?;
@@ -146,6 +153,7 @@ impl Unwinder {
     pub fn forget(&mut self, numbers: &HashSet<u32>) {
         let forgotten = self.tables.forget_files(numbers);
         for number in numbers {
+            self.guessed.remove(number);
             let placed = self.placed.remove(number);
             if let (Some((placed, _)), Ok(())) = (placed, &forgotten) {
                 self.packed.remove(&placed);
@@ -201,7 +209,14 @@ impl Unwinder {
                     }
                 }
             }
-            Err(problem) => file.problem = Some(problem),
+            Err(problem) => {
+                file.problem = Some(problem);
+                if module.is_guessed() {
+                    known.first_page = GENERATED;
+                    known.segments[0] = FileSegment { last: u64::MAX, ..FileSegment::default() };
+                    self.guessed.insert(number);
+                }
+            }
         }
         tracing::debug!(number, ?file, "unwinding table");
         (file, (number, known))
@@ -283,6 +298,10 @@ fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
 pub fn compile(module: Arc<Module>) -> Compiled {
     let start = Instant::now();
     let read = read(&module);
+    // Code that a runtime has compiled ahead, in a format of its own (.NET): what keeps frame pointers where it is generated does so there.
+    if read.is_err() && module.file().is_some() && !module.is_elf() {
+        module.guess();
+    }
     let build_time = start.elapsed();
     match read {
         Ok((segments, table)) => Compiled { module, segments, table: Ok(table), build_time },
@@ -391,6 +410,19 @@ mod tests {
         let bytes = Bytes::new(&file);
         let (address, _) = Elf::parse(&bytes).unwrap().exported(symbol).unwrap();
         compile_file(&file).unwrap().1.rule_at(address)
+    }
+
+    /// What is damaged is not followed by guesses, nor is what is no file.
+    #[test]
+    fn code_in_files_of_other_formats_is_followed_by_frame_pointers() {
+        for (contents, is_guessed) in [(&b"MZ\x90\0"[..], true), (b"\x7fELF\x01\x01", false), (b"\x7fELF", false)] {
+            let mut file = tempfile::tempfile().unwrap();
+            io::Write::write_all(&mut file, contents).unwrap();
+            let compiled = compile(Arc::new(Module::of_file("/some/file", file).unwrap()));
+            assert!(compiled.table.is_err());
+            assert_eq!(compiled.module.is_guessed(), is_guessed, "{contents:?}");
+        }
+        assert!(!compile(Arc::new(Module::special("[vdso]"))).module.is_guessed());
     }
 
     /// Of what is too large a part is used, and that is told.

@@ -53,6 +53,7 @@ pub struct Module {
     root: Option<Arc<Root>>,
     build_id: OnceLock<Option<Vec<u8>>>,
     contents: OnceLock<Option<(u64, u64)>>,
+    is_guessed: OnceLock<()>,
     /// Why it could not be opened, where there were no descriptors left.
     exhausted: Option<String>,
 }
@@ -120,6 +121,7 @@ impl Module {
             root: None,
             build_id: OnceLock::new(),
             contents: OnceLock::new(),
+            is_guessed: OnceLock::new(),
             exhausted: None,
         }
     }
@@ -208,6 +210,16 @@ impl Module {
     pub fn build_id(&self) -> Option<&[u8]> {
         let read = || Elf::parse(&Bytes::new(self.file.as_ref()?)).ok()?.build_id();
         self.build_id.get_or_init(read).as_deref()
+    }
+
+    /// Whether nothing tells how its code is unwound, and it is followed by frame pointers: a guess. Known as soon as somebody has said so.
+    pub fn is_guessed(&self) -> bool {
+        self.is_guessed.get().is_some()
+    }
+
+    /// Says so.
+    pub fn guess(&self) {
+        self.is_guessed.get_or_init(|| ());
     }
 
     /// Whether the file begins like an ELF file.

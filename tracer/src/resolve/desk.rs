@@ -23,6 +23,7 @@ use crate::{
     files::module::{Identity, Module},
     priority,
     profile::UnwindTable,
+    trails,
     unwinder::{Compiled, Unwinder},
 };
 
@@ -185,8 +186,10 @@ impl Desk {
             Ask::Retry(number) => self.retry(number),
             Ask::Locate(image, stacks) => {
                 if let Err(stacks) = self.processes.add(image, stacks) {
-                    let stacks = stacks.into_iter();
-                    let located = stacks.map(|(stack, sites)| Located { stack, sites, is_unproved: false });
+                    let located = stacks.into_iter().map(|(stack, mut sites)| {
+                        let is_unproved = trails::without_guesses(&mut sites);
+                        Located { stack, sites, is_unproved }
+                    });
                     (self.tell)(Resolved::Located(located.collect()));
                 }
             }
