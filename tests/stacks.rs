@@ -106,6 +106,20 @@ fn stacks_that_lie_above_those_of_their_callers() {
     report.assert_complete("switches");
 }
 
+/// Where its first function would return to is no frame.
+#[test]
+fn stacks_that_are_made_in_code_that_nobody_describes() {
+    require_root();
+    let program = compiled("made");
+    let mut target = Target::start(&program);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    check_functions("made", &report, &truth, Some(&program));
+    assert_eq!(chain(&report, "in_made"), ["on_made", "in_made"]);
+    report.assert_complete("made");
+}
+
 #[test]
 fn every_shape_without_frame_pointers() {
     for program in ["shapes -O2", "shapes -O0", "shapes -Os", "shapes -O3"] {

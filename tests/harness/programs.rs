@@ -198,6 +198,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "leaves", compiler: C, files: &["leaves.c"], flags: &[] },
     Source { name: "loader", compiler: C, files: &["loader.c"], flags: &["-ldl"] },
     Source { name: "main_exits", compiler: C, files: &["main_exits.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "made", compiler: C, files: &["made.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "mapped", compiler: C, files: &["mapped.c"], flags: &["-fno-omit-frame-pointer", "-pthread"] },
     Source { name: "many mappings", compiler: C, files: &["many_mappings.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "memory", compiler: C, files: &["memory.c"], flags: &["-pthread"] },

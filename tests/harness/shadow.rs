@@ -137,7 +137,7 @@ fn compare(
             return Ok(());
         }
         Step::Caller(caller) => (caller.pc, caller.sp, caller.fp) != (call.caller, call.slot + 8, call.frame_pointer),
-        Step::Root => true,
+        Step::Root | Step::Made => true,
     };
     if wrong {
         let (path, at) = (&code.path, regs.rip.wrapping_sub(code.bias));

@@ -78,6 +78,9 @@ pub mod kind {
     pub const GO: u8 = 10;
     /// CFA = frame pointer + offset, where code has moved the stack pointer to another stack.
     pub const SWITCHED: u8 = 11;
+    /// CFA = stack pointer + offset; but what returns behind this byte is no frame: no call is there, so a program has put that address at
+    /// the begin of a stack that it has made.
+    pub const MADE: u8 = 12;
 
     /// Whether a caller's frame may lie below: on another stack.
     #[inline(always)]

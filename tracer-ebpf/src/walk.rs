@@ -27,6 +27,8 @@ const NOT_REPLAYABLE: u64 = 1;
 /// Statuses that no stack is sent with: the rest of the stack is that of the cache; or may be.
 const JOINED: u32 = u32::MAX;
 const MET: u32 = u32::MAX - 1;
+/// The frame is none, and the one before it the outermost.
+const MADE: u32 = u32::MAX - 2;
 
 /// Walks the stack of a thread whose probed function was called from `pc`, with stack and frame pointer as they are in
 /// the caller. Returns how it ended, one of [`end`]; the frames are in the thread's cache afterwards, root first.
@@ -188,7 +190,7 @@ extern "C" fn approach_frame(_index: u64, context: *mut Context) -> i64 {
     if status == end::NO_MAPPING && uncover(thread) {
         return 0;
     }
-    thread.walk.status = status;
+    thread.walk.status = if status == MADE { end::ROOT } else { status };
     i64::from(status != 0)
 }
 
@@ -298,6 +300,13 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
         if thread.walk.pc == mappings::trampoline() && thread.walk.pc != 0 {
             status = end::TRAMPOLINE;
         }
+    } else if status == MADE {
+        status = end::ROOT;
+        thread.walk.tainted = 1;
+        // A stack has one frame at the least.
+        if slot > 0 {
+            thread.walk.count = slot as u64;
+        }
     }
     let frame = &mut thread.frames.fresh[slot & (MAX_FRAMES - 1)];
     (frame.fp_slot, frame.place) = (thread.walk.fp_slot, thread.walk.place);
@@ -397,6 +406,8 @@ fn step(thread: &mut Thread) -> u32 {
             walk.fp.wrapping_add(16)
         }
         kind::SIGNAL => return step_signal(walk),
+        kind::MADE if walk.back != 0 => return MADE,
+        kind::MADE => walk.sp.wrapping_add(offset),
         kind::DEREF_FP | kind::DEREF_SP => {
             let base = if rule as u8 == kind::DEREF_FP { walk.fp } else { walk.sp };
             let before = ((offset << 48) as i64 >> 48) as u64;

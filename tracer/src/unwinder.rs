@@ -365,7 +365,9 @@ fn compile_within(file: &File, most: u64) -> Result<(Vec<Segment>, Table), Strin
         }
     } else if elf.is_x86_64() {
         contexts::mark(&elf, &mut table);
+        let made = contexts::made(&elf, &table);
         undescribed::describe(&elf, &mut table);
+        contexts::mark_made(&made, &mut table);
         switches::mark(&mut window, &mut table);
     }
     if let Some(problem) = problem.filter(|_| table.rows().is_empty()) {

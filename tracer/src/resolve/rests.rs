@@ -433,6 +433,10 @@ impl Cut {
             match step(rule, frame, |address| self.rest.word(address)) {
                 Step::Caller(caller) => frame = caller,
                 Step::Root => return Outcome::Done(places, end::ROOT),
+                Step::Made => {
+                    places.pop();
+                    return Outcome::Done(places, end::ROOT);
+                }
                 Step::Stopped(Stop::NoRule) => return Outcome::Done(places, end::NO_RULE),
                 Step::Stopped(Stop::Unsupported) => return Outcome::Done(places, end::UNSUPPORTED_RULE),
                 Step::Stopped(Stop::BadMemory) => return Outcome::Done(places, end::BAD_MEMORY),

@@ -36,6 +36,8 @@ pub enum Step {
     Caller(Registers),
     /// There is none: this was the thread's outermost frame.
     Root,
+    /// There is none, and this is no frame: the one before it is the outermost of a stack that a program has made.
+    Made,
     /// It cannot be found.
     Stopped(Stop),
 }
@@ -58,7 +60,8 @@ pub fn step(rule: u64, frame: Registers, mut read: impl FnMut(u64) -> Option<u64
     let cfa = match rule as u8 {
         // Where a thread begins, with the frame pointer's mark of the outermost frame, some tables say that it has no frame.
         kind::SP if offset == 0 && frame.fp == 0 => return Step::Root,
-        kind::SP => Some(frame.sp.wrapping_add_signed(offset)),
+        kind::MADE if !frame.exact => return Step::Made,
+        kind::SP | kind::MADE => Some(frame.sp.wrapping_add_signed(offset)),
         kind::FP | kind::SWITCHED => Some(frame.fp.wrapping_add_signed(offset)),
         kind::PLT => Some(frame.sp.wrapping_add(if (frame.pc & 15).cast_signed() >= offset { 16 } else { 8 })),
         kind::DEREF_FP => deref(frame.fp, offset, &mut read),

@@ -96,6 +96,17 @@ fn code_that_was_interrupted_is_told_as_what_was_about_to_run() {
     assert_eq!(unwound(&interrupted, rule), Ok((vec![place::in_file(6, 0x201)], end::ROOT)));
 }
 
+/// What a program has put at the begin of a stack is no frame of it.
+#[test]
+fn a_stack_that_was_made_ends_at_its_first_function() {
+    let made = cut(rest(0, &[0x2080, 0x9300, 0x2080], &Room::default()));
+    let rule = |number: u32, _: &Code, _: u64| match number {
+        6 => Rule::At(rule(kind::MADE, 0, 0, 8)),
+        _ => Rule::At(CALLED),
+    };
+    assert_eq!(unwound(&made, rule), Ok((vec![place::in_file(5, 0x2080)], end::ROOT)));
+}
+
 /// Of a moment before they were read are those that have not appeared since.
 #[test]
 fn what_has_appeared_since_was_not_there() {

@@ -76,6 +76,8 @@ fn every_kind_of_rule_finds_its_caller() {
     let interrupted = Registers { pc: 0x115, sp: 0x114, fp: 0x10f, exact: true };
     check("signal", rule(kind::SIGNAL, 0, 0, 0), frame, Step::Caller(interrupted));
     check("stop", rule(kind::STOP, 0, 0, 0), frame, Step::Root);
+    check("interrupted where stacks are made", rule(kind::MADE, 0, 0, 8), frame, to(0x100, SP + 8, SP + 64));
+    check("made stack", rule(kind::MADE, 0, 0, 8), Registers { exact: false, ..frame }, Step::Made);
     check("no frame and no frame pointer", rule(kind::SP, 0, 0, 0), outermost, Step::Root);
     check("called from nowhere", rule(kind::SP, 0, 0, 64), frame, Step::Root);
 }
