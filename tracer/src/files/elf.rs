@@ -280,7 +280,8 @@ impl<'data> Elf<'data> {
     /// The same, where there is such an address: linkers that find no begin of a library put down 0, or that of its code.
     pub fn start(&self) -> Option<u64> {
         let entry = self.entry();
-        let is_library = !self.has_fixed_addresses() && !self.has_interpreter() && !self.is_loader();
+        let is_program = self.has_fixed_addresses() || self.has_interpreter() || self.is_position_independent_program();
+        let is_library = !is_program && !self.is_loader();
         let is_default = self.section_place(".text").is_some_and(|text| text.address == entry);
         (entry != 0 && !(is_library && is_default)).then_some(entry)
     }

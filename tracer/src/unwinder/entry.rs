@@ -13,7 +13,11 @@ const EXITS: [u64; 2] = [60, 231];
 
 /// Says that the function has no caller that the kernel starts, unless something is said of it already.
 pub(super) fn mark(elf: &Elf<'_>, table: &mut Table) {
-    if let Some(code) = function(elf).filter(|_| elf.is_x86_64()) {
+    let is_described = elf.start().is_none_or(|start| table.gaps(start..start.saturating_add(1)).is_empty());
+    if is_described || !elf.is_x86_64() {
+        return;
+    }
+    if let Some(code) = function(elf) {
         table.mark_entry(code);
     }
 }

@@ -2,7 +2,10 @@
 
 use object::{
     ReadRef as _,
-    elf::{DF_TEXTREL, DT_FLAGS, DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, DT_TEXTREL, PT_GNU_EH_FRAME},
+    elf::{
+        DF_1_PIE, DF_TEXTREL, DT_FLAGS, DT_FLAGS_1, DT_NEEDED, DT_RPATH, DT_RUNPATH, DT_STRTAB, DT_TEXTREL, DynamicTag,
+        PT_GNU_EH_FRAME,
+    },
     read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _},
 };
 
@@ -54,12 +57,20 @@ impl Elf<'_> {
 
     /// Whether the loader changes its code (text relocations): what is in memory is not what is in the file.
     pub fn has_text_relocations(&self) -> bool {
+        self.has_dynamic(|tag, value| tag == DT_TEXTREL || tag == DT_FLAGS && value & DF_TEXTREL.0 != 0)
+    }
+
+    /// Whether it is a program by its own account, which may be loaded anywhere.
+    pub fn is_position_independent_program(&self) -> bool {
+        self.has_dynamic(|tag, value| tag == DT_FLAGS_1 && value & DF_1_PIE.0 != 0)
+    }
+
+    /// Whether its dynamic section has such an entry.
+    fn has_dynamic(&self, is_it: impl Fn(DynamicTag, u64) -> bool) -> bool {
         let headers = self.header.program_headers(self.endian, self.data).unwrap_or_default();
         let entries = headers.iter().find_map(|header| header.dynamic(self.endian, self.data).ok()?);
-        entries.unwrap_or_default().iter().take(MAX_ENTRIES).any(|entry| {
-            let (tag, value) = (entry.d_tag(self.endian), entry.d_val(self.endian));
-            tag == DT_TEXTREL || tag == DT_FLAGS && value & DF_TEXTREL.0 != 0
-        })
+        let mut entries = entries.unwrap_or_default().iter().take(MAX_ENTRIES);
+        entries.any(|entry| is_it(entry.d_tag(self.endian), entry.d_val(self.endian)))
     }
 
     /// Whether it has a table for unwinding, as code of C and its like has and Go's has not.
