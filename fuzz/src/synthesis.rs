@@ -26,7 +26,7 @@ pub fn run(data: &[u8]) {
         functions: vec![BASE + u64::from(first), begins + u64::from(second)],
         pointers: vec![BASE + 4 * u64::from(pointer)],
         no_return: vec![BASE + u64::from(endless)],
-        entry: if kind & 1 == 0 { 0 } else { BASE + u64::from(first) },
+        entry: if kind & 1 == 0 { 0..0 } else { BASE + u64::from(first)..BASE + u64::from(first) + u64::from(pointer) },
         is_fixed: kind & 2 != 0,
     });
     let rows = &synthesized.rows;

@@ -4,7 +4,10 @@
 mod definition;
 mod values;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use clap::{CommandFactory, Parser, ValueEnum, error::ErrorKind};
 
@@ -261,6 +264,9 @@ impl OutputCli {
     }
 }
 
+/// What is the standard output.
+const STANDARD_OUTPUT: [&str; 4] = ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"];
+
 fn output(path: PathBuf, format: Option<CliFormat>) -> Result<OutputSpec, clap::Error> {
     let given = format.map(|format| match format {
         CliFormat::Text => Format::Text,
@@ -269,7 +275,7 @@ fn output(path: PathBuf, format: Option<CliFormat>) -> Result<OutputSpec, clap::
         CliFormat::Pprof => Format::Pprof,
         CliFormat::Json => Format::Json,
     });
-    if path.as_os_str() == "-" {
+    if STANDARD_OUTPUT.map(Path::new).contains(&&*path) {
         return Ok(OutputSpec { path: None, format: given.unwrap_or(Format::Text) });
     }
     let format = Format::from_path(&path).or(given).ok_or_else(|| {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Error, Result, anyhow};
-use rustix::fs::{FileType, fstat, makedev, stat};
+use rustix::fs::{FileType, fstat, stat};
 
 use crate::{
     attach::Attached,
@@ -148,12 +148,10 @@ impl OutputFile {
     }
 }
 
-/// Whether a path leads to what the standard output is (`/dev/stdout`, or the file of `> FILE`): opened anew, that would be written to in
-/// two places at a time.
+/// Whether a path leads to the file that the standard output is (`> FILE`): opened anew, that would be written to in two places at a time.
 fn is_standard_output(path: &Path) -> bool {
     let (Ok(found), Ok(own)) = (stat(path), fstat(io::stdout())) else { return false };
-    let discards = own.st_rdev == makedev(1, 3);
-    (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino) && !discards
+    (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino) && FileType::from_raw_mode(own.st_mode).is_file()
 }
 
 /// What could not be written.

@@ -97,8 +97,9 @@ impl Presenter {
         let mut quality = quality::of(&snapshot, &go, &cut, is_held);
         let shown = go.iter().filter(|go| is_held(go.image));
         let mut estimates: Vec<(Sampling, u64)> = shown.filter_map(GoTrace::estimate).collect();
+        let mut mode = go.iter().find(|go| is_held(go.image)).map_or(Mode::Exact, |go| go.seen().mode);
         // Of Go's it is not known.
-        let younger = go.is_empty().then(|| quality::younger(&snapshot, is_held));
+        let younger = (!go.iter().any(|go| is_held(go.image))).then(|| quality::younger(&snapshot, is_held));
         quality.notes.splice(0..0, trace.notes);
         let problems = go.iter().filter(|go| go.heap.problem.is_some()).count() as u64;
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps + problems);
@@ -119,7 +120,6 @@ impl Presenter {
             go.is_of_before() && memory.is_some_and(Memory::exceeds_recorded)
         };
         quality.uncollected_heaps += go.iter().filter(is_old).count() as u64;
-        let mut mode = go.first().map_or(Mode::Exact, |go| go.seen().mode);
         let heard: HashSet<u32> = snapshot.stacks.iter().map(|stack| stack.image.0).collect();
         let mut stacks: Vec<StackEntry> = snapshot.stacks.into_iter().map(|stack| self.entry(stack)).collect();
         stacks.extend(go.into_iter().flat_map(|go| self.go_entries(go)));

@@ -92,6 +92,10 @@ impl Replacement {
             }
         } else {
             write(&mut self.file)?;
+            if self.file.metadata()?.is_file() {
+                // As above.
+                self.file.sync_data()?;
+            }
         }
         self.made = None;
         Ok(())

@@ -29,6 +29,7 @@ pub(super) fn of(
     let reasons: Vec<String> =
         truncated.iter().map(|(reason, count)| format!("{count} of the cut stacks: {}", reason.words())).collect();
     let sampling: Vec<&heap::Sampling> = go.iter().filter_map(|go| go.heap.sampling.as_ref()).collect();
+    let shown: Vec<&GoTrace> = go.iter().filter(|go| is_held(go.image)).collect();
     let problems = go.iter().filter_map(|go| {
         let problem = go.heap.problem.as_ref()?;
         Some(format!("{} could not be followed to the end: {problem}", go.name()))
@@ -43,13 +44,16 @@ pub(super) fn of(
             )
         })
     });
-    let few = go.iter().filter_map(few_samples);
+    let few = shown.iter().copied().filter_map(few_samples);
     let collections = go.iter().filter_map(|go| {
         let (at_begin, at_end) = go.heap.collections.seen?;
         let (pid, library, own_profile) = (go.pid, go.library.clone(), go.way != Way::Sampled);
         Some(Collections { pid, library, at_begin, at_end, own_profile })
     });
     let collections: Vec<Collections> = collections.collect();
+    let of_shown = |field: fn(&heap::Sampling) -> u64| -> u64 {
+        shown.iter().filter_map(|go| go.heap.sampling.as_ref()).map(field).sum()
+    };
     let sum = |field: fn(&heap::Sampling) -> u64| sampling.iter().map(|sampling| field(sampling)).sum();
     Quality {
         sampling: None,
@@ -57,8 +61,9 @@ pub(super) fn of(
         cycles: collections.iter().map(Collections::while_traced).sum(),
         collections,
         uncollected_heaps: go.iter().filter(|go| !go.heap.collections.collected).count() as u64,
-        undecided_samples: sum(|sampling| sampling.undecided),
+        undecided_samples: of_shown(|sampling| sampling.undecided),
         unresolved_samples: loss.unresolved + sum(|sampling| sampling.misplaced),
+        all_samples: sum(|sampling| sampling.samples),
         lost_allocs: loss.allocs,
         refused_allocs: snapshot.counters.refused_blocks,
         lost_frees: loss.frees,

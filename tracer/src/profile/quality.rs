@@ -159,6 +159,8 @@ pub struct Quality {
     pub undecided_samples: u64,
     /// Sampled objects whose address did not come to be known. They are not shown.
     pub unresolved_samples: u64,
+    /// Samples of all Go heaps, also of those that have ended and are not shown.
+    pub all_samples: u64,
     /// Bytes of new memory of processes of which not enough is explained: those in which no recorded block has been.
     pub unexplained_bytes: u64,
     /// New memory of those processes: the base of the former.
@@ -337,7 +339,7 @@ impl Quality {
             (Missing::Room, q.refused_allocs, q.recorded_events, share),
             (Missing::Frees, q.lost_frees, events, share),
             (Missing::Certainty, q.uncertain_bytes, q.outstanding_bytes, share),
-            (Missing::Samples, q.unresolved_samples, samples + q.unresolved_samples, of_samples),
+            (Missing::Samples, q.unresolved_samples, samples.max(q.all_samples) + q.unresolved_samples, of_samples),
             (Missing::Ends, q.undecided_samples, samples, of_samples),
             (Missing::AllCycles, q.uncollected_heaps, 0, Some(0.0)),
             (Missing::Cycles, cycles, q.cycles, Some(INCOMPLETE_CYCLES)),

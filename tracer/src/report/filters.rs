@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::numbers::{count, exact_size, size};
-use crate::profile::{Filters, Profile};
+use crate::profile::{Filters, Mode, Profile};
 
 /// What a profile is confined to; `None` where it is not.
 pub(super) fn confined(filters: &Filters) -> Option<String> {
@@ -31,7 +31,8 @@ fn age(filters: &Filters) -> String {
 /// What is said where no stack holds anything that was asked for.
 pub(super) fn nothing(profile: &Profile) -> String {
     let filters = &profile.filters;
-    let is_sampled = profile.quality.sampling.is_some();
+    let mut heaps = profile.processes.iter().flat_map(|process| &process.heaps);
+    let is_sampled = profile.quality.sampling.is_some() && !heaps.any(|heap| heap.mode == Mode::Exact);
     let what = if is_sampled { "no sampled block" } else { "nothing" };
     let (held, younger) = match filters.younger {
         _ if filters.min_age.is_zero() => ("is outstanding".to_owned(), String::new()),
@@ -82,6 +83,8 @@ mod tests {
         );
         profile.filters.sizes = (0, u64::MAX);
         profile.quality.sampling = Some(Sampling::default());
+        assert_eq!(nothing(&profile), "nothing is outstanding: no allocation was seen", "there is an exact heap");
+        profile.processes.iter_mut().flat_map(|process| &mut process.heaps).for_each(|heap| heap.mode = Mode::Sampled);
         assert_eq!(nothing(&profile), "no sampled block is outstanding: no allocation was sampled");
     }
 

@@ -257,6 +257,7 @@ pub(super) fn hostile_goroutines() -> Profile {
 /// A quality with every count set, each to another number.
 pub(super) fn everything_missing() -> Quality {
     Quality {
+        all_samples: 0,
         lost_allocs: 1,
         refused_allocs: 0,
         lost_frees: 2,

@@ -41,7 +41,7 @@ pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) 
     let mut palette = palette(&merged);
     let mut drawing = flamegraph::Options::default();
     drawing.title = title(profile, options.value);
-    drawing.subtitle = Some(subtitle(profile));
+    drawing.subtitle = Some(subtitle(profile, options.value));
     drawing.count_name = unit(profile, options.value).to_owned();
     drawing.name_type = "Frame:".to_owned();
     drawing.bgcolors = Some(BackgroundColor::Flat(Color { r: 248, g: 248, b: 248 }));
@@ -134,13 +134,15 @@ fn title(profile: &Profile, value: Value) -> String {
     format!("{}: {held}", escape::shorten(Cow::Owned(words::targets(profile)), room))
 }
 
-fn subtitle(profile: &Profile) -> String {
+fn subtitle(profile: &Profile, value: Value) -> String {
     let missing = words::missing(&profile.quality);
     let quality =
         if missing.is_empty() { "complete".to_owned() } else { format!("INCOMPLETE: {}", missing.join("; ")) };
     let text = match profile.kind {
         Kind::Heap => {
-            let filters = filters::confined(&profile.filters).map(|words| format!("{words}, ")).unwrap_or_default();
+            // They are of blocks.
+            let filters = filters::confined(&profile.filters).filter(|_| value != Value::Mapped);
+            let filters = filters.map(|words| format!("{words}, ")).unwrap_or_default();
             format!("traced for {}, {filters}{quality}", numbers::duration(profile.duration))
         }
         Kind::Goroutines => format!("at one moment, {quality}"),
@@ -182,7 +184,7 @@ fn write_empty(profile: &Profile, value: Value, out: &mut impl Write) -> io::Res
         Kind::Heap => filters::nothing(profile),
         Kind::Goroutines => "there is no goroutine".to_owned(),
     };
-    let lines = [title(profile, value), subtitle(profile), nothing];
+    let lines = [title(profile, value), subtitle(profile, value), nothing];
     writeln!(out, r#"<?xml version="1.0" encoding="UTF-8"?>"#)?;
     writeln!(out, r#"<svg version="1.1" width="1200" height="110" xmlns="http://www.w3.org/2000/svg">"#)?;
     writeln!(out, r##"<rect width="100%" height="100%" fill="#f8f8f8"/>"##)?;

@@ -92,10 +92,13 @@ impl Merged<'_> {
 fn together(all: &[Option<Growth>]) -> Option<Growth> {
     // A part of it says nothing of all.
     let all: Vec<Growth> = all.iter().copied().collect::<Option<_>>()?;
-    let sum = all.iter().try_fold(Rate { per_second: 0.0, error: 0.0 }, |sum, growth| {
-        let rate = growth.rate?;
-        // The slope of what stays is chance, and that of many is no growth.
-        let per_second = if growth.trend == Trend::Steady { 0.0 } else { rate.per_second };
+    // What is new has no rate yet; the others have.
+    let rates = all.iter().filter_map(|growth| Some((growth.trend, growth.rate?)));
+    let sum = rates.fold(None, |sum: Option<Rate>, (trend, rate)| {
+        let sum = sum.unwrap_or(Rate { per_second: 0.0, error: 0.0 });
+        // A slope of what stays is that of something that has come to its end, unless it may be chance: that of many shows.
+        let is_over = trend == Trend::Steady && [1.0, -1.0].iter().any(|sign| rate.is_beyond(Rate::DOUBTFUL, *sign));
+        let per_second = if is_over { 0.0 } else { rate.per_second };
         Some(Rate { per_second: sum.per_second + per_second, error: sum.error.hypot(rate.error) })
     });
     let some = |trend| all.iter().any(|growth| growth.trend == trend);
@@ -108,6 +111,9 @@ fn together(all: &[Option<Growth>]) -> Option<Growth> {
     } else if some(Trend::TooEarly)
         // One of them does for sure, whatever the others hide.
         || grows && (!shrinks || is_beyond(Rate::DOUBTFUL, 1.0))
+        // All together do, though none of them for sure.
+        || is_beyond(Rate::CERTAIN, 1.0)
+        || is_beyond(Rate::CERTAIN, -1.0)
     {
         Trend::TooEarly
     } else {
@@ -175,20 +181,27 @@ mod tests {
             assert_eq!((both.trend, rate.per_second, rate.error), (trend, per_second, error));
         };
         let grows = growth(Trend::Growing, 100.0, 3.0);
-        check(grows, growth(Trend::Steady, 1.0, 4.0), Trend::Growing, 100.0, 5.0);
+        check(grows, growth(Trend::Steady, 1.0, 4.0), Trend::Growing, 101.0, 5.0);
         // What one loses the other gains.
         check(grows, growth(Trend::Shrinking, -99.0, 4.0), Trend::Steady, 1.0, 5.0);
         check(growth(Trend::Steady, 0.0, 3.0), growth(Trend::TooEarly, 1.0, 4.0), Trend::TooEarly, 1.0, 5.0);
         assert_eq!(together(&[None, grows]), None);
         // What is said of one is said from as many errors of several.
-        check(grows, growth(Trend::Steady, 60.0, 40.0), Trend::TooEarly, 100.0, 3.0_f64.hypot(40.0));
+        check(grows, growth(Trend::Steady, 90.0, 40.0), Trend::TooEarly, 100.0, 3.0_f64.hypot(40.0));
         check(grows, growth(Trend::Shrinking, -88.0, 4.0), Trend::TooEarly, 12.0, 5.0);
     }
 
-    /// None of them grows, and what chance has given each is no growth of all.
+    /// What has come to its end in each is no growth of all; what may be chance in each is doubtful in many.
     #[test]
     fn many_that_stay_do_not_grow_together() {
-        let steady = Some(Growth { trend: Trend::Steady, rate: Some(Rate { per_second: 1.9, error: 1.0 }) });
+        let some = |per_second| Some(Growth { trend: Trend::Steady, rate: Some(Rate { per_second, error: 1.0 }) });
+        let doubtful = together(&[some(1.9); 100]).unwrap();
+        assert_eq!((doubtful.trend, doubtful.rate.unwrap().error.round()), (Trend::TooEarly, 10.0));
+        assert_eq!(together(&[some(0.2); 100]).unwrap().trend, Trend::Steady);
+        let young = Some(Growth { trend: Trend::TooEarly, rate: None });
+        let grows = Some(Growth { trend: Trend::Growing, rate: Some(Rate { per_second: 9.0, error: 1.0 }) });
+        assert_eq!(together(&[young, grows]).unwrap().trend, Trend::Growing, "one that is new hides none");
+        let steady = some(2.5);
         let small = Some(Growth { trend: Trend::Growing, rate: Some(Rate { per_second: 4.0, error: 1.0 }) });
         let mut all = vec![steady; 100];
         assert_eq!(together(&all).map(|growth| growth.trend), Some(Trend::Steady));

@@ -23,7 +23,7 @@ pub(super) fn mark(elf: &Elf<'_>, table: &mut Table) {
 }
 
 /// That function: as a symbol tells it, or what runs one instruction after the other.
-fn function(elf: &Elf<'_>) -> Option<Range<u64>> {
+pub(super) fn function(elf: &Elf<'_>) -> Option<Range<u64>> {
     let start = elf.start()?;
     let code = elf.code().into_iter().find(|code| start.wrapping_sub(code.address) < code.size)?;
     let end = code.address.saturating_add(code.size);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use tracer_ebpf::unwind::kind;
 
-use super::window::Window;
+use super::{entry, window::Window};
 use crate::{
     files::elf::{Elf, code::CodeHints},
     unwind::{MAX_CODE, Table, Undescribed, synthesize},
@@ -46,7 +46,7 @@ pub(super) fn describe(elf: &Elf<'_>, table: &mut Table) {
         functions,
         pointers,
         no_return,
-        entry: elf.start().unwrap_or(0),
+        entry: entry::function(elf).unwrap_or(0..0),
         is_fixed: elf.has_fixed_addresses(),
         code,
     });

@@ -1,5 +1,7 @@
 //! Code of which no table says anything, and what one pass over it tells: where instructions begin, where jumps and calls go.
 
+use std::ops::Range;
+
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
 /// Code of a file that no unwind information describes, and what the file tells about it. All of it may lie.
@@ -14,8 +16,8 @@ pub struct Undescribed<'a> {
     pub pointers: Vec<u64>,
     /// Functions that never return, and pointers to such functions.
     pub no_return: Vec<u64>,
-    /// Where the program begins; 0: nowhere.
-    pub entry: u64,
+    /// The function where the program begins; empty: nowhere.
+    pub entry: Range<u64>,
     /// Whether the code holds addresses: it was linked for one place.
     pub is_fixed: bool,
 }
@@ -171,7 +173,7 @@ impl<'a> Text<'a> {
     }
 
     /// The first byte among these of which something of this is known.
-    pub(super) fn next(&self, among: std::ops::Range<usize>, mark: u8) -> Option<usize> {
+    pub(super) fn next(&self, among: Range<usize>, mark: u8) -> Option<usize> {
         let marks = self.marks.get(among.clone())?;
         // Without a branch for each: most bytes have none.
         let has = |marks: &[u8]| marks.iter().fold(0, |all, marks| all | marks) & mark != 0;

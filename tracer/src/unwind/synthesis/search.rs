@@ -61,7 +61,7 @@ pub fn synthesize(undescribed: &Undescribed<'_>) -> Synthesized {
         claims: vec![FREE; text.len()],
         rules: vec![0; usize::from(UNKNOWN) + 1],
         numbers: HashMap::new(),
-        entry: undescribed.entry,
+        entry: undescribed.entry.clone(),
         functions: 0,
         program: Program {
             returns: Returns::new(&text, &no_return),
@@ -83,14 +83,14 @@ struct Search<'a, 'p> {
     claims: Vec<u16>,
     rules: Vec<u64>,
     numbers: HashMap<u64, u16>,
-    entry: u64,
+    entry: Range<u64>,
     functions: usize,
 }
 
 impl<'a, 'p> Search<'a, 'p> {
     fn run(mut self, functions: &[u64]) -> Synthesized {
         let mut certain: Vec<u64> = functions.to_vec();
-        certain.push(self.entry);
+        certain.push(self.entry.start);
         let mut found = self.certain(&certain);
         let mut popping: Vec<u64> = found.iter().flat_map(|function| function.popping.iter().copied()).collect();
         popping.sort_unstable();
@@ -161,12 +161,18 @@ impl<'a, 'p> Search<'a, 'p> {
         for &pointer in &function.pointers {
             self.program.text.add(pointer, mark::POINTED);
         }
-        let is_outermost = function.entry == self.entry && self.entry != 0;
         for piece in &function.pieces {
-            let rule = if is_outermost { Some(rule(kind::STOP, fp::SAME, 0, 0)) } else { piece.rule };
-            let number = self.number(rule);
+            let number = self.number(piece.rule);
             let Some(at) = self.program.text.at(piece.address) else { continue };
-            for claim in self.claims.iter_mut().skip(at).take(piece.length as usize) {
+            // Where the program begins there is no caller.
+            let outermost = if function.entry == self.entry.start && self.entry.contains(&piece.address) {
+                (self.entry.end - piece.address).min(piece.length.into()) as usize
+            } else {
+                0
+            };
+            let stop = self.number((outermost > 0).then_some(rule(kind::STOP, fp::SAME, 0, 0)));
+            for (place, claim) in self.claims.iter_mut().skip(at).take(piece.length as usize).enumerate() {
+                let number = if place < outermost { stop } else { number };
                 *claim = if [FREE, number].contains(claim) { number } else { CONTRADICTED };
             }
         }

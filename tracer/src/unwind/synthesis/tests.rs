@@ -31,7 +31,7 @@ fn rules(code: &[u8], functions: &[u64], entry: u64) -> Vec<(u64, u64)> {
         functions: functions.to_vec(),
         pointers: Vec::new(),
         no_return: Vec::new(),
-        entry,
+        entry: entry..u64::MAX,
         is_fixed: false,
     });
     synthesized.rows.iter().map(|(address, rule)| (address.wrapping_sub(CODE), *rule)).collect()
@@ -243,7 +243,7 @@ fn code_of_any_kind_takes_bounded_work() {
         functions: vec![u64::MAX - 4, 0, 7],
         pointers: vec![u64::MAX],
         no_return: Vec::new(),
-        entry: u64::MAX,
+        entry: u64::MAX..u64::MAX,
         is_fixed: true,
     };
     assert!(synthesize(&undescribed).rows.is_sorted_by(|a, b| a.0 < b.0));
