@@ -99,7 +99,7 @@ fn short_reports_that_cannot_be_printed() {
 fn the_standard_output_by_other_names() {
     let (outcome, folder) = traced(
         "echo old >$KEPT/all; trace -q -o /dev/stdout --format json >>$KEPT/all; status=$?; echo new >>$KEPT/all; \
-         trace -q -o /proc/self/fd/1 -o - --format json >$KEPT/twice 2>$KEPT/refused; echo $? >>$KEPT/refused; exit $status",
+         trace -q -o $KEPT/twice -o - --format json >$KEPT/twice 2>$KEPT/refused; echo $? >>$KEPT/refused; exit $status",
     );
     assert_ne!(outcome.code(), Some(FAILED), "{}", outcome.stderr);
     let all = fs::read_to_string(folder.path().join("all")).unwrap();

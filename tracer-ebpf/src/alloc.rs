@@ -192,7 +192,8 @@ fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid:
     }
     if call.flags & CALL_IN_PLACE != 0 {
         addr = if result >= call.size { call.pointer } else { 0 };
-        if call.flags & CALL_OR_MORE != 0 && addr != 0 {
+        // How likely it was to be taken was told by what it asks for.
+        if call.flags & CALL_OR_MORE != 0 && addr != 0 && !samples::is_on() {
             call.size = result;
         }
     }

@@ -76,6 +76,8 @@ pub struct Attached {
     program: Option<(FileKey, u64)>,
     /// Whether the probes are away for good.
     gave_up: bool,
+    /// Whether its first thread, by which the kernel knows it, has ended, and others go on.
+    goes_on_without_its_first_thread: bool,
     /// Whether it was said that all blocks of some heap have ended at once.
     has_ended_heaps: bool,
     /// The signal that ended it.
@@ -99,6 +101,7 @@ impl Attached {
             space: None,
             program: None,
             gave_up: false,
+            goes_on_without_its_first_thread: false,
             has_ended_heaps: false,
             killed_by: None,
         }
@@ -260,6 +263,7 @@ impl Attached {
         self.image = image;
         self.has_become(program);
         (self.gave_up, self.found, self.space, self.has_go_library) = (false, None, None, false);
+        self.goes_on_without_its_first_thread = false;
         self.code_files.clear();
         self.guard.forget();
         self.handle(Event::Execed { time: program.beginning.time, probes_lost, known: program.is_covered })
@@ -317,7 +321,7 @@ impl Attached {
     /// Puts probes to the allocator that was found, or that of its parent. What is to be done then.
     pub fn probe(&mut self, probes: &mut Probes) -> Vec<Action> {
         let Some(allocators) = self.found.take().or_else(|| self.allocators.clone()) else { return Vec::new() };
-        let probing = match self.reattach(probes, allocators, self.pid) {
+        let probing = match self.reattach(probes, allocators, self.task()) {
             true => Probing::InForce,
             false if status::is_alive(self.pid) => Probing::Refused,
             false => Probing::Gone,

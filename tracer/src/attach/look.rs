@@ -106,7 +106,7 @@ impl Lookers {
 }
 
 fn look(pid: Pid) -> What {
-    let status = match status::check(pid) {
+    let status = match status::look(pid) {
         Ok(status) => status,
         Err(NotTraceable::Not64Bit(_, comm)) => return What::Foreign(format!("a 32-bit program ({})", visible(&comm))),
         Err(_) => return What::Gone,

@@ -30,7 +30,7 @@ use crate::{
 /// For whom probes are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// For one process each. Nobody else pays; what it starts has none until they are attached.
+    /// For one process each. Nobody else pays, unless its first thread has ended; what it starts has none until they are attached.
     Process,
     /// For all that map the file. Others pay for being asked whether they are traced; what is started has them from its first
     /// instruction on.
@@ -51,7 +51,7 @@ pub struct Probes {
     machine: Machine,
 }
 
-/// The probes of one process alone, by the files that they are on: none in file scope.
+/// The probes that are there for one process, by the files that they are on: none in file scope.
 #[derive(Default)]
 #[must_use = "links are detached through `detach_aside`"]
 pub struct Own(Vec<(Identity, Links)>);
@@ -89,7 +89,7 @@ impl Own {
 
 /// What came of putting probes on the files of a process.
 pub struct Put {
-    /// Those that are for the process alone.
+    /// Those that are for the process.
     pub own: Own,
     /// What is not seen because a file cannot be probed.
     pub unseen: Vec<String>,
@@ -191,9 +191,22 @@ impl Probes {
         match self.scope {
             Scope::Process => {
                 let task = NonZeroU32::new(task).context("process id 0")?;
-                let altered = altered(pid, &allocator.module, &allocator.functions.functions);
+                // Uprobe-multi links know a process by its first thread only: where that has ended, they are there for everybody.
+                let of_all = self.programs.has_multi() && task.get() != pid;
+                let (module, functions) = (&allocator.module, &allocator.functions.functions);
+                let altered = if of_all {
+                    tracing::warn!(
+                        "the first thread of process {pid} has ended: its probes on {} are there for all that map the file from now on",
+                        visible(module.path())
+                    );
+                    self.machine.altered(pid, &printed(pid, module), module, functions)
+                } else {
+                    altered(pid, module, functions)
+                };
                 let (left, notes) = without(allocator, pid, &altered)?;
-                let links = probe(&mut self.programs, &left, first, pid, Some(task), returns, order)?;
+                let (task, among_others) = if of_all { (None, true) } else { (Some(task), returns.among_others) };
+                let returns = Returns { among_others, ..returns };
+                let links = probe(&mut self.programs, &left, first, pid, task, returns, order)?;
                 Ok((Some(links), notes))
             }
             Scope::File if self.covers(&allocator.module) => Ok((None, Vec::new())),
@@ -301,15 +314,6 @@ fn probe(
     order: Order,
 ) -> Result<Links> {
     let file = allocator.module.probe_path().context("the allocator's file is not open")?;
-    let (mut task, mut returns) = (task, returns);
-    if programs.has_multi() && task.is_some_and(|task| task.get() != pid) {
-        // Such links know a process by its first thread only, which has ended.
-        tracing::warn!(
-            "the first thread of process {pid} has ended: its probes on {} are there for all that map the file from now on",
-            visible(allocator.module.path())
-        );
-        (task, returns.among_others) = (None, true);
-    }
     let found = OnceCell::new();
     let risk = || found.get_or_init(|| risk(pid, allocator, returns)).clone();
     let means =

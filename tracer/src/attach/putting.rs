@@ -130,14 +130,14 @@ impl Attached {
     }
 
     /// The thread that the kernel knows the process by.
-    fn task(&self) -> u32 {
-        let other = if status::is_exiting(self.pid) { status::other_threads(self.pid).into_iter().min() } else { None };
-        other.unwrap_or(self.pid)
+    pub(super) fn task(&self) -> u32 {
+        status::shown_by(self.pid)
     }
 
     /// Moves the probes to another thread of the process when its first one has ended: the kernel keeps them for the
     /// life of one thread. Whether there was another.
     pub fn move_to_another_thread(&mut self, probes: &mut Probes) -> bool {
+        self.goes_on_without_its_first_thread = true;
         if self.is_over() || !self.links.end_with_thread() {
             return false;
         }
@@ -164,7 +164,10 @@ impl Attached {
     /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
     /// are not; no more often than once in `pause`. Whether they were away.
     pub fn keep_probes(&mut self, probes: &mut Probes, now: Instant, pause: Duration) -> bool {
-        let nothing = !self.guard.is_due(now) || self.gave_up || self.life.came_later() || !self.life.is_settled();
+        let nothing = !self.guard.is_due(now)
+            || self.gave_up
+            || self.life.came_later() && !self.goes_on_without_its_first_thread
+            || !self.life.is_settled();
         if nothing {
             return false;
         }

@@ -77,7 +77,9 @@ impl Intake<'_> {
             match remapping.change {
                 Change::Unmapped => self.heap.was_unmapped(image, &is),
                 Change::Mapped if !remapping.by_allocator => self.heap.was_unmapped(image, &is),
-                Change::Moved { .. } if !remapping.by_allocator => self.heap.was_unmapped(image, &was),
+                // What stays in its place is what it was.
+                Change::Moved { .. } if is.start == was.start => self.heap.was_unmapped(image, &(is.end..was.end)),
+                Change::Moved { .. } => self.heap.was_unmapped(image, &was),
                 _ => {}
             }
             return self.mapped.apply(image, &remapping, stack);

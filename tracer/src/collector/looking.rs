@@ -22,6 +22,8 @@ impl Collector {
         self.keep_within_memory();
         let usage = self.heap.usage_at(|image| self.images.until(image, now), nanoseconds(min_age));
         let times = self.history.times();
+        // Of what is that young, what was recorded can be there.
+        let young = self.history.recorded_between(now.saturating_sub(self.min_age), now);
         let mut unknown_frees: HashMap<Image, Option<Arc<[f32]>>> = HashMap::new();
         let mut stacks: Vec<StackSnapshot> = Vec::new();
         let mut others: HashMap<Image, usize> = HashMap::new();
@@ -49,7 +51,7 @@ impl Collector {
                 holders: usage.holders,
                 estimate: usage.estimate,
                 oldest: usage.oldest.map(Duration::from_nanos),
-                held: held.map(|held| held.replacing(unknown.clone()).aged(younger.0, self.min_age)),
+                held: held.map(|held| held.replacing(unknown.clone()).aged(younger.0, young)),
                 trail: self.places.trail(&self.heap, usage.stack),
                 end: self.end(usage.stack),
             };

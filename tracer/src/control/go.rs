@@ -83,7 +83,7 @@ impl Session {
 
     /// Names Go code of a process.
     pub(super) fn know_go(&mut self, pid: Pid, runtime: Arc<Runtime>) {
-        let exe = status::check(pid).map(|status| status.exe).unwrap_or_default();
+        let exe = status::look(pid).map(|status| status.exe).unwrap_or_default();
         if let Some(writer) = &self.writer {
             writer.know_go(pid, runtime, exe);
         }

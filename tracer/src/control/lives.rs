@@ -308,6 +308,11 @@ impl Session {
         if is_new || self.attached.iter().any(|attached| !attached.is_over()) {
             self.goroutines.forget(pid);
         }
+        self.libraries.retain(|libraries| libraries.pid() != pid);
+        if let Some(attached) = self.attached.iter_mut().find(|attached| attached.image() == image) {
+            // They may be there for everybody.
+            attached.take_probes_off(&mut self.probes);
+        }
         self.let_go(image);
         let is_command = self.launched.as_ref().is_some_and(|launched| self.image_of(launched.pid()).is_none());
         if !is_command {
@@ -327,7 +332,6 @@ impl Session {
         let Some(at) = self.attached.iter().position(ended) else { return };
         let mut attached = self.attached.remove(at);
         let memory = self.coverage.end(image, &attached.probed());
-        self.libraries.retain(|libraries| libraries.pid() != attached.pid());
         attached.let_go(memory, &mut self.probes);
         let Self { ended, known, probes, go_over, .. } = self;
         let doubt = |attached: &Attached| doubt(attached, known, probes);

@@ -125,7 +125,7 @@ pub(crate) fn read(pid: u32, status: &Status, runtime: &Runtime, plugins: &[Arc<
 
 /// What was read is of this process only if it still is the same one.
 fn of_the_same<T>(pid: u32, status: &Status, found: Result<T>) -> Result<T> {
-    if status::check(pid).map(|now| now.start_time) != Ok(status.start_time) {
+    if status::look(pid).map(|now| now.start_time) != Ok(status.start_time) {
         bail!("process {pid} ({}) has exited while its goroutines were read", visible(&status.comm));
     }
     found.with_context(|| format!("the goroutines of process {pid} ({}) cannot be read", visible(&status.comm)))

@@ -43,7 +43,7 @@ impl GoWatch {
     /// # Errors
     /// Its runtime cannot be found, perhaps because it has just begun.
     pub fn open(pid: Pid) -> Result<Option<Self>> {
-        let status = status::check(pid)?;
+        let status = status::look(pid)?;
         let runtime = match goroutines::open(pid, &status) {
             Err(error) if process::is_not_go(&error) => return Ok(None),
             found => found?,
@@ -122,7 +122,7 @@ impl GoWatches {
     pub fn watch(&mut self, pid: Pid, known: Option<Arc<Runtime>>) {
         self.watched.retain(|watched| watched.pid != pid || watched.is_library());
         let now = Instant::now();
-        let watch = known.and_then(|runtime| Some(GoWatch::of(pid, status::check(pid).ok()?, runtime)));
+        let watch = known.and_then(|runtime| Some(GoWatch::of(pid, status::look(pid).ok()?, runtime)));
         let stage = watch.map_or(Stage::Searching(0, None), |watch| Stage::Go(Box::new(watch)));
         let mut watched = Watched { pid, since: now, next: Some(now), stage };
         watched.look(&self.plugins, self.looked_at() + 1);
@@ -137,7 +137,7 @@ impl GoWatches {
 
     /// Looks at the goroutines of a library of the process from now on, too.
     pub fn add_library(&mut self, pid: Pid, runtime: Arc<Runtime>) {
-        let Ok(status) = status::check(pid) else { return };
+        let Ok(status) = status::look(pid) else { return };
         let now = Instant::now();
         let stage = Stage::Go(Box::new(GoWatch::of(pid, status, runtime)));
         let mut watched = Watched { pid, since: now, next: Some(now), stage };

@@ -103,6 +103,11 @@ impl History {
         }
     }
 
+    /// How long was recorded between two times.
+    pub fn recorded_between(&self, from: u64, to: u64) -> u64 {
+        self.recorded(to).saturating_sub(self.recorded(from))
+    }
+
     /// How long was recorded from the beginning to `time`.
     fn recorded(&self, time: u64) -> u64 {
         let time = self.away.map_or(time, |away| time.min(away));
@@ -287,7 +292,8 @@ impl Series {
         Self { unknown_frees, ..self }
     }
 
-    /// The same of blocks of at least `age` nanoseconds; so many bytes are held by younger ones, which will come of age.
+    /// The same of blocks of an age within which `age` nanoseconds were recorded (0: of any); so many bytes are held by younger ones, which
+    /// will come of age.
     pub fn aged(self, young: u64, age: u64) -> Self {
         Self { young: (age > 0).then_some((young as f64, age as f64 / 1e9)), ..self }
     }

@@ -14,38 +14,54 @@ pub(super) struct Mapping {
     pub(super) reserved: bool,
 }
 
+/// Most ranges of memory from before that are kept while they may not be used.
+const MOST_CLOSED: usize = 1 << 10;
+
 /// By their first addresses; none overlaps another.
 #[derive(Default)]
-pub(super) struct Ranges(BTreeMap<u64, (u64, Mapping)>);
+pub(super) struct Ranges {
+    known: BTreeMap<u64, (u64, Mapping)>,
+    /// First and last addresses of nobody's memory that was closed: opened again, it is still nobody's.
+    closed: Vec<Range<u64>>,
+}
 
 impl Ranges {
     /// How many there are.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.known.len()
     }
 
     /// All of them, by address.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Range<u64>, Mapping)> {
-        self.0.iter().map(|(start, (end, mapping))| (*start..*end, *mapping))
+        self.known.iter().map(|(start, (end, mapping))| (*start..*end, *mapping))
     }
 
     /// Those that have addresses in `range`, by address.
     pub(super) fn within(&self, range: &Range<u64>) -> impl Iterator<Item = (Range<u64>, Mapping)> {
-        let before = self.0.range(..=range.start).next_back().map_or(range.start, |(start, _)| *start);
-        let all = self.0.range(before..range.end.max(before));
+        let before = self.known.range(..=range.start).next_back().map_or(range.start, |(start, _)| *start);
+        let all = self.known.range(before..range.end.max(before));
         let from = range.start;
         all.map(|(start, (end, mapping))| (*start..*end, *mapping)).filter(move |(range, _)| range.end > from)
     }
 
     /// There is memory, whatever was there before.
     pub(super) fn map(&mut self, range: &Range<u64>, mapping: Mapping) {
+        self.forget_closed(range);
         self.take(range);
-        self.0.insert(range.start, (range.end, mapping));
+        self.known.insert(range.start, (range.end, mapping));
     }
 
     /// There is none any more.
     pub(super) fn unmap(&mut self, range: &Range<u64>) {
+        self.forget_closed(range);
         self.take(range);
+    }
+
+    /// What is there is no memory from before any more, as far as ranges lie in it as a whole.
+    fn forget_closed(&mut self, range: &Range<u64>) {
+        if self.closed.len() < MOST_CLOSED {
+            self.closed.retain(|closed| closed.start < range.start || range.end < closed.end);
+        }
     }
 
     /// Memory has moved from `old` to `new`, and what there is more of it is that of `more`, of the kind that the rest is of. It is
@@ -73,7 +89,7 @@ impl Ranges {
         let (kind, reserved) = last.map_or((more.owner.kind, false), |last| (last.owner.kind, last.reserved));
         let more = Mapping { owner: Owner { kind, ..more.owner }, reserved, ..more };
         let bytes = if reserved { 0 } else { added.end - added.start };
-        self.0.insert(added.start, (added.end, more));
+        self.known.insert(added.start, (added.end, more));
         (more.owner, bytes)
     }
 
@@ -91,7 +107,11 @@ impl Ranges {
             }
             unknown.push(at..range.end);
             let reserved = Mapping { reserved: true, ..by };
-            known.extend(unknown.into_iter().filter(|part| !part.is_empty()).map(|part| (part, reserved)));
+            let was_closed =
+                |part: &Range<u64>| self.closed.iter().any(|closed| part.start < closed.end && closed.start < part.end);
+            // What was in use before, or may have been, is no memory that comes.
+            let new = unknown.into_iter().filter(|part| !part.is_empty() && !was_closed(part));
+            known.extend(new.filter(|_| self.closed.len() < MOST_CLOSED).map(|part| (part, reserved)));
         }
         let parts = known.into_iter().map(|(range, mapping)| {
             if !mapping.reserved {
@@ -108,13 +128,19 @@ impl Ranges {
 
     /// What is there may not be used any more.
     pub(super) fn close(&mut self, range: &Range<u64>) {
-        let closed: Vec<_> = self.take(range).into_iter().map(|(r, m)| (r, Mapping { reserved: true, ..m })).collect();
+        let known = self.take(range);
+        let is_all =
+            known.iter().map(|(part, _)| part.end - part.start).sum::<u64>() == range.end.saturating_sub(range.start);
+        if !is_all && self.closed.len() < MOST_CLOSED && !self.closed.contains(range) {
+            self.closed.push(range.clone());
+        }
+        let closed: Vec<_> = known.into_iter().map(|(r, m)| (r, Mapping { reserved: true, ..m })).collect();
         self.put(&closed);
     }
 
     fn put(&mut self, parts: &[(Range<u64>, Mapping)]) {
         for (range, mapping) in parts.iter().filter(|(range, _)| !range.is_empty()) {
-            self.0.insert(range.start, (range.end, *mapping));
+            self.known.insert(range.start, (range.end, *mapping));
         }
     }
 
@@ -126,12 +152,12 @@ impl Ranges {
         let hit: Vec<_> = self.within(range).collect();
         let mut taken = Vec::with_capacity(hit.len());
         for (whole, mapping) in hit {
-            self.0.remove(&whole.start);
+            self.known.remove(&whole.start);
             if whole.start < range.start {
-                self.0.insert(whole.start, (range.start, mapping));
+                self.known.insert(whole.start, (range.start, mapping));
             }
             if range.end < whole.end {
-                self.0.insert(range.end, (whole.end, mapping));
+                self.known.insert(range.end, (whole.end, mapping));
             }
             taken.push((whole.start.max(range.start)..whole.end.min(range.end), mapping));
         }

@@ -28,8 +28,8 @@ pub enum NotTraceable {
     Zombie(u32, String),
     /// Its first thread has ended, and others run.
     #[error(
-        "the first thread of process {0} ({1}) has ended, and with it went what tracer looks at it by, though others run on: trace it \
-         from before that, or from its start (tracer -- CMD)"
+        "the first thread of process {0} ({1}) has ended, and the kernel knows a process that is to be probed by that, though others run \
+         on: trace it from before that, or from its start (tracer -- CMD)"
     )]
     FirstThreadEnded(u32, String),
     /// It is not a 64-bit program.
@@ -68,6 +68,19 @@ pub struct Status {
 /// # Errors
 /// [`NotTraceable`], when it cannot be traced.
 pub fn check(pid: u32) -> Result<Status, NotTraceable> {
+    match stat(pid) {
+        Ok(Some(stat)) if stat.goes_on_without_its_first_thread() => {
+            Err(NotTraceable::FirstThreadEnded(pid, stat.comm))
+        }
+        _ => look(pid),
+    }
+}
+
+/// The same of a process that is traced already, or was started by one: its first thread may have ended.
+///
+/// # Errors
+/// As for [`check`].
+pub fn look(pid: u32) -> Result<Status, NotTraceable> {
     let stat = match stat(pid) {
         Ok(Some(stat)) => stat,
         Ok(None) => return Err(NotTraceable::NoSuchProcess(pid)),
@@ -76,10 +89,7 @@ pub fn check(pid: u32) -> Result<Status, NotTraceable> {
     if stat.is_kernel_thread() {
         return Err(NotTraceable::KernelThread(pid, stat.comm));
     }
-    if stat.state == 'Z' && !stat.is_over() {
-        return Err(NotTraceable::FirstThreadEnded(pid, stat.comm));
-    }
-    if matches!(stat.state, 'Z' | 'X') {
+    if matches!(stat.state, 'Z' | 'X') && stat.is_over() {
         return Err(NotTraceable::Zombie(pid, stat.comm));
     }
     if let Some(tgid) = tgid(pid).filter(|tgid| *tgid != pid) {

@@ -75,10 +75,10 @@ fn open(process: &ProcessDirectory) -> io::Result<File> {
     Ok(file.file)
 }
 
-/// The id that a process knows itself by (the last of `NSpid`) and its effective user, from `/proc/PID/status`.
+/// The id that a process knows itself by (the last of `NStgid`) and its effective user, from `/proc/PID/status`.
 fn own_pid_and_user(status: &str) -> Option<(u32, u32)> {
     let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
-    let pid = field("NSpid:")?.split_whitespace().next_back()?.parse().ok()?;
+    let pid = field("NStgid:")?.split_whitespace().next_back()?.parse().ok()?;
     let uid = field("Uid:")?.split_whitespace().nth(1)?.parse().ok()?;
     Some((pid, uid))
 }
@@ -195,9 +195,9 @@ mod tests {
 
     #[test]
     fn status_of_a_process_in_a_container() {
-        let status = "Name:\tx\nUid:\t1000\t1001\t1000\t1000\nNSpid:\t4711\t33\t1\n";
+        let status = "Name:\tx\nUid:\t1000\t1001\t1000\t1000\nNStgid:\t4711\t33\t1\n";
         assert_eq!(own_pid_and_user(status), Some((1, 1001)));
-        assert_eq!(own_pid_and_user("Name:\tNSpid: 3\n"), None);
+        assert_eq!(own_pid_and_user("Name:\tNStgid: 3\n"), None);
     }
 
     #[test]
