@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, path::Path, thread, time::Duration};
 use nix::sys::signal::Signal;
 
 use crate::harness::{
-    Outcome, Report, Run, STOCK, Target, compiled, go_program, probed_bytes, require_root, slowness, wait_until,
+    Outcome, Report, Run, Running, STOCK, Target, compiled, go_program, probed_bytes, require_root, slowness,
+    wait_until,
 };
 
 const SHARED: &str = "-buildmode=c-shared";
@@ -106,17 +107,10 @@ fn each_library_has_a_heap_and_goroutines_of_its_own() {
 #[test]
 fn a_library_that_is_loaded_later_is_found() {
     require_root();
-    let mut target = Target::start(&compiled("loader"));
+    let target = Target::start(&compiled("loader"));
     let tracer = Run::pid(target.pid()).args(["--go-heap", "auto", "--sample", MEAN]).start();
-    let name = load(&mut target, &go_program("library", LIBRARIES[0]));
-    wait_until("its runtime is probed", || probed_bytes(target.pid(), &name) > 0);
-    // At all its places.
-    thread::sleep(Duration::from_secs(2) * slowness());
-    target.ask("keep 0 4000");
-    target.ask("collect");
-    let report = finished(tracer.stop());
-    assert_near("loaded later", &held(&report, "main.keepOne"), &[(&name, 4000.0 * OBJECT)]);
-    assert_eq!(goroutines(&report.json, "main.stuck"), BTreeMap::from([(name, 1)]));
+    let pid = target.pid();
+    finds_what_is_loaded(target, tracer, pid);
 }
 
 /// So is one that a child of it loads, of which nothing was looked at.
@@ -126,14 +120,20 @@ fn a_library_that_a_child_loads_is_found() {
     let mut target = Target::start(&compiled("loader"));
     let tracer = Run::pid(target.pid()).args(["--go-heap", "auto", "--sample", MEAN]).start();
     let child = target.ask("fork").fact("child") as u32;
+    finds_what_is_loaded(target, tracer, child);
+}
+
+/// Has process `pid` load a library, and compares what it holds and does with the truth.
+#[track_caller]
+fn finds_what_is_loaded(mut target: Target, tracer: Running, pid: u32) {
     let name = load(&mut target, &go_program("library", LIBRARIES[0]));
-    wait_until("its runtime is probed", || probed_bytes(child, &name) > 0);
+    wait_until("its runtime is probed", || probed_bytes(pid, &name) > 0);
     // At all its places.
     thread::sleep(Duration::from_secs(2) * slowness());
     target.ask("keep 0 4000");
     target.ask("collect");
     let report = finished(tracer.stop());
-    assert_near("loaded by a child", &held(&report, "main.keepOne"), &[(&name, 4000.0 * OBJECT)]);
+    assert_near("loaded later", &held(&report, "main.keepOne"), &[(&name, 4000.0 * OBJECT)]);
     assert_eq!(goroutines(&report.json, "main.stuck"), BTreeMap::from([(name, 1)]));
 }
 
