@@ -299,7 +299,7 @@ pub fn compile(module: Arc<Module>) -> Compiled {
     let start = Instant::now();
     let read = read(&module);
     // Code that a runtime has compiled ahead, in a format of its own (.NET): what keeps frame pointers where it is generated does so there.
-    if read.is_err() && module.file().is_some() && !module.is_elf() {
+    if read.is_err() && module.is_pe() {
         module.guess();
     }
     let build_time = start.elapsed();

@@ -224,8 +224,17 @@ impl Module {
 
     /// Whether the file begins like an ELF file.
     pub fn is_elf(&self) -> bool {
-        let mut magic = [0; 4];
-        self.file.as_ref().is_some_and(|file| file.read_exact_at(&mut magic, 0).is_ok()) && magic == *b"\x7fELF"
+        self.begins(b"\x7fELF")
+    }
+
+    /// Whether it begins like a file of the format that .NET has its code in (PE).
+    pub fn is_pe(&self) -> bool {
+        self.begins(b"MZ")
+    }
+
+    fn begins<const N: usize>(&self, magic: &[u8; N]) -> bool {
+        let mut begin = [0; N];
+        self.file.as_ref().is_some_and(|file| file.read_exact_at(&mut begin, 0).is_ok()) && begin == *magic
     }
 }
 

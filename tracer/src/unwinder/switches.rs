@@ -12,8 +12,10 @@ const MOST: u64 = 1 << 10;
 /// Says so of the code behind the move.
 pub(super) fn mark(code: &mut Window<'_>, table: &mut Table) {
     table.mark_switches(|part| {
-        let bytes = code.code(&part).filter(|bytes| bytes.len() as u64 <= MOST)?;
-        moved(bytes, part.start)
+        if part.end - part.start > MOST {
+            return None;
+        }
+        moved(code.code(&part)?, part.start)
     });
 }
 

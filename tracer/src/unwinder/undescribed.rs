@@ -10,10 +10,14 @@ use crate::{
     unwind::{MAX_CODE, Table, Undescribed, synthesize},
 };
 
+/// What functions begin at, bytes: those in assembler, too.
+const ALIGNMENT: u64 = 16;
+
 /// Bridges short gaps between functions that hold nothing but padding. What is in the others may be a function of its own, which its author
 /// describes nothing of.
 pub(super) fn bridge(code: &mut Window<'_>, table: &mut Table) {
-    table.bridge(|gap| code.code(&gap).is_some_and(is_padding));
+    // Before what is aligned there is no room for another function that is, and so nothing to be read.
+    table.bridge(|gap| gap.end.is_multiple_of(ALIGNMENT) || code.code(&gap).is_some_and(is_padding));
 }
 
 /// Adds rules for code that the table says nothing of, where its instructions prove them.

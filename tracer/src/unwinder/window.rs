@@ -6,6 +6,8 @@ use crate::files::elf::Segment;
 
 /// Bytes of a piece.
 const PIECE: u64 = 64 << 10;
+/// Most bytes that are read of one file.
+const MOST: u64 = 1 << 30;
 /// Most executable segments that are known: linkers make a few.
 const MAX_SEGMENTS: usize = 16;
 
@@ -17,13 +19,15 @@ pub(super) struct Window<'a> {
     first: u64,
     piece: Vec<u8>,
     read: usize,
+    /// Bytes that may still be asked for: what is in a file may lead to and fro, and through holes of any size.
+    left: u64,
 }
 
 impl<'a> Window<'a> {
     /// The code of a file with these segments.
     pub(super) fn new(file: &'a File, segments: &[Segment]) -> Self {
         let code = segments.iter().filter(|segment| segment.executable).take(MAX_SEGMENTS).copied().collect();
-        Self { file, code, first: 0, piece: vec![0; PIECE as usize], read: 0 }
+        Self { file, code, first: 0, piece: vec![0; PIECE as usize], read: 0, left: MOST }
     }
 
     /// The code of some addresses, fewer than a piece has; `None` where there is none.
@@ -50,7 +54,8 @@ impl<'a> Window<'a> {
             let inside = address.checked_sub(segment.address).filter(|inside| *inside < segment.size)?;
             Some((segment.offset.checked_add(inside)?, segment.size - inside))
         });
-        if let Some((offset, left)) = place {
+        self.left = self.left.saturating_sub(PIECE);
+        if let Some((offset, left)) = place.filter(|_| self.left > 0) {
             let piece = &mut self.piece[..PIECE.min(left) as usize];
             self.read = self.file.read_at(piece, offset).unwrap_or(0);
         }
