@@ -192,17 +192,28 @@ impl Table {
 
     /// Says where code goes by a frame pointer and has moved the stack pointer to another stack: in each of its parts from where `find` says.
     pub fn mark_switches(&mut self, mut find: impl FnMut(Range<u64>) -> Option<u64>) {
-        let rows = std::mem::take(&mut self.rows);
-        self.rows.reserve(rows.len());
-        for (index, &(address, rule)) in rows.iter().enumerate() {
-            self.push(address, rule);
-            let part = rows.get(index + 1).map(|next| address..next.0).filter(|_| rule as u8 == kind::FP);
-            if let Some(part) = part
-                && let Some(from) = find(part.clone()).filter(|from| part.contains(from))
-            {
-                self.push(from, rule & !0xff | u64::from(kind::SWITCHED));
-            }
+        let parts = self.rows.windows(2).filter(|pair| pair[0].1 as u8 == kind::FP);
+        let switches: Vec<(u64, u64)> = parts
+            .filter_map(|pair| {
+                let part = pair[0].0..pair[1].0;
+                let from = find(part.clone()).filter(|from| part.contains(from))?;
+                Some((from, pair[0].1 & !0xff | u64::from(kind::SWITCHED)))
+            })
+            .collect();
+        // Most files have none.
+        if switches.is_empty() {
+            return;
         }
+        let rows = std::mem::take(&mut self.rows);
+        self.rows.reserve(rows.len() + switches.len());
+        let mut switches = switches.into_iter().peekable();
+        for (address, rule) in rows {
+            while let Some((from, switched)) = switches.next_if(|(from, _)| *from < address) {
+                self.push(from, switched);
+            }
+            self.push(address, rule);
+        }
+        switches.for_each(|(from, switched)| self.push(from, switched));
     }
 
     /// The parts of some code that nothing is said of.
