@@ -1,13 +1,21 @@
 //! Processes that change under the tracer: exec, fork, a first thread that ends, and several at once.
 
-use std::{fs, os::unix::process::ExitStatusExt as _, path::Path, thread, time::Duration};
+use std::{
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 
-use crate::harness::{Held, Run, Target, Truth, check_functions, check_holders, compiled, require_root, slowness};
+use crate::harness::{
+    Held, Run, Running, Target, Truth, check_functions, check_holders, compiled, require_root, slowness,
+};
 
 /// The new image starts with nothing, and is traced from its start.
 #[test]
@@ -271,15 +279,21 @@ fn hundreds_of_mappings() {
     report.assert_complete("many mappings");
 }
 
-/// Whatever the first thread was for, the process lives on.
-#[test]
-fn the_first_thread_ends() {
+/// A program, and a traced process of it whose first thread has ended.
+fn whose_first_thread_ends(arguments: &[&str]) -> (PathBuf, Target, Running) {
     require_root();
     let program = compiled("main_exits");
     let mut target = Target::start(&program);
-    let tracer = Run::pid(target.pid()).start();
+    let tracer = Run::pid(target.pid()).args(arguments).start();
     target.say("begin");
     target.until("ended");
+    (program, target, tracer)
+}
+
+/// Whatever the first thread was for, the process lives on.
+#[test]
+fn the_first_thread_ends() {
+    let (program, mut target, tracer) = whose_first_thread_ends(&[]);
     let truth = target.ask("go on");
     let report = tracer.stop().report(0);
     check_functions("first thread ended", &report, &truth, Some(&program));
@@ -289,12 +303,7 @@ fn the_first_thread_ends() {
 /// What the kernel takes away with the probes of a child that ends is put there again: it knows the process by its first thread no more.
 #[test]
 fn the_first_thread_ends_and_a_child_does() {
-    require_root();
-    let program = compiled("main_exits");
-    let mut target = Target::start(&program);
-    let tracer = Run::pid(target.pid()).start();
-    target.say("begin");
-    target.until("ended");
+    let (program, mut target, tracer) = whose_first_thread_ends(&[]);
     target.ask("fork");
     // For as long as it takes to put them there again nothing is allocated here.
     thread::sleep(Duration::from_secs(2));
@@ -312,12 +321,7 @@ fn the_first_thread_ends_and_a_child_does() {
 /// Perf events are tied to a thread: when the first one ends they are moved to another.
 #[test]
 fn the_first_thread_ends_with_the_perf_events() {
-    require_root();
-    let program = compiled("main_exits");
-    let mut target = Target::start(&program);
-    let tracer = Run::pid(target.pid()).args(["--perf-events"]).start();
-    target.say("begin");
-    target.until("ended");
+    let (program, mut target, tracer) = whose_first_thread_ends(&["--perf-events"]);
     // For as long as it takes to move the probes nothing is allocated here.
     thread::sleep(Duration::from_secs(4));
     let truth = target.ask("go on");

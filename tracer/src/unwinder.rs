@@ -358,15 +358,17 @@ fn compile_within(file: &File, most: u64) -> Result<(Vec<Segment>, Table), Strin
             without(code, &c).into_iter().for_each(|code| table.fill_with_go(code));
         }
         if !c.is_empty() {
-            undescribed::describe(&elf, &mut table);
+            let code = undescribed::code(&elf, &mut table);
+            undescribed::describe(&elf, code, &mut table);
         }
         if let Some((code, rule)) = callback(file, &elf, &segments) {
             table.replace(code, rule);
         }
     } else if elf.is_x86_64() {
         contexts::mark(&elf, &mut table);
-        let made = contexts::made(&elf, &table);
-        undescribed::describe(&elf, &mut table);
+        let code = undescribed::code(&elf, &mut table);
+        let made = contexts::made(&code);
+        undescribed::describe(&elf, code, &mut table);
         contexts::mark_made(&made, &mut table);
         switches::mark(&mut window, &mut table);
     }

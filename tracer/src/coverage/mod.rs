@@ -28,7 +28,6 @@ use crate::{
     event::{Image, Pid},
     files::root::ProcessDirectory,
     mapped::Owner,
-    process::stat::stat,
     profile::{Area, Memory, Reason},
     space::memory_map::{self, Region, Usage},
 };
@@ -136,8 +135,8 @@ impl Coverage {
         if self.processes.is_empty() {
             self.started = now;
         }
-        let read = ProcessDirectory::with_memory(pid)
-            .and_then(|directory| Ok((start_time(pid)?, memory_map::usage(&directory)?, directory)));
+        let read = ProcessDirectory::with_stat(pid)
+            .and_then(|(directory, stat)| Ok((stat.start_time, memory_map::usage(&directory)?, directory)));
         let (started, usage, directory) = match read {
             Ok(read) => read,
             Err(error) => {
@@ -269,9 +268,9 @@ impl Coverage {
 impl Process {
     /// Its directory in /proc.
     fn open(&self) -> io::Result<ProcessDirectory> {
-        let directory = ProcessDirectory::with_memory(self.pid)?;
+        let (directory, stat) = ProcessDirectory::with_stat(self.pid)?;
         // Its id may be another one's by now.
-        if start_time(self.pid)? == self.started { Ok(directory) } else { Err(io::ErrorKind::NotFound.into()) }
+        if stat.start_time == self.started { Ok(directory) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 
     /// Its counters were read when `recorded` bytes were held of what was recorded. Whether more has come than that explains.
@@ -403,11 +402,6 @@ impl Process {
             as_of: None,
         }
     }
-}
-
-/// Clock ticks since boot at the start of a process.
-fn start_time(pid: Pid) -> io::Result<u64> {
-    stat(pid)?.map(|stat| stat.start_time).ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 fn held(requests: &Requests, image: Image) -> u64 {

@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read as _},
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -13,7 +13,7 @@ use std::{
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 
 use super::opener::{self, Facts, Opened, Wanted};
-use crate::process::stat::shown_by;
+use crate::process::stat::{Stat, parse_stat, shown_by};
 
 /// How often a thread is looked for that shows the memory of a process.
 const ATTEMPTS: usize = 3;
@@ -38,15 +38,24 @@ impl ProcessDirectory {
     /// # Errors
     /// There is no such process.
     pub fn with_memory(pid: u32) -> io::Result<Self> {
-        let mut shown = Err(io::ErrorKind::NotFound.into());
-        // A thread may end meanwhile.
-        for _ in 0..ATTEMPTS {
-            shown = Self::open(shown_by(pid));
-            if shown.is_ok() {
-                break;
-            }
+        Self::with_stat(pid).map(|(process, _)| process)
+    }
+
+    /// The same, and what the kernel says of the process.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn with_stat(pid: u32) -> io::Result<(Self, Stat)> {
+        let process = Self::open(pid)?;
+        let mut text = Vec::new();
+        process.file("stat")?.read_to_end(&mut text)?;
+        let stat = parse_stat(&text).ok_or(io::ErrorKind::InvalidData)?;
+        if !stat.goes_on_without_its_first_thread() {
+            return Ok((process, stat));
         }
-        shown
+        // A thread may end meanwhile.
+        let shown = (0..ATTEMPTS).find_map(|_| Self::open(shown_by(pid)).ok());
+        Ok((shown.ok_or(io::ErrorKind::NotFound)?, stat))
     }
 
     /// Opens one of the kernel's own files in it, like `maps`.

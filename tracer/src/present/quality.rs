@@ -51,17 +51,15 @@ pub(super) fn of(
         Some(Collections { pid, library, at_begin, at_end, own_profile })
     });
     let collections: Vec<Collections> = collections.collect();
-    let of_shown = |field: fn(&heap::Sampling) -> u64| -> u64 {
-        shown.iter().filter_map(|go| go.heap.sampling.as_ref()).map(field).sum()
-    };
     let sum = |field: fn(&heap::Sampling) -> u64| sampling.iter().map(|sampling| field(sampling)).sum();
+    let of_shown = shown.iter().filter_map(|go| go.heap.sampling.as_ref());
     Quality {
         sampling: None,
         missed_cycles: sum(|sampling| sampling.missed_cycles),
         cycles: collections.iter().map(Collections::while_traced).sum(),
         collections,
         uncollected_heaps: go.iter().filter(|go| !go.heap.collections.collected).count() as u64,
-        undecided_samples: of_shown(|sampling| sampling.undecided),
+        undecided_samples: of_shown.map(|sampling| sampling.undecided).sum(),
         unresolved_samples: loss.unresolved + sum(|sampling| sampling.misplaced),
         all_samples: sum(|sampling| sampling.samples),
         lost_allocs: loss.allocs,

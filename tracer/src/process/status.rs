@@ -68,12 +68,11 @@ pub struct Status {
 /// # Errors
 /// [`NotTraceable`], when it cannot be traced.
 pub fn check(pid: u32) -> Result<Status, NotTraceable> {
-    match stat(pid) {
-        Ok(Some(stat)) if stat.goes_on_without_its_first_thread() => {
-            Err(NotTraceable::FirstThreadEnded(pid, stat.comm))
-        }
-        _ => look(pid),
+    let stat = there(pid)?;
+    if stat.goes_on_without_its_first_thread() {
+        return Err(NotTraceable::FirstThreadEnded(pid, stat.comm));
     }
+    described(pid, stat)
 }
 
 /// The same of a process that is traced already, or was started by one: its first thread may have ended.
@@ -81,11 +80,17 @@ pub fn check(pid: u32) -> Result<Status, NotTraceable> {
 /// # Errors
 /// As for [`check`].
 pub fn look(pid: u32) -> Result<Status, NotTraceable> {
-    let stat = match stat(pid) {
-        Ok(Some(stat)) => stat,
-        Ok(None) => return Err(NotTraceable::NoSuchProcess(pid)),
-        Err(error) => return Err(unreadable(pid, &format!("/proc/{pid}/stat"), &error)),
-    };
+    described(pid, there(pid)?)
+}
+
+fn there(pid: u32) -> Result<Stat, NotTraceable> {
+    match stat(pid) {
+        Ok(found) => found.ok_or(NotTraceable::NoSuchProcess(pid)),
+        Err(error) => Err(unreadable(pid, &format!("/proc/{pid}/stat"), &error)),
+    }
+}
+
+fn described(pid: u32, stat: Stat) -> Result<Status, NotTraceable> {
     if stat.is_kernel_thread() {
         return Err(NotTraceable::KernelThread(pid, stat.comm));
     }
@@ -110,7 +115,10 @@ pub fn look(pid: u32) -> Result<Status, NotTraceable> {
 
 /// Path of the executable that a process has now, as the kernel tells it: hostile text. `None` when that cannot be known.
 pub fn executable(pid: u32) -> Option<String> {
-    Some(fs::read_link(format!("/proc/{}/exe", shown_by(pid))).ok()?.to_string_lossy().into_owned())
+    let link = |id: u32| fs::read_link(format!("/proc/{id}/exe")).ok();
+    // Its first thread may have ended.
+    let path = link(pid).or_else(|| link(Some(shown_by(pid)).filter(|other| *other != pid)?))?;
+    Some(path.to_string_lossy().into_owned())
 }
 
 /// Why the file `what` of a process cannot be read.

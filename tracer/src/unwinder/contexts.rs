@@ -1,14 +1,12 @@
 //! Where stacks begin that a program makes itself: the first function's return address is that of code which nobody has called, and which
 //! is not described: of the C library's (makecontext(3)), or of those who have something of their own in assembler (Boost's fcontext).
 
-use std::ops::Range;
-
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl};
 use tracer_ebpf::unwind::{fp, kind, rule};
 
 use crate::{
     files::elf::Elf,
-    unwind::{LONGEST_CALL, MAX_CODE, Table, ends_with_call},
+    unwind::{LONGEST_CALL, Table, ends_with_call},
 };
 
 /// The function, which C libraries export that have it.
@@ -49,19 +47,10 @@ const MAX_MADE: usize = 16;
 /// Most instructions of the code that a function returns to which has no caller.
 const MAX_LAST: usize = 8;
 
-/// Where the code ends, by its last byte, behind which the first functions return of stacks that are made in code which `table` does not
-/// describe yet: what that takes the address of, no call is before, and never returns.
-pub(super) fn made(elf: &Elf<'_>, table: &Table) -> Vec<u64> {
-    let code = elf.code();
-    let gaps = code.iter().flat_map(|code| table.gaps(code.address..code.address.saturating_add(code.size)));
-    let mut room = MAX_CODE as u64;
-    let mut made: Vec<u64> = Vec::new();
-    for gap in gaps {
-        let size = gap.end - gap.start;
-        let Some(left) = room.checked_sub(size) else { continue };
-        room = left;
-        made.extend(elf.loaded_range(gap.start, size).into_iter().flat_map(|bytes| made_in(bytes, &gap)));
-    }
+/// Where the code ends, by its last byte, behind which the first functions return of stacks that are made in `code`, which nobody describes:
+/// what that takes the address of, no call is before, and never returns.
+pub(super) fn made(code: &[(u64, &[u8])]) -> Vec<u64> {
+    let mut made: Vec<u64> = code.iter().flat_map(|(address, bytes)| made_in(bytes, *address)).collect();
     made.sort_unstable();
     made.dedup();
     made.truncate(MAX_MADE);
@@ -75,8 +64,8 @@ pub(super) fn mark_made(made: &[u64], table: &mut Table) {
     }
 }
 
-/// The same of the bytes of one gap: `lea` of an address relative to itself.
-fn made_in(bytes: &[u8], gap: &Range<u64>) -> impl Iterator<Item = u64> {
+/// The same of the bytes of one gap, which begins at `start`: `lea` of an address relative to itself.
+fn made_in(bytes: &[u8], start: u64) -> impl Iterator<Item = u64> {
     let taken = bytes.windows(7).enumerate().filter_map(|(at, code)| {
         let &[0x48 | 0x4c, 0x8d, register, a, b, c, d] = code else { return None };
         let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
@@ -89,7 +78,7 @@ fn made_in(bytes: &[u8], gap: &Range<u64>) -> impl Iterator<Item = u64> {
         let is_end = matches!(before, [.., 0xc3] | [.., 0xff, 0xe0..=0xe7]);
         is_end && !ends_with_call(before) && never_returns(code)
     };
-    taken.filter(is_last).map(|to| gap.start + to as u64 - 1)
+    taken.filter(is_last).map(move |to| start + to as u64 - 1)
 }
 
 /// Whether code calls somebody and traps if that returns, with nothing else that could lead elsewhere.

@@ -20,8 +20,8 @@ pub(super) fn bridge(code: &mut Window<'_>, table: &mut Table) {
     table.bridge(|gap| gap.end.is_multiple_of(ALIGNMENT) || code.code(&gap).is_some_and(is_padding));
 }
 
-/// Adds rules for code that the table says nothing of, where its instructions prove them.
-pub(super) fn describe(elf: &Elf<'_>, table: &mut Table) {
+/// Code that the table says nothing of, by address, but padding.
+pub(super) fn code<'data>(elf: &Elf<'data>, table: &mut Table) -> Vec<(u64, &'data [u8])> {
     let gaps: Vec<Range<u64>> =
         elf.code().iter().flat_map(|code| table.gaps(code.address..code.address.saturating_add(code.size))).collect();
     let (mut room, mut unseen) = (MAX_CODE as u64, 0u64);
@@ -34,9 +34,13 @@ pub(super) fn describe(elf: &Elf<'_>, table: &mut Table) {
         room = left;
         Some((gap.start, elf.loaded_range(gap.start, size)?))
     });
-    let mut code: Vec<(u64, &[u8])> = code.collect();
+    let code = code.filter(|(_, bytes)| !is_padding(bytes)).collect();
     table.stats.unseen_bytes = unseen;
-    code.retain(|(_, bytes)| !is_padding(bytes));
+    code
+}
+
+/// Adds rules for that, where its instructions prove them.
+pub(super) fn describe(elf: &Elf<'_>, code: Vec<(u64, &[u8])>, table: &mut Table) {
     if code.is_empty() {
         return;
     }

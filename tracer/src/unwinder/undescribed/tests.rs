@@ -60,7 +60,8 @@ fn compare(path: &Path) -> (Outcome, Outcome, Vec<u64>) {
     };
     let truth = compile(&sections).unwrap();
     let mut given = Table::default();
-    describe(&elf, &mut given);
+    let code = code(&elf, &mut given);
+    describe(&elf, code, &mut given);
     let (mut all, mut calls, mut wrong) = (Outcome::default(), Outcome::default(), Vec::new());
     for code in elf.code() {
         let bytes = elf.loaded_range(code.address, code.size).unwrap();
