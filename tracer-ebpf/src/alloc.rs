@@ -218,8 +218,8 @@ fn send_block(thread: &mut Thread, header: Header, addr: u64, call: &Call) -> bo
         emit::lost_block(call.size);
         return false;
     }
-    let time = thread.now();
-    let sent = emit::block(header, addr, call.size, call.stack, time);
+    thread.tell_time();
+    let sent = emit::block(header, addr, call.size, call.stack);
     if !sent {
         samples::end(&thread.target, addr);
     }

@@ -20,6 +20,7 @@ mod mappings;
 mod numbers;
 mod process;
 mod programs;
+mod queue;
 mod registers;
 mod remapped;
 mod remappings;

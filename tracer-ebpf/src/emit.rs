@@ -1,10 +1,11 @@
 //! Sending records, and accounting for those that could not be sent.
 //!
-//! A record is sent with one helper call. The reader comes by itself every few milliseconds, so no event pays for a
-//! wake-up; a small buffer could be full by then, so there the reader is woken when the unread bytes cross a threshold.
+//! Short records go into the [`queue`], longer ones into the ring buffer. The reader comes by itself every few milliseconds, so
+//! no event pays for a wake-up; small buffers could be full by then, so there the reader is woken when what is unread crosses a threshold.
 
 use core::ffi::c_void;
 
+use crate::queue;
 use aya_ebpf::{
     bindings::{
         BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
@@ -18,12 +19,13 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use tracer_ebpf::{
-    Address, Began, Block, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Moment, Part, Remapping, Target, Whose,
+    Began, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Remapping, Target, Whose,
     golang::Sample,
+    kind,
     unwind::{FileKey, UnknownFile},
 };
 
-/// The one channel to user space. Its size is set by user space before loading.
+/// Long records, in the order in which the queue has them or nearly so. Its size is set by user space before loading.
 #[map]
 static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
@@ -43,9 +45,11 @@ static LOSS: Array<Loss> = Array::with_max_entries(1, 0);
 #[map]
 static UNSEEN: HashMap<u32, u64> = HashMap::with_max_entries(1 << 12, BPF_F_NO_PREALLOC);
 
-/// Unread bytes at which the reader is woken; 0: never, it comes often enough by itself. Set by user space before loading.
+/// Unread bytes of either at which the reader is woken; 0: never, it comes often enough by itself. Set by user space before loading.
 #[unsafe(no_mangle)]
 static WAKEUP_BYTES: u64 = 1 << 18;
+/// The same in slots of the queue.
+const SLOT: u64 = 16;
 
 /// Adds to one field of the loss counters.
 macro_rules! count_loss {
@@ -114,11 +118,16 @@ pub(crate) fn send_for_now(data: *const c_void, size: u64) -> bool {
     output(data, size, 0)
 }
 
+#[inline(always)]
+fn wakeup_bytes() -> u64 {
+    // SAFETY: a read of a global that user space wrote before loading.
+    unsafe { core::ptr::read_volatile(&raw const WAKEUP_BYTES) }
+}
+
 /// Whether the reader is to be woken by a record of `size` bytes.
 #[inline(always)]
 fn wakeup(size: u64) -> u32 {
-    // SAFETY: a read of a global that user space wrote before loading.
-    let threshold = unsafe { core::ptr::read_volatile(&raw const WAKEUP_BYTES) };
+    let threshold = wakeup_bytes();
     let ring = (&raw const EVENTS).cast_mut().cast::<c_void>();
     let mut flags = BPF_RB_NO_WAKEUP;
     if threshold != 0 {
@@ -142,8 +151,19 @@ pub(crate) fn has_much_room() -> bool {
     }
 }
 
+/// A record in the ring buffer, with its place in the queue.
 #[inline(always)]
 fn output(data: *const c_void, size: u64, flags: u32) -> bool {
+    // Before it is sent: there is an order of those of one thread.
+    let Some(place) = queue::claim(1) else { return false };
+    let sent = to_ring(data, size, flags);
+    // SAFETY: every record begins with one.
+    queue::fill(place, unsafe { *data.cast::<Header>() }, sent);
+    sent
+}
+
+#[inline(always)]
+fn to_ring(data: *const c_void, size: u64, flags: u32) -> bool {
     let ring = (&raw const EVENTS).cast_mut().cast::<c_void>();
     // SAFETY: the callers give `size` readable bytes.
     unsafe { bpf_ringbuf_output(ring, data.cast_mut(), size, u64::from(flags)) == 0 }
@@ -154,16 +174,51 @@ fn send<T>(record: &T) -> bool {
     send_bytes((&raw const *record).cast(), size_of::<T>() as u64)
 }
 
+/// A record of one word in the queue.
+#[inline(always)]
+fn put(header: Header, word: u64) -> bool {
+    let sent = queue::add(header, word);
+    ring_bell(1);
+    sent
+}
+
+/// A record of three words in the queue.
+#[inline(always)]
+fn put_long(header: Header, words: [u64; 3]) -> bool {
+    let sent = queue::add_long(header, words);
+    ring_bell(2);
+    sent
+}
+
+/// Wakes the reader if the last slots crossed the threshold.
+#[inline(always)]
+fn ring_bell(slots: u64) {
+    let threshold = wakeup_bytes() / SLOT;
+    if threshold != 0 {
+        let unread = queue::unread();
+        if unread >= threshold && unread.wrapping_sub(slots) < threshold {
+            let bell = Header::new(kind::BELL, 0, 0, 0);
+            to_ring((&raw const bell).cast(), size_of::<Header>() as u64, BPF_RB_FORCE_WAKEUP);
+        }
+    }
+}
+
 #[inline(always)]
 pub(crate) fn now() -> u64 {
     // SAFETY: no arguments.
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// A new block.
+/// The time of the blocks that follow.
 #[inline(always)]
-pub(crate) fn block(header: Header, addr: u64, size: u64, stack: u64, time: u64) -> bool {
-    let sent = send(&Block { header, addr, size, stack, time });
+pub(crate) fn time(time: u64) -> bool {
+    put(Header::new(kind::TIME, 0, 0, 0), time)
+}
+
+/// A new block; when it came is what the last time says that was told.
+#[inline(always)]
+pub(crate) fn block(header: Header, addr: u64, size: u64, stack: u64) -> bool {
+    let sent = put_long(header, [addr, size, stack]);
     if !sent {
         lost_block(size);
     }
@@ -188,7 +243,7 @@ pub(crate) fn sample(sample: &Sample) {
 /// The end of a block, or a step of a realloc that ends one. When it cannot be sent, its address is kept in a set.
 #[inline(always)]
 pub(crate) fn end_of_block(header: Header, target: &Target, addr: u64) -> bool {
-    let sent = send(&Address { header, addr });
+    let sent = put(header, addr);
     if !sent {
         lost_free(target, addr);
     }
@@ -198,7 +253,7 @@ pub(crate) fn end_of_block(header: Header, target: &Target, addr: u64) -> bool {
 /// A block that was told is a part of another one, which will be told. When that cannot be sent, it counts as a lost free.
 #[inline(always)]
 pub(crate) fn part_of_a_block(header: Header, target: &Target, addr: u64, size: u64) {
-    if !send(&Part { header, addr, size }) {
+    if !put_long(header, [addr, size, 0]) {
         lost_free(target, addr);
     }
 }
@@ -229,7 +284,7 @@ fn lost_without_trace(time: u64) {
 #[inline(always)]
 pub(crate) fn ends_at_once(header: Header) {
     let time = now();
-    if !send(&Moment { header, time }) {
+    if !put(header, time) {
         lost_without_trace(time);
     }
 }
@@ -244,7 +299,7 @@ pub(crate) fn not_lost(target: &Target, addr: u64) {
 /// The outcome of a failed realloc: the block lives on. Lost, it counts as a lost allocation.
 #[inline(always)]
 pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
-    if !send(&Address { header, addr }) {
+    if !put(header, addr) {
         count_loss!(allocs, 1);
         lost_free(target, addr);
     }
@@ -273,7 +328,7 @@ pub(crate) fn moment(header: Header) {
 /// The same with another time than now.
 #[inline(always)]
 pub(crate) fn moment_of(header: Header, time: u64) {
-    if !send(&Moment { header, time }) {
+    if !put(header, time) {
         count_loss!(moments, 1);
     }
 }

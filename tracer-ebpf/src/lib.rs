@@ -78,6 +78,27 @@ pub mod kind {
     pub const REMAPPING: u8 = 17;
     /// [`Moment`](super::Moment): all blocks of some heap of the image are about to end at once; of which, nobody knows.
     pub const AT_ONCE: u8 = 18;
+    /// In the queue only: the record is in the ring buffer whose header is the word behind this.
+    pub const ELSEWHERE: u8 = 19;
+    /// In the queue only: a record had its place here, and could not be sent.
+    pub const NOTHING: u8 = 20;
+    /// In the queue only: the time of the blocks that follow, nanoseconds of CLOCK_MONOTONIC.
+    pub const TIME: u8 = 21;
+    /// In the ring buffer only, and not in the queue: the reader is to look at that.
+    pub const BELL: u8 = 22;
+}
+
+/// Where the queue of records begins and ends, in slots, of all that there have been; the one value of the map POSITIONS, which user space
+/// maps. Each is on a cache line of its own.
+#[repr(C, align(128))]
+#[derive(Clone, Copy, Debug)]
+pub struct Positions {
+    /// Behind the last slot that was claimed by those who write.
+    pub end: u64,
+    /// What separates the two.
+    pub apart: [u64; 15],
+    /// The first slot that is not free to be claimed: written by user space.
+    pub begin: u64,
 }
 
 /// What [`Remapping::what`] says: one of the first ones in its lowest byte, and what the memory is above.
@@ -414,6 +435,7 @@ const _: () = {
     assert!(size_of::<Address>() == 16); // 24 bytes with the ring buffer's own header
     assert!(size_of::<Block>() == 40); // 48 bytes with the ring buffer's own header
     assert!(size_of::<Moment>() == 16);
+    assert!(size_of::<Positions>() == 256);
     assert!(size_of::<Remapping>() == 64);
     assert!(size_of::<Began>() == 80);
     assert!(size_of::<StackHead>() == 24);

@@ -318,6 +318,8 @@ pub(crate) struct Thread {
     pub(crate) tick: u64,
     /// Nanoseconds of CLOCK_MONOTONIC.
     pub(crate) time: u64,
+    /// The time that was told last, which others may have told of since.
+    pub(crate) told: u64,
     /// Bytes that its goroutines may still allocate before an object is sampled; 0: not drawn yet.
     pub(crate) go_left: u64,
     /// The same of its allocations of C, C++ and Rust.
@@ -353,7 +355,7 @@ impl Thread {
     fn take(&mut self, owner: u64) {
         // Of unknown value: the compiler would make a call of zeroing them, which goes byte by byte.
         let zero = core::hint::black_box(0u64);
-        (self.owner, self.epoch, self.tick) = (owner, TARGETS_CHANGE, zero);
+        (self.owner, self.epoch, self.tick, self.told) = (owner, TARGETS_CHANGE, zero, zero);
         (self.used, self.last) = (zero as u32, zero as u32);
         (self.given_up, self.taken, self.go_left) = (zero, zero, zero);
         (self.left, self.left_out_next) = (zero, zero);
@@ -373,6 +375,15 @@ impl Thread {
             self.time = emit::now();
         }
         self.time
+    }
+
+    /// Has what is told from now on be of the present timer tick: the first time in each.
+    #[inline(always)]
+    pub(crate) fn tell_time(&mut self) {
+        let time = self.now();
+        if self.told != time && emit::time(time) {
+            self.told = time;
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! What the BPF programs send: records in the ring buffer, counters of loss, the set of lost frees. And the switch
-//! that makes them send: the map of traced processes.
+//! What the BPF programs send: records in the queue and in the ring buffer, counters of loss, the set of lost frees. And the
+//! switch that makes them send: the map of traced processes.
 
 use std::{
     os::fd::{AsFd, OwnedFd},
@@ -11,9 +11,12 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, RingBuf},
 };
 use rustix::event::{PollFd, PollFlags, poll};
-use tracer_ebpf::{Began, BlockKey, Loss, NEWCOMERS_ASKED, TARGETS_CHANGE, Target};
+use tracer_ebpf::{Began, BlockKey, Loss, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, kind};
 
-use super::sys;
+use super::{
+    queue::{LongRecords, Queue, Record},
+    sys,
+};
 use crate::event::Image;
 
 /// Of an update of a map: what is there stays (BPF_NOEXIST in include/uapi/linux/bpf.h).
@@ -66,7 +69,13 @@ impl LostBeginnings {
 
 /// The reading side. Belongs to one thread.
 pub struct Events {
+    queue: Queue,
+    /// The time of the blocks that come next.
+    time: u64,
+    /// Programs that are loaded later need the maps of the queue.
+    _queue_maps: (MapData, MapData),
     ring: RingBuf<MapData>,
+    long: LongRecords,
     loss: Array<MapData, LossValue>,
     unseen: HashMap<MapData, u32, u64>,
     /// Calls of dropped images whose outcome was not seen.
@@ -88,7 +97,7 @@ pub struct Events {
 
 impl Events {
     pub(super) fn new(
-        ring: RingBuf<MapData>,
+        (queue, queue_maps, ring): (Queue, (MapData, MapData), RingBuf<MapData>),
         (loss, unseen): (Array<MapData, LossValue>, HashMap<MapData, u32, u64>),
         lost_frees: MapData,
         (targets, targets_fd): (HashMap<MapData, u32, TargetValue>, OwnedFd),
@@ -97,7 +106,11 @@ impl Events {
         (paused, sampled): (HashMap<MapData, u32, u8>, HashMap<MapData, BlockValue, u8>),
     ) -> Self {
         Self {
+            queue,
+            time: 0,
+            _queue_maps: queue_maps,
             ring,
+            long: LongRecords::default(),
             loss,
             unseen,
             disregarded: 0,
@@ -115,8 +128,12 @@ impl Events {
     }
 
     /// Waits until many records are there, or `bell` can be read, or for `timeout`.
-    pub fn wait(&self, bell: &OwnedFd, timeout: Duration) {
+    pub fn wait(&mut self, bell: &OwnedFd, timeout: Duration) {
         let Ok(timeout) = timeout.try_into() else { return };
+        // What is there has its turn yet: nothing to wake for.
+        while let Some(record) = self.ring.next() {
+            self.long.keep(record.to_vec());
+        }
         let mut fds = [PollFd::new(&self.ring, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
         // Interrupted or not: the caller looks for records either way.
         let _ = poll(&mut fds, Some(&timeout));
@@ -126,11 +143,36 @@ impl Events {
     pub fn drain(&mut self, limit: usize, mut f: impl FnMut(&[u8])) -> usize {
         let mut count = 0;
         while count < limit {
-            let Some(record) = self.ring.next() else { break };
-            f(&record);
+            let Some(record) = self.queue.head() else { break };
+            if !self.give(&record, &mut f) {
+                break;
+            }
+            self.queue.advance(&record);
             count += 1;
         }
+        self.queue.give_back();
         count
+    }
+
+    /// Gives the record that is at the head of the queue to `f`; whether it is there by now.
+    fn give(&mut self, record: &Record, mut f: impl FnMut(&[u8])) -> bool {
+        let [first, second, third] = record.words;
+        match record.header.kind() {
+            kind::TIME => self.time = self.time.max(first),
+            kind::NOTHING => {}
+            kind::ELSEWHERE => {
+                let next = || self.ring.next().map(|record| record.to_vec());
+                let Some(bytes) = self.long.take(first, next) else { return false };
+                f(&bytes);
+            }
+            kind => {
+                let words = [record.header.0, first, second, third, self.time].map(u64::to_ne_bytes);
+                let has_time = kind == kind::ALLOC || kind == kind::REALLOC_DONE;
+                let length = record.length() + usize::from(has_time);
+                f(&words.as_flattened()[..8 * length]);
+            }
+        }
+        true
     }
 
     /// What could not be recorded so far, without what images had a part in that were dropped.

@@ -19,6 +19,9 @@ pub enum LoadError {
     /// A map could not be opened.
     #[error("cannot use a BPF map: {}", refusal::explain(.0))]
     Map(aya::maps::MapError),
+    /// Memory of a map could not be shared.
+    #[error("cannot share the memory of a BPF map: {}", refusal::explain(.0))]
+    Memory(std::io::Error),
     /// The kernel does not say where it keeps what the programs read.
     #[error("{VMLINUX} does not tell where the kernel keeps the mappings of processes: it needs CONFIG_DEBUG_INFO_BTF")]
     NoTypes,

@@ -21,6 +21,7 @@ use super::{
     load_error::LoadError,
     multi::{self, Multi},
     object::{Object, PRODUCT},
+    queue::{Queue, SLOT},
     removal::Remover,
     spacing::set_spacing,
     tables::{CodeChanges, Tables},
@@ -31,7 +32,7 @@ use crate::unwind::{PAGE_SHARDS, ROW_SHARDS};
 /// What the programs are told before they are loaded.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// Size of the ring buffer, bytes: a power of two of at least a page.
+    /// Size of the queue and the ring buffer together, bytes: a power of two of at least a page.
     pub buffer_size: u32,
     /// Smallest and largest allocation to record, bytes, inclusive.
     pub sizes: (u64, u64),
@@ -99,6 +100,8 @@ pub struct Programs {
     pub(super) multi: Option<Multi>,
     pub(super) remover: Remover,
     samples: bool,
+    /// Slots of the queue.
+    slots: u32,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     /// By what changes of mappings can be recorded, if they can.
     pub(super) remappings: Option<LockPoints>,
@@ -131,7 +134,10 @@ impl Programs {
         if object.is_empty() {
             return Err(LoadError::NoObject);
         }
-        let wakeup = if config.buffer_size < NO_WAKEUP { u64::from(config.buffer_size) / 4 } else { 0 };
+        // Half of it is for the queue.
+        let half = (config.buffer_size / 2).max(PAGE);
+        let slots = half / SLOT;
+        let wakeup = if half < NO_WAKEUP { u64::from(half) / 4 } else { 0 };
         let (min, max) = config.sizes;
         let log_level: u8 = if config.diagnostics { aya_log::Level::Debug as u8 } else { 0 };
         let Layouts { return_instances, task_fields, mappings, lock } = Layouts::read();
@@ -142,6 +148,7 @@ impl Programs {
         let samples = u64::from(config.samples.is_some());
         let mut ebpf = EbpfLoader::new()
             .override_global("WAKEUP_BYTES", &wakeup, true)
+            .override_global("QUEUE_SLOTS", &u64::from(slots), true)
             .override_global("MIN_SIZE", &min, true)
             .override_global("MAX_SIZE", &max, true)
             .override_global("REST_LIMIT", &config.rests, true)
@@ -151,7 +158,8 @@ impl Programs {
             .override_global("KERNEL_MAPPINGS", &mappings, true)
             .override_global("LOCK_ARGUMENT", &lock_argument, true)
             .override_global(aya_log::LEVEL, &log_level, false)
-            .map_max_entries("EVENTS", config.buffer_size)
+            .map_max_entries("EVENTS", half)
+            .map_max_entries("QUEUE", slots)
             .map_max_entries("STACK_COPIES", StackCopies::BUFFER)
             .map_max_entries("SAMPLED", config.samples.map_or(1, |samples| samples.room.max(1)))
             .map_max_entries("THREADS", config.threads)
@@ -180,6 +188,7 @@ impl Programs {
             multi,
             remover: Remover::default(),
             samples: config.samples.is_some(),
+            slots,
             logger,
             remappings,
             placed: false,
@@ -213,9 +222,15 @@ impl Programs {
             _ => Err(LoadError::Mismatch(format!("{name} is no hash map"))),
         };
         let (lost_frees, targets) = (hash_map("LOST_FREES")?, hash_map("TARGETS")?);
+        let array = |map| match map {
+            Map::Array(map) => Ok(map),
+            _ => Err(LoadError::Mismatch("the queue is no array".to_owned())),
+        };
         let targets_fd = targets.fd().as_fd().try_clone_to_owned().map_err(aya::maps::MapError::from)?;
+        let (queue, positions) = (array(take("QUEUE")?)?, array(take("POSITIONS")?)?);
+        let shared = Queue::map(queue.fd().as_fd(), self.slots, positions.fd().as_fd()).map_err(LoadError::Memory)?;
         Ok(Events::new(
-            take("EVENTS")?.try_into()?,
+            (shared, (queue, positions), take("EVENTS")?.try_into()?),
             (take("LOSS")?.try_into()?, take("UNSEEN")?.try_into()?),
             lost_frees,
             (Map::HashMap(targets).try_into()?, targets_fd),

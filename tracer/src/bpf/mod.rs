@@ -13,6 +13,7 @@ mod load_error;
 mod loader;
 mod multi;
 mod object;
+mod queue;
 mod refusal;
 mod release;
 mod removal;
