@@ -130,9 +130,14 @@ impl Events {
     /// Waits until many records are there, or `bell` can be read, or for `timeout`.
     pub fn wait(&mut self, bell: &OwnedFd, timeout: Duration) {
         let Ok(timeout) = timeout.try_into() else { return };
-        // What is there has its turn yet: nothing to wake for.
+        // What is there would be taken for something new for ever. Its turn comes now, or nearly so.
+        let mut has_come = false;
         while let Some(record) = self.ring.next() {
             self.long.keep(record.to_vec());
+            has_come = true;
+        }
+        if has_come {
+            return;
         }
         let mut fds = [PollFd::new(&self.ring, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
         // Interrupted or not: the caller looks for records either way.

@@ -59,11 +59,10 @@ impl Queue {
         let [first, second] = self.slot(self.next);
         // Written last.
         let header = Header(first.load(Ordering::Acquire));
-        let long = match header.kind() {
-            0 if header.0 == 0 => return None,
-            kind::ALLOC | kind::REALLOC_DONE | kind::PART => true,
-            _ => false,
-        };
+        if header.0 == 0 {
+            return None;
+        }
+        let long = matches!(header.kind(), kind::ALLOC | kind::REALLOC_DONE | kind::PART);
         let mut words = [second.load(Ordering::Relaxed), 0, 0];
         if long {
             for (word, shared) in words[1..].iter_mut().zip(self.slot(self.next + 1)) {
