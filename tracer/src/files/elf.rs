@@ -5,6 +5,7 @@
 
 pub mod code;
 pub mod needed;
+mod symbols;
 
 use std::{borrow::Cow, cell::Cell, fs::File, ops::Range, os::unix::fs::FileExt, rc::Rc};
 
@@ -12,18 +13,18 @@ use object::{
     CompressedData, CompressionFormat, Endianness, ReadCache, ReadRef,
     elf::{
         CompressionHeader64, ELFCOMPRESS_ZLIB, EM_X86_64, ET_DYN, ET_EXEC, FileHeader64, PF_X, PT_INTERP, PT_LOAD,
-        PT_NOTE, SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_NOTE, SHT_STRTAB, SHT_SYMTAB, SectionType,
+        PT_NOTE, SHF_COMPRESSED, SHF_EXECINSTR, SHT_DYNSYM, SHT_NOBITS, SHT_NOTE, SHT_STRTAB, SHT_SYMTAB,
     },
     read::{
         ReadCacheOps,
-        elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable, Sym as _},
+        elf::{CompressionHeader, FileHeader, ProgramHeader, SectionHeader, SectionTable},
     },
 };
 
 /// Most that is read in one piece, bytes: ten million symbols, and well above the largest tables of headers.
 const MAX_READ: u64 = 256 << 20;
 /// How often the bytes of a file may be read, on average: tables that lie over each other would be kept each for itself.
-/// The names of symbols, which are read in pieces of 256 bytes, take ten times their table at most.
+/// The names of symbols are read once, or, where they are more than [`MAX_READ`], in pieces of 256 bytes: ten times their table at most.
 const MAX_REPETITION: u64 = 16;
 /// What may be read of the smallest file, bytes, and of the largest one.
 const MAX_READ_IN_ALL: (u64, u64) = (1 << 20, 2 << 30);
@@ -196,42 +197,14 @@ impl<'data> Elf<'data> {
         Some(Segment { offset, size, address: section.sh_addr(self.endian), executable })
     }
 
-    /// Address and size of the first symbol of each name, as the file was linked; `None` for those that are not there. Only
-    /// the table that `strip` removes is looked at.
-    pub fn symbols<const N: usize>(&self, names: [&str; N]) -> [Option<(u64, u64)>; N] {
-        self.symbols_in(SHT_SYMTAB, names)
-    }
-
-    /// Address and size of a symbol that other files may use, or of one in the table that `strip` removes.
-    pub fn exported(&self, name: &str) -> Option<(u64, u64)> {
-        self.symbols_in(SHT_DYNSYM, [name])[0].or_else(|| self.symbols([name])[0])
-    }
-
-    /// Whether other files may use a symbol of this name.
-    pub fn exports(&self, name: &str) -> bool {
-        self.symbols_in(SHT_DYNSYM, [name])[0].is_some()
-    }
-
     /// Whether it is a dynamic loader (glibc's, musl's), which may be run as a program with another one's path.
     pub fn is_loader(&self) -> bool {
-        !self.has_interpreter() && ["_r_debug", "_dl_debug_state"].iter().any(|name| self.exports(name))
+        !self.has_interpreter() && self.exports_any(["_r_debug", "_dl_debug_state"])
     }
 
     /// Whether it has no sections.
     pub fn is_bare(&self) -> bool {
         self.sections.is_empty()
-    }
-
-    fn symbols_in<const N: usize>(&self, kind: SectionType, names: [&str; N]) -> [Option<(u64, u64)>; N] {
-        let mut found = [None; N];
-        let table = self.sections.symbols(self.endian, self.data, kind).unwrap_or_default();
-        for symbol in table.iter() {
-            let Ok(name) = symbol.name(self.endian, table.strings()) else { continue };
-            if let Some(index) = names.iter().position(|wanted| wanted.as_bytes() == name) {
-                found[index].get_or_insert((symbol.st_value(self.endian), symbol.st_size(self.endian)));
-            }
-        }
-        found
     }
 
     /// The linker's identification of this very build.

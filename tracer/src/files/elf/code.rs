@@ -141,14 +141,14 @@ impl<'data> Elf<'data> {
         let endian = self.endian;
         let mut hints = CodeHints::default();
         for kind in [SHT_DYNSYM, SHT_SYMTAB] {
-            let table = self.sections.symbols(endian, self.data, kind).unwrap_or_default();
-            for symbol in table.iter() {
+            let symbols = self.symbol_table(kind);
+            for symbol in symbols.iter() {
                 let address = symbol.st_value(endian);
                 let is_function = [STT_FUNC, STT_GNU_IFUNC].contains(&symbol.st_type());
                 if !is_function || symbol.st_shndx(endian) == SHN_UNDEF || address == 0 {
                     continue;
                 }
-                let name = symbol.name(endian, table.strings()).unwrap_or_default();
+                let name = symbols.name(symbol).unwrap_or_default();
                 if never_returns(name) {
                     hints.no_return.push(address);
                 }
@@ -173,7 +173,7 @@ impl<'data> Elf<'data> {
 
     fn read_relocations(&self, is_wanted: &impl Fn(u64) -> bool, hints: &mut CodeHints) {
         let endian = self.endian;
-        let symbols = self.sections.symbols(endian, self.data, SHT_DYNSYM).unwrap_or_default();
+        let symbols = self.symbol_table(SHT_DYNSYM);
         let is_read = |section: &&object::elf::SectionHeader64<object::Endianness>| {
             section.sh_type(endian) == SHT_RELA
                 && section.sh_flags(endian).0 & SHF_ALLOC.0 != 0
@@ -188,9 +188,8 @@ impl<'data> Elf<'data> {
                         hints.pointers.extend(Some(target).filter(|target| is_wanted(*target)));
                     }
                     R_X86_64_JUMP_SLOT | R_X86_64_GLOB_DAT => {
-                        let index = object::SymbolIndex(relocation.r_sym(endian, false) as usize);
-                        let name = symbols.symbol(index).and_then(|symbol| symbol.name(endian, symbols.strings()));
-                        if name.is_ok_and(never_returns) {
+                        let symbol = symbols.get(relocation.r_sym(endian, false) as usize);
+                        if symbol.and_then(|symbol| symbols.name(symbol)).is_some_and(never_returns) {
                             hints.no_return.push(relocation.r_offset.get(endian));
                         }
                     }
