@@ -54,13 +54,14 @@ pub fn compile(sections: &Sections<'_>) -> Result<Table, UnwindError> {
     if let Some(got) = sections.got_address {
         bases = bases.set_got(got);
     }
-    let mut loaded = Collector::default();
+    let room_for = |section: Option<(&[u8], u64)>| Collector::of(section.map_or(0, |(bytes, _)| bytes.len()));
+    let mut loaded = room_for(sections.eh_frame);
     if let Some((bytes, address)) = sections.eh_frame {
         let mut section = EhFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
         collect(&section, bytes, &bases.clone().set_eh_frame(address), false, &mut loaded);
     }
-    let mut beside = Collector::default();
+    let mut beside = room_for(sections.debug_frame);
     if let Some((bytes, address)) = sections.debug_frame {
         let mut section = DebugFrame::new(bytes, LittleEndian);
         section.set_address_size(8);

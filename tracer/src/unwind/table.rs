@@ -14,6 +14,8 @@ const PADDING: u64 = 16;
 const MAX_FUNCTION_ROWS: usize = 1 << 16;
 /// Most rows of one file: 128 MiB. A file of 150 MiB has about two million.
 const MAX_ROWS: usize = 1 << 23;
+/// Bytes of unwind information that a row takes, at least, in files of any size.
+const BYTES_OF_ROW: usize = 5;
 
 /// The rules of one file by address, as the file was linked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,19 +149,33 @@ impl Table {
     }
 
     /// Takes rows for what nothing is said of so far. Their addresses go up, and the last one says that there is no rule.
-    pub fn fill(&mut self, rows: &[(u64, u64)]) {
-        let own = std::mem::take(&mut self.rows);
-        let (mut own, mut given) = (own.into_iter().peekable(), rows.iter().copied().peekable());
-        let (mut rule, mut other) = (NONE, NONE);
-        while let Some(address) = own.peek().into_iter().chain(given.peek()).map(|row| row.0).min() {
-            while let Some(row) = own.next_if(|row| row.0 == address) {
-                rule = row.1;
+    pub fn fill(&mut self, given: &[(u64, u64)]) {
+        let Some(&(first, _)) = given.first() else { return };
+        let (mut kept, mut own) = self.make_room(first, given.len());
+        let (end, mut next, mut other) = (self.rows.len(), 0, NONE);
+        let mut rule = kept.checked_sub(1).map_or(NONE, |before| self.rows[before].1);
+        while next < given.len() || own < end {
+            let address = given.get(next).map_or(u64::MAX, |row| row.0);
+            if other == NONE {
+                // What lies before the next one that is given stays as it is.
+                let run = own + self.rows[own..end].partition_point(|row| row.0 < address);
+                if let Some(last) = self.rows[own..run].last() {
+                    rule = last.1;
+                    kept = self.keep_all(kept, own..run);
+                    own = run;
+                    continue;
+                }
             }
-            while let Some(row) = given.next_if(|row| row.0 <= address) {
-                other = row.1;
+            let address = self.rows[own..end].first().map_or(address, |row| row.0.min(address));
+            while let Some(row) = self.rows[own..end].first().filter(|row| row.0 == address) {
+                (rule, own) = (row.1, own + 1);
             }
-            self.push(address, if rule == NONE { other } else { rule });
+            while let Some(row) = given.get(next).filter(|row| row.0 <= address) {
+                (other, next) = (row.1, next + 1);
+            }
+            kept = self.keep(kept, (address, if rule == NONE { other } else { rule }));
         }
+        self.rows.truncate(kept);
     }
 
     /// Takes another table for what nothing is said of so far.
@@ -179,15 +195,20 @@ impl Table {
     /// Has the rule go on that holds before a short gap between functions, where `is_padding`: that saves two rows for most of them. It is
     /// asked for one gap after the other.
     pub fn bridge(&mut self, mut is_padding: impl FnMut(Range<u64>) -> bool) {
-        let rows = std::mem::take(&mut self.rows);
-        self.rows.reserve(rows.len());
-        for (index, &(address, rule)) in rows.iter().enumerate() {
-            let gap = rows.get(index + 1).map(|next| address..next.0).filter(|gap| gap.end - gap.start < PADDING);
-            let is_bridged = rule == NONE && index > 0 && gap.is_some_and(&mut is_padding);
+        let mut kept = 0;
+        for index in 0..self.rows.len() {
+            let (address, rule) = self.rows[index];
+            let is_bridged = rule == NONE
+                && index > 0
+                && self
+                    .rows
+                    .get(index + 1)
+                    .is_some_and(|next| next.0 - address < PADDING && is_padding(address..next.0));
             if !is_bridged {
-                self.push(address, rule);
+                kept = self.keep(kept, (address, rule));
             }
         }
+        self.rows.truncate(kept);
     }
 
     /// Says where code goes by a frame pointer and has moved the stack pointer to another stack: in each of its parts from where `find` says.
@@ -200,34 +221,60 @@ impl Table {
                 Some((from, pair[0].1 & !0xff | u64::from(kind::SWITCHED)))
             })
             .collect();
-        // Most files have none.
-        if switches.is_empty() {
-            return;
+        // Most files have none, or a few.
+        let Some(&(first, _)) = switches.first() else { return };
+        let (mut kept, mut own) = self.make_room(first, switches.len());
+        let end = self.rows.len();
+        for switch in switches {
+            let run = own + self.rows[own..end].partition_point(|row| row.0 <= switch.0);
+            kept = self.keep_all(kept, own..run);
+            kept = self.keep(kept, switch);
+            own = run;
         }
-        let rows = std::mem::take(&mut self.rows);
-        self.rows.reserve(rows.len() + switches.len());
-        let mut switches = switches.into_iter().peekable();
-        for (address, rule) in rows {
-            while let Some((from, switched)) = switches.next_if(|(from, _)| *from < address) {
-                self.push(from, switched);
-            }
-            self.push(address, rule);
-        }
-        switches.for_each(|(from, switched)| self.push(from, switched));
+        kept = self.keep_all(kept, own..end);
+        self.rows.truncate(kept);
     }
 
     /// The parts of some code that nothing is said of.
     pub fn gaps(&self, code: Range<u64>) -> Vec<Range<u64>> {
+        let inside = |row: &(u64, u64)| row.0 < code.end;
         let (before, after) = self.rows.split_at(self.rows.partition_point(|row| row.0 <= code.start));
         let (mut at, mut rule) = (code.start, before.last().map_or(NONE, |row| row.1));
         let mut gaps = Vec::new();
-        for (next, from_there) in after.iter().copied().take_while(|row| row.0 < code.end).chain([(code.end, NONE)]) {
+        after[..after.partition_point(inside)].iter().chain([&(code.end, NONE)]).for_each(|&(next, from_there)| {
             if rule == NONE && at < next {
                 gaps.push(at..next);
             }
             (at, rule) = (next, from_there);
-        }
+        });
         gaps
+    }
+
+    /// Moves rows from an address on up by so many places: how many rows stay, and where the others are. What is written between them
+    /// does not come to those that are still to be read.
+    fn make_room(&mut self, from: u64, places: usize) -> (usize, usize) {
+        let (start, end) = (self.rows.partition_point(|row| row.0 < from), self.rows.len());
+        self.rows.resize(end + places, (0, NONE));
+        self.rows.copy_within(start..end, start + places);
+        (start, start + places)
+    }
+
+    /// Puts a row behind the first `kept` ones, or in the place of the last of them: how many these are then.
+    fn keep(&mut self, kept: usize, row: (u64, u64)) -> usize {
+        let kept = kept - usize::from(kept > 0 && self.rows[kept - 1].0 == row.0);
+        if kept.checked_sub(1).map_or(NONE, |last| self.rows[last].1) == row.1 {
+            return kept;
+        }
+        self.rows[kept] = row;
+        kept + 1
+    }
+
+    /// The same of rows of its own, neighbours of which differ.
+    fn keep_all(&mut self, kept: usize, rows: Range<usize>) -> usize {
+        let Some(&first) = self.rows[rows.clone()].first() else { return kept };
+        let kept = self.keep(kept, first);
+        self.rows.copy_within(rows.start + 1..rows.end, kept);
+        kept + rows.len() - 1
     }
 
     /// Adds a row above all others, or in the place of the last one.
@@ -304,6 +351,11 @@ impl Rows<'_> {
 }
 
 impl Collector {
+    /// One for what so many bytes describe.
+    pub(super) fn of(bytes: usize) -> Self {
+        Self { rows: Vec::with_capacity((bytes / BYTES_OF_ROW).min(MAX_ROWS)), ..Self::default() }
+    }
+
     /// Whether there is no function yet.
     pub(super) fn is_empty(&self) -> bool {
         self.functions.is_empty()
