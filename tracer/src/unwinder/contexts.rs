@@ -66,7 +66,9 @@ pub(super) fn mark_made(made: &[u64], table: &mut Table) {
 
 /// The same of the bytes of one gap, which begins at `start`: `lea` of an address relative to itself.
 fn made_in(bytes: &[u8], start: u64) -> impl Iterator<Item = u64> {
-    let taken = bytes.windows(7).enumerate().filter_map(|(at, code)| {
+    // The opcode is what most bytes are not.
+    let candidates = bytes.windows(7).enumerate().filter(|(_, code)| code[1] == 0x8d);
+    let taken = candidates.filter_map(|(at, code)| {
         let &[0x48 | 0x4c, 0x8d, register, a, b, c, d] = code else { return None };
         let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
         let behind = (register & 0xc7 == 5).then_some(at as i64 + 7)?;

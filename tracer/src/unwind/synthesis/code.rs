@@ -1,6 +1,6 @@
 //! Code of which no table says anything, and what one pass over it tells: where instructions begin, where jumps and calls go.
 
-use std::ops::Range;
+use std::{cell::Cell, ops::Range};
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 
@@ -59,6 +59,20 @@ pub(super) mod mark {
 /// Bytes that are looked at together where something is looked for.
 const AT_ONCE: usize = 32;
 
+/// Reads instructions. To make a decoder takes as long as to decode an instruction.
+pub(super) struct Reader<'a> {
+    /// The range that it reads.
+    of: Option<&'a [u8]>,
+    pub(super) decoder: Decoder<'a>,
+}
+
+impl Reader<'_> {
+    /// One of nothing.
+    pub(super) fn new() -> Self {
+        Self { of: None, decoder: Decoder::new(64, &[], DecoderOptions::NONE) }
+    }
+}
+
 /// One range of the code.
 struct Gap<'a> {
     address: u64,
@@ -70,6 +84,8 @@ struct Gap<'a> {
 /// The code, with what is known of each of its bytes, which have an index in all of them.
 pub(super) struct Text<'a> {
     gaps: Vec<Gap<'a>>,
+    /// Index of the range that was found last, which most often is that of the next address, too.
+    found: Cell<usize>,
     /// Length (low half) and kind (high half) of the instruction that begins here; 0: none was read.
     flows: Vec<u8>,
     marks: Vec<u8>,
@@ -100,7 +116,7 @@ impl<'a> Text<'a> {
             gaps.push(Gap { address, bytes, first });
             (first, end) = (first + bytes.len(), next);
         }
-        let mut text = Self { gaps, flows: vec![0; first], marks: vec![0; first] };
+        let mut text = Self { gaps, found: Cell::new(0), flows: vec![0; first], marks: vec![0; first] };
         text.sweep();
         text
     }
@@ -157,9 +173,34 @@ impl<'a> Text<'a> {
     }
 
     fn find(&self, address: u64) -> Option<(&Gap<'a>, usize)> {
-        let gap = self.gaps.get(self.gaps.partition_point(|gap| gap.address <= address).checked_sub(1)?)?;
-        let inside = usize::try_from(address - gap.address).ok()?;
-        (inside < gap.bytes.len()).then_some((gap, inside))
+        let inside = |gap: &Gap<'a>| {
+            let inside = usize::try_from(address.wrapping_sub(gap.address)).ok()?;
+            Some(inside).filter(|inside| *inside < gap.bytes.len())
+        };
+        if let Some(gap) = self.gaps.get(self.found.get())
+            && let Some(inside) = inside(gap)
+        {
+            return Some((gap, inside));
+        }
+        let index = self.gaps.partition_point(|gap| gap.address <= address).checked_sub(1)?;
+        let gap = self.gaps.get(index)?;
+        let inside = inside(gap)?;
+        self.found.set(index);
+        Some((gap, inside))
+    }
+
+    /// Has instructions read from an address on, to the end of its range, by `reader`; the index of its first byte.
+    pub(super) fn read_from(&self, address: u64, reader: &mut Reader<'a>) -> Option<usize> {
+        let (gap, inside) = self.find(address)?;
+        if !reader.of.is_some_and(|of| std::ptr::eq(of, gap.bytes)) {
+            *reader = Reader {
+                of: Some(gap.bytes),
+                decoder: Decoder::with_ip(64, gap.bytes, gap.address, DecoderOptions::NONE),
+            };
+        }
+        reader.decoder.set_position(inside).ok()?;
+        reader.decoder.set_ip(address);
+        Some(gap.first + inside)
     }
 
     /// Ranges of addresses, each with the index of its first byte.

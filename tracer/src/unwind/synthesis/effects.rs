@@ -278,19 +278,20 @@ fn writes_first(instruction: &Instruction) -> bool {
     }
 }
 
-/// What holds where a jump is not taken, and where it is.
-pub(super) fn branches(frame: &Frame, instruction: &Instruction) -> (Frame, Frame) {
-    let mut not = Frame { behind: 0, if_equal: None, ..*frame };
+/// Makes of what holds before a jump what holds where it is not taken; what does where it is.
+pub(super) fn branch(not: &mut Frame, instruction: &Instruction) -> Frame {
+    let (compared, if_equal) = (not.compared, not.if_equal.take());
+    not.behind = 0;
     if matches!(instruction.mnemonic(), Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne) {
         not.set(Register::RCX, Unknown);
     }
-    let mut taken = not;
-    match (instruction.condition_code(), frame.if_equal) {
+    let mut taken = *not;
+    match (instruction.condition_code(), if_equal) {
         (ConditionCode::e, Some(at)) => taken.registers[RSP] = Cfa(at),
         (ConditionCode::ne, Some(at)) => not.registers[RSP] = Cfa(at),
-        (ConditionCode::a, _) => not.bound = frame.compared,
-        (ConditionCode::be, _) => taken.bound = frame.compared,
+        (ConditionCode::a, _) => not.bound = compared,
+        (ConditionCode::be, _) => taken.bound = compared,
         _ => {}
     }
-    (not, taken)
+    taken
 }

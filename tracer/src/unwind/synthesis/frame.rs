@@ -262,33 +262,35 @@ impl Frame {
         self.registers[RBP] = if is_mark { Zero } else { Unknown };
     }
 
-    /// What holds where two ways meet.
-    pub(super) fn merge(&self, other: &Self) -> Self {
-        let mut merged = *self;
-        for (value, other) in merged.registers.iter_mut().zip(other.registers) {
-            if *value != other {
-                *value = Unknown;
+    /// Leaves what holds where two ways meet: whether that is less.
+    pub(super) fn merge(&mut self, other: &Self) -> bool {
+        /// Leaves nothing where they differ: whether there was something.
+        fn same<T: PartialEq + Copy>(value: &mut T, other: &T, nothing: T) -> bool {
+            let is_less = *value != *other && *value != nothing;
+            if is_less {
+                *value = nothing;
             }
+            is_less
         }
-        for (spilled, other) in merged.spilled.iter_mut().zip(other.spilled) {
-            if *spilled != other {
-                *spilled = (0, Unknown);
-            }
+        let mut is_less = false;
+        for (value, other) in self.registers.iter_mut().zip(&other.registers) {
+            is_less |= same(value, other, Unknown);
         }
-        fn same<T: PartialEq + Default>(value: &mut T, other: T) {
-            if *value != other {
-                *value = T::default();
-            }
+        for (spilled, other) in self.spilled.iter_mut().zip(&other.spilled) {
+            is_less |= same(spilled, other, (0, Unknown));
         }
-        same(&mut merged.slot, other.slot);
-        same(&mut merged.behind, other.behind);
-        same(&mut merged.suspect, other.suspect);
-        same(&mut merged.compared, other.compared);
-        same(&mut merged.bound, other.bound);
-        same(&mut merged.if_equal, other.if_equal);
-        merged.is_lost |= other.is_lost || self.home != other.home;
-        merged.is_returning &= other.is_returning;
-        merged
+        is_less |= same(&mut self.slot, &other.slot, None);
+        is_less |= same(&mut self.behind, &other.behind, 0);
+        is_less |= same(&mut self.suspect, &other.suspect, 0);
+        is_less |= same(&mut self.compared, &other.compared, None);
+        is_less |= same(&mut self.bound, &other.bound, None);
+        is_less |= same(&mut self.if_equal, &other.if_equal, None);
+        let is_lost = self.is_lost || other.is_lost || self.home != other.home;
+        is_less |= is_lost != self.is_lost;
+        self.is_lost = is_lost;
+        is_less |= self.is_returning && !other.is_returning;
+        self.is_returning &= other.is_returning;
+        is_less
     }
 
     /// The rule that holds here, if any.

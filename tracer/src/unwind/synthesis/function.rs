@@ -1,20 +1,21 @@
 //! One function: its blocks, the frames in them, and whether they agree.
 
+mod finish;
+
 use std::{cmp::Reverse, collections::BTreeSet};
 
 use hashbrown::HashSet;
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::{
     budget::Budget,
-    code::{Flow, Text, is_trap, mark},
-    effects::{Effects, branches},
+    code::{Reader, Text, is_trap, mark},
+    effects::{Effects, branch},
     frame::{
         Frame,
         Value::{Cfa, Unknown},
     },
     parts::{Block, Edge, Function, Parts, Piece},
-    proof::{Way, proven},
     returns::Returns,
     switch::{self, Table},
 };
@@ -38,6 +39,7 @@ pub(super) struct Program<'a, 'p> {
     pub(super) budget: Budget,
     /// Room that attempts take by turns.
     pub(super) parts: Parts,
+    pub(super) reader: Reader<'a>,
 }
 
 /// What is known from attempts before.
@@ -62,10 +64,12 @@ struct Attempt<'k> {
     /// Blocks that end without the return address, each with its turn: more ways to a block may leave less known, and that open.
     lost: Vec<(u32, u32)>,
     function: Function,
-    returns: HashSet<u64>,
+    /// Whether it returns, to its caller.
+    returns: bool,
     aligned_calls: usize,
     is_refused: bool,
-    addresses: BTreeSet<u64>,
+    /// Addresses that it takes, of something else than code.
+    addresses: Vec<u64>,
     has_tables: bool,
 }
 
@@ -102,16 +106,16 @@ impl<'k> Attempt<'k> {
             bad: Vec::new(),
             lost: Vec::new(),
             function: Function { entry, ..Function::default() },
-            returns: HashSet::new(),
+            returns: false,
             aligned_calls: 0,
             is_refused: false,
-            addresses: BTreeSet::new(),
+            addresses: Vec::new(),
             has_tables: false,
         }
     }
 
     fn run(&mut self, program: &mut Program<'_, '_>) -> Result<(), Again> {
-        self.add_block(self.entry, Frame::at_entry(), (0, 0));
+        self.add_block(self.entry, program.text.at(self.entry), &Frame::at_entry(), (0, 0));
         while let Some(Reverse((_, index))) = self.parts.work.pop() {
             if self.parts.blocks.len() > MAX_BLOCKS || program.budget.is_spent() {
                 self.is_refused = true;
@@ -123,7 +127,7 @@ impl<'k> Attempt<'k> {
         self.is_refused |= program.budget.is_spent();
         if self.has_tables && self.known.tables.is_empty() && !self.addresses.is_empty() && !self.known.is_last {
             // One table ends where the next one begins.
-            self.known.tables = std::mem::take(&mut self.addresses);
+            self.known.tables = self.addresses.drain(..).collect();
             return Err(Again);
         }
         Ok(())
@@ -133,11 +137,19 @@ impl<'k> Attempt<'k> {
         self.lost.push((block, self.parts.blocks[block as usize].turn));
     }
 
-    fn add_block(&mut self, start: u64, frame: Frame, via: (u32, u64)) {
-        let index = self.parts.blocks.len() as u32;
-        self.parts.blocks.push(Block { start, end: start, frame, via, turn: 0, is_waiting: true, is_end: false });
-        self.parts.by_address.insert(start, index);
-        self.parts.work.push(Reverse((start, index)));
+    fn add_block(&mut self, start: u64, at: Option<usize>, frame: &Frame, via: (u32, u64)) {
+        let at = at.unwrap_or(usize::MAX);
+        self.parts.add(Block {
+            start,
+            at,
+            end: start,
+            frame: *frame,
+            via,
+            turn: 0,
+            is_waiting: true,
+            is_end: false,
+            is_loop: false,
+        });
     }
 
     /// Something does not agree: if a call is to blame that was taken to return, it does not.
@@ -171,14 +183,14 @@ impl<'k> Attempt<'k> {
         block.turn += 1;
         (block.is_waiting, block.is_end) = (false, false);
         let (start, turn, mut frame) = (block.start, block.turn, block.frame);
-        let Some((bytes, first)) = program.text.from(start) else { return Ok(()) };
-        let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
+        let Some(first) = program.text.read_from(start, &mut program.reader) else { return Ok(()) };
         let mut instruction = Instruction::default();
         let mut last: Option<Piece> = None;
         loop {
-            let at = decoder.position();
-            let address = start.wrapping_add(at as u64);
-            let begins = at > 0 && program.text.marks(first + at) & (mark::JUMPED | mark::ENTRY) != 0;
+            let decoder = &mut program.reader.decoder;
+            let address = decoder.ip();
+            let at = first + address.wrapping_sub(start) as usize;
+            let begins = at > first && program.text.marks(at) & (mark::JUMPED | mark::ENTRY) != 0;
             if begins || !decoder.can_decode() {
                 self.parts.pieces.extend(last.map(|piece| (index, turn, piece)));
                 self.parts.blocks[index as usize].end = address;
@@ -187,7 +199,7 @@ impl<'k> Attempt<'k> {
             if !program.budget.take(1) {
                 return Ok(());
             }
-            decoder.decode_out(&mut instruction);
+            program.reader.decoder.decode_out(&mut instruction);
             if instruction.is_invalid() {
                 return self.disagree(program, index, &frame);
             }
@@ -202,7 +214,9 @@ impl<'k> Attempt<'k> {
             }
             let goes_on = instruction.flow_control() == FlowControl::Next && !is_trap(&instruction);
             if goes_on {
-                self.note_addresses(program, &instruction);
+                if turn == 1 {
+                    self.note_addresses(program, &instruction);
+                }
                 program.effects.apply(&mut frame, &instruction);
                 continue;
             }
@@ -236,8 +250,8 @@ impl<'k> Attempt<'k> {
                 return Ok(true);
             }
             FlowControl::ConditionalBranch => {
-                let (not, taken) = branches(frame, instruction);
-                self.follow(program, index, (next, false, 0), &not)?;
+                let taken = branch(frame, instruction);
+                self.follow(program, index, (next, false, 0), frame)?;
                 self.jump(program, index, &[instruction.near_branch_target()], &taken)?;
             }
             FlowControl::UnconditionalBranch => {
@@ -249,7 +263,7 @@ impl<'k> Attempt<'k> {
                     self.function.popping.push(instruction.ip());
                 }
                 if frame.is_as_called() {
-                    self.returns.insert(instruction.ip());
+                    self.returns = true;
                     self.parts.blocks[index as usize].is_end = true;
                 } else if frame.takes_arguments_off() {
                     self.take_arguments_off(index, instruction);
@@ -294,7 +308,7 @@ impl<'k> Attempt<'k> {
     /// The function returns there as one does whose caller had put arguments on the stack.
     fn take_arguments_off(&mut self, block: u32, instruction: &Instruction) {
         self.function.popping.push(instruction.ip());
-        self.returns.insert(instruction.ip());
+        self.returns = true;
         self.parts.blocks[block as usize].is_end = true;
     }
 
@@ -369,7 +383,7 @@ impl<'k> Attempt<'k> {
         if program.text.contains(address) {
             self.function.pointers.push(address);
         } else {
-            self.addresses.insert(address);
+            self.addresses.push(address);
         }
     }
 
@@ -396,7 +410,8 @@ impl<'k> Attempt<'k> {
         frame: &Frame,
     ) -> Result<(), Again> {
         let falls_behind_call = !is_jump && frame.behind != 0;
-        if to != self.entry && program.text.at(to).is_none_or(|at| program.text.marks(at) & mark::ENTRY != 0) {
+        let at = program.text.at(to);
+        if to != self.entry && at.is_none_or(|at| program.text.marks(at) & mark::ENTRY != 0) {
             // Another function, whose caller is this one's.
             if frame.takes_arguments_off() {
                 self.parts.blocks[from as usize].is_end |= is_jump;
@@ -416,15 +431,15 @@ impl<'k> Attempt<'k> {
             return Ok(());
         }
         let turn = self.parts.blocks[from as usize].turn;
-        self.parts.edges.push(Edge { from, turn, to, essence: frame.essence(), is_jump, is_return: call != 0 });
-        let Some(&index) = self.parts.by_address.get(&to) else {
-            self.add_block(to, *frame, (from, call));
-            return Ok(());
-        };
-        let old = self.parts.blocks[index as usize].frame;
-        if old == *frame {
+        let known = at.and_then(|at| self.parts.block(at));
+        let index = known.unwrap_or(self.parts.blocks.len() as u32);
+        let essence = frame.essence();
+        self.parts.edges.push(Edge { from, turn, to: index, essence, is_jump, is_return: call != 0 });
+        if known.is_none() {
+            self.add_block(to, at, frame, (from, call));
             return Ok(());
         }
+        let old = &self.parts.blocks[index as usize].frame;
         if let (Cfa(one), Cfa(other)) = (old.stack_pointer(), frame.stack_pointer())
             && one != other
             && !old.is_lost
@@ -441,60 +456,16 @@ impl<'k> Attempt<'k> {
                 }
                 // All that matters is found by the frame pointer.
                 _ if old.is_standard() && frame.is_standard() => {}
-                _ => self.disagree(program, index, if old.suspect != 0 { &old } else { frame })?,
+                _ => {
+                    let suspicious = if old.suspect != 0 { *old } else { *frame };
+                    self.disagree(program, index, &suspicious)?;
+                }
             }
         }
-        let merged = old.merge(frame);
-        if merged != old {
-            let block = &mut self.parts.blocks[index as usize];
-            block.frame = merged;
-            if !std::mem::replace(&mut block.is_waiting, true) {
-                self.parts.work.push(Reverse((to, index)));
-            }
+        let block = &mut self.parts.blocks[index as usize];
+        if block.frame.merge(frame) && !std::mem::replace(&mut block.is_waiting, true) {
+            self.parts.work.push(Reverse((to, index)));
         }
         Ok(())
-    }
-
-    fn finish(&mut self, program: &Program<'_, '_>) -> Function {
-        let mut ways = Vec::with_capacity(self.parts.edges.len());
-        for edge in &self.parts.edges {
-            let Some(&to) = self.parts.by_address.get(&edge.to) else { continue };
-            if edge.turn == self.parts.blocks[edge.from as usize].turn {
-                let confirms = edge.is_jump && self.parts.blocks[to as usize].frame.essence() == edge.essence;
-                ways.push(Way { from: edge.from, to, is_return: edge.is_return, confirms });
-            }
-        }
-        let ends =
-            self.parts.blocks.iter().enumerate().filter(|(_, block)| block.is_end).map(|(index, _)| index as u32);
-        let blocks = &self.parts.blocks;
-        let mut is_loop = vec![false; blocks.len()];
-        ways.iter().filter(|way| way.confirms).for_each(|way| is_loop[way.to as usize] = true);
-        let only_behind = |block: u32| {
-            let (start, text) = (blocks[block as usize].start, &program.text);
-            // Of a loop that never ends, its own jump may be the only one.
-            let elsewhere = if is_loop[block as usize] && !text.looks_like_start(start) {
-                mark::JUMPED_OFTEN | mark::CALLED
-            } else {
-                mark::JUMPED
-            };
-            !text.is(start, elsewhere | mark::ENTRY | mark::POINTED)
-                && !matches!(text.flow(start), Some((Flow::Nothing | Flow::Trap, _)))
-        };
-        let parts = proven(self.parts.blocks.len(), &ways, ends.collect(), only_behind);
-        let is_last_of = |&(block, turn): &(u32, u32)| parts[block as usize] && blocks[block as usize].turn == turn;
-        self.is_refused |= self.bad.iter().any(|block| parts[*block as usize]) || self.lost.iter().any(is_last_of);
-        let shown = self.aligned_calls > 0 && program.text.is(self.entry, mark::POINTED | mark::CALLED);
-        self.is_refused |= !self.is_certain && self.returns.is_empty() && !shown;
-        let of_part = |index: usize| parts[index].then_some(&self.parts.blocks[index]);
-        let mut ranges: Vec<(u64, u64)> =
-            (0..parts.len()).filter_map(of_part).map(|block| (block.start, block.end)).collect();
-        ranges.sort_unstable();
-        // One byte in two instructions.
-        self.is_refused |= ranges.windows(2).any(|pair| pair[1].0 < pair[0].1);
-        if !self.is_refused {
-            let is_last = |&&(block, turn, _): &&(u32, u32, Piece)| is_last_of(&(block, turn));
-            self.function.pieces = self.parts.pieces.iter().filter(is_last).map(|(.., piece)| *piece).collect();
-        }
-        std::mem::take(&mut self.function)
     }
 }

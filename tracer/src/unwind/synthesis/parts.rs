@@ -2,12 +2,10 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use hashbrown::HashMap;
-
-use super::frame::{Essence, Frame};
-
-/// Places in a table that is used again.
-const MAX_KEPT: usize = 1 << 12;
+use super::{
+    frame::{Essence, Frame},
+    proof::Proof,
+};
 
 /// Bytes of code from an address on, and the rule that holds there.
 #[derive(Clone, Copy)]
@@ -32,10 +30,13 @@ pub(super) struct Function {
 }
 
 impl Function {
-    /// Whether its code goes on where another one is found to begin.
-    pub(super) fn goes_over(&self, entry: u64) -> bool {
-        let holds = |piece: &Piece| entry.checked_sub(piece.address).is_some_and(|inside| inside < piece.length.into());
-        entry != self.entry && self.pieces.iter().any(holds)
+    /// Whether its code goes on where one of these, whose entries go up, is found to begin.
+    pub(super) fn goes_over(&self, entries: &[u64]) -> bool {
+        self.pieces.iter().any(|piece| {
+            let behind = &entries[entries.partition_point(|entry| *entry < piece.address)..];
+            let mut inside = behind.iter().take_while(|entry| **entry - piece.address < piece.length.into());
+            inside.any(|entry| *entry != self.entry)
+        })
     }
 }
 
@@ -43,22 +44,50 @@ impl Function {
 #[derive(Default)]
 pub(super) struct Parts {
     pub(super) blocks: Vec<Block>,
-    pub(super) by_address: HashMap<u64, u32>,
+    /// By index in the code, which block begins there: its index + 1, or 0.
+    begins: Vec<u32>,
     pub(super) edges: Vec<Edge>,
     /// Pieces of blocks, each with the turn that it is of.
     pub(super) pieces: Vec<(u32, u32, Piece)>,
     /// Blocks to be walked, by address: ways meet before what is behind is walked.
     pub(super) work: BinaryHeap<Reverse<(u64, u32)>>,
+    pub(super) proof: Proof,
+    /// Where the blocks are that are parts.
+    pub(super) ranges: Vec<(u64, u64)>,
 }
 
 impl Parts {
+    /// Room for so many bytes of code.
+    pub(super) fn new(code: usize) -> Self {
+        Self { begins: vec![0; code], ..Self::default() }
+    }
+
+    /// The block that begins at an index in the code.
+    pub(super) fn block(&self, at: usize) -> Option<u32> {
+        self.begins.get(at)?.checked_sub(1)
+    }
+
+    /// Adds a block, to be walked, that begins there.
+    pub(super) fn add(&mut self, block: Block) {
+        let index = self.blocks.len() as u32;
+        self.work.push(Reverse((block.start, index)));
+        if let Some(begins) = self.begins.get_mut(block.at) {
+            *begins = index + 1;
+        }
+        self.blocks.push(block);
+    }
+
     pub(super) fn clear(&mut self) {
-        self.blocks.clear();
+        for block in self.blocks.drain(..) {
+            if let Some(begins) = self.begins.get_mut(block.at) {
+                *begins = 0;
+            }
+        }
+        self.proof.clear();
+        self.ranges.clear();
         self.edges.clear();
         self.pieces.clear();
         self.work.clear();
-        // To empty a large one takes as long as to fill it.
-        if self.by_address.capacity() > MAX_KEPT { self.by_address = HashMap::new() } else { self.by_address.clear() }
     }
 }
 
@@ -66,7 +95,7 @@ impl Parts {
 pub(super) struct Edge {
     pub(super) from: u32,
     pub(super) turn: u32,
-    pub(super) to: u64,
+    pub(super) to: u32,
     pub(super) essence: Essence,
     pub(super) is_jump: bool,
     pub(super) is_return: bool,
@@ -74,6 +103,8 @@ pub(super) struct Edge {
 
 pub(super) struct Block {
     pub(super) start: u64,
+    /// Index of its first byte in the code; of none where it is outside of that.
+    pub(super) at: usize,
     pub(super) end: u64,
     pub(super) frame: Frame,
     /// From which block it was reached first, and by the return of which call.
@@ -82,4 +113,6 @@ pub(super) struct Block {
     pub(super) turn: u32,
     pub(super) is_waiting: bool,
     pub(super) is_end: bool,
+    /// Whether a jump leads here with a frame that holds here.
+    pub(super) is_loop: bool,
 }

@@ -7,7 +7,7 @@ use tracer_ebpf::unwind::{fp, kind, rule};
 
 use super::{
     budget::Budget,
-    code::{Flow, Text, Undescribed, mark},
+    code::{Flow, Reader, Text, Undescribed, mark},
     effects::Effects,
     function::Program,
     parts::{Function, Parts},
@@ -70,7 +70,8 @@ pub fn synthesize(undescribed: &Undescribed<'_>) -> Synthesized {
             is_fixed: undescribed.is_fixed,
             pops: false,
             budget: Budget::new(per_byte * text.len() as u64 + besides),
-            parts: Parts::default(),
+            parts: Parts::new(text.len()),
+            reader: Reader::new(),
             text,
         },
     };
@@ -124,10 +125,12 @@ impl<'a, 'p> Search<'a, 'p> {
             let calls: Vec<u64> = found[first..].iter().flat_map(|function| function.calls.iter().copied()).collect();
             entries = self.follow(&calls);
             // What was taken for a part of a function may be one of its own.
+            let mut starts = entries.clone();
+            starts.sort_unstable();
             for function in &mut found {
                 if !entries.is_empty()
                     && self.program.budget.take((function.pieces.len() * entries.len()) as u64)
-                    && entries.iter().any(|entry| function.goes_over(*entry))
+                    && function.goes_over(&starts)
                 {
                     *function = self.program.analyze(function.entry, true);
                 }
@@ -171,10 +174,10 @@ impl<'a, 'p> Search<'a, 'p> {
                 0
             };
             let stop = self.number((outermost > 0).then_some(rule(kind::STOP, fp::SAME, 0, 0)));
-            for (place, claim) in self.claims.iter_mut().skip(at).take(piece.length as usize).enumerate() {
-                let number = if place < outermost { stop } else { number };
-                *claim = if [FREE, number].contains(claim) { number } else { CONTRADICTED };
-            }
+            let length = (piece.length as usize).min(self.claims.len() - at);
+            let (first, others) = self.claims[at..at + length].split_at_mut(outermost.min(length));
+            claim(first, stop);
+            claim(others, number);
         }
     }
 
@@ -282,16 +285,23 @@ impl<'a, 'p> Search<'a, 'p> {
             }
         };
         for (address, length, first) in self.program.text.ranges() {
-            let mut before = none;
-            for at in 0..length {
-                let rule = match self.claims[first + at] {
-                    FREE if before != none && self.is_padding(address + at as u64) => before,
-                    claim => self.rules[usize::from(claim)],
+            let (mut before, mut at) = (none, 0);
+            let claims = &self.claims[first..first + length];
+            while let Some(&claim) = claims.get(at) {
+                // Of bytes of which the same is said the first one tells, but of those behind a function each for itself.
+                let (rule, next) = match claim {
+                    FREE if before != none => {
+                        (if self.is_padding(address + at as u64) { before } else { none }, at + 1)
+                    }
+                    claim => {
+                        let same = claims[at..].iter().position(|other| *other != claim);
+                        (self.rules[usize::from(claim)], same.map_or(length, |same| at + same))
+                    }
                 };
                 if rule != before {
                     push(address + at as u64, rule);
                 }
-                before = rule;
+                (before, at) = (rule, next);
             }
             push(address + length as u64, none);
         }
@@ -308,5 +318,12 @@ impl<'a, 'p> Search<'a, 'p> {
             }
         }
         address < end && self.program.text.contains(address)
+    }
+}
+
+/// Says the same of some bytes.
+fn claim(claims: &mut [u16], number: u16) {
+    for claim in claims {
+        *claim = if *claim == FREE || *claim == number { number } else { CONTRADICTED };
     }
 }
