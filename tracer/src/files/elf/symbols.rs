@@ -4,7 +4,7 @@ use std::{ffi::CStr, slice};
 
 use object::{
     Endianness,
-    elf::{SHT_DYNSYM, SHT_SYMTAB, SectionType, Sym64},
+    elf::{SHT_DYNSYM, SHT_STRTAB, SHT_SYMTAB, SectionType, Sym64},
     read::elf::{SectionHeader as _, Sym as _, SymbolTable},
 };
 
@@ -56,6 +56,7 @@ impl<'data> Elf<'data> {
         let table = self.sections.symbols(endian, self.data, kind).unwrap_or_default();
         // Names that are too many at once are left to be read one by one.
         let names = (!table.is_empty()).then(|| self.sections.section(table.string_section()).ok()).flatten();
+        let names = names.filter(|section| section.sh_type(endian) == SHT_STRTAB);
         let names = names.and_then(|section| section.data(endian, self.data).ok());
         Symbols { endian, table, names: names.filter(|names| !names.is_empty()) }
     }
