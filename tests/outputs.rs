@@ -163,3 +163,18 @@ fn named_pipes() {
     let report = reader.wait_with_output().unwrap().stdout;
     assert!(report.ends_with(b"}\n"), "{}: {:.300}", outcome.stderr, String::from_utf8_lossy(&report));
 }
+
+#[test]
+fn a_standard_error_that_nobody_reads() {
+    require_root();
+    let folder = scratch();
+    let report = folder.path().join("report.json");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    // What is told at every step finds nobody, from the first line on.
+    let mut tracer = Command::new(Run::tracer());
+    tracer.args(["-v", "-o", report.to_str().unwrap(), "--", "true"]).stdout(Stdio::null()).stderr(writer);
+    let status = tracer.status().unwrap();
+    assert_ne!(status.code(), Some(101), "it panicked");
+    assert!(report.exists(), "{status}");
+}

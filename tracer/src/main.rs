@@ -73,6 +73,8 @@ fn run(verbosity: Verbosity, job: impl FnOnce() -> anyhow::Result<Exit>) -> Exit
     tracing_subscriber::fmt()
         .with_env_filter(levels)
         .with_writer(io::stderr)
+        // It would tell there what cannot be written there, and panic.
+        .log_internal_errors(false)
         .with_ansi(colour)
         .with_target(false)
         .without_time()

@@ -1,3 +1,5 @@
+//! Tests of tables: what the passes over rows in place do, beside naive models of them.
+
 use proptest::prelude::*;
 
 use super::*;
