@@ -13,8 +13,10 @@ use nix::{
     unistd::Pid,
 };
 
+use tempfile::TempDir;
+
 use crate::harness::{
-    Held, Run, Running, Target, Truth, check_functions, check_holders, compiled, require_root, slowness,
+    Held, Run, Running, Target, Truth, check_functions, check_holders, compiled, require_root, scratch, slowness,
 };
 
 /// The new image starts with nothing, and is traced from its start.
@@ -279,21 +281,24 @@ fn hundreds_of_mappings() {
     report.assert_complete("many mappings");
 }
 
-/// A program, and a traced process of it whose first thread has ended.
-fn whose_first_thread_ends(arguments: &[&str]) -> (PathBuf, Target, Running) {
+/// A program, and a traced process of it whose first thread has ended. It has a C library of its own: the end of any other trace would take
+/// its probes with it, too.
+fn whose_first_thread_ends(arguments: &[&str]) -> (TempDir, PathBuf, Target, Running) {
     require_root();
     let program = compiled("main_exits");
-    let mut target = Target::start(&program);
+    let folder = scratch();
+    fs::copy("/lib/x86_64-linux-gnu/libc.so.6", folder.path().join("libc.so.6")).unwrap();
+    let mut target = Target::start_with(&program, &[], &[("LD_LIBRARY_PATH", folder.path().to_str().unwrap())]);
     let tracer = Run::pid(target.pid()).args(arguments).start();
     target.say("begin");
     target.until("ended");
-    (program, target, tracer)
+    (folder, program, target, tracer)
 }
 
 /// Whatever the first thread was for, the process lives on.
 #[test]
 fn the_first_thread_ends() {
-    let (program, mut target, tracer) = whose_first_thread_ends(&[]);
+    let (_library, program, mut target, tracer) = whose_first_thread_ends(&[]);
     let truth = target.ask("go on");
     let report = tracer.stop().report(0);
     check_functions("first thread ended", &report, &truth, Some(&program));
@@ -303,7 +308,7 @@ fn the_first_thread_ends() {
 /// What the kernel takes away with the probes of a child that ends is put there again: it knows the process by its first thread no more.
 #[test]
 fn the_first_thread_ends_and_a_child_does() {
-    let (program, mut target, tracer) = whose_first_thread_ends(&[]);
+    let (_library, program, mut target, tracer) = whose_first_thread_ends(&[]);
     target.ask("fork");
     // For as long as it takes to put them there again nothing is allocated here.
     thread::sleep(Duration::from_secs(2));
@@ -321,7 +326,7 @@ fn the_first_thread_ends_and_a_child_does() {
 /// Perf events are tied to a thread: when the first one ends they are moved to another.
 #[test]
 fn the_first_thread_ends_with_the_perf_events() {
-    let (program, mut target, tracer) = whose_first_thread_ends(&["--perf-events"]);
+    let (_library, program, mut target, tracer) = whose_first_thread_ends(&["--perf-events"]);
     // For as long as it takes to move the probes nothing is allocated here.
     thread::sleep(Duration::from_secs(4));
     let truth = target.ask("go on");
