@@ -3,8 +3,9 @@
 //! When the runtime keeps a profile of its heap (`MemProfileRate` is not 0), that is read from its memory: exact in what it
 //! has, with everything since the program began, at no cost. Else allocations are sampled by probes, and whether an object
 //! still lives is read from the runtime's own bits after each cycle of its garbage collector. Turning the runtime's own
-//! profile on, which writes to the process, is done only when it is asked for, and undone at the end.
+//! profile on, which writes to the process, is done only when it is asked for, and undone at the end (`heap/enabled.rs`).
 
+mod enabled;
 mod follower;
 mod own_stacks;
 mod pool;
@@ -18,6 +19,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use tracer_ebpf::{golang::cookie, span};
 
+use enabled::Enabled;
 use follower::Follower;
 pub use follower::{Collections, HeapSnapshot, HeapStack, HeapUsage, Wanted, Way};
 pub use pool::{Followers, Inbox, Input};
@@ -29,8 +31,6 @@ use crate::{
     event::{Image, Pid},
     files::opener::reopen_path,
     golang::{self, Executable, Finding, Runtime, heap},
-    last_will::Clause,
-    process::memory::WritableWord,
     report::visible,
 };
 
@@ -140,7 +140,7 @@ impl GoProcess {
         let (way, why, enabled) = match (choice, rate) {
             // A program may set the number itself: only what this very command would have set is taken for a tracer's.
             (GoHeapChoice::Enable, Ok(rate)) if left_behind && rate == mean => {
-                let enabled = Enabled::taken_over(&runtime, pid)?;
+                let enabled = Enabled::taken_over(&runtime, pid, mean)?;
                 (
                     Way::Buckets(rate),
                     "a tracer that was killed had set MemProfileRate; it is set back at the end",
@@ -283,38 +283,6 @@ impl GoHeap {
         drop(enabled);
         followers.end(&inbox);
         links.detach_aside(programs);
-    }
-}
-
-/// `MemProfileRate` of a process, as long as it is not 0 as it was.
-struct Enabled {
-    pid: Pid,
-    word: Arc<WritableWord>,
-    _undone_in_haste: Clause,
-}
-
-impl Enabled {
-    fn new(runtime: &Runtime, pid: Pid, rate: u64) -> Result<Self> {
-        let enabled = Self::taken_over(runtime, pid)?;
-        enabled.word.set(rate).context("cannot write to its memory")?;
-        Ok(enabled)
-    }
-
-    /// Of one that another tracer has set.
-    fn taken_over(runtime: &Runtime, pid: Pid) -> Result<Self> {
-        let addr = heap::profile_rate_address(runtime)?;
-        let word = Arc::new(WritableWord::open(pid, addr).context("cannot write to its memory")?);
-        let undone = Arc::clone(&word);
-        Ok(Self { pid, word, _undone_in_haste: Clause::new(move || drop(undone.set(0))) })
-    }
-}
-
-impl Drop for Enabled {
-    fn drop(&mut self) {
-        if let Err(error) = self.word.set(0) {
-            // Most likely it has ended, or become another program.
-            tracing::debug!("cannot set MemProfileRate of process {} back: {error}", self.pid);
-        }
     }
 }
 

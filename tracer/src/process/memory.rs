@@ -139,6 +139,19 @@ impl WritableWord {
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
+
+    /// Sets it if it is `expected`: whether it was. What the process sets it to between the look and the write is lost: no system call
+    /// does both at once.
+    ///
+    /// # Errors
+    /// As for [`WritableWord::set`].
+    pub fn replace(&self, expected: u64, value: u64) -> io::Result<bool> {
+        let is_expected = self.memory.word(self.addr)? == expected;
+        if is_expected {
+            self.set(value)?;
+        }
+        Ok(is_expected)
+    }
 }
 
 #[cfg(test)]
