@@ -186,6 +186,18 @@ fn a_profile_is_turned_on_only_when_asked_for_and_turned_off_at_the_end() {
 }
 
 #[test]
+fn a_profile_that_the_program_turns_on_meanwhile_stays_on() {
+    require_root();
+    let mut target = Target::start(&go_program("both", STOCK));
+    let running = Run::pid(target.pid()).args(["--go-heap", "enable", "--sample", MEAN]).start();
+    assert_eq!(target.ask("allocate").fact("rate"), 1024);
+    assert_eq!(target.ask("profile").fact("rate"), 512);
+    let outcome = running.stop();
+    assert!(outcome.has_report(), "{}", outcome.stderr);
+    assert_eq!(target.ask("").fact("rate"), 512);
+}
+
+#[test]
 fn what_can_be_seen_of_a_runtime_is_told() {
     require_root();
     for (flags, build, layouts, variables) in [

@@ -383,6 +383,24 @@ fn enabling_the_profile_is_undone() {
     assert_eq!((&report.json["mode"], report.gaps()), (&"sampled".into(), vec!["silent_targets".to_owned()]));
 }
 
+/// The runtime of a program that cannot read its profile turns that off as it starts: from then on it is on all the same.
+#[test]
+fn enabling_the_profile_of_a_command() {
+    require_root();
+    let folder = scratch();
+    let words = folder.path().join("words");
+    fs::write(&words, "begin\n").unwrap();
+    let program = go_program("heap", STOCK);
+    let run = Run::launch(&["--go-heap=enable"], [program.to_str().unwrap(), "ring"]);
+    let outcome = run.input(fs::File::open(&words).unwrap()).finish();
+    let mut truth = Truth::default();
+    outcome.stdout.lines().for_each(|line| truth.read(line));
+    let report = outcome.report(outcome.code().unwrap());
+    assert_eq!((&report.json["mode"], report.gap("unseen_heaps")), (&"go-buckets".into(), 0), "{:?}", report.gaps());
+    let (held, site) = (report.below("main.(*ring).put"), truth.sites["main.(*ring).put"].held.bytes);
+    assert!(held.bytes * 2 > site && held.bytes < site * 2, "{held} reported, {site} in truth");
+}
+
 #[test]
 fn off_shows_no_go_heap() {
     let mut target = Target::start_with(&go_program("heap", PROFILED), &["ring"], &[("HEAP_PROFILE_RATE", "4096")]);

@@ -94,6 +94,12 @@ impl Run {
         self
     }
 
+    /// What it, and the command that it launches, read from the standard input.
+    pub(crate) fn input(mut self, input: impl Into<Stdio>) -> Self {
+        self.input = input.into();
+        self
+    }
+
     /// Puts it into a process group of its own, as shells do that can stop it.
     pub(crate) fn job(mut self) -> Self {
         self.command.process_group(0);

@@ -175,8 +175,15 @@ impl GoProcess {
             }
             (GoHeapChoice::Enable, rate) => {
                 rate?;
-                let enabled = Enabled::new(&runtime, pid, mean)?;
-                (Way::Buckets(mean), "MemProfileRate was set for the time of the trace", Some(enabled))
+                if begins {
+                    let enabled = Enabled::before_start(&runtime, pid, mean)?;
+                    let why = "MemProfileRate was set for the time of the trace, from when the runtime had started on: what it \
+                               and the program allocated within the milliseconds until that was seen is not in it";
+                    (Way::Buckets(mean), why, Some(enabled))
+                } else {
+                    let enabled = Enabled::new(&runtime, pid, mean)?;
+                    (Way::Buckets(mean), "MemProfileRate was set for the time of the trace", Some(enabled))
+                }
             }
             (GoHeapChoice::Off, _) => return Err(anyhow!("the Go heap was not asked for")),
         };
@@ -190,7 +197,8 @@ impl GoProcess {
             links.detach_aside(programs);
             return Err(error);
         }
-        let follower = Follower::new(Arc::clone(&runtime), pid, way, mean, wanted);
+        let starting = enabled.as_ref().filter(|_| begins).map(Enabled::rate);
+        let follower = Follower::new(Arc::clone(&runtime), pid, way, mean, wanted).starting(starting);
         let inbox = followers.follow(follower)?;
         Ok(GoHeap { pid, image, number, runtime, way, why, links, followers: followers.clone(), inbox, enabled })
     }

@@ -125,6 +125,14 @@ impl WritableWord {
         Ok(Self { pid, memory: Memory::open(pid)?, addr })
     }
 
+    /// What it is.
+    ///
+    /// # Errors
+    /// That address space is no more, or the word is not mapped.
+    pub fn get(&self) -> io::Result<u64> {
+        self.memory.word(self.addr)
+    }
+
     /// Sets it.
     ///
     /// # Errors
@@ -146,7 +154,7 @@ impl WritableWord {
     /// # Errors
     /// As for [`WritableWord::set`].
     pub fn replace(&self, expected: u64, value: u64) -> io::Result<bool> {
-        let is_expected = self.memory.word(self.addr)? == expected;
+        let is_expected = self.get()? == expected;
         if is_expected {
             self.set(value)?;
         }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{super::process::reader, own_stacks::OwnStacks};
+use super::{super::process::reader, enabled::ProfileRate, own_stacks::OwnStacks};
 use crate::{
     clock::monotonic,
     event::Pid,
@@ -115,6 +115,8 @@ pub(super) struct Follower {
     problem: Option<String>,
     /// The mean of bytes between the runtime's samples before and after it was set, while there were some.
     rate_changed: Option<(u64, u64)>,
+    /// What the runtime is about to set to 0 as it starts, and is to be set again then.
+    starting: Option<Arc<ProfileRate>>,
     is_broken: bool,
 }
 
@@ -141,6 +143,7 @@ impl Follower {
             collections: None,
             problem: None,
             rate_changed: None,
+            starting: None,
             is_broken: false,
         };
         if let Followed::Buckets { .. } = follower.followed {
@@ -152,6 +155,11 @@ impl Follower {
         follower
     }
 
+    /// Sets the mean of bytes between the runtime's samples again when the runtime has started.
+    pub(super) fn starting(self, rate: Option<Arc<ProfileRate>>) -> Self {
+        Self { starting: rate, ..self }
+    }
+
     /// Brings what is known up to date: how long to rest then, if its thread looks at so many heaps.
     pub(super) fn look_and_rest(&mut self, heaps: u32) -> Duration {
         let begin = Instant::now();
@@ -160,6 +168,8 @@ impl Follower {
         self.note_collection();
         let (pause, rest) = match self.followed {
             Followed::Objects(..) => (OBJECTS_PAUSE, OBJECTS_REST),
+            // What is allocated until it is set again is not seen.
+            Followed::Buckets { .. } if self.starting.is_some() => (OBJECTS_PAUSE, BUCKETS_REST),
             Followed::Buckets { .. } => (BUCKETS_PAUSE, BUCKETS_REST),
         };
         pause.max(taken * rest).max((taken * rest).saturating_mul(heaps).min(LONGEST))
@@ -194,6 +204,9 @@ impl Follower {
             return;
         }
         let memory = reader(self.pid);
+        if self.starting.as_ref().is_some_and(|rate| !rate.set_again()) {
+            self.starting = None;
+        }
         // Before the look: what is said of the state that the numbers are of is no later than that.
         if let Ok(now) = heap::collections(&self.runtime, &memory) {
             self.collections = Some((self.collections.map_or(now, |(first, _)| first), now));
@@ -201,6 +214,7 @@ impl Follower {
         if let Followed::Buckets { buckets, rate } = &mut self.followed
             && let Ok(now) = heap::profile_rate(&self.runtime, &memory)
             && now != *rate
+            && (now != 0 || self.starting.is_none())
         {
             // A program may set it as it begins, and that is all there is to it.
             let has_samples = buckets.iter().any(|bucket| bucket.allocs > 0);
