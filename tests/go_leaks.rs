@@ -177,3 +177,19 @@ fn programs_without_goroutines_have_none() {
     );
     assert!(!outcome.stdout.contains("goroutine"), "{}", outcome.stdout);
 }
+
+/// Stacks that are deeper than what is kept look the same where they differ: that is told, also where nothing of them grows.
+#[test]
+fn goroutines_whose_stacks_are_cut() {
+    require_root();
+    let mut target = Target::start(&go_program("deep", STOCK));
+    let mut running = Run::pid(target.pid()).args(["-v"]).start();
+    running.wait_for_line("DEBUG goroutines looked at");
+    target.ask("rest");
+    let outcome = running.stop();
+    let report = outcome.report(outcome.code().unwrap());
+    let cut: Vec<&Value> =
+        groups(&report.json, target.pid()).into_iter().filter(|group| group["truncated"] == "depth").collect();
+    assert_eq!(cut.iter().map(|group| count(group)).sum::<u64>(), 20, "{cut:?}");
+    assert_eq!(report.gap("truncated_stacks"), cut.len() as u64, "{}", report.json["quality"]);
+}

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use self::quality::Quality;
+use self::quality::{Quality, Truncation};
 pub use self::{
     cost::Cost,
     filters::Filters,
@@ -242,6 +242,8 @@ pub struct GoroutineGroup {
     pub growth: Option<GoroutineGrowth>,
     /// Whether they look like a leak, or the Go runtime itself calls them leaked.
     pub suspected_leak: bool,
+    /// Why their frames do not begin at the root, so that those below may differ; `None` when they do.
+    pub truncated: Option<Truncation>,
 }
 
 /// What all goroutines of a group wait on.
@@ -453,6 +455,18 @@ impl Profile {
     pub fn first_goroutine_count(&self) -> Option<u64> {
         let mut growths = self.goroutines.iter().filter_map(|group| group.growth).peekable();
         growths.peek().is_some().then(|| growths.map(|growth| growth.first).sum())
+    }
+
+    /// Counts the stacks of goroutines that do not reach the root, of all and of their processes.
+    pub fn count_cut_goroutines(&mut self) {
+        let cut = self.goroutines.iter().filter(|group| group.count > 0);
+        let cut: Vec<(u32, Truncation)> = cut.filter_map(|group| Some((group.pid, group.truncated?))).collect();
+        for (pid, _) in &cut {
+            if let Some(process) = self.processes.iter_mut().rev().find(|process| process.pid == *pid) {
+                process.quality.truncated_stacks += 1;
+            }
+        }
+        self.quality.add_truncated(cut.into_iter().map(|(_, reason)| reason), "cut stacks of goroutines");
     }
 
     /// The process with this id: of several the one that lives, else the last.

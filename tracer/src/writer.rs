@@ -127,6 +127,8 @@ impl Work {
     }
 
     fn profile(&mut self, Material { trace, snapshot, go, goroutines }: Material) -> Profile {
-        Profile { goroutines, ..self.presenter.profile(trace, snapshot, go) }
+        let mut profile = Profile { goroutines, ..self.presenter.profile(trace, snapshot, go) };
+        profile.count_cut_goroutines();
+        profile
     }
 }

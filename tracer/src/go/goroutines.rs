@@ -3,7 +3,6 @@
 
 use std::{
     cmp::Reverse,
-    collections::BTreeMap,
     sync::Arc,
     thread,
     time::{Duration, Instant, SystemTime},
@@ -21,10 +20,7 @@ use crate::{
     memory::{Memory, default_bound},
     outputs::Outputs,
     process::status::{self, Status},
-    profile::{
-        Filters, GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Process, Profile,
-        quality::{Quality, Truncation},
-    },
+    profile::{Filters, GoroutineGroup, GoroutineGrowth, Kind, Language, Mode, Process, Profile, quality::Quality},
     report::{By, Options, Value, visible},
 };
 
@@ -162,6 +158,7 @@ pub(crate) fn named<'a>(
                 per_second,
                 only_grows,
             }),
+            truncated: group.truncation,
             pid,
             library: runtime.library().cloned(),
             frames: symbols.stack(&group.calls),
@@ -177,20 +174,12 @@ pub(crate) fn named<'a>(
 
 /// Adds what is not known of the goroutines of one runtime.
 fn add_quality(quality: &mut Quality, goroutines: &Goroutines) {
-    let mut truncated: BTreeMap<Truncation, u64> = BTreeMap::new();
-    for reason in goroutines.groups.iter().filter_map(|group| group.truncation) {
-        *truncated.entry(reason).or_default() += 1;
-    }
-    let reasons = truncated.iter().map(|(reason, count)| (*count, format!("of the cut stacks: {}", reason.words())));
     let counts = [
         (goroutines.running, "goroutines ran whenever they were looked at: of those only the first function is known"),
         (goroutines.unreadable, "entries in the list of goroutines could not be read"),
         (goroutines.too_many, "goroutines are shown without their stacks: too many of those differ"),
     ];
-    let counts = counts.into_iter().map(|(count, words)| (count, words.to_owned()));
-    let notes = counts.chain(reasons).filter(|(count, _)| *count > 0);
+    let notes = counts.into_iter().filter(|(count, _)| *count > 0);
     quality.notes.extend(notes.map(|(count, words)| format!("{count} {words}")));
-    for (reason, count) in truncated {
-        *quality.truncated.entry(reason).or_default() += count;
-    }
+    quality.add_truncated(goroutines.groups.iter().filter_map(|group| group.truncation), "cut stacks");
 }

@@ -372,6 +372,18 @@ impl Quality {
         !self.gaps().iter().any(|gap| gap.what.hides_allocations())
     }
 
+    /// Counts stacks that end before the root for these reasons, and notes how many do for each, as those of `what`.
+    pub fn add_truncated(&mut self, reasons: impl Iterator<Item = Truncation>, what: &str) {
+        let mut truncated: BTreeMap<Truncation, u64> = BTreeMap::new();
+        for reason in reasons {
+            *truncated.entry(reason).or_default() += 1;
+        }
+        for (reason, count) in truncated {
+            self.notes.push(format!("{count} of the {what}: {}", reason.words()));
+            *self.truncated.entry(reason).or_default() += count;
+        }
+    }
+
     /// Stacks that end before the thread's root.
     pub fn truncated_stacks(&self) -> u64 {
         self.truncated.values().sum()

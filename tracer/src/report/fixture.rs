@@ -192,6 +192,7 @@ pub(super) fn goroutines() -> Profile {
         waits_on: None,
         growth: None,
         suspected_leak: false,
+        truncated: None,
     };
     let waiting = GoroutineGroup {
         wait_reason: Some("chan receive".to_owned()),

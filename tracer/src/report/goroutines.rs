@@ -152,6 +152,9 @@ fn write_group(
         reason.push_str(&format!(", for up to {}", numbers::duration(wait)));
     }
     writeln!(out, "    {reason}")?;
+    if let Some(reason) = group.truncated {
+        writeln!(out, "    stack cut: {}", reason.words())?;
+    }
     if let Some(creator) = &group.created_by {
         let name = shorten(name::frame(creator), LONGEST_NAME);
         let place = frames::place(creator).map_or_else(String::new, |place| format!("  {place}"));
@@ -184,7 +187,10 @@ fn is_of(frame: &Frame, packages: &[&str]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Format, fixture};
+    use crate::{
+        profile::quality::Truncation,
+        report::{Format, fixture},
+    };
 
     fn rendered(format: Format, profile: &Profile, top: usize) -> String {
         fixture::rendered(format, profile, &Options { top, ..fixture::OPTIONS })
@@ -214,6 +220,26 @@ mod tests {
         // Heaps without goroutines have no such line.
         assert!(!short(&fixture::profile()).contains("goroutine"));
         assert!(!rendered(Format::Text, &fixture::profile(), 10).contains("goroutine"));
+    }
+
+    #[test]
+    fn stacks_that_are_cut_are_told() {
+        let mut profile = fixture::leaking_goroutines();
+        // The last one is gone.
+        for index in [0, 5] {
+            profile.goroutines[index].truncated = Some(Truncation::Depth);
+        }
+        assert!(profile.quality.complete());
+        profile.count_cut_goroutines();
+        assert_eq!((profile.quality.truncated_stacks(), profile.quality.complete()), (1, false));
+        assert_eq!(profile.processes[0].quality.truncated_stacks, 1);
+        let text = rendered(Format::Text, &profile, 10);
+        for told in
+            ["1 of the cut stacks of goroutines: more than 256 frames", "\n    stack cut: more than 256 frames\n"]
+        {
+            assert_eq!(text.matches(told).count(), 1, "{text}");
+        }
+        assert_eq!(rendered(Format::Json, &profile, 10).matches(r#""truncated":"depth""#).count(), 2);
     }
 
     #[test]

@@ -56,6 +56,9 @@ impl Serialize for Saved<'_, GoroutineGroup> {
         object.serialize_entry("created_by", &group.created_by.as_ref().map(Saved))?;
         object.serialize_entry("waits_on", &group.waits_on.as_ref().map(Saved))?;
         object.serialize_entry("suspected_leak", &group.suspected_leak)?;
+        if let Some(reason) = group.truncated {
+            object.serialize_entry("truncated", reason.name())?;
+        }
         if let Some(growth) = group.growth {
             object.serialize_entry("first_count", &growth.first)?;
             object.serialize_entry("growth_per_second", &growth.per_second)?;
