@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Command, Stdio},
     thread,
@@ -141,6 +142,25 @@ fn of_a_running_process_on_its_memory() {
         let truth: u64 = truth.values().map(|held| held.bytes).sum();
         assert!(held >= 300_000 && certain <= truth, "{way}: {certain} of {held}, {truth}");
         report.assert_gap("unseen_spans", 3);
+    }
+}
+
+/// A child without probes that ends on the memory of its parent has done nothing there if it has met none of its parent's: where the kernel
+/// still knows that (from Linux 6.16 on), nothing is told, as little as of one that becomes a program.
+#[test]
+fn of_a_running_process_on_its_memory_and_without_work() {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let known = tracer::bpf::kernel_version(&release) >= Some((6, 16));
+    for options in [&[][..], &["--no-children"]] {
+        let (outcome, truth) = of_a_running_one(options, "vfork and end");
+        let report = outcome.report(if known { 0 } else { 3 });
+        assert_eq!(reported(&report), truth, "{options:?}");
+        if known {
+            report.assert_complete("nothing was done");
+            assert_eq!(report.uncertain_bytes("hold"), 0, "{options:?}");
+        } else {
+            report.assert_gap("unseen_spans", 3);
+        }
     }
 }
 

@@ -120,6 +120,14 @@ static void by_vfork_and_exec(const char *self) {
     }
 }
 
+// The child ends and has done nothing.
+static void by_vfork_and_end(void) {
+    for (int i = 0; i < 3; i++) {
+        if (vfork() == 0) _exit(0);
+        wait(NULL);
+    }
+}
+
 static void by_clone(void) {
     char *stack = malloc(1 << 16);
     for (int i = 0; i < 3; i++) {
@@ -280,6 +288,7 @@ int main(int argc, char **argv) {
     if (strcmp(way, "daemon") == 0) as_daemon();
     if (strcmp(way, "vfork") == 0) by_vfork();
     if (strcmp(way, "vfork and exec") == 0) by_vfork_and_exec("/proc/self/exe");
+    if (strcmp(way, "vfork and end") == 0) by_vfork_and_end();
     if (strcmp(way, "clone") == 0) by_clone();
     if (strcmp(way, "outlive") == 0) outlive();
     if (strcmp(way, "spawn") == 0) by_spawn("/proc/self/exe");

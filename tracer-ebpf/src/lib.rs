@@ -354,6 +354,8 @@ pub mod target {
     /// The processes that it starts are recorded only from when user space says so: they have no probes of their own yet. Until
     /// then their images are in the map PAUSED.
     pub const LATER: u32 = 16;
+    /// It works on its parent's image, and a thread of it that has ended may have met probes there.
+    pub const MET: u32 = 32;
 }
 
 /// Stops (SIGSTOP) of processes that have become another program; the one value of the map EXEC_STOPS, which user space maps.

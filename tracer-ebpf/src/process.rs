@@ -172,7 +172,7 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
         let _ = TARGETS.remove(tgid);
         return;
     };
-    let flags = before.flags & !target::SHARED;
+    let flags = before.flags & !(target::SHARED | target::MET);
     let now = Target { image, flags };
     // Probes that a process has of its own stay with it; one that worked on its parent's memory has none.
     if (shared || is_paused(&before)) && !pause(&now) {
@@ -213,7 +213,8 @@ pub(crate) fn exec(ctx: &RawTracePointContext) {
 pub(crate) fn prepares_exec() {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(target) = target(pid_tgid) else { return };
-    if target.flags & target::SHARED != 0 && returns::may_have_met_probes() {
+    let met = target.flags & target::MET != 0 || returns::may_have_met_probes();
+    if target.flags & target::SHARED != 0 && met {
         emit::moment(Header::new(kind::SHARER_ENDED, target.image, 0, pid_tgid));
     }
 }
@@ -349,17 +350,40 @@ pub(crate) fn thread_exit() {
     thread::forget(pid_tgid);
     let Some(target) = target(pid_tgid) else { return };
     emit::moment(Header::new(kind::THREAD_EXIT, target.image, 0, pid_tgid));
+    let shared = target.flags & target::SHARED != 0;
+    // Before it is asked who is the last: of two that end at once, one sees what the other has noted.
+    let met = shared && notes_met_probes(tgid, &target);
     if let Some((signal, ran)) = last_thread() {
         // Of those that end at once, each may be the last.
         let ran = if TARGETS.remove(tgid).is_ok() { ran } else { 0 };
-        let shared = target.flags & target::SHARED != 0;
         end_share(&target, false);
         if !shared {
             forget_pause(&target);
+            emit::moment_of(Header::new(kind::ENDED, target.image, signal, pid_tgid), ran);
+        } else if met {
+            emit::moment_of(Header::new(kind::SHARER_ENDED, target.image, signal, pid_tgid), ran);
         }
-        let kind = if shared { kind::SHARER_ENDED } else { kind::ENDED };
-        emit::moment_of(Header::new(kind, target.image, signal, pid_tgid), ran);
     }
+}
+
+/// Whether a process that works on its parent's memory may have met probes there, by what is known of the current thread, which ends, and of
+/// those that have ended before. One that has not (Go's runtime makes such a child to see whether it can, which ends at once) has neither
+/// allocated nor freed anything.
+#[inline(always)]
+fn notes_met_probes(tgid: u32, target: &Target) -> bool {
+    if target.flags & target::MET != 0 {
+        return true;
+    }
+    // SAFETY: a read of a global that user space wrote before loading.
+    let at = unsafe { core::ptr::read_volatile(&raw const TASK_FIELDS) };
+    if !returns::may_have_met_probes_by_its_end(at.mm) {
+        return false;
+    }
+    if let Some(entry) = TARGETS.get_ptr_mut(tgid) {
+        // SAFETY: the pointer comes from a map lookup; whoever else writes it meanwhile, another thread at its end, writes the same.
+        unsafe { (*entry).flags = target.flags | target::MET };
+    }
+    true
 }
 
 /// If no thread of the current process lives on: the signal that has ended it, 0 when none did, or one that a header has no room

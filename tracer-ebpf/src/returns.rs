@@ -69,6 +69,14 @@ pub(crate) fn may_have_met_probes() -> bool {
     at.utask == 0 || kernel_word(unsafe { bpf_get_current_task() } + u64::from(at.utask)) != 0
 }
 
+/// The same of a thread that ends. Up to Linux 6.15 the kernel has let go of what tells (`mm_release`, kernel/fork.c) before anybody hears
+/// of the end, and with it of the memory, whose place in the task is `mm`: then it may have.
+#[inline(always)]
+pub(crate) fn may_have_met_probes_by_its_end(mm: u32) -> bool {
+    // SAFETY: no arguments.
+    mm == 0 || kernel_word(unsafe { bpf_get_current_task() } + u64::from(mm)) == 0 || may_have_met_probes()
+}
+
 /// The slot of a call in that list, and the next one.
 #[inline(always)]
 pub(crate) fn slot_and_next(instance: u64) -> (u64, u64) {
