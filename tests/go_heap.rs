@@ -401,6 +401,23 @@ fn enabling_the_profile_of_a_command() {
     assert!(held.bytes * 2 > site && held.bytes < site * 2, "{held} reported, {site} in truth");
 }
 
+/// A program sets how often its runtime takes samples as it begins: that is told, not what its executable has.
+#[test]
+fn a_command_that_sets_its_own_rate() {
+    require_root();
+    let folder = scratch();
+    let words = folder.path().join("words");
+    fs::write(&words, "begin\n").unwrap();
+    let program = go_program("heap", PROFILED);
+    let run = Run::launch(&[], [program.to_str().unwrap(), "ring"]).env("HEAP_PROFILE_RATE", "4096");
+    let outcome = run.input(fs::File::open(&words).unwrap()).finish();
+    let report = outcome.report(outcome.code().unwrap());
+    let quality = &report.json["quality"];
+    assert_eq!(quality["sampling"]["mean_bytes"], 4096, "{quality}");
+    let notes = quality["notes"].to_string();
+    assert!(notes.contains("a sample every 4096 bytes") && !notes.contains("524288"), "{notes}");
+}
+
 #[test]
 fn off_shows_no_go_heap() {
     let mut target = Target::start_with(&go_program("heap", PROFILED), &["ring"], &[("HEAP_PROFILE_RATE", "4096")]);

@@ -75,7 +75,6 @@ impl Session {
         let means = Means { programs: &mut self.probes.programs, maps: &mut self.go_maps, followers: &self.followers };
         let heap = process.follow(means, wish, (image, number))?;
         self.know_go(pid, heap.runtime());
-        self.notes.push(heap.note());
         self.send(Request::FollowGo { image, number, samples: heap.samples() })?;
         self.go.push(heap);
         Ok(())
@@ -194,11 +193,13 @@ impl Session {
 }
 
 fn trace(go: &GoHeap, min_age: Duration, last: bool) -> GoTrace {
+    let heap = go.snapshot(min_age, last);
     GoTrace {
         pid: go.pid(),
         image: go.image(),
         library: go.runtime().library().cloned(),
         way: go.way(),
-        heap: go.snapshot(min_age, last),
+        note: go.note(&heap),
+        heap,
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use hashbrown::HashSet;
 
-use super::{Session, ended::doubt, known::Doubt};
+use super::{MAX_NOTES, Session, ended::doubt, known::Doubt, notes::Notes};
 use crate::{
     attach::{Attached, probes::Scope},
     clock::monotonic,
@@ -66,6 +66,9 @@ impl Session {
 
     fn material(&mut self, snapshot: Snapshot, go: Vec<GoTrace>) -> Material {
         let mut notes: Vec<String> = self.notes.all().collect();
+        let mut of_heaps = Notes::most(MAX_NOTES);
+        of_heaps.extend(go.iter().map(|go| go.note.clone()));
+        notes.extend(of_heaps.all());
         if self.interruptions > 0 {
             notes.push(
                 "the first thread of the process ended while it was traced; the probes were moved to another thread, \

@@ -267,20 +267,25 @@ impl GoHeap {
         }
     }
 
-    /// How it was seen and why, in a sentence.
-    pub fn note(&self) -> String {
+    /// How it was seen and why, in a sentence. The mean of bytes between the runtime's own samples is that of the snapshot: a program may
+    /// have set it as it began.
+    pub fn note(&self, snapshot: &HeapSnapshot) -> String {
         let Self { why, .. } = self;
         let heap = self.name();
+        let mean = |attached| match snapshot.sampling.as_ref().map_or(attached, |sampling| sampling.mean_bytes) {
+            1 => "1 byte".to_owned(),
+            mean => format!("{mean} bytes"),
+        };
         match self.way {
             Way::Sampled => format!(
                 "{heap} is sampled ({why}): what was allocated before is not in it; what is younger \
                  than its last garbage collection counts by how much of the same stack survives one"
             ),
             Way::Buckets(rate) if self.enabled.is_some() || self.why == LEFT_BEHIND => {
-                format!("{heap} is its own profile, a sample every {rate} bytes ({why})")
+                format!("{heap} is its own profile, a sample every {} ({why})", mean(rate))
             }
             Way::Buckets(rate) => {
-                format!("{heap} is its own profile since it began, a sample every {rate} bytes ({why})")
+                format!("{heap} is its own profile since it began, a sample every {} ({why})", mean(rate))
             }
         }
     }

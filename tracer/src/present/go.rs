@@ -19,6 +19,8 @@ pub struct GoTrace {
     pub library: Option<Arc<str>>,
     /// How it was seen.
     pub way: Way,
+    /// How it was seen and why, in a sentence: hostile text.
+    pub note: String,
     /// What it holds.
     pub heap: HeapSnapshot,
 }
