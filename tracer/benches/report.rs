@@ -89,6 +89,7 @@ fn profile() -> Profile {
         stacks: stacks.collect(),
         mappings: None,
         goroutines: Vec::new(),
+        goroutine_growth: None,
         quality: Quality::default(),
         unwind_tables: Vec::new(),
         modules: Vec::new(),

@@ -179,6 +179,7 @@ impl Presenter {
             stacks,
             mappings,
             goroutines,
+            goroutine_growth: None,
             quality,
             cost,
             unwind_tables,

@@ -371,6 +371,9 @@ pub struct Profile {
     /// Goroutines, largest group first; of a heap those of Go processes. Groups of the first look that
     /// are gone are there too.
     pub goroutines: Vec<GoroutineGroup>,
+    /// How fast all of them together have been growing of late, goroutines per second, as each group's
+    /// [`per_second`](GoroutineGrowth::per_second); `None` when that cannot be told.
+    pub goroutine_growth: Option<f64>,
     /// How far it can be trusted.
     pub quality: Quality,
     /// What tracing has cost so far; `None` when that was not measured.

@@ -28,6 +28,8 @@ pub struct Material {
     pub go: Vec<GoTrace>,
     /// Goroutines.
     pub goroutines: Vec<GoroutineGroup>,
+    /// How fast they grow: see [`Profile::goroutine_growth`].
+    pub goroutine_growth: Option<f64>,
 }
 
 enum Job {
@@ -126,8 +128,8 @@ impl Work {
         }
     }
 
-    fn profile(&mut self, Material { trace, snapshot, go, goroutines }: Material) -> Profile {
-        let mut profile = Profile { goroutines, ..self.presenter.profile(trace, snapshot, go) };
+    fn profile(&mut self, Material { trace, snapshot, go, goroutines, goroutine_growth }: Material) -> Profile {
+        let mut profile = Profile { goroutines, goroutine_growth, ..self.presenter.profile(trace, snapshot, go) };
         profile.count_cut_goroutines();
         profile
     }

@@ -143,6 +143,7 @@ impl Session {
             mapped,
             notes,
         };
-        Material { trace, snapshot, go, goroutines: self.goroutines.groups() }
+        let (goroutines, goroutine_growth) = (self.goroutines.groups(), self.goroutines.per_second());
+        Material { trace, snapshot, go, goroutines, goroutine_growth }
     }
 }

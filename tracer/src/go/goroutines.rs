@@ -85,6 +85,7 @@ fn profile(pid: u32, status: &Status) -> Result<Profile> {
         quality,
         mappings: None,
         goroutines: groups,
+        goroutine_growth: None,
         processes: vec![process],
         stacks: Vec::new(),
         cost: None,

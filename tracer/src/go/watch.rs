@@ -182,6 +182,16 @@ impl GoWatches {
         groups
     }
 
+    /// How fast the goroutines of all processes have been growing of late, goroutines per second; `None` when no process has been looked at for
+    /// long enough to tell.
+    pub fn per_second(&self) -> Option<f64> {
+        let rates = self.watched.iter().filter_map(|watched| match &watched.stage {
+            Stage::Go(watch) => watch.growth.all_per_second(),
+            Stage::Searching(..) | Stage::Other => None,
+        });
+        rates.reduce(|sum, rate| sum + rate)
+    }
+
     /// What the reader of a report should know.
     pub fn notes(&self) -> Vec<String> {
         let notes = self.watched.iter().filter_map(|watched| match &watched.stage {

@@ -108,11 +108,13 @@ pub struct Growth<K> {
     older: u64,
     newer: u64,
     series: HashMap<K, Series>,
+    /// Of all groups together, also of those that are not followed.
+    all: Series,
 }
 
 impl<K> Default for Growth<K> {
     fn default() -> Self {
-        Self { looks: 0, started: 0, last: 0, older: 0, newer: 0, series: HashMap::new() }
+        Self { looks: 0, started: 0, last: 0, older: 0, newer: 0, series: HashMap::new(), all: Series::default() }
     }
 }
 
@@ -124,7 +126,9 @@ impl<K: Eq + Hash> Growth<K> {
         }
         self.looks += 1;
         self.last = now;
+        let mut all = 0_u64;
         for (key, count) in counts {
+            all = all.saturating_add(count);
             let known = self.series.len() < MAX_SERIES || self.series.contains_key(&key);
             if known {
                 let first = if self.looks == 1 { count } else { 0 };
@@ -134,6 +138,10 @@ impl<K: Eq + Hash> Growth<K> {
                 series.told = self.looks;
             }
         }
+        if self.looks == 1 {
+            self.all = Series { first: all, peak: all, older: all, newer: all, ..Series::default() };
+        }
+        self.all.add(all);
         let since_mark = now.saturating_sub(self.newer);
         let mark = since_mark >= SHORTEST && since_mark >= self.newer - self.started;
         for series in self.series.values_mut() {
@@ -145,6 +153,7 @@ impl<K: Eq + Hash> Growth<K> {
             }
         }
         if mark {
+            (self.all.older, self.all.newer) = (self.all.newer, all);
             (self.older, self.newer) = (self.newer, now);
         }
         if self.series.len() >= MAX_SERIES {
@@ -155,14 +164,23 @@ impl<K: Eq + Hash> Growth<K> {
     /// How the group with this key has grown until the last look; `None` when it is not followed.
     pub fn trend(&self, key: &K) -> Option<Trend> {
         let series = self.series.get(key)?;
-        let span = self.last.saturating_sub(self.older);
-        let rate = || (series.last as f64 - series.older as f64) / (span as f64 / 1e9);
         Some(Trend {
             first: series.first,
             last: series.last,
-            per_second: (span >= SHORTEST).then(rate),
+            per_second: self.per_second(series),
             only_grows: series.only_grows(self.looks),
         })
+    }
+
+    /// Growth of all groups together, goroutines per second over about the last half of the time; `None` when that is too short to tell.
+    pub fn all_per_second(&self) -> Option<f64> {
+        self.per_second(&self.all)
+    }
+
+    fn per_second(&self, series: &Series) -> Option<f64> {
+        let span = self.last.saturating_sub(self.older);
+        let rate = || (series.last as f64 - series.older as f64) / (span as f64 / 1e9);
+        (span >= SHORTEST).then(rate)
     }
 }
 
@@ -212,6 +230,18 @@ mod tests {
         assert_eq!(trend(&(0..33).map(|t| 7 * t).collect::<Vec<_>>()).per_second, Some(7.0));
         assert_eq!(trend(&[40, 30, 20]).per_second, Some(-10.0));
         assert_eq!(trend(&[40]).per_second, None);
+    }
+
+    #[test]
+    fn the_rate_of_all_is_that_of_the_last_half_too() {
+        let mut growth = Growth::default();
+        assert_eq!(growth.all_per_second(), None);
+        for t in 0..33_u64 {
+            // Five hundred come at once, one a second all along, and others are elsewhere at each look.
+            let burst = (t >= 6).then_some((100, 500));
+            growth.look(t * SECOND, [(0, 50 + t), (200 + t, 7)].into_iter().chain(burst));
+        }
+        assert_eq!(growth.all_per_second(), Some(1.0));
     }
 
     #[test]

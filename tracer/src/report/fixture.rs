@@ -50,6 +50,7 @@ pub(super) fn profile() -> Profile {
         ],
         mappings: None,
         goroutines: Vec::new(),
+        goroutine_growth: None,
         quality: Quality { unmatched_frees: 17, recorded_events: 5_000, ..Quality::default() },
         cost: Some(Cost {
             hits: 1_234_567,
@@ -238,7 +239,7 @@ pub(super) fn leaking_goroutines() -> Profile {
         grown(runnable, 1, 0, Some(0.1), false),
         grown(running, 0, 8, Some(-0.1), false),
     ];
-    Profile { processes, goroutines: groups, ..profile() }
+    Profile { processes, goroutines: groups, goroutine_growth: Some(204.0), ..profile() }
 }
 
 /// [`goroutines`] with [`HOSTILE`] text wherever text can be.

@@ -59,12 +59,11 @@ pub(super) fn write(profile: &Profile, options: &Options, out: &mut impl Write) 
 
 /// Goroutines of a traced process, in one line: how many they are, and where they leak. `None` when there are none.
 pub(super) fn summary(profile: &Profile) -> Option<String> {
-    let first = profile.first_goroutine_count()?;
+    profile.first_goroutine_count()?;
     let total = profile.goroutine_count();
-    let per_second = (total as f64 - first as f64) / profile.duration.as_secs_f64();
-    let rate = match per_second {
-        rate if rate.is_finite() && rate >= 0.05 => format!(" (+{}/s)", numbers::rate(rate)),
-        rate if rate.is_finite() && rate <= -0.05 => format!(" (-{}/s)", numbers::rate(-rate)),
+    let rate = match profile.goroutine_growth {
+        Some(rate) if rate >= 0.05 => format!(" (+{}/s)", numbers::rate(rate)),
+        Some(rate) if rate <= -0.05 => format!(" (-{}/s)", numbers::rate(-rate)),
         _ => String::new(),
     };
     let mut line = format!("{}{rate}", numbers::number(total));
@@ -215,7 +214,7 @@ mod tests {
             String::from_utf8(out).unwrap()
         };
         let text = short(&profile);
-        let line = "\n  goroutines   13,107 (+215/s), suspected leak: 12,345 in main.next, 700 in main.next\n";
+        let line = "\n  goroutines   13,107 (+204/s), suspected leak: 12,345 in main.next, 700 in main.next\n";
         assert!(text.contains(line) && !text.contains("\nsuspected leak"), "{text}");
         // Heaps without goroutines have no such line.
         assert!(!short(&fixture::profile()).contains("goroutine"));
@@ -249,7 +248,7 @@ mod tests {
         profile.goroutines.extend([leak.clone(), GoroutineGroup { frames: Vec::new().into(), ..leak }]);
         assert!(summary(&profile).unwrap().ends_with(" and 2 more groups"), "{:?}", summary(&profile));
         profile.goroutines.truncate(1);
-        profile.duration = std::time::Duration::ZERO;
+        profile.goroutine_growth = None;
         assert_eq!(summary(&profile).unwrap(), "12,345, suspected leak: 12,345 in main.next");
         // Who waits in a lock is named, not the lock.
         let lock = fixture::frame("sync.(*Mutex).Lock", "/srv/gateway", None);
