@@ -267,3 +267,17 @@ fn stacks_through_c_that_the_go_linker_has_put_in_are_whole() {
         }
     }
 }
+
+/// Children that end before anybody could look at them are told as that, not as what could not be done to them.
+#[test]
+fn children_that_end_at_once() {
+    require_root();
+    let program = go_program("heap", STOCK);
+    let line = format!("for i in 1 2 3 4 5 6 7 8 9 10; do {} ring; done; true", program.display());
+    let outcome = Run::launch(&[], ["sh", "-c", &*line]).finish();
+    let report = outcome.report(outcome.code().unwrap());
+    let notes = report.json["quality"]["notes"].to_string();
+    for told in [&notes, &outcome.stderr] {
+        assert!(!told.contains("pgrep") && !told.contains("No such process"), "{told}");
+    }
+}

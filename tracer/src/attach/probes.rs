@@ -22,7 +22,7 @@ use crate::{
         resolve::Functions,
         risks::{self, Risk},
     },
-    process::stat::shown_by,
+    process::{stat::shown_by, status},
     report::visible,
     space::address_space::AddressSpace,
 };
@@ -160,7 +160,7 @@ impl Probes {
                     any = true;
                 }
                 Err(error) => {
-                    put.unseen.push(format!("{error:#}: what process {pid} allocates by that file is not recorded"));
+                    put.unseen.push(unprobed(allocator.module.path(), pid, !status::is_alive(pid), &error));
                     failure = failure.or(Some(error));
                 }
             }
@@ -303,6 +303,17 @@ fn without(allocator: &Allocator, pid: Pid, altered: &[Altered]) -> Result<(Allo
     ))
 }
 
+/// What is not recorded of a process where a file was not probed for this reason, or because it ended.
+fn unprobed(path: &str, pid: Pid, has_ended: bool, error: &anyhow::Error) -> String {
+    if has_ended {
+        let file = visible(path);
+        return format!(
+            "process {pid} ended before {file} could be probed: what it allocated by that file is not recorded"
+        );
+    }
+    format!("{error:#}: what process {pid} allocates by that file is not recorded")
+}
+
 /// Attaches every function's programs in this order, for `task` of the process `pid` or for everybody; nothing stays attached when one fails.
 fn probe(
     programs: &mut Programs,
@@ -368,4 +379,23 @@ pub fn risk(pid: Pid, allocator: &Allocator, returns: Returns) -> Option<Risk> {
     let is_allocator = |module: &Module| module.identity() == allocator.module.identity() && !is_executable(module);
     let defines = |module: &Module| is_libc(module.path()) || is_allocator(module);
     files.iter().find_map(|module| risks::of_file(module.file()?, defines(module)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_process_that_has_ended_no_refusal_is_told() {
+        let refused = anyhow::anyhow!("No such process").context("cannot probe /lib/libc.so.6");
+        let rest = "by that file is not recorded";
+        assert_eq!(
+            unprobed("/lib/libc.so.6", 7, true, &refused),
+            format!("process 7 ended before /lib/libc.so.6 could be probed: what it allocated {rest}")
+        );
+        assert_eq!(
+            unprobed("/lib/libc.so.6", 7, false, &refused),
+            format!("cannot probe /lib/libc.so.6: No such process: what process 7 allocates {rest}")
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use tracer_ebpf::golang::RUNTIMES;
 
 use super::Session;
@@ -29,7 +29,13 @@ impl Session {
         let own = if off { Ok(None) } else { GoProcess::open(pid) };
         let own =
             own.and_then(|process| process.map(|process| self.follow_go(pid, image, process, begins)).transpose());
-        let own = own.with_context(|| format!("the Go heap of process {pid} cannot be followed"));
+        let own = own.map_err(|error| {
+            if status::is_alive(pid) {
+                error.context(format!("the Go heap of process {pid} cannot be followed"))
+            } else {
+                anyhow!("process {pid} ended before its Go heap could be looked at")
+            }
+        });
         self.libraries.retain(|libraries| libraries.pid() != pid);
         self.know_libraries(pid);
         let in_libraries = self.attach_go_libraries(pid, image);
