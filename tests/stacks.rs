@@ -238,6 +238,9 @@ fn code_without_rules_has_no_invented_callers() {
     assert_eq!(report.outstanding().blocks, 200);
     assert_eq!(held(&report), [["beyond"]]);
     assert_eq!(report.json["quality"]["truncated_by_reason"]["no_rule"], 1, "{}", report.json["quality"]);
+    let stacks = report.json["stacks"].as_array().unwrap();
+    let holding = stacks.iter().filter(|stack| stack["outstanding_blocks"] != 0);
+    assert_eq!(holding.map(|stack| stack["truncated"].as_str()).collect::<Vec<_>>(), [Some("no_rule")]);
 }
 
 /// A frame pointer of 0 is no root there, and a word is no return address because it points to code.

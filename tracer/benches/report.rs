@@ -71,6 +71,7 @@ fn profile() -> Profile {
             oldest: Some(Duration::from_secs(n % 60)),
             at_end: None,
             holders: 1,
+            truncated: None,
             estimate: None,
             growth: Some(Growth { trend: Trend::Growing, rate: Some(Rate { per_second: n as f64, error: 1.0 }) }),
         }

@@ -35,7 +35,7 @@ use crate::{
     heap::{Series, StackIndex},
     profile::{
         Cost, Estimate, Filters, Frames, Growth, Heap, Kind, Memory, Mode, Process, Profile, StackEntry, Values,
-        quality::Sampling,
+        quality::{Sampling, Truncation},
     },
 };
 
@@ -103,6 +103,7 @@ impl Presenter {
         quality.notes.splice(0..0, trace.notes);
         let problems = go.iter().filter(|go| go.heap.problem.is_some()).count() as u64;
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps + problems);
+        quality.notes.extend(cut::told_of_others(&snapshot, is_held));
         quality.notes.extend(quality::folded(snapshot.folded));
         quality.notes.extend_from_slice(self.names.notes());
         quality.rewritten_files = self.names.rewritten();
@@ -122,7 +123,8 @@ impl Presenter {
         quality.uncollected_heaps += go.iter().filter(is_old).count() as u64;
         let heard: HashSet<u32> = snapshot.stacks.iter().map(|stack| stack.image.0).collect();
         let mut stacks: Vec<StackEntry> = snapshot.stacks.into_iter().map(|stack| self.entry(stack)).collect();
-        stacks.extend(go.into_iter().flat_map(|go| self.go_entries(go)));
+        let cut_go = cut::of_samples(&snapshot.go_stacks);
+        stacks.extend(go.into_iter().flat_map(|go| self.go_entries(go, &cut_go)));
         let mappings = snapshot
             .mapped
             .map(|all| mapped::mappings(all, &mapped, (&self.names, &processes), &go_images, others_live));
@@ -189,13 +191,18 @@ impl Presenter {
 
     /// What a Go heap holds, stacks of the same frames made one: those of the runtime at the leaf are left out, as in Go's own
     /// profiles, and differ by the size of what was allocated.
-    fn go_entries(&mut self, go: GoTrace) -> Vec<StackEntry> {
+    fn go_entries(&mut self, go: GoTrace, cut: &HashMap<StackIndex, Truncation>) -> Vec<StackEntry> {
         let kind = go.kind();
         let GoTrace { pid, image, heap, .. } = go;
         let mut entries: Vec<StackEntry> = Vec::with_capacity(heap.stacks.len());
         let mut places: HashMap<Frames, usize> = HashMap::new();
         let mut series: Vec<Option<Series>> = Vec::with_capacity(heap.stacks.len());
         for HeapUsage { stack, values, oldest, held } in heap.stacks {
+            let truncated = match stack {
+                HeapStack::Sampled(stack) => cut.get(&StackIndex::from_raw(stack)).copied(),
+                // How deep the runtime looks is its own affair.
+                HeapStack::Calls(_) => None,
+            };
             let frames = match stack {
                 HeapStack::Sampled(stack) => self.names.of(StackIndex::from_raw(stack)).map(without_runtime),
                 HeapStack::Calls(calls) => self.names.of_calls(pid, calls),
@@ -216,6 +223,7 @@ impl Presenter {
                     growth: None,
                     at_end: None,
                     holders: u64::from(values.outstanding_blocks > 0),
+                    truncated,
                 });
                 series.push(held);
                 continue;
@@ -234,6 +242,7 @@ impl Presenter {
     fn entry(&self, stack: StackSnapshot) -> StackEntry {
         let frames = self.names.of_trail(stack.stack, &stack.trail);
         let growth = growth(stack.held.as_ref(), &stack.values);
+        let truncated = cut::reason(&stack.trail, stack.end);
         let StackSnapshot { pid, image, values, uncertain_bytes, oldest, estimate, holders, .. } = stack;
         StackEntry {
             pid,
@@ -247,6 +256,7 @@ impl Presenter {
             growth,
             at_end: None,
             holders,
+            truncated,
         }
     }
 }

@@ -126,6 +126,8 @@ pub struct StackEntry {
     pub at_end: Option<(u64, u64)>,
     /// How many of the processes that its process [stands for](Process::count) held something by it.
     pub holders: u64,
+    /// Why its frames do not begin at the root of the thread; `None` when they do.
+    pub truncated: Option<Truncation>,
 }
 
 /// How an amount was estimated from samples.

@@ -1,14 +1,14 @@
-//! Stacks that hold something and end before the thread's root: of which process each is, and why it ends there.
+//! Stacks that end before the thread's root, and why: of which process each is that holds something, and how many others there are.
 
 use hashbrown::HashMap;
 
 use super::go::GoTrace;
 use crate::{
-    collector::{Snapshot, Trail},
+    collector::{GoStack, Snapshot, StackSnapshot, Trail},
     event::Image,
     go::heap::HeapStack,
     heap::StackIndex,
-    profile::quality::Truncation,
+    profile::{Values, quality::Truncation},
 };
 
 /// Those of a snapshot in which equal stacks are one, each with the reason that the BPF side gave. `is_held`: whether what stacks of an
@@ -31,11 +31,33 @@ pub(super) fn of(snapshot: &Snapshot, go: &[GoTrace], is_held: impl Fn(Image) ->
     let mapped = snapshot.mapped.iter().flatten().filter(|stack| stack.values.bytes > 0);
     let mapped = mapped.map(|stack| (stack.image, &stack.trail, stack.end));
     let all = native.chain(sampled).chain(mapped).filter(|(image, ..)| is_held(*image));
-    all.filter_map(|(image, trail, end)| {
-        let is_known = matches!(trail, Trail::Known(_));
-        Truncation::of(end).filter(|_| is_known).map(|reason| (image, reason))
+    all.filter_map(|(image, trail, end)| reason(trail, end).map(|reason| (image, reason))).collect()
+}
+
+/// Why a stack ends before the root, by what the BPF side gave; `None` where it does not, or nothing of it is known.
+pub(super) fn reason(trail: &Trail, end: u32) -> Option<Truncation> {
+    Truncation::of(end).filter(|_| matches!(trail, Trail::Known(_)))
+}
+
+/// The same of all stacks of samples that are cut.
+pub(super) fn of_samples(stacks: &[GoStack]) -> HashMap<StackIndex, Truncation> {
+    stacks.iter().filter_map(|stack| Some((stack.stack, reason(&stack.trail, stack.end)?))).collect()
+}
+
+/// What the reader should know of stacks that are cut and hold nothing, or nothing any more: what was allocated by them is told, and by whom
+/// is not known.
+pub(super) fn told_of_others(snapshot: &Snapshot, is_held: impl Fn(Image) -> bool) -> Option<String> {
+    let holds = |stack: &&StackSnapshot| stack.values.outstanding_blocks > 0 && is_held(stack.image);
+    let others = snapshot.stacks.iter().filter(|stack| !holds(stack) && reason(&stack.trail, stack.end).is_some());
+    let (mut count, mut values) = (0_u64, Values::default());
+    for stack in others {
+        count += 1;
+        values += stack.values;
+    }
+    let Values { allocated_blocks: blocks, allocated_bytes: bytes, .. } = values;
+    (count > 0).then(|| {
+        format!("stacks that hold nothing and are cut before the root: {count}, by which {blocks} blocks ({bytes} bytes) were allocated")
     })
-    .collect()
 }
 
 #[cfg(test)]
@@ -45,14 +67,19 @@ mod tests {
     use tracer_ebpf::{Loss, end};
 
     use super::*;
-    use crate::{collector::StackSnapshot, heap::Counters, present::same, profile::Values};
+    use crate::{heap::Counters, present::same};
 
     fn stack(image: u32, index: u32, trail: Trail, blocks: u64) -> StackSnapshot {
         StackSnapshot {
             pid: image,
             image: Image(image),
             stack: StackIndex::from_raw(index),
-            values: Values { outstanding_blocks: blocks, ..Values::default() },
+            values: Values {
+                outstanding_blocks: blocks,
+                allocated_blocks: 3,
+                allocated_bytes: 300,
+                ..Values::default()
+            },
             younger: (0, 0),
             uncertain_bytes: 0,
             oldest: None,
@@ -94,5 +121,10 @@ mod tests {
         let cut = |is_held: fn(Image) -> bool| of(&snapshot, &[], is_held);
         assert_eq!(cut(|_| true), [1, 2, 3].map(|image| (Image(image), Truncation::NoRule)));
         assert_eq!(cut(|image| image != Image(2)).len(), 2);
+        let others = |is_held: fn(Image) -> bool| told_of_others(&snapshot, is_held).unwrap();
+        let told =
+            "stacks that hold nothing and are cut before the root: 1, by which 3 blocks (300 bytes) were allocated";
+        assert_eq!(others(|_| true), told);
+        assert!(others(|image| image != Image(2)).contains(": 2, by which 6 blocks (600 bytes)"));
     }
 }

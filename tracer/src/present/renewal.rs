@@ -88,6 +88,7 @@ mod tests {
             growth: Some(Growth { trend, rate: Some(Rate { per_second, error: 1.0 }) }),
             at_end: None,
             holders: 1,
+            truncated: None,
         }
     }
 

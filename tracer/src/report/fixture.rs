@@ -355,5 +355,6 @@ pub(super) fn entry(frames: &[&Frame], outstanding: (u64, u64), allocated: (u64,
         growth: None,
         at_end: None,
         holders: u64::from(outstanding.1 > 0),
+        truncated: None,
     }
 }

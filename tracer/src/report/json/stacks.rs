@@ -33,6 +33,9 @@ impl Serialize for Saved<'_, StackEntry> {
             object.serialize_entry("at_end_bytes", &bytes)?;
             object.serialize_entry("at_end_blocks", &blocks)?;
         }
+        if let Some(reason) = self.0.truncated {
+            object.serialize_entry("truncated", reason.name())?;
+        }
         if self.0.holders > 1 {
             object.serialize_entry("holding_processes", &self.0.holders)?;
         }

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::*;
 use crate::{
-    profile::{Area, Estimate, Memory, Parent, Reason, Runtime},
+    profile::{Area, Estimate, Memory, Parent, Reason, Runtime, quality::Truncation},
     report::{Format, Options, fixture},
 };
 
@@ -29,6 +29,16 @@ fn estimates_have_their_error() {
     let stack =
         |nth: usize| (saved["stacks"][nth]["samples"].as_u64(), saved["stacks"][nth]["standard_error_bytes"].as_f64());
     assert_eq!((stack(0), stack(1)), ((Some(3), Some(16.0)), (None, None)));
+}
+
+#[test]
+fn stacks_that_are_cut_say_why() {
+    let mut profile = fixture::profile();
+    profile.stacks[1].truncated = Some(Truncation::NoRule);
+    let saved = saved(&profile);
+    let stacks = saved["stacks"].as_array().unwrap();
+    let cut: Vec<Option<&str>> = stacks.iter().map(|stack| stack.get("truncated")?.as_str()).collect();
+    assert_eq!(cut, [None, Some("no_rule"), None, None]);
 }
 
 #[test]
