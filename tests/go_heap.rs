@@ -179,6 +179,14 @@ fn stacks_reach_from_the_line_to_the_root() {
     }
 }
 
+/// A thread's first allocation is one like any other: it is large enough to be sampled for certain.
+#[test]
+fn the_first_allocation_of_each_thread() {
+    let (report, _) = sampled("firsts", STOCK, &["firsts"], None);
+    let held = report.below("main.newFirst");
+    assert_eq!((held.blocks, held.bytes), (16, 128 << 20));
+}
+
 /// What was there before is not seen, and the report does not say that nothing is.
 #[test]
 fn samples_begin_with_the_tracer() {

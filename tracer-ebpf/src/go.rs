@@ -92,16 +92,13 @@ pub(crate) fn allocate(ctx: &ProbeContext) {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(thread) = alloc::current(ctx, pid_tgid) else { return };
     let charge = if size < TINY { TINY } else { size };
-    let left = thread.go_left;
+    // The thread's first: the distance begins right before it.
+    let left = if thread.go_left == 0 { spacing::distance() } else { thread.go_left };
     if left > charge {
         thread.go_left = left - charge;
         return;
     }
     thread.go_left = spacing::distance();
-    if left == 0 {
-        // The thread's first: the distance begins here.
-        return;
-    }
     sample(ctx, thread, pid_tgid, charge);
 }
 

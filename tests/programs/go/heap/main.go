@@ -37,6 +37,7 @@ var cases = []testCase{
 	{"finalizers", prepareFinalizers, keepFinalizers},
 	{"maps", nothing, fillMaps},
 	{"crowd", prepareCrowd, crowd},
+	{"firsts", prepareFirsts, keepFirsts},
 }
 
 func nothing() {}
