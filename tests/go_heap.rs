@@ -2,6 +2,7 @@
 //! runtime/pprof; and that whatever the tracer does harms none of them.
 
 mod harm;
+mod memory;
 
 use std::{fs, io::Write as _, thread, time::Duration};
 

@@ -34,7 +34,7 @@ use crate::{
     golang::Runtime,
     heap::{Series, StackIndex},
     profile::{
-        Cost, Estimate, Filters, Frames, Growth, Heap, Kind, Memory, Mode, Process, Profile, StackEntry, Values,
+        Cost, Estimate, Filters, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values,
         quality::{Sampling, Truncation},
     },
 };
@@ -116,11 +116,7 @@ impl Presenter {
                 processes[place].heaps.push(go.seen());
             }
         }
-        let is_old = |go: &&GoTrace| {
-            let memory = by_image.place(go.image).and_then(|place| processes[place].memory.as_ref());
-            go.is_of_before() && memory.is_some_and(Memory::exceeds_recorded)
-        };
-        quality.uncollected_heaps += go.iter().filter(is_old).count() as u64;
+        quality.uncollected_heaps += go::explain(&go, &mut processes, |image| by_image.place(image));
         let heard: HashSet<u32> = snapshot.stacks.iter().map(|stack| stack.image.0).collect();
         let mut stacks: Vec<StackEntry> = snapshot.stacks.into_iter().map(|stack| self.entry(stack)).collect();
         let cut_go = cut::of_samples(&snapshot.go_stacks);

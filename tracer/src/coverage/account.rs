@@ -22,6 +22,8 @@ pub(super) struct Account {
     pub(super) fresh: u64,
     /// Those of them in which no recorded block has been, by the kind of memory.
     pub(super) unexplained: BTreeMap<Area, u64>,
+    /// Those that are in the heap of Go, where it is followed. Whoever follows it knows how much of them it explains.
+    pub(super) in_go: u64,
 }
 
 impl Account {
@@ -77,7 +79,7 @@ pub(super) fn pieces(begin: &[Region], end: &[Region]) -> Vec<Piece> {
 }
 
 /// What became resident, and what of that recorded blocks explain. `covered`: how many bytes of each piece recorded blocks
-/// have been in. `go`: the heap of Go is followed, and explains all that its runtime has for it and for its books.
+/// have been in. `go`: the heap of Go is followed; what its runtime has for its books is explained.
 pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covered: &[u64], go: bool) -> Account {
     let mut account = Account::default();
     let mut rest = covered.iter().copied();
@@ -91,8 +93,14 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
         account.fresh = account.fresh.saturating_add(fresh);
         let from_before = parts.iter().all(|part| part.before.is_some());
         let area = area(end, index, from_before);
-        if fresh > explained && !(go && is_heap_of_go(end, index)) {
-            *account.unexplained.entry(area).or_default() += fresh - explained;
+        let rest = fresh.saturating_sub(explained);
+        if rest == 0 {
+            continue;
+        }
+        if go && is_heap_of_go(end, index) {
+            account.in_go = account.in_go.saturating_add(rest);
+        } else {
+            *account.unexplained.entry(area).or_default() += rest;
         }
     }
     if go {
@@ -169,7 +177,7 @@ mod tests {
         let pieces = pieces(begin, end);
         let overlap = |range: &Range<u64>| blocks.end.min(range.end).saturating_sub(blocks.start.max(range.start));
         let covered: Vec<u64> = pieces.iter().map(|piece| overlap(&piece.range)).collect();
-        let expected = Account { fresh, unexplained: unexplained.iter().copied().collect() };
+        let expected = Account { fresh, unexplained: unexplained.iter().copied().collect(), in_go: 0 };
         assert_eq!(account(begin, end, &pieces, &covered, false), expected);
     }
 
@@ -237,6 +245,7 @@ mod tests {
         let pieces = pieces(&[], &end);
         let followed = account(&[], &end, &pieces, &vec![0; pieces.len()], true);
         assert!(!followed.unexplained.contains_key(&Area::Go) && followed.fresh == 0x6000, "{followed:?}");
+        assert_eq!(followed.in_go, 0x1000, "its follower knows how much it explains");
         assert!(!followed.unexplained.contains_key(&Area::Mapped), "what the runtime needs itself: {followed:?}");
     }
 

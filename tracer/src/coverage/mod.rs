@@ -284,6 +284,7 @@ impl Process {
         if self.last.account.unexplained() > grew {
             self.last.account.unexplained.clear();
         }
+        self.last.account.in_go = self.last.account.in_go.min(grew);
         false
     }
 
@@ -296,7 +297,7 @@ impl Process {
     fn count(&mut self, at: Instant, usage: Usage, recorded: u64) {
         let counted = self.by_counters(usage, recorded);
         (self.last.at, self.last.usage, self.last.recorded) = (at, usage, recorded);
-        if counted.unexplained() >= self.last.account.unexplained() {
+        if counted.unexplained() >= self.last.account.unexplained().saturating_add(self.last.account.in_go) {
             self.last.account = counted;
         }
     }
@@ -304,7 +305,7 @@ impl Process {
     /// Without knowing where it is, what is not held now is not known to have ever been.
     fn by_counters(&self, usage: Usage, recorded: u64) -> Account {
         let fresh = self.grew(usage);
-        Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into() }
+        Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into(), in_go: 0 }
     }
 
     /// Looks at all mappings; `pages`: and at which pages there are of what was mapped.
@@ -397,6 +398,8 @@ impl Process {
             recorded: recorded.saturating_add(elsewhere),
             fresh: account.fresh,
             unexplained: account.unexplained(),
+            in_go: account.in_go,
+            goroutine_stacks: 0,
             is_partial: false,
             reasons: Vec::new(),
             as_of: None,
@@ -420,7 +423,7 @@ mod tests {
     fn counters_hide_nothing_that_a_look_has_shown() {
         let usage = |anonymous| Usage { anonymous, file: 0, shared: 0 };
         let at = Instant::now();
-        let account = Account { fresh: 50, unexplained: [(Area::Mapped, 50)].into() };
+        let account = Account { fresh: 50, unexplained: [(Area::Mapped, 50)].into(), in_go: 0 };
         let last = Reading { at, usage: usage(100), recorded: 0, account, resident: None, children: Vec::new() };
         let begin = Begin { usage: usage(100), regions: None };
         let (image, search) = (Image(1), None);

@@ -5,17 +5,17 @@
 //! runs all the time has no stack that could be read; it is told as running.
 
 mod descriptor;
+mod list;
 
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use self::descriptor::Descriptor;
-pub use self::descriptor::State;
+use self::{descriptor::Descriptor, list::list};
+pub use self::{descriptor::State, list::stack_bytes};
 use super::{
     ReadMemory, Runtime, Unreadable,
     bytes::u64_at,
-    executable::GOROUTINES,
     stack::{Stop, Walker, Window},
     waits::{self, Objects},
 };
@@ -24,8 +24,6 @@ use crate::{
     profile::{WaitsOn, quality::Truncation},
 };
 
-/// Most goroutines: each takes at least 2 KiB of the process's memory.
-const MAX_GOROUTINES: u64 = 1 << 24;
 /// Descriptors that are looked at together.
 const BATCH: usize = 2048;
 /// Bytes of a stack that are read at first. Most goroutines wait with less than that in use.
@@ -34,8 +32,6 @@ const FIRST_READ: u64 = 1024;
 const NEXT_READ: u64 = 4096;
 /// Times that goroutines are tried which moved while they were read.
 const ROUNDS: usize = 6;
-/// Times that the list is read until it is not moved meanwhile.
-const LIST_ROUNDS: usize = 16;
 /// Most addresses in all groups together: 128 MiB of them.
 const MAX_ADDRESSES: usize = 1 << 24;
 
@@ -127,37 +123,6 @@ pub fn read_with(
         left = moved;
     }
     Ok(reader.finish())
-}
-
-/// Addresses of all descriptors. The runtime stores the list before its length, and never shortens it, so the length is
-/// read first.
-fn list(runtime: &Runtime, memory: &ReadMemory<'_>) -> Result<Vec<u64>, Unreadable> {
-    let [length, list] = GOROUTINES;
-    let (length, list) = (runtime.variable(length)?, runtime.variable(list)?);
-    for _ in 0..LIST_ROUNDS {
-        let (Some(count), Some(begin)) = (word(memory, length)?, word(memory, list)?) else {
-            return Err(Unreadable::Nonsense("the variables of its list are not mapped"));
-        };
-        if count == 0 {
-            return Err(Unreadable::Nonsense("the list is empty"));
-        }
-        if count > MAX_GOROUTINES || !begin.is_multiple_of(8) {
-            return Err(Unreadable::Nonsense("its length is not a number of goroutines"));
-        }
-        let mut bytes = vec![0; 8 * count as usize];
-        let readable = memory(&[Span { addr: begin, len: bytes.len() }], &mut bytes)?;
-        // A list that grows is copied, and the old one may become something else.
-        if readable == [true] && word(memory, list)? == Some(begin) {
-            return Ok(bytes.chunks_exact(8).filter_map(|word| u64_at(word, 0)).collect());
-        }
-    }
-    Err(Unreadable::Nonsense("the list cannot be read"))
-}
-
-fn word(memory: &ReadMemory<'_>, addr: u64) -> Result<Option<u64>, Unreadable> {
-    let mut bytes = [0; 8];
-    let readable = memory(&[Span { addr, len: 8 }], &mut bytes)?;
-    Ok((readable == [true]).then_some(u64::from_le_bytes(bytes)))
 }
 
 /// Whether a goroutine belongs to the runtime, by the function that it began with (`isSystemGoroutine`).

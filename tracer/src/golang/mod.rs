@@ -29,7 +29,9 @@ pub use buildinfo::{BuildInfo, Version, find as build_info};
 pub use callback::{CALLBACK, WINDOW as CALLBACK_WINDOW, callback_rule};
 pub use diagnosis::{Finding, diagnose};
 pub use executable::{BUILD_INFO, Executable, TABLES, linked_c};
-pub use goroutines::{Goroutines, Group, State, read as read_goroutines, read_with as read_goroutines_with};
+pub use goroutines::{
+    Goroutines, Group, State, read as read_goroutines, read_with as read_goroutines_with, stack_bytes,
+};
 pub use growth::{Growth, Trend, pause, suspected_leak};
 pub use layout::{Layout, known as known_layout};
 pub use pclntab::{Function, LogicalFrame, Pclntab};

@@ -22,6 +22,11 @@ pub struct Memory {
     pub fresh: u64,
     /// The part of `fresh` in which no recorded block has ever been.
     pub unexplained: u64,
+    /// What has come to Go heaps that are followed, as long as nobody has said how much of it those
+    /// [explain](Self::explain_go).
+    pub in_go: u64,
+    /// The part of `fresh` that stacks of goroutines took.
+    pub goroutine_stacks: u64,
     /// Whether not all sizes were recorded, so that nobody knows how much is explained: `unexplained` says nothing.
     pub is_partial: bool,
     /// What the unexplained part may be, likeliest first; children also where nothing was recorded.
@@ -48,6 +53,8 @@ impl Memory {
             recorded: one.recorded.saturating_add(two.recorded),
             fresh: one.fresh.saturating_add(two.fresh),
             unexplained: one.unexplained.saturating_add(two.unexplained),
+            in_go: one.in_go.saturating_add(two.in_go),
+            goroutine_stacks: one.goroutine_stacks.saturating_add(two.goroutine_stacks),
             is_partial: one.is_partial || two.is_partial,
             // Of which it may be much or little.
             reasons: if one.reasons == two.reasons { one.reasons } else { Vec::new() },
@@ -55,9 +62,27 @@ impl Memory {
         }
     }
 
-    /// Whether more has come than all that is held, by more than is worth no word.
-    pub fn exceeds_recorded(&self) -> bool {
-        self.fresh > self.recorded.saturating_add(LITTLE)
+    /// Takes into account what its Go heaps explain: `allocated` bytes that are told in the report, freed or not, since the garbage
+    /// collector keeps what it frees, and stacks of goroutines. Whether more has come to the heaps than that, by more than is worth no
+    /// word.
+    pub fn explain_go(&mut self, allocated: u64, stacks: u64) -> bool {
+        let in_go = std::mem::take(&mut self.in_go);
+        self.goroutine_stacks = stacks.min(in_go);
+        let rest = in_go - self.goroutine_stacks;
+        let rest = rest.saturating_sub(allocated);
+        // Of sizes that are left out nothing is known.
+        if rest > 0 && !self.is_partial {
+            self.unexplained = self.unexplained.saturating_add(rest);
+            if !self.is_explained() {
+                self.reasons.insert(0, Reason::UntoldInGo(rest));
+            }
+        }
+        rest > LITTLE
+    }
+
+    /// What the stacks of goroutines took, bytes; 0 where it is worth no word.
+    pub fn large_goroutine_stacks(&self) -> u64 {
+        if self.goroutine_stacks > LITTLE { self.goroutine_stacks } else { 0 }
     }
 
     /// Whether recorded blocks explain the growth: 80 % of it, or all but 8 MiB.
@@ -71,6 +96,8 @@ impl Memory {
 pub enum Reason {
     /// Memory of one kind grew by so many bytes.
     Grown(Area, u64),
+    /// Go heaps that are followed grew by so many bytes more than what was allocated there, as far as is told, and than goroutine stacks.
+    UntoldInGo(u64),
     /// The file holds an allocator that is not probed: the allocator's name, and the file's path, hostile text.
     Allocator(&'static str, String),
     /// The process runs on a runtime that manages memory itself.
@@ -182,6 +209,32 @@ mod tests {
             let memory = Memory { fresh, unexplained, ..Memory::default() };
             assert_eq!(memory.is_explained(), explained, "{unexplained} of {fresh}");
         }
+    }
+
+    #[test]
+    fn what_has_come_to_go_is_explained_by_what_was_allocated_and_by_goroutine_stacks() {
+        const MIB: u64 = 1 << 20;
+        // Allocated, stacks; what is not explained of 100 MiB, and the stacks that are named.
+        for (allocated, stacks, unexplained, named) in [
+            (0, 0, 100, 0),
+            // What is freed and kept, or garbage, was allocated.
+            (500, 0, 0, 0),
+            (0, 150, 0, 100),
+            (17, 83, 0, 83),
+            (20, 40, 40, 40),
+            (75, 5, 20, 0),
+            (95, 0, 5, 0),
+        ] {
+            let mut memory = Memory { fresh: 100 * MIB, in_go: 100 * MIB, ..Memory::default() };
+            assert_eq!(memory.explain_go(allocated * MIB, stacks * MIB), unexplained > 8, "{allocated} {stacks}");
+            assert_eq!((memory.unexplained, memory.in_go), (unexplained * MIB, 0), "{allocated} {stacks}");
+            assert_eq!(memory.large_goroutine_stacks(), named * MIB, "{allocated} {stacks}");
+            let reasons: Vec<Reason> =
+                [Reason::UntoldInGo(unexplained * MIB)].into_iter().filter(|_| unexplained > 20).collect();
+            assert_eq!(memory.reasons, reasons, "{allocated} {stacks}");
+        }
+        let mut memory = Memory { fresh: 100 * MIB, in_go: 100 * MIB, is_partial: true, ..Memory::default() };
+        assert!(memory.explain_go(0, 0) && memory.unexplained == 0, "of some sizes nothing is known");
     }
 
     #[test]

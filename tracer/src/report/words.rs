@@ -117,6 +117,9 @@ pub(super) fn memory(memory: &Memory) -> String {
         size(memory.anonymous_end),
         size(memory.recorded)
     );
+    if memory.large_goroutine_stacks() > 0 {
+        words.push_str(&format!("; stacks of goroutines: {}", size(memory.large_goroutine_stacks())));
+    }
     if !memory.is_explained() {
         words.push_str(&format!("; not explained: {}", size(memory.unexplained)));
     }
@@ -166,6 +169,11 @@ pub(super) fn reason(reason: &Reason) -> String {
             };
             format!("{} {what}", size(*bytes))
         }
+        Reason::UntoldInGo(bytes) => format!(
+            "{} in the heap of Go that no allocation told here explains: allocated since its own profile was published last (a \
+             garbage collection does that), or arenas",
+            size(*bytes)
+        ),
         Reason::Allocator(name, path) => {
             format!("{name} in {} is not probed: what it gives is not seen", visible(path))
         }
@@ -402,6 +410,8 @@ mod tests {
         (memory.anonymous_end, memory.unexplained, memory.as_of) = (9 << 20, 1 << 20, None);
         let words = self::memory(&memory);
         assert_eq!(words, "anonymous memory 9.00 MiB, shrank by 1.00 MiB; recorded and held: 2.00 MiB");
+        memory.goroutine_stacks = 9 << 20;
+        assert!(self::memory(&memory).ends_with("; recorded and held: 2.00 MiB; stacks of goroutines: 9.00 MiB"));
         let file = fixture::HOSTILE.to_owned();
         assert!(!reason(&Reason::Allocator("jemalloc", file)).contains(|c: char| c.is_control()));
         assert_eq!(reason(&Reason::Grown(Area::Stacks, 3 << 20)), "3.00 MiB stacks of threads");

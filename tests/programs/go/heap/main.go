@@ -2,7 +2,8 @@
 //
 // Arguments: names of cases, or `all`. Lines on the standard input: `begin` runs the cases, collects garbage and tells the
 // truth; `collect` collects garbage; `profile FILE` writes the runtime's own heap profile (built with the tag `profiled`);
-// `litter` allocates 64 MiB of garbage, and `litter FILE` writes that profile then, without a collection.
+// `litter` allocates 64 MiB of garbage, and `litter FILE` writes that profile then, without a collection; `deepen` has 300
+// goroutines take some 150 MiB of stack and stay; `map` maps 16 MiB of its own.
 // With the case `checked`, `begin` only starts it, and `rest` ends it and tells what it found. It says `ready` when it has
 // done so.
 //
@@ -62,6 +63,10 @@ var dropped []byte
 func litter() {
 	for i := 0; i < 1024; i++ {
 		dropped = make([]byte, 64<<10)
+		// Memory that is fresh from the kernel takes none before that.
+		for at := 0; at < len(dropped); at += 4096 {
+			dropped[at] = 1
+		}
 	}
 	dropped = nil
 }
@@ -122,6 +127,13 @@ func main() {
 					fmt.Println(err)
 					return
 				}
+			}
+		case "deepen":
+			deepen()
+		case "map":
+			if err := mapOwn(); err != nil {
+				fmt.Println(err)
+				return
 			}
 		case "rest":
 			endChecked()

@@ -15,6 +15,7 @@ use crate::{
     golang::{
         Runtime, Unreadable,
         heap::{self, Bucket, Buckets, Objects, Sample, Sampling},
+        stack_bytes,
     },
     heap::{History, Series},
     profile::Values,
@@ -35,6 +36,9 @@ const BUCKETS_PAUSE: Duration = Duration::from_millis(250);
 /// How many times as long as a look has taken the next one waits: what following may cost of a processor.
 const OBJECTS_REST: u32 = 3;
 const BUCKETS_REST: u32 = 50;
+/// The same of how much the stacks of goroutines are.
+const STACKS_PAUSE: Duration = Duration::from_millis(250);
+const STACKS_REST: u32 = 100;
 /// Longest time between looks that is for the sake of other heaps.
 const LONGEST: Duration = Duration::from_secs(10);
 /// How long the end of a trace waits for spans that have not been swept yet.
@@ -76,6 +80,11 @@ pub struct Collections {
 pub struct HeapSnapshot {
     /// By stack, in no order.
     pub stacks: Vec<HeapUsage>,
+    /// Bytes that were allocated while it was followed, by all that is told here, whatever sizes are of interest; estimated. Of sampled
+    /// objects only those of interest are known.
+    pub allocated: u64,
+    /// Bytes by which the stacks of goroutines were more than at the first look, at most.
+    pub goroutine_stacks: u64,
     /// How good that is.
     pub sampling: Option<Sampling>,
     /// Its garbage collections.
@@ -112,6 +121,9 @@ pub(super) struct Follower {
     noted: u64,
     /// Garbage collections at the first look and at the last one.
     collections: Option<(u64, u64)>,
+    /// Bytes of the stacks of goroutines at the first look, and the most that was seen.
+    goroutine_stacks: (u64, u64),
+    next_stacks: Instant,
     problem: Option<String>,
     /// The mean of bytes between the runtime's samples before and after it was set, while there were some.
     rate_changed: Option<(u64, u64)>,
@@ -141,6 +153,8 @@ impl Follower {
             began,
             noted: 0,
             collections: None,
+            goroutine_stacks: (0, 0),
+            next_stacks: Instant::now(),
             problem: None,
             rate_changed: None,
             starting: None,
@@ -150,6 +164,12 @@ impl Follower {
             follower.look();
             follower.noted = follower.collections.map_or(0, |(_, last)| last);
         }
+        if let Followed::Buckets { buckets, .. } = &mut follower.followed {
+            buckets.mark();
+        }
+        // A program that has not begun has no goroutines.
+        follower.look_at_stacks();
+        follower.goroutine_stacks.0 = follower.goroutine_stacks.1;
         // What it holds already is where growth begins.
         follower.note(began);
         follower
@@ -165,6 +185,9 @@ impl Follower {
         let begin = Instant::now();
         self.look();
         let taken = begin.elapsed();
+        if begin >= self.next_stacks {
+            self.look_at_stacks();
+        }
         self.note_collection();
         let (pause, rest) = match self.followed {
             Followed::Objects(..) => (OBJECTS_PAUSE, OBJECTS_REST),
@@ -185,6 +208,7 @@ impl Follower {
     /// What is held now, by objects of at least this age. `last`: it is worth a moment to have it complete.
     pub(super) fn snapshot_now(&mut self, min_age: Duration, last: bool) -> HeapSnapshot {
         self.look_again(last);
+        self.look_at_stacks();
         self.snapshot(min_age)
     }
 
@@ -232,6 +256,17 @@ impl Follower {
             Err(Unreadable::Memory(error)) => tracing::debug!("cannot look at the Go heap of {}: {error}", self.pid),
             Err(error) => self.problem = Some(error.to_string()),
         }
+    }
+
+    /// Looks how much the stacks of goroutines are now. They come and go: their memory stays, as that of blocks does.
+    fn look_at_stacks(&mut self) {
+        let begin = Instant::now();
+        match stack_bytes(&self.runtime, &reader(self.pid)) {
+            Ok(bytes) => self.goroutine_stacks.1 = self.goroutine_stacks.1.max(bytes),
+            Err(error) => tracing::debug!("cannot see the goroutine stacks of {}: {error}", self.pid),
+        }
+        let end = Instant::now();
+        self.next_stacks = end + STACKS_PAUSE.max((end - begin) * STACKS_REST);
     }
 
     /// A look for a report; the last one gives the runtime a moment to sweep what it has not swept.
@@ -289,6 +324,7 @@ impl Follower {
             Followed::Objects(objects, _) => objects.mean(),
             Followed::Buckets { rate, .. } => *rate,
         };
+        let goroutine_stacks = self.goroutine_stacks.1.saturating_sub(self.goroutine_stacks.0);
         let held = |stack, samples: u64, bytes: u64| {
             self.history.series(stack, &times, since).map(|series| series.of_samples(samples, bytes, mean))
         };
@@ -296,7 +332,9 @@ impl Follower {
             Followed::Objects(objects, own) => {
                 let age = u64::try_from(min_age.as_nanos()).unwrap_or(u64::MAX);
                 let until = now.saturating_sub(age);
-                let stacks = objects.usage(until).into_iter().filter_map(|usage| {
+                let usages = objects.usage(until);
+                let allocated = usages.iter().map(|usage| usage.values.allocated_bytes).fold(0, u64::saturating_add);
+                let stacks = usages.into_iter().filter_map(|usage| {
                     let bytes = usage.values.outstanding_bytes;
                     Some(HeapUsage {
                         stack: HeapStack::Sampled(own.of_trace(usage.stack)?),
@@ -308,7 +346,8 @@ impl Follower {
                 });
                 let sampling = objects.sampling(until);
                 let collections = Collections { seen, collected: sampling.cycles > 0 || objects.is_empty() };
-                HeapSnapshot { stacks: stacks.collect(), sampling: Some(sampling), collections, problem }
+                let (stacks, sampling) = (stacks.collect(), Some(sampling));
+                HeapSnapshot { stacks, allocated, goroutine_stacks, sampling, collections, problem }
             }
             Followed::Buckets { buckets, rate } => {
                 let mut stacks: BTreeMap<Arc<[u64]>, HeapUsage> = BTreeMap::new();
@@ -338,7 +377,8 @@ impl Follower {
                 }
                 let sampling = Some(heap::sampling_of(buckets.iter().filter(is_wanted), *rate));
                 let collections = Collections { seen, collected: buckets.is_published() || stacks.is_empty() };
-                HeapSnapshot { stacks: stacks.into_values().collect(), sampling, collections, problem }
+                let (stacks, allocated) = (stacks.into_values().collect(), buckets.since_mark(*rate));
+                HeapSnapshot { stacks, allocated, goroutine_stacks, sampling, collections, problem }
             }
         }
     }

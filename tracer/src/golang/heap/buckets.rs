@@ -125,6 +125,8 @@ struct Known {
     size: u64,
     published: Counts,
     held_back: Counts,
+    /// Sampled objects that were allocated when it was [marked](Buckets::mark), held back or not.
+    marked: u64,
 }
 
 /// Sampled objects.
@@ -183,6 +185,7 @@ impl Buckets {
                 size: field(bucket.size)?,
                 published: Counts::default(),
                 held_back: Counts::default(),
+                marked: 0,
             });
             at = field(bucket.next)?;
         }
@@ -209,6 +212,23 @@ impl Buckets {
             let Counts { allocs, frees } = if is_published { *published } else { *held_back };
             Bucket { calls: Arc::clone(calls), size: *size, allocs, frees }
         })
+    }
+
+    /// What has been allocated up to the last [`refresh`](Self::refresh) is no part of [`since_mark`](Self::since_mark).
+    pub fn mark(&mut self) {
+        for known in &mut self.known {
+            known.marked = known.published.allocs.saturating_add(known.held_back.allocs);
+        }
+    }
+
+    /// Bytes that have been allocated since the [`mark`](Self::mark), freed or not, as far as the counts of
+    /// [`iter`](Self::iter) tell of them: estimated, with a mean of `rate` bytes between samples.
+    pub fn since_mark(&self, rate: u64) -> u64 {
+        let new = self.iter().zip(&self.known).map(|(bucket, known)| {
+            let allocs = bucket.allocs.saturating_sub(known.marked);
+            Bucket { allocs, ..bucket }.estimate(rate)[0].1
+        });
+        new.fold(0, u64::saturating_add)
     }
 
     /// Whether the counts are those of a garbage collection. Before the second one of a program nothing is, and all counts.

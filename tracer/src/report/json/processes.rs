@@ -143,6 +143,7 @@ impl Serialize for Saved<'_, Memory> {
         object.serialize_entry("fresh", &memory.fresh)?;
         object.serialize_entry("unexplained", &(!memory.is_partial).then_some(memory.unexplained))?;
         object.serialize_entry("explained", &(!memory.is_partial).then(|| memory.is_explained()))?;
+        object.serialize_entry("goroutine_stacks", &memory.goroutine_stacks)?;
         object.serialize_entry("reasons", &Saved(&*memory.reasons))?;
         object.serialize_entry("as_of_seconds", &memory.as_of.map(|at| at.as_secs_f64()))?;
         object.end()
@@ -155,6 +156,10 @@ impl Serialize for Saved<'_, Reason> {
         match self.0 {
             Reason::Grown(area, bytes) => {
                 object.serialize_entry("kind", area.name())?;
+                object.serialize_entry("bytes", bytes)?;
+            }
+            Reason::UntoldInGo(bytes) => {
+                object.serialize_entry("kind", "go_untold")?;
                 object.serialize_entry("bytes", bytes)?;
             }
             Reason::Allocator(name, file) => {

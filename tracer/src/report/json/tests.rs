@@ -169,6 +169,7 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
     let mut profile = fixture::profile();
     let reasons = vec![
         Reason::Grown(Area::Mapped, 90 << 20),
+        Reason::UntoldInGo(9),
         Reason::Allocator("jemalloc", "/lib/x.so".to_owned()),
         Reason::Runtime(Runtime::V8),
         Reason::Children(3),
@@ -181,6 +182,8 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
         recorded: 7,
         fresh: 100 << 20,
         unexplained: 90 << 20,
+        in_go: 0,
+        goroutine_stacks: 8,
         is_partial: false,
         reasons,
         as_of: Some(Duration::from_millis(1_500)),
@@ -198,8 +201,10 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
         json!({
             "anonymous_begin": 209_715_200, "anonymous_end": 104_857_600, "file": 5, "shared": 6,
             "grew": -104_857_600, "recorded": 7, "fresh": 104_857_600, "unexplained": 94_371_840, "explained": false,
+            "goroutine_stacks": 8,
             "reasons": [
                 {"kind": "mmap", "bytes": 94_371_840},
+                {"kind": "go_untold", "bytes": 9},
                 {"kind": "allocator", "name": "jemalloc", "file": "/lib/x.so"},
                 {"kind": "runtime", "name": "V8"},
                 {"kind": "children", "number": 3},

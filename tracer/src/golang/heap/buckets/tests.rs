@@ -229,6 +229,33 @@ fn a_list_without_end_is_cut() {
 }
 
 #[test]
+fn what_was_allocated_since_a_moment_is_what_is_told_of_it() {
+    let fake = Fake::default();
+    fake.word(LIST, 0x1000);
+    let bucket =
+        |counts, held_back: u64| Made { held_back: [(held_back, 0); FUTURES], ..made(0x1000, 0, &[5], counts) };
+    put(&fake, &bucket((20, 10), 4));
+    let mut buckets = Buckets::default();
+    let mut since = |anew: bool| {
+        refresh(&mut buckets, &fake).unwrap();
+        if anew {
+            buckets.mark();
+        }
+        buckets.since_mark(1)
+    };
+    assert_eq!(since(true), 0);
+    // What was held back then is from before, and what is held back now is not told.
+    put(&fake, &bucket((32, 10), 100));
+    assert_eq!(since(false), 0);
+    put(&fake, &bucket((35, 35), 100));
+    assert_eq!(since(false), 3 * 48);
+    // A bucket that is new.
+    fake.word(LIST, 0x2000);
+    put(&fake, &made(0x2000, 0x1000, &[6], (2, 2)));
+    assert_eq!(since(false), 5 * 48);
+}
+
+#[test]
 fn counts_are_scaled_as_go_scales_them() {
     let bucket = |size, allocs, frees| Bucket { calls: Arc::from([]), size, allocs, frees };
     // scaleHeapSample(3, 3*4096, 524288) and (2, 2*4096, 524288).
