@@ -40,3 +40,20 @@ fn stacks_of_goroutines_are_named() {
     assert!(memory["goroutine_stacks"].as_u64() >= Some(100 << 20), "{memory}");
     assert!(outcome.stdout.contains("; stacks of goroutines: "), "{}", outcome.stdout);
 }
+
+/// What the program maps beside its Go heap is not taken for the books of its runtime.
+#[test]
+fn memory_that_a_go_program_maps_itself_is_not_explained() {
+    let mut target = Target::start_with(&go_program("heap", STOCK), &[], &[("GOGC", "off")]);
+    // Leaves enough free for what is allocated while it is traced: nothing but the mapping is new.
+    target.ask("litter");
+    target.ask("collect");
+    let tracer = run(target.pid(), "sample").start();
+    target.ask("litter");
+    target.ask("collect");
+    target.ask("map");
+    let report = tracer.stop().report(3);
+    assert_eq!(report.gaps(), ["unexplained_bytes"]);
+    let memory = &report.json["processes"][0]["memory"];
+    assert!(memory["unexplained"].as_u64() >= Some(16 << 20), "{memory}");
+}

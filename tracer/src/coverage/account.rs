@@ -10,8 +10,11 @@ const GO_ARENAS: Range<u64> = 0xc0_0000_0000..0x100_0000_0000;
 /// anywhere below where the kernel puts libraries and the C library its own of that size.
 const GO_ARENA: u64 = 64 << 20;
 const LIBRARIES: u64 = 0x7e00_0000_0000;
-/// What Go's runtime may have mapped for its own books: so many bytes, and 1 of so many of those mapped for the heap.
-const GO_BOOKS: (u64, u64) = (16 << 20, 8);
+/// What Go's runtime may have mapped for its own books where it does not name that: so many bytes, which are worth no word
+/// anyway, and 1 of so many of those mapped for the heap.
+const GO_BOOKS: (u64, u64) = (8 << 20, 8);
+/// What names of mappings begin with that Go's runtime gives all of its own where the kernel keeps such (from Go 1.25 on).
+const GO_NAME: &str = "[anon: Go:";
 /// Largest guard of a thread's stack, and largest stack, bytes.
 const STACK: (u64, u64) = (64 << 10, 64 << 20);
 
@@ -94,7 +97,7 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
         let from_before = parts.iter().all(|part| part.before.is_some());
         let area = area(end, index, from_before);
         let rest = fresh.saturating_sub(explained);
-        if rest == 0 {
+        if rest == 0 || go && !is_heap_of_go(end, index) && is_named_by_go(&end[index]) {
             continue;
         }
         if go && is_heap_of_go(end, index) {
@@ -103,7 +106,8 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
             *account.unexplained.entry(area).or_default() += rest;
         }
     }
-    if go {
+    // Where the runtime names what it has mapped, nothing else is its own.
+    if go && !end.iter().any(is_named_by_go) {
         let heap = |regions: &[Region]| -> u64 {
             let heap = (0..regions.len()).filter(|index| regions[*index].usable && is_heap_of_go(regions, *index));
             heap.map(|index| regions[index].range.end - regions[index].range.start).sum()
@@ -140,9 +144,13 @@ fn is_heap_of_go(regions: &[Region], index: usize) -> bool {
     GO_ARENAS.contains(&range.start) || reached >= arena + GO_ARENA
 }
 
-/// Whether a mapping has no name, or one that runtimes of Go give theirs where the kernel keeps such (from Go 1.25 on).
+/// Whether a mapping has no name, or one that runtimes of Go give theirs.
 fn may_be_go_s(region: &Region) -> bool {
-    region.name.is_empty() || region.name.starts_with("[anon: Go:")
+    region.name.is_empty() || is_named_by_go(region)
+}
+
+fn is_named_by_go(region: &Region) -> bool {
+    region.name.starts_with(GO_NAME)
 }
 
 /// What kind of memory a mapping is. `from_before`: it was mapped at the beginning.
@@ -280,10 +288,24 @@ mod tests {
             account(begin, &end, &pieces, &vec![0; pieces.len()], true).unexplained()
         };
         // 256 MiB of addresses for the heap.
-        let books = (16 << 20) + (32 << 20);
+        let books = (8 << 20) + (32 << 20);
         assert_eq!((unexplained(&[], books), unexplained(&[], books + 1)), (0, books + 1));
         // The heap was there before, and its books.
         let before = [region(0xc0_0000_0000..0xc0_1000_0000, 0x1000)];
-        assert_eq!((unexplained(&before, 16 << 20), unexplained(&before, books)), (0, books));
+        assert_eq!((unexplained(&before, 8 << 20), unexplained(&before, 16 << 20)), (0, 16 << 20));
+    }
+
+    #[test]
+    fn where_go_names_its_books_nothing_else_is_of_them() {
+        let named =
+            |start: u64, name: &str| Region { name: name.to_owned(), ..region(start..start + 0x1000_0000, 0x100_0000) };
+        let end = [
+            named(0xc0_0000_0000, "[anon: Go: heap]"),
+            named(0x7f00_0000_0000, ""),
+            named(0x7f10_0000_0000, "[anon: Go: immortal metadata]"),
+        ];
+        let pieces = pieces(&[], &end);
+        let account = account(&[], &end, &pieces, &vec![0; pieces.len()], true);
+        assert_eq!((account.in_go, account.unexplained), (0x100_0000, [(Area::Mapped, 0x100_0000)].into()));
     }
 }
