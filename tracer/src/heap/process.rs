@@ -21,6 +21,8 @@ const RESOLUTION: u64 = 10_000_000 + 2 * TICK;
 
 /// How long the headers are that allocators of a program's own put before each block, bytes, where they have their memory from another one.
 const HEADERS: [u64; 2] = [16, 8];
+/// The same of interposers, at most.
+const LONGEST_HEADER: u64 = 256;
 /// After how many frees of what lies right below a block that is the allocator's way.
 const HABIT: u64 = 16;
 /// What runs of small blocks of equal size begin at, bytes.
@@ -46,6 +48,7 @@ pub(super) struct ProcessHeap {
     /// Frees of blocks that were not known, and how many of those were of what lies right below a block.
     unknown_frees: u64,
     below: u64,
+    inner: InnerFrees,
     /// Whether it began as a copy of another one, whose blocks it has, too, but not here.
     inherits: bool,
     pub(super) counters: Counters,
@@ -59,6 +62,66 @@ struct LastFrees {
     addr: u64,
     /// How many were of unknown blocks, one behind the other and with nothing else of this thread in between.
     unknown: u32,
+    /// What the last one was of, if the thread has done nothing since.
+    of: Freed,
+    /// How far below the block of the one before the last one was, bytes, if that may be why: see [`InnerFrees`].
+    below: u16,
+}
+
+impl LastFrees {
+    /// How far an address is below that of the last free, bytes, if it may be freed within that; else 0.
+    fn distance_to(&self, addr: u64) -> u16 {
+        let distance = self.addr.wrapping_sub(addr);
+        let may_be_within = self.of != Freed::Other && distance <= LONGEST_HEADER;
+        if may_be_within { u16::try_from(distance).unwrap_or(0) } else { 0 }
+    }
+}
+
+/// What a free was of.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Freed {
+    /// Of nothing that a free from within it may follow; or it is not the last thing that was done.
+    #[default]
+    Other,
+    /// A block that is known.
+    Known,
+    /// One that is not.
+    Unknown,
+}
+
+/// Frees that an interposer makes within others: it has put a header before each block, and gives its memory back, which begins at the header
+/// and of which nobody was told. What is freed right below a block, right after that, may be a block of its own once; if it is so after most
+/// frees, and always as far below, it is none.
+#[derive(Default)]
+struct InnerFrees {
+    /// How far below, bytes; and how often more than not that was so.
+    distance: u16,
+    times: u64,
+    /// How many of those were counted as frees of blocks that are not known.
+    counted: u64,
+    /// Frees of known blocks.
+    of_known: u64,
+}
+
+impl InnerFrees {
+    /// Whether that is what an interposer does.
+    fn is_habit(&self) -> bool {
+        self.times >= HABIT && self.times.saturating_mul(2) > self.of_known
+    }
+
+    /// There was another one, which was counted as that of a block that is not known. How many of those that were are not to be.
+    fn learn(&mut self, distance: u16) -> u64 {
+        if self.times == 0 {
+            (self.distance, self.counted) = (distance, 0);
+        }
+        if distance != self.distance {
+            self.times -= 1;
+            return 0;
+        }
+        self.times += 1;
+        self.counted += 1;
+        if self.is_habit() { std::mem::take(&mut self.counted) } else { 0 }
+    }
 }
 
 /// Most blocks that a thread's cache holds, and the cache itself: of glibc's up to 2.41 with its default of 7 for each of 64
@@ -78,6 +141,7 @@ impl ProcessHeap {
             last_frees: Box::new([LastFrees::default(); LAST_FREES]),
             unknown_frees: 0,
             below: 0,
+            inner: InnerFrees::default(),
             inherits: false,
             counters: Counters::default(),
         }
@@ -139,18 +203,39 @@ impl ProcessHeap {
 
     #[inline]
     pub(super) fn free(&mut self, tid: u32, addr: u64, books: &mut Books<'_>) {
-        let repeated = self.is_repeated(tid, addr);
+        let before = self.freed_before(tid, addr);
+        let is_repeated = before.is_some_and(|before| before.addr == addr);
+        let mut of = Freed::Other;
         if let Some(block) = self.blocks.remove(addr) {
             self.end(block, books);
             self.unmark(addr);
+            self.inner.of_known += 1;
+            of = Freed::Known;
         } else if self.free_from_below(addr, books) {
             self.counters.missed_frees += 1;
-        } else if !self.free_suspended(addr, books) && !repeated {
-            self.count_unknown();
-            self.last_frees[tid as usize % LAST_FREES].unknown += 1;
-            return;
+        } else if self.free_suspended(addr, books) {
+            of = Freed::Known;
+        } else if is_repeated {
+            of = before.map_or(of, |before| before.of);
+        } else {
+            let below = before.map_or(0, |before| before.distance_to(addr));
+            if below == 0 || below != self.inner.distance || !self.inner.is_habit() {
+                // Of a block that is not known it may be the next one down of a row of such.
+                let below = if before.is_some_and(|before| before.of == Freed::Known) { below } else { 0 };
+                return self.free_unknown(tid, below);
+            }
+            self.inner.times += 1;
         }
         self.does_something_else(tid);
+        self.last_frees[tid as usize % LAST_FREES].of = of;
+    }
+
+    /// A block is freed that is not known, so far below a known one that was freed right before by the same thread, bytes; 0: by none.
+    fn free_unknown(&mut self, tid: u32, below: u16) {
+        self.count_unknown();
+        let last = &mut self.last_frees[tid as usize % LAST_FREES];
+        last.unknown += 1;
+        (last.of, last.below) = (Freed::Unknown, below);
     }
 
     /// realloc was entered: the old block waits for the outcome.
@@ -158,7 +243,7 @@ impl ProcessHeap {
         // A realloc that never returned (longjmp) did not end its block either. One in another slot may be running: threads have several
         // stacks.
         self.put_back(tid, slot, books);
-        let repeated = self.is_repeated(tid, addr);
+        let repeated = self.freed_before(tid, addr).is_some_and(|before| before.addr == addr);
         self.does_something_else(tid);
         if let Some(block) = self.blocks.remove(addr) {
             self.unmark(addr);
@@ -208,9 +293,7 @@ impl ProcessHeap {
         self.put_all_back(tid, books);
         let last = std::mem::take(&mut self.last_frees[tid as usize % LAST_FREES]);
         if last.tid == tid {
-            let cached = u64::from(last.unknown.min(MOST_CACHED));
-            self.unknown_frees -= cached;
-            *self.unknown() -= cached;
+            self.uncount_unknown(u64::from(last.unknown.min(MOST_CACHED)));
         }
     }
 
@@ -291,18 +374,30 @@ impl ProcessHeap {
     #[inline]
     fn does_something_else(&mut self, tid: u32) {
         let last = &mut self.last_frees[tid as usize % LAST_FREES];
-        if last.tid == tid {
-            last.unknown = 0;
+        if last.tid != tid {
+            return;
+        }
+        let below = std::mem::take(&mut last.below);
+        (last.unknown, last.of) = (0, Freed::Other);
+        if below != 0 {
+            // It was not the first one of those that end the thread.
+            let others = self.inner.learn(below);
+            self.uncount_unknown(others);
         }
     }
 
-    /// Whether this thread's previous free was of the same address: `operator delete` that jumps to `free`, both probed.
+    /// Takes down that a thread frees an address: its last free, if that is known. Of the same address, it is this one: `operator delete` that
+    /// jumps to `free`, both probed.
     #[inline]
-    fn is_repeated(&mut self, tid: u32, addr: u64) -> bool {
+    fn freed_before(&mut self, tid: u32, addr: u64) -> Option<LastFrees> {
         let last = &mut self.last_frees[tid as usize % LAST_FREES];
-        let unknown = if last.tid == tid { last.unknown } else { 0 };
-        let before = std::mem::replace(last, LastFrees { tid, addr, unknown });
-        (before.tid, before.addr) == (tid, addr)
+        if last.tid == tid {
+            let before = *last;
+            last.addr = addr;
+            return Some(before);
+        }
+        *last = LastFrees { tid, addr, ..LastFrees::default() };
+        None
     }
 
     /// Ends a block that a realloc holds: the allocator's realloc calls its free, or it never returned (longjmp) and the
@@ -339,6 +434,12 @@ impl ProcessHeap {
     fn count_unknown(&mut self) {
         self.unknown_frees += 1;
         *self.unknown() += 1;
+    }
+
+    /// So many that were counted were not of blocks from before.
+    fn uncount_unknown(&mut self, frees: u64) {
+        self.unknown_frees = self.unknown_frees.saturating_sub(frees);
+        *self.unknown() = self.unknown().saturating_sub(frees);
     }
 
     /// Where frees of blocks that are not known are counted.

@@ -1,5 +1,6 @@
 //! The rules of truth, each by hand; all together against a naive model in [`model`].
 
+mod frees;
 mod model;
 mod uncertain;
 
@@ -115,29 +116,6 @@ fn the_end_of_a_thread_gives_back_what_its_realloc_held() {
         (origin(2), Event::ReallocFreed(0x20)),
     ]);
     assert_eq!((held(&heap, 7), held(&heap, 8)), ((100, 1), (0, 0)));
-}
-
-/// What the C library frees at the end of a thread are blocks that were freed before, and one that nobody saw it allocate.
-#[test]
-fn the_end_of_a_thread_empties_its_cache() {
-    let before = |tid, addr| (origin(tid), Event::Free(addr));
-    let heap = heap(&[
-        before(1, 0x10),
-        before(1, 0x20),
-        (origin(1), Event::Alloc(block(0x30, 100, 7, MS))),
-        before(1, 0x30),
-        before(2, 0x40),
-        // Its cache, and then itself.
-        before(1, 0x50),
-        before(1, 0x30),
-        before(1, 0x60),
-        (origin(1), Event::ThreadExit),
-        (origin(1), Event::ThreadExit),
-        // The thread id is another thread's now.
-        before(1, 0x70),
-        (origin(257), Event::ThreadExit),
-    ]);
-    assert_eq!(heap.counters().unmatched_frees, 4);
 }
 
 #[test]
