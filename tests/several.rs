@@ -289,3 +289,21 @@ fn rust_on_snmalloc() {
 fn rust_on_rpmalloc() {
     check_rust("rpmalloc");
 }
+
+/// The compiler inlines what stands for it: its methods are called from everywhere.
+#[test]
+fn rust_on_an_allocator_of_the_programs_own() {
+    check_held("an arena", &compiled("rust_arena"));
+}
+
+/// A method that reads none of its arguments is called without: nobody can see what is freed.
+#[test]
+fn a_rust_allocator_that_is_told_of_no_free_is_not_complete() {
+    require_root();
+    let mut target = Target::start(&compiled("rust_arena, forgets"));
+    let tracer = Run::pid(target.pid()).start();
+    target.ask("begin");
+    let report = tracer.stop().report(3);
+    let notes = report.json["quality"]["notes"].to_string();
+    assert!(notes.contains("may have put dealloc into the code of callers"), "{notes}");
+}

@@ -362,6 +362,8 @@ const PROGRAMS: &[Source] = &[
     },
     Source { name: "plugins", compiler: C, files: &["plugins.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "probed", compiler: C, files: &["probed.c"], flags: WITHOUT_FRAME_POINTERS },
+    Source { name: "rust_arena", compiler: RUST, files: &["rust_arena.rs"], flags: &[] },
+    Source { name: "rust_arena, forgets", compiler: RUST, files: &["rust_arena.rs"], flags: &["--cfg", "forgets"] },
     Source { name: "rust_service", compiler: RUST, files: &["rust_service.rs"], flags: &[] },
     Source { name: "realigned", compiler: C, files: &["realigned.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "same_place", compiler: C, files: &["same_place.c"], flags: WITHOUT_FRAME_POINTERS },

@@ -246,6 +246,13 @@ pub(super) fn find(pid: Pid, space: &AddressSpace, phase: Phase) -> Result<Optio
                 .unwrap_or(functions);
         }
         beyond.extend(functions.beyond.iter().map(|beyond| (path.to_string(), beyond.clone())));
+        if !functions.inlined.is_empty() {
+            let names = functions.inlined.join(", ");
+            unseen.push(format!(
+                "{path} has a global allocator of its own, of which the compiler may have put {names} into the code of callers: what is \
+                 allocated or freed there is not recorded, and what is freed there stays in the report"
+            ));
+        }
         if !functions.chosen.is_empty() {
             let names = functions.chosen.join(", ");
             unseen

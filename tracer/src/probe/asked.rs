@@ -49,6 +49,10 @@ const NEAR: usize = 5;
 /// Most code of a file that is searched for calls, bytes, and most calls of it that are kept.
 const MAX_CODE: u64 = 256 << 20;
 const MAX_CALLS: usize = 1 << 20;
+/// First byte of a call to an address in the same file.
+pub(super) const CALL: u8 = 0xe8;
+/// The same of a jump.
+pub(super) const JUMP: u8 = 0xe9;
 
 /// A function that is to be probed.
 #[derive(Clone, Debug)]
@@ -284,6 +288,16 @@ fn beginning<'data>(elf: &Elf<'data>, data: Bounded<'data>, tables: &[Table<'_>]
 /// Where code of the file may call functions at these addresses directly: the call, and the function. `None` where that is too much
 /// code, or too many calls, or it cannot be read.
 pub(super) fn calls_of<'data>(elf: &Elf<'data>, data: Bounded<'data>, functions: &[u64]) -> Option<Vec<(u64, u64)>> {
+    branches_of(elf, data, functions, &[CALL])
+}
+
+/// The same of instructions that begin with one of these bytes: [`CALL`], [`JUMP`].
+pub(super) fn branches_of<'data>(
+    elf: &Elf<'data>,
+    data: Bounded<'data>,
+    functions: &[u64],
+    kinds: &[u8],
+) -> Option<Vec<(u64, u64)>> {
     let code = elf.segments().filter(is_code).map(|segment| {
         let (offset, size) = segment.file_range();
         (offset, size, segment.address())
@@ -291,7 +305,7 @@ pub(super) fn calls_of<'data>(elf: &Elf<'data>, data: Bounded<'data>, functions:
     let mut all = Vec::new();
     for (offset, size, address) in each_once(code.collect())? {
         let bytes = data.read_bytes_at(offset, size).ok()?;
-        let known = calls(bytes, address).filter(|(_, to)| functions.contains(to));
+        let known = branches(bytes, address, kinds).filter(|(_, to)| functions.contains(to));
         all.extend(known.take(MAX_CALLS - all.len()));
     }
     (all.len() < MAX_CALLS).then_some(all)
@@ -313,9 +327,9 @@ fn each_once(mut parts: Vec<(u64, u64, u64)>) -> Option<Vec<(u64, u64, u64)>> {
     Some(parts)
 }
 
-/// What may be calls in code that begins at an address: where each is, and where it leads to.
-fn calls(code: &[u8], address: u64) -> impl Iterator<Item = (u64, u64)> {
-    code.windows(5).zip(0u64..).filter(|(bytes, _)| bytes[0] == 0xe8).filter_map(move |(bytes, at)| {
+/// What may be calls, or jumps, in code that begins at an address: where each is, and where it leads to.
+fn branches(code: &[u8], address: u64, kinds: &[u8]) -> impl Iterator<Item = (u64, u64)> {
+    code.windows(5).zip(0u64..).filter(|(bytes, _)| kinds.contains(&bytes[0])).filter_map(move |(bytes, at)| {
         let relative = i32::from_le_bytes(*bytes[1..].first_chunk()?);
         let at = address.wrapping_add(at);
         Some((at, at.wrapping_add(5).wrapping_add_signed(relative.into())))
@@ -378,6 +392,6 @@ mod tests {
     #[test]
     fn calls_are_found_wherever_they_are() {
         let code = [0x90, 0xe8, 0xfa, 0xff, 0xff, 0xff, 0xe8, 1, 0, 0, 0];
-        assert_eq!(calls(&code, 0x100).collect::<Vec<_>>(), [(0x101, 0x100), (0x106, 0x10c)]);
+        assert_eq!(branches(&code, 0x100, &[CALL]).collect::<Vec<_>>(), [(0x101, 0x100), (0x106, 0x10c)]);
     }
 }

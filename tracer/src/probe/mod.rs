@@ -17,5 +17,6 @@ mod reach;
 pub mod resolve;
 pub mod returns;
 pub mod risks;
+mod shims;
 pub mod site;
 mod symbols;

@@ -22,6 +22,7 @@ use super::{
     packed,
     reach::{Target, always_calls, may_call},
     returns::{self, Bound, Returns},
+    shims,
     site::{self, WINDOW},
     symbols::{self, Candidate, Elf, Found, Table},
 };
@@ -64,6 +65,8 @@ pub struct Functions {
     pub is_known: bool,
     /// What else the file has that allocates or frees, and is not seen.
     pub beyond: Vec<Beyond>,
+    /// What its global allocator does (Rust) by calls that may be inlined, and are not seen.
+    pub inlined: Vec<&'static str>,
 }
 
 /// What a file was searched for.
@@ -172,11 +175,13 @@ fn functions<'data>(
     let mut chosen: Vec<String> = chosen.map(|candidate| candidate.name.clone()).collect();
     chosen.dedup();
     // What was asked for stands for what else is known of a function.
-    let accepted =
+    let mut accepted =
         [asked::find(elf, data, tables, asked)?, accepted(elf, data, found, code, is_static(elf, data))].concat();
     if accepted.is_empty() && chosen.is_empty() {
         return Ok(None);
     }
+    let shims = shims::of(elf, data, &accepted);
+    accepted.extend(shims.functions);
     // Read once, and only for those who have such functions.
     let bound = OnceCell::new();
     let is_seen = |address| comes_to_one(bound.get_or_init(|| to_allocators(elf)), code, &accepted, address);
@@ -224,7 +229,7 @@ fn functions<'data>(
         }
     });
     let is_any = !functions.is_empty() || !chosen.is_empty();
-    Ok(is_any.then_some(Functions { functions, chosen, name, is_known, beyond }))
+    Ok(is_any.then_some(Functions { functions, chosen, name, is_known, beyond, inlined: shims.unseen }))
 }
 
 /// How many calls deep a function is followed to one that allocates and is probed. Stubs by which the loader binds calls are one.
