@@ -126,6 +126,13 @@ fn an_interposer_that_passes_all_on() {
     check("interposer", &compiled("family"), &[interposer.to_str().unwrap()], None);
 }
 
+/// A block of no bytes lies where the one ends that holds its header.
+#[test]
+fn blocks_of_no_bytes_behind_headers() {
+    let program = compiled("empty");
+    check("no bytes", &program, &[], Some(&program));
+}
+
 /// What an interposer allocates for itself, by itself or through the C library, are blocks of their own.
 #[test]
 fn an_interposer_that_keeps_books() {

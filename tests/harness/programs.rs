@@ -123,6 +123,7 @@ const PROGRAMS: &[Source] = &[
     },
     Source { name: "deep", compiler: C, files: &["deep.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "dies", compiler: C, files: &["dies.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "empty", compiler: C, files: &["empty.c"], flags: EXPORTED_ALLOCATOR },
     Source {
         name: "dies, own allocator",
         compiler: C,

@@ -152,12 +152,18 @@ pub extern "C" fn take_back(slot: u32, result: u64) -> u32 {
     let Some(thread) = thread::existing(pid_tgid) else { return 0 };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let thread = unsafe { &mut *thread };
-    let count = place(thread, slot).parts;
+    let (count, wanted) = {
+        let call = place(thread, slot);
+        (call.parts, call.size)
+    };
+    // A block of no bytes behind a header begins where the block ends that holds the header. Without a branch: the verifier would go
+    // through all that follows once for each.
+    let behind = unknown(&mut thread.search.found, u64::from(wanted == 0));
     let header = Header::new(kind::PART, thread.target.image, slot, pid_tgid);
     for at in 0..PARTS as u32 {
         let PartBlock { addr, size } = *part(thread, slot, at);
         let inside = result.wrapping_sub(addr);
-        let is_part = at < count && (inside < size || inside == 0);
+        let is_part = at < count && (inside < size.wrapping_add(behind) || inside == 0);
         if is_part && samples::end(&thread.target, addr) {
             emit::part_of_a_block(header, &thread.target, addr, size);
         }
