@@ -133,6 +133,13 @@ fn blocks_of_no_bytes_behind_headers() {
     check("no bytes", &program, &[], Some(&program));
 }
 
+/// musl's `free` jumps to another function that is probed: the same block twice, whose neighbour lives on.
+#[test]
+fn neighbours_of_what_is_freed() {
+    let program = compiled("neighbours, static musl");
+    check("neighbours", &program, &[], Some(&program));
+}
+
 /// What an interposer allocates for itself, by itself or through the C library, are blocks of their own.
 #[test]
 fn an_interposer_that_keeps_books() {

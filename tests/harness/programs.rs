@@ -211,6 +211,12 @@ const PROGRAMS: &[Source] = &[
         files: &["mimalloc_shapes.c"],
         flags: &["-fno-omit-frame-pointer", "-l:libmimalloc.so.2.0"],
     },
+    Source {
+        name: "neighbours, static musl",
+        compiler: MUSL,
+        files: &["neighbours.c"],
+        flags: &["-static", "-fno-builtin", "-fno-omit-frame-pointer"],
+    },
     Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "no allocator",

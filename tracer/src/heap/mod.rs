@@ -7,6 +7,7 @@ mod blocks;
 mod books;
 mod footprint;
 mod history;
+mod last_frees;
 mod merge;
 mod process;
 mod recycle;

@@ -8,6 +8,7 @@ use super::{
     blocks::{Block, Blocks, TICK},
     books::{Books, Counters},
     footprint::Footprint,
+    last_frees::{Freed, HABIT, InnerFrees, LastFrees},
     stacks::StackIndex,
 };
 use crate::{
@@ -21,10 +22,6 @@ const RESOLUTION: u64 = 10_000_000 + 2 * TICK;
 
 /// How long the headers are that allocators of a program's own put before each block, bytes, where they have their memory from another one.
 const HEADERS: [u64; 2] = [16, 8];
-/// The same of interposers, at most.
-const LONGEST_HEADER: u64 = 256;
-/// After how many frees of what lies right below a block that is the allocator's way.
-const HABIT: u64 = 16;
 /// What runs of small blocks of equal size begin at, bytes.
 const PAGE: u64 = 4096;
 
@@ -52,76 +49,6 @@ pub(super) struct ProcessHeap {
     /// Whether it began as a copy of another one, whose blocks it has, too, but not here.
     inherits: bool,
     pub(super) counters: Counters,
-}
-
-/// How a thread has freed last.
-#[derive(Clone, Copy, Default)]
-struct LastFrees {
-    tid: u32,
-    /// Address of the last one.
-    addr: u64,
-    /// How many were of unknown blocks, one behind the other and with nothing else of this thread in between.
-    unknown: u32,
-    /// What the last one was of, if the thread has done nothing since.
-    of: Freed,
-    /// How far below the block of the one before the last one was, bytes, if that may be why: see [`InnerFrees`].
-    below: u16,
-}
-
-impl LastFrees {
-    /// How far an address is below that of the last free, bytes, if it may be freed within that; else 0.
-    fn distance_to(&self, addr: u64) -> u16 {
-        let distance = self.addr.wrapping_sub(addr);
-        let may_be_within = self.of != Freed::Other && distance <= LONGEST_HEADER;
-        if may_be_within { u16::try_from(distance).unwrap_or(0) } else { 0 }
-    }
-}
-
-/// What a free was of.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Freed {
-    /// Of nothing that a free from within it may follow; or it is not the last thing that was done.
-    #[default]
-    Other,
-    /// A block that is known.
-    Known,
-    /// One that is not.
-    Unknown,
-}
-
-/// Frees that an interposer makes within others: it has put a header before each block, and gives its memory back, which begins at the header
-/// and of which nobody was told. What is freed right below a block, right after that, may be a block of its own once; if it is so after most
-/// frees, and always as far below, it is none.
-#[derive(Default)]
-struct InnerFrees {
-    /// How far below, bytes; and how often more than not that was so.
-    distance: u16,
-    times: u64,
-    /// How many of those were counted as frees of blocks that are not known.
-    counted: u64,
-    /// Frees of known blocks.
-    of_known: u64,
-}
-
-impl InnerFrees {
-    /// Whether that is what an interposer does.
-    fn is_habit(&self) -> bool {
-        self.times >= HABIT && self.times.saturating_mul(2) > self.of_known
-    }
-
-    /// There was another one, which was counted as that of a block that is not known. How many of those that were are not to be.
-    fn learn(&mut self, distance: u16) -> u64 {
-        if self.times == 0 {
-            (self.distance, self.counted) = (distance, 0);
-        }
-        if distance != self.distance {
-            self.times -= 1;
-            return 0;
-        }
-        self.times += 1;
-        self.counted += 1;
-        if self.is_habit() { std::mem::take(&mut self.counted) } else { 0 }
-    }
 }
 
 /// Most blocks that a thread's cache holds, and the cache itself: of glibc's up to 2.41 with its default of 7 for each of 64
@@ -174,6 +101,7 @@ impl ProcessHeap {
     #[inline]
     pub(super) fn alloc(&mut self, tid: u32, new: Allocation, books: &mut Books<'_>) {
         self.does_something_else(tid);
+        self.may_free_anew(tid);
         if !books.has_room() {
             self.counters.refused_blocks += 1;
             return self.forget(new.addr, books);
@@ -205,16 +133,20 @@ impl ProcessHeap {
     pub(super) fn free(&mut self, tid: u32, addr: u64, books: &mut Books<'_>) {
         let before = self.freed_before(tid, addr);
         let is_repeated = before.is_some_and(|before| before.addr == addr);
+        // One function that frees has jumped to another: no other block can be there by now.
+        let is_same_call = is_repeated && before.is_some_and(|before| before.is_settled);
         let mut of = Freed::Other;
         if let Some(block) = self.blocks.remove(addr) {
             self.end(block, books);
             self.unmark(addr);
             self.inner.of_known += 1;
             of = Freed::Known;
-        } else if self.free_from_below(addr, books) {
-            self.counters.missed_frees += 1;
         } else if self.free_suspended(addr, books) {
             of = Freed::Known;
+        } else if !is_same_call && self.free_from_below(addr, books) {
+            self.counters.missed_frees += 1;
+            // The next one of this address may be of another block there, which another thread has allocated.
+            self.last_frees[tid as usize % LAST_FREES].is_settled = false;
         } else if is_repeated {
             of = before.map_or(of, |before| before.of);
         } else {
@@ -393,11 +325,18 @@ impl ProcessHeap {
         let last = &mut self.last_frees[tid as usize % LAST_FREES];
         if last.tid == tid {
             let before = *last;
-            last.addr = addr;
+            (last.addr, last.is_settled) = (addr, true);
             return Some(before);
         }
-        *last = LastFrees { tid, addr, ..LastFrees::default() };
+        *last = LastFrees { tid, addr, is_settled: true, ..LastFrees::default() };
         None
+    }
+
+    /// A thread has allocated: if it frees the address again that it freed last, another block may be there.
+    #[inline]
+    fn may_free_anew(&mut self, tid: u32) {
+        let last = &mut self.last_frees[tid as usize % LAST_FREES];
+        last.is_settled &= last.tid != tid;
     }
 
     /// Ends a block that a realloc holds: the allocator's realloc calls its free, or it never returned (longjmp) and the

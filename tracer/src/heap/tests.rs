@@ -1,5 +1,6 @@
 //! The rules of truth, each by hand; all together against a naive model in [`model`].
 
+mod below;
 mod frees;
 mod model;
 mod uncertain;
@@ -155,28 +156,6 @@ fn free_by_another_thread_ends_the_block() {
 fn free_of_an_unknown_block_is_counted_and_no_error() {
     let heap = heap(&[(origin(1), Event::Free(0x10)), (origin(1), Event::ReallocTake(0x20))]);
     assert_eq!(heap.counters().unmatched_frees, 2);
-}
-
-/// Of an allocator that has a header before each block and is inlined where it takes one back.
-#[test]
-fn free_of_what_lies_right_below_a_block_ends_it() {
-    let freed = |header: u64, size: u64, offset: u64| {
-        let mut events = Vec::new();
-        for at in (1..=20).map(|number| number * 0x1000 + offset) {
-            events.push((origin(1), Event::Alloc(block(at, size, 7, MS))));
-            events.push((origin(1), Event::Free(at - header)));
-        }
-        let heap = heap(&events);
-        (heap.blocks(), heap.counters().missed_frees, heap.counters().unmatched_frees)
-    };
-    // One may be by chance.
-    assert_eq!(freed(16, 100, 0x10), (15, 5, 15));
-    assert_eq!(freed(8, 9, 0x18), (15, 5, 15));
-    // Both may be blocks of the same size.
-    assert_eq!(freed(16, 16, 0x10), (20, 0, 20));
-    // The last of one run of blocks, and the first of another.
-    assert_eq!(freed(16, 100, 0), (20, 0, 20));
-    assert_eq!(freed(32, 100, 0x20), (20, 0, 20));
 }
 
 #[test]
