@@ -122,3 +122,16 @@ fn new_handlers_that_allocate() {
         check_new_handler(what, preload.map(preloadable).as_deref(), &["log"]);
     }
 }
+
+/// An allocator that gives a block where it is asked for more than there can be: nobody knows how large that is.
+#[test]
+fn sizes_that_cannot_be() {
+    require_root();
+    let program = compiled("wraps");
+    let mut target = Target::start_with(&program, &[], &[]);
+    let tracer = Run::pid(target.pid()).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(3);
+    assert_eq!(report.gap("untracked_calls"), 4, "{:?}", report.gaps());
+    check_functions("sizes that cannot be", &report, &truth, Some(&program));
+}

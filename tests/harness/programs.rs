@@ -387,6 +387,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "swaps", compiler: C, files: &["swaps.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "swells", compiler: C, files: &["swells.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "tree", compiler: C, files: &["tree.c"], flags: WITH_FRAME_POINTERS },
+    Source { name: "wraps", compiler: C, files: &["wraps.c"], flags: EXPORTED_ALLOCATOR },
     Source { name: "tree, musl", compiler: MUSL, files: &["tree.c"], flags: WITH_FRAME_POINTERS },
     Source {
         name: "tree, static musl",

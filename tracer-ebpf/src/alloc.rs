@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::warn;
-use tracer_ebpf::{Header, Target, entry, exit, kind};
+use tracer_ebpf::{Header, SIZE_BITS, Target, entry, exit, kind};
 
 use crate::{
     arguments, branchless,
@@ -176,7 +176,6 @@ fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid:
     }
     let image = thread.target.image;
     let header = |kind| Header::new(kind, image, slot, pid_tgid);
-    let unwanted = call.flags & CALL_UNWANTED != 0;
     let mut addr = result;
     if call.op == Op::Stored as u32 {
         // An int: the upper half of the register means nothing.
@@ -197,6 +196,12 @@ fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid:
             call.size = result;
         }
     }
+    if call.size >> SIZE_BITS != 0 && addr != 0 {
+        // Nobody can say how large the block is.
+        emit::outcome_unseen(image);
+        call.flags |= CALL_UNWANTED;
+    }
+    let unwanted = call.flags & CALL_UNWANTED != 0;
     if call.parts > 0 && addr != 0 {
         inflight::take_back(slot, addr);
     }
