@@ -140,6 +140,13 @@ fn neighbours_of_what_is_freed() {
     check("neighbours", &program, &[], Some(&program));
 }
 
+/// Of the family a static program has what it calls.
+#[test]
+fn a_static_program_without_malloc() {
+    let program = compiled("neighbours alone, static musl");
+    check("no malloc", &program, &[], Some(&program));
+}
+
 /// What an interposer allocates for itself, by itself or through the C library, are blocks of their own.
 #[test]
 fn an_interposer_that_keeps_books() {

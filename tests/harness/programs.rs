@@ -219,6 +219,12 @@ const PROGRAMS: &[Source] = &[
     },
     Source { name: "new_handler", compiler: CXX, files: &["new_handler.cpp"], flags: WITH_FRAME_POINTERS },
     Source {
+        name: "neighbours alone, static musl",
+        compiler: MUSL,
+        files: &["neighbours.c"],
+        flags: &["-static", "-fno-builtin", "-fno-omit-frame-pointer", "-DALONE"],
+    },
+    Source {
         name: "no allocator",
         compiler: C,
         files: &["no_allocator.c"],

@@ -301,9 +301,10 @@ fn accepted<'data>(
         match evidence(candidate) {
             Evidence::Names => accepted.push(candidate.clone()),
             Evidence::ExportOr(names) => {
+                // Linkers leave out what a static program does not call.
                 let is_enough = candidate.is_exported && found.has_any(&MAIN)
                     || found.has_all(names)
-                    || is_static && found.has_all(&["malloc"]);
+                    || is_static && (found.has_all(&["malloc"]) || found.has_a_pair());
                 accepted.extend(is_enough.then(|| candidate.clone()));
             }
             Evidence::Several(least) => {

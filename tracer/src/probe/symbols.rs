@@ -8,7 +8,7 @@ use object::{
 
 use super::{
     allocators::{self, FamilyIndex, Known, LONGEST, cloned_from, jemalloc_prefix},
-    catalogue::FAMILIES,
+    catalogue::{FAMILIES, MAIN},
     dynamic,
 };
 use crate::files::elf::Bounded;
@@ -71,6 +71,11 @@ impl Found {
     /// Whether the file has a function by any of these names.
     pub(super) fn has_any(&self, names: &[&str]) -> bool {
         names.iter().any(|name| self.candidates.iter().any(|candidate| candidate.name == *name))
+    }
+
+    /// Whether the file has what gives blocks back to the C library, and something that takes them from there.
+    pub(super) fn has_a_pair(&self) -> bool {
+        self.has_all(&["free"]) && MAIN.iter().any(|name| *name != "free" && self.has_any(&[*name]))
     }
 
     /// How many functions of its family the file has with the prefix that this one has.
@@ -242,5 +247,36 @@ fn begins_like_one(name: &[u8]) -> bool {
         [b'_', b'R', rest @ ..] => rest.starts_with(b"NvCs"),
         [0, ..] | [] => false,
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(names: &[&str]) -> Found {
+        let candidate = |name: &&str| Candidate {
+            name: (*name).to_owned(),
+            known: allocators::known(name.as_bytes()).unwrap(),
+            address: 0x1000,
+            size: 16,
+            is_exported: false,
+            chooses: false,
+        };
+        Found { candidates: names.iter().map(candidate).collect(), ..Found::default() }
+    }
+
+    #[test]
+    fn what_gives_back_and_what_takes_are_a_pair() {
+        for (names, expected) in [
+            (&["free", "aligned_alloc"][..], true),
+            (&["malloc", "free"], true),
+            (&["__libc_free", "posix_memalign", "free"], true),
+            (&["free"], false),
+            (&["malloc", "aligned_alloc"], false),
+            (&["free", "__libc_malloc"], false),
+        ] {
+            assert_eq!(found(names).has_a_pair(), expected, "{names:?}");
+        }
     }
 }
