@@ -117,7 +117,7 @@ mod tests {
     fn heap(collections: u64, allocated: u64) -> GoTrace {
         let collections = Collections { seen: Some((5, 5 + collections)), collected: true };
         let heap = HeapSnapshot { allocated, collections, ..HeapSnapshot::default() };
-        GoTrace { pid: 4711, image: Image(7), library: None, way: Way::Buckets(1), heap }
+        GoTrace { pid: 4711, image: Image(7), library: None, way: Way::Buckets(1), note: String::new(), heap }
     }
 
     /// How many heaps are of before, and what is not explained of 100 MiB that have come.
