@@ -5,7 +5,6 @@ mod begin;
 mod chosen;
 mod find;
 mod guard;
-mod last_look;
 mod loaded;
 mod look;
 mod probed_code;
