@@ -22,7 +22,7 @@ use tracer_ebpf::{
     Began, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Remapping, Target, Whose,
     golang::Sample,
     kind,
-    unwind::{FileKey, Loaded, UnknownFile},
+    unwind::{FileKey, UnknownFile},
 };
 
 /// Long records, in the order in which the queue has them or nearly so. Its size is set by user space before loading.
@@ -309,14 +309,6 @@ pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
 #[inline(always)]
 pub(crate) fn unknown_file(record: &UnknownFile) -> bool {
     output((&raw const *record).cast(), size_of::<UnknownFile>() as u64, BPF_RB_FORCE_WAKEUP)
-}
-
-/// Code of a file that a process has mapped.
-#[inline(always)]
-pub(crate) fn loaded(record: &Loaded) {
-    if !send(record) {
-        count_loss!(moments, 1);
-    }
 }
 
 /// A change of what a process has mapped.

@@ -77,7 +77,7 @@ pub(crate) fn program() -> FileKey {
 
 /// What the kernel knows an open file by; all 0 when it cannot be read.
 #[inline(always)]
-pub(crate) fn key_of(file: u64) -> FileKey {
+fn key_of(file: u64) -> FileKey {
     let inode = read!(file, file_inode);
     FileKey {
         inode: read!(inode, inode_number),
@@ -137,13 +137,6 @@ pub(crate) fn program_break() -> u64 {
 #[inline(always)]
 pub(crate) fn is_code(area: *const c_void) -> bool {
     load!(u64, area, area_flags) & EXECUTABLE != 0
-}
-
-/// The open file that a mapping is of; 0: of none. As for [`is_code`].
-#[inline(always)]
-pub(crate) fn file_of(area: *const c_void) -> u64 {
-    // As for [`mm`].
-    read!(area as u64, area_file)
 }
 
 /// Whether [`find`] has found a mapping, even if it is one of a file that is not known yet.

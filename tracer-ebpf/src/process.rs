@@ -1,7 +1,5 @@
 //! Which processes are traced, and what happens to them.
 
-use core::ffi::c_void;
-
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_MMAPABLE},
     helpers::{
@@ -15,7 +13,7 @@ use aya_ebpf::{
 use aya_log_ebpf::debug;
 use tracer_ebpf::{
     ExecStops, Header, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, TaskFields, Whose, kind, origin, target,
-    unwind::{FileKey, Loaded},
+    unwind::FileKey,
 };
 
 use crate::{
@@ -219,24 +217,6 @@ pub(crate) fn prepares_exec() {
     if target.flags & target::SHARED != 0 && met {
         emit::moment(Header::new(kind::SHARER_ENDED, target.image, 0, pid_tgid));
     }
-}
-
-/// The current process has mapped code; `area` as for [`mappings::is_code`]. If it is a file's, that is told: the process may be gone before
-/// anybody looks what it has mapped.
-#[inline(always)]
-pub(crate) fn has_mapped_code(area: *const c_void) {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(target) = target(pid_tgid) else { return };
-    if target.flags & target::SHARED != 0 {
-        // It is at its exec, and this is no memory of its parent's.
-        return;
-    }
-    let file = mappings::file_of(area);
-    if file == 0 {
-        return;
-    }
-    let header = Header::new(kind::LOADED, target.image, 0, pid_tgid);
-    emit::loaded(&Loaded { header, key: mappings::key_of(file), time: emit::now() });
 }
 
 /// The current process, which is not traced, has become another program.

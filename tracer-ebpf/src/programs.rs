@@ -168,7 +168,6 @@ pub fn thread_exit(_ctx: RawTracePointContext) -> i32 {
 pub fn mapped(ctx: FEntryContext) -> i32 {
     if mappings::is_code(ctx.arg(0)) {
         mappings::area_appeared(ctx.arg(0));
-        process::has_mapped_code(ctx.arg(0));
     }
     0
 }
