@@ -10,6 +10,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering::SeqCst},
 };
 
+// SAFETY: as the C library declares it.
 unsafe extern "C" {
     fn mmap(addr: *mut u8, length: usize, protection: i32, flags: i32, file: i32, offset: i64) -> *mut u8;
 }

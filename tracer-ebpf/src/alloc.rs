@@ -223,8 +223,13 @@ fn send_block(thread: &mut Thread, header: Header, addr: u64, call: &Call) -> bo
         emit::lost_block(call.size);
         return false;
     }
-    thread.tell_time();
-    let sent = emit::block(header, addr, call.size, call.stack);
+    // As old as another one, it could be taken for a block that a lost free has ended.
+    let sent = if thread.tell_time() {
+        emit::block(header, addr, call.size, call.stack)
+    } else {
+        emit::lost_block(call.size);
+        false
+    };
     if !sent {
         samples::end(&thread.target, addr);
     }

@@ -45,10 +45,11 @@ static LOSS: Array<Loss> = Array::with_max_entries(1, 0);
 #[map]
 static UNSEEN: HashMap<u32, u64> = HashMap::with_max_entries(1 << 12, BPF_F_NO_PREALLOC);
 
-/// Unread bytes of either at which the reader is woken; 0: never, it comes often enough by itself. Set by user space before loading.
+/// Unread bytes of the ring buffer at which the reader is woken, and how many of the queue pass between two times that it is, a power of two;
+/// 0: never, it comes often enough by itself. Set by user space before loading.
 #[unsafe(no_mangle)]
 static WAKEUP_BYTES: u64 = 1 << 18;
-/// The same in slots of the queue.
+/// Bytes of a slot of the queue.
 const SLOT: u64 = 16;
 
 /// Adds to one field of the loss counters.
@@ -159,6 +160,7 @@ fn output(data: *const c_void, size: u64, flags: u32) -> bool {
     let sent = to_ring(data, size, flags);
     // SAFETY: every record begins with one.
     queue::fill(place, unsafe { *data.cast::<Header>() }, sent);
+    ring_bell(place);
     sent
 }
 
@@ -177,29 +179,27 @@ fn send<T>(record: &T) -> bool {
 /// A record of one word in the queue.
 #[inline(always)]
 fn put(header: Header, word: u64) -> bool {
-    let sent = queue::add(header, word);
-    ring_bell(1);
-    sent
+    let Some(slot) = queue::add(header, word) else { return false };
+    ring_bell(slot);
+    true
 }
 
 /// A record of three words in the queue.
 #[inline(always)]
 fn put_long(header: Header, words: [u64; 3]) -> bool {
-    let sent = queue::add_long(header, words);
-    ring_bell(2);
-    sent
+    let Some(slot) = queue::add_long(header, words) else { return false };
+    ring_bell(slot);
+    true
 }
 
-/// Wakes the reader if the last slots crossed the threshold.
+/// Wakes the reader if this slot is one at which it is woken: so many are between two of them that it is never too late.
 #[inline(always)]
-fn ring_bell(slots: u64) {
+fn ring_bell(slot: u64) {
     let threshold = wakeup_bytes() / SLOT;
-    if threshold != 0 {
-        let unread = queue::unread();
-        if unread >= threshold && unread.wrapping_sub(slots) < threshold {
-            let bell = Header::new(kind::BELL, 0, 0, 0);
-            to_ring((&raw const bell).cast(), size_of::<Header>() as u64, BPF_RB_FORCE_WAKEUP);
-        }
+    // A power of two, as all of the queue is; a record of two slots may step over it.
+    if threshold != 0 && slot & threshold.wrapping_sub(1) < 2 {
+        let bell = Header::new(kind::BELL, 0, 0, 0);
+        to_ring((&raw const bell).cast(), size_of::<Header>() as u64, BPF_RB_FORCE_WAKEUP);
     }
 }
 

@@ -42,7 +42,12 @@ fn try_to_claim(count: u64) -> u64 {
     unsafe {
         let end = core::ptr::read_volatile(&raw const (*positions).end);
         let begin = core::ptr::read_volatile(&raw const (*positions).begin);
-        if end.wrapping_sub(begin).wrapping_add(count) > slots() {
+        let used = end.wrapping_sub(begin);
+        if used > i64::MAX as u64 {
+            // Others have come, and were read, between the two looks.
+            return AGAIN;
+        }
+        if used.wrapping_add(count) > slots() {
             return FULL;
         }
         let mut found = end;
@@ -79,17 +84,6 @@ pub(crate) fn claim(count: u64) -> Option<u64> {
     (first < AGAIN).then_some(first)
 }
 
-/// How many slots wait to be read.
-#[inline(always)]
-pub(crate) fn unread() -> u64 {
-    let Some(positions) = POSITIONS.get_ptr(0) else { return 0 };
-    // SAFETY: the pointer comes from a map lookup.
-    unsafe {
-        let end = core::ptr::read_volatile(&raw const (*positions).end);
-        end.wrapping_sub(core::ptr::read_volatile(&raw const (*positions).begin))
-    }
-}
-
 /// Writes one slot: its second word first.
 #[inline(always)]
 fn write(number: u64, words: [u64; 2]) {
@@ -102,21 +96,22 @@ fn write(number: u64, words: [u64; 2]) {
     }
 }
 
-/// Adds a record of one word behind its header; whether there was room.
+/// Adds a record of one word behind its header, if there is room: the number of its slot.
 #[inline(always)]
-pub(crate) fn add(header: Header, word: u64) -> bool {
-    let Some(first) = claim(1) else { return false };
+pub(crate) fn add(header: Header, word: u64) -> Option<u64> {
+    let first = claim(1)?;
     write(first, [header.0, word]);
-    true
+    Some(first)
 }
 
-/// Adds a record of three words behind its header; whether there was room.
+/// Adds a record of three words behind its header, if there is room: the number of its second slot.
 #[inline(always)]
-pub(crate) fn add_long(header: Header, words: [u64; 3]) -> bool {
-    let Some(first) = claim(2) else { return false };
-    write(first.wrapping_add(1), [words[1], words[2]]);
+pub(crate) fn add_long(header: Header, words: [u64; 3]) -> Option<u64> {
+    let first = claim(2)?;
+    let last = first.wrapping_add(1);
+    write(last, [words[1], words[2]]);
     write(first, [header.0, words[0]]);
-    true
+    Some(last)
 }
 
 /// Says what has become of the record for which a slot was claimed: whether it is in the ring buffer.

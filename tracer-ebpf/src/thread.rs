@@ -377,13 +377,14 @@ impl Thread {
         self.time
     }
 
-    /// Has what is told from now on be of the present timer tick: the first time in each.
+    /// Has what is told from now on be of the present timer tick; whether it is. Told the first time in each.
     #[inline(always)]
-    pub(crate) fn tell_time(&mut self) {
+    pub(crate) fn tell_time(&mut self) -> bool {
         let time = self.now();
         if self.told != time && emit::time(time) {
             self.told = time;
         }
+        self.told == time
     }
 }
 

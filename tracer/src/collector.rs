@@ -52,6 +52,8 @@ const SETTLING: Duration = Duration::from_millis(500);
 const LAST_SETTLING: Duration = Duration::from_secs(5);
 /// Time for programs that were running when recording was turned off to end.
 const GRACE: Duration = Duration::from_millis(5);
+/// How long a record may take to be written that was begun by then: whoever writes it may be out of its turn on the processor.
+const LAST_WRITES: Duration = Duration::from_millis(300);
 
 /// A snapshot that somebody waits for.
 struct Asked {
@@ -356,6 +358,12 @@ impl Collector {
         self.stopped = Some(monotonic());
         std::thread::sleep(GRACE);
         self.take_in_all();
+        let deadline = Instant::now() + LAST_WRITES;
+        while self.events.unfinished() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+            self.take_in_all();
+        }
+        self.unknown_records += self.events.unfinished();
         // What the last of these lost may be counted by now and be told later.
         self.end_lost_frees();
         self.let_go();

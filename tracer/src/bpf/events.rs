@@ -19,6 +19,8 @@ use super::{
 };
 use crate::event::Image;
 
+/// How long to wait for a record that is being written.
+const MOMENT: Duration = Duration::from_micros(200);
 /// Of an update of a map: what is there stays (BPF_NOEXIST in include/uapi/linux/bpf.h).
 const NO_OTHER: u64 = 1;
 
@@ -129,6 +131,8 @@ impl Events {
 
     /// Waits until many records are there, or `bell` can be read, or for `timeout`.
     pub fn wait(&mut self, bell: &OwnedFd, timeout: Duration) {
+        // Whoever writes the next record may have woken for it already.
+        let timeout = if self.unfinished() > 0 { timeout.min(MOMENT) } else { timeout };
         let Ok(timeout) = timeout.try_into() else { return };
         // What is there would be taken for something new for ever. Its turn comes now, or nearly so.
         let mut has_come = false;
@@ -142,6 +146,11 @@ impl Events {
         let mut fds = [PollFd::new(&self.ring, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
         // Interrupted or not: the caller looks for records either way.
         let _ = poll(&mut fds, Some(&timeout));
+    }
+
+    /// How much there may be behind a record that is being written at this moment, in records; 0: none is.
+    pub fn unfinished(&self) -> u64 {
+        self.queue.unfinished()
     }
 
     /// Gives up to `limit` records to `f`, oldest first; returns how many there were.

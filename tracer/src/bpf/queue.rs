@@ -78,7 +78,8 @@ impl Queue {
             self.slot(number)[0].store(0, Ordering::Relaxed);
         }
         self.next += record.slots;
-        if self.next - self.free >= GIVEN_BACK {
+        // Of a small queue it would be all.
+        if self.next - self.free >= GIVEN_BACK.min(self.slots.count as u64 / 8) {
             self.give_back();
         }
     }
@@ -92,6 +93,16 @@ impl Queue {
         // SAFETY: mapped as long as `self` is, and aligned. Nobody else writes this word.
         let begin = unsafe { AtomicU64::from_ptr(&raw mut (*self.positions.start.as_ptr()).begin) };
         begin.store(self.free, Ordering::Release);
+    }
+
+    /// How many slots were claimed of which the first one is not filled yet: it is being written.
+    pub(super) fn unfinished(&self) -> u64 {
+        if self.head().is_some() {
+            return 0;
+        }
+        // SAFETY: as in `give_back`; this word is only read.
+        let end = unsafe { AtomicU64::from_ptr(&raw mut (*self.positions.start.as_ptr()).end) };
+        end.load(Ordering::Acquire) - self.next
     }
 
     fn slot(&self, number: u64) -> &Slot {
@@ -233,6 +244,18 @@ mod tests {
             queue.advance(&block);
             assert_eq!(queue.head(), None, "what was read is there again");
         }
+    }
+
+    #[test]
+    fn what_was_claimed_is_waited_for() {
+        let (queue, writer) = queue();
+        assert_eq!(queue.unfinished(), 0);
+        // SAFETY: mapped, and aligned.
+        let end = unsafe { AtomicU64::from_ptr(&raw mut (*writer.positions.start.as_ptr()).end) };
+        end.store(2, Ordering::Release);
+        assert_eq!(queue.unfinished(), 2);
+        writer.write(0, [header(kind::FREE).0, 1]);
+        assert_eq!(queue.unfinished(), 0, "the first one can be read");
     }
 
     #[test]

@@ -229,7 +229,7 @@ impl ProcessHeap {
         }
     }
 
-    /// A free that did not come through the ring buffer. Blocks that are younger than it are others, at the same address.
+    /// A free that was not told in its turn. Blocks that are younger than it are others, at the same address.
     pub(super) fn lost_free(&mut self, addr: u64, time: u64, books: &mut Books<'_>) {
         if self.suspended.values().any(|block| block.addr == addr && block.time <= time) {
             self.free_suspended(addr, books);

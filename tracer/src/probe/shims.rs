@@ -118,6 +118,11 @@ fn behind<'a>(
             None => found.unseen.push(function),
         }
     }
+    // An allocator that has another one in the same file is most likely a wrapper of that, whose calls are seen wherever they are.
+    let is_another = |one: &Candidate| FAMILIES[one.known.family].name != "Rust" && !one.known.shape.frees();
+    if accepted.iter().any(is_another) {
+        found.unseen.clear();
+    }
     found
 }
 

@@ -97,9 +97,18 @@ func newString5(n uint64) string {
 //go:noinline
 func newTiny12() *[12]byte { return new([12]byte) }
 
+var empty12 [12]byte
+
 func prepareTiny() {
 	strings5 = make([]string, 1500000)
 	objects12 = make([]*[12]byte, 600000)
+	// They are there before the objects are: memory that comes later would be of before, and is not explained.
+	for n := range strings5 {
+		strings5[n] = "."
+	}
+	for n := range objects12 {
+		objects12[n] = &empty12
+	}
 }
 
 func keepTiny() {
