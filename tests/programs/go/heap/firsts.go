@@ -1,7 +1,10 @@
 // What threads allocate first: each has been there before anybody looks, and allocates one large buffer in its life.
 package main
 
-import "runtime"
+import (
+	"runtime"
+	"runtime/debug"
+)
 
 const (
 	firstThreads = 16
@@ -21,6 +24,8 @@ func newFirst() []byte { return make([]byte, firstBytes) }
 
 // Each goroutine has its thread for itself, and it waits there.
 func prepareFirsts() {
+	// Each buffer would begin a collection, faster than anybody looks at what they leave.
+	debug.SetGCPercent(-1)
 	for n := 0; n < firstThreads; n++ {
 		go func() {
 			runtime.LockOSThread()
