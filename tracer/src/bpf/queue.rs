@@ -184,7 +184,7 @@ mod tests {
 
     use super::*;
 
-    const COUNT: u32 = 8;
+    const COUNT: u32 = 32;
 
     /// Memory in the place of a map's, and a view of it as the programs have it.
     fn memory<T>(count: usize) -> (OwnedFd, Shared<T>) {
