@@ -392,16 +392,21 @@ fn enabling_the_profile_is_undone() {
     assert_eq!((&report.json["mode"], report.gaps()), (&"sampled".into(), vec!["silent_targets".to_owned()]));
 }
 
+/// A launched program is told to begin, and nothing after that.
+fn told_to_begin(run: Run) -> Outcome {
+    let folder = scratch();
+    let words = folder.path().join("words");
+    fs::write(&words, "begin\n").unwrap();
+    run.input(fs::File::open(&words).unwrap()).finish()
+}
+
 /// The runtime of a program that cannot read its profile turns that off as it starts: from then on it is on all the same.
 #[test]
 fn enabling_the_profile_of_a_command() {
     require_root();
-    let folder = scratch();
-    let words = folder.path().join("words");
-    fs::write(&words, "begin\n").unwrap();
     let program = go_program("heap", STOCK);
     let run = Run::launch(&["--go-heap=enable"], [program.to_str().unwrap(), "ring"]);
-    let outcome = run.input(fs::File::open(&words).unwrap()).finish();
+    let outcome = told_to_begin(run);
     let mut truth = Truth::default();
     outcome.stdout.lines().for_each(|line| truth.read(line));
     let report = outcome.report(outcome.code().unwrap());
@@ -414,12 +419,9 @@ fn enabling_the_profile_of_a_command() {
 #[test]
 fn a_command_that_sets_its_own_rate() {
     require_root();
-    let folder = scratch();
-    let words = folder.path().join("words");
-    fs::write(&words, "begin\n").unwrap();
     let program = go_program("heap", PROFILED);
     let run = Run::launch(&[], [program.to_str().unwrap(), "ring"]).env("HEAP_PROFILE_RATE", "4096");
-    let outcome = run.input(fs::File::open(&words).unwrap()).finish();
+    let outcome = told_to_begin(run);
     let report = outcome.report(outcome.code().unwrap());
     let quality = &report.json["quality"];
     assert_eq!(quality["sampling"]["mean_bytes"], 4096, "{quality}");

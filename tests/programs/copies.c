@@ -34,19 +34,10 @@ __attribute__((noipa)) char *strndup(const char *string, size_t most)
     return copy;
 }
 
-#define HOLDS(function, bytes, call)            \
-    SITE(function);                             \
-    static ALLOCATES void function(void)        \
-    {                                           \
-        struct block block;                     \
-        void *pointer = call;                   \
-        KEEP(pointer);                          \
-        hold(&block, pointer, bytes, &function##_site); \
-    }
-HOLDS(of_malloc, 100, malloc(100))
-HOLDS(of_strdup, 13, strdup("twelve bytes"))
-HOLDS(of_strndup, 6, strndup("twelve bytes", 5))
-HOLDS(of_strndup_whole, 13, strndup("twelve bytes", 50))
+HOLDS_BY(of_malloc, 100, malloc(100))
+HOLDS_BY(of_strdup, 13, strdup("twelve bytes"))
+HOLDS_BY(of_strndup, 6, strndup("twelve bytes", 5))
+HOLDS_BY(of_strndup_whole, 13, strndup("twelve bytes", 50))
 
 int main(void)
 {

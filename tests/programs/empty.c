@@ -30,19 +30,10 @@ __attribute__((noipa)) void *realloc(void *block, size_t size)
     return new;
 }
 
-#define HOLDS(function, bytes, call)            \
-    SITE(function);                             \
-    static ALLOCATES void function(void)        \
-    {                                           \
-        struct block block;                     \
-        void *pointer = call;                   \
-        KEEP(pointer);                          \
-        hold(&block, pointer, bytes, &function##_site); \
-    }
-HOLDS(nothing_by_malloc, 0, malloc(0))
-HOLDS(nothing_by_calloc, 0, calloc(0, 8))
-HOLDS(nothing_by_realloc, 0, realloc(NULL, 0))
-HOLDS(something, 100, malloc(100))
+HOLDS_BY(nothing_by_malloc, 0, malloc(0))
+HOLDS_BY(nothing_by_calloc, 0, calloc(0, 8))
+HOLDS_BY(nothing_by_realloc, 0, realloc(NULL, 0))
+HOLDS_BY(something, 100, malloc(100))
 
 int main(void)
 {

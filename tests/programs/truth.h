@@ -86,6 +86,17 @@ static inline void hold(struct block *block, void *pointer, size_t size, struct 
         hold(&block, pointer, size, &function##_site); \
     }
 
+// A function that holds the block that an expression gives: so many bytes.
+#define HOLDS_BY(function, bytes, call)                 \
+    SITE(function);                                     \
+    static ALLOCATES void function(void)                \
+    {                                                   \
+        struct block block;                             \
+        void *pointer = call;                           \
+        KEEP(pointer);                                  \
+        hold(&block, pointer, bytes, &function##_site); \
+    }
+
 // Books the end of a block.
 static inline void let_go(struct block *block)
 {

@@ -224,13 +224,9 @@ fn send_block(thread: &mut Thread, header: Header, addr: u64, call: &Call) -> bo
         return false;
     }
     // As old as another one, it could be taken for a block that a lost free has ended.
-    let sent = if thread.tell_time() {
-        emit::block(header, addr, call.size, call.stack)
-    } else {
-        emit::lost_block(call.size);
-        false
-    };
+    let sent = thread.tell_time() && emit::block(header, addr, call.size, call.stack);
     if !sent {
+        emit::lost_block(call.size);
         samples::end(&thread.target, addr);
     }
     sent

@@ -5,7 +5,6 @@
 
 use core::ffi::c_void;
 
-use crate::queue;
 use aya_ebpf::{
     bindings::{
         BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
@@ -19,11 +18,13 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use tracer_ebpf::{
-    Began, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Remapping, Target, Whose,
+    Began, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Remapping, Slot, Target, Whose,
     golang::Sample,
     kind,
     unwind::{FileKey, UnknownFile},
 };
+
+use crate::queue;
 
 /// Long records, in the order in which the queue has them or nearly so. Its size is set by user space before loading.
 #[map]
@@ -49,8 +50,6 @@ static UNSEEN: HashMap<u32, u64> = HashMap::with_max_entries(1 << 12, BPF_F_NO_P
 /// 0: never, it comes often enough by itself. Set by user space before loading.
 #[unsafe(no_mangle)]
 static WAKEUP_BYTES: u64 = 1 << 18;
-/// Bytes of a slot of the queue.
-const SLOT: u64 = 16;
 
 /// Adds to one field of the loss counters.
 macro_rules! count_loss {
@@ -195,7 +194,7 @@ fn put_long(header: Header, words: [u64; 3]) -> bool {
 /// Wakes the reader if this slot is one at which it is woken: so many are between two of them that it is never too late.
 #[inline(always)]
 fn ring_bell(slot: u64) {
-    let threshold = wakeup_bytes() / SLOT;
+    let threshold = wakeup_bytes() / size_of::<Slot>() as u64;
     // A power of two, as all of the queue is; a record of two slots may step over it.
     if threshold != 0 && slot & threshold.wrapping_sub(1) < 2 {
         let bell = Header::new(kind::BELL, 0, 0, 0);
@@ -218,11 +217,7 @@ pub(crate) fn time(time: u64) -> bool {
 /// A new block; when it came is what the last time says that was told.
 #[inline(always)]
 pub(crate) fn block(header: Header, addr: u64, size: u64, stack: u64) -> bool {
-    let sent = put_long(header, [addr, size, stack]);
-    if !sent {
-        lost_block(size);
-    }
-    sent
+    put_long(header, [addr, size, stack])
 }
 
 /// A block of so many bytes cannot be told.

@@ -2,7 +2,7 @@
 //!
 //! Integers only, no aya, no policy. Both sides compile it, so a layout cannot differ between them; the
 //! size assertions at the end hold it still. Every record starts with a [`Header`], is a multiple of 8 bytes long and
-//! is aligned to 8 bytes in the ring buffer.
+//! is aligned to 8 bytes where it is sent.
 #![no_std]
 
 mod began;
@@ -91,6 +91,9 @@ pub mod kind {
     /// In the ring buffer only, and not in the queue: the reader is to look at that.
     pub const BELL: u8 = 22;
 }
+
+/// A slot of the queue of records.
+pub type Slot = [u64; 2];
 
 /// Where the queue of records begins and ends, in slots, of all that there have been; the one value of the map POSITIONS, which user space
 /// maps. Each is on a cache line of its own.
@@ -438,8 +441,8 @@ pub struct Loss {
 }
 
 const _: () = {
-    assert!(size_of::<Address>() == 16); // 24 bytes with the ring buffer's own header
-    assert!(size_of::<Block>() == 40); // 48 bytes with the ring buffer's own header
+    assert!(size_of::<Address>() == 16);
+    assert!(size_of::<Block>() == 40);
     assert!(size_of::<Moment>() == 16);
     assert!(size_of::<Positions>() == 256);
     assert!(size_of::<Remapping>() == 64);

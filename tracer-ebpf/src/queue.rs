@@ -8,11 +8,11 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{bindings::BPF_F_MMAPABLE, helpers::generated::bpf_loop, macros::map, maps::Array};
-use tracer_ebpf::{Header, Positions, kind};
+use tracer_ebpf::{Header, Positions, Slot, kind};
 
 /// Its slots. How many there are is set by user space before loading.
 #[map]
-static QUEUE: Array<[u64; 2]> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static QUEUE: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// Where it begins and ends.
 #[map]
@@ -86,7 +86,7 @@ pub(crate) fn claim(count: u64) -> Option<u64> {
 
 /// Writes one slot: its second word first.
 #[inline(always)]
-fn write(number: u64, words: [u64; 2]) {
+fn write(number: u64, words: Slot) {
     // It is there: there are as many as `slots` says.
     let Some(slot) = QUEUE.get_ptr_mut((number & slots().wrapping_sub(1)) as u32) else { return };
     // SAFETY: the pointer comes from a map lookup; the slot is the caller's.

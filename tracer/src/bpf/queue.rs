@@ -11,8 +11,9 @@ use std::{
 
 use tracer_ebpf::{Header, Positions, kind};
 
-/// A slot: two words.
+/// A slot, which others write.
 type Slot = [AtomicU64; 2];
+const _: () = assert!(size_of::<Slot>() == size_of::<tracer_ebpf::Slot>());
 /// Bytes of a slot.
 pub(super) const SLOT: u32 = size_of::<Slot>() as u32;
 /// Free slots are given back so many at a time: those who write look at how many there are, on other processors.
