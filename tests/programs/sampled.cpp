@@ -3,6 +3,7 @@
 
 #include <new>
 
+SITE(grown);
 SITE(small);
 SITE(by_new);
 SITE(by_aligned_new);
@@ -24,6 +25,17 @@ static void keep(void *pointer, size_t size, struct site *site)
 struct alignas(64) Line {
     char bytes[128];
 };
+
+// From one place, and by one function of the allocator, whatever that one calls.
+static ALLOCATES void grown()
+{
+    void *pointer = nullptr;
+    for (size_t size = 500; size <= 2000; size += 500) {
+        pointer = realloc(pointer, size);
+        KEEP(pointer);
+    }
+    keep(pointer, 2000, &grown_site);
+}
 
 static ALLOCATES void small()
 {
@@ -95,6 +107,9 @@ static ALLOCATES void passing()
 
 static void hold_all()
 {
+    // Before all others: what is noticed of these calls is not forgotten over those.
+    for (int nth = 0; nth < 5000; nth++)
+        grown();
     for (int round = 0; round < 10; round++) {
         for (int nth = 0; nth < 5000; nth++) {
             small();

@@ -7,7 +7,8 @@
 //! What one function asks another for on its behalf (`posix_memalign` that calls `malloc`) has one chance and not two: calls that
 //! were left out are remembered for a while, and one that is taken is left out after all if it lies inside of one of these and
 //! may be what that one's block is made of. The function of the outer one is known from then on for one that has others inside:
-//! its calls are followed to their end, and what is inside of them is found as where all is recorded.
+//! its calls are followed to their end, and what is inside of them is found as where all is recorded; what is still remembered of
+//! them is over, and nothing lies inside of that.
 //! Whether one lies inside of another its stack tells.
 
 use core::ffi::c_void;
@@ -71,22 +72,21 @@ pub extern "C" fn judge(cookie: u64, sp: u64) -> u32 {
     if thread.used != 0 || ends {
         return if taken { RECORD } else { FOLLOW };
     }
-    let caller = inflight::read_word(sp).unwrap_or(0);
+    let last = thread.left_out[thread.left_out_next.wrapping_sub(1) as usize & (LEFT_OUT - 1)];
+    let is_other = last.function != function && !is_wrapper(last.function);
+    if is_other && last.sp == sp && size >= last.size && holds(sp, last.caller) {
+        // That one has jumped to this. It stays the last: the next call from there is not one that this jumps to.
+        mark_wrapper(last.function);
+        return NOTHING;
+    }
     if taken {
         thread.asked = size;
-        let last = thread.left_out[thread.left_out_next.wrapping_sub(1) as usize & (LEFT_OUT - 1)];
-        let follows = last.sp == sp && holds(sp, last.caller) && size >= last.size;
-        if !follows || last.function == function {
-            return RECORD_OUTERMOST;
-        }
-        // Which of them jumps to the other this does not tell.
-        mark_wrapper(last.function);
-        mark_wrapper(function);
-        return NOTHING;
+        return RECORD_OUTERMOST;
     }
     if is_wrapper(function) {
         return FOLLOW;
     }
+    let caller = inflight::read_word(sp).unwrap_or(0);
     let at = thread.left_out_next;
     thread.left_out_next = at.wrapping_add(1);
     thread.left_out[at as usize & (LEFT_OUT - 1)] = LeftOut { sp, caller, size, function };
@@ -128,7 +128,7 @@ pub extern "C" fn lies_inside(sp: u64, marks: u32) -> u32 {
     for at in 0..LEFT_OUT {
         let LeftOut { sp: slot, caller, size, function } = thread.left_out[at];
         thread.outer_frames[at] = 0;
-        if slot > sp && thread.asked >= size && holds(slot, caller) {
+        if slot > sp && thread.asked >= size && !is_wrapper(function) && holds(slot, caller) {
             let frame = slot.wrapping_add(8);
             if found_to < frame {
                 if marks != 0 {
