@@ -38,6 +38,21 @@ fn the_status_is_the_commands() {
     }
 }
 
+/// Nobody can look at it any more when it is known that it has mapped the library.
+#[test]
+fn an_allocator_of_a_command_that_ends_at_once() {
+    require_root();
+    let (program, library) = (compiled("brief_plugin"), compiled("plugin, own allocator"));
+    let outcome = Run::launch(&[], &[program.to_str().unwrap(), library.to_str().unwrap()]).finish();
+    assert_eq!(told(&outcome.stdout).held["first_at_once"], Held { bytes: 100_000, blocks: 100 });
+    let report = outcome.report(3);
+    // None of the libraries that had probes, or need none.
+    report.assert_gap("unseen_spans", 1);
+    let notes = report.json["quality"]["notes"].as_array().unwrap();
+    let path = library.to_str().unwrap();
+    assert!(notes.iter().any(|note| note.as_str().is_some_and(|note| note.contains(path))), "{notes:?}");
+}
+
 /// The loader is the program, and maps the other one as it would a library.
 #[test]
 fn a_program_that_the_loader_is_told_to_run() {

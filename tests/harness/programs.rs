@@ -73,6 +73,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "become", compiler: C, files: &["become.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "brief", compiler: C, files: &["brief.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "brief_own", compiler: C, files: &["brief_own.c"], flags: EXPORTED_ALLOCATOR },
+    Source { name: "brief_plugin", compiler: C, files: &["brief_plugin.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "brief_threads", compiler: C, files: &["brief_threads.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "busy, C++", compiler: CXX, files: &["busy.cpp"], flags: WITHOUT_FRAME_POINTERS },
     Source {

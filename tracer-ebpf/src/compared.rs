@@ -16,6 +16,7 @@ mod epochs;
 mod go;
 mod inflight;
 mod kernel;
+mod loaded;
 mod mappings;
 mod numbers;
 mod process;

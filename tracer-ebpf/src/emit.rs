@@ -21,7 +21,7 @@ use tracer_ebpf::{
     Began, BlockKey, Header, Loss, MAX_LOST_BEGINNINGS, Remapping, Slot, Target, Whose,
     golang::Sample,
     kind,
-    unwind::{FileKey, UnknownFile},
+    unwind::{FileKey, Loaded, UnknownFile},
 };
 
 use crate::queue;
@@ -304,6 +304,14 @@ pub(crate) fn survivor(header: Header, target: &Target, addr: u64) {
 #[inline(always)]
 pub(crate) fn unknown_file(record: &UnknownFile) -> bool {
     output((&raw const *record).cast(), size_of::<UnknownFile>() as u64, BPF_RB_FORCE_WAKEUP)
+}
+
+/// Code of a file that a process has mapped.
+#[inline(always)]
+pub(crate) fn loaded(record: &Loaded) {
+    if !send(record) {
+        count_loss!(moments, 1);
+    }
 }
 
 /// A change of what a process has mapped.

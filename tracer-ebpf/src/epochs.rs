@@ -65,6 +65,19 @@ pub(crate) fn appeared(start: u64, end: u64) {
     }
 }
 
+/// Where the mapping begins that was the `count`th to appear in the current process; 0 where that is not known.
+#[inline(always)]
+pub(crate) fn place_of(count: u64) -> u64 {
+    let index = (bpf_get_current_pid_tgid() >> 32) as u32 % epoch::PROCESSES;
+    let Some(latest) = APPEARED.get_ptr(index) else { return 0 };
+    // SAFETY: the pointer comes from a map lookup, and the index is below the length. The count is written last.
+    unsafe {
+        let slot = latest.cast::<Appeared>().add(count as usize % MAX_APPEARED);
+        let start = core::ptr::read_volatile(&raw const (*slot).start);
+        if core::ptr::read_volatile(&raw const (*slot).count) == count { start } else { 0 }
+    }
+}
+
 /// Whether the current process is asking for memory of its own that it may read or write and that is no code: by mmap(2).
 #[inline(always)]
 pub(crate) fn asks_for_memory() -> bool {

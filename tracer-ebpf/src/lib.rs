@@ -76,6 +76,8 @@ pub mod kind {
     pub const STACK_REST: u8 = 13;
     /// [`Part`](super::Part): a block that was told is a part of another one, which an outer call is about to return.
     pub const PART: u8 = 14;
+    /// [`unwind::Loaded`](super::unwind::Loaded): a process has mapped code of a file.
+    pub const LOADED: u8 = 15;
     /// [`unwind::UnknownFile`](super::unwind::UnknownFile): code of a file was met of which nothing is known.
     pub const UNKNOWN_FILE: u8 = 16;
     /// [`Remapping`](super::Remapping): a process has changed what memory it has mapped.
@@ -429,7 +431,7 @@ pub struct Loss {
     pub outcomes_unseen: u64,
     /// Calls among those whose return address was left alone, because taking it out could have harmed the process.
     pub returns_declined: u64,
-    /// Records of beginnings and ends of processes and threads that found the ring buffer full.
+    /// Records of beginnings and ends of processes and threads, and of code that they have mapped, that found the ring buffer full.
     pub moments: u64,
     /// Processes that were not followed, or not at once: the table of processes was full, or the record of their beginning found the
     /// ring buffer full.

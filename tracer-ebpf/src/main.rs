@@ -15,6 +15,7 @@ mod epochs;
 mod go;
 mod inflight;
 mod kernel;
+mod loaded;
 mod mappings;
 mod numbers;
 mod process;

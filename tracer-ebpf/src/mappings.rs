@@ -133,6 +133,12 @@ pub(crate) fn program_break() -> u64 {
     if at == 0 { 0 } else { kernel_word(mm().wrapping_add(u64::from(at))) }
 }
 
+/// Whether what was found is a file's code.
+#[inline(always)]
+pub(crate) fn is_code_of_file(area: &Area) -> bool {
+    area.is_file != 0 && area.flags & EXECUTABLE != 0
+}
+
 /// Whether a mapping is code; `area` is one of the kernel's, of a type that the verifier knows.
 #[inline(always)]
 pub(crate) fn is_code(area: *const c_void) -> bool {
@@ -181,27 +187,40 @@ pub(crate) fn place_of(mapping: &Mapping, pc: u64) -> u64 {
 pub extern "C" fn look_up_mapping(pc: u64) -> u32 {
     let pid_tgid = bpf_get_current_pid_tgid();
     let Some(thread) = thread::existing(pid_tgid) else { return end::NO_MAPPING };
+    let found = locate(thread, pc);
+    // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
+    settle(unsafe { &mut *thread }, pc, found)
+}
+
+/// Makes `walk.area` the mapping that `address` lies in, if there is one: whether there is.
+#[inline(always)]
+pub(crate) fn look_up_any(thread: *mut Thread, address: u64) -> bool {
+    let found = locate(thread, address);
+    // SAFETY: only the current thread uses its state.
+    let area = unsafe { &(*thread).walk.area };
+    found != BUSY && address >= area.start && address < area.end
+}
+
+/// Makes `walk.area` the mapping that `pc` lies in, or one beside it: 0, or what the kernel says.
+#[inline(always)]
+fn locate(thread: *mut Thread, pc: u64) -> i64 {
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let walk = unsafe { &mut (*thread).walk };
-    walk.area.end = 0;
-    walk.wanted = pc;
+    (walk.area.start, walk.area.end, walk.wanted) = (0, 0, pc);
     let mut area: *mut Area = &raw mut walk.area;
     let argument = (&raw mut area).cast::<c_void>();
     // SAFETY: the callback is given a pointer that outlives the call.
-    let mut found = unsafe { bpf_find_vma(bpf_get_current_task_btf(), pc, note as *mut c_void, argument, 0) };
-    if found == BUSY && offset_of!(mm_tree) != 0 {
-        walk.node = read!(mm(), mm_tree);
-        let mut searched: *mut Thread = thread;
-        let argument = (&raw mut searched).cast::<c_void>();
-        // SAFETY: as above.
-        unsafe { bpf_loop(MAX_DEPTH, descend as *mut c_void, argument, 0) };
-        // SAFETY: only this thread uses its state.
-        found = if unsafe { (*searched).walk.node } == FOUND { 0 } else { BUSY };
-        // SAFETY: as above.
-        return settle(unsafe { &mut *searched }, pc, found);
+    let found = unsafe { bpf_find_vma(bpf_get_current_task_btf(), pc, note as *mut c_void, argument, 0) };
+    if found != BUSY || offset_of!(mm_tree) == 0 {
+        return found;
     }
+    walk.node = read!(mm(), mm_tree);
+    let mut searched: *mut Thread = thread;
+    let argument = (&raw mut searched).cast::<c_void>();
     // SAFETY: as above.
-    settle(unsafe { &mut *thread }, pc, found)
+    unsafe { bpf_loop(MAX_DEPTH, descend as *mut c_void, argument, 0) };
+    // SAFETY: only this thread uses its state.
+    if unsafe { (*searched).walk.node } == FOUND { 0 } else { BUSY }
 }
 
 /// Makes `walk.area` the mapping that `address` lies in, by the kernel's tree alone: whether there is one. For those who hold the lock

@@ -20,7 +20,7 @@ use crate::{
     emit::{self, Told, count_loss},
     epochs,
     kernel::kernel_word,
-    mappings, returns, sharers,
+    loaded, mappings, returns, sharers,
     thread::{self, Thread},
 };
 
@@ -346,7 +346,8 @@ fn continue_current() {
 pub(crate) fn thread_exit() {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    // First: of a process whose threads end all at once, the others come when the last one has been counted.
+    loaded::look_for_code();
+    // Before all else: of a process whose threads end all at once, the others come when the last one has been counted.
     thread::forget(pid_tgid);
     let Some(target) = target(pid_tgid) else { return };
     emit::moment(Header::new(kind::THREAD_EXIT, target.image, 0, pid_tgid));

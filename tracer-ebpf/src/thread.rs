@@ -11,7 +11,7 @@ use tracer_ebpf::{
     unwind::{Area, Mapping},
 };
 
-use crate::emit;
+use crate::{emit, epochs};
 
 /// Bytes of stack that are read at once, at most.
 pub(crate) const WINDOW: u64 = 8192;
@@ -341,6 +341,8 @@ pub(crate) struct Thread {
     pub(crate) known: [Known; KNOWN],
     /// Addresses that walks came to, by their last bits.
     pub(crate) places: [Place; PLACES],
+    /// Up to which count of mappings that may be code ([`epochs::changes`](crate::epochs::changes)) it has looked what they are.
+    pub(crate) looked_for_code: u64,
     /// Part of the tag: another one for each thread that this was the state of.
     pub(crate) salt: u64,
     /// Where a stack is assembled. Not per CPU: a preempted program would find another thread's frames in it.
@@ -361,6 +363,9 @@ impl Thread {
         (self.left, self.left_out_next) = (zero, zero);
         (self.frames.cached, self.frames.checks) = (zero, zero);
         (self.frames.tag, self.trampoline, self.remapper.call) = (zero, zero, zero);
+        // What was there when a further thread began is for others to tell.
+        let (tgid, tid) = ((owner >> 32) as u32, owner as u32);
+        self.looked_for_code = if tgid == tid { zero } else { epochs::changes(tgid).unwrap_or(zero) };
         self.salt = self.salt.wrapping_add(SALT);
     }
 

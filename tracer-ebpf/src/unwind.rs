@@ -295,6 +295,18 @@ pub struct UnknownFile {
     pub end: u64,
 }
 
+/// A record about code of a file that a process has mapped.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// Kind and thread.
+    pub header: Header,
+    /// Which file.
+    pub key: FileKey,
+    /// When: nanoseconds of CLOCK_MONOTONIC.
+    pub time: u64,
+}
+
 /// Where the kernel keeps what it knows of mappings: offsets in its structures, bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -356,6 +368,7 @@ const _: () = {
     assert!(size_of::<Area>() == 64);
     assert!(size_of::<Appeared>() == 24);
     assert!(size_of::<UnknownFile>() == 32);
+    assert!(size_of::<Loaded>() == 32);
     assert!(size_of::<KernelMappings>() == 96);
     assert!(FILE_NUMBERS == 1 << (63 - 40)); // as many bits as a place has for it
 };

@@ -15,7 +15,7 @@ use tracer_ebpf::{
 
 use crate::{
     cached::{check, compare, is_cached, list_checks},
-    mappings, returns,
+    loaded, mappings, returns,
     rules::rule_at,
     thread::{Context, PLACES, Thread, Walk},
     window::word,
@@ -37,6 +37,9 @@ pub(crate) fn walk(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_point
     // Before anything is looked up: a change in between is seen the next time.
     mappings::begin(thread, tgid);
     let unchanged = thread.frames.tag == thread.walk.tag;
+    if !unchanged {
+        loaded::tell(thread, tgid);
+    }
     let cached = thread.frames.cached;
     let image = thread.target.image;
     let walk = &mut thread.walk;

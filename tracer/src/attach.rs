@@ -5,6 +5,8 @@ mod begin;
 mod chosen;
 mod find;
 mod guard;
+mod last_look;
+mod loaded;
 mod look;
 mod probed_code;
 pub mod probes;
@@ -24,8 +26,9 @@ pub use self::{
     returns::Returns,
 };
 use self::{
-    find::{Phase, describe, find, mappings},
+    find::{Phase, code_files_in, describe, find, mappings},
     guard::Guard,
+    loaded::Loaded,
     probes::{Own, Probes, Scope},
 };
 use crate::{
@@ -70,6 +73,8 @@ pub struct Attached {
     has_go_library: bool,
     /// Files that it had mapped as code when libraries had come last.
     code_files: HashSet<((u32, u32), u64)>,
+    /// Files whose code it has mapped since it is traced.
+    loaded: Loaded,
     /// Its mappings, until the collector is told.
     space: Option<Box<AddressSpace>>,
     /// What the kernel knows its program's file by, where that is known, and when it began: nanoseconds of CLOCK_MONOTONIC.
@@ -98,6 +103,7 @@ impl Attached {
             found: None,
             has_go_library: false,
             code_files: HashSet::new(),
+            loaded: Loaded::default(),
             space: None,
             program: None,
             gave_up: false,
@@ -265,6 +271,7 @@ impl Attached {
         (self.gave_up, self.found, self.space, self.has_go_library) = (false, None, None, false);
         self.goes_on_without_its_first_thread = false;
         self.code_files.clear();
+        self.loaded = Loaded::default();
         self.guard.forget();
         self.handle(Event::Execed { time: program.beginning.time, probes_lost, known: program.is_covered })
     }
@@ -314,6 +321,7 @@ impl Attached {
             }
         };
         self.is_now(process);
+        self.code_files = code_files_in(&space);
         (self.found, self.space) = (allocators, Some(Box::new(space)));
         look
     }
@@ -339,6 +347,7 @@ impl Attached {
     /// Lets go of all that a process takes which has ended and will only be reported. `memory`: what is known of its memory.
     pub fn let_go(&mut self, memory: Option<Memory>, probes: &mut Probes) {
         self.target = Process { memory, ..self.target() };
+        self.loaded.keep_what_was_probed(self.allocators.as_ref());
         (self.allocators, self.found, self.space) = (None, None, None);
         self.guard.forget();
         std::mem::take(&mut self.links).detach_aside(&mut probes.programs);

@@ -106,6 +106,8 @@ pub enum Event<'a> {
     GoSample(GoSample),
     /// Code of a file was met of which nothing is known.
     UnknownFile(UnknownFile),
+    /// The process has mapped code of the file that the kernel knows by this, at this time: nanoseconds of CLOCK_MONOTONIC.
+    Loaded(FileKey, u64),
     /// A process has changed what it has mapped.
     Remapping(Remapping),
     /// The image began.
@@ -276,6 +278,7 @@ pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::STACK_REST => stack_rest(body)?,
         kind::GO_SAMPLE => go_sample(body)?,
         kind::UNKNOWN_FILE => unknown_file(body)?,
+        kind::LOADED => Event::Loaded(file_key(body)?, body.try_get_u64_ne()?),
         kind::REMAPPING => remapping(body)?,
         kind::BEGAN => began(body, header.slot())?,
         // The time of these is of no use.
@@ -338,12 +341,15 @@ fn began<'a>(body: &mut &[u8], how: u8) -> Result<Event<'a>, Unintelligible> {
     let (pid, parent) = (body.try_get_u32_ne()?, Image(body.try_get_u32_ne()?));
     let mut comm = [0; 16];
     body.try_copy_to_slice(&mut comm)?;
-    let program =
-        FileKey { inode: body.try_get_u64_ne()?, device: body.try_get_u32_ne()?, generation: body.try_get_u32_ne()? };
-    let program = Some(program).filter(|program| *program != FileKey::default());
+    let program = Some(file_key(body)?).filter(|program| *program != FileKey::default());
     let (cgroup, of_memory) = (body.try_get_u64_ne()?, body.try_get_u64_ne()?);
     let whose = Whose { cgroup, of_memory, user: body.try_get_u32_ne()?, is_user_known: body.try_get_u32_ne()? };
     Ok(Event::Began(Beginning { pid, parent, how, comm, time, is_late: false, program, whose }))
+}
+
+fn file_key(body: &mut &[u8]) -> Result<FileKey, Unintelligible> {
+    let (inode, device) = (body.try_get_u64_ne()?, body.try_get_u32_ne()?);
+    Ok(FileKey { inode, device, generation: body.try_get_u32_ne()? })
 }
 
 fn go_sample<'a>(body: &mut &[u8]) -> Result<Event<'a>, Unintelligible> {
@@ -409,6 +415,10 @@ mod tests {
                 Event::UnknownFile(UnknownFile { number: 5, start: 0x1000, end: 0x3000 }),
             ),
             (
+                vec![header(kind::LOADED), 5, 4 << 32 | 3, 9],
+                Event::Loaded(FileKey { inode: 5, device: 3, generation: 4 }, 9),
+            ),
+            (
                 vec![
                     header(kind::BEGAN),
                     9,
@@ -472,6 +482,7 @@ mod tests {
             vec![header(kind::BEGAN) | 0xf00, 1, 2, 3, 4, 5, 6],
             vec![header(kind::BEGAN), 1, 2, 3, 4, 5],
             vec![header(kind::UNKNOWN_FILE), 5, 0x1000],
+            vec![header(kind::LOADED), 5, 6],
             vec![header(kind::STACK), 1],
             vec![header(kind::STACK), 1, 2, 0xa],
             vec![header(kind::STACK), 1, u64::MAX],

@@ -108,6 +108,7 @@ impl Intake<'_> {
                     self.places.resolvers().find(tracked.pid, unknown);
                 }
             }
+            Event::Loaded(file, time) => self.notices.push(Notice::Loaded(image, file, time)),
             Event::Ended { signal, ran } => {
                 self.last = None;
                 self.images.end(image);

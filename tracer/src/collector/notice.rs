@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tracer_ebpf::unwind::FileKey;
+
 use crate::event::{Beginning, Image};
 
 /// What the collector tells of its own accord.
@@ -26,6 +28,8 @@ pub enum Notice {
     HeapEnded(Image),
     /// A return address of some process had to be left alone, and the outcome of a call was not seen for that.
     ReturnDeclined,
+    /// The process of this image has mapped code of a file, at this time: nanoseconds of CLOCK_MONOTONIC.
+    Loaded(Image, FileKey, u64),
     /// Libraries of a process have come or gone.
     Mapped(Image),
     /// An image is recorded that was only followed before, from this time on: nanoseconds of CLOCK_MONOTONIC.

@@ -56,6 +56,12 @@ impl Session {
                 }
                 Ok(())
             }
+            Notice::Loaded(image, file, time) => {
+                if let Some(attached) = self.find(image) {
+                    attached.has_loaded(file, time);
+                }
+                Ok(())
+            }
             Notice::Ended { image, signal, ran } => {
                 self.has_ended(image, signal, ran);
                 Ok(())
@@ -95,7 +101,7 @@ impl Session {
     fn has_seen(&mut self, seen: Seen) {
         let (image, what) = match seen {
             Seen::Process(image, what) => (image, what),
-            Seen::Ended(program, own) => return self.known.learn_of_ended(program, own),
+            Seen::Ended(file, own) => return self.learn_of_file(file, own),
         };
         let Some(at) = self.attached.iter().position(|attached| attached.image() == image) else { return };
         let attached = &self.attached[at];

@@ -108,6 +108,11 @@ impl Ended {
         self.staying.iter().chain(&self.apart)
     }
 
+    /// The same, to be told what has become known of them.
+    pub(super) fn apart_mut(&mut self) -> impl Iterator<Item = &mut Attached> {
+        self.staying.iter_mut().chain(&mut self.apart)
+    }
+
     /// Those that stand for several each.
     pub(super) fn together(&self) -> Vec<Process> {
         let mut together: Vec<Process> = self.together.values().cloned().collect();

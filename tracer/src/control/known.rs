@@ -78,7 +78,12 @@ impl KnownPrograms {
         false
     }
 
-    /// A program that was over has this allocator in its own file.
+    /// The allocator of a file that nobody need have mapped any more, if somebody has looked; that there is none until then.
+    pub(super) fn own_allocator(&self, file: &FileKey) -> Option<&OwnAllocator> {
+        self.ended.get(file)
+    }
+
+    /// A program that was over has this allocator in its own file, or a library that was found in nobody.
     pub(super) fn learn_of_ended(&mut self, program: FileKey, own: OwnAllocator) {
         self.ended.insert(program, own);
         self.asked = self.asked.saturating_sub(1);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tracer_ebpf::{FIRST_GIVEN_IMAGE, target};
+use tracer_ebpf::{FIRST_GIVEN_IMAGE, target, unwind::FileKey};
 
 use super::{
     Input, LOOK_AROUND, Session,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     attach::{
-        Attached, NewProgram, Seen,
+        Attached, NewProgram, OwnAllocator, Seen,
         probes::{Probes, Scope},
     },
     clock::{monotonic, processor_time},
@@ -61,15 +61,19 @@ impl Session {
                 },
                 Input::Notice(Notice::Resumed(image, since)) => self.handle(image, Event::Recorded(since)),
                 // What is not seen of a process for that is told all the same.
-                Input::Notice(notice @ (Notice::SharerEnded(_) | Notice::HeapEnded(_))) => drop(self.heed(notice)),
+                Input::Notice(notice @ (Notice::SharerEnded(_) | Notice::HeapEnded(_) | Notice::Loaded(..))) => {
+                    drop(self.heed(notice))
+                }
                 Input::Seen(seen) => self.learn_of_ended_program(*seen),
                 _ => {}
             }
         }
     }
 
-    /// What allocators the last programs had that were over before anybody could look is about to be known.
+    /// What allocators the last programs had that were over before anybody could look is about to be known, and those of libraries.
     pub(super) fn learn_of_ended_programs(&mut self) {
+        let live = self.attached.iter().filter(|attached| !attached.is_over()).map(Attached::image);
+        live.collect::<Vec<_>>().into_iter().for_each(|image| self.ask_of_loaded(image));
         let deadline = Instant::now() + LAST_LOOKS;
         while self.known.waits()
             && let Some(input) = self.inputs.next(deadline)
@@ -81,8 +85,30 @@ impl Session {
     }
 
     fn learn_of_ended_program(&mut self, seen: Seen) {
-        if let Seen::Ended(program, own) = seen {
-            self.known.learn_of_ended(program, own);
+        if let Seen::Ended(file, own) = seen {
+            self.learn_of_file(file, own);
+        }
+    }
+
+    /// A file that no process need have mapped any more has this allocator: a program's that was over before anybody could look, or that of
+    /// a library which was found in nobody.
+    pub(super) fn learn_of_file(&mut self, file: FileKey, own: OwnAllocator) {
+        let processes = self.attached.iter_mut().chain(self.ended.apart_mut());
+        processes.for_each(|attached| attached.was_searched(&file, &own, |own| self.probes.covered_since(own)));
+        self.known.learn_of_ended(file, own);
+    }
+
+    /// Has the files searched that a process had mapped, to run their code, when it was looked at for the last time already: nobody will find
+    /// them in it.
+    fn ask_of_loaded(&mut self, image: Image) {
+        let Self { attached, known, lookers, probes, .. } = self;
+        let Some(attached) = attached.iter_mut().find(|attached| attached.image() == image) else { return };
+        for file in attached.not_searched() {
+            if known.is_new(file) {
+                lookers.ask_of_ended(file);
+            } else if let Some(own) = known.own_allocator(&file) {
+                attached.was_searched(&file, own, |own| probes.covered_since(own));
+            }
         }
     }
 
@@ -302,6 +328,7 @@ impl Session {
         if let Some((program, _)) = program.filter(|(program, _)| self.known.is_new(*program)) {
             self.lookers.ask_of_ended(program);
         }
+        self.ask_of_loaded(image);
         self.meter.has_ended(pid, is_new, ran);
         // Its id may be another one's at any time.
         self.end_go(image);

@@ -182,7 +182,7 @@ impl Heap {
             Event::Stack { id, frames, end } => books.stacks.define(origin.image, id, frames, end),
             // Objects of Go, files and what stacks are found in are kept elsewhere.
             Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) => {}
-            Event::UnknownFile(_) | Event::StackRest(_) | Event::Remapping(_) => {}
+            Event::UnknownFile(_) | Event::Loaded(..) | Event::StackRest(_) | Event::Remapping(_) => {}
             Event::HeapEnded(time) => process.frees_lost_without_trace(time),
             Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
         }
