@@ -1,6 +1,7 @@
 //! Blocks of many sizes from many functions of the allocator, some of which are parts of others; tells what each holds.
 #include "truth.h"
 
+#include <malloc.h>
 #include <new>
 
 SITE(grown);
@@ -12,6 +13,7 @@ SITE(large);
 SITE(aligned);
 SITE(resized_often);
 SITE(wrapped);
+SITE(largest);
 
 static const int MOST = 1000000;
 static struct block blocks[MOST];
@@ -98,6 +100,21 @@ static ALLOCATES void wrapped()
     keep(pointer, 600, &wrapped_site);
 }
 
+// From one place: two functions in turn, and a small block before a large one.
+static ALLOCATES void largest()
+{
+    static void *(*const functions[])(size_t, size_t) = {calloc, aligned_alloc, calloc, memalign};
+    static const size_t sizes[][2] = {{1, 16}, {16, 3000000}, {1, 5000000}, {64, 7000000}};
+    for (int nth = 0; nth < 4; nth++) {
+        void *pointer = functions[nth](sizes[nth][0], sizes[nth][1]);
+        KEEP(pointer);
+        if (nth == 0)
+            free(pointer);
+        else
+            keep(pointer, sizes[nth][1], &largest_site);
+    }
+}
+
 static ALLOCATES void passing()
 {
     void *pointer = malloc(3000);
@@ -110,6 +127,7 @@ static void hold_all()
     // Before all others: what is noticed of these calls is not forgotten over those.
     for (int nth = 0; nth < 5000; nth++)
         grown();
+    largest();
     for (int round = 0; round < 10; round++) {
         for (int nth = 0; nth < 5000; nth++) {
             small();

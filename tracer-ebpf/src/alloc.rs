@@ -333,7 +333,7 @@ fn begin(ctx: &ProbeContext, entered: Entered<'_>, op: Op, size: u64, pointer: u
         let root = thread.frames.cache[0].sp;
         let call = inflight::place(thread, slot);
         (call.stack, call.root) = (stack, root);
-        if samples::is_on() && flags & CALL_MAY_BE_INSIDE != 0 && sampling::lies_inside(sp, 1) != 0 {
+        if samples::is_on() && flags & CALL_MAY_BE_INSIDE != 0 && sampling::is_left_out(thread, sp) {
             inflight::place(thread, slot).flags |= CALL_UNWANTED;
         }
     }

@@ -394,6 +394,9 @@ pub struct ReturnInstances {
     pub next: u32,
 }
 
+/// Bits of a part of a byte in entries of the map SPACING.
+pub const SPACING_BITS: u32 = 8;
+
 /// Entries of the map SPACING: exponentially distributed distances between samples, in order.
 pub const SPACINGS: usize = 1 << 12;
 

@@ -9,7 +9,8 @@
 //! may be what that one's block is made of. The function of the outer one is known from then on for one that has others inside:
 //! its calls are followed to their end, and what is inside of them is found as where all is recorded; what is still remembered of
 //! them is over, and nothing lies inside of that.
-//! Whether one lies inside of another its stack tells.
+//! Whether one lies inside of another its stack tells, but not for certain: what was called before from the same place has left the same
+//! there. So at most one sample of each function is left out that should not be, and none that stands for itself: large ones are recorded.
 
 use core::ffi::c_void;
 
@@ -35,7 +36,7 @@ const WRAPPER_MARKS: usize = 1 << 12;
 pub(crate) const NOTHING: u32 = 0;
 pub(crate) const RECORD: u32 = 1;
 pub(crate) const FOLLOW: u32 = 2;
-/// It is to be recorded unless it lies inside of one that was left out.
+/// It is to be recorded unless it is [left out](is_left_out).
 pub(crate) const RECORD_OUTERMOST: u32 = 3;
 
 /// Whether a function was seen to have others inside.
@@ -54,7 +55,7 @@ fn mark_wrapper(function: u64) {
 }
 
 /// What is to become of a call of which the arguments are in [`Thread::arguments`], unless it is to be recorded and
-/// [`lies_inside`] says otherwise when its stack is known; `cookie` is that of its probe, `sp` its stack pointer. A global function, as
+/// [`is_left_out`] says otherwise when its stack is known; `cookie` is that of its probe, `sp` its stack pointer. A global function, as
 /// [`mappings::look_up_mapping`] is.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -75,9 +76,9 @@ pub extern "C" fn judge(cookie: u64, sp: u64) -> u32 {
     let last = thread.left_out[thread.left_out_next.wrapping_sub(1) as usize & (LEFT_OUT - 1)];
     let is_other = last.function != function && !is_wrapper(last.function);
     if is_other && last.sp == sp && size >= last.size && holds(sp, last.caller) {
-        // That one has jumped to this. It stays the last: the next call from there is not one that this jumps to.
+        // That one has jumped to this, most likely. It stays the last: the next call from there is not one that this jumps to.
         mark_wrapper(last.function);
-        return NOTHING;
+        return if taken && size >= spacing::mean() { RECORD } else { NOTHING };
     }
     if taken {
         thread.asked = size;
@@ -171,6 +172,13 @@ extern "C" fn compare_frame(index: u64, thread: *mut *mut Thread) -> i64 {
         }
     }
     0
+}
+
+/// Whether the call at `sp`, which was taken and whose stack has been found, is left out for being a part of one that was.
+#[inline(always)]
+pub(crate) fn is_left_out(thread: &Thread, sp: u64) -> bool {
+    let asked = thread.asked;
+    lies_inside(sp, 1) != 0 && asked < spacing::mean()
 }
 
 /// Whether code at `sp`, whose stack has been found, runs inside of a call that was left out.
