@@ -83,6 +83,53 @@ OWN static void moves(char *at)
     kept = mremap(at, 4 * PAGE, 11 * PAGE, MREMAP_MAYMOVE);
     check(kept != at && kept != MAP_FAILED, "it has not moved");
 }
+// As long as huge pages are, and so placed as those.
+OWN static char *is_moved_to_huge(char *at) { return kept = MAP(at, 256, MAP_FIXED); }
+OWN static void moves_to_huge(char *at)
+{
+    for (int pages = 256; pages < 1536; pages += 256) {
+        char *next = at + pages * PAGE;
+        char *in_the_way = mmap(next, PAGE, PROT_NONE, ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+        char *moved = kept = mremap(at, pages * PAGE, (pages + 256) * PAGE, MREMAP_MAYMOVE);
+        check(moved != at && moved != MAP_FAILED, "it has not moved");
+        if (in_the_way == next)
+            munmap(next, PAGE);
+        at = moved;
+    }
+}
+// In one call, which Linux can from 6.17 on.
+OWN static char *is_several(void)
+{
+    char *memory = kept = MAP(NULL, 9, 0);
+    check(mprotect(memory + 3 * PAGE, 3 * PAGE, PROT_READ) == 0, "mprotect");
+    return memory;
+}
+OWN static void moves_several(char *from, char *to)
+{
+    char *moved = mremap(from, 9 * PAGE, 9 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+    munmap(moved == MAP_FAILED ? from : moved, 4 * PAGE);
+}
+OWN static char *is_mapped_twice(void)
+{
+    return kept = mmap(NULL, 4 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+}
+OWN static void maps_twice(char *at, char *to)
+{
+    kept = mremap(at, 0, 4 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to);
+    check(kept == to, "it is not there");
+}
+OWN static void maps_device_of_zeroes(void)
+{
+    int zeroes = open("/dev/zero", O_RDWR);
+    kept = mmap(NULL, 5 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, zeroes, 0);
+    check(zeroes >= 0 && kept != MAP_FAILED, "/dev/zero");
+    close(zeroes);
+}
+OWN static void maps_at_low_hint(void)
+{
+    kept = mmap((char *)PAGE, 3 * PAGE, PROT_READ | PROT_WRITE, ANONYMOUS, -1, 0);
+    check(kept != MAP_FAILED, "mmap");
+}
 OWN static void shrinks(void) { kept = mremap(MAP(NULL, 16, 0), 16 * PAGE, 9 * PAGE, 0); }
 OWN static char *is_replaced(void) { return kept = MAP(NULL, 8, 0); }
 OWN static char *replaces(void) { return kept = MAP(NULL, 3, 0); }
@@ -306,6 +353,11 @@ int main(int argc, char **argv)
     char *moved = is_moved(room + 80 * PAGE);
     is_in_the_way(moved + 4 * PAGE);
     moves(moved);
+    moves_to_huge(is_moved_to_huge(free_addresses(4096)));
+    moves_several(is_several(), free_addresses(64));
+    maps_twice(is_mapped_twice(), free_addresses(64));
+    maps_device_of_zeroes();
+    maps_at_low_hint();
     shrinks();
     moves_over(replaces(), is_replaced());
     leaves(is_left());
@@ -378,6 +430,14 @@ int main(int argc, char **argv)
     truth("is_moved", 4, 0);
     truth("is_in_the_way", 2, 0);
     truth("moves", 7, 0);
+    truth("is_moved_to_huge", 256, 0);
+    truth("moves_to_huge", 5 * 256, 0);
+    truth("is_several", 5, 0);
+    truth("moves_several", 0, 0);
+    truth("is_mapped_twice", 4, 0);
+    truth("maps_twice", 4, 0);
+    truth("maps_device_of_zeroes", 5, 0);
+    truth("maps_at_low_hint", 3, 0);
     truth("shrinks", 9, 0);
     truth("is_replaced", 3, 0);
     truth("replaces", 3, 0);

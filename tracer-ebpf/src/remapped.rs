@@ -11,12 +11,15 @@ use crate::{
 };
 
 /// File systems whose files are nothing but memory: tmpfs, of which shared anonymous memory, memfds and /dev/shm are, the one that takes its
-/// place where the kernel has none, and hugetlbfs (include/uapi/linux/magic.h).
-const MEMORY: [u64; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/// place where the kernel has none, hugetlbfs, and what memfd_secret makes (include/uapi/linux/magic.h).
+const MEMORY: [u64; 4] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6, 0x5345_434d];
 
 pub(crate) const PAGE: u64 = 4096;
 /// Of huge pages, which the kernel aligns large anonymous mappings to (`PMD_SIZE`).
 const HUGE_PAGE: u64 = 2 << 20;
+
+/// What the kernel makes of a hint that is lower (`mmap_min_addr`, as it is set anywhere but for emulators of old machines).
+const LEAST_HINT: u64 = 16 * PAGE;
 
 /// Where addresses end for all but those who ask for more than 47 bits, and where they end for those (`TASK_SIZE_MAX`).
 const USUAL_END: u64 = (1 << 47) - PAGE;
@@ -130,13 +133,19 @@ fn pages(bytes: u64) -> u64 {
 #[inline(always)]
 fn is_of_memory(thread: &Thread) -> bool {
     let kind = mappings::file_system(&thread.walk);
-    kind == MEMORY[0] || kind == MEMORY[1] || kind == MEMORY[2]
+    kind == MEMORY[0] || kind == MEMORY[1] || kind == MEMORY[2] || kind == MEMORY[3]
 }
 
 /// Whether all of a range lies in one mapping; that is `walk.area` then.
 #[inline(always)]
 fn is_mapped(thread: &mut Thread, start: u64, length: u64) -> bool {
     mappings::look_up_area(start) != 0 && thread.walk.area.end.wrapping_sub(start) >= length
+}
+
+/// Whether there is anything at the begin of a range, or at its end.
+#[inline(always)]
+fn is_anywhere(start: u64, length: u64) -> bool {
+    mappings::look_up_area(start) != 0 || mappings::look_up_area(start.wrapping_add(length - PAGE)) != 0
 }
 
 /// Whether a mapping begins at `start`, within room that was found from `room` on.
@@ -147,9 +156,9 @@ fn begins_at(thread: &mut Thread, room: u64, start: u64, length: u64) -> bool {
 }
 
 /// Where in the room that was found a new mapping of that length lies; 0: nowhere. The kernel may ask for more than it needs, to
-/// align the mapping in it.
+/// align the mapping in it, or one of these offsets.
 #[inline(always)]
-fn placed(thread: &mut Thread, length: u64, offset: u64) -> u64 {
+fn placed(thread: &mut Thread, length: u64, offset: u64, other: u64) -> u64 {
     for at in 0..2 {
         let (room, wanted) = thread.remapper.rooms[at];
         if wanted == 0 {
@@ -159,9 +168,12 @@ fn placed(thread: &mut Thread, length: u64, offset: u64) -> u64 {
             return room;
         }
         if wanted > length {
-            let aligned = room.wrapping_add(offset.wrapping_sub(room) & (HUGE_PAGE - 1));
-            if begins_at(thread, room, aligned, length) {
-                return aligned;
+            let aligned = |offset: u64| room.wrapping_add(offset.wrapping_sub(room) & (HUGE_PAGE - 1));
+            if begins_at(thread, room, aligned(offset), length) {
+                return aligned(offset);
+            }
+            if begins_at(thread, room, aligned(other), length) {
+                return aligned(other);
             }
             if begins_at(thread, room, room.wrapping_add(HUGE_PAGE), length) {
                 return room.wrapping_add(HUGE_PAGE);
@@ -185,10 +197,13 @@ fn mmap(thread: &mut Thread) -> u32 {
     }
     let fixed = flags & (map::FIXED | map::FIXED_NOREPLACE) != 0;
     let replaces = flags & (map::FIXED | map::FIXED_NOREPLACE) == map::FIXED;
-    let asked = if fixed { hint } else { hint & !(PAGE - 1) };
+    let mut asked = if fixed { hint } else { hint & !(PAGE - 1) };
+    if !fixed && asked != 0 && asked < LEAST_HINT {
+        asked = LEAST_HINT;
+    }
     let found_room = thread.remapper.rooms[0].1 != 0;
     let start = if !fixed && found_room {
-        placed(thread, length, 0)
+        placed(thread, length, 0, 0)
     } else if (replaces || thread.remapper.end == 0) && is_mapped(thread, asked, length) {
         // What is there may be what was there: a call that was to replace it has failed then.
         if mappings::was_made(&thread.walk, thread.remapper.area_at) { asked } else { 0 }
@@ -220,7 +235,8 @@ fn mmap(thread: &mut Thread) -> u32 {
         return NOTHING;
     }
     let end = start.wrapping_add(length);
-    let is_memory = is_anonymous || is_shared && in_memory;
+    // A file of which the kernel knows nothing more than of memory: /dev/zero.
+    let is_memory = is_anonymous || is_shared && in_memory || thread.walk.area.operations == 0;
     if !is_memory {
         tell(thread, remapping::UNMAPPED, start, end);
         return if fixed { GOES } else { NOTHING };
@@ -265,10 +281,27 @@ fn mremap(thread: &mut Thread) -> u32 {
     let found_room = thread.remapper.rooms[0].1 != 0;
     let start;
     if flags & remap::FIXED != 0 {
-        let left = !stays && mappings::look_up_area(old) != 0;
-        start = if !left && is_mapped(thread, new, new_length) { new } else { 0 };
+        // Nothing of what is mapped twice goes, of which the old length is 0.
+        let left = !stays && old_length != 0 && mappings::look_up_area(old) != 0;
+        // Of one length, they may be several, with nothing in between.
+        let has_come = if new_length == old_length {
+            mappings::look_up_area(new) != 0
+        } else {
+            is_mapped(thread, new, new_length)
+        };
+        let was_made = old_length != 0 || mappings::was_made(&thread.walk, 0);
+        start = if !left && has_come && was_made { new } else { 0 };
+        if start == 0 && !has_come && new.is_multiple_of(PAGE) && !is_anywhere(new, new_length) {
+            // It has failed when what was there had gone.
+            tell(thread, remapping::UNMAPPED, new, new.wrapping_add(new_length));
+            return GOES;
+        }
     } else if found_room && (stays || new_length > old_length) {
-        start = placed(thread, new_length, old);
+        // The offset is that of anonymous memory before Linux 6.10: where it was once; later ones take none.
+        start = placed(thread, new_length, thread.remapper.offset, 0);
+        if start == 0 && !stays && mappings::look_up_area(old) == 0 {
+            return UNKNOWN;
+        }
     } else if new_length > old_length {
         // In place, which is possible for a whole mapping only.
         let grew = old.wrapping_add(old_length) == before && is_mapped(thread, old, new_length);
@@ -302,7 +335,7 @@ fn shmat(thread: &mut Thread) -> u32 {
     let (room, wanted) = thread.remapper.rooms[0];
     let mut start = asked;
     if wanted != 0 {
-        start = placed(thread, PAGE, 0);
+        start = placed(thread, PAGE, 0, 0);
         if start == 0 {
             return if mappings::look_up_area(room) != 0 { UNKNOWN } else { NOTHING };
         }

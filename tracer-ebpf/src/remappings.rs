@@ -114,8 +114,10 @@ pub(crate) fn begins(ctx: &RawTracePointContext) {
         if address != 0 && mappings::look_up_area(address) != 0 {
             let area = &thread.walk.area;
             let (start, end, flags, at) = (area.start, area.end, area.flags, thread.walk.area_at);
+            let offset = area.page.wrapping_mul(PAGE).wrapping_add(address.wrapping_sub(start));
             let remapper = &mut thread.remapper;
             (remapper.start, remapper.end, remapper.flags, remapper.area_at) = (start, end, flags, at);
+            remapper.offset = offset;
         }
         if matches!(number, call::MPROTECT | call::PKEY_MPROTECT) {
             let [start, length, protection, ..] = thread.remapper.arguments;

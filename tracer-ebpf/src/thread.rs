@@ -270,6 +270,8 @@ pub(crate) struct Remapper {
     pub(crate) start: u64,
     pub(crate) flags: u64,
     pub(crate) area_at: u64,
+    /// Where that address is in its file, or, of memory, where it was once.
+    pub(crate) offset: u64,
     /// Of mprotect: up to where what is there may be used already as it is to be; [`u64::MAX`]: too far to be told.
     pub(crate) alike: u64,
     /// Of a look at mappings that follow each other: where it is, where it ends, and whether they may be used; and whether it has come to
