@@ -24,7 +24,7 @@ use self::{
     go::without_runtime,
     names::{Names, stand_in},
     processes::ByImage,
-    renewal::doubt_what_replaces_others,
+    renewal::{doubt_what_memory_does_not_show, doubt_what_replaces_others},
 };
 pub use self::{go::GoTrace, mapped::MappedFacts};
 use crate::{
@@ -133,6 +133,10 @@ impl Presenter {
             }
         }
         doubt_what_replaces_others(&mut stacks);
+        doubt_what_memory_does_not_show(&mut stacks, sample.is_some(), duration.as_secs_f64(), |image| {
+            let process = by_image.place(Image(image)).map(|place| &processes[place])?;
+            process.memory.as_ref().map(|memory| memory.fresh)
+        });
         stacks.sort_by_key(|stack| Reverse((stack.values.outstanding_bytes, stack.values.allocated_bytes)));
         if let Some(mean) = sample {
             let native = native::estimate(&mut processes, &by_image, &stacks, mean);

@@ -3,7 +3,8 @@
 //! What is held is mostly not a line with noise on it: blocks come and go, and each of them moves all that follows. So the
 //! error of the slope comes from how far the series strays from it over several points, as of a random walk, and not from
 //! how far single points lie off it, which would be too small by far. What fills and empties over and over strays as far as
-//! it grows, and so does not grow; what was filled once and then stays does not grow any more, which its last points say; and
+//! it grows, and so does not grow; what was filled once and then stays does not grow any more, which its last points say, if they are as
+//! many as on any step of its way; and
 //! what grows more and more slowly may come to an end, as a cache does that is filled with what is not in it yet.
 
 use crate::profile::{Growth, Rate, Trend};
@@ -26,6 +27,10 @@ const SLOWS: Slowing = Slowing { to: 0.6, errors: 2.5 };
 const SLOWS_ON: Slowing = Slowing { to: 0.75, errors: 2.0 };
 /// A shorter part is taken where its error is so much smaller: the whole is not of one piece.
 const OF_ONE_PIECE: f64 = 3.0;
+/// A step up is one by this share of all that it has risen; and what has come to an end has rested since the last one for so many times as
+/// long as between any two.
+const STEP: f64 = 0.05;
+const RESTS: f64 = 1.5;
 /// The moment of a look is not known better than this, seconds.
 const MOMENT: f64 = 0.01;
 /// What an error that is estimated from few points is multiplied by, so that twice of it holds in 95 of 100 cases.
@@ -62,10 +67,14 @@ pub(super) fn trend(times: &[f64], values: &[f64], grain: f64) -> Growth {
     let slowing = if from > 0 { SLOWS_ON } else { SLOWS };
     let slows_down = fit.slows_down(&times[from..], &values[from..], slowing);
     let errors = if fit.error > 0.0 { fit.slope.abs() / fit.error } else { f64::INFINITY };
+    // What only ever rises may go on, however unevenly it has: until it has rested for longer than before.
+    let may_rise = change > back.furthest && direction == Trend::Growing && !rests(times, values);
     let trend = match errors {
+        _ if !goes_on && may_rise => Trend::TooEarly,
         _ if !goes_on => Trend::Steady,
         Rate::CERTAIN.. if change.abs() > back.outweighed_by && !slows_down => direction,
         Rate::DOUBTFUL.. if change.abs() > back.furthest => Trend::TooEarly,
+        _ if may_rise => Trend::TooEarly,
         _ => Trend::Steady,
     };
     Growth { trend, rate: Some(rate) }
@@ -143,6 +152,21 @@ fn goes_on(times: &[f64], values: &[f64], slope: f64) -> bool {
     let from = last - part as usize;
     let expected = slope * (times[last] - times[from]);
     (values[last] - values[from]) / expected >= LAST_SHARE
+}
+
+/// Whether something that has risen has rested since for longer than between two steps of its way up.
+fn rests(times: &[f64], values: &[f64]) -> bool {
+    let (least, most) = values
+        .iter()
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| (least.min(*value), most.max(*value)));
+    let step = STEP * (most - least);
+    let (mut from, mut highest, mut longest) = (times[0], values[0], 0.0_f64);
+    for (time, value) in times.iter().zip(values) {
+        if value - highest > step {
+            (longest, from, highest) = (longest.max(time - from), *time, *value);
+        }
+    }
+    times[times.len() - 1] - from >= RESTS * longest
 }
 
 /// How far something has gone back on its way.

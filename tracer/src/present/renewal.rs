@@ -11,6 +11,10 @@ use crate::{
 /// What takes the place of a block is at most so many times as large, or as small.
 const ALIKE: f64 = 2.0;
 
+/// What grows is shown by memory that is less than so many times as small; and what is too little to be shown, bytes.
+const SHOWN: f64 = 1.5;
+const LITTLE: f64 = 256.0 * 1024.0;
+
 /// What shrinks in one heap: average size of its blocks, rising, and bytes per second of all up to it.
 #[derive(Default)]
 struct Shrinking(Vec<(f64, f64)>);
@@ -58,6 +62,30 @@ pub(crate) fn doubt_what_replaces_others(stacks: &mut [StackEntry]) {
     }
 }
 
+/// Says the same of stacks whose blocks may have ended unseen, or taken the place of others whose end is not looked for, in processes whose
+/// memory has not grown by as much: where samples are recorded nobody looks for frees of other blocks, and while probes are away for none.
+pub(crate) fn doubt_what_memory_does_not_show(
+    stacks: &mut [StackEntry],
+    is_sampled: bool,
+    seconds: f64,
+    memory: impl Fn(u32) -> Option<u64>,
+) {
+    for stack in stacks.iter_mut().filter(|stack| stack.heap == Heap::Native) {
+        let values = &stack.values;
+        let held = values.outstanding_bytes as f64;
+        let may_have_ended = stack.uncertain_bytes as f64 > held / 2.0;
+        if (is_sampled || may_have_ended)
+            && let Some(growth) = &mut stack.growth
+            && growth.trend == Trend::Growing
+            && let Some(rate) = growth.rate
+            && let Some(fresh) = memory(stack.image)
+            && (rate.per_second * seconds).min(held) > SHOWN * fresh as f64 + LITTLE
+        {
+            growth.trend = Trend::TooEarly;
+        }
+    }
+}
+
 /// Average size of the blocks of a stack, bytes; of those that it had, if it has none.
 fn block(stack: &StackEntry) -> f64 {
     let values = &stack.values;
@@ -90,6 +118,22 @@ mod tests {
             holders: 1,
             truncated: None,
         }
+    }
+
+    #[test]
+    fn what_memory_does_not_show_is_not_said_to_grow() {
+        let grows = |uncertain_bytes: u64, is_sampled: bool, fresh: Option<u64>| {
+            let values = Values { outstanding_bytes: 9 << 20, outstanding_blocks: 9 << 10, ..Values::default() };
+            let mut stacks = [StackEntry { uncertain_bytes, values, ..stack(1, 100, 1e6) }];
+            doubt_what_memory_does_not_show(&mut stacks, is_sampled, 10.0, |image| fresh.filter(|_| image == 1));
+            stacks[0].growth.unwrap().trend == Trend::Growing
+        };
+        assert!(grows(0, true, Some(10 << 20)));
+        assert!(!grows(0, true, Some(1 << 20)));
+        assert!(grows(0, false, Some(1 << 20)), "each free is seen");
+        assert!(!grows(8 << 20, false, Some(1 << 20)), "but for a while");
+        assert!(grows(8 << 20, false, Some(6 << 20)));
+        assert!(grows(0, true, None), "it is not known");
     }
 
     /// Whether the first one is said to grow beside the others.

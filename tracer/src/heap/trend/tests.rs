@@ -27,9 +27,23 @@ fn what_stays_is_steady() {
 #[test]
 fn steps_grow_once_there_are_enough_of_them() {
     let steps = |every: usize, points: usize| trend_of((0..points).map(|second| (second / every) as f64)).trend;
-    assert_eq!(steps(16, 32), Trend::Steady, "one step");
+    assert_eq!(steps(12, 24), Trend::TooEarly, "one step");
+    assert_eq!(steps(12, 23 + 8), Trend::TooEarly, "and a second one");
     assert_eq!(steps(2, 32), Trend::Growing);
     assert_eq!(steps(1, 32), Trend::Growing);
+}
+
+/// By a leak that began late, goes on in bursts, or was stopped for a while.
+#[test]
+fn what_has_only_ever_risen_is_not_steady_before_it_rests() {
+    let of = |held: &dyn Fn(f64) -> f64| trend_of((0..32).map(|second| held(f64::from(second)))).trend;
+    assert_eq!(of(&|second| (second - 24.0).max(0.0)), Trend::TooEarly);
+    assert_eq!(of(&|second| (second / 7.0).floor()), Trend::TooEarly);
+    assert_eq!(of(&|second| (second / 8.0).floor() * 2.0 + (second % 8.0).min(2.0)), Trend::TooEarly);
+    assert_eq!(of(&|second| second.min(12.0) + (second - 22.0).max(0.0)), Trend::TooEarly);
+    // A cache that has been filled.
+    assert_eq!(of(&|second| second.min(8.0)), Trend::Steady);
+    assert_eq!(of(&|second| if second < 12.0 { 0.0 } else { 1.0 }), Trend::Steady);
 }
 
 #[test]
