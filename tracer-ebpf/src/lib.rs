@@ -395,7 +395,7 @@ pub struct ReturnInstances {
 }
 
 /// Bits of a part of a byte in entries of the map SPACING.
-pub const SPACING_BITS: u32 = 8;
+pub const SPACING_BITS: u32 = 12;
 
 /// Entries of the map SPACING: exponentially distributed distances between samples, in order.
 pub const SPACINGS: usize = 1 << 12;

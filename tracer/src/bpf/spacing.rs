@@ -29,7 +29,7 @@ mod tests {
     /// As the BPF side draws: linear within a step, and in the last one the tail, which is the same again; then whole bytes, and one more.
     fn share_up_to(bytes: u64, table: &[u64]) -> f64 {
         let below = (bytes << SPACING_BITS) as f64;
-        let inside = |pair: &[u64]| ((below - pair[0] as f64) / (pair[1] - pair[0]) as f64).clamp(0.0, 1.0);
+        let inside = |pair: &[u64]| ((below - pair[0] as f64) / (pair[1] - pair[0]).max(1) as f64).clamp(0.0, 1.0);
         table.windows(2).take(SPACINGS - 1).map(inside).sum::<f64>() / SPACINGS as f64
     }
 

@@ -30,6 +30,8 @@ const OF_ONE_PIECE: f64 = 3.0;
 /// A step up is one by this share of all that it has risen; and what has come to an end has rested since the last one for so many times as
 /// long as between any two.
 const STEP: f64 = 0.05;
+/// What has fallen back by this share of all that it has risen does not only rise.
+const FALLS_BACK: f64 = 0.1;
 const RESTS: f64 = 1.5;
 /// The moment of a look is not known better than this, seconds.
 const MOMENT: f64 = 0.01;
@@ -68,7 +70,8 @@ pub(super) fn trend(times: &[f64], values: &[f64], grain: f64) -> Growth {
     let slows_down = fit.slows_down(&times[from..], &values[from..], slowing);
     let errors = if fit.error > 0.0 { fit.slope.abs() / fit.error } else { f64::INFINITY };
     // What only ever rises may go on, however unevenly it has: until it has rested for longer than before.
-    let may_rise = change > back.furthest && direction == Trend::Growing && !rests(times, values);
+    let risen = values[points - 1] - values[0];
+    let may_rise = largest_fall(values).furthest < FALLS_BACK * risen && !rests(times, values);
     let trend = match errors {
         _ if !goes_on && may_rise => Trend::TooEarly,
         _ if !goes_on => Trend::Steady,
