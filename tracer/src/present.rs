@@ -105,6 +105,7 @@ impl Presenter {
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps + problems);
         quality.notes.extend(cut::told_of_others(&snapshot, is_held));
         quality.notes.extend(quality::folded(snapshot.folded));
+        quality.notes.extend(quality::without_room(&snapshot, is_held));
         quality.notes.extend_from_slice(self.names.notes());
         quality.rewritten_files = self.names.rewritten();
         let Trace { started, duration, mut processes, selected, filters, sample, mapped, cost, .. } = trace;

@@ -60,10 +60,10 @@ impl Trails {
         self.sites.get(stack.index())?.as_ref()
     }
 
-    /// Every stack that has places, and how many.
-    pub fn lengths(&self) -> impl Iterator<Item = (StackIndex, usize)> {
-        let known = self.sites.iter().enumerate();
-        known.filter_map(|(index, sites)| Some((StackIndex::from_raw(index as u32), sites.as_ref()?.len())))
+    /// Every stack that has places.
+    pub fn stacks(&self) -> impl Iterator<Item = StackIndex> {
+        let known = self.sites.iter().enumerate().filter(|(_, sites)| sites.is_some());
+        known.map(|(index, _)| StackIndex::from_raw(index as u32))
     }
 
     /// How many places all stacks have together, each as often as it is in one; and how many different ones there are.

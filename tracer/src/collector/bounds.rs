@@ -1,6 +1,9 @@
 //! Keeping within the bound of memory: stacks of what has ended are given up, and places of stacks forgotten, when there is little room.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use hashbrown::{HashMap, HashSet};
 
@@ -11,11 +14,14 @@ use crate::{
     mapped::{Mapped, MappedUsage},
     memory,
     profile::Values,
+    trails::{Site, Sites, Trails},
 };
 
 /// Eighths of the room for stacks that are taken when stacks are given up, and when there is enough room again.
 const MANY_STACKS: u64 = 7;
 const ENOUGH_STACKS: u64 = 5;
+/// Share of the room for stacks that places may have whatever else stacks take: the largest have names beside any number of small ones.
+const LEAST_FOR_PLACES: u64 = 4;
 /// Least time between two times that stacks are given up.
 const RECYCLE_PAUSE: Duration = Duration::from_secs(1);
 /// How many times as long as forgetting places of stacks took the next time waits at least.
@@ -61,12 +67,14 @@ impl Collector {
         let room = self.room_for_stacks();
         let stacks = self.heap.stacks().len() as u64 * memory::STACK;
         let (frames, places) = self.places.trails.size();
-        let used = stacks + frames as u64 * memory::FRAME + places as u64 * memory::PLACE;
+        let used = frames as u64 * memory::FRAME + places as u64 * memory::PLACE;
+        let may = room_for_places(room, stacks);
         let begun = Instant::now();
-        if used <= room || begun < self.keep_next {
+        if used <= may || begun < self.keep_next {
             return;
         }
-        self.forget_places(used, room);
+        tracing::debug!(used, may, stacks, "places of stacks take too much memory");
+        self.forget_places(may);
         // All stacks were looked at: whatever came of that, there is more to do.
         self.keep_next = Instant::now() + begun.elapsed() * KEEP_REST;
     }
@@ -76,37 +84,63 @@ impl Collector {
         self.memory.for_books().saturating_sub(self.heap.blocks() * block(self.min_age))
     }
 
-    /// Forgets places of stacks, which take `used` bytes with all that belongs to them, where there is `room` for so many.
-    fn forget_places(&mut self, used: u64, room: u64) {
+    /// Forgets places of stacks, which may take so many bytes together.
+    fn forget_places(&mut self, may: u64) {
         let of_go: HashSet<StackIndex> = self.go.values().flat_map(|process| &process.stacks).copied().collect();
         let of_go: HashSet<StackIndex> = of_go.into_iter().map(|stack| self.heap.stacks().first(stack)).collect();
-        let mut known: Vec<(StackIndex, usize)> =
-            self.places.trails.lengths().filter(|(stack, _)| !of_go.contains(stack)).collect();
-        let values = held_by(&self.heap, &self.mapped);
-        known.sort_by_cached_key(|(stack, _)| {
-            let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, allocated_blocks, .. } =
-                values.get(stack).copied().unwrap_or_default();
-            // The first block of one that has had none is on its way.
-            (outstanding_blocks > 0 || allocated_blocks == 0, outstanding_bytes, allocated_bytes)
-        });
-        // By a quarter less than there is room for, so that this is not done at once again.
-        let mut excess = used - room / 4 * 3;
-        let folded: Vec<StackIndex> = known
-            .into_iter()
-            .take_while(|(_, frames)| {
-                let more = excess > 0;
-                excess = excess.saturating_sub(*frames as u64 * memory::FRAME);
-                more
-            })
-            .map(|(stack, _)| stack)
-            .collect();
+        let folded = least(&self.heap, &self.mapped, &self.places.trails, &of_go, may);
         if folded.is_empty() {
             return;
         }
-        tracing::debug!(used, room, folded = folded.len(), "stacks take too much memory");
+        tracing::debug!(folded = folded.len(), "stacks whose places are forgotten");
         self.places.trails.forget(&folded);
         folded.iter().for_each(|stack| self.heap.fold(*stack));
         self.events.forget_stacks(self.heap.stacks().ids(&folded.into_iter().collect()));
+    }
+}
+
+/// What places of stacks may take, bytes, where there is `room` for them and for stacks, which take so many bytes without.
+fn room_for_places(room: u64, stacks: u64) -> u64 {
+    room.saturating_sub(stacks).max(room / LEAST_FOR_PLACES)
+}
+
+/// The stacks whose places are to be forgotten so that those of all others, and of the stacks `of_go`, take no more than `may` bytes, and a
+/// quarter less, so that this is not done at once again: those that hold nothing first, then those that hold the least.
+fn least(heap: &Heap, mapped: &Mapped, trails: &Trails, of_go: &HashSet<StackIndex>, may: u64) -> Vec<StackIndex> {
+    let mut known: Vec<StackIndex> = trails.stacks().filter(|stack| !of_go.contains(stack)).collect();
+    let values = held_by(heap, mapped);
+    known.sort_by_cached_key(|stack| {
+        let Values { outstanding_bytes, outstanding_blocks, allocated_bytes, allocated_blocks, .. } =
+            values.get(stack).copied().unwrap_or_default();
+        // The first block of one that has had none is on its way.
+        (outstanding_blocks > 0 || allocated_blocks == 0, outstanding_bytes, allocated_bytes)
+    });
+    let mut kept = Kept::default();
+    of_go.iter().filter_map(|stack| trails.get(*stack)).for_each(|sites| kept.add(sites));
+    // Those of Go stay; they leave something to others in any case.
+    let may = (may / 4 * 3).max(kept.bytes + may / 4);
+    let fits = |stack: &StackIndex| {
+        trails.get(*stack).into_iter().for_each(|sites| kept.add(sites));
+        kept.bytes <= may
+    };
+    // The largest are kept first.
+    known.into_iter().rev().skip_while(fits).collect()
+}
+
+/// Places that are kept, and what they take.
+#[derive(Default)]
+struct Kept {
+    /// The different ones.
+    places: HashSet<*const Site>,
+    /// With their part of each stack, bytes.
+    bytes: u64,
+}
+
+impl Kept {
+    /// Keeps those of one more stack.
+    fn add(&mut self, sites: &Sites) {
+        let new = sites.iter().filter(|site| self.places.insert(Arc::as_ptr(site))).count();
+        self.bytes += sites.len() as u64 * memory::FRAME + new as u64 * memory::PLACE;
     }
 }
 
@@ -140,27 +174,79 @@ mod tests {
     use crate::{
         event::{Change, Remapping},
         profile::MappedKind,
+        space::address_space::Place,
     };
+
+    /// What maps so many pages behind `start`, by the stack with the id.
+    fn mapping(start: u64, pages: u64, stack: u64) -> Remapping {
+        Remapping {
+            change: Change::Mapped,
+            range: (start, start + (pages << 12)),
+            old: (0, 0),
+            kind: MappedKind::Anonymous,
+            by_allocator: false,
+            reserved: false,
+            stack,
+            time: 1,
+        }
+    }
+
+    /// A thousand stacks of eight places, two of them its own, of which each holds a page more than the next one; by size, and what all of
+    /// their places take, bytes.
+    fn thousand(heap: &mut Heap, mapped: &mut Mapped, trails: &mut Trails) -> (Vec<StackIndex>, u64) {
+        let mut stacks = Vec::new();
+        for number in 0..1_000u64 {
+            let stack = heap.intern(Image(1), number + 1);
+            mapped.apply(Image(1), &mapping((number + 1) << 30, 1_000 - number, number + 1), stack);
+            let own = (0..2).map(|at| 1 << 20 | number << 1 | at);
+            let sites = (1..=6).chain(own).map(|addr| Site { addr, place: Place::Unknown });
+            trails.keep(stack, sites.collect(), false);
+            stacks.push(stack);
+        }
+        (stacks, 8_000 * memory::FRAME + 2_006 * memory::PLACE)
+    }
 
     #[test]
     fn what_a_stack_has_mapped_is_what_it_holds() {
         let (mut heap, mut mapped) = (Heap::with_room(1 << 10, 1 << 10), Mapped::with_room(1 << 10));
         heap.intern(Image(1), 1);
         let (first, same) = (heap.intern(Image(1), 2), heap.intern(Image(2), 2));
-        let remapping = Remapping {
-            change: Change::Mapped,
-            range: (1 << 20, 3 << 20),
-            old: (0, 0),
-            kind: MappedKind::Anonymous,
-            by_allocator: false,
-            reserved: false,
-            stack: 2,
-            time: 1,
-        };
+        let remapping = mapping(1 << 20, 512, 2);
         mapped.apply(Image(1), &remapping, first);
         mapped.apply(Image(2), &Remapping { reserved: true, ..remapping }, same);
         let held = held_by(&heap, &mapped)[&first];
         assert_eq!((held.outstanding_bytes, held.outstanding_blocks, held.allocated_blocks), (2 << 20, 2, 1));
+    }
+
+    #[test]
+    fn the_largest_stacks_keep_their_places() {
+        let (mut heap, mut mapped) = (Heap::with_room(1 << 10, 1 << 10), Mapped::with_room(1 << 10));
+        let mut trails = Trails::default();
+        let (stacks, used) = thousand(&mut heap, &mut mapped, &mut trails);
+        let folded = |of_go: &[StackIndex], may| {
+            let mut folded = least(&heap, &mapped, &trails, &of_go.iter().copied().collect(), may);
+            folded.sort_unstable();
+            folded
+        };
+        assert!(folded(&[], 2 * used).is_empty());
+        // Without their places they take more than there is room for.
+        let may = room_for_places(used, 3 * used);
+        let each = 8 * memory::FRAME + 2 * memory::PLACE;
+        let kept = ((may / 4 * 3 - 6 * memory::PLACE) / each) as usize;
+        assert!(kept > 100 && kept < 500, "{kept}");
+        assert_eq!(folded(&[], may), stacks[kept..]);
+        // The places of Go's take all.
+        let (others, of_go) = stacks.split_at(500);
+        let folded = folded(of_go, may);
+        assert!(!folded.contains(&others[0]) && folded.contains(&others[499]), "{}", folded.len());
+        assert!(folded.iter().all(|stack| others.contains(stack)));
+    }
+
+    #[test]
+    fn places_have_the_room_that_stacks_leave_and_some_in_any_case() {
+        for (stacks, expected) in [(0, 1_000), (600, 400), (900, 250), (1_000, 250), (9_000, 250)] {
+            assert_eq!(room_for_places(1_000, stacks), expected, "{stacks}");
+        }
     }
 
     #[test]

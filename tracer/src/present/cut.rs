@@ -67,7 +67,10 @@ mod tests {
     use tracer_ebpf::{Loss, end};
 
     use super::*;
-    use crate::{heap::Counters, present::same};
+    use crate::{
+        heap::Counters,
+        present::{quality, same},
+    };
 
     fn stack(image: u32, index: u32, trail: Trail, blocks: u64) -> StackSnapshot {
         StackSnapshot {
@@ -91,6 +94,35 @@ mod tests {
         }
     }
 
+    fn snapshot(stacks: Vec<StackSnapshot>) -> Snapshot {
+        Snapshot {
+            at: 0,
+            stacks,
+            mapped: None,
+            refused_remappings: 0,
+            go_stacks: Vec::new(),
+            counters: Counters::default(),
+            loss: Loss::default(),
+            folded: (0, 0),
+            unknown_records: 0,
+            late: (0, Duration::ZERO),
+            unheard: 0,
+            undecided_events: 0,
+            unwind_tables: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_there_was_no_room_for_is_told() {
+        let known = || stack(1, 0, Trail::Known(Arc::from([])), 1);
+        assert_eq!(quality::without_room(&snapshot(vec![known()]), |_| true), None);
+        let full = |image| stack(image, 1, Trail::TableFull, 2);
+        let snapshot = snapshot(vec![known(), full(1), full(2)]);
+        let told = |is_held: fn(Image) -> bool| quality::without_room(&snapshot, is_held).unwrap();
+        assert!(told(|_| true).contains("[stack table full], which holds 0 bytes in 4 blocks:"));
+        assert!(told(|image| image == Image(1)).contains("in 2 blocks:"));
+    }
+
     /// As many as there are in what is shown: not those that differ in what was cut off only, nor those of processes that have ended.
     #[test]
     fn each_is_counted_once_and_where_it_holds_something() {
@@ -103,21 +135,7 @@ mod tests {
             stack(3, 4, known(), 1),
             stack(4, 5, known(), 0),
         ];
-        let snapshot = Snapshot {
-            at: 0,
-            stacks: same::merged(stacks),
-            mapped: None,
-            refused_remappings: 0,
-            go_stacks: Vec::new(),
-            counters: Counters::default(),
-            loss: Loss::default(),
-            folded: (0, 0),
-            unknown_records: 0,
-            late: (0, Duration::ZERO),
-            unheard: 0,
-            undecided_events: 0,
-            unwind_tables: Vec::new(),
-        };
+        let snapshot = snapshot(same::merged(stacks));
         let cut = |is_held: fn(Image) -> bool| of(&snapshot, &[], is_held);
         assert_eq!(cut(|_| true), [1, 2, 3].map(|image| (Image(image), Truncation::NoRule)));
         assert_eq!(cut(|image| image != Image(2)).len(), 2);

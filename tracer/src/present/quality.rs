@@ -155,3 +155,23 @@ pub(super) fn folded((empty, holding): (u64, u64)) -> Option<String> {
         )
     })
 }
+
+/// What the reader should know of stacks that there was no room for.
+pub(super) fn without_room(snapshot: &Snapshot, is_held: impl Fn(Image) -> bool) -> Option<String> {
+    let without = snapshot.stacks.iter().filter(|stack| matches!(stack.trail, Trail::TableFull));
+    let mut any = false;
+    let (mut bytes, mut blocks) = (0u64, 0u64);
+    for stack in without {
+        any |= stack.values.allocated_blocks > 0;
+        if is_held(stack.image) {
+            bytes = bytes.saturating_add(stack.values.outstanding_bytes);
+            blocks = blocks.saturating_add(stack.values.outstanding_blocks);
+        }
+    }
+    any.then(|| {
+        format!(
+            "stacks that came when there was no room for more are shown as one, [stack table full], which holds {bytes} bytes in {blocks} \
+             blocks: tracer's memory is bounded (--max-memory)"
+        )
+    })
+}
