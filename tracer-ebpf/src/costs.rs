@@ -10,13 +10,15 @@ use crate::emit;
 #[map]
 static COSTS: PerCpuArray<Cost> = PerCpuArray::with_max_entries(cost::KINDS, 0);
 
-/// A program of this kind begins: where that is counted.
+/// A program of this kind begins, at a probe with this cookie; 0 where that is none of an instruction: where it is counted.
 #[inline(always)]
-pub(crate) fn begin(kind: u32) -> Option<*mut Cost> {
+pub(crate) fn begin(kind: u32, cookie: u64) -> Option<*mut Cost> {
     let at = COSTS.get_ptr_mut(kind)?;
     // SAFETY: the pointer comes from a map lookup.
     let cost = unsafe { &mut *at };
     cost.runs = cost.runs.wrapping_add(1);
+    // Without a branch, and not by another key: the kernel knows that a constant one is there.
+    cost.stepped = cost.stepped.wrapping_add(cost::stepped(cookie));
     // Compared, not divided: that would take as long as all else here.
     if cost.runs >= cost.next {
         cost.next = cost.runs.wrapping_add(cost::TIMED);

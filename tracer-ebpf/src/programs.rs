@@ -23,7 +23,7 @@ fn arg(ctx: &ProbeContext, n: usize) -> u64 {
     ctx.arg(n).unwrap_or(0)
 }
 
-/// What the program is told where it was attached.
+/// What the program gets where it was attached: what it is [told](cost::told), and whether its instruction is dear.
 fn cookie(ctx: &ProbeContext) -> u64 {
     // SAFETY: the context is that of a uprobe.
     unsafe { bpf_get_attach_cookie(ctx.as_ptr()) }
@@ -33,8 +33,9 @@ fn cookie(ctx: &ProbeContext) -> u64 {
 /// unwinder in it, which takes the kernel longer to verify than all else.
 #[uprobe]
 pub fn enter(ctx: ProbeContext) -> u32 {
-    let counted = costs::begin(cost::ENTRY);
-    alloc::enter(&ctx, cookie(&ctx), false);
+    let cookie = cookie(&ctx);
+    let counted = costs::begin(cost::ENTRY, cookie);
+    alloc::enter(&ctx, cost::told(cookie), false);
     costs::end(counted);
     0
 }
@@ -51,8 +52,9 @@ pub extern "C" fn session(ctx: *mut c_void) -> u32 {
     if unsafe { bpf_get_func_ip(ctx.as_ptr()) } != registers::program_counter(ctx.as_ptr()) {
         return session_return(ctx.as_ptr());
     }
-    let counted = costs::begin(cost::ENTRY);
-    let taken = alloc::enter(&ctx, cookie(&ctx), true);
+    let cookie = cookie(&ctx);
+    let counted = costs::begin(cost::ENTRY, cookie);
+    let taken = alloc::enter(&ctx, cost::told(cookie), true);
     costs::end(counted);
     u32::from(!taken)
 }
@@ -60,7 +62,7 @@ pub extern "C" fn session(ctx: *mut c_void) -> u32 {
 /// Out of line: inlined, it would make the entry dearer.
 #[inline(never)]
 extern "C" fn session_return(ctx: *mut c_void) -> u32 {
-    let counted = costs::begin(cost::RETURN);
+    let counted = costs::begin(cost::RETURN, 0);
     alloc::leave(&RetProbeContext::new(ctx));
     costs::end(counted);
     0
@@ -69,7 +71,8 @@ extern "C" fn session_return(ctx: *mut c_void) -> u32 {
 /// free(block), cfree, operator delete, dallocx, sdallocx.
 #[uprobe]
 pub fn enter_free(ctx: ProbeContext) -> u32 {
-    let counted = costs::begin(cost::FREE);
+    let cookie = cookie(&ctx);
+    let counted = costs::begin(cost::FREE, cookie);
     alloc::free(arg(&ctx, 0));
     costs::end(counted);
     0
@@ -78,7 +81,8 @@ pub fn enter_free(ctx: ProbeContext) -> u32 {
 /// A function that frees, whose second argument is the block.
 #[uprobe]
 pub fn enter_free_second(ctx: ProbeContext) -> u32 {
-    let counted = costs::begin(cost::FREE);
+    let cookie = cookie(&ctx);
+    let counted = costs::begin(cost::FREE, cookie);
     alloc::free(arg(&ctx, 1));
     costs::end(counted);
     0
@@ -87,8 +91,9 @@ pub fn enter_free_second(ctx: ProbeContext) -> u32 {
 /// A function that may end all blocks of a heap at once; the cookie tells what [`at_once`](tracer_ebpf::entry::at_once) says.
 #[uprobe]
 pub fn enter_at_once(ctx: ProbeContext) -> u32 {
-    let counted = costs::begin(cost::FREE);
-    at_once::enter(&ctx, cookie(&ctx));
+    let cookie = cookie(&ctx);
+    let counted = costs::begin(cost::FREE, cookie);
+    at_once::enter(&ctx, cost::told(cookie));
     costs::end(counted);
     0
 }
@@ -96,7 +101,7 @@ pub fn enter_at_once(ctx: ProbeContext) -> u32 {
 /// A function of the Go runtime that allocates an object.
 #[uprobe]
 pub fn go_allocate(ctx: ProbeContext) -> u32 {
-    let counted = costs::begin(cost::GO);
+    let counted = costs::begin(cost::GO, 0);
     go::allocate(&ctx);
     costs::end(counted);
     0
@@ -105,7 +110,7 @@ pub fn go_allocate(ctx: ProbeContext) -> u32 {
 /// Behind a call that gives a span in the Go runtime: the cookie tells where (`span`).
 #[uprobe]
 pub fn go_new_span(ctx: ProbeContext) -> u32 {
-    let counted = costs::begin(cost::GO);
+    let counted = costs::begin(cost::GO, 0);
     go::new_span(&ctx);
     costs::end(counted);
     0
@@ -114,7 +119,7 @@ pub fn go_new_span(ctx: ProbeContext) -> u32 {
 /// Behind a call of `gcAssistAlloc` in the Go runtime.
 #[uprobe]
 pub fn go_after_assist(ctx: ProbeContext) -> u32 {
-    let counted = costs::begin(cost::GO);
+    let counted = costs::begin(cost::GO, 0);
     go::after_assist(&ctx);
     costs::end(counted);
     0
@@ -123,8 +128,9 @@ pub fn go_after_assist(ctx: ProbeContext) -> u32 {
 /// An instruction at which the outcome of a call is known; the cookie tells what [`exit`](tracer_ebpf::exit) says.
 #[uprobe]
 pub fn leave_at_exit(ctx: ProbeContext) -> u32 {
-    let counted = costs::begin(cost::EXIT);
-    alloc::leave_at_exit(&ctx, cookie(&ctx));
+    let cookie = cookie(&ctx);
+    let counted = costs::begin(cost::EXIT, cookie);
+    alloc::leave_at_exit(&ctx, cost::told(cookie));
     costs::end(counted);
     0
 }
@@ -132,7 +138,7 @@ pub fn leave_at_exit(ctx: ProbeContext) -> u32 {
 /// Return, through the kernel's trampoline, of a function whose entry has `enter`.
 #[uretprobe]
 pub fn leave(ctx: RetProbeContext) -> u32 {
-    let counted = costs::begin(cost::RETURN);
+    let counted = costs::begin(cost::RETURN, 0);
     alloc::leave(&ctx);
     costs::end(counted);
     0

@@ -32,6 +32,7 @@ impl Costs {
                 runs: sum.runs.wrapping_add(cost.runs),
                 timed: sum.timed.wrapping_add(cost.timed),
                 time: sum.time.wrapping_add(cost.time),
+                stepped: sum.stepped.wrapping_add(cost.stepped),
                 ..Cost::default()
             });
             Ok(sum)

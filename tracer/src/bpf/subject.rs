@@ -18,6 +18,14 @@ extern "C" fn subject() {
     core::arch::naked_asm!("nop", "ret")
 }
 
+/// Where an instruction of it is in the file that the kernel steps, bytes: the second one. Every call passes it.
+///
+/// # Errors
+/// What is mapped cannot be read.
+pub fn stepped_place() -> io::Result<u64> {
+    place().map(|place| place + 1)
+}
+
 /// Where it is in the file, bytes.
 ///
 /// # Errors
@@ -45,6 +53,7 @@ mod tests {
         assert!(offset > 0 && offset < code.len());
         if cfg!(target_arch = "x86_64") {
             assert_eq!(code[offset..offset + 2], [0x90, 0xc3], "nop; ret");
+            assert_eq!(code[stepped_place().unwrap() as usize], 0xc3, "ret");
         }
         call();
     }

@@ -142,7 +142,10 @@ impl Meter {
 fn time(kind: u32, cost: &cost::Cost, traps: Traps) -> Duration {
     let trap = if kind == cost::RETURN { traps.at_return } else { traps.instruction };
     let run = if cost.timed == 0 { 0.0 } else { cost.time as f64 / cost.timed as f64 };
-    let nanoseconds = cost.runs as f64 * (trap.as_nanos() as f64 + run);
+    // Read one after the other while both go on.
+    let stepped = cost.stepped.min(cost.runs);
+    let of = |runs: u64, trap: Duration| runs as f64 * trap.as_nanos() as f64;
+    let nanoseconds = of(cost.runs - stepped, trap) + of(stepped, traps.stepped) + cost.runs as f64 * run;
     Duration::from_nanos(nanoseconds as u64)
 }
 
@@ -162,11 +165,17 @@ mod tests {
 
     #[test]
     fn hits_cost_their_trap_and_what_their_program_takes() {
-        let traps = Traps { instruction: Duration::from_nanos(500), at_return: Duration::from_nanos(300) };
+        let traps = Traps {
+            instruction: Duration::from_nanos(500),
+            stepped: Duration::from_nanos(10_000),
+            at_return: Duration::from_nanos(300),
+        };
         let cost = |runs, timed, time| cost::Cost { runs, timed, time, ..cost::Cost::default() };
         assert_eq!(time(cost::ENTRY, &cost(640, 10, 2_000), traps), Duration::from_nanos(640 * 700));
         assert_eq!(time(cost::RETURN, &cost(10, 0, 0), traps), Duration::from_nanos(3_000));
         assert_eq!(time(cost::FREE, &cost(0, 0, 0), traps), Duration::ZERO);
+        let some_dear = cost::Cost { stepped: 40, ..cost(640, 10, 2_000) };
+        assert_eq!(time(cost::EXIT, &some_dear, traps), Duration::from_nanos(600 * 700 + 40 * 10_200));
     }
 
     #[test]

@@ -19,6 +19,8 @@ const ROUNDS: u32 = 40;
 pub(super) struct Traps {
     /// At an instruction that the kernel emulates.
     pub(super) instruction: Duration,
+    /// At one that it steps.
+    pub(super) stepped: Duration,
     /// At a return.
     pub(super) at_return: Duration,
 }
@@ -26,7 +28,11 @@ pub(super) struct Traps {
 impl Default for Traps {
     /// Where it cannot be tried: what was found on the machine that this was written on.
     fn default() -> Self {
-        Self { instruction: Duration::from_nanos(600), at_return: Duration::from_nanos(350) }
+        Self {
+            instruction: Duration::from_nanos(600),
+            stepped: Duration::from_nanos(10_500),
+            at_return: Duration::from_nanos(350),
+        }
     }
 }
 
@@ -39,15 +45,17 @@ impl Traps {
         let (alone, with_return) =
             if by_events { (Uprobe::Event, Uprobe::ReturnEvent) } else { (Uprobe::Multi, Uprobe::Session) };
         let bare = time_of_calls();
-        let mut times = [Duration::ZERO; 2];
-        for (time, way) in times.iter_mut().zip([alone, with_return]) {
-            let hits = trials::uprobe(way, subject::path(), subject::place()?, None, || *time = time_of_calls())?;
+        let (emulated, stepped) = (subject::place()?, subject::stepped_place()?);
+        let mut times = [Duration::ZERO; 3];
+        for (time, (way, place)) in times.iter_mut().zip([(alone, emulated), (alone, stepped), (with_return, emulated)])
+        {
+            let hits = trials::uprobe(way, subject::path(), place, None, || *time = time_of_calls())?;
             if hits == 0 {
                 return Err(io::Error::other("the probe was not hit"));
             }
         }
-        let [alone, both] = times.map(|time| time.saturating_sub(bare));
-        Ok(Self { instruction: alone, at_return: both.saturating_sub(alone) })
+        let [instruction, stepped, both] = times.map(|time| time.saturating_sub(bare));
+        Ok(Self { instruction, stepped, at_return: both.saturating_sub(instruction) })
     }
 }
 

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use tracer_ebpf::{
+    cost,
     entry::{self, at_once},
     exit::{Exit, Frame, Outcome, Place},
 };
@@ -83,12 +84,13 @@ pub fn plan(functions: &[Function], first: u16, means: &Means<'_>) -> Plan {
     let (mut enters, mut frees, mut second_frees) = (Places::new(), Places::new(), Places::new());
     let (mut ends_of_heaps, mut choices) = (Places::new(), Vec::new());
     for (index, function) in functions.iter().enumerate() {
+        let entry = |told| (function.file_offset, cost::cookie(told, function.emulated));
         match function.shape {
-            Shape::Free => frees.push((function.file_offset, 0)),
-            Shape::FreeInHeap => second_frees.push((function.file_offset, 0)),
-            Shape::EndHeap => ends_of_heaps.push((function.file_offset, at_once::ALWAYS)),
-            Shape::EndNamedHeap => ends_of_heaps.push((function.file_offset, at_once::NAMED)),
-            Shape::EndNumberedHeap => ends_of_heaps.push((function.file_offset, at_once::NUMBERED)),
+            Shape::Free => frees.push(entry(0)),
+            Shape::FreeInHeap => second_frees.push(entry(0)),
+            Shape::EndHeap => ends_of_heaps.push(entry(at_once::ALWAYS)),
+            Shape::EndNamedHeap => ends_of_heaps.push(entry(at_once::NAMED)),
+            Shape::EndNumberedHeap => ends_of_heaps.push(entry(at_once::NUMBERED)),
             _ => {}
         }
         if function.shape.frees() {
@@ -96,16 +98,16 @@ pub fn plan(functions: &[Function], first: u16, means: &Means<'_>) -> Plan {
         }
         let choice = choose(function, means);
         let number = first.wrapping_add(index as u16);
-        let mut cookie = told_of(function.shape) | u64::from(number) << entry::FUNCTION;
+        let mut told = told_of(function.shape) | u64::from(number) << entry::FUNCTION;
         if matches!(choice.way, Way::Exits | Way::Returns) {
-            cookie |= entry::AT_INSTRUCTIONS;
+            told |= entry::AT_INSTRUCTIONS;
         }
         if may_vanish(function, choice.way) {
-            cookie |= entry::MAY_VANISH;
+            told |= entry::MAY_VANISH;
         }
-        let place = (function.file_offset, cookie);
+        let place = entry(told);
         match choice.way {
-            Way::Exits => exits.extend(&function.exit_places),
+            Way::Exits => exits.extend(exit_cookies(function)),
             Way::Returns => exits.extend(function.returns.offsets.iter().map(|offset| (*offset, at_ret()))),
             Way::Session => sessions.push(place),
             Way::Link => links.push((function.file_offset, 0)),
@@ -180,12 +182,18 @@ fn may_vanish(function: &Function, way: Way) -> bool {
     function.shape.throws() && (way != Way::Returns || function.returns.complete)
 }
 
-/// What the program at a `ret` instruction is told: the result is in the register of results, the return address on top of
+/// Where the outcomes of a function are known, and the cookie of each place.
+fn exit_cookies(function: &Function) -> impl Iterator<Item = (u64, u64)> {
+    let sites = function.exits.iter().flat_map(Exits::sites);
+    function.exit_places.iter().zip(sites).map(|((offset, told), site)| (*offset, cost::cookie(*told, site.emulated)))
+}
+
+/// The cookie of a `ret` instruction, which the kernel steps: the result is in the register of results, the return address on top of
 /// the stack.
 fn at_ret() -> u64 {
     let frame = Frame { from_frame_pointer: false, offset: 8 };
     let outcome = Outcome::One(Place::Register { register: 0, displacement: 0 });
-    Exit { frame, outcome }.pack().unwrap_or_default()
+    cost::cookie(Exit { frame, outcome }.pack().unwrap_or_default(), false)
 }
 
 /// What the program at the entry of a function that allocates is told of its arguments and its result.
@@ -276,6 +284,29 @@ mod tests {
             let (_, places) = plan.programs.iter().find(|(name, _)| *name == "enter").unwrap();
             assert_eq!(places[0].1 & entry::MAY_VANISH != 0, expected, "exit {exit:?}, all returns {complete}");
         }
+    }
+
+    #[test]
+    fn dear_instructions_are_told_as_such() {
+        let dear = |shape, exit| Function { emulated: false, ..function(shape, exit, true) };
+        let functions = [dear(Shape::Free, None), dear(Shape::EndNamedHeap, None), dear(Shape::Malloc, Some(false))];
+        let stepped = |asked, program| {
+            let means = Means { asked, sessions: true, samples: false, risk: &|| None };
+            let plan = plan(&functions, 0, &means);
+            let places = plan.programs.iter().find(|(name, _)| *name == program).map(|(_, places)| places.clone());
+            places.unwrap().iter().map(|(_, cookie)| cost::stepped(*cookie)).sum::<u64>()
+        };
+        for (asked, program) in [
+            (Way::Exits, "enter"),
+            (Way::Exits, "leave_at_exit"),
+            (Way::Returns, "leave_at_exit"),
+            (Way::Session, "session"),
+            (Way::Session, "enter_free"),
+            (Way::Session, "enter_at_once"),
+        ] {
+            assert_eq!(stepped(Some(asked), program), 1, "{asked:?}, {program}");
+        }
+        assert_eq!(stepped(Some(Way::Link), "leave"), 0, "what is no instruction is none that is stepped");
     }
 
     #[test]
