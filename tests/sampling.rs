@@ -108,6 +108,24 @@ fn a_command_and_its_children_are_sampled_from_their_first_instruction() {
     check("launched", &outcome.report(0), &truth);
 }
 
+/// Each block is a sample, for its size is many times the distance: it is recorded, or told as what there was no room for.
+#[test]
+fn samples_that_there_is_no_room_for_are_told_as_such() {
+    require_root();
+    let mut target = Target::start(&compiled("many"));
+    let tracer = Run::pid(target.pid()).args(["--sample", "1", "--max-memory", "128MiB"]).start();
+    let truth = target.ask("begin");
+    let outcome = tracer.stop();
+    let report = outcome.report(3);
+    assert_eq!(report.quality("lost_allocs"), 0, "the ring buffer was not full: {}", report.json["quality"]);
+    let refused = report.gap("refused_samples");
+    assert!(refused > 0, "there is room for a hundred thousand: {}", report.json["quality"]);
+    assert_eq!(report.outstanding().blocks + refused, truth.total().blocks);
+    let lost = format!("{refused} samples were lost, which stand for about {}KiB of allocations", refused * 64 / 1024);
+    assert!(report.json["quality"]["notes"].to_string().contains(&lost), "{lost}: {}", report.json["quality"]);
+    assert!(outcome.stdout.contains("a larger --sample makes them fewer"), "{}", outcome.stdout);
+}
+
 /// Where `--go-heap` is given, that is what is sampled.
 #[test]
 fn the_size_beside_a_way_to_see_go_heaps_is_theirs() {

@@ -203,6 +203,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "made", compiler: C, files: &["made.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "mapped", compiler: C, files: &["mapped.c"], flags: &["-fno-omit-frame-pointer", "-pthread"] },
     Source { name: "many mappings", compiler: C, files: &["many_mappings.c"], flags: WITHOUT_FRAME_POINTERS },
+    Source { name: "many", compiler: C, files: &["many.c"], flags: &[] },
     Source { name: "memory", compiler: C, files: &["memory.c"], flags: &["-pthread"] },
     Source { name: "migrants", compiler: C, files: &["migrants.c"], flags: &["-fno-builtin", "-rdynamic", "-pthread"] },
     Source {

@@ -220,7 +220,7 @@ fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid:
 #[inline(always)]
 fn send_block(thread: &mut Thread, header: Header, addr: u64, call: &Call) -> bool {
     if !samples::begin(&thread.target, addr) {
-        emit::lost_block(call.size);
+        emit::no_room_for_sample(call.size);
         return false;
     }
     // As old as another one, it could be taken for a block that a lost free has ended.

@@ -227,6 +227,13 @@ pub(crate) fn lost_block(size: u64) {
     count_loss!(alloc_bytes, size);
 }
 
+/// There is no room to remember a sampled block of so many bytes.
+#[inline(always)]
+pub(crate) fn no_room_for_sample(size: u64) {
+    count_loss!(samples, 1);
+    count_loss!(sample_bytes, size);
+}
+
 /// A sampled object of a Go program.
 #[inline(always)]
 pub(crate) fn sample(sample: &Sample) {

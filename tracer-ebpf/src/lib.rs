@@ -443,6 +443,10 @@ pub struct Loss {
     pub unresolved: u64,
     /// Changes of what processes have mapped that found the ring buffer full, or whose place did not come to be known.
     pub remappings: u64,
+    /// Sampled allocations that found the set of sampled blocks full.
+    pub samples: u64,
+    /// Bytes of those.
+    pub sample_bytes: u64,
 }
 
 const _: () = {
@@ -461,7 +465,7 @@ const _: () = {
     assert!(size_of::<ReturnInstances>() == 20);
     assert!(size_of::<TaskFields>() == 56);
     assert!(size_of::<BlockKey>() == 16);
-    assert!(size_of::<Loss>() == 104);
+    assert!(size_of::<Loss>() == 120);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header
 };
 

@@ -105,6 +105,8 @@ impl Presenter {
         (quality.unseen_spans, quality.unseen_heaps) = (trace.unseen_spans, trace.unseen_heaps + problems);
         quality.notes.extend(cut::told_of_others(&snapshot, is_held));
         quality.notes.extend(quality::folded(snapshot.folded));
+        let loss = snapshot.loss;
+        let lost = (loss.allocs + loss.samples, loss.alloc_bytes.saturating_add(loss.sample_bytes));
         quality.notes.extend(quality::without_room(&snapshot, is_held));
         quality.notes.extend_from_slice(self.names.notes());
         quality.rewritten_files = self.names.rewritten();
@@ -142,7 +144,7 @@ impl Presenter {
         if let Some(mean) = sample {
             let native = native::estimate(&mut processes, &by_image, &stacks, mean);
             mode = if native.is_empty() { mode } else { Mode::Sampled };
-            quality.notes.extend(native::doubts(&native, quality.lost_allocs));
+            quality.notes.extend(native::doubts(&native, lost));
             estimates.extend(native);
         }
         quality.sampling = quality::together(&estimates);

@@ -40,8 +40,8 @@ const UNSAMPLED: u64 = 3;
 const SURE: f64 = 0.05;
 
 /// What the reader should know where so few samples are held by all of them together that the numbers are hardly better than guesses,
-/// and where `lost` samples could not be told.
-pub(super) fn doubts(estimates: &[(Sampling, u64)], lost: u64) -> Vec<String> {
+/// and where samples were `lost`: how many, and bytes of those blocks.
+pub(super) fn doubts(estimates: &[(Sampling, u64)], (lost, bytes): (u64, u64)) -> Vec<String> {
     let Some(Sampling { samples, mean_bytes, relative_error }) = quality::together(estimates) else {
         return Vec::new();
     };
@@ -52,10 +52,18 @@ pub(super) fn doubts(estimates: &[(Sampling, u64)], lost: u64) -> Vec<String> {
     // Blocks that are larger than the distance of samples are all there.
     let few = quality::are_few("what is held", samples, mean_bytes).filter(|_| relative_error > SURE);
     let lost = (lost > 0).then(|| {
-        let least = quality::option_size(lost.saturating_mul(mean_bytes));
+        let least = quality::option_size(at_least(lost, bytes, mean_bytes));
         format!("{lost} samples were lost, which stand for about {least} of allocations, or more")
     });
     none.into_iter().chain(few).chain(lost).collect()
+}
+
+/// What so many samples of blocks of so many bytes together stand for at least, bytes: as much as if the blocks were of one size, for what a
+/// block stands for, s / (1 - exp(-s / mean)), is convex in its size.
+fn at_least(samples: u64, bytes: u64, mean: u64) -> u64 {
+    let (samples, mean) = (samples as f64, mean.max(1) as f64);
+    let size = (bytes as f64 / samples).max(1.0);
+    (samples * size / -(-size / mean).exp_m1()) as u64
 }
 
 #[cfg(test)]
@@ -63,15 +71,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn lost_samples_stand_for_what_their_blocks_are_and_more() {
+        // Many times the distance, a small part of it, and as much: 1 / (1 - 1 / e).
+        for (samples, bytes, mean, expected) in [
+            (10, 10 << 20, 16, 10 << 20),
+            (1_000_000, 1_000_000, 1 << 20, (1_000_000 << 20) + 500_000),
+            (3, 3 << 10, 1 << 10, 4_859),
+            // A block whose size is not known.
+            (1, 0, 1 << 10, 1_024),
+        ] {
+            assert_eq!(at_least(samples, bytes, mean), expected, "{samples} samples of {bytes} bytes");
+        }
+    }
+
+    #[test]
     fn what_no_sample_tells_is_told() {
         let of = |samples| vec![(Sampling { mean_bytes: 64 << 10, samples, relative_error: 0.0 }, 0)];
-        let none = doubts(&of(0), 0);
+        let none = doubts(&of(0), (0, 0));
         assert!(none.len() == 1 && none[0].contains("up to about 192KiB may be"), "{none:?}");
-        let lost = doubts(&of(1000), 5);
+        let lost = doubts(&of(1000), (5, 100));
         assert!(
             lost.len() == 1 && lost[0].starts_with("5 samples were lost, which stand for about 320KiB"),
             "{lost:?}"
         );
-        assert_eq!((doubts(&of(1000), 0), doubts(&[], 5)), (vec![], vec![]));
+        assert_eq!((doubts(&of(1000), (0, 0)), doubts(&[], (5, 100))), (vec![], vec![]));
     }
 }

@@ -64,6 +64,7 @@ pub(super) fn of(
         all_samples: sum(|sampling| sampling.samples),
         lost_allocs: loss.allocs,
         refused_allocs: snapshot.counters.refused_blocks,
+        refused_samples: loss.samples,
         lost_frees: loss.frees,
         lost_moments: loss.moments,
         unfollowed_processes: loss.processes,

@@ -116,6 +116,8 @@ pub struct Quality {
     pub lost_allocs: u64,
     /// Allocations that there was no room for: as many blocks as tracer's memory holds were outstanding.
     pub refused_allocs: u64,
+    /// Sampled allocations that there was no room for: as many samples as the kernel remembers were held.
+    pub refused_samples: u64,
     /// Frees that could not be recorded. Their addresses were kept apart, so most of them still end their block.
     pub lost_frees: u64,
     /// Ends of threads and processes that could not be recorded.
@@ -198,6 +200,8 @@ pub enum Missing {
     Allocations,
     /// Memory for more blocks.
     Room,
+    /// The same for more samples.
+    SampleRoom,
     /// Frees.
     Frees,
     /// Ends of threads and processes.
@@ -241,6 +245,7 @@ impl Missing {
             Self::Processes => "unfollowed_processes",
             Self::Allocations => "lost_allocs",
             Self::Room => "refused_allocs",
+            Self::SampleRoom => "refused_samples",
             Self::Frees => "lost_frees",
             Self::Moments => "lost_moments",
             Self::Undecided => "undecided_events",
@@ -269,6 +274,7 @@ impl Missing {
             | Self::Processes
             | Self::Allocations
             | Self::Room
+            | Self::SampleRoom
             | Self::Undecided
             | Self::Calls
             | Self::Records
@@ -337,6 +343,7 @@ impl Quality {
             (Missing::Processes, q.unfollowed_processes, 0, Some(0.0)),
             (Missing::Allocations, q.lost_allocs, events, share),
             (Missing::Room, q.refused_allocs, q.recorded_events, share),
+            (Missing::SampleRoom, q.refused_samples, q.recorded_events + q.refused_samples, share),
             (Missing::Frees, q.lost_frees, events, share),
             (Missing::Certainty, q.uncertain_bytes, q.outstanding_bytes, share),
             (Missing::Samples, q.unresolved_samples, samples.max(q.all_samples) + q.unresolved_samples, of_samples),
@@ -410,10 +417,11 @@ mod tests {
     #[test]
     fn each_way_to_be_incomplete_is_so_at_once_and_in_the_exit_status_beyond_its_share() {
         type Set = fn(&mut Quality, u64);
-        let ways: [(Missing, Set, Option<u64>); 16] = [
+        let ways: [(Missing, Set, Option<u64>); 17] = [
             (Missing::AllAllocations, |q, n| q.silent_targets = n, Some(2)),
             (Missing::Allocations, |q, n| q.lost_allocs = n, Some(1_002)),
             (Missing::Room, |q, n| q.refused_allocs = n, Some(1_001)),
+            (Missing::SampleRoom, |q, n| q.refused_samples = n, Some(1_002)),
             (Missing::Frees, |q, n| q.lost_frees = n, Some(1_002)),
             (Missing::Moments, |q, n| q.lost_moments = n, Some(1_002)),
             (Missing::Undecided, |q, n| q.undecided_events = n, Some(1_002)),

@@ -262,6 +262,7 @@ pub(super) fn everything_missing() -> Quality {
         all_samples: 0,
         lost_allocs: 1,
         refused_allocs: 0,
+        refused_samples: 7,
         lost_frees: 2,
         lost_moments: 4,
         unfollowed_processes: 3,

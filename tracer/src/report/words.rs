@@ -277,6 +277,12 @@ pub(super) fn gap(gap: &Gap) -> String {
         }
         Missing::Allocations => format!("{} lost (the ring buffer was full)", count("allocation")),
         Missing::Room => format!("{} not recorded (more blocks than --max-memory holds)", count("allocation")),
+        Missing::SampleRoom => {
+            format!(
+                "{} not recorded (more are held than --max-memory has room for; a larger --sample makes them fewer)",
+                count("sampled allocation")
+            )
+        }
         Missing::Frees => format!("{} lost (the ring buffer was full)", count("free")),
         Missing::Moments => {
             format!("{} of ends of threads and processes lost (the ring buffer was full)", count("record"))
@@ -432,6 +438,7 @@ mod tests {
                 "13 Go heaps not seen, or not in full (the notes tell why)",
                 "3 processes not followed that traced ones started (too many at a time, a full ring buffer, or the memory of one that has ended)",
                 "1 allocation lost (the ring buffer was full)",
+                "7 sampled allocations not recorded (more are held than --max-memory has room for; a larger --sample makes them fewer)",
                 "2 frees lost (the ring buffer was full)",
                 "4.00 KiB (4,096 bytes) uncertain (a lost free may have ended them)",
                 "11 sampled objects whose address is not known",
