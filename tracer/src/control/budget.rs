@@ -88,20 +88,27 @@ impl Budget {
         step
     }
 
-    /// What the reader of a report should know.
-    pub(super) fn notes(&self, now: Instant, elapsed: Duration, go: Duration) -> Vec<String> {
+    /// What the reader of a report should know of a trace that has lasted so long and cost so much, as far as that is known.
+    pub(super) fn notes(&self, now: Instant, elapsed: Duration, cost: Option<&Cost>) -> Vec<String> {
         let passed = if self.is_open { now.saturating_duration_since(self.since) } else { Duration::ZERO };
         // As it was given: 7 % is no share of binary digits.
         let percent = (100.0 * self.share * 1e9).round() / 1e9;
         let windows = (self.closed > 0).then(|| {
             format!(
-                "to cost no more than {percent}%, probes were there for {} of {} only: what was allocated between is not recorded, \
+                "to cost no more than {percent}%, probes were there for {}: what was allocated between is not recorded, \
                  and what was recorded before may have been freed there",
-                duration(self.open + passed),
-                duration(elapsed)
+                part(self.open + passed, elapsed)
             )
         });
-        let go = (go > Duration::ZERO).then(|| {
+        // As the cost itself is told, so that the two are not at odds.
+        let told = cost.and_then(Cost::share).map(|share| (1000.0 * share).round() / 10.0);
+        let more = told.filter(|told| *told > percent).map(|told| {
+            format!(
+                "tracing has cost about {told:.1}%, more than the {percent}% of --max-overhead: that is of a quarter of a processor where \
+                 processes use less, the first half second is always traced, and tracer's own start is not counted"
+            )
+        });
+        let go = cost.is_some_and(|cost| cost.go > Duration::ZERO).then(|| {
             "probes in Go runtimes, by which Go heaps are sampled, are always there: --max-overhead does not bound what they cost"
                 .to_owned()
         });
@@ -113,13 +120,49 @@ impl Budget {
                 duration(LONGEST)
             )
         });
-        windows.into_iter().chain(go).chain(stopped).collect()
+        windows.into_iter().chain(more).chain(go).chain(stopped).collect()
     }
+}
+
+/// A part of a time in words, with as many digits as it takes to tell it from the whole.
+fn part(part: Duration, whole: Duration) -> String {
+    let milliseconds = |time: Duration| format!("{}.{:03}s", time.as_secs(), time.subsec_millis());
+    for words in [duration, milliseconds] {
+        if part < whole && words(part) != words(whole) {
+            return format!("{} of {} only", words(part), words(whole));
+        }
+    }
+    format!("all of {} but the last moment", duration(whole))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_part_is_told_from_the_whole() {
+        let of = |there, all| part(Duration::from_micros(there), Duration::from_micros(all));
+        assert_eq!(of(700_000, 20_000_000), "0.7s of 20.0s only");
+        assert_eq!(of(700_000, 712_000), "0.700s of 0.712s only");
+        assert_eq!(of(3_599_600_000, 3_600_000_000), "3599.600s of 3600.000s only");
+        assert_eq!(of(700_000, 700_400), "all of 0.7s but the last moment");
+        assert_eq!(of(780_000, 700_000), "all of 0.7s but the last moment");
+    }
+
+    #[test]
+    fn what_has_cost_more_than_the_bound_is_told_why() {
+        let begin = Instant::now();
+        let notes = |probes, processes| {
+            let elapsed = Duration::from_secs(10);
+            Budget::new(0.05, begin).notes(begin + elapsed, elapsed, Some(&cost(probes, processes)))
+        };
+        let more = notes(100, 1100);
+        assert!(
+            more.len() == 1
+                && more[0].starts_with("tracing has cost about 10.0%, more than the 5% of --max-overhead: ")
+        );
+        assert!(notes(50, 1050).is_empty() && notes(50, 100).is_empty(), "as much, and too little to tell");
+    }
 
     fn cost(probes: u64, processes: u64) -> Cost {
         Cost {
@@ -150,7 +193,7 @@ mod tests {
         assert!(share <= 0.0505 && share > 0.045, "{share}");
         assert!(windows >= 50 && budget.closed.abs_diff(windows) <= 1, "{windows} {}", budget.closed);
         assert!(
-            budget.notes(begin, Duration::from_secs(600), Duration::ZERO)[0]
+            budget.notes(begin, Duration::from_secs(600), None)[0]
                 .starts_with("to cost no more than 5%, probes were there for ")
         );
     }
@@ -164,7 +207,7 @@ mod tests {
             // An idle process, and tracer's own needs.
             assert_eq!(budget.step(begin + elapsed, &cost(2 * beat, beat), elapsed, true), Step::Stay);
         }
-        assert!(budget.notes(begin, Duration::from_secs(20), Duration::ZERO).is_empty());
+        assert!(budget.notes(begin, Duration::from_secs(20), None).is_empty());
     }
 
     #[test]
@@ -172,7 +215,7 @@ mod tests {
         let begin = Instant::now();
         for percent in [7.0, 0.1, 12.5, 29.0, 100.0] {
             let budget = Budget { closed: 1, ..Budget::new(percent / 100.0, begin) };
-            let notes = budget.notes(begin, Duration::from_secs(1), Duration::ZERO);
+            let notes = budget.notes(begin, Duration::from_secs(1), None);
             assert!(notes[0].starts_with(&format!("to cost no more than {percent}%, ")), "{}", notes[0]);
         }
     }
@@ -215,6 +258,6 @@ mod tests {
             }
         }
         assert_eq!(steps[..2], [Step::Close, Step::Stop]);
-        assert_eq!(budget.notes(begin, Duration::from_secs(20), Duration::ZERO).len(), 2);
+        assert_eq!(budget.notes(begin, Duration::from_secs(20), None).len(), 2);
     }
 }

@@ -64,8 +64,7 @@ impl Session {
 
     /// How often probes were away in a trace that has lasted so long, and what is to be said of that.
     pub(super) fn told_of_budget(&self, cost: Option<Cost>, lasted: Duration) -> (u64, Vec<String>) {
-        let go = cost.map(|cost| cost.go).unwrap_or_default();
-        let told = |budget: &Budget| (budget.closed, budget.notes(self.clock + lasted, lasted, go));
+        let told = |budget: &Budget| (budget.closed, budget.notes(self.clock + lasted, lasted, cost.as_ref()));
         self.budget.as_ref().map(told).unwrap_or_default()
     }
 

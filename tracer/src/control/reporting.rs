@@ -79,11 +79,7 @@ impl Session {
         let filters = Filters { min_age: self.config.min_age, sizes: self.config.sizes, younger: None };
         let filtered = filters.leaves_out_sizes();
         if filtered {
-            notes.push(
-                "a size filter is on: frees of blocks outside it count as unmatched, and whether growth of memory is \
-                 explained is not known"
-                    .to_owned(),
-            );
+            notes.push(told_of_filter(self.config.sample.is_some()));
         }
         for attached in self.processes() {
             notes.extend(attached.life().notes());
@@ -145,5 +141,24 @@ impl Session {
         };
         let (goroutines, goroutine_growth) = (self.goroutines.groups(), self.goroutines.per_second());
         Material { trace, snapshot, go, goroutines, goroutine_growth }
+    }
+}
+
+/// What the reader should know where sizes are left out. `sampled`: ends of what is not recorded are not looked for.
+fn told_of_filter(sampled: bool) -> String {
+    let frees = if sampled { "" } else { "frees of blocks outside it count as unmatched, and " };
+    format!("a size filter is on: {frees}whether growth of memory is explained is not known")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_counts_frees_of_what_was_not_sampled() {
+        assert!(
+            told_of_filter(false).contains("on: frees of blocks outside it count as unmatched, and whether growth")
+        );
+        assert_eq!(told_of_filter(true), "a size filter is on: whether growth of memory is explained is not known");
     }
 }
