@@ -163,13 +163,14 @@ fn rests(times: &[f64], values: &[f64]) -> bool {
         .iter()
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| (least.min(*value), most.max(*value)));
     let step = STEP * (most - least);
-    let (mut from, mut highest, mut longest) = (times[0], values[0], 0.0_f64);
+    let (mut highest, mut last, mut longest) = (values[0], None, 0.0_f64);
     for (time, value) in times.iter().zip(values) {
         if value - highest > step {
-            (longest, from, highest) = (longest.max(time - from), *time, *value);
+            longest = longest.max(last.map_or(0.0, |last| time - last));
+            (highest, last) = (*value, Some(*time));
         }
     }
-    times[times.len() - 1] - from >= RESTS * longest
+    last.is_none_or(|last| times[times.len() - 1] - last >= RESTS * longest)
 }
 
 /// How far something has gone back on its way.

@@ -27,8 +27,8 @@ fn what_stays_is_steady() {
 #[test]
 fn steps_grow_once_there_are_enough_of_them() {
     let steps = |every: usize, points: usize| trend_of((0..points).map(|second| (second / every) as f64)).trend;
-    assert_eq!(steps(12, 24), Trend::TooEarly, "one step");
-    assert_eq!(steps(12, 23 + 8), Trend::TooEarly, "and a second one");
+    assert_eq!(steps(16, 32), Trend::Steady, "one step");
+    assert_eq!(steps(12, 31), Trend::TooEarly, "and a second one");
     assert_eq!(steps(2, 32), Trend::Growing);
     assert_eq!(steps(1, 32), Trend::Growing);
 }
