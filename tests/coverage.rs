@@ -70,6 +70,40 @@ fn memory_that_is_freed_and_kept_is_explained() {
     assert!(text.contains("quality      complete"), "{text}");
 }
 
+/// Mappings that are cut, or move, have no more memory for that, and what comes to another part of one is new.
+#[test]
+fn memory_from_before_is_known_by_where_it_was() {
+    require_root();
+    for (command, unexplained) in [("protect", 0.0), ("guard", 0.0), ("move", 0.0), ("next", SIZE / 2.0)] {
+        let mut target = Target::start(&compiled("moves"));
+        let tracer = Run::pid(target.pid()).args(["--mmap=always"]).start();
+        target.ask(command);
+        let report = tracer.stop().report(if unexplained > 0.0 { 3 } else { 0 });
+        let memory = memory(&report);
+        let told = memory["unexplained"].as_f64().unwrap();
+        assert!((told - unexplained).abs() < SIZE / 50.0, "{command}: {memory}");
+        assert_eq!(memory["explained"], unexplained == 0.0, "{command}: {memory}");
+    }
+}
+
+/// However late a child is looked at first, it does not have from its parent what it has mapped itself.
+#[test]
+fn what_children_map_before_they_are_looked_at_is_new() {
+    require_root();
+    let mut target = Target::start(&compiled("moves"));
+    let tracer = Run::pid(target.pid()).args(["--mmap=always", "--scope=file"]).start();
+    target.ask("fork");
+    let report = tracer.stop().report(3);
+    let processes = report.json["processes"].as_array().unwrap();
+    let child = processes.iter().find(|process| process["parent_pid"] == target.pid()).unwrap();
+    let memory = &child["memory"];
+    assert_is_nearly(memory, "grew", SIZE);
+    assert_is_nearly(memory, "unexplained", SIZE);
+    assert_eq!((&memory["reasons"][0]["kind"], &memory["explained"]), (&"mmap".into(), &false.into()), "{memory}");
+    let parent = processes.iter().find(|process| process["pid"] == target.pid()).unwrap();
+    assert_eq!(parent["memory"]["explained"], true, "{parent}");
+}
+
 #[test]
 fn a_process_that_allocates_nothing_is_never_complete() {
     let (report, text) = trace(&[], 3);

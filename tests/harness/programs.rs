@@ -205,6 +205,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "many mappings", compiler: C, files: &["many_mappings.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "many", compiler: C, files: &["many.c"], flags: &[] },
     Source { name: "memory", compiler: C, files: &["memory.c"], flags: &["-pthread"] },
+    Source { name: "moves", compiler: C, files: &["moves.c"], flags: &[] },
     Source { name: "migrants", compiler: C, files: &["migrants.c"], flags: &["-fno-builtin", "-rdynamic", "-pthread"] },
     Source {
         name: "mimalloc_shapes",

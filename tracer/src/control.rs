@@ -37,7 +37,7 @@ use crate::{
     collector::{self, Collector, Interest, Notice, Request, Requests},
     config::{Config, Subject, Verbosity},
     cost::Meter,
-    coverage::Coverage,
+    coverage::{Coverage, Had},
     event::{Image, Pid},
     exit::Exit,
     files::opener,
@@ -256,7 +256,7 @@ struct Session {
     goroutines: GoWatches,
     coverage: Coverage,
     /// Images that have begun since when, whose memory and place are to be read.
-    new: VecDeque<(Instant, Image)>,
+    new: VecDeque<(Instant, Image, Had)>,
     /// Go heaps that are not seen, or not in full: each in words.
     unseen_heaps: Notes,
     /// Where Go runtimes of libraries are looked for.

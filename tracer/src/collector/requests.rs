@@ -14,7 +14,7 @@ use super::snapshot::Snapshot;
 use crate::{
     event::{Image, Pid},
     go,
-    mapped::Owner,
+    mapped::OwnMemory,
     resolve::Resolved,
 };
 
@@ -56,12 +56,12 @@ pub enum Request {
         /// Where the answer goes, in the same order.
         reply: mpsc::Sender<Vec<u64>>,
     },
-    /// The memory that an image has mapped, by itself or by its allocators.
+    /// The memory that an image has mapped, by itself or by its allocators, and what has moved since this was asked last.
     Mapped {
         /// The image.
         image: Image,
-        /// Where the answer goes, by address.
-        reply: mpsc::Sender<Vec<(Range<u64>, Owner)>>,
+        /// Where the answer goes.
+        reply: mpsc::Sender<OwnMemory>,
     },
     /// Record this image, which the BPF side has begun but not recorded yet; a notice tells from when on.
     Resume(Image),

@@ -11,6 +11,7 @@ use crate::{
     attach::{self, Attached, Returns, probes::Scope},
     bpf::Order,
     collector::Request,
+    coverage::Had,
     event::{Image, Pid},
     process::status,
     report::visible,
@@ -77,7 +78,7 @@ impl Session {
                 Ok(()) => {
                     self.found_late += 1;
                     let image = self.attached.last().map(Attached::image);
-                    self.new.extend(image.map(|image| (Instant::now(), image)));
+                    self.new.extend(image.map(|image| (Instant::now(), image, Had::All)));
                 }
                 Err(error) => {
                     self.abandon(pid);

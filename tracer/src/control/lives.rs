@@ -20,6 +20,7 @@ use crate::{
     clock::{monotonic, processor_time},
     collector::{Notice, Request},
     config::Subject,
+    coverage::Had,
     event::{Beginning, How, Image, Pid},
     process::status,
     report::count,
@@ -131,7 +132,7 @@ impl Session {
         let parent = self.processes().find(|attached| attached.image() == beginning.parent);
         let spawned = parent.map(|parent| parent.spawned(image, &program, scope));
         match spawned.filter(|_| !self.selection.excludes(&beginning.comm())) {
-            Some((spawned, actions)) => self.joins(spawned, actions, beginning.time),
+            Some((spawned, actions)) => self.joins(spawned, actions, beginning.time, Had::Nothing),
             None => self.has_come(image, beginning),
         }
     }
@@ -142,7 +143,7 @@ impl Session {
         let scope = self.probes.scope();
         let parent = self.processes().find(|attached| attached.image() == parent);
         match parent.map(|parent| parent.forked(pid, image, time, scope)) {
-            Some(forked) => self.joins(forked, Vec::new(), time),
+            Some(forked) => self.joins(forked, Vec::new(), time, Had::Parents),
             None => self.has_come(image, beginning),
         }
     }
@@ -156,7 +157,7 @@ impl Session {
             tracing::debug!(pid, "a process that fits has begun");
             let program = new_program(&self.known, &self.probes, beginning);
             let newcomer = Attached::newcomer(image, &program, self.probes.scope());
-            return self.joins(newcomer, Vec::new(), beginning.time);
+            return self.joins(newcomer, Vec::new(), beginning.time, Had::Nothing);
         }
         let in_doubt = fit == Fit::Unknown;
         self.over_too_soon += u64::from(in_doubt);
@@ -164,18 +165,20 @@ impl Session {
         let _ = self.requests.send(Request::Drop { image, in_doubt });
     }
 
-    /// One process more is traced, which began at `time`, nanoseconds of CLOCK_MONOTONIC, and of which this is to be done.
-    fn joins(&mut self, mut attached: Attached, actions: Vec<Action>, time: u64) {
+    /// One process more is traced, which began at `time`, nanoseconds of CLOCK_MONOTONIC, with that memory, and of which this is to be done.
+    fn joins(&mut self, mut attached: Attached, actions: Vec<Action>, time: u64, had: Had) {
         let ago = Duration::from_nanos(monotonic().saturating_sub(time));
         attached.was_started(self.clock.elapsed().saturating_sub(ago));
         let image = attached.image();
+        // What it does until then is not recorded.
+        let had = if attached.life().is_paused() { Had::All } else { had };
         self.attached.push(attached);
         // The collector's end shows elsewhere.
         let _ = self.requests.send(Request::Keep(image));
         // What is not recorded yet is not to wait for anything else.
         self.act(image, actions);
         self.handle(image, Event::Tick);
-        self.new.push_back((Instant::now(), image));
+        self.new.push_back((Instant::now(), image, had));
     }
 
     /// Reads memory and place of processes that have begun: of a few at once when there is nothing else to do (`idle`), of many when they
@@ -183,11 +186,11 @@ impl Session {
     pub(super) fn read_new(&mut self, idle: bool) {
         let now = Instant::now();
         let at_once = idle && self.new.len() <= AT_ONCE;
-        while let Some((_, image)) = self.new.pop_front_if(|(since, _)| at_once || now - *since >= READING) {
+        while let Some((_, image, had)) = self.new.pop_front_if(|(since, ..)| at_once || now - *since >= READING) {
             let Some(attached) = self.find(image).filter(|attached| !attached.is_over()) else { continue };
             attached.look_where();
             let pid = attached.pid();
-            self.coverage.begin(pid, image);
+            self.coverage.begin(pid, image, had);
         }
     }
 
@@ -216,6 +219,7 @@ impl Session {
         let may_be_go = program.known.is_none();
         let actions = attached.has_execed(image, &program, probes_lost);
         let pid = attached.pid();
+        let had = if attached.life().is_paused() { Had::All } else { Had::Nothing };
         // It may have done so before anybody had said that it is wanted.
         self.send(Request::Keep(image))?;
         self.act(image, actions);
@@ -227,11 +231,11 @@ impl Session {
         match self.launched.take_if(|launched| launched.pid() == pid && !beginning.is_late) {
             Some(launched) => {
                 // It is held.
-                self.coverage.begin(pid, image);
+                self.coverage.begin(pid, image, Had::Nothing);
                 self.follow_launched(launched)
             }
             None => {
-                self.new.push_back((Instant::now(), image));
+                self.new.push_back((Instant::now(), image, had));
                 Ok(())
             }
         }

@@ -10,6 +10,7 @@ use crate::{
     attach::{Attached, probes::Scope},
     clock::monotonic,
     collector::{Request, Snapshot},
+    coverage::Had,
     event::Image,
     files::opener,
     present::{GoTrace, MappedFacts, Trace},
@@ -47,7 +48,7 @@ impl Session {
     /// Reads what memory all processes have as recording begins.
     pub(super) fn read_memory(&mut self) {
         for attached in &self.attached {
-            self.coverage.begin(attached.pid(), attached.image());
+            self.coverage.begin(attached.pid(), attached.image(), Had::All);
         }
     }
 

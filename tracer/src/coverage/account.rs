@@ -34,6 +34,25 @@ impl Account {
     pub(super) fn unexplained(&self) -> u64 {
         self.unexplained.values().sum()
     }
+
+    /// What was there before is that of a parent.
+    pub(super) fn be_inherited(&mut self) {
+        if let Some(bytes) = self.unexplained.remove(&Area::FromBefore) {
+            self.unexplained.insert(Area::Inherited, bytes);
+        }
+    }
+
+    /// No more is new than that.
+    pub(super) fn be_at_most(&mut self, most: u64) {
+        self.fresh = self.fresh.min(most);
+        self.in_go = self.in_go.min(most);
+        let mut left = most - self.in_go;
+        for bytes in self.unexplained.values_mut() {
+            *bytes = left.min(*bytes);
+            left -= *bytes;
+        }
+        self.unexplained.retain(|_, bytes| *bytes > 0);
+    }
 }
 
 /// A part of a mapping that was in one mapping before as a whole, or in none.
@@ -43,14 +62,13 @@ pub(super) struct Piece {
     region: usize,
     /// Its addresses.
     pub(super) range: Range<u64>,
-    /// Anonymous memory in it at the beginning; `None` when nothing was mapped there.
-    before: Option<u64>,
+    /// Place of the mapping that was there at the beginning in the list of those; `None` when nothing was mapped there.
+    before: Option<usize>,
 }
 
 impl Piece {
-    /// How much there is room for beside what was there at the beginning.
-    fn room(&self) -> u64 {
-        (self.range.end - self.range.start).saturating_sub(self.before.unwrap_or(0))
+    fn length(&self) -> u64 {
+        self.range.end - self.range.start
     }
 }
 
@@ -60,7 +78,8 @@ pub(super) fn pieces(begin: &[Region], end: &[Region]) -> Vec<Piece> {
     for (region, now) in end.iter().enumerate().filter(|(_, region)| region.anonymous > 0) {
         let mut at = now.range.start;
         let first = begin.partition_point(|before| before.range.end <= at);
-        for before in begin[first..].iter().take_while(|before| before.range.start < now.range.end) {
+        let hit = begin.iter().enumerate().skip(first).take_while(|(_, before)| before.range.start < now.range.end);
+        for (place, before) in hit {
             let shared = before.range.start.max(at)..before.range.end.min(now.range.end);
             if shared.is_empty() {
                 continue;
@@ -68,11 +87,8 @@ pub(super) fn pieces(begin: &[Region], end: &[Region]) -> Vec<Piece> {
             if at < shared.start {
                 pieces.push(Piece { region, range: at..shared.start, before: None });
             }
-            // Its pages are taken to be spread evenly.
-            let share = u128::from(before.anonymous) * u128::from(shared.end - shared.start)
-                / u128::from(before.range.end - before.range.start);
             at = shared.end;
-            pieces.push(Piece { region, range: shared, before: Some(share as u64) });
+            pieces.push(Piece { region, range: shared, before: Some(place) });
         }
         if at < now.range.end {
             pieces.push(Piece { region, range: at..now.range.end, before: None });
@@ -81,17 +97,41 @@ pub(super) fn pieces(begin: &[Region], end: &[Region]) -> Vec<Piece> {
     pieces
 }
 
+/// How much of the memory in each piece may have been there at the beginning: as much as possible. Where in a mapping its memory was is
+/// not known, and what may have been there is not told to be new.
+fn old(begin: &[Region], end: &[Region], pieces: &[Piece]) -> Vec<u64> {
+    // Pieces are in the order of both: to take what there is from the first on leaves least over.
+    let mut left: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut old = Vec::with_capacity(pieces.len());
+    for parts in pieces.chunk_by(|a, b| a.region == b.region) {
+        let mut now = end[parts[0].region].anonymous;
+        for part in parts {
+            let taken = part.before.map_or(0, |place| {
+                let left = left.entry(place).or_insert(begin[place].anonymous);
+                let taken = part.length().min(*left).min(now);
+                *left -= taken;
+                taken
+            });
+            now -= taken;
+            old.push(taken);
+        }
+    }
+    old
+}
+
 /// What became resident, and what of that recorded blocks explain. `covered`: how many bytes of each piece recorded blocks
 /// have been in. `go`: the heap of Go is followed; what its runtime has for its books is explained.
 pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covered: &[u64], go: bool) -> Account {
     let mut account = Account::default();
-    let mut rest = covered.iter().copied();
+    let mut rest = old(begin, end, pieces).into_iter().zip(covered.iter().copied().chain(std::iter::repeat(0)));
     for parts in pieces.chunk_by(|a, b| a.region == b.region) {
         let index = parts[0].region;
-        let before = parts.iter().filter_map(|part| part.before).fold(0, u64::saturating_add);
-        // Blocks in pages that were there already explain nothing.
-        let explained = parts.iter().zip(rest.by_ref()).map(|(part, covered)| covered.min(part.room()));
-        let explained = explained.fold(0, u64::saturating_add);
+        let (mut before, mut explained) = (0u64, 0u64);
+        for (part, (old, covered)) in parts.iter().zip(rest.by_ref()) {
+            before = before.saturating_add(old);
+            // Blocks in pages that were there already explain nothing.
+            explained = explained.saturating_add(covered.min(part.length().saturating_sub(old)));
+        }
         let fresh = end[index].anonymous.saturating_sub(before);
         account.fresh = account.fresh.saturating_add(fresh);
         let from_before = parts.iter().all(|part| part.before.is_some());
@@ -224,9 +264,50 @@ mod tests {
     }
 
     #[test]
-    fn a_mapping_that_was_cut_keeps_its_share() {
+    fn of_a_mapping_that_was_cut_nobody_knows_where_its_memory_was() {
         let begin = [region(0..0x40_0000, 0x20_0000)];
-        check(&begin, &[region(0x20_0000..0x40_0000, 0x18_0000)], 0..0, 0x8_0000, &[(Area::FromBefore, 0x8_0000)]);
+        check(&begin, &[region(0x20_0000..0x40_0000, 0x18_0000)], 0..0, 0, &[]);
+        // All of it is in the first half, or in the second one.
+        for (first, second) in [(0x20_0000, 0), (0x8_0000, 0x18_0000), (0, 0x20_0000)] {
+            let end = [region(0..0x20_0000, first), region(0x20_0000..0x40_0000, second)];
+            check(&begin, &end, 0..0, 0, &[]);
+        }
+        let end = [region(0..0x20_0000, 0x10_0000), region(0x20_0000..0x40_0000, 0x18_0000)];
+        check(&begin, &end, 0..0, 0x8_0000, &[(Area::FromBefore, 0x8_0000)]);
+    }
+
+    #[test]
+    fn of_a_mapping_that_is_cut_where_its_memory_was_nothing_is_left_open() {
+        let begin = [region(0..0x20_0000, 0x20_0000), region(0x20_0000..0x40_0000, 0)];
+        let whole = [region(0..0x40_0000, 0x20_0000)];
+        check(&begin, &whole, 0..0, 0, &[]);
+        let second = [region(0x20_0000..0x40_0000, 0x18_0000)];
+        check(&begin, &second, 0..0, 0x18_0000, &[(Area::FromBefore, 0x18_0000)]);
+        let elsewhere = [region(0x10_0000..0x30_0000, 0x18_0000)];
+        check(&begin, &elsewhere, 0..0, 0x8_0000, &[(Area::FromBefore, 0x8_0000)]);
+    }
+
+    #[test]
+    fn mappings_that_overlap_on_both_sides_take_what_there_was_once() {
+        let begin = [region(0..0x20, 0x10), region(0x20..0x40, 0x20)];
+        // As much as possible is old: 0x10 of the first, and all of the second.
+        let end = [region(0..0x10, 0x10), region(0x10..0x30, 0x20), region(0x30..0x40, 0x10)];
+        let pieces = pieces(&begin, &end);
+        assert_eq!(old(&begin, &end, &pieces), [0x10, 0, 0x10, 0x10]);
+    }
+
+    #[test]
+    fn what_is_not_known_to_be_new_is_not_told_to_be() {
+        let unexplained = [(Area::Mapped, 50), (Area::FromBefore, 30)].into();
+        let mut account = Account { fresh: 100, unexplained, in_go: 20 };
+        account.be_inherited();
+        assert_eq!(account.unexplained, [(Area::Mapped, 50), (Area::Inherited, 30)].into());
+        account.be_at_most(200);
+        assert_eq!((account.fresh, account.unexplained(), account.in_go), (100, 80, 20));
+        account.be_at_most(40);
+        assert_eq!((account.fresh, account.unexplained(), account.in_go), (40, 20, 20));
+        account.be_at_most(0);
+        assert_eq!(account, Account::default());
     }
 
     #[test]

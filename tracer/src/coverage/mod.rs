@@ -5,21 +5,22 @@
 //! looked at one by one. New memory that recorded blocks have been in is explained, freed or not: allocators keep what is freed.
 
 mod account;
+mod before;
+mod begin;
+mod process;
 pub mod reasons;
 mod resident;
 mod turns;
 
-use std::{
-    io,
-    sync::mpsc,
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use hashbrown::{HashMap, HashSet};
 
+pub use self::begin::Had;
 use self::{
     account::Account,
+    begin::Begin,
+    process::{Process, Reading},
     turns::{Budget, Turns},
 };
 use crate::{
@@ -28,12 +29,10 @@ use crate::{
     event::{Image, Pid},
     files::root::ProcessDirectory,
     mapped::Owner,
-    profile::{Area, Memory, Reason},
-    space::memory_map::{self, Region, Usage},
+    profile::Memory,
+    space::memory_map::{self, Usage},
 };
 
-/// Least growth that is looked into between reports, bytes.
-const WORTH_A_LOOK: u64 = 8 << 20;
 /// How many times as long as a look at all mappings took the next one of that process waits, between reports.
 const REST: u32 = 100;
 /// Of a processor, between reports: what reading the counters of all processes takes in the long run, and what the looks at all mappings
@@ -46,8 +45,6 @@ const BURST: Duration = Duration::from_millis(10);
 const REPORT: Duration = Duration::from_millis(500);
 /// How long the end of a trace waits for the searches for reasons.
 const PATIENCE: Duration = Duration::from_secs(4);
-/// The part of unexplained memory, as 1 of so many, that a kind of memory must have to be named.
-const WORTH_A_WORD: u64 = 20;
 
 /// The memory of all traced processes.
 pub struct Coverage {
@@ -62,44 +59,6 @@ pub struct Coverage {
     /// Images whose memory could not be read since the last tick.
     unread: Vec<Image>,
     started: Instant,
-}
-
-struct Process {
-    pid: Pid,
-    image: Image,
-    /// Clock ticks since boot at its start. Its directory is opened for each look: thousands of processes would take all descriptors.
-    started: u64,
-    begin: Begin,
-    last: Reading,
-    /// Gone when it was looked at last.
-    ended: bool,
-    next_look: Instant,
-    search: Option<Search>,
-}
-
-/// Memory when recording began.
-struct Begin {
-    usage: Usage,
-    /// `None` when the mappings could not be read one by one.
-    regions: Option<Vec<Region>>,
-}
-
-/// Memory at one moment.
-struct Reading {
-    at: Instant,
-    usage: Usage,
-    recorded: u64,
-    account: Account,
-    /// How much is resident of what it has mapped; `None` when that was not looked at, or could not be.
-    resident: Option<HashMap<Owner, u64>>,
-    /// Its children. What those allocate that are not traced is not recorded.
-    children: Vec<Pid>,
-}
-
-/// A search for reasons, on a thread of its own.
-enum Search {
-    Running(mpsc::Receiver<Vec<Reason>>),
-    Done(Vec<Reason>),
 }
 
 impl Coverage {
@@ -129,8 +88,8 @@ impl Coverage {
         Some(process)
     }
 
-    /// Recording of an image begins.
-    pub fn begin(&mut self, pid: Pid, image: Image) {
+    /// Recording of an image begins, or has begun: then it is known what of its memory is [new](Had).
+    pub fn begin(&mut self, pid: Pid, image: Image, had: Had) {
         let now = Instant::now();
         if self.processes.is_empty() {
             self.started = now;
@@ -144,11 +103,17 @@ impl Coverage {
                 return tracing::debug!("cannot read the memory of process {pid}: {error}");
             }
         };
-        let regions = memory_map::regions(&directory).inspect_err(|error| {
+        let mut begin = Begin::new(had, usage, &directory).unwrap_or_else(|(begin, error)| {
             tracing::debug!("cannot read the mappings of process {pid}: {error}");
+            begin
         });
-        let begin = Begin { usage, regions: regions.ok() };
-        let account = Account::default();
+        if had == Had::Parents {
+            // All that it had mapped when they were read is told when this is answered.
+            let _ = self.requests.ask(|reply| Request::Covered { image, ranges: Vec::new(), reply });
+            begin.leave_out(&self.requests.ask(|reply| Request::Mapped { image, reply }).unwrap_or_default());
+        }
+        let fresh = usage.anonymous.saturating_sub(begin.usage.anonymous);
+        let account = Account { fresh, ..Account::default() };
         let last = Reading { at: now, usage, recorded: 0, account, resident: None, children: Vec::new() };
         let (ended, next_look, search) = (false, now, None);
         self.processes.insert(image, Process { pid, image, started, begin, last, ended, next_look, search });
@@ -265,179 +230,12 @@ impl Coverage {
     }
 }
 
-impl Process {
-    /// Its directory in /proc.
-    fn open(&self) -> io::Result<ProcessDirectory> {
-        let (directory, stat) = ProcessDirectory::with_stat(self.pid)?;
-        // Its id may be another one's by now.
-        if stat.start_time == self.started { Ok(directory) } else { Err(io::ErrorKind::NotFound.into()) }
-    }
-
-    /// Its counters were read when `recorded` bytes were held of what was recorded. Whether more has come than that explains.
-    fn was_counted(&mut self, at: Instant, usage: Usage, recorded: u64) -> bool {
-        let grew = self.grew(usage);
-        if grew >= recorded.saturating_add(WORTH_A_LOOK) {
-            return true;
-        }
-        (self.last.at, self.last.usage, self.last.recorded, self.last.account.fresh) = (at, usage, recorded, grew);
-        // What a look has shown stays, unless so much is not there any more: what is recorded may not be resident.
-        if self.last.account.unexplained() > grew {
-            self.last.account.unexplained.clear();
-        }
-        self.last.account.in_go = self.last.account.in_go.min(grew);
-        false
-    }
-
-    /// Anonymous memory that has come since recording began, by the counters.
-    fn grew(&self, usage: Usage) -> u64 {
-        usage.anonymous.saturating_sub(self.begin.usage.anonymous)
-    }
-
-    /// Takes counters for what is known of its memory, unless a look at its mappings has shown more that is not explained.
-    fn count(&mut self, at: Instant, usage: Usage, recorded: u64) {
-        let counted = self.by_counters(usage, recorded);
-        (self.last.at, self.last.usage, self.last.recorded) = (at, usage, recorded);
-        if counted.unexplained() >= self.last.account.unexplained().saturating_add(self.last.account.in_go) {
-            self.last.account = counted;
-        }
-    }
-
-    /// Without knowing where it is, what is not held now is not known to have ever been.
-    fn by_counters(&self, usage: Usage, recorded: u64) -> Account {
-        let fresh = self.grew(usage);
-        Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into(), in_go: 0 }
-    }
-
-    /// Looks at all mappings; `pages`: and at which pages there are of what was mapped.
-    fn look(&mut self, requests: &Requests, go: bool, pages: bool) {
-        let at = Instant::now();
-        let read = self.open().and_then(|directory| Ok((memory_map::usage(&directory)?, directory)));
-        let Ok((usage, directory)) = read else {
-            self.ended = true;
-            return;
-        };
-        let regions = memory_map::regions(&directory);
-        let account = match (&self.begin.regions, regions) {
-            // One that is about to end has no mappings any more, but does not say so.
-            (_, Ok(end)) if end.is_empty() => {
-                self.ended = true;
-                return;
-            }
-            (Some(begin), Ok(end)) => {
-                let pieces = account::pieces(begin, &end);
-                let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
-                let covered = requests.ask(|reply| Request::Covered { image: self.image, ranges, reply }).ok();
-                account::account(begin, &end, &pieces, &covered.unwrap_or_default(), go)
-            }
-            _ => self.by_counters(usage, held(requests, self.image)),
-        };
-        // After the records up to now have been taken in, which the question for what is covered sees to.
-        let recorded = held(requests, self.image);
-        let mapped = pages.then(|| requests.ask(|reply| Request::Mapped { image: self.image, reply }).ok()).flatten();
-        let resident = mapped.and_then(|ranges| resident::by_owner(&directory.file("pagemap").ok()?, &ranges));
-        self.last = Reading { at, usage, recorded, account, resident, children: reasons::children(self.pid) };
-        if self.search.is_none() && !self.figures(0).is_explained() {
-            self.search();
-        }
-    }
-
-    /// Searches for reasons, once.
-    fn search(&mut self) {
-        let (reply, answer) = mpsc::channel();
-        let pid = self.pid;
-        let search = thread::Builder::new().name("reasons".to_owned()).spawn(move || {
-            // The trace may be over.
-            let _ = reply.send(reasons::look(pid));
-        });
-        match search {
-            Ok(_) => self.search = Some(Search::Running(answer)),
-            Err(error) => tracing::debug!("cannot search for what takes memory: {error}"),
-        }
-    }
-
-    fn finish_search(&mut self, until: Instant) {
-        if let Some(Search::Running(answer)) = &self.search {
-            let patience = until.saturating_duration_since(Instant::now());
-            self.search = Some(Search::Done(answer.recv_timeout(patience).unwrap_or_default()));
-        }
-    }
-
-    fn memory(&mut self, elsewhere: u64, probed: &[&str], started: Instant) -> Memory {
-        if let Some(Search::Running(answer)) = &self.search
-            && let Ok(reasons) = answer.try_recv()
-        {
-            self.search = Some(Search::Done(reasons));
-        }
-        let mut memory = self.figures(elsewhere);
-        memory.as_of = self.ended.then(|| self.last.at.saturating_duration_since(started));
-        if !memory.is_explained() {
-            let mut areas: Vec<(Area, u64)> = self.last.account.unexplained.clone().into_iter().collect();
-            areas.retain(|(_, bytes)| bytes.saturating_mul(WORTH_A_WORD) >= memory.unexplained);
-            areas.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-            memory.reasons = areas.into_iter().map(|(area, bytes)| Reason::Grown(area, bytes)).collect();
-            if let Some(Search::Done(reasons)) = &self.search {
-                let is_probed = |path: &str| probed.contains(&path);
-                let unseen = |reason: &&Reason| !matches!(reason, Reason::Allocator(_, path) if is_probed(path));
-                memory.reasons.extend(reasons.iter().filter(unseen).cloned());
-            }
-        }
-        let children = self.last.children.len() as u64;
-        if children > 0 && (memory.recorded == 0 || !memory.is_explained()) {
-            memory.reasons.push(Reason::Children(children));
-        }
-        memory
-    }
-
-    fn figures(&self, elsewhere: u64) -> Memory {
-        let Self { begin, last: Reading { usage, recorded, account, .. }, .. } = self;
-        Memory {
-            anonymous_begin: begin.usage.anonymous,
-            anonymous_end: usage.anonymous,
-            file: usage.file,
-            shared: usage.shared,
-            recorded: recorded.saturating_add(elsewhere),
-            fresh: account.fresh,
-            unexplained: account.unexplained(),
-            in_go: account.in_go,
-            goroutine_stacks: 0,
-            is_partial: false,
-            reasons: Vec::new(),
-            as_of: None,
-        }
-    }
-}
-
-fn held(requests: &Requests, image: Image) -> u64 {
-    let held = requests.ask(|reply| Request::Held { images: vec![image], reply }).ok();
-    held.and_then(|held| held.first().copied()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use std::process::Command;
 
     use super::*;
     use crate::collector;
-
-    #[test]
-    fn counters_hide_nothing_that_a_look_has_shown() {
-        let usage = |anonymous| Usage { anonymous, file: 0, shared: 0 };
-        let at = Instant::now();
-        let account = Account { fresh: 50, unexplained: [(Area::Mapped, 50)].into(), in_go: 0 };
-        let last = Reading { at, usage: usage(100), recorded: 0, account, resident: None, children: Vec::new() };
-        let begin = Begin { usage: usage(100), regions: None };
-        let (image, search) = (Image(1), None);
-        let mut process = Process { pid: 1, image, started: 0, begin, last, ended: false, next_look: at, search };
-        process.count(at, usage(120), 5);
-        assert_eq!((process.figures(0).anonymous_end, process.figures(0).unexplained), (120, 50));
-        process.count(at, usage(200), 20);
-        assert_eq!((process.figures(0).fresh, process.figures(0).unexplained), (100, 80));
-        // Blocks that are not resident explain nothing, unless what was not explained is gone.
-        assert!(!process.was_counted(at, usage(190), 1 << 30));
-        assert_eq!((process.figures(0).fresh, process.figures(0).unexplained), (90, 80));
-        assert!(!process.was_counted(at, usage(150), 1 << 30));
-        assert_eq!((process.figures(0).fresh, process.figures(0).unexplained), (50, 0));
-    }
 
     #[test]
     fn what_cannot_be_read_is_told() {
@@ -447,7 +245,7 @@ mod tests {
         children[0].kill().unwrap();
         children[0].wait().unwrap();
         for (child, image) in children.iter().zip(1..) {
-            coverage.begin(child.id(), Image(image));
+            coverage.begin(child.id(), Image(image), Had::All);
         }
         let no_go = |_| false;
         assert_eq!(coverage.tick(no_go), [Image(1)], "gone before it could be read");

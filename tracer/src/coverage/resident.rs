@@ -12,6 +12,11 @@ const PAGE: u64 = 4096;
 const ENTRY: u64 = 8;
 /// Of an entry: the page is present, or swapped out.
 const THERE: u64 = 3 << 62;
+/// Of one that is: it is that of a file, or of shared memory.
+const OF_FILE: u64 = 1 << 61;
+/// Pages between two parts of a range that are told apart, and most of those.
+const APART: u64 = 16;
+const MOST_PARTS: usize = 1 << 10;
 /// Pages that are looked at in one go, and of one process at most: 16 GiB.
 const BATCH: u64 = 1 << 13;
 const MOST: u64 = 1 << 22;
@@ -33,10 +38,37 @@ pub(super) fn by_owner(pagemap: &File, ranges: &[(Range<u64>, Owner)]) -> Option
     Some(resident)
 }
 
+/// The parts of a range that have anonymous memory, and how many bytes. `None` when they cannot be read, or are too many.
+pub(super) fn parts(pagemap: &File, range: &Range<u64>) -> Option<Vec<(Range<u64>, u64)>> {
+    let mut parts: Vec<(Range<u64>, u64)> = Vec::new();
+    let mut buffer = vec![0; (BATCH * ENTRY) as usize];
+    let mut add = |page: u64, entry: u64| {
+        if entry & THERE == 0 || entry & OF_FILE != 0 {
+            return;
+        }
+        let start = page * PAGE;
+        if let Some((last, bytes)) = parts.last_mut()
+            && start - last.end <= APART * PAGE
+        {
+            (last.end, *bytes) = (start + PAGE, *bytes + PAGE);
+        } else if parts.len() <= MOST_PARTS {
+            parts.push((start..start + PAGE, PAGE));
+        }
+    };
+    each(pagemap, range, &mut buffer, &mut add).ok()?;
+    (parts.len() <= MOST_PARTS).then_some(parts)
+}
+
 /// Resident bytes of a range; `buffer` has room for [`BATCH`] entries.
 fn of_range(pagemap: &File, range: &Range<u64>, buffer: &mut [u8]) -> io::Result<u64> {
-    let (mut page, last) = (range.start / PAGE, range.end / PAGE);
     let mut there = 0;
+    each(pagemap, range, buffer, |_, entry| there += u64::from(entry & THERE != 0))?;
+    Ok(there * PAGE)
+}
+
+/// Has a look at the entry of each page of a range.
+fn each(pagemap: &File, range: &Range<u64>, buffer: &mut [u8], mut look: impl FnMut(u64, u64)) -> io::Result<()> {
+    let (mut page, last) = (range.start / PAGE, range.end / PAGE);
     while page < last {
         let part = &mut buffer[..((last - page).min(BATCH) * ENTRY) as usize];
         let read = pagemap.read_at(part, page * ENTRY)?;
@@ -44,11 +76,12 @@ fn of_range(pagemap: &File, range: &Range<u64>, buffer: &mut [u8]) -> io::Result
         if read < ENTRY as usize {
             break;
         }
-        let entries = part[..read].as_chunks::<8>().0;
-        there += entries.iter().filter(|entry| u64::from_ne_bytes(**entry) & THERE != 0).count() as u64;
-        page += entries.len() as u64;
+        for entry in part[..read].as_chunks::<8>().0 {
+            look(page, u64::from_ne_bytes(*entry));
+            page += 1;
+        }
     }
-    Ok(there * PAGE)
+    Ok(())
 }
 
 #[cfg(test)]
@@ -75,6 +108,9 @@ mod tests {
         let touched = by_owner(&pagemap, &[(all.clone(), owner(1)), (start..start + 100 * PAGE, owner(2))]).unwrap();
         assert_eq!(touched[&owner(2)], 100 * PAGE);
         assert!(touched[&owner(1)] >= 100 * PAGE && untouched < 100 * PAGE, "{untouched} {touched:?}");
+        let parts = parts(&pagemap, &all).unwrap();
+        let (first, bytes) = &parts[0];
+        assert!(first.start == start && *bytes >= 100 * PAGE && first.end - start >= 100 * PAGE, "{parts:?}");
         assert_eq!(by_owner(&pagemap, &[(0..(MOST + 1) * PAGE, owner(1))]), None);
         assert_eq!(of_range(&(1 << 60..(1 << 60) + PAGE)).unwrap_or(0), 0);
     }

@@ -10,8 +10,8 @@ use std::ops::Range;
 
 use hashbrown::HashMap;
 
-pub use self::owner::Owner;
 use self::ranges::{Mapping, Ranges};
+pub use self::{owner::Owner, ranges::Moves};
 use crate::{
     event::{Change, Image, Remapping},
     heap::StackIndex,
@@ -29,6 +29,28 @@ pub struct MappedUsage {
     pub values: MappedValues,
     /// When the oldest of it was mapped, nanoseconds of CLOCK_MONOTONIC; `None` when nothing of it is left.
     pub oldest: Option<u64>,
+}
+
+/// What an image has mapped.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnMemory {
+    /// By address.
+    pub parts: Vec<OwnPart>,
+    /// Where memory that is nobody's has moved, since this was asked last.
+    pub moves: Moves,
+}
+
+/// A part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnPart {
+    /// Its addresses.
+    pub range: Range<u64>,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Whether it may not be used.
+    pub reserved: bool,
+    /// Whether nothing was there before recording began: else it was reserved then.
+    pub is_new: bool,
 }
 
 /// Most ranges that one change adds, but for what stays where it was moved from: it cuts two, and what is moved may come in pieces.
@@ -121,10 +143,13 @@ impl Mapped {
             if matches!(change, Change::Moved { left: false }) {
                 ranges.unmap(old);
             }
+            if matches!(change, Change::Moved { .. }) {
+                ranges.has_moved();
+            }
             self.refused += 1;
         } else {
             let owner = Owner { stack, kind, by_allocator };
-            let new = Mapping { owner, time, reserved };
+            let new = Mapping { owner, time, reserved, from_before: false };
             let mut add = |owner: Owner, bytes: u64| {
                 if bytes > 0 {
                     let ever = ever.entry(owner).or_default();
@@ -219,10 +244,14 @@ impl Mapped {
         live.chain(ended).flat_map(of_image).collect()
     }
 
-    /// The memory of an image that it has mapped and may use, by address, and whose it is.
-    pub fn memory_of(&self, image: Image) -> Vec<(Range<u64>, Owner)> {
-        let ranges = self.images.get(&image).into_iter().flat_map(|image| image.ranges.iter());
-        ranges.filter(|(_, mapping)| !mapping.reserved).map(|(range, mapping)| (range, mapping.owner)).collect()
+    /// What an image has mapped, and what has moved since this was asked last.
+    pub fn memory_of(&mut self, image: Image) -> OwnMemory {
+        let Some(image) = self.images.get_mut(&image) else { return OwnMemory::default() };
+        let part = |(range, mapping): (Range<u64>, Mapping)| {
+            let Mapping { owner, reserved, from_before, .. } = mapping;
+            OwnPart { range, owner, reserved, is_new: !from_before }
+        };
+        OwnMemory { parts: image.ranges.iter().map(part).collect(), moves: image.ranges.take_moves() }
     }
 }
 

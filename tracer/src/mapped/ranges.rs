@@ -12,10 +12,23 @@ pub(super) struct Mapping {
     pub(super) time: u64,
     /// Addresses that may not be used.
     pub(super) reserved: bool,
+    /// Whether the addresses were reserved before anybody looked: there may have been memory behind them.
+    pub(super) from_before: bool,
 }
 
 /// Most ranges of memory from before that are kept while they may not be used.
 const MOST_CLOSED: usize = 1 << 10;
+/// Most moves of memory from before that are kept until somebody asks.
+const MOST_MOVES: usize = 1 << 8;
+
+/// Memory from before that has moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Moves {
+    /// In the order in which that happened: from where, to where, and when, nanoseconds of CLOCK_MONOTONIC.
+    pub all: Vec<(Range<u64>, u64, u64)>,
+    /// Whether there were more, of which nothing is known.
+    pub is_short: bool,
+}
 
 /// By their first addresses; none overlaps another.
 #[derive(Default)]
@@ -23,6 +36,8 @@ pub(super) struct Ranges {
     known: BTreeMap<u64, (u64, Mapping)>,
     /// First and last addresses of nobody's memory that was closed: opened again, it is still nobody's.
     closed: Vec<Range<u64>>,
+    /// Where nobody's memory has moved since this was asked last.
+    moves: Moves,
 }
 
 impl Ranges {
@@ -69,6 +84,7 @@ impl Ranges {
     pub(super) fn relocate(&mut self, old: &Range<u64>, new: &Range<u64>, left: bool, more: Mapping) -> (Owner, u64) {
         let length = old.end.saturating_sub(old.start);
         let moved = self.take(old);
+        self.keep_moves(old, new, &moved, more.time);
         if left {
             self.put(&moved);
         }
@@ -93,6 +109,36 @@ impl Ranges {
         (more.owner, bytes)
     }
 
+    /// Keeps what has moved beside the parts that are known.
+    fn keep_moves(&mut self, old: &Range<u64>, new: &Range<u64>, known: &[(Range<u64>, Mapping)], time: u64) {
+        let end = old.end.min(old.start.saturating_add(new.end.saturating_sub(new.start)));
+        let mut at = old.start;
+        let ends = known.iter().map(|(part, _)| part.clone()).chain([end..end]);
+        for part in ends {
+            let unknown = at..part.start.min(end);
+            at = part.end;
+            if unknown.is_empty() || old.start == new.start {
+                continue;
+            }
+            if self.moves.all.len() < MOST_MOVES {
+                let to = new.start.saturating_add(unknown.start - old.start);
+                self.moves.all.push((unknown, to, time));
+            } else {
+                self.moves.is_short = true;
+            }
+        }
+    }
+
+    /// Where nobody's memory has moved since this was called last.
+    pub(super) fn take_moves(&mut self) -> Moves {
+        std::mem::take(&mut self.moves)
+    }
+
+    /// Memory has moved, and nobody knows which.
+    pub(super) fn has_moved(&mut self) {
+        self.moves.is_short = true;
+    }
+
     /// What was reserved may be used from now on, and is whose call that was. How many bytes of which kind that is. `all`: so is what is not
     /// known, which was reserved before anybody looked.
     pub(super) fn open(&mut self, range: &Range<u64>, by: Mapping, all: bool) -> Vec<(Owner, u64)> {
@@ -106,7 +152,7 @@ impl Ranges {
                 at = part.end;
             }
             unknown.push(at..range.end);
-            let reserved = Mapping { reserved: true, ..by };
+            let reserved = Mapping { reserved: true, from_before: true, ..by };
             let was_closed =
                 |part: &Range<u64>| self.closed.iter().any(|closed| part.start < closed.end && closed.start < part.end);
             // What was in use before, or may have been, is no memory that comes.
@@ -119,7 +165,7 @@ impl Ranges {
             }
             let owner = Owner { kind: mapping.owner.kind, ..by.owner };
             opened.push((owner, range.end - range.start));
-            (range, Mapping { owner, time: by.time, reserved: false })
+            (range, Mapping { owner, time: by.time, reserved: false, ..mapping })
         });
         let parts: Vec<_> = parts.collect();
         self.put(&parts);

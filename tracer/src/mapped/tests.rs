@@ -155,6 +155,53 @@ fn what_was_not_seen_to_be_mapped_is_nobodys_even_if_it_moves() {
 }
 
 #[test]
+fn where_nobodys_memory_has_moved_is_told_once() {
+    let mut mapped = Mapped::with_room(1 << 16);
+    let mut apply = |remapping: Remapping, time| {
+        mapped.apply(IMAGE, &Remapping { time, ..remapping }, StackIndex::from_raw(1));
+        mapped.memory_of(IMAGE).moves
+    };
+    let moves = |all: &[(Range<u64>, u64, u64)]| {
+        let all = all.iter().map(|(old, to, time)| (old.start * PAGE..old.end * PAGE, to * PAGE, *time));
+        Moves { all: all.collect(), is_short: false }
+    };
+    assert_eq!(apply(change(Change::Mapped, 10..12, 0..0), 1), moves(&[]));
+    let moved = Change::Moved { left: false };
+    // What it has mapped is its own wherever it is; of what becomes shorter the rest is gone.
+    assert_eq!(apply(change(moved, 100..115, 4..20), 2), moves(&[(4..10, 100, 2), (12..19, 108, 2)]));
+    assert_eq!(apply(change(moved, 200..208, 50..54), 3), moves(&[(50..54, 200, 3)]));
+    assert_eq!(apply(change(moved, 300..308, 300..304), 4), moves(&[]), "it has grown where it is");
+    assert_eq!(apply(change(Change::Moved { left: true }, 400..402, 106..108), 5), moves(&[]), "its own");
+    for page in 0..300 {
+        let old = 1000 + 2 * page..1001 + 2 * page;
+        mapped.apply(IMAGE, &change(moved, 5000 + page..5001 + page, old), StackIndex::from_raw(1));
+    }
+    let many = mapped.memory_of(IMAGE).moves;
+    assert!(many.is_short && many.all.len() < 300, "{}", many.all.len());
+    assert_eq!(mapped.memory_of(IMAGE).moves, Moves::default());
+}
+
+#[test]
+fn what_was_reserved_before_is_not_new() {
+    let mut mapped = Mapped::with_room(1 << 16);
+    let opened = Change::Opened { of_file: false };
+    for remapping in [
+        Remapping { reserved: true, ..change(Change::Mapped, 0..10, 0..0) },
+        change(opened, 2..4, 0..0),
+        change(opened, 20..30, 0..0),
+        change(Change::Closed, 25..30, 0..0),
+    ] {
+        mapped.apply(IMAGE, &remapping, StackIndex::from_raw(1));
+    }
+    let parts = mapped.memory_of(IMAGE).parts;
+    let parts: Vec<_> =
+        parts.iter().map(|part| (part.range.start / PAGE..part.range.end / PAGE, part.reserved, part.is_new)).collect();
+    let expected =
+        [(0..2, true, true), (2..4, false, true), (4..10, true, true), (20..25, false, false), (25..30, true, false)];
+    assert_eq!(parts, expected);
+}
+
+#[test]
 fn claims_of_all_addresses_are_survived() {
     let mut mapped = Mapped::with_room(1 << 16);
     for (start, end) in [(0, u64::MAX), (u64::MAX - 1, u64::MAX), (5, 5), (9, 3)] {
@@ -244,7 +291,7 @@ fn what_an_ended_image_had_mapped_is_told_and_may_be_told_of_another_one() {
         let before = pages(&mapped);
         mapped.end(Image(image), || unreachable!("there is room"));
         assert_eq!((pages(&mapped), mapped.taken), (before, 0));
-        assert_eq!(mapped.memory_of(Image(image)), Vec::new());
+        assert_eq!(mapped.memory_of(Image(image)), OwnMemory::default());
     }
     mapped.merge(Image(1), Image(2), |stack| StackIndex::from_raw(stack.map_or(99, |stack| stack.raw() + 10)));
     let mut usage = mapped.usage();

@@ -113,6 +113,8 @@ pub enum Area {
     Mapped,
     /// Mapped before recording began, and written to since.
     FromBefore,
+    /// From its parent, which forked it while it was recorded, and written to since.
+    Inherited,
     /// The program break.
     Break,
     /// Stacks of threads.
@@ -129,6 +131,7 @@ impl Area {
         match self {
             Self::Mapped => "mmap",
             Self::FromBefore => "mapped_before",
+            Self::Inherited => "inherited",
             Self::Break => "brk",
             Self::Stacks => "thread_stacks",
             Self::Files => "mapped_files",

@@ -162,6 +162,7 @@ pub(super) fn reason(reason: &Reason) -> String {
                 Area::FromBefore => {
                     "mapped before recording began, and written to since: launch it with `tracer -- CMD`"
                 }
+                Area::Inherited => "in what it has from its parent, and has written to since",
                 Area::Break => "from the program break (brk): an allocator that is not probed",
                 Area::Stacks => "stacks of threads",
                 Area::Files => "private pages of mapped files",
