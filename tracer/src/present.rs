@@ -34,7 +34,7 @@ use crate::{
     golang::Runtime,
     heap::{Series, StackIndex},
     profile::{
-        Cost, Estimate, Filters, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Values,
+        Cost, Estimate, Filters, Frames, Growth, Heap, Kind, Mode, Process, Profile, StackEntry, Unexplained, Values,
         quality::{Sampling, Truncation},
     },
 };
@@ -167,11 +167,10 @@ impl Presenter {
         let others_are_heard = selected && processes.iter().any(|process| !process.quality.silent)
             || filters.leaves_out_sizes() && quality.recorded_events > 0;
         quality.silent_targets = if others_are_heard { 0 } else { processes::silent(&processes) };
-        let memories = processes.iter().filter_map(|process| process.memory.as_ref());
-        for memory in memories.filter(|memory| !memory.is_explained()) {
-            quality.unexplained_bytes = quality.unexplained_bytes.saturating_add(memory.unexplained);
-            quality.fresh_bytes = quality.fresh_bytes.saturating_add(memory.fresh);
-        }
+        let memories = processes.iter().filter_map(|process| Some((process.memory.as_ref()?, process.count)));
+        let unexplained = Unexplained::of(memories);
+        (quality.unexplained_bytes, quality.fresh_bytes) = (unexplained.bytes, unexplained.fresh);
+        quality.notes.extend(quality::scattered(&unexplained));
         let unwind_tables = snapshot.unwind_tables;
         let (kind, goroutines, modules) = (Kind::Heap, Vec::new(), self.names.modules());
         Profile {

@@ -23,7 +23,7 @@ pub use self::{
     filters::Filters,
     heaps::{Heap, Mode, SeenHeap},
     mapped::{MappedKind, MappedValues},
-    memory::{Area, Memory, Reason, Runtime},
+    memory::{Area, Memory, Reason, Runtime, Unexplained},
     process::{Container, End, Language, Parent, Place, Process, ProcessQuality},
 };
 

@@ -134,7 +134,7 @@ impl Ended {
 /// Adds a process to those of its kind: the image that stands for them, and those that it stands for from now on.
 fn add(together: &mut HashMap<Key, Process>, mut process: Process) -> (Image, Vec<Image>) {
     let images = std::mem::take(&mut process.earlier_images).into_iter().chain([process.image]).map(Image).collect();
-    process.memory = process.memory.filter(|memory| !memory.is_explained());
+    process.memory = process.memory.filter(Memory::may_be_told);
     let key = Key::of(&process);
     let key = if together.len() < MAX_GROUPS || together.contains_key(&key) { key } else { Key::others() };
     let group = match together.get_mut(&key) {
@@ -311,5 +311,13 @@ mod tests {
         }
         let memory = together.values().next().unwrap().memory.as_ref().unwrap();
         assert_eq!((memory.unexplained, memory.fresh), (110 << 20, 200 << 20));
+        // What is little in each is not, of many.
+        let mut together = HashMap::new();
+        for image in 1..=60 {
+            let memory = Memory { fresh: 8 << 20, unexplained: 7 << 20, ..Memory::default() };
+            add(&mut together, Process { memory: Some(memory), ..process(image, 0) });
+        }
+        let memory = together.values().next().unwrap().memory.as_ref().unwrap();
+        assert_eq!((memory.unexplained, memory.fresh, memory.is_explained()), (420 << 20, 480 << 20, false));
     }
 }

@@ -8,7 +8,10 @@ use crate::{
     event::Image,
     go::heap::Way,
     golang::heap,
-    profile::quality::{Collections, Quality, Sampling, Truncation},
+    profile::{
+        Unexplained,
+        quality::{Collections, Quality, Sampling, Truncation},
+    },
 };
 
 /// What is known before stacks and processes are looked at one by one, but for those that were `cut`. `is_held`: whether what stacks of an
@@ -144,6 +147,17 @@ pub(super) fn together(estimates: &[(Sampling, u64)]) -> Option<Sampling> {
     }
     let relative_error = if sum > 0.0 { variance.sqrt() / sum } else { 0.0 };
     Some(Sampling { mean_bytes, samples, relative_error })
+}
+
+/// Of how many processes new memory is not explained though it is little in each.
+pub(super) fn scattered(unexplained: &Unexplained) -> Option<String> {
+    let Unexplained { scattered, processes, .. } = *unexplained;
+    (scattered > 0).then(|| {
+        let bytes = scattered >> 20;
+        format!(
+            "{bytes} MiB of new memory are not explained that {processes} processes have together, each of them little"
+        )
+    })
 }
 
 /// What the reader should know of stacks that became one: how many hold nothing, and how many something.

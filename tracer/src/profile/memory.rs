@@ -5,6 +5,9 @@ use std::time::Duration;
 /// Unexplained memory that is not worth a word, bytes.
 const LITTLE: u64 = 8 << 20;
 
+/// The same of one of several processes that are judged together: some is in each.
+const LITTLE_OF_EACH: u64 = 1 << 20;
+
 /// Memory of one process, as it grew while it was traced. Bytes; anonymous memory includes what is swapped out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -88,6 +91,56 @@ impl Memory {
     /// Whether recorded blocks explain the growth: 80 % of it, or all but 8 MiB.
     pub fn is_explained(&self) -> bool {
         self.unexplained <= LITTLE || self.unexplained <= self.fresh / 5
+    }
+
+    /// Whether so little has come that what is not explained of it is worth a word only together with that of others.
+    fn is_judged_with_others(&self) -> bool {
+        self.fresh / 5 <= LITTLE && self.is_explained()
+    }
+
+    /// Whether something is not explained that may be worth a word, by itself or together with that of others.
+    pub fn may_be_told(&self) -> bool {
+        !self.is_explained() || self.is_judged_with_others() && self.unexplained > LITTLE_OF_EACH
+    }
+}
+
+/// New memory of several processes that is not explained.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unexplained {
+    /// Bytes that are not explained.
+    pub bytes: u64,
+    /// New memory of those processes: the base of the former.
+    pub fresh: u64,
+    /// The part of `bytes` that is of processes of each of which it is little.
+    pub scattered: u64,
+    /// How many processes that are.
+    pub processes: u64,
+}
+
+impl Unexplained {
+    /// Of memories, and of how many processes each is. Those of each of which it is little are judged by what it is together: as one process
+    /// that has all of it would be, but for what is found in any process.
+    pub fn of<'a>(memories: impl Iterator<Item = (&'a Memory, u64)>) -> Self {
+        let (mut told, mut small) = (Self::default(), Self::default());
+        for (memory, processes) in memories {
+            if !memory.is_explained() {
+                told.bytes = told.bytes.saturating_add(memory.unexplained);
+                told.fresh = told.fresh.saturating_add(memory.fresh);
+            } else if memory.is_judged_with_others() {
+                small.fresh = small.fresh.saturating_add(memory.fresh);
+                if memory.may_be_told() {
+                    small.bytes = small.bytes.saturating_add(memory.unexplained);
+                    small.processes += processes;
+                }
+            }
+        }
+        let sum = Memory { fresh: small.fresh, unexplained: small.bytes, ..Memory::default() };
+        if !sum.is_explained() {
+            told.bytes = told.bytes.saturating_add(small.bytes);
+            told.fresh = told.fresh.saturating_add(small.fresh);
+            (told.scattered, told.processes) = (small.bytes, small.processes);
+        }
+        told
     }
 }
 
@@ -212,6 +265,33 @@ mod tests {
             let memory = Memory { fresh, unexplained, ..Memory::default() };
             assert_eq!(memory.is_explained(), explained, "{unexplained} of {fresh}");
         }
+    }
+
+    #[test]
+    fn what_is_little_in_each_of_many_processes_is_summed() {
+        const MIB: u64 = 1 << 20;
+        let memory = |fresh, unexplained| Memory { fresh, unexplained, ..Memory::default() };
+        let of = |all: &[(Memory, u64)]| Unexplained::of(all.iter().map(|(memory, processes)| (memory, *processes)));
+        let one = |fresh, unexplained| (memory(fresh, unexplained), 1);
+        let nothing = Unexplained::default();
+        assert_eq!(of(&[]), nothing);
+        let sum = Unexplained { bytes: 420 * MIB, fresh: 480 * MIB, scattered: 420 * MIB, processes: 60 };
+        assert_eq!(of(&vec![one(8 * MIB, 7 * MIB); 60]), sum);
+        assert_eq!(of(&[one(8 * MIB, 7 * MIB)]), nothing, "of one process it is little");
+        // Some is in each.
+        assert_eq!(of(&vec![one(MIB, MIB); 1000]), nothing);
+        // 80 % of all is explained.
+        let mut most = vec![one(40 * MIB, 0); 10];
+        most.extend(vec![one(10 * MIB, 8 * MIB); 10]);
+        assert_eq!(of(&most), nothing, "80 of 500 MiB");
+        // A large one says nothing of small ones, and is judged by itself.
+        let large = [one(1 << 40, MIB), one(100 * MIB, 90 * MIB), one(7 * MIB, 7 * MIB), one(7 * MIB, 2 * MIB)];
+        let sum = Unexplained { bytes: 99 * MIB, fresh: 114 * MIB, scattered: 9 * MIB, processes: 2 };
+        assert_eq!(of(&large), sum);
+        // One that stands for several.
+        let several = [(memory(16 * MIB, 6 * MIB), 3), one(6 * MIB, 6 * MIB)];
+        let sum = Unexplained { bytes: 12 * MIB, fresh: 22 * MIB, scattered: 12 * MIB, processes: 4 };
+        assert_eq!(of(&several), sum);
     }
 
     #[test]
