@@ -254,6 +254,11 @@ impl Collector {
             Request::Mapped { image, reply } => {
                 let _ = reply.send(self.mapped.memory_of(image));
             }
+            // Of one that has ended nobody would forget it.
+            Request::Reserved { image, ranges } if self.records_mapped && self.images.get(image).is_some() => {
+                self.mapped.were_reserved(image, &ranges);
+            }
+            Request::Reserved { .. } => {}
             Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
                 self.places.ask();
                 let (number, deadline) = (self.have_settled(false), Instant::now() + SETTLING);

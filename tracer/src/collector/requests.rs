@@ -63,6 +63,13 @@ pub enum Request {
         /// Where the answer goes.
         reply: mpsc::Sender<OwnMemory>,
     },
+    /// What an image had reserved, by address, when recording of it began or a moment later.
+    Reserved {
+        /// The image.
+        image: Image,
+        /// The addresses.
+        ranges: Vec<Range<u64>>,
+    },
     /// Record this image, which the BPF side has begun but not recorded yet; a notice tells from when on.
     Resume(Image),
     /// This image, which the BPF side has begun, is wanted.

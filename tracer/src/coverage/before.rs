@@ -25,6 +25,11 @@ impl Before {
         &self.0
     }
 
+    /// Addresses that may not be used, by address.
+    pub(super) fn reserved(&self) -> Vec<Range<u64>> {
+        self.0.iter().filter(|region| !region.usable).map(|region| region.range.clone()).collect()
+    }
+
     /// Cuts mappings where `there` says that memory is in a part of them: parts in order, and how many bytes of each. It is asked of those
     /// first of which that makes most of a difference.
     pub(super) fn refine(&mut self, mut there: impl FnMut(&Range<u64>) -> Option<Vec<(Range<u64>, u64)>>) {

@@ -107,6 +107,12 @@ impl Coverage {
             tracing::debug!("cannot read the mappings of process {pid}: {error}");
             begin
         });
+        if had != Had::Nothing
+            && let Some(before) = &begin.before
+        {
+            // The collector's end shows elsewhere.
+            let _ = self.requests.send(Request::Reserved { image, ranges: before.reserved() });
+        }
         if had == Had::Parents {
             // All that it had mapped when they were read is told when this is answered.
             let _ = self.requests.ask(|reply| Request::Covered { image, ranges: Vec::new(), reply });

@@ -5,6 +5,7 @@
 
 mod owner;
 mod ranges;
+mod spans;
 
 use std::ops::Range;
 
@@ -133,7 +134,7 @@ impl Mapped {
         let more = match change {
             Change::Moved { left: true } => changed,
             // Between them there may be others, of which nothing is known.
-            Change::Opened { of_file: false } => changed + 1,
+            Change::Opened { of_file: false } | Change::Closed => changed + 1,
             _ => 0,
         };
         let is_full = self.taken + more + MOST_AT_ONCE > self.most;
@@ -173,6 +174,18 @@ impl Mapped {
                 }
                 Change::Closed => ranges.close(range),
             }
+        }
+        self.taken = self.taken + this.taken() - before;
+    }
+
+    /// What an image had reserved before recording of it began, in order: what it opens of its memory from before is new if it is in that. It
+    /// may have opened, closed or unmapped some since, as far as that was told.
+    pub fn were_reserved(&mut self, image: Image, ranges: &[Range<u64>]) {
+        let this = self.images.entry(image).or_default();
+        let before = this.taken();
+        let room = self.most.saturating_sub(self.taken + MOST_AT_ONCE);
+        if !this.ranges.were_reserved(ranges, room) {
+            self.refused += 1;
         }
         self.taken = self.taken + this.taken() - before;
     }

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::owner::Owner;
+use super::{
+    owner::Owner,
+    spans::{Spans, beside},
+};
+use crate::profile::MappedKind;
 
 /// Memory from one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,8 +20,6 @@ pub(super) struct Mapping {
     pub(super) from_before: bool,
 }
 
-/// Most ranges of memory from before that are kept while they may not be used.
-const MOST_CLOSED: usize = 1 << 10;
 /// Most moves of memory from before that are kept until somebody asks.
 const MOST_MOVES: usize = 1 << 8;
 
@@ -34,16 +36,39 @@ pub struct Moves {
 #[derive(Default)]
 pub(super) struct Ranges {
     known: BTreeMap<u64, (u64, Mapping)>,
-    /// First and last addresses of nobody's memory that was closed: opened again, it is still nobody's.
-    closed: Vec<Range<u64>>,
+    /// Nobody's memory that was closed: opened again, it is still nobody's.
+    closed: Spans,
+    /// Nobody's addresses that were reserved before recording began, and still are. `None`: nobody has said; all may be.
+    reserved: Option<Spans>,
     /// Where nobody's memory has moved since this was asked last.
     moves: Moves,
 }
 
 impl Ranges {
-    /// How many there are.
+    /// How many there are, those that are nobody's included.
     pub(super) fn len(&self) -> usize {
-        self.known.len()
+        self.known.len() + self.closed.len() + self.reserved.as_ref().map_or(0, Spans::len)
+    }
+
+    /// What was reserved before recording began, as it was found a moment ago, at most so many ranges: nobody's memory that was reserved
+    /// by then and is opened is new, and no other. Whether there are no more.
+    pub(super) fn were_reserved(&mut self, ranges: &[Range<u64>], most: usize) -> bool {
+        let mut reserved = Spans::default();
+        for range in ranges {
+            if reserved.len() >= most {
+                return false;
+            }
+            reserved.add(range);
+        }
+        // What has happened meanwhile is known.
+        for (range, _) in self.iter() {
+            reserved.take(&range);
+        }
+        for range in self.closed.ranges() {
+            reserved.take(&range);
+        }
+        self.reserved = Some(reserved);
+        true
     }
 
     /// All of them, by address.
@@ -61,22 +86,21 @@ impl Ranges {
 
     /// There is memory, whatever was there before.
     pub(super) fn map(&mut self, range: &Range<u64>, mapping: Mapping) {
-        self.forget_closed(range);
+        self.forget_before(range);
         self.take(range);
         self.known.insert(range.start, (range.end, mapping));
     }
 
     /// There is none any more.
     pub(super) fn unmap(&mut self, range: &Range<u64>) {
-        self.forget_closed(range);
+        self.forget_before(range);
         self.take(range);
     }
 
-    /// What is there is no memory from before any more, as far as ranges lie in it as a whole.
-    fn forget_closed(&mut self, range: &Range<u64>) {
-        if self.closed.len() < MOST_CLOSED {
-            self.closed.retain(|closed| closed.start < range.start || range.end < closed.end);
-        }
+    /// What is there is neither memory nor addresses from before any more.
+    fn forget_before(&mut self, range: &Range<u64>) {
+        self.closed.take(range);
+        self.reserved.iter_mut().for_each(|reserved| drop(reserved.take(range)));
     }
 
     /// Memory has moved from `old` to `new`, and what there is more of it is that of `more`, of the kind that the rest is of. It is
@@ -85,6 +109,7 @@ impl Ranges {
         let length = old.end.saturating_sub(old.start);
         let moved = self.take(old);
         self.keep_moves(old, new, &moved, more.time);
+        self.relocate_before(old, new, left);
         if left {
             self.put(&moved);
         }
@@ -107,6 +132,20 @@ impl Ranges {
         let bytes = if reserved { 0 } else { added.end - added.start };
         self.known.insert(added.start, (added.end, more));
         (more.owner, bytes)
+    }
+
+    /// What is nobody's has moved with the rest.
+    fn relocate_before(&mut self, old: &Range<u64>, new: &Range<u64>, left: bool) {
+        let closed = self.closed.take(old);
+        let reserved = self.reserved.as_mut().map_or_else(Vec::new, |reserved| reserved.take(old));
+        self.forget_before(new);
+        let at = |address: u64| new.start.saturating_add(address - old.start).min(new.end);
+        let moved = |part: &Range<u64>| at(part.start)..at(part.end);
+        closed.iter().for_each(|part| self.closed.add(&moved(part)));
+        if let Some(all) = &mut self.reserved {
+            reserved.iter().for_each(|part| all.add(&moved(part)));
+            reserved.iter().filter(|_| left).for_each(|part| all.add(part));
+        }
     }
 
     /// Keeps what has moved beside the parts that are known.
@@ -145,19 +184,17 @@ impl Ranges {
         let mut opened = Vec::new();
         let mut known = self.take(range);
         if all {
-            let mut at = range.start;
-            let mut unknown = Vec::new();
-            for (part, _) in &known {
-                unknown.push(at..part.start);
-                at = part.end;
-            }
-            unknown.push(at..range.end);
             let reserved = Mapping { reserved: true, from_before: true, ..by };
-            let was_closed =
-                |part: &Range<u64>| self.closed.iter().any(|closed| part.start < closed.end && closed.start < part.end);
-            // What was in use before, or may have been, is no memory that comes.
-            let new = unknown.into_iter().filter(|part| !part.is_empty() && !was_closed(part));
-            known.extend(new.filter(|_| self.closed.len() < MOST_CLOSED).map(|part| (part, reserved)));
+            for unknown in beside(range, known.iter().map(|(part, _)| part.clone())) {
+                // What was in use before is no memory that comes.
+                let used = self.closed.take(&unknown);
+                let new = match &mut self.reserved {
+                    // Shared memory is not among those.
+                    Some(reserved) if by.owner.kind != MappedKind::Shared => reserved.take(&unknown),
+                    _ => beside(&unknown, used),
+                };
+                known.extend(new.into_iter().map(|part| (part, reserved)));
+            }
         }
         let parts = known.into_iter().map(|(range, mapping)| {
             if !mapping.reserved {
@@ -175,10 +212,10 @@ impl Ranges {
     /// What is there may not be used any more.
     pub(super) fn close(&mut self, range: &Range<u64>) {
         let known = self.take(range);
-        let is_all =
-            known.iter().map(|(part, _)| part.end - part.start).sum::<u64>() == range.end.saturating_sub(range.start);
-        if !is_all && self.closed.len() < MOST_CLOSED && !self.closed.contains(range) {
-            self.closed.push(range.clone());
+        for unknown in beside(range, known.iter().map(|(part, _)| part.clone())) {
+            // What was reserved already had no memory.
+            let reserved = self.reserved.as_ref().map_or_else(Vec::new, |reserved| reserved.within(&unknown));
+            beside(&unknown, reserved).iter().for_each(|used| self.closed.add(used));
         }
         let closed: Vec<_> = known.into_iter().map(|(r, m)| (r, Mapping { reserved: true, ..m })).collect();
         self.put(&closed);

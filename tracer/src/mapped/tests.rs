@@ -182,6 +182,68 @@ fn where_nobodys_memory_has_moved_is_told_once() {
 }
 
 #[test]
+fn what_is_opened_again_is_no_new_memory_and_the_rest_is() {
+    let opened = Change::Opened { of_file: false };
+    let mut mapped = Mapped::with_room(1 << 16);
+    let mut apply = |how, range| {
+        mapped.apply(IMAGE, &change(how, range, 0..0), StackIndex::from_raw(1));
+        pages(&mapped).get(&1).copied().unwrap_or_default()
+    };
+    // An arena gives up a page, and grows by a hundred and that page in one call.
+    assert_eq!(apply(Change::Closed, 49..50), (0, 0));
+    assert_eq!(apply(opened, 49..150), (100, 0));
+    // However many parts were closed, of what is opened elsewhere it is known that it is new.
+    for page in 0..3_000 {
+        assert_eq!(apply(Change::Closed, 1_000 + 2 * page..1_001 + 2 * page), (100, 0));
+    }
+    assert_eq!(apply(opened, 10_000..10_200), (300, 0));
+    assert_eq!(apply(opened, 1_000..1_010), (305, 0), "five of them were closed");
+}
+
+#[test]
+fn only_what_was_reserved_is_new_where_that_is_known() {
+    let opened = Change::Opened { of_file: false };
+    let mut mapped = Mapped::with_room(1 << 16);
+    let reserved = [10..20, 30..40, 50..60, 70..80].map(|range: Range<u64>| range.start * PAGE..range.end * PAGE);
+    let mut apply = |how, range| {
+        mapped.apply(IMAGE, &change(how, range, 0..0), StackIndex::from_raw(1));
+        pages(&mapped).get(&1).copied().unwrap_or_default()
+    };
+    // Before it was said.
+    assert_eq!(apply(opened, 70..75), (5, 0));
+    assert_eq!(apply(Change::Closed, 50..52), (5, 0));
+    mapped.were_reserved(IMAGE, &reserved);
+    let mut apply = |how, range| {
+        mapped.apply(IMAGE, &change(how, range, 0..0), StackIndex::from_raw(1));
+        assert_eq!(mapped.taken, mapped.images[&IMAGE].taken());
+        pages(&mapped).get(&1).copied().unwrap_or_default()
+    };
+    // Of one call some was in use and some was not.
+    assert_eq!(apply(opened, 0..40), (25, 0));
+    assert_eq!(apply(opened, 0..40), (25, 0), "nothing is reserved there any more");
+    assert_eq!(apply(Change::Closed, 5..15), (20, 5));
+    assert_eq!(apply(opened, 5..15), (25, 0));
+    // What was closed before it was said was in use, and what was reserved already is not.
+    assert_eq!(apply(Change::Closed, 48..60), (25, 0));
+    assert_eq!(apply(opened, 48..60), (33, 0));
+    assert_eq!(apply(opened, 70..80), (38, 0));
+    // It is reserved wherever it is, and is no more where other memory is.
+    mapped.were_reserved(IMAGE, &[500 * PAGE..510 * PAGE]);
+    mapped.apply(IMAGE, &change(Change::Closed, 510..515, 0..0), StackIndex::from_raw(1));
+    mapped.apply(IMAGE, &change(Change::Moved { left: false }, 600..615, 500..515), StackIndex::from_raw(1));
+    mapped.apply(IMAGE, &change(Change::Unmapped, 600..602, 0..0), StackIndex::from_raw(0));
+    let mut apply = |how, range| {
+        mapped.apply(IMAGE, &change(how, range, 0..0), StackIndex::from_raw(1));
+        pages(&mapped).get(&1).copied().unwrap_or_default()
+    };
+    assert_eq!(apply(opened, 500..515), (38, 0));
+    assert_eq!(apply(opened, 600..615), (46, 0));
+    let mut full = Mapped::with_room(5);
+    full.were_reserved(IMAGE, &reserved);
+    assert_eq!((full.refused(), full.taken), (1, 0), "what there is no room for is counted");
+}
+
+#[test]
 fn what_was_reserved_before_is_not_new() {
     let mut mapped = Mapped::with_room(1 << 16);
     let opened = Change::Opened { of_file: false };
