@@ -82,6 +82,7 @@ impl Collector {
             stacks,
             go_stacks: go_stacks.collect(),
             mapped: self.records_mapped.then(|| self.mapped_by_stack(now)),
+            remappings: self.mapped.changes(),
             refused_remappings: self.mapped.refused(),
             counters: self.heap.counters(),
             folded,

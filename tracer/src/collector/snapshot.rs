@@ -20,7 +20,9 @@ pub struct Snapshot {
     pub stacks: Vec<StackSnapshot>,
     /// What was mapped, by stack, in no order; `None` when that is not recorded.
     pub mapped: Option<Vec<MappedSnapshot>>,
-    /// Changes of what was mapped that there was no room for.
+    /// Changes of what was mapped, as many as were taken in.
+    pub remappings: u64,
+    /// Those that there was no room for.
     pub refused_remappings: u64,
     /// Stacks of sampled objects of Go programs, in no order.
     pub go_stacks: Vec<GoStack>,

@@ -71,6 +71,7 @@ pub struct Mapped {
     kept: usize,
     /// Most ranges and owners of all processes, each of which may have 65,530 mappings (`vm.max_map_count`), and more ranges.
     most: usize,
+    changes: u64,
     refused: u64,
 }
 
@@ -113,13 +114,14 @@ impl ImageRanges {
 impl Mapped {
     /// Nothing yet, with room for so many ranges, and stacks that have mapped some. What is mapped beyond them is counted.
     pub fn with_room(most: usize) -> Self {
-        Self { images: HashMap::new(), ended: HashMap::new(), taken: 0, kept: 0, most, refused: 0 }
+        Self { images: HashMap::new(), ended: HashMap::new(), taken: 0, kept: 0, most, changes: 0, refused: 0 }
     }
 
     /// A process has changed what it has mapped, by the stack `stack`.
     pub fn apply(&mut self, image: Image, remapping: &Remapping, stack: StackIndex) {
         let Remapping { change, range, old, kind, by_allocator, reserved, time, .. } = *remapping;
         let (range, old) = (&(range.0..range.1), &(old.0..old.1));
+        self.changes += 1;
         if range.start >= range.end {
             return;
         }
@@ -237,6 +239,11 @@ impl Mapped {
         known.0 += values;
         known.1 = known.1.min(oldest);
         self.kept += kept.len();
+    }
+
+    /// Changes that were taken in, those included that there was no room for.
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Changes that there was no room for.

@@ -288,7 +288,7 @@ fn what_there_is_no_room_for_is_counted_and_nobodys() {
         mapped.apply(IMAGE, &change(Change::Mapped, 2 * page..2 * page + 1, 0..0), StackIndex::from_raw(1));
     }
     // One of the ten places is the stack's.
-    assert_eq!((mapped.taken, mapped.refused()), (7, 34));
+    assert_eq!((mapped.taken, mapped.refused(), mapped.changes()), (7, 34, 40));
     // One that has somebody else's memory now is not told any more as his who had it.
     mapped.apply(IMAGE, &change(Change::Mapped, 0..1, 0..0), StackIndex::from_raw(2));
     assert_eq!(pages(&mapped), BTreeMap::from([(1, (5, 0))]));

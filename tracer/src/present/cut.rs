@@ -99,6 +99,7 @@ mod tests {
             at: 0,
             stacks,
             mapped: None,
+            remappings: 0,
             refused_remappings: 0,
             go_stacks: Vec::new(),
             counters: Counters::default(),

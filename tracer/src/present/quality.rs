@@ -77,6 +77,7 @@ pub(super) fn of(
         missed_frees: snapshot.counters.missed_frees,
         rewritten_files: 0,
         lost_remappings: loss.remappings + snapshot.refused_remappings,
+        recorded_remappings: snapshot.remappings.saturating_sub(snapshot.refused_remappings),
         truncated,
         uncertain_bytes: held.map(|stack| stack.uncertain_bytes).fold(0, u64::saturating_add),
         unknown_stack_bytes: unknown.map(|stack| stack.values.outstanding_bytes).fold(0, u64::saturating_add),

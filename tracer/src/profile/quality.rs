@@ -134,6 +134,8 @@ pub struct Quality {
     pub missed_frees: u64,
     /// Changes of what programs have mapped themselves that could not be recorded: where that is told, it may be wrong.
     pub lost_remappings: u64,
+    /// Those that were recorded: with them the base of the former.
+    pub recorded_remappings: u64,
     /// Files that were written to after they had been mapped: what is in them does not name what ran.
     pub rewritten_files: u64,
     /// Stacks that end before the thread's root, by the reason. No entry is 0.
@@ -358,7 +360,7 @@ impl Quality {
             (Missing::Undecided, q.undecided_events, q.recorded_events + q.undecided_events, share),
             (Missing::Moments, q.lost_moments, events, share),
             (Missing::Records, q.unknown_records, events, share),
-            (Missing::Remappings, q.lost_remappings, events + q.lost_remappings, share),
+            (Missing::Remappings, q.lost_remappings, q.recorded_remappings + q.lost_remappings, share),
         ];
         let gaps = all.into_iter().map(|(what, amount, of, tolerated)| Gap { what, amount, of, tolerated });
         gaps.filter(|gap| gap.amount > 0).collect()
@@ -406,6 +408,7 @@ mod tests {
         let sampling = Some(Sampling { mean_bytes: 1, samples: 1_000, relative_error: 0.0 });
         Quality {
             recorded_events: 1_000_000,
+            recorded_remappings: 1_000_000,
             outstanding_bytes: 1_000_000,
             targets: 2,
             cycles: 1_000,
@@ -454,6 +457,14 @@ mod tests {
                 None => assert!(!with(u64::MAX).is_beyond_threshold(), "{what:?}"),
             }
         }
+    }
+
+    #[test]
+    fn lost_changes_of_mappings_are_a_part_of_those_changes() {
+        let few = Quality { recorded_remappings: 90, lost_remappings: 10, ..base() };
+        let gaps: Vec<_> = few.gaps().iter().map(|gap| (gap.what, gap.amount, gap.of)).collect();
+        assert_eq!(gaps, [(Missing::Remappings, 10, 100)]);
+        assert!(few.is_beyond_threshold(), "however many allocations there are");
     }
 
     #[test]

@@ -271,6 +271,7 @@ pub(super) fn everything_missing() -> Quality {
         unmatched_frees: 6,
         missed_frees: 3,
         lost_remappings: 14,
+        recorded_remappings: 1_016,
         rewritten_files: 15,
         truncated: [(Truncation::Depth, 2), (Truncation::NoRule, 3)].into(),
         uncertain_bytes: 4_096,
