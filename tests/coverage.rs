@@ -93,6 +93,8 @@ fn what_children_map_before_they_are_looked_at_is_new() {
     let mut target = Target::start(&compiled("moves"));
     let tracer = Run::pid(target.pid()).args(["--mmap=always", "--scope=file"]).start();
     target.ask("fork");
+    // It is read a moment after it began.
+    thread::sleep(Duration::from_secs(1) * slowness());
     let report = tracer.stop().report(3);
     let processes = report.json["processes"].as_array().unwrap();
     let child = processes.iter().find(|process| process["parent_pid"] == target.pid()).unwrap();

@@ -93,6 +93,44 @@ fn what_is_touched_is_resident_and_nothing_else() {
     assert_eq!((resident("maps"), resident("maps_at_hint")), (3 * 4096, 0));
 }
 
+/// What the stacks of one function have after one command: bytes, reserved ones, and resident ones.
+fn of_moves(command: &str, function: &str, code: i32) -> ((u64, u64, u64), String) {
+    require_root();
+    let mut target = Target::start(&compiled("moves"));
+    let tracer = Run::pid(target.pid()).args(["--mmap=always", "--scope=file"]).start();
+    target.ask(command);
+    let outcome = tracer.stop();
+    let report = outcome.report(code);
+    let has = |stack: &&Value| {
+        stack["frames"].as_array().unwrap().iter().any(|frame| frame["function"].as_str() == Some(function))
+    };
+    let sum = |name| stacks(&report).iter().filter(has).map(|stack| number(stack, name)).sum();
+    ((sum("bytes"), sum("reserved_bytes"), sum("resident_bytes")), outcome.stdout)
+}
+
+/// One call over what was in use before, and what was only reserved.
+#[test]
+fn only_what_was_reserved_before_becomes_new_memory() {
+    let (opened, _) = of_moves("open", "opens", 0);
+    assert_eq!(opened, (20 << 20, 0, 0));
+}
+
+#[test]
+fn memory_that_may_not_be_used_any_more_has_an_owner() {
+    let (closed, text) = of_moves("close", "closes", 3);
+    assert_eq!(closed, (0, 48 << 20, 48 << 20));
+    assert!(
+        text.contains("48.0 MiB more only reserved, 48.0 MiB of that resident") && text.contains("\nM1  "),
+        "{text}"
+    );
+}
+
+#[test]
+fn memory_that_is_only_read_is_not_resident() {
+    let (read, _) = of_moves("read", "reads", 0);
+    assert_eq!(read, (48 << 20, 0, 0));
+}
+
 #[test]
 fn nothing_is_recorded_without() {
     require_root();

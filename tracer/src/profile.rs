@@ -310,7 +310,7 @@ pub struct MappedStack {
     pub frames: Frames,
     /// Amounts.
     pub values: MappedValues,
-    /// How many bytes of them are resident, or swapped out; `None` when that could not be read.
+    /// How many bytes of them are resident, or swapped out, those that are only reserved included; `None` when that could not be read.
     pub resident: Option<u64>,
     /// Age of the oldest range.
     pub oldest: Option<Duration>,
@@ -342,7 +342,7 @@ impl Mappings {
         let mut resident = Some(0u64);
         for stack in self.stacks.iter().filter(|stack| stack.by_allocator == by_allocator) {
             totals += stack.values;
-            if stack.values.bytes > 0 {
+            if stack.values.bytes > 0 || stack.resident.is_some() {
                 resident = resident.zip(stack.resident).map(|(sum, bytes)| sum.saturating_add(bytes));
             }
         }

@@ -57,7 +57,8 @@ impl Session {
         let mut facts = MappedFacts::default();
         for attached in &self.attached {
             if let Some(resident) = self.coverage.resident(attached.image()) {
-                facts.resident.insert(attached.image(), resident.clone());
+                facts.resident.insert(attached.image(), resident.usable.clone());
+                facts.reserved.insert(attached.image(), resident.reserved.clone());
             }
             let probed = attached.probed().into_iter().map(str::to_owned).collect();
             facts.allocators.insert(attached.image(), probed);

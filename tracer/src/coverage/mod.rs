@@ -16,19 +16,18 @@ use std::time::{Duration, Instant};
 
 use hashbrown::{HashMap, HashSet};
 
-pub use self::begin::Had;
 use self::{
     account::Account,
     begin::Begin,
     process::{Process, Reading},
     turns::{Budget, Turns},
 };
+pub use self::{begin::Had, resident::Resident};
 use crate::{
     clock::processor_time,
     collector::{Request, Requests},
     event::{Image, Pid},
     files::root::ProcessDirectory,
-    mapped::Owner,
     profile::Memory,
     space::memory_map::{self, Usage},
 };
@@ -221,7 +220,7 @@ impl Coverage {
     }
 
     /// How much is resident of what an image has mapped, by whom; `None` when that is not known.
-    pub fn resident(&self, image: Image) -> Option<&HashMap<Owner, u64>> {
+    pub fn resident(&self, image: Image) -> Option<&Resident> {
         let process = self.processes.get(&image)?;
         process.last.resident.as_ref().filter(|_| !process.ended)
     }

@@ -2,19 +2,17 @@
 
 use std::{io, sync::mpsc, thread, time::Instant};
 
-use hashbrown::HashMap;
-
 use super::{
     account::{self, Account},
     begin::{Begin, Had},
-    reasons, resident,
+    reasons,
+    resident::Resident,
 };
 use crate::{
     clock::monotonic,
     collector::{Request, Requests},
     event::{Image, Pid},
     files::root::ProcessDirectory,
-    mapped::{OwnPart, Owner},
     profile::{Area, Memory, Reason},
     space::memory_map::{self, Usage},
 };
@@ -44,7 +42,7 @@ pub(super) struct Reading {
     pub(super) recorded: u64,
     pub(super) account: Account,
     /// How much is resident of what it has mapped; `None` when that was not looked at, or could not be.
-    pub(super) resident: Option<HashMap<Owner, u64>>,
+    pub(super) resident: Option<Resident>,
     /// Its children. What those allocate that are not traced is not recorded.
     pub(super) children: Vec<Pid>,
 }
@@ -117,18 +115,18 @@ impl Process {
         if let Some(own) = &own {
             self.begin.learn(own, read);
         }
-        let account = match (&self.begin.before, regions) {
+        let account = match (&self.begin.before, &regions) {
             // One that is about to end has no mappings any more, but does not say so.
             (_, Ok(end)) if end.is_empty() => {
                 self.ended = true;
                 return;
             }
             (Some(before), Ok(end)) => {
-                let pieces = account::pieces(before.regions(), &end);
+                let pieces = account::pieces(before.regions(), end);
                 let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
                 let covered = requests.ask(|reply| Request::Covered { image: self.image, ranges, reply }).ok();
                 let covered = covered.unwrap_or_default();
-                let mut account = account::account(before.regions(), &end, &pieces, &covered, go);
+                let mut account = account::account(before.regions(), end, &pieces, &covered, go);
                 if self.begin.had == Had::Parents {
                     account.be_inherited();
                 }
@@ -142,9 +140,8 @@ impl Process {
         // After the records up to now have been taken in, which the question for what is covered sees to.
         let recorded = held(requests, self.image);
         let resident = own.filter(|_| pages).and_then(|own| {
-            let usable = own.parts.into_iter().filter(|part| !part.reserved);
-            let ranges: Vec<_> = usable.map(|OwnPart { range, owner, .. }| (range, owner)).collect();
-            resident::by_owner(&directory.file("pagemap").ok()?, &ranges)
+            let regions = regions.as_deref().unwrap_or_default();
+            Resident::of(&directory.file("pagemap").ok()?, &own.parts, regions)
         });
         self.last = Reading { at, usage, recorded, account, resident, children: reasons::children(self.pid) };
         if self.search.is_none() && !self.figures(0).is_explained() {

@@ -5,7 +5,11 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _, sync::LazyLock};
 
 use hashbrown::HashMap;
 
-use crate::{mapped::Owner, profile::MappedKind};
+use crate::{
+    mapped::{OwnPart, Owner},
+    profile::MappedKind,
+    space::memory_map::Region,
+};
 
 const PAGE: u64 = 4096;
 /// Bytes that are read of a page.
@@ -30,6 +34,38 @@ const MOST: u64 = 1 << 22;
 
 /// The frame of the page of zeros that the kernel maps where memory is only read, which takes none; `None` where that may not be known.
 static ZERO_PAGE: LazyLock<Option<u64>> = LazyLock::new(find_zero_page);
+
+/// Bytes that are resident of what a process has mapped, by whom.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// What may be used.
+    pub usable: HashMap<Owner, u64>,
+    /// What may not be used, and has memory all the same. Nothing where that is not known.
+    pub reserved: HashMap<Owner, u64>,
+}
+
+impl Resident {
+    /// Of what a process has mapped, which has anonymous memory in `regions`, both by address. `None` when it cannot be read, or is too much.
+    pub(super) fn of(pagemap: &File, own: &[OwnPart], regions: &[Region]) -> Option<Self> {
+        let usable = own.iter().filter(|part| !part.reserved).map(|part| (part.range.clone(), part.owner));
+        let usable = by_owner(pagemap, &usable.collect::<Vec<_>>())?;
+        let reserved = by_owner(pagemap, &reserved_with_memory(own, regions)).unwrap_or_default();
+        Some(Self { usable, reserved })
+    }
+}
+
+/// What of reserved addresses may have memory: they may be very many, and hardly any has.
+fn reserved_with_memory(own: &[OwnPart], regions: &[Region]) -> Vec<(Range<u64>, Owner)> {
+    let with_memory = |part: &OwnPart| {
+        let (range, owner) = (part.range.clone(), part.owner);
+        let first = regions.partition_point(|region| region.range.end <= range.start);
+        let hit = regions[first..].iter().take_while(move |region| region.range.start < range.end);
+        let range = part.range.clone();
+        hit.filter(|region| region.anonymous > 0)
+            .map(move |region| (region.range.start.max(range.start)..region.range.end.min(range.end), owner))
+    };
+    own.iter().filter(|part| part.reserved).flat_map(with_memory).collect()
+}
 
 /// Bytes by whom they were mapped. `None` when they cannot be read, or are too many.
 pub(super) fn by_owner(pagemap: &File, ranges: &[(Range<u64>, Owner)]) -> Option<HashMap<Owner, u64>> {
@@ -209,6 +245,23 @@ mod tests {
         assert_eq!(by_owner(&pagemap, &[(range.clone(), owner)]), Some([(owner, expected)].into_iter().collect()));
         let is_one = entries.iter().all(|entry| entry & FRAME == entries[0] & FRAME);
         assert!(!may_know || !is_one || parts(&pagemap, &range).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_reserved_and_has_memory_is_told_apart() {
+        let owner = Owner { stack: StackIndex::from_raw(1), kind: MappedKind::Anonymous, by_allocator: false };
+        let memory = std::hint::black_box(vec![1u8; 8 << 20]);
+        let start = (memory.as_ptr() as u64).next_multiple_of(PAGE);
+        let part = |range: Range<u64>, reserved| OwnPart { range, owner, reserved, is_new: true };
+        let region = |range: Range<u64>, anonymous| Region { range, name: String::new(), anonymous, usable: false };
+        let at = |page: u64| start + page * PAGE;
+        // Of addresses that are very many only those are looked at where memory is.
+        let own = [part(at(0)..at(5), false), part(at(5)..at(20), true), part(at(100)..at(1 << 32), true)];
+        let regions = [region(at(0)..at(10), 1), region(at(10)..at(12), 0), region(at(12)..at(103), 1)];
+        let parts: Vec<_> = reserved_with_memory(&own, &regions).into_iter().map(|(range, _)| range).collect();
+        assert_eq!(parts, [at(5)..at(10), at(12)..at(20), at(100)..at(103)]);
+        let resident = Resident::of(&File::open("/proc/self/pagemap").unwrap(), &own, &regions).unwrap();
+        assert_eq!((resident.usable[&owner], resident.reserved[&owner]), (5 * PAGE, 16 * PAGE));
     }
 
     #[test]

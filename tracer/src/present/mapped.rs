@@ -17,6 +17,8 @@ use crate::{
 pub struct MappedFacts {
     /// How many bytes are resident, by image and by whom; an image is missing if that is not known.
     pub resident: HashMap<Image, HashMap<Owner, u64>>,
+    /// The same of what is only reserved.
+    pub reserved: HashMap<Image, HashMap<Owner, u64>>,
     /// Paths of the files whose allocators are recorded.
     pub allocators: HashMap<Image, Vec<String>>,
 }
@@ -37,10 +39,12 @@ pub(super) fn mappings(
         let allocators = facts.allocators.get(&image).map(Vec::as_slice).unwrap_or_default();
         let by_allocator =
             owner.by_allocator || is_in_allocator(&frames, allocators) || of_go.contains(&image.0) && is_in_go(&frames);
-        let resident = facts.resident.get(&image).map(|all| all.get(&owner).copied().unwrap_or(0));
+        let of = |all: &HashMap<Owner, u64>| all.get(&owner).copied().unwrap_or(0);
+        values.reserved_resident_bytes = facts.reserved.get(&image).map_or(0, of);
+        let resident = facts.resident.get(&image).map(|all| of(all).saturating_add(values.reserved_resident_bytes));
         let process = by_image.place(image).map(|place| &processes[place]);
         if others_live && process.is_some_and(|process| process.ended.is_some()) {
-            (values.bytes, values.ranges, values.reserved_bytes) = (0, 0, 0);
+            (values.bytes, values.ranges, values.reserved_bytes, values.reserved_resident_bytes) = (0, 0, 0, 0);
         }
         let (pid, image) = process.map_or((pid, image.0), |process| (process.pid, process.image));
         MappedStack { pid, image, kind: owner.kind, by_allocator, frames, values, resident, oldest }

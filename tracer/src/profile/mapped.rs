@@ -44,6 +44,8 @@ pub struct MappedValues {
     pub ranges: u64,
     /// Bytes that are only reserved (PROT_NONE): no memory.
     pub reserved_bytes: u64,
+    /// Bytes of those that are resident all the same: they may not be used any more. As far as that is known.
+    pub reserved_resident_bytes: u64,
     /// Bytes that were mapped since tracing began, unmapped or not.
     pub mapped_bytes: u64,
     /// By how many calls.
@@ -55,6 +57,7 @@ impl std::ops::AddAssign for MappedValues {
         self.bytes = self.bytes.saturating_add(other.bytes);
         self.ranges = self.ranges.saturating_add(other.ranges);
         self.reserved_bytes = self.reserved_bytes.saturating_add(other.reserved_bytes);
+        self.reserved_resident_bytes = self.reserved_resident_bytes.saturating_add(other.reserved_resident_bytes);
         self.mapped_bytes = self.mapped_bytes.saturating_add(other.mapped_bytes);
         self.mapped_ranges = self.mapped_ranges.saturating_add(other.mapped_ranges);
     }

@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 
 use super::{
+    escape::shorten,
+    frames::LONGEST_NAME,
     groups::Key,
     index::{Index, Program},
+    name,
+    numbers::number,
     options::By,
 };
 use crate::profile::{Estimate, Frames, Growth, Heap, Profile, Rate, StackEntry, Trend};
@@ -86,6 +90,31 @@ impl Merged<'_> {
             (one, two) => one.or(two),
         };
     }
+}
+
+/// Whose a stack is that so many processes have something by, the first of them with this id and image; `None` in a profile of one process.
+pub(super) fn whose(
+    (profile, index): (&Profile, &Index<'_>),
+    (pid, image): (u32, u32),
+    holders: u64,
+    program: Option<&Program<'_>>,
+    group: &Key<'_>,
+) -> Option<String> {
+    if profile.processes.len() == 1 {
+        return None;
+    }
+    let place = group.place().map_or_else(String::new, |place| format!(" in {}", shorten(place, LONGEST_NAME)));
+    let process = index.of_image(image);
+    Some(match (holders, program) {
+        (many @ 2.., Some(program)) => {
+            format!("{} processes of {}{place}", number(many), shorten(index.name_of(*program), LONGEST_NAME))
+        }
+        // It may be any of those.
+        (_, Some(program)) if process.is_some_and(|process| process.count > 1) => {
+            format!("a process of {}{place}", shorten(index.name_of(*program), LONGEST_NAME))
+        }
+        _ => format!("process {} (pid {pid}){place}", shorten(name::process(process, pid), LONGEST_NAME)),
+    })
 }
 
 /// How several things change together: their errors do not depend on each other.

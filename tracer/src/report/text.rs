@@ -8,12 +8,9 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    escape::shorten,
-    filters,
-    frames::{self, LONGEST_NAME},
-    goroutines, head,
+    filters, frames, goroutines, head,
     index::Index,
-    mapped, name, numbers,
+    mapped, numbers,
     options::Options,
     sampling,
     stacks::{self, Merged},
@@ -36,7 +33,7 @@ pub(super) fn write_interval(profile: &Profile, options: &Options, out: &mut imp
     head::write_quality(&profile.quality, out)?;
     if ranked.is_empty() {
         write_nothing(profile, out)?;
-        return mapped::write_stacks(profile, &index, options.top, out);
+        return mapped::write_stacks(profile, &index, (options.top, options.by), out);
     }
     let (shown, rest) = ranked.split_at(options.top.min(ranked.len()));
     for (place, merged) in shown.iter().enumerate() {
@@ -47,7 +44,7 @@ pub(super) fn write_interval(profile: &Profile, options: &Options, out: &mut imp
         write_stack(profile, &index, merged, out)?;
     }
     write_rest(rest, !shown.is_empty(), out)?;
-    mapped::write_stacks(profile, &index, options.top, out)
+    mapped::write_stacks(profile, &index, (options.top, options.by), out)
 }
 
 /// The stacks that hold blocks, most of the chosen value first.
@@ -101,23 +98,9 @@ fn write_nothing(profile: &Profile, out: &mut impl Write) -> io::Result<()> {
 
 fn write_stack(profile: &Profile, index: &Index<'_>, merged: &Merged<'_>, out: &mut impl Write) -> io::Result<()> {
     let Merged { entry, program, group, lives, .. } = merged;
-    if profile.processes.len() != 1 {
-        let place = group.place().map_or_else(String::new, |place| format!(" in {}", shorten(place, LONGEST_NAME)));
-        let of_process = index.of_stack(entry);
-        match (merged.holders(), program) {
-            (many @ 2.., Some(program)) => {
-                let many = numbers::number(many);
-                writeln!(out, "    {many} processes of {}{place}", shorten(index.name_of(*program), LONGEST_NAME))?;
-            }
-            // It may be any of those.
-            (_, Some(program)) if of_process.is_some_and(|process| process.count > 1) => {
-                writeln!(out, "    a process of {}{place}", shorten(index.name_of(*program), LONGEST_NAME))?;
-            }
-            _ => {
-                let comm = shorten(name::process(of_process, entry.pid), LONGEST_NAME);
-                writeln!(out, "    process {comm} (pid {}){place}", entry.pid)?;
-            }
-        }
+    let id = (entry.pid, entry.image);
+    if let Some(whose) = stacks::whose((profile, index), id, merged.holders(), program.as_ref(), group) {
+        writeln!(out, "    {whose}")?;
     }
     if index.has_several_heaps {
         writeln!(out, "    {}", words::heap(&entry.heap))?;
@@ -226,7 +209,7 @@ mod tests {
         let text = text(&fixture::hostile(), 10, Value::Bytes);
         let obeyed = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
         assert_eq!(text.chars().find(|&c| c != '\n' && obeyed(c)), None);
-        assert!(text.lines().all(|line| line.chars().count() < 2 * LONGEST_NAME));
+        assert!(text.lines().all(|line| line.chars().count() < 2 * frames::LONGEST_NAME));
     }
 
     #[test]

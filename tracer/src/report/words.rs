@@ -422,6 +422,10 @@ mod tests {
         let file = fixture::HOSTILE.to_owned();
         assert!(!reason(&Reason::Allocator("jemalloc", file)).contains(|c: char| c.is_control()));
         assert_eq!(reason(&Reason::Grown(Area::Stacks, 3 << 20)), "3.00 MiB stacks of threads");
+        assert!(
+            !reason(&Reason::Grown(Area::Inherited, 1)).contains("before recording began"),
+            "of one that was forked since"
+        );
         assert!(reason(&Reason::Children(2)).contains("its 2 children allocated is not seen"));
         assert!(reason(&Reason::Runtime(Runtime::Python)).contains("PYTHONMALLOC=malloc"));
     }

@@ -39,6 +39,7 @@ fn serialize_values<S: Serializer>(
     object.serialize_entry("ranges", &values.ranges)?;
     object.serialize_entry("resident_bytes", &resident)?;
     object.serialize_entry("reserved_bytes", &values.reserved_bytes)?;
+    object.serialize_entry("reserved_resident_bytes", &values.reserved_resident_bytes)?;
     object.serialize_entry("mapped_bytes", &values.mapped_bytes)?;
     object.serialize_entry("mapped_ranges", &values.mapped_ranges)
 }
