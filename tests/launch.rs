@@ -43,7 +43,7 @@ fn the_status_is_the_commands() {
 fn an_allocator_of_a_command_that_ends_at_once() {
     require_root();
     let (program, library) = (compiled("brief_plugin"), compiled("plugin, own allocator"));
-    let outcome = Run::launch(&[], &[program.to_str().unwrap(), library.to_str().unwrap()]).finish();
+    let outcome = Run::launch(&[], [program.to_str().unwrap(), library.to_str().unwrap()]).finish();
     assert_eq!(told(&outcome.stdout).held["first_at_once"], Held { bytes: 100_000, blocks: 100 });
     let report = outcome.report(3);
     // None of the libraries that had probes, or need none.

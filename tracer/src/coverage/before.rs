@@ -160,6 +160,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     fn what_is_mapped_over_it_is_none_of_it() {
         let mut before = Before::new(vec![region(0..100, 100), region(200..300, 0), region(400..500, 30)]);
         assert_eq!(before.cut(&[]), 0);
@@ -186,6 +187,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     fn it_is_cut_where_it_is() {
         const MIB: u64 = 1 << 20;
         let all = [region(0..MIB, MIB), region(2 * MIB..10 * MIB, 4 * MIB), region(20 * MIB..21 * MIB, 4096)];

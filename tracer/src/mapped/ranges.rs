@@ -152,7 +152,7 @@ impl Ranges {
     fn keep_moves(&mut self, old: &Range<u64>, new: &Range<u64>, known: &[(Range<u64>, Mapping)], time: u64) {
         let end = old.end.min(old.start.saturating_add(new.end.saturating_sub(new.start)));
         let mut at = old.start;
-        let ends = known.iter().map(|(part, _)| part.clone()).chain([end..end]);
+        let ends = known.iter().map(|(part, _)| part.clone()).chain(std::iter::once(end..end));
         for part in ends {
             let unknown = at..part.start.min(end);
             at = part.end;

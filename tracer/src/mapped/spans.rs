@@ -118,6 +118,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     fn all_addresses_are_survived() {
         let mut spans = Spans::default();
         spans.add(&(0..u64::MAX));

@@ -201,6 +201,7 @@ fn what_is_opened_again_is_no_new_memory_and_the_rest_is() {
 }
 
 #[test]
+#[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
 fn only_what_was_reserved_is_new_where_that_is_known() {
     let opened = Change::Opened { of_file: false };
     let mut mapped = Mapped::with_room(1 << 16);
