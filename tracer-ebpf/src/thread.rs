@@ -362,7 +362,7 @@ impl Thread {
         (self.owner, self.epoch, self.tick, self.told) = (owner, TARGETS_CHANGE, zero, zero);
         (self.used, self.last) = (zero as u32, zero as u32);
         (self.given_up, self.taken, self.go_left) = (zero, zero, zero);
-        (self.left, self.left_out_next) = (zero, zero);
+        (self.left, self.left_out_next, self.left_out[LEFT_OUT - 1].sp) = (zero, zero, zero);
         (self.frames.cached, self.frames.checks) = (zero, zero);
         (self.frames.tag, self.trampoline, self.remapper.call) = (zero, zero, zero);
         // What was there when a further thread began is for others to tell.

@@ -173,7 +173,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let inbox = inputs.inbox();
     let lookers = Lookers::start(move |seen| inbox(Input::Seen(Box::new(seen)))).context("cannot look at processes")?;
     let mut session = Session {
-        coverage: Coverage::new(requests.clone()),
+        coverage: Coverage::new(requests.clone(), records_mapped),
         new: VecDeque::new(),
         unseen_heaps: Notes::most(MAX_NOTES),
         writer: Some(writer),

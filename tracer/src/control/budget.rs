@@ -104,7 +104,7 @@ impl Budget {
         let told = cost.and_then(Cost::share).map(|share| (1000.0 * share).round() / 10.0);
         let more = told.filter(|told| *told > percent).map(|told| {
             format!(
-                "tracing has cost about {told:.1}%, more than the {percent}% of --max-overhead: that is of a quarter of a processor where \
+                "tracing has cost about {told:.1}%, more than the {percent}% of --max-overhead: that is a share of a quarter of a processor where \
                  processes use less, the first half second is always traced, and tracer's own start is not counted"
             )
         });

@@ -27,6 +27,8 @@ pub(super) struct Account {
     pub(super) unexplained: BTreeMap<Area, u64>,
     /// Those that are in the heap of Go, where it is followed. Whoever follows it knows how much of them it explains.
     pub(super) in_go: u64,
+    /// Whether only counters were read: what was freed and kept is not explained by what is held.
+    pub(super) is_counted: bool,
 }
 
 impl Account {
@@ -225,7 +227,7 @@ mod tests {
         let pieces = pieces(begin, end);
         let overlap = |range: &Range<u64>| blocks.end.min(range.end).saturating_sub(blocks.start.max(range.start));
         let covered: Vec<u64> = pieces.iter().map(|piece| overlap(&piece.range)).collect();
-        let expected = Account { fresh, unexplained: unexplained.iter().copied().collect(), in_go: 0 };
+        let expected = Account { fresh, unexplained: unexplained.iter().copied().collect(), ..Account::default() };
         assert_eq!(account(begin, end, &pieces, &covered, false), expected);
     }
 
@@ -299,7 +301,7 @@ mod tests {
     #[test]
     fn what_is_not_known_to_be_new_is_not_told_to_be() {
         let unexplained = [(Area::Mapped, 50), (Area::FromBefore, 30)].into();
-        let mut account = Account { fresh: 100, unexplained, in_go: 20 };
+        let mut account = Account { fresh: 100, unexplained, in_go: 20, ..Account::default() };
         account.be_inherited();
         assert_eq!(account.unexplained, [(Area::Mapped, 50), (Area::Inherited, 30)].into());
         account.be_at_most(200);

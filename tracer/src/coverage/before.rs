@@ -42,7 +42,11 @@ impl Before {
             let range = &self.0[at].range;
             if length(range) <= left {
                 left -= length(range);
-                known.extend(there(range).map(|parts| (at, parts)));
+                // More than the kernel counts has pages of zeros among it, or what the process has given up.
+                let is_all = |parts: &Vec<(Range<u64>, u64)>| {
+                    parts.iter().map(|(_, bytes)| bytes).sum::<u64>() <= self.0[at].anonymous
+                };
+                known.extend(there(range).filter(is_all).map(|parts| (at, parts)));
             }
         }
         known.sort_unstable_by_key(|(at, _)| *at);

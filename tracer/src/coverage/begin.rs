@@ -36,16 +36,21 @@ pub(super) struct Begin {
 }
 
 impl Begin {
-    /// Of a process that has this memory now.
+    /// Of a process that has this memory now. `by_page`: where in its mappings it lies is looked at, too.
     ///
     /// # Errors
     /// The mappings cannot be read one by one; what is known then.
-    pub(super) fn new(had: Had, usage: Usage, directory: &ProcessDirectory) -> Result<Self, (Self, io::Error)> {
+    pub(super) fn new(
+        had: Had,
+        usage: Usage,
+        directory: &ProcessDirectory,
+        by_page: bool,
+    ) -> Result<Self, (Self, io::Error)> {
         if had == Had::Nothing {
             let usage = Usage { anonymous: 0, ..usage };
             return Ok(Self { before: Some(Before::new(Vec::new())), ..Self::unread(had, usage) });
         }
-        match memory_before(directory) {
+        match memory_before(directory, by_page) {
             Ok(before) => Ok(Self { before: Some(before), read: monotonic(), ..Self::unread(had, usage) }),
             Err(error) => Err((Self::unread(had, usage), error)),
         }
@@ -80,9 +85,9 @@ impl Begin {
 }
 
 /// Where a process has memory now.
-fn memory_before(directory: &ProcessDirectory) -> io::Result<Before> {
+fn memory_before(directory: &ProcessDirectory, by_page: bool) -> io::Result<Before> {
     let mut before = Before::new(memory_map::regions(directory)?);
-    if let Ok(pagemap) = directory.file("pagemap") {
+    if by_page && let Ok(pagemap) = directory.file("pagemap") {
         before.refine(|range| resident::parts(&pagemap, range));
     }
     Ok(before)

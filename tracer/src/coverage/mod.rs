@@ -12,7 +12,10 @@ pub mod reasons;
 mod resident;
 mod turns;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use hashbrown::{HashMap, HashSet};
 
@@ -48,6 +51,8 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// The memory of all traced processes.
 pub struct Coverage {
     requests: Requests,
+    /// Whether memory from before is looked for page by page.
+    by_page: bool,
     processes: HashMap<Image, Process>,
     /// The ids of those.
     pids: HashSet<Pid>,
@@ -62,11 +67,13 @@ pub struct Coverage {
 
 impl Coverage {
     /// Of no process yet. The collector that takes `requests` knows what is recorded.
-    pub fn new(requests: Requests) -> Self {
+    /// `records_mapped`: it is recorded what processes map, so that it is known what allocators have mapped for what is recorded.
+    pub fn new(requests: Requests, records_mapped: bool) -> Self {
+        let by_page = records_mapped && !huge_pages_come_unasked();
         let now = Instant::now();
         let (counters, looks) = (Budget::new(SHARE_OF_COUNTERS, BURST, now), Budget::new(SHARE_OF_LOOKS, BURST, now));
         let (processes, pids, turns) = (HashMap::new(), HashSet::new(), Turns::default());
-        Self { requests, processes, pids, turns, counters, looks, unread: Vec::new(), started: now }
+        Self { requests, by_page, processes, pids, turns, counters, looks, unread: Vec::new(), started: now }
     }
 
     /// An image has ended: what is known of its memory, as by [`memory`](Self::memory). Nothing is kept.
@@ -102,7 +109,7 @@ impl Coverage {
                 return tracing::debug!("cannot read the memory of process {pid}: {error}");
             }
         };
-        let mut begin = Begin::new(had, usage, &directory).unwrap_or_else(|(begin, error)| {
+        let mut begin = Begin::new(had, usage, &directory, self.by_page).unwrap_or_else(|(begin, error)| {
             tracing::debug!("cannot read the mappings of process {pid}: {error}");
             begin
         });
@@ -235,6 +242,11 @@ impl Coverage {
     }
 }
 
+/// Whether the kernel gives huge pages to who has not asked for them. Then much of what is new was touched by nobody, and lies between blocks.
+fn huge_pages_come_unasked() -> bool {
+    fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|enabled| enabled.contains("[always]"))
+}
+
 #[cfg(test)]
 mod tests {
     use std::process::Command;
@@ -245,7 +257,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_is_told() {
         let (requests, _) = collector::channel().unwrap();
-        let mut coverage = Coverage::new(requests);
+        let mut coverage = Coverage::new(requests, true);
         let mut children: Vec<_> = (0..3).map(|_| Command::new("sleep").arg("1000").spawn().unwrap()).collect();
         children[0].kill().unwrap();
         children[0].wait().unwrap();

@@ -93,7 +93,8 @@ impl Process {
     /// Without knowing where it is, what is not held now is not known to have ever been.
     pub(super) fn by_counters(&self, usage: Usage, recorded: u64) -> Account {
         let fresh = self.grew(usage);
-        Account { fresh, unexplained: [(Area::Mapped, fresh.saturating_sub(recorded))].into(), in_go: 0 }
+        let unexplained = [(Area::Mapped, fresh.saturating_sub(recorded))].into();
+        Account { fresh, unexplained, in_go: 0, is_counted: true }
     }
 
     /// Looks at all mappings; `pages`: and at which pages there are of what was mapped.
@@ -209,6 +210,7 @@ impl Process {
             in_go: account.in_go,
             goroutine_stacks: 0,
             is_partial: false,
+            is_counted: account.is_counted,
             reasons: Vec::new(),
             as_of: None,
         }
@@ -228,7 +230,7 @@ mod tests {
     fn counters_hide_nothing_that_a_look_has_shown() {
         let usage = |anonymous| Usage { anonymous, file: 0, shared: 0 };
         let at = Instant::now();
-        let account = Account { fresh: 50, unexplained: [(Area::Mapped, 50)].into(), in_go: 0 };
+        let account = Account { fresh: 50, unexplained: [(Area::Mapped, 50)].into(), ..Account::default() };
         let last = Reading { at, usage: usage(100), recorded: 0, account, resident: None, children: Vec::new() };
         let begin = Begin::unread(Had::All, usage(100));
         let (image, search) = (Image(1), None);

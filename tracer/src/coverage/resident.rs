@@ -116,7 +116,8 @@ fn by_owner(pagemap: &File, pieces: &[Piece], regions: &[Region]) -> Option<Hash
     let mut room: HashMap<usize, u64> = HashMap::new();
     for (index, pages) in &by_region {
         let Some(region) = regions.get(*index) else { continue };
-        if pages.own + pages.doubtful > region.anonymous {
+        let is_small = (region.range.end - region.range.start) / PAGE <= MOST;
+        if is_small && pages.own + pages.doubtful > region.anonymous {
             let all = Pages::of(pagemap, &region.range, &mut buffer)?;
             room.insert(*index, region.anonymous.saturating_sub(all.own).min(pages.doubtful));
         }
@@ -148,7 +149,8 @@ impl Pages {
     /// Those of a range; `None` when they cannot be read.
     fn of(pagemap: &File, range: &Range<u64>, buffer: &mut [u8]) -> Option<Self> {
         let mut pages = Self::default();
-        let look = |_, entry: u64| match entry & (PRESENT | OF_FILE | EXCLUSIVE) {
+        // Huge pages of zeros are marked as those of files are.
+        let look = |_, entry: u64| match entry & (PRESENT | EXCLUSIVE) {
             PRESENT => pages.doubtful += PAGE,
             _ => pages.own += if is_there(entry) { PAGE } else { 0 },
         };

@@ -32,6 +32,8 @@ const OF_ONE_PIECE: f64 = 3.0;
 const STEP: f64 = 0.05;
 /// What has fallen back by this share of all that it has risen does not only rise.
 const FALLS_BACK: f64 = 0.1;
+/// What has risen by less than this share of what is held is a trifle.
+const WORTH_A_WORD: f64 = 0.01;
 const RESTS: f64 = 1.5;
 /// The moment of a look is not known better than this, seconds.
 const MOMENT: f64 = 0.01;
@@ -71,7 +73,8 @@ pub(super) fn trend(times: &[f64], values: &[f64], grain: f64) -> Growth {
     let errors = if fit.error > 0.0 { fit.slope.abs() / fit.error } else { f64::INFINITY };
     // What only ever rises may go on, however unevenly it has: until it has rested for longer than before.
     let risen = values[points - 1] - values[0];
-    let may_rise = largest_fall(values).furthest < FALLS_BACK * risen && !rests(times, values);
+    let rises = risen > WORTH_A_WORD * values[points - 1] && largest_fall(values).furthest < FALLS_BACK * risen;
+    let may_rise = rises && !rests(times, values);
     let trend = match errors {
         _ if !goes_on && may_rise => Trend::TooEarly,
         _ if !goes_on => Trend::Steady,

@@ -5,8 +5,9 @@ use std::time::Duration;
 /// Unexplained memory that is not worth a word, bytes.
 const LITTLE: u64 = 8 << 20;
 
-/// The same of one of several processes that are judged together: some is in each.
-const LITTLE_OF_EACH: u64 = 1 << 20;
+/// The same of several processes together, of each of which it is little; and of one of those: some is in each.
+const LITTLE_OF_ALL: u64 = 64 << 20;
+const LITTLE_OF_EACH: u64 = 2 << 20;
 
 /// Memory of one process, as it grew while it was traced. Bytes; anonymous memory includes what is swapped out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub struct Memory {
     pub goroutine_stacks: u64,
     /// Whether not all sizes were recorded, so that nobody knows how much is explained: `unexplained` says nothing.
     pub is_partial: bool,
+    /// Whether only the kernel's counters are known of it, so that what was freed and kept is not explained.
+    pub is_counted: bool,
     /// What the unexplained part may be, likeliest first; children also where nothing was recorded.
     pub reasons: Vec<Reason>,
     /// When the process was looked at last, if it was gone at the end: time since tracing began.
@@ -59,6 +62,7 @@ impl Memory {
             in_go: one.in_go.saturating_add(two.in_go),
             goroutine_stacks: one.goroutine_stacks.saturating_add(two.goroutine_stacks),
             is_partial: one.is_partial || two.is_partial,
+            is_counted: one.is_counted || two.is_counted,
             // Of which it may be much or little.
             reasons: if one.reasons == two.reasons { one.reasons } else { Vec::new() },
             as_of: one.as_of.max(two.as_of),
@@ -95,7 +99,7 @@ impl Memory {
 
     /// Whether so little has come that what is not explained of it is worth a word only together with that of others.
     fn is_judged_with_others(&self) -> bool {
-        self.fresh / 5 <= LITTLE && self.is_explained()
+        self.fresh / 5 <= LITTLE && self.is_explained() && !self.is_counted
     }
 
     /// Whether something is not explained that may be worth a word, by itself or together with that of others.
@@ -118,15 +122,16 @@ pub struct Unexplained {
 }
 
 impl Unexplained {
-    /// Of memories, and of how many processes each is. Those of each of which it is little are judged by what it is together: as one process
-    /// that has all of it would be, but for what is found in any process.
+    /// Of memories, and of how many processes each is. Those of each of which it is little are judged by what it is together.
     pub fn of<'a>(memories: impl Iterator<Item = (&'a Memory, u64)>) -> Self {
         let (mut told, mut small) = (Self::default(), Self::default());
         for (memory, processes) in memories {
-            if !memory.is_explained() {
+            // Several that have ended are one; what was explained of them is left out.
+            let is_little = processes > 1 && memory.unexplained / processes <= LITTLE;
+            if !memory.is_explained() && !is_little {
                 told.bytes = told.bytes.saturating_add(memory.unexplained);
                 told.fresh = told.fresh.saturating_add(memory.fresh);
-            } else if memory.is_judged_with_others() {
+            } else if memory.is_judged_with_others() || is_little {
                 small.fresh = small.fresh.saturating_add(memory.fresh);
                 if memory.may_be_told() {
                     small.bytes = small.bytes.saturating_add(memory.unexplained);
@@ -134,8 +139,7 @@ impl Unexplained {
                 }
             }
         }
-        let sum = Memory { fresh: small.fresh, unexplained: small.bytes, ..Memory::default() };
-        if !sum.is_explained() {
+        if small.bytes > LITTLE_OF_ALL && small.bytes > small.fresh / 5 {
             told.bytes = told.bytes.saturating_add(small.bytes);
             told.fresh = told.fresh.saturating_add(small.fresh);
             (told.scattered, told.processes) = (small.bytes, small.processes);
@@ -278,20 +282,26 @@ mod tests {
         let sum = Unexplained { bytes: 420 * MIB, fresh: 480 * MIB, scattered: 420 * MIB, processes: 60 };
         assert_eq!(of(&vec![one(8 * MIB, 7 * MIB); 60]), sum);
         assert_eq!(of(&[one(8 * MIB, 7 * MIB)]), nothing, "of one process it is little");
+        assert_eq!(of(&vec![one(8 * MIB, 7 * MIB); 9]), nothing, "nor of a few");
         // Some is in each.
-        assert_eq!(of(&vec![one(MIB, MIB); 1000]), nothing);
+        assert_eq!(of(&vec![one(2 * MIB, 2 * MIB); 1000]), nothing);
         // 80 % of all is explained.
         let mut most = vec![one(40 * MIB, 0); 10];
         most.extend(vec![one(10 * MIB, 8 * MIB); 10]);
         assert_eq!(of(&most), nothing, "80 of 500 MiB");
         // A large one says nothing of small ones, and is judged by itself.
-        let large = [one(1 << 40, MIB), one(100 * MIB, 90 * MIB), one(7 * MIB, 7 * MIB), one(7 * MIB, 2 * MIB)];
-        let sum = Unexplained { bytes: 99 * MIB, fresh: 114 * MIB, scattered: 9 * MIB, processes: 2 };
+        let mut large = vec![one(1 << 40, MIB), one(100 * MIB, 90 * MIB), one(7 * MIB, 2 * MIB)];
+        large.extend(vec![one(7 * MIB, 7 * MIB); 10]);
+        let sum = Unexplained { bytes: 160 * MIB, fresh: 177 * MIB, scattered: 70 * MIB, processes: 10 };
         assert_eq!(of(&large), sum);
-        // One that stands for several.
-        let several = [(memory(16 * MIB, 6 * MIB), 3), one(6 * MIB, 6 * MIB)];
-        let sum = Unexplained { bytes: 12 * MIB, fresh: 22 * MIB, scattered: 12 * MIB, processes: 4 };
+        // One that stands for several, of each of which it is little.
+        let several = [(memory(90 * MIB, 80 * MIB), 20), one(6 * MIB, 6 * MIB)];
+        let sum = Unexplained { bytes: 86 * MIB, fresh: 96 * MIB, scattered: 86 * MIB, processes: 21 };
         assert_eq!(of(&several), sum);
+        assert_eq!(of(&[(memory(60 * MIB, 50 * MIB), 20)]), nothing);
+        // What was freed and kept is not known of one of which only counters were read.
+        let counted = Memory { is_counted: true, ..memory(8 * MIB, 7 * MIB) };
+        assert_eq!(of(&vec![(counted, 1); 60]), nothing);
     }
 
     #[test]

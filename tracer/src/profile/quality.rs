@@ -120,7 +120,7 @@ pub struct Quality {
     pub refused_samples: u64,
     /// Frees that could not be recorded. Their addresses were kept apart, so most of them still end their block.
     pub lost_frees: u64,
-    /// Ends of threads and processes that could not be recorded.
+    /// Ends of threads and processes, and libraries that were loaded, that could not be recorded.
     pub lost_moments: u64,
     /// Processes that were started by traced ones and could not be followed. Nothing of them is shown.
     pub unfollowed_processes: u64,
@@ -206,7 +206,7 @@ pub enum Missing {
     SampleRoom,
     /// Frees.
     Frees,
-    /// Ends of threads and processes.
+    /// Ends of threads and processes, and libraries that were loaded.
     Moments,
     /// Events of processes that may be none of the trace.
     Undecided,
@@ -318,6 +318,9 @@ impl Gap {
 
 /// Share of lost events, or of uncertain bytes, above which a trace is reported as incomplete by the exit status.
 pub const INCOMPLETE_SHARE: f64 = 0.001;
+
+/// The same of changes of mappings, of which there are few.
+const INCOMPLETE_CHANGES: f64 = 0.01;
 /// The same for samples that are not resolved or not decided, of all that are held: chance makes more of their numbers anyway.
 const INCOMPLETE_SAMPLES: f64 = 0.05;
 /// Share of the cycles of Go garbage collectors that need not have been looked at in full.
@@ -360,7 +363,12 @@ impl Quality {
             (Missing::Undecided, q.undecided_events, q.recorded_events + q.undecided_events, share),
             (Missing::Moments, q.lost_moments, events, share),
             (Missing::Records, q.unknown_records, events, share),
-            (Missing::Remappings, q.lost_remappings, q.recorded_remappings + q.lost_remappings, share),
+            (
+                Missing::Remappings,
+                q.lost_remappings,
+                q.recorded_remappings + q.lost_remappings,
+                Some(INCOMPLETE_CHANGES),
+            ),
         ];
         let gaps = all.into_iter().map(|(what, amount, of, tolerated)| Gap { what, amount, of, tolerated });
         gaps.filter(|gap| gap.amount > 0).collect()

@@ -286,7 +286,7 @@ pub(super) fn gap(gap: &Gap) -> String {
         }
         Missing::Frees => format!("{} lost (the ring buffer was full)", count("free")),
         Missing::Moments => {
-            format!("{} of ends of threads and processes lost (the ring buffer was full)", count("record"))
+            format!("{} of ends of threads and processes, or of libraries, lost (the ring buffer was full)", count("record"))
         }
         Missing::Certainty => format!("{} uncertain (a lost free may have ended them)", exact_size(gap.amount)),
         Missing::Samples => format!("{} whose address is not known", count("sampled object")),
@@ -456,7 +456,7 @@ mod tests {
                 "77 bytes held by stacks that are not known",
                 "8 calls into the allocator not followed",
                 "16 events of processes that were over before it could be seen whether they fit",
-                "4 records of ends of threads and processes lost (the ring buffer was full)",
+                "4 records of ends of threads and processes, or of libraries, lost (the ring buffer was full)",
                 "1 record not understood (a bug in tracer)",
                 "14 changes of mappings not recorded: what is told of mapped memory may be wrong",
             ]

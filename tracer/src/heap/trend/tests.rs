@@ -41,6 +41,8 @@ fn what_has_only_ever_risen_is_not_steady_before_it_rests() {
     assert_eq!(of(&|second| (second / 7.0).floor()), Trend::TooEarly);
     assert_eq!(of(&|second| (second / 8.0).floor() * 2.0 + (second % 8.0).min(2.0)), Trend::TooEarly);
     assert_eq!(of(&|second| second.min(12.0) + (second - 22.0).max(0.0)), Trend::TooEarly);
+    // Next to nothing of what is held.
+    assert_eq!(of(&|second| 1e6 + (second / 12.0).floor()), Trend::Steady);
     // A cache that has been filled.
     assert_eq!(of(&|second| second.min(8.0)), Trend::Steady);
     assert_eq!(of(&|second| if second < 12.0 { 0.0 } else { 1.0 }), Trend::Steady);

@@ -30,7 +30,7 @@ fn each_way_to_be_incomplete_is_so_at_once_and_in_the_exit_status_beyond_its_sha
         (Missing::Calls, |q, n| q.untracked_calls = n, Some(1_002)),
         (Missing::Records, |q, n| q.unknown_records = n, Some(1_002)),
         (Missing::UnseenFrees, |q, n| q.missed_frees = n, Some(1_001)),
-        (Missing::Remappings, |q, n| q.lost_remappings = n, Some(1_002)),
+        (Missing::Remappings, |q, n| q.lost_remappings = n, Some(10_102)),
         (Missing::Certainty, |q, n| q.uncertain_bytes = n, Some(1_001)),
         (Missing::Stacks, |q, n| q.unknown_stack_bytes = n, Some(1_001)),
         (Missing::Samples, |q, n| q.unresolved_samples = n, Some(53)),

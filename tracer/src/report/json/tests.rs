@@ -185,6 +185,7 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
         in_go: 0,
         goroutine_stacks: 8,
         is_partial: false,
+        is_counted: false,
         reasons,
         as_of: Some(Duration::from_millis(1_500)),
     });
