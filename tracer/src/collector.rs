@@ -76,6 +76,8 @@ pub struct Interest {
     pub sample: Option<u64>,
     /// Whether what processes map themselves is recorded, too.
     pub mapped: bool,
+    /// Whether the kernel gives huge pages to who has not asked for them: they are as a whole where blocks are.
+    pub huge_pages: bool,
 }
 
 /// The collector's state. Belongs to its thread.
@@ -85,6 +87,7 @@ pub struct Collector {
     /// What processes map themselves, if that is recorded.
     mapped: Mapped,
     records_mapped: bool,
+    huge_pages: bool,
     memory: Memory,
     history: History,
     /// Blocks younger than this are not of interest, nanoseconds.
@@ -129,7 +132,7 @@ impl Collector {
         (events, lost_beginnings): (Events, LostBeginnings),
         resolvers: Resolvers,
         memory: Memory,
-        Interest { min_age, all_sizes, sample, mapped: records_mapped }: Interest,
+        Interest { min_age, all_sizes, sample, mapped: records_mapped, huge_pages }: Interest,
         requests: Requested,
         notify: Box<dyn Fn(Notice) + Send>,
     ) -> Self {
@@ -140,6 +143,7 @@ impl Collector {
             heap: heap.with_min_age(min_age).with_samples(sample),
             mapped: Mapped::with_room(memory.ranges()),
             records_mapped,
+            huge_pages,
             memory,
             history: History::new(monotonic()),
             min_age,
@@ -249,7 +253,7 @@ impl Collector {
                         break;
                     }
                 }
-                let _ = reply.send(self.heap.covered(image, &ranges));
+                let _ = reply.send(self.heap.covered(image, &ranges, self.huge_pages));
             }
             Request::Mapped { image, reply } => {
                 let _ = reply.send(self.mapped.memory_of(image));

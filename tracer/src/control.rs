@@ -162,6 +162,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
             all_sizes: config.sizes == (0, u64::MAX),
             sample: config.sample,
             mapped: records_mapped,
+            huge_pages: crate::space::memory_map::huge_pages_come_unasked(),
         },
         requested,
         Box::new(move |notice| inbox(Input::Notice(notice))),

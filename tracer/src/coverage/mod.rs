@@ -12,10 +12,7 @@ pub mod reasons;
 mod resident;
 mod turns;
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use hashbrown::{HashMap, HashSet};
 
@@ -69,7 +66,7 @@ impl Coverage {
     /// Of no process yet. The collector that takes `requests` knows what is recorded.
     /// `records_mapped`: it is recorded what processes map, so that it is known what allocators have mapped for what is recorded.
     pub fn new(requests: Requests, records_mapped: bool) -> Self {
-        let by_page = records_mapped && !huge_pages_come_unasked();
+        let by_page = records_mapped && !memory_map::huge_pages_come_unasked();
         let now = Instant::now();
         let (counters, looks) = (Budget::new(SHARE_OF_COUNTERS, BURST, now), Budget::new(SHARE_OF_LOOKS, BURST, now));
         let (processes, pids, turns) = (HashMap::new(), HashSet::new(), Turns::default());
@@ -240,11 +237,6 @@ impl Coverage {
         process.last.children.retain(|child| !pids.contains(child));
         Some(process.memory(elsewhere, probed, *started))
     }
-}
-
-/// Whether the kernel gives huge pages to who has not asked for them. Then much of what is new was touched by nobody, and lies between blocks.
-fn huge_pages_come_unasked() -> bool {
-    fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|enabled| enabled.contains("[always]"))
 }
 
 #[cfg(test)]

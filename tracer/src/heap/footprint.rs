@@ -14,6 +14,9 @@ const MAX_UNITS: u64 = 1 << (40 - UNIT);
 /// freed, and others may be mapped there. (malloc/malloc.c, `sysmalloc_mmap` and `mmap_threshold`.)
 const OWN_MAPPING: (u64, u64) = (64 << 10, 0x10);
 
+/// The units of a huge page, 2 MiB, which are half a word.
+const HUGE_PAGE: u64 = u32::MAX as u64;
+
 type Marks = Box<[u64; (CHUNK / 64) as usize]>;
 
 /// The addresses of all blocks that there have been, in units of 64 KiB.
@@ -58,8 +61,8 @@ impl Footprint {
         }
     }
 
-    /// Bytes of `range` that blocks have been in or near to.
-    pub(super) fn covered(&self, range: &Range<u64>) -> u64 {
+    /// Bytes of `range` that blocks have been in or near to: in the same huge page, if `huge_pages` come unasked.
+    pub(super) fn covered(&self, range: &Range<u64>, huge_pages: bool) -> u64 {
         if range.is_empty() {
             return 0;
         }
@@ -69,7 +72,9 @@ impl Footprint {
             let base = chunk * CHUNK;
             for unit in base.max(first)..=(base + CHUNK - 1).min(last) {
                 let index = unit - base;
-                if marks[(index / 64) as usize] & 1 << (index % 64) != 0 {
+                let (word, place) = (marks[(index / 64) as usize], index % 64);
+                let near = if huge_pages { HUGE_PAGE << (place / 32 * 32) } else { 1 << place };
+                if word & near != 0 {
                     let start = unit << UNIT;
                     bytes += start.saturating_add(1 << UNIT).min(range.end) - start.max(range.start);
                 }
@@ -121,16 +126,26 @@ mod tests {
     const K64: u64 = 1 << UNIT;
 
     #[test]
+    fn a_huge_page_is_there_as_a_whole() {
+        let mut footprint = Footprint::default();
+        footprint.add(37 * K64, 1);
+        footprint.add(96 * K64, 1);
+        assert_eq!(footprint.covered(&(0..200 * K64), false), 2 * K64);
+        assert_eq!(footprint.covered(&(0..200 * K64), true), 64 * K64);
+        assert_eq!(footprint.covered(&(60 * K64..97 * K64), true), 5 * K64);
+    }
+
+    #[test]
     fn units_of_blocks_are_covered_and_no_others() {
         let mut footprint = Footprint::default();
         footprint.add(5 * K64 + 100, 200);
         footprint.add(5 * K64 + 300, 0);
         footprint.add(200 * K64 - 1, 2 * K64);
-        assert_eq!(footprint.covered(&(0..u64::MAX)), 4 * K64);
-        assert_eq!(footprint.covered(&(5 * K64 + 8..5 * K64 + 12)), 4);
-        assert_eq!(footprint.covered(&(6 * K64..199 * K64)), 0);
-        assert_eq!(footprint.covered(&(200 * K64 + 1..300 * K64)), 2 * K64 - 1);
-        assert_eq!(footprint.covered(&(7..7)), 0);
+        assert_eq!(footprint.covered(&(0..u64::MAX), false), 4 * K64);
+        assert_eq!(footprint.covered(&(5 * K64 + 8..5 * K64 + 12), false), 4);
+        assert_eq!(footprint.covered(&(6 * K64..199 * K64), false), 0);
+        assert_eq!(footprint.covered(&(200 * K64 + 1..300 * K64), false), 2 * K64 - 1);
+        assert_eq!(footprint.covered(&(7..7), false), 0);
     }
 
     #[test]
@@ -138,13 +153,13 @@ mod tests {
         let mut footprint = Footprint::default();
         footprint.add(0x10_0000, 10 * K64);
         footprint.free(0x10_0000, 10 * K64);
-        assert_eq!(footprint.covered(&(0..u64::MAX)), 10 * K64);
+        assert_eq!(footprint.covered(&(0..u64::MAX), false), 10 * K64);
         footprint.add(0x8000_0010, 10 * K64);
         footprint.free(0x8000_0010, 10 * K64);
         // Its first unit and its last are not known to be its alone.
-        assert_eq!(footprint.covered(&(0x8000_0000..u64::MAX)), 2 * K64);
+        assert_eq!(footprint.covered(&(0x8000_0000..u64::MAX), false), 2 * K64);
         footprint.add(0x8000_0010, 10 * K64);
-        assert_eq!(footprint.covered(&(0x8000_0000..u64::MAX)), 11 * K64);
+        assert_eq!(footprint.covered(&(0x8000_0000..u64::MAX), false), 11 * K64);
     }
 
     #[test]
@@ -152,12 +167,12 @@ mod tests {
         let mut footprint = Footprint::default();
         footprint.add(0x8000_0000, 10 * K64);
         footprint.clear(&(0x8000_0000 + 1..0x8000_0000 + 4 * K64));
-        assert_eq!(footprint.covered(&(0..u64::MAX)), 7 * K64, "the first unit was not unmapped as a whole");
+        assert_eq!(footprint.covered(&(0..u64::MAX), false), 7 * K64, "the first unit was not unmapped as a whole");
         footprint.clear(&(0x8000_0000..0x8000_0000 + K64 - 1));
-        assert_eq!(footprint.covered(&(0..u64::MAX)), 7 * K64);
+        assert_eq!(footprint.covered(&(0..u64::MAX), false), 7 * K64);
         footprint.clear(&(0..u64::MAX));
         footprint.add(0x8000_0000, 1);
-        assert_eq!(footprint.covered(&(0..u64::MAX)), K64);
+        assert_eq!(footprint.covered(&(0..u64::MAX), false), K64);
     }
 
     #[test]
@@ -165,8 +180,12 @@ mod tests {
         for (start, number) in [(0, 64), (63, 2), (60, 200), (CHUNK - 1, 2), (CHUNK - 70, 2 * CHUNK + 100), (1, 1)] {
             let mut footprint = Footprint::default();
             footprint.add(start * K64, number * K64);
-            assert_eq!(footprint.covered(&(0..u64::MAX)), number * K64, "{start} {number}");
-            assert_eq!(footprint.covered(&((start + 1) * K64..u64::MAX)), (number - 1) * K64, "{start} {number}");
+            assert_eq!(footprint.covered(&(0..u64::MAX), false), number * K64, "{start} {number}");
+            assert_eq!(
+                footprint.covered(&((start + 1) * K64..u64::MAX), false),
+                (number - 1) * K64,
+                "{start} {number}"
+            );
         }
     }
 

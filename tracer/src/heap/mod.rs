@@ -325,10 +325,11 @@ impl Heap {
         self.processes.get(&image).map_or(0, ProcessHeap::held)
     }
 
-    /// How many bytes of each of these parts of an image's memory its blocks have been in, outstanding or not, to 64 KiB.
-    pub fn covered(&self, image: Image, ranges: &[Range<u64>]) -> Vec<u64> {
+    /// How many bytes of each of these parts of an image's memory its blocks have been in, outstanding or not, to 64 KiB, or to
+    /// huge pages.
+    pub fn covered(&self, image: Image, ranges: &[Range<u64>], huge_pages: bool) -> Vec<u64> {
         let process = self.processes.get(&image);
-        ranges.iter().map(|range| process.map_or(0, |process| process.covered(range))).collect()
+        ranges.iter().map(|range| process.map_or(0, |process| process.covered(range, huge_pages))).collect()
     }
 
     /// What an image had mapped in `range` is not there any more: what comes there is no allocator's because blocks were there once.

@@ -257,9 +257,9 @@ impl ProcessHeap {
         self.footprint.clear(range);
     }
 
-    /// Bytes of `range` that blocks have been in, outstanding or not.
-    pub(super) fn covered(&self, range: &Range<u64>) -> u64 {
-        self.footprint.covered(range)
+    /// Bytes of `range` that blocks have been in, outstanding or not, or in the same huge page.
+    pub(super) fn covered(&self, range: &Range<u64>, huge_pages: bool) -> u64 {
+        self.footprint.covered(range, huge_pages)
     }
 
     /// Frees were not seen, up to `time`.

@@ -2,6 +2,7 @@
 //! (`show_smap` and `proc_task_name` of fs/proc), read with bounds.
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader, Read as _},
     ops::Range,
 };
@@ -71,6 +72,12 @@ pub fn counted(process: &ProcessDirectory) -> io::Result<Usage> {
         file: field("RssFile:").unwrap_or(0),
         shared: field("RssShmem:").unwrap_or(0),
     })
+}
+
+/// Whether the kernel gives huge pages to who has not asked for them. Then much of what is new was touched by nobody, and lies between what
+/// was.
+pub fn huge_pages_come_unasked() -> bool {
+    fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").is_ok_and(|enabled| enabled.contains("[always]"))
 }
 
 /// The mappings that can hold anonymous memory, and guards, by address.
