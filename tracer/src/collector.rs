@@ -26,7 +26,7 @@ use self::{
 };
 pub use self::{
     notice::Notice,
-    requests::{Merging, Request, Requested, Requests, channel},
+    requests::{Interest, Merging, Request, Requested, Requests, channel},
     snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
@@ -63,21 +63,6 @@ struct Asked {
     deadline: Instant,
     min_age: Duration,
     reply: mpsc::Sender<Snapshot>,
-}
-
-/// Which blocks are of interest.
-#[derive(Clone, Copy, Debug)]
-pub struct Interest {
-    /// Those of at least this age.
-    pub min_age: Duration,
-    /// Whether none is left out for its size.
-    pub all_sizes: bool,
-    /// Mean of bytes between two that are recorded; `None`: all are.
-    pub sample: Option<u64>,
-    /// Whether what processes map themselves is recorded, too.
-    pub mapped: bool,
-    /// Whether the kernel gives huge pages to who has not asked for them: they are as a whole where blocks are.
-    pub huge_pages: bool,
 }
 
 /// The collector's state. Belongs to its thread.

@@ -18,6 +18,21 @@ use crate::{
     resolve::Resolved,
 };
 
+/// Which blocks are of interest.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest {
+    /// Those of at least this age.
+    pub min_age: Duration,
+    /// Whether none is left out for its size.
+    pub all_sizes: bool,
+    /// Mean of bytes between two that are recorded; `None`: all are.
+    pub sample: Option<u64>,
+    /// Whether what processes map themselves is recorded, too.
+    pub mapped: bool,
+    /// Whether the kernel gives huge pages to who has not asked for them: they are as a whole where blocks are.
+    pub huge_pages: bool,
+}
+
 /// What the session asks of the collector.
 pub enum Request {
     /// Record this process from now on, if it is not recorded yet. The files that it has mapped are known by now.
