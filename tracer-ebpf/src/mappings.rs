@@ -214,13 +214,20 @@ fn locate(thread: *mut Thread, pc: u64) -> i64 {
     if found != BUSY || offset_of!(mm_tree) == 0 {
         return found;
     }
-    walk.node = read!(mm(), mm_tree);
-    let mut searched: *mut Thread = thread;
-    let argument = (&raw mut searched).cast::<c_void>();
+    if search_tree(thread) { 0 } else { BUSY }
+}
+
+/// Makes `walk.area` the mapping that `walk.wanted` lies in, or one beside it, by the kernel's tree alone: whether that could be read.
+#[inline(always)]
+fn search_tree(thread: *mut Thread) -> bool {
+    let root = read!(mm(), mm_tree);
+    // SAFETY: only the current thread uses its state.
+    unsafe { (*thread).walk.node = root };
+    let mut searched = thread;
+    // SAFETY: the callback is given a pointer that outlives the loop.
+    unsafe { bpf_loop(MAX_DEPTH, descend as *mut c_void, (&raw mut searched).cast(), 0) };
     // SAFETY: as above.
-    unsafe { bpf_loop(MAX_DEPTH, descend as *mut c_void, argument, 0) };
-    // SAFETY: only this thread uses its state.
-    if unsafe { (*searched).walk.node } == FOUND { 0 } else { BUSY }
+    unsafe { (*searched).walk.node == FOUND }
 }
 
 /// Makes `walk.area` the mapping that `address` lies in, by the kernel's tree alone: whether there is one. For those who hold the lock
@@ -233,13 +240,10 @@ pub extern "C" fn look_up_area(address: u64) -> u32 {
     // SAFETY: the pointer comes from a map lookup, and only this thread uses its entry.
     let walk = unsafe { &mut (*thread).walk };
     (walk.area.start, walk.area.end, walk.wanted) = (0, 0, address);
-    walk.node = read!(mm(), mm_tree);
-    let mut searched: *mut Thread = thread;
-    // SAFETY: the callback is given a pointer that outlives the loop.
-    unsafe { bpf_loop(MAX_DEPTH, descend as *mut c_void, (&raw mut searched).cast(), 0) };
-    // SAFETY: only this thread uses its state.
-    let walk = unsafe { &(*searched).walk };
-    u32::from(walk.node == FOUND && address >= walk.area.start && address < walk.area.end)
+    let found = search_tree(thread);
+    // SAFETY: as above.
+    let area = unsafe { &(*thread).walk.area };
+    u32::from(found && address >= area.start && address < area.end)
 }
 
 /// Whether the mapping that [`look_up_area`] has found last was made by whoever holds the lock of the mappings to write, where another one

@@ -156,9 +156,9 @@ fn begins_at(thread: &mut Thread, room: u64, start: u64, length: u64) -> bool {
 }
 
 /// Where in the room that was found a new mapping of that length lies; 0: nowhere. The kernel may ask for more than it needs, to
-/// align the mapping in it, or one of these offsets.
+/// align the mapping in it, or this offset.
 #[inline(always)]
-fn placed(thread: &mut Thread, length: u64, offset: u64, other: u64) -> u64 {
+fn placed(thread: &mut Thread, length: u64, offset: u64) -> u64 {
     for at in 0..2 {
         let (room, wanted) = thread.remapper.rooms[at];
         if wanted == 0 {
@@ -172,8 +172,8 @@ fn placed(thread: &mut Thread, length: u64, offset: u64, other: u64) -> u64 {
             if begins_at(thread, room, aligned(offset), length) {
                 return aligned(offset);
             }
-            if begins_at(thread, room, aligned(other), length) {
-                return aligned(other);
+            if begins_at(thread, room, aligned(0), length) {
+                return aligned(0);
             }
             if begins_at(thread, room, room.wrapping_add(HUGE_PAGE), length) {
                 return room.wrapping_add(HUGE_PAGE);
@@ -203,7 +203,7 @@ fn mmap(thread: &mut Thread) -> u32 {
     }
     let found_room = thread.remapper.rooms[0].1 != 0;
     let start = if !fixed && found_room {
-        placed(thread, length, 0, 0)
+        placed(thread, length, 0)
     } else if (replaces || thread.remapper.end == 0) && is_mapped(thread, asked, length) {
         // What is there may be what was there: a call that was to replace it has failed then.
         if mappings::was_made(&thread.walk, thread.remapper.area_at) { asked } else { 0 }
@@ -298,7 +298,7 @@ fn mremap(thread: &mut Thread) -> u32 {
         }
     } else if found_room && (stays || new_length > old_length) {
         // The offset is that of anonymous memory before Linux 6.10: where it was once; later ones take none.
-        start = placed(thread, new_length, thread.remapper.offset, 0);
+        start = placed(thread, new_length, thread.remapper.offset);
         if start == 0 && !stays && mappings::look_up_area(old) == 0 {
             return UNKNOWN;
         }
@@ -335,7 +335,7 @@ fn shmat(thread: &mut Thread) -> u32 {
     let (room, wanted) = thread.remapper.rooms[0];
     let mut start = asked;
     if wanted != 0 {
-        start = placed(thread, PAGE, 0, 0);
+        start = placed(thread, PAGE, 0);
         if start == 0 {
             return if mappings::look_up_area(room) != 0 { UNKNOWN } else { NOTHING };
         }

@@ -232,15 +232,11 @@ impl Collector {
                 let _ = reply.send(images.into_iter().map(|image| self.heap.held(image)).collect());
             }
             Request::Covered { image, ranges, reply } => {
-                // What there is now, not all that will come meanwhile.
-                for _ in 0..BACKLOG {
-                    if self.take_in(BATCH) < BATCH {
-                        break;
-                    }
-                }
+                self.catch_up(BACKLOG);
                 let _ = reply.send(self.heap.covered(image, &ranges, self.huge_pages));
             }
             Request::Mapped { image, reply } => {
+                self.catch_up(BACKLOG);
                 let _ = reply.send(self.mapped.memory_of(image));
             }
             // Of one that has ended nobody would forget it.
@@ -385,7 +381,12 @@ impl Collector {
 
     /// Takes in all records that are there, but not for ever: at most what the largest ring buffer holds.
     fn take_in_all(&mut self) {
-        for _ in 0..(1 << 30) / (BATCH * 16) {
+        self.catch_up((1 << 30) / (BATCH * 16));
+    }
+
+    /// Takes in what records there are now, at most so many batches: not all that will come meanwhile.
+    fn catch_up(&mut self, batches: usize) {
+        for _ in 0..batches {
             if self.take_in(BATCH) < BATCH {
                 break;
             }

@@ -138,6 +138,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     }
     bpf::attach_lifecycle(&mut programs)?;
     let records_mapped = mapping::record(&mut programs, &config, &mut notes)?;
+    let huge_pages = crate::space::memory_map::huge_pages_come_unasked();
     let scope = config.scope.unwrap_or_else(|| choosing::scope(&config.subject));
 
     let (requests, requested) = collector::channel().context("cannot start the collector")?;
@@ -162,7 +163,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
             all_sizes: config.sizes == (0, u64::MAX),
             sample: config.sample,
             mapped: records_mapped,
-            huge_pages: crate::space::memory_map::huge_pages_come_unasked(),
+            huge_pages,
         },
         requested,
         Box::new(move |notice| inbox(Input::Notice(notice))),
@@ -174,7 +175,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let inbox = inputs.inbox();
     let lookers = Lookers::start(move |seen| inbox(Input::Seen(Box::new(seen)))).context("cannot look at processes")?;
     let mut session = Session {
-        coverage: Coverage::new(requests.clone(), records_mapped),
+        coverage: Coverage::new(requests.clone(), records_mapped && !huge_pages),
         new: VecDeque::new(),
         unseen_heaps: Notes::most(MAX_NOTES),
         writer: Some(writer),

@@ -71,7 +71,8 @@ pub enum Request {
         /// Where the answer goes, in the same order.
         reply: mpsc::Sender<Vec<u64>>,
     },
-    /// The memory that an image has mapped, by itself or by its allocators, and what has moved since this was asked last.
+    /// The memory that an image has mapped, by itself or by its allocators, and what has moved since this was asked last; all that was recorded
+    /// up to now is taken in before.
     Mapped {
         /// The image.
         image: Image,

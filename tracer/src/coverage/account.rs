@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use super::split::split;
 use crate::{profile::Area, space::memory_map::Region};
 
 /// Where Go's runtime puts its heap on x86-64 (`arenaHints` in runtime/malloc.go, the first of them).
@@ -76,27 +77,12 @@ impl Piece {
 
 /// The mappings at the end that have anonymous memory, cut where those at the beginning begin and end.
 pub(super) fn pieces(begin: &[Region], end: &[Region]) -> Vec<Piece> {
-    let mut pieces = Vec::new();
-    for (region, now) in end.iter().enumerate().filter(|(_, region)| region.anonymous > 0) {
-        let mut at = now.range.start;
-        let first = begin.partition_point(|before| before.range.end <= at);
-        let hit = begin.iter().enumerate().skip(first).take_while(|(_, before)| before.range.start < now.range.end);
-        for (place, before) in hit {
-            let shared = before.range.start.max(at)..before.range.end.min(now.range.end);
-            if shared.is_empty() {
-                continue;
-            }
-            if at < shared.start {
-                pieces.push(Piece { region, range: at..shared.start, before: None });
-            }
-            at = shared.end;
-            pieces.push(Piece { region, range: shared, before: Some(place) });
-        }
-        if at < now.range.end {
-            pieces.push(Piece { region, range: at..now.range.end, before: None });
-        }
-    }
-    pieces
+    let with_memory = end.iter().enumerate().filter(|(_, region)| region.anonymous > 0);
+    let pieces = with_memory.flat_map(|(region, now)| {
+        let parts = split(&now.range, begin).into_iter();
+        parts.map(move |(range, before)| Piece { region, range, before })
+    });
+    pieces.collect()
 }
 
 /// How much of the memory in each piece may have been there at the beginning: as much as possible. Where in a mapping its memory was is

@@ -10,6 +10,7 @@ mod begin;
 mod process;
 pub mod reasons;
 mod resident;
+mod split;
 mod turns;
 
 use std::time::{Duration, Instant};
@@ -63,10 +64,9 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// Of no process yet. The collector that takes `requests` knows what is recorded.
-    /// `records_mapped`: it is recorded what processes map, so that it is known what allocators have mapped for what is recorded.
-    pub fn new(requests: Requests, records_mapped: bool) -> Self {
-        let by_page = records_mapped && !memory_map::huge_pages_come_unasked();
+    /// Of no process yet. The collector that takes `requests` knows what is recorded. `by_page`: memory from before is looked for page by
+    /// page, which says something only where it is recorded what processes map, and huge pages do not come unasked.
+    pub fn new(requests: Requests, by_page: bool) -> Self {
         let now = Instant::now();
         let (counters, looks) = (Budget::new(SHARE_OF_COUNTERS, BURST, now), Budget::new(SHARE_OF_LOOKS, BURST, now));
         let (processes, pids, turns) = (HashMap::new(), HashSet::new(), Turns::default());
@@ -117,8 +117,6 @@ impl Coverage {
             let _ = self.requests.send(Request::Reserved { image, ranges: before.reserved() });
         }
         if had == Had::Parents {
-            // All that it had mapped when they were read is told when this is answered.
-            let _ = self.requests.ask(|reply| Request::Covered { image, ranges: Vec::new(), reply });
             begin.leave_out(&self.requests.ask(|reply| Request::Mapped { image, reply }).unwrap_or_default());
         }
         let fresh = usage.anonymous.saturating_sub(begin.usage.anonymous);

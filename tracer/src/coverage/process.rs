@@ -107,11 +107,6 @@ impl Process {
         };
         let regions = memory_map::regions(&directory);
         let read = monotonic();
-        if regions.is_ok() {
-            // All that was mapped or moved before they were read is told when this is answered.
-            let ranges = Vec::new();
-            let _ = requests.ask(|reply| Request::Covered { image: self.image, ranges, reply });
-        }
         let own = requests.ask(|reply| Request::Mapped { image: self.image, reply }).ok();
         if let Some(own) = &own {
             self.begin.learn(own, read);

@@ -6,6 +6,7 @@ use std::{fs::File, io, ops::Range, os::unix::fs::FileExt as _};
 
 use hashbrown::HashMap;
 
+use super::split::split;
 use crate::{
     mapped::{OwnPart, Owner},
     profile::MappedKind,
@@ -61,36 +62,12 @@ struct Piece {
 
 /// What a process has mapped, by the regions that it lies in; without those that have no memory.
 fn cut<'a>(part: &'a OwnPart, regions: &'a [Region]) -> impl Iterator<Item = Piece> + 'a {
-    let (range, owner) = (part.range.clone(), part.owner);
+    let owner = part.owner;
     // What is shared is in no region.
     let regions = if owner.kind == MappedKind::Shared { &[] } else { regions };
-    let first = regions.partition_point(|region| region.range.end <= range.start);
-    let mut hit = regions.iter().enumerate().skip(first).peekable();
-    let mut at = range.start;
-    std::iter::from_fn(move || {
-        while at < range.end {
-            let start = at;
-            match hit.peek() {
-                Some((_, region)) if region.range.start < range.end && region.range.start > start => {
-                    at = region.range.start;
-                    return Some(Piece { range: start..at, owner, region: None });
-                }
-                Some((index, region)) if region.range.start <= start => {
-                    at = region.range.end.min(range.end);
-                    let (index, has_memory) = (*index, region.anonymous > 0);
-                    hit.next();
-                    if has_memory {
-                        return Some(Piece { range: start..at, owner, region: Some(index) });
-                    }
-                }
-                _ => {
-                    at = range.end;
-                    return Some(Piece { range: start..at, owner, region: None });
-                }
-            }
-        }
-        None
-    })
+    let parts = split(&part.range, regions).into_iter();
+    let may_have_memory = |region: Option<usize>| region.is_none_or(|region| regions[region].anonymous > 0);
+    parts.filter(move |(_, region)| may_have_memory(*region)).map(move |(range, region)| Piece { range, owner, region })
 }
 
 /// Bytes by whom they were mapped. `None` when they cannot be read, or are too many.
