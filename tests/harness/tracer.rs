@@ -252,7 +252,8 @@ impl Outcome {
     #[track_caller]
     pub(crate) fn report(&self, code: i32) -> Report {
         let quality = self.json.as_deref().and_then(|json| serde_json::from_str::<serde_json::Value>(json).ok());
-        let quality = quality.map(|json| json["quality"].to_string()).unwrap_or_default();
+        let quality =
+            quality.map(|json| format!("{} {}", json["processes"][0]["memory"], json["quality"])).unwrap_or_default();
         assert_eq!(self.code(), Some(code), "exit status; the tracer said: {} and {quality}", self.stderr);
         Report::parse(self.json.as_deref().unwrap_or_else(|| panic!("no report; the tracer said: {}", self.stderr)))
     }
