@@ -61,12 +61,13 @@ impl Copies {
         Self { pid, programs, links: Some(links), copies, _events: events, _running: running }
     }
 
-    /// The next one.
+    /// The next one. What the thread remembered is what was found by walking.
     #[track_caller]
     pub(crate) fn next(&mut self) -> Box<StackCopy> {
         let deadline = Instant::now() + PATIENCE * slowness();
         loop {
             if let Some(copy) = self.copies.take() {
+                assert!([0, copy.head.id].contains(&copy.remembered), "another stack was remembered: {:x}", copy.remembered);
                 return copy;
             }
             assert!(Instant::now() < deadline, "process {} does not allocate", self.pid);

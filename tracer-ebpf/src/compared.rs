@@ -5,6 +5,7 @@
 #![expect(missing_docs, unreachable_pub, reason = "a program, not a library; entry points are exported by name")]
 
 mod alloc;
+mod approach;
 mod arguments;
 mod at_once;
 mod branchless;
@@ -13,11 +14,13 @@ mod copies;
 mod costs;
 mod emit;
 mod epochs;
+mod frames;
 mod go;
 mod inflight;
 mod kernel;
 mod loaded;
 mod mappings;
+mod memo;
 mod numbers;
 mod process;
 mod programs;

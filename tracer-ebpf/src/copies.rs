@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use tracer_ebpf::{COPIED_BYTES, Header, MAX_FRAMES, StackCopy, kind};
 
-use crate::{alloc, process, registers, stack, thread::Context, walk, window};
+use crate::{alloc, memo, process, registers, stack, thread::Context, walk, window};
 
 /// Its size is set by user space before loading.
 #[map]
@@ -37,7 +37,11 @@ pub(crate) fn copy(ctx: &ProbeContext) {
     window::read_window(thread, sp);
     let caller = window::word(&mut thread.walk, sp);
     let fp = registers::frame_pointer(ctx.as_ptr());
-    let found = stack::find(thread, pid_tgid, caller, sp.wrapping_add(8), fp);
+    let registers = (caller, sp.wrapping_add(8), fp);
+    let first = stack::find(thread, pid_tgid, registers, true);
+    let remembered = if first.remembered { first.id } else { 0 };
+    let found = if first.remembered { stack::find(thread, pid_tgid, registers, false) } else { first };
+    memo::keep(thread, found.id, memo::mark(found.id));
     let Some(mut entry) = STACK_COPIES.reserve::<StackCopy>(0) else { return };
     walk::write(thread, write_address as *mut c_void);
     let copy = entry.as_mut_ptr();
@@ -60,6 +64,7 @@ pub(crate) fn copy(ctx: &ProbeContext) {
             len += PAGE;
         }
         ((*copy).start, (*copy).len) = (start, len);
+        (*copy).remembered = remembered;
         (*copy).stopped = u64::from(stop());
     }
     entry.submit(0);

@@ -12,9 +12,10 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated
 use tracer_ebpf::{Header, MAX_IN_FLIGHT, kind};
 
 use crate::{
+    approach::approach,
     emit, mappings, returns, samples,
     thread::{self, CALL_MAY_VANISH, CALL_PLAIN_RETURN, CALL_UNMEASURED, Call, Op, PARTS, PartBlock, Thread},
-    walk, window,
+    window,
 };
 
 /// Value of an address or index that was not found.
@@ -94,7 +95,7 @@ pub(crate) fn classify(thread: &mut Thread, old: u64, sp: u64, frame_pointer: u6
             let call = place(thread, index);
             (call.sp, call.root)
         };
-        let way = walk::approach(thread, caller, sp.wrapping_add(8), frame_pointer, slot);
+        let way = approach(thread, caller, sp.wrapping_add(8), frame_pointer, slot);
         if resizes && !way.signal && (way.reached || !way.whole) {
             return Entry::Nested;
         }
@@ -386,7 +387,7 @@ pub(crate) fn may_take(thread: &mut Thread, caller: u64, sp: u64, frame_pointer:
         let _ = find(thread, wanted, 0);
     }
     let root = thread.search.wanted_root;
-    let way = walk::approach(thread, caller, sp.wrapping_add(8), frame_pointer, wanted);
+    let way = approach(thread, caller, sp.wrapping_add(8), frame_pointer, wanted);
     let outer = way.reached & (wanted > sp);
     let over = way.whole & !way.signal & (wanted == ROOT || way.sp == root && root != 0);
     let may = outer | over;

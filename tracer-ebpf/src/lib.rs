@@ -331,6 +331,8 @@ pub struct StackCopy {
     pub registers: [u64; 17],
     /// Whether the process was stopped (SIGSTOP) at this call: 0 or 1.
     pub stopped: u64,
+    /// Id of the stack as the thread remembered it; 0 where it was walked only.
+    pub remembered: u64,
     /// Address of the first byte of `memory`.
     pub start: u64,
     /// How many bytes of `memory` could be read.
@@ -459,7 +461,7 @@ const _: () = {
     assert!(size_of::<StackHead>() == 24);
     assert!(size_of::<StackRest>() == 72);
     assert!(size_of::<Stack>() == 24 + 8 * MAX_FRAMES);
-    assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 3 + MAX_FRAMES) + COPIED_BYTES);
+    assert!(size_of::<StackCopy>() == 24 + 8 * (17 + 4 + MAX_FRAMES) + COPIED_BYTES);
     assert!(size_of::<Target>() == 8);
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);

@@ -5,6 +5,7 @@
 #![expect(unreachable_pub, reason = "a program, not a library; entry points are exported by name")]
 
 mod alloc;
+mod approach;
 mod arguments;
 mod at_once;
 mod branchless;
@@ -12,11 +13,13 @@ mod cached;
 mod costs;
 mod emit;
 mod epochs;
+mod frames;
 mod go;
 mod inflight;
 mod kernel;
 mod loaded;
 mod mappings;
+mod memo;
 mod numbers;
 mod process;
 mod programs;

@@ -26,9 +26,10 @@ use tracer_ebpf::{
 use crate::{
     branchless::is_less,
     emit, epochs,
+    frames::{KNOWN, NODE_WORDS, Walk},
     kernel::{kernel_word, load, offset_of, read},
     numbers::{number_of, table_of, tell},
-    thread::{self, KNOWN, NODE_WORDS, SALT, Thread},
+    thread::{self, SALT, Thread},
 };
 
 /// The mapping that [`identify`] has found.
@@ -250,7 +251,7 @@ pub extern "C" fn look_up_area(address: u64) -> u32 {
 /// was before, which the kernel had at `before`. It locks each that it changes (`vma_start_write`, from Linux 6.4 on), those that it
 /// gives up replacing, too, which are where they were (from 6.12 on); before 6.4 it is taken for made.
 #[inline(always)]
-pub(crate) fn was_made(walk: &thread::Walk, before: u64) -> bool {
+pub(crate) fn was_made(walk: &Walk, before: u64) -> bool {
     let (own, all) = (offset_of!(area_lock), offset_of!(mm_changes));
     let count = |at: u64, offset: u32| kernel_word(at.wrapping_add(u64::from(offset))) as u32;
     let was_changed = own == 0 || all == 0 || count(walk.area_at, own) == count(mm(), all);
@@ -259,7 +260,7 @@ pub(crate) fn was_made(walk: &thread::Walk, before: u64) -> bool {
 
 /// Which kind of file system the file is on of the mapping that [`look_up_area`] has found last; 0 where that is not known.
 #[inline(always)]
-pub(crate) fn file_system(walk: &thread::Walk) -> u64 {
+pub(crate) fn file_system(walk: &Walk) -> u64 {
     let at = offset_of!(super_magic);
     if at == 0 {
         return 0;
@@ -411,7 +412,7 @@ extern "C" fn descend(_index: u64, thread: *mut *mut Thread) -> i64 {
 /// Takes down the mapping at an address of the kernel's. Whether it can be relied on: it may be changed, or become another
 /// process's, while it is read.
 #[inline(always)]
-fn take(walk: &mut thread::Walk, from: u64) -> bool {
+fn take(walk: &mut Walk, from: u64) -> bool {
     walk.area_at = from;
     let area = &mut walk.area;
     (area.start, area.end) = (read!(from, area_start), read!(from, area_end));

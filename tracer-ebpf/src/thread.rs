@@ -6,143 +6,12 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap},
 };
-use tracer_ebpf::{
-    MAX_FRAMES, MAX_IN_FLIGHT, Remapping, Stack, StackRest, TARGETS_CHANGE, Target,
-    unwind::{Area, Mapping},
+use tracer_ebpf::{MAX_IN_FLIGHT, Remapping, Stack, TARGETS_CHANGE, Target};
+
+use crate::{
+    emit, epochs,
+    frames::{Frames, KNOWN, Known, PLACES, Place, Walk},
 };
-
-use crate::{emit, epochs};
-
-/// Bytes of stack that are read at once, at most.
-pub(crate) const WINDOW: u64 = 8192;
-pub(crate) const WINDOW_WORDS: usize = WINDOW as usize / 8;
-/// Words of stack that hold a cached stack together, at most: two for each frame below the root.
-pub(crate) const MAX_CHECKS: usize = 2 * MAX_FRAMES;
-
-/// Registers in a frame, and how the caller's frame pointer was found from it.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Frame {
-    pub(crate) sp: u64,
-    pub(crate) pc: u64,
-    pub(crate) fp: u64,
-    /// Address of the saved frame pointer; 0 when it stayed in its register; 1 when the frame is not to be replayed.
-    pub(crate) fp_slot: u64,
-    /// File and offset ([`place`](tracer_ebpf::unwind::place)).
-    pub(crate) place: u64,
-    /// Fold over the places from the root to here. In the cache only.
-    pub(crate) hash: u64,
-}
-
-/// A mapping that was found before.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Known {
-    /// It holds as long as the process has this tag.
-    pub(crate) tag: u64,
-    pub(crate) mapping: Mapping,
-}
-
-/// What was found out before of an address that a walk came to.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub(crate) struct Place {
-    /// It holds as long as the process has this tag.
-    pub(crate) tag: u64,
-    /// Which address, and whether it is one of a return: see [`walk`](crate::walk).
-    pub(crate) key: u64,
-    /// File and offset.
-    pub(crate) place: u64,
-    /// The rule that holds there.
-    pub(crate) rule: u64,
-}
-
-/// How many of those are kept, each by the last bits of its address.
-pub(crate) const PLACES: usize = 128;
-/// How many mappings are kept, each by a page of it.
-pub(crate) const KNOWN: usize = 64;
-/// How many stacks a thread knows to have been sent.
-pub(crate) const SENT: usize = 64;
-/// Words of a node of the kernel's tree of mappings.
-pub(crate) const NODE_WORDS: usize = 32;
-
-/// Progress of a walk. In map memory: on the BPF stack the verifier would tell every iteration from every other.
-#[repr(C)]
-pub(crate) struct Walk {
-    /// The frame that is being looked at.
-    pub(crate) pc: u64,
-    pub(crate) sp: u64,
-    pub(crate) fp: u64,
-    /// 1 when pc is a return address: the call is what counts, the instruction before it.
-    pub(crate) back: u64,
-    /// Slot of the saved frame pointer of the last step.
-    pub(crate) fp_slot: u64,
-    /// Where the frame is: file and offset.
-    pub(crate) place: u64,
-    /// The rule that holds there.
-    pub(crate) rule: u64,
-    /// Frames so far.
-    pub(crate) count: u64,
-    /// Of those, how many of the last were replayed from the cache without a gap.
-    pub(crate) replayed: u64,
-    /// Frames to be merged, and where, and the hash so far.
-    pub(crate) fresh: u64,
-    pub(crate) hash: u64,
-    /// Index of the next cached frame to compare with; negative: none.
-    pub(crate) candidate: i64,
-    /// Whether a frame that is as in the cache brings its callers in with it if all their slots are unchanged.
-    pub(crate) whole: u32,
-    /// Whether a signal frame was passed.
-    pub(crate) signals: u32,
-    /// Bits in which slots differ from what the cache has.
-    pub(crate) difference: u64,
-    /// How it ended: 0 not yet.
-    pub(crate) status: u32,
-    /// Whether a frame was found in a way that may not be replayed.
-    pub(crate) tainted: u32,
-    /// Whether a word of this step could not be read.
-    pub(crate) unreadable: u64,
-    /// The mapping that was hit last.
-    pub(crate) mapping: Mapping,
-    /// What mappings of this process are known by now.
-    pub(crate) tag: u64,
-    /// What is mixed into the places that mean something in this process only.
-    pub(crate) seed: u64,
-    /// Of the search for a mapping: the address, the mapping that was found, where the kernel has it, and a node of the kernel's tree.
-    pub(crate) wanted: u64,
-    pub(crate) area: Area,
-    pub(crate) area_at: u64,
-    pub(crate) node: u64,
-    pub(crate) words: [u64; NODE_WORDS],
-    /// Addresses that `window` holds: from, and how many bytes.
-    pub(crate) start: u64,
-    pub(crate) len: u64,
-    /// Where the search for return addresses that probes have taken away is; see [`returns`](crate::returns).
-    pub(crate) instance: u64,
-    /// The one that was found; 0: none.
-    pub(crate) original: u64,
-    /// Head of a record whose memory is in `window`; see [`rests`](crate::rests).
-    pub(crate) rest: StackRest,
-    pub(crate) window: [u64; WINDOW_WORDS],
-}
-
-/// The thread's last stack, root first, and the frames of the present one, leaf first.
-#[repr(C)]
-pub(crate) struct Frames {
-    /// Frames in `cache`; 0 when nothing in it holds.
-    pub(crate) cached: u64,
-    /// Tag of the process when it was made.
-    pub(crate) tag: u64,
-    /// Stacks whose places were sent, by the last bits of their ids: each as [`stack`](crate::stack) marks it; 0: none.
-    pub(crate) sent: [u64; SENT],
-    pub(crate) cache: [Frame; MAX_FRAMES],
-    pub(crate) fresh: [Frame; MAX_FRAMES],
-    /// Words of the window that must be as they were for all of `cache` to hold, as long as its leaf does: how many (0: not
-    /// known), which, and what they held.
-    pub(crate) checks: u64,
-    pub(crate) expected: [u64; MAX_CHECKS],
-    pub(crate) words: [u16; MAX_CHECKS],
-}
 
 /// What a loop works on: the state that outlives it.
 #[repr(C)]
@@ -341,7 +210,7 @@ pub(crate) struct Thread {
     pub(crate) trampoline: u64,
     /// Mappings that were found, by the last bits of a page's number.
     pub(crate) known: [Known; KNOWN],
-    /// Addresses that walks came to, by their last bits.
+    /// Addresses that walks came to, two by two.
     pub(crate) places: [Place; PLACES],
     /// Up to which count of mappings that may be code ([`epochs::changes`](crate::epochs::changes)) it has looked what they are.
     pub(crate) looked_for_code: u64,
@@ -363,7 +232,7 @@ impl Thread {
         (self.used, self.last) = (zero as u32, zero as u32);
         (self.given_up, self.taken, self.go_left) = (zero, zero, zero);
         (self.left, self.left_out_next, self.left_out[LEFT_OUT - 1].sp) = (zero, zero, zero);
-        (self.frames.cached, self.frames.checks) = (zero, zero);
+        self.frames.cached = zero;
         (self.frames.tag, self.trampoline, self.remapper.call) = (zero, zero, zero);
         // What was there when a further thread began is for others to tell.
         let (tgid, tid) = ((owner >> 32) as u32, owner as u32);
@@ -399,7 +268,7 @@ impl Thread {
 pub(crate) const SALT: u64 = 1 << 48;
 
 /// How many threads need no search.
-const SLOT_COUNT: u32 = 128;
+pub(crate) const SLOT_COUNT: u32 = 128;
 
 /// State of threads by the last bits of their ids, of the first thread to come with those: a look-up is a few loads, a
 /// search in a hash map costs as much as sending a record.
@@ -432,7 +301,7 @@ pub(crate) fn remappers(pid_tgid: u64) -> Option<*mut u64> {
 
 /// Index of the slot for a thread.
 #[inline(always)]
-fn slot_of(pid_tgid: u64) -> u32 {
+pub(crate) fn slot_of(pid_tgid: u64) -> u32 {
     pid_tgid as u32 % SLOT_COUNT
 }
 

@@ -7,33 +7,34 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use tracer_ebpf::{
     MAX_FRAMES, end,
     unwind::{fp, kind, place},
 };
 
 use crate::{
-    cached::{check, compare, is_cached, list_checks},
-    loaded, mappings, returns,
+    branchless::less,
+    cached::{self, compare, is_cached},
+    frames::{NEEDS_FP, PLACES, Place, USES_FP, Walk},
+    loaded, mappings, memo, returns,
     rules::rule_at,
-    thread::{Context, PLACES, Thread, Walk},
+    thread::{Context, Thread},
     window::word,
 };
 
 /// Slot of a frame that must not be replayed from the cache.
 const NOT_REPLAYABLE: u64 = 1;
 
-/// Statuses that no stack is sent with: the rest of the stack is that of the cache; or may be.
+/// A status that no stack is sent with: the rest of the stack is that of the cache.
 const JOINED: u32 = u32::MAX;
-const MET: u32 = u32::MAX - 1;
 /// The frame is none, and the one before it the outermost.
-const MADE: u32 = u32::MAX - 2;
+pub(crate) const MADE: u32 = u32::MAX - 1;
 
 /// Walks the stack of a thread whose probed function was called from `pc`, with stack and frame pointer as they are in
-/// the caller. Returns how it ended, one of [`end`]; the frames are in the thread's cache afterwards, root first.
+/// the caller. Returns how it ended, one of [`end`]; the frames are in the thread's cache afterwards, root first, unless it
+/// `remembers` the stack: then its id is in `walk.remembered`.
 #[inline(always)]
-pub(crate) fn walk(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_pointer: u64) -> u32 {
+pub(crate) fn walk(thread: &mut Thread, tgid: u32, (pc, sp, frame_pointer): (u64, u64, u64), remembers: bool) -> u32 {
     // Before anything is looked up: a change in between is seen the next time.
     mappings::begin(thread, tgid);
     let unchanged = thread.frames.tag == thread.walk.tag;
@@ -49,32 +50,35 @@ pub(crate) fn walk(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_point
     (walk.count, walk.replayed, walk.difference) = (zero, zero, zero);
     (walk.status, walk.tainted) = (zero as u32, zero as u32);
     walk.candidate = cached as i64 - 1;
-    // A group is compared in the window only.
-    walk.whole = u32::from(cached > 0 && thread.frames.cache[0].sp.wrapping_sub(walk.start) <= walk.len);
     walk.seed = u64::from(image);
     walk.instance = returns::NOT_ASKED;
-    if unchanged && walk.whole != 0 && is_cached(thread, cached - 1) {
-        // Most of the time it is the stack of the last call. The second time its slots are listed.
-        let checks = thread.frames.checks;
-        let mut context = Context { thread };
-        if checks == 0 {
+    (walk.remembered, walk.is_like_last) = (zero, zero);
+    // All but the outermost frame are compared in the window only.
+    let whole = cached::begin(thread);
+    thread.walk.limit = if whole { cached as i64 - 1 } else { 0 };
+    if unchanged && whole {
+        // Most often it is the stack of the last call, or one of the latest.
+        let mut joint = cached - 1;
+        let is_last = is_cached(thread, joint);
+        if !is_last {
+            joint = if remembers { memo::joint(thread) } else { memo::NONE };
+        }
+        if joint != memo::NONE {
+            thread.walk.candidate = joint as i64;
+            let mut context = Context { thread };
             compare(&mut context);
-        } else {
-            check(&mut context, checks);
-        }
-        // SAFETY: only this thread uses its state.
-        let thread = unsafe { &mut *context.thread };
-        if thread.walk.difference == 0 {
-            if checks == 0 {
-                list_checks(&mut context);
-            }
-            // SAFETY: as above.
+            // SAFETY: only this thread uses its state.
             let thread = unsafe { &mut *context.thread };
-            thread.walk.count = cached;
-            thread.walk.hash = thread.frames.cache[(cached as usize - 1) & (MAX_FRAMES - 1)].hash;
-            return end::ROOT;
+            if thread.walk.difference == 0 {
+                if is_last {
+                    thread.walk.count = cached;
+                    thread.walk.hash = thread.frames.cache[(cached as usize - 1) & (MAX_FRAMES - 1)].hash;
+                }
+                return end::ROOT;
+            }
+            thread.walk.remembered = 0;
+            thread.walk.candidate = cached as i64 - 1;
         }
-        (thread.walk.whole, thread.walk.difference) = (0, 0);
     }
     thread.frames.tag = thread.walk.tag;
     if !unchanged {
@@ -86,24 +90,6 @@ pub(crate) fn walk(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_point
     // cached frame that is passed over.
     unsafe { aya_ebpf::helpers::generated::bpf_loop(2 * MAX_FRAMES as u32, next_frame as *mut c_void, argument, 0) };
     // SAFETY: only this thread uses its state.
-    let thread = unsafe { &mut *context.thread };
-    if thread.walk.status == MET {
-        compare(&mut context);
-        // SAFETY: as above.
-        let walk = unsafe { &mut (*context.thread).walk };
-        if walk.difference == 0 {
-            walk.status = JOINED;
-            walk.replayed = walk.candidate as u64 + 1;
-            walk.count += walk.replayed;
-        } else {
-            (walk.status, walk.whole) = (0, 0);
-            // SAFETY: as above.
-            unsafe {
-                aya_ebpf::helpers::generated::bpf_loop(2 * MAX_FRAMES as u32, next_frame as *mut c_void, argument, 0)
-            };
-        }
-    }
-    // SAFETY: as above.
     let thread = unsafe { &mut *context.thread };
     let joined = thread.walk.status == JOINED;
     let kept = if joined { thread.walk.replayed } else { 0 };
@@ -122,79 +108,15 @@ pub(crate) fn walk(thread: &mut Thread, tgid: u32, pc: u64, sp: u64, frame_point
         thread.walk.status
     };
     let keep = status == end::ROOT && thread.walk.tainted == 0;
+    if whole && keep && kept > 0 && thread.walk.fresh <= memo::MOST_FRAMES {
+        thread.walk.is_like_last = 1;
+    }
     // SAFETY: as above.
     unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, merge_frame as *mut c_void, argument, 0) };
     // SAFETY: as above.
     let thread = unsafe { &mut *context.thread };
     thread.frames.cached = if keep { count } else { 0 };
-    thread.frames.checks = 0;
     status
-}
-
-/// What the way up a stack has shown.
-#[derive(Clone, Copy)]
-pub(crate) struct Approach {
-    /// It came to the slot that was looked for.
-    pub(crate) reached: bool,
-    /// It came to the outermost frame and did not meet the slot.
-    pub(crate) whole: bool,
-    /// A signal handler lies on it.
-    pub(crate) signal: bool,
-    /// Stack pointer at its end.
-    pub(crate) sp: u64,
-}
-
-/// Goes up from the function that was called from `pc` until it comes to a frame whose return slot is `slot`, or to the outermost.
-/// A slot that a jump has left behind keeps its content, so content proves nothing.
-#[inline(always)]
-pub(crate) fn approach(thread: &mut Thread, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> Approach {
-    go_up(thread, pc, sp, frame_pointer, slot);
-    let walk = &thread.walk;
-    Approach {
-        reached: walk.status == 0 && walk.sp == walk.hash,
-        whole: walk.status == end::ROOT,
-        signal: walk.signals != 0,
-        sp: walk.sp,
-    }
-}
-
-/// The way of [`approach`]; what it has shown is in the walk. A global function: the verifier goes through it once, whatever is known of
-/// who calls it.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn go_up(thread: *mut Thread, pc: u64, sp: u64, frame_pointer: u64, slot: u64) -> u32 {
-    if thread.is_null() {
-        return 0;
-    }
-    // SAFETY: only the current thread uses its state.
-    let thread = unsafe { &mut *thread };
-    mappings::begin(thread, (bpf_get_current_pid_tgid() >> 32) as u32);
-    let walk = &mut thread.walk;
-    (walk.pc, walk.sp, walk.fp, walk.back) = (pc, sp, frame_pointer, 1);
-    (walk.status, walk.tainted, walk.signals) = (0, 0, 0);
-    walk.instance = returns::NOT_ASKED;
-    walk.hash = slot.wrapping_add(8);
-    let mut context = Context { thread };
-    let argument = (&raw mut context).cast::<c_void>();
-    // SAFETY: the callback is given `context`, which outlives the loop.
-    unsafe { aya_ebpf::helpers::generated::bpf_loop(MAX_FRAMES as u32, approach_frame as *mut c_void, argument, 0) };
-    0
-}
-
-/// One frame up, unless the address in `walk.hash` is reached; 1 ends the loop. It may lie below: the way from a stack of
-/// its own for signal handlers leads anywhere.
-extern "C" fn approach_frame(_index: u64, context: *mut Context) -> i64 {
-    // SAFETY: the loop passes on what it was given, and only the current thread uses its state.
-    let thread = unsafe { &mut *(*context).thread };
-    if thread.walk.sp == thread.walk.hash {
-        return 1;
-    }
-    let status = step(thread);
-    if status == end::NO_MAPPING && uncover(thread) {
-        return 0;
-    }
-    thread.walk.status = if status == MADE { end::ROOT } else { status };
-    i64::from(status != 0)
 }
 
 /// What the fold over the places begins with.
@@ -254,36 +176,43 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
     let candidate = thread.walk.candidate;
     if candidate >= 0 {
         let at = candidate as usize & (MAX_FRAMES - 1);
-        let (sp, pc, fp, fp_slot) = {
+        let (sp, fp_slot, place, flags) = {
             let frame = &thread.frames.cache[at];
-            (frame.sp, frame.pc, frame.fp, frame.fp_slot)
+            (frame.sp, frame.fp_slot, frame.place, frame.flags)
         };
         if sp < thread.walk.sp {
             thread.walk.candidate = candidate - 1;
             return 0;
         }
-        let same = sp == thread.walk.sp && pc == thread.walk.pc && fp == thread.walk.fp && thread.walk.back == 1;
-        if same && thread.walk.whole != 0 {
-            thread.walk.status = MET;
-            return 1;
+        let same = is_cached(thread, candidate as u64);
+        if same && candidate <= thread.walk.limit {
+            // SAFETY: as above.
+            compare(unsafe { &mut *context });
+            // SAFETY: as above.
+            let walk = unsafe { &mut (*(*context).thread).walk };
+            if walk.difference == 0 {
+                walk.status = JOINED;
+                walk.replayed += candidate as u64 + 1;
+                walk.count += candidate as u64 + 1;
+                return 1;
+            }
         }
-        if same && candidate == 0 {
-            thread.walk.place = thread.frames.cache[at].place;
-            push(thread, fp_slot);
-            thread.walk.replayed += 1;
-            thread.walk.status = JOINED;
-            return 1;
-        }
-        if same && fp_slot != NOT_REPLAYABLE {
-            let (caller_sp, caller_pc, caller_fp) = {
+        // SAFETY: as above.
+        let thread = unsafe { &mut *(*context).thread };
+        if same && candidate > 0 && fp_slot != NOT_REPLAYABLE {
+            let (caller_sp, caller_pc) = {
                 let caller = &thread.frames.cache[(at.wrapping_sub(1)) & (MAX_FRAMES - 1)];
-                (caller.sp, caller.pc, caller.fp)
+                (caller.sp, caller.pc)
             };
-            let holds = word(&mut thread.walk, caller_sp.wrapping_sub(8)) == caller_pc
-                && (fp_slot == 0 || word(&mut thread.walk, fp_slot) == caller_fp);
-            if holds {
-                thread.walk.place = thread.frames.cache[at].place;
-                push(thread, fp_slot);
+            thread.walk.unreadable = 0;
+            let return_to = word(&mut thread.walk, caller_sp.wrapping_sub(8));
+            let mut caller_fp = thread.walk.fp;
+            if fp_slot != 0 {
+                caller_fp = word(&mut thread.walk, fp_slot);
+            }
+            if return_to == caller_pc && thread.walk.unreadable == 0 {
+                thread.walk.place = place;
+                push(thread, fp_slot, flags);
                 thread.walk.replayed += 1;
                 (thread.walk.sp, thread.walk.pc, thread.walk.fp) = (caller_sp, caller_pc, caller_fp);
                 thread.walk.candidate = candidate - 1;
@@ -291,7 +220,9 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
             }
         }
     }
-    let slot = push(thread, 0);
+    // SAFETY: as above.
+    let thread = unsafe { &mut *(*context).thread };
+    let slot = push(thread, 0, 0);
     thread.walk.replayed = 0;
     let mut status = step(thread);
     if status == end::NO_MAPPING {
@@ -312,18 +243,18 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
         }
     }
     let frame = &mut thread.frames.fresh[slot & (MAX_FRAMES - 1)];
-    (frame.fp_slot, frame.place) = (thread.walk.fp_slot, thread.walk.place);
+    (frame.fp_slot, frame.place, frame.flags) = (thread.walk.fp_slot, thread.walk.place, thread.walk.uses);
     thread.walk.status = status;
     i64::from(status != 0)
 }
 
 /// Adds the frame that is being looked at; returns its index.
 #[inline(always)]
-fn push(thread: &mut Thread, fp_slot: u64) -> usize {
+fn push(thread: &mut Thread, fp_slot: u64, flags: u64) -> usize {
     let at = thread.walk.count as usize;
     let frame = &mut thread.frames.fresh[at & (MAX_FRAMES - 1)];
     (frame.sp, frame.pc, frame.fp, frame.fp_slot) = (thread.walk.sp, thread.walk.pc, thread.walk.fp, fp_slot);
-    frame.place = thread.walk.place;
+    (frame.place, frame.flags) = (thread.walk.place, flags);
     thread.walk.count = at as u64 + 1;
     at
 }
@@ -337,15 +268,19 @@ extern "C" fn merge_frame(index: u64, context: *mut Context) -> i64 {
     }
     let from = (thread.walk.fresh - 1 - index) as usize & (MAX_FRAMES - 1);
     let to = (thread.walk.replayed + index) as usize & (MAX_FRAMES - 1);
-    let (sp, pc, fp, fp_slot, place) = {
+    let (sp, pc, fp, fp_slot, place, mut flags) = {
         let frame = &thread.frames.fresh[from];
-        (frame.sp, frame.pc, frame.fp, frame.fp_slot, frame.place)
+        (frame.sp, frame.pc, frame.fp, frame.fp_slot, frame.place, frame.flags & USES_FP)
     };
+    // Without a branch, as elsewhere.
+    let caller = thread.frames.cache[to.wrapping_sub(1) & (MAX_FRAMES - 1)].flags;
+    flags |= (flags * NEEDS_FP) | (caller & NEEDS_FP & less(fp_slot, 1) & less(0, to as u64));
     let hash = fold(thread.walk.hash, place, thread.walk.seed);
     thread.walk.hash = hash;
     let frame = &mut thread.frames.cache[to];
     (frame.sp, frame.pc, frame.fp, frame.fp_slot) = (sp, pc, fp, fp_slot);
-    (frame.place, frame.hash) = (place, hash);
+    (frame.place, frame.hash, frame.flags) = (place, hash, flags);
+    cached::list(thread, to);
     0
 }
 
@@ -355,10 +290,14 @@ extern "C" fn merge_frame(index: u64, context: *mut Context) -> i64 {
 fn look_up(thread: &mut Thread) -> u32 {
     let (address, tag) = (thread.walk.pc, thread.walk.tag);
     let key = address << 1 | thread.walk.back;
-    let at = (address ^ address >> 7) as usize & (PLACES - 1);
-    let known = &thread.places[at];
-    if known.key == key && known.tag == tag {
-        (thread.walk.place, thread.walk.rule) = (known.place, known.rule);
+    let first = (address ^ address >> 8) as usize % (PLACES / 2) * 2;
+    let [latest, before] = [&thread.places[first], &thread.places[first + 1]];
+    if latest.key == key && latest.tag == tag {
+        (thread.walk.place, thread.walk.rule) = (latest.place, latest.rule);
+        return 0;
+    }
+    if before.key == key && before.tag == tag {
+        (thread.walk.place, thread.walk.rule) = (before.place, before.rule);
         return 0;
     }
     let pc = address.wrapping_sub(thread.walk.back);
@@ -375,16 +314,19 @@ fn look_up(thread: &mut Thread) -> u32 {
     let rule = rule_at(&thread.walk.mapping, pc);
     thread.walk.rule = rule;
     let place = thread.walk.place;
-    let known = &mut thread.places[at];
-    (known.tag, known.key, known.place, known.rule) = (tag, key, place, rule);
+    let Place { tag: old_tag, key: old_key, place: old_place, rule: old_rule } = thread.places[first];
+    let before = &mut thread.places[first + 1];
+    (before.tag, before.key, before.place, before.rule) = (old_tag, old_key, old_place, old_rule);
+    let latest = &mut thread.places[first];
+    (latest.tag, latest.key, latest.place, latest.rule) = (tag, key, place, rule);
     0
 }
 
 /// One step by the tables: the frame becomes its caller. 0, or how the walk ended.
 #[inline(always)]
-fn step(thread: &mut Thread) -> u32 {
+pub(crate) fn step(thread: &mut Thread) -> u32 {
     thread.walk.fp_slot = 0;
-    thread.walk.unreadable = 0;
+    (thread.walk.unreadable, thread.walk.uses) = (0, 0);
     let found = look_up(thread);
     if found != 0 {
         return found;
@@ -393,6 +335,9 @@ fn step(thread: &mut Thread) -> u32 {
     let offset = ((rule as i64) >> 32) as u64;
     let fp_kind = (rule >> 8) as u8 & !fp::EXACT;
     let exact = rule >> 15 & 1;
+    if fp_kind == fp::AT_FP || !matches!(rule as u8, kind::SP | kind::PLT | kind::STOP) {
+        thread.walk.uses = USES_FP;
+    }
     let fp_offset = ((rule << 32) as i64 >> 48) as u64;
     let walk = &mut thread.walk;
     let mut saved_fp = 0;
@@ -428,6 +373,7 @@ fn step(thread: &mut Thread) -> u32 {
     if cfa < walk.sp.wrapping_add(8) {
         if !kind::may_lead_elsewhere(rule as u8) || cfa == walk.sp {
             // Where a thread begins, with the frame pointer's mark of the outermost frame, some tables say that it has no frame.
+            walk.uses = USES_FP;
             let is_first = rule as u8 == kind::SP && offset == 0 && walk.fp == 0;
             return if is_first { end::ROOT } else { end::BAD_MEMORY };
         }
@@ -483,7 +429,7 @@ fn step_signal(walk: &mut Walk) -> u32 {
 /// Puts the address that a return probe has taken out of the frame's return slot in the place of the kernel's trampoline. That is
 /// at the very beginning of its mapping, so the call that it would return from lies in none. Whether there was one.
 #[inline(always)]
-fn uncover(thread: &mut Thread) -> bool {
+pub(crate) fn uncover(thread: &mut Thread) -> bool {
     let slot = thread.walk.sp.wrapping_sub(8);
     let original = returns::original(thread, slot);
     if original == 0 || original == thread.walk.pc {

@@ -4,7 +4,10 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 
-use crate::thread::{Thread, WINDOW, WINDOW_WORDS, Walk};
+use crate::{
+    frames::{WINDOW, WINDOW_WORDS, Walk},
+    thread::Thread,
+};
 
 /// What is read when nothing is known of the stack's size.
 const FIRST_READ: u64 = 4096;

@@ -16,7 +16,7 @@ use crate::{
     },
     golang::Runtime,
     present::GoTrace,
-    process::status,
+    process::status::{self, NotTraceable},
 };
 
 /// Most Go heaps of processes that have ended whose holdings are kept.
@@ -30,7 +30,9 @@ impl Session {
         let own =
             own.and_then(|process| process.map(|process| self.follow_go(pid, image, process, begins)).transpose());
         let own = own.map_err(|error| {
-            if status::is_alive(pid) {
+            // It may be about to end: the files of its memory are gone before it is.
+            let is_gone = matches!(error.downcast_ref(), Some(NotTraceable::NoSuchProcess(_) | NotTraceable::Zombie(..)));
+            if status::is_alive(pid) && !is_gone {
                 error.context(format!("the Go heap of process {pid} cannot be followed"))
             } else {
                 anyhow!("process {pid} ended before its Go heap could be looked at")
