@@ -41,19 +41,22 @@ fn stacks_of_goroutines_are_named() {
     assert!(outcome.stdout.contains("; stacks of goroutines: "), "{}", outcome.stdout);
 }
 
-/// What the program maps beside its Go heap is not taken for the books of its runtime.
+/// What the program maps beside its Go heap is not taken for the books of its runtime, nor for that heap, where it looks like it.
 #[test]
 fn memory_that_a_go_program_maps_itself_is_not_explained() {
-    let mut target = Target::start_with(&go_program("heap", STOCK), &[], &[("GOGC", "off")]);
-    // Leaves enough free for what is allocated while it is traced: nothing but the mapping is new.
-    target.ask("litter");
-    target.ask("collect");
-    let tracer = run(target.pid(), "sample").start();
-    target.ask("litter");
-    target.ask("collect");
-    target.ask("map");
-    let report = tracer.stop().report(3);
-    assert_eq!(report.gaps(), ["unexplained_bytes"]);
-    let memory = &report.json["processes"][0]["memory"];
-    assert!(memory["unexplained"].as_u64() >= Some(16 << 20), "{memory}");
+    for map in ["map", "shaped"] {
+        let mut target = Target::start_with(&go_program("heap", STOCK), &[], &[("GOGC", "off")]);
+        // Leaves enough free for what is allocated while it is traced: nothing but the mapping is new.
+        target.ask("litter");
+        target.ask("collect");
+        let tracer = run(target.pid(), "sample").start();
+        target.ask("litter");
+        target.ask("collect");
+        target.ask(map);
+        let report = tracer.stop().report(3);
+        assert_eq!(report.gaps(), ["unexplained_bytes"], "{map}");
+        let memory = &report.json["processes"][0]["memory"];
+        assert!(memory["unexplained"].as_u64() >= Some(16 << 20), "{map}: {memory}");
+        assert_eq!(memory["reasons"][0]["kind"], "mmap", "{map}: {memory}");
+    }
 }

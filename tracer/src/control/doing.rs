@@ -10,6 +10,7 @@ use anyhow::Result;
 
 use super::{
     HEARTBEAT, Input, Session,
+    go::go_memory,
     lifecycle::{Action, Event},
 };
 use crate::{
@@ -170,7 +171,7 @@ impl Session {
         self.last_beat = Instant::now();
         self.goroutines.tick(Instant::now());
         let go = &self.go;
-        let unread = self.coverage.tick(|pid| go.iter().any(|go| go.pid() == pid));
+        let unread = self.coverage.tick(|pid, regions| go_memory(go, pid, regions));
         self.look_whether_gone(unread)?;
         self.look_at_libraries();
         self.look_at_cost_again();

@@ -9,14 +9,16 @@ use super::Session;
 use crate::{
     collector::Request,
     config::{Config, GoHeapChoice},
+    coverage::{GoMemory, may_be_heap},
     event::{Image, Pid},
     go::{
         heap::{GoHeap, GoProcess, Means, Wanted, Way, Wish},
-        process::Libraries,
+        process::{Libraries, reader},
     },
-    golang::Runtime,
+    golang::{Runtime, heap},
     present::GoTrace,
     process::status::{self, NotTraceable},
+    space::memory_map::Region,
 };
 
 /// Most Go heaps of processes that have ended whose holdings are kept.
@@ -197,6 +199,23 @@ impl Session {
     pub(super) fn go_traces(&self, last: bool) -> Vec<GoTrace> {
         let now = self.go.iter().map(|go| trace(go, self.config.min_age, last));
         now.chain(self.go_over.iter().cloned()).collect()
+    }
+}
+
+/// Where among these mappings of a process the Go heaps are that are followed.
+pub(super) fn go_memory(followed: &[GoHeap], pid: Pid, regions: &[Region]) -> GoMemory {
+    let mut own = followed.iter().filter(|go| go.pid() == pid).peekable();
+    if own.peek().is_none() {
+        return GoMemory::Nowhere;
+    }
+    let ranges = || regions.iter().filter(|region| may_be_heap(region)).map(|region| region.range.clone());
+    let arenas: Result<Vec<_>, _> = own.map(|go| heap::arenas(&go.runtime(), &reader(pid), ranges())).collect();
+    match arenas {
+        Ok(arenas) => GoMemory::at(arenas.concat()),
+        Err(error) => {
+            tracing::debug!("cannot see where the Go heap of process {pid} is: {error}");
+            GoMemory::Unknown
+        }
     }
 }
 

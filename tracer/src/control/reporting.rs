@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use hashbrown::HashSet;
 
-use super::{MAX_NOTES, Session, ended::doubt, known::Doubt, notes::Notes};
+use super::{MAX_NOTES, Session, ended::doubt, go::go_memory, known::Doubt, notes::Notes};
 use crate::{
     attach::{Attached, probes::Scope},
     clock::monotonic,
@@ -23,7 +23,7 @@ impl Session {
     pub(super) fn interval(&mut self) -> Result<Material> {
         // Before the collector is asked, so that it knows the stacks of all samples.
         let go = &self.go;
-        self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), false);
+        self.coverage.look(|pid, regions| go_memory(go, pid, regions), false);
         let go = self.go_traces(false);
         let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
         Ok(self.material(snapshot, go))
@@ -33,7 +33,7 @@ impl Session {
     pub(super) fn last(&mut self) -> Result<Material> {
         self.goroutines.finish();
         let go = &self.go;
-        self.coverage.look(|pid| go.iter().any(|go| go.pid() == pid), true);
+        self.coverage.look(|pid, regions| go_memory(go, pid, regions), true);
         self.ask(|reply| Request::Stop { reply })?;
         // Nobody will be there any more to put their sums together.
         self.ended.keep_apart();

@@ -2,20 +2,12 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::split::split;
+use super::{
+    go::{GO_ARENAS, GO_BOOKS, GoMemory, is_heap_by_name, is_named_by_go},
+    split::split,
+};
 use crate::{profile::Area, space::memory_map::Region};
 
-/// Where Go's runtime puts its heap on x86-64 (`arenaHints` in runtime/malloc.go, the first of them).
-const GO_ARENAS: Range<u64> = 0xc0_0000_0000..0x100_0000_0000;
-/// Size of what the runtime reserves at a time, which is also aligned to it (`heapArenaBytes` there); from Go 1.26 on it begins
-/// anywhere below where the kernel puts libraries and the C library its own of that size.
-const GO_ARENA: u64 = 64 << 20;
-const LIBRARIES: u64 = 0x7e00_0000_0000;
-/// What Go's runtime may have mapped for its own books where it does not name that: so many bytes, which are worth no word
-/// anyway, and 1 of so many of those mapped for the heap.
-const GO_BOOKS: (u64, u64) = (8 << 20, 8);
-/// What names of mappings begin with that Go's runtime gives all of its own where the kernel keeps such (from Go 1.25 on).
-const GO_NAME: &str = "[anon: Go:";
 /// Largest guard of a thread's stack, and largest stack, bytes.
 const STACK: (u64, u64) = (64 << 10, 64 << 20);
 
@@ -108,8 +100,8 @@ fn old(begin: &[Region], end: &[Region], pieces: &[Piece]) -> Vec<u64> {
 }
 
 /// What became resident, and what of that recorded blocks explain. `covered`: how many bytes of each piece recorded blocks
-/// have been in. `go`: the heap of Go is followed; what its runtime has for its books is explained.
-pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covered: &[u64], go: bool) -> Account {
+/// have been in. `go`: where the heaps of Go are that are followed; what their runtimes have for their books is explained.
+pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covered: &[u64], go: &GoMemory) -> Account {
     let mut account = Account::default();
     let mut rest = old(begin, end, pieces).into_iter().zip(covered.iter().copied().chain(std::iter::repeat(0)));
     for parts in pieces.chunk_by(|a, b| a.region == b.region) {
@@ -125,22 +117,30 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
         let from_before = parts.iter().all(|part| part.before.is_some());
         let area = area(end, index, from_before);
         let rest = fresh.saturating_sub(explained);
-        if rest == 0 || go && !is_heap_of_go(end, index) && is_named_by_go(&end[index]) {
+        let heap = go.bytes_in(end, index);
+        let is_books = go.is_followed() && heap == 0 && is_named_by_go(&end[index]) && !is_heap_by_name(&end[index]);
+        if rest == 0 || is_books {
             continue;
         }
-        if go && is_heap_of_go(end, index) {
-            account.in_go = account.in_go.saturating_add(rest);
-        } else {
-            *account.unexplained.entry(area).or_default() += rest;
+        // What adjoins a heap may be one mapping with it, and is no heap.
+        let area = match area {
+            Area::Go if heap > 0 && from_before => Area::FromBefore,
+            Area::Go if heap > 0 => Area::Mapped,
+            area => area,
+        };
+        let in_go = rest.min(heap);
+        account.in_go = account.in_go.saturating_add(in_go);
+        if rest > in_go {
+            *account.unexplained.entry(area).or_default() += rest - in_go;
         }
     }
     // Where the runtime names what it has mapped, nothing else is its own.
-    if go && !end.iter().any(is_named_by_go) {
+    if go.is_followed() && !end.iter().any(is_named_by_go) {
         let heap = |regions: &[Region]| -> u64 {
-            let heap = (0..regions.len()).filter(|index| regions[*index].usable && is_heap_of_go(regions, *index));
-            heap.map(|index| regions[index].range.end - regions[index].range.start).sum()
+            let usable = (0..regions.len()).filter(|index| regions[*index].usable);
+            usable.map(|index| go.bytes_in(regions, index)).sum()
         };
-        // The books on what was there before are older, too.
+        // The books on what was there before are older, too. No arena of then has gone.
         let heap = heap(end).saturating_sub(heap(begin));
         let unexplained = &mut account.unexplained;
         let own = [Area::Mapped, Area::FromBefore];
@@ -150,35 +150,6 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
         }
     }
     account
-}
-
-/// Whether a mapping is memory of Go's heap, in a process that has one: it lies in what the runtime reserves for that, a range
-/// that begins and ends as it does and has no hole.
-fn is_heap_of_go(regions: &[Region], index: usize) -> bool {
-    let range = &regions[index].range;
-    let arena = range.start - range.start % GO_ARENA;
-    if !may_be_go_s(&regions[index]) || range.start >= LIBRARIES {
-        return false;
-    }
-    let first = regions.partition_point(|region| region.range.end <= arena);
-    let mut reached = arena;
-    for region in regions[first..].iter().take_while(|region| may_be_go_s(region)) {
-        // What adjoins from below may be one mapping with it.
-        if region.range.start > reached || reached >= arena + GO_ARENA {
-            break;
-        }
-        reached = region.range.end;
-    }
-    GO_ARENAS.contains(&range.start) || reached >= arena + GO_ARENA
-}
-
-/// Whether a mapping has no name, or one that runtimes of Go give theirs.
-fn may_be_go_s(region: &Region) -> bool {
-    region.name.is_empty() || is_named_by_go(region)
-}
-
-fn is_named_by_go(region: &Region) -> bool {
-    region.name.starts_with(GO_NAME)
 }
 
 /// What kind of memory a mapping is. `from_before`: it was mapped at the beginning.
@@ -192,7 +163,7 @@ fn area(regions: &[Region], index: usize, from_before: bool) -> Area {
         "[heap]" => Area::Break,
         name if name.starts_with("[stack") => Area::Stacks,
         name if name.starts_with('/') => Area::Files,
-        _ if GO_ARENAS.contains(&region.range.start) => Area::Go,
+        _ if GO_ARENAS.contains(&region.range.start) || is_heap_by_name(region) => Area::Go,
         _ if guarded && length(region) <= STACK.1 => Area::Stacks,
         _ if from_before => Area::FromBefore,
         _ => Area::Mapped,
@@ -214,7 +185,7 @@ mod tests {
         let overlap = |range: &Range<u64>| blocks.end.min(range.end).saturating_sub(blocks.start.max(range.start));
         let covered: Vec<u64> = pieces.iter().map(|piece| overlap(&piece.range)).collect();
         let expected = Account { fresh, unexplained: unexplained.iter().copied().collect(), ..Account::default() };
-        assert_eq!(account(begin, end, &pieces, &covered, false), expected);
+        assert_eq!(account(begin, end, &pieces, &covered, &GoMemory::Nowhere), expected);
     }
 
     #[test]
@@ -320,30 +291,10 @@ mod tests {
         ];
         check(&[], &end, 0..0, 0x6000, &unexplained);
         let pieces = pieces(&[], &end);
-        let followed = account(&[], &end, &pieces, &vec![0; pieces.len()], true);
+        let followed = account(&[], &end, &pieces, &vec![0; pieces.len()], &GoMemory::Unknown);
         assert!(!followed.unexplained.contains_key(&Area::Go) && followed.fresh == 0x6000, "{followed:?}");
         assert_eq!(followed.in_go, 0x1000, "its follower knows how much it explains");
         assert!(!followed.unexplained.contains_key(&Area::Mapped), "what the runtime needs itself: {followed:?}");
-    }
-
-    #[test]
-    fn the_heap_of_go_is_known_by_what_is_reserved_for_it() {
-        let reserved = |range, usable| Region { usable, ..region(range, 0) };
-        let base = 0xee5_6800_0000;
-        let arena = |end| [region(base..base + 0x140_0000, 0x100_0000), reserved(base + 0x140_0000..end, false)];
-        let whole = arena(base + GO_ARENA);
-        assert!(is_heap_of_go(&whole, 0));
-        let names = ["[anon: Go: heap]", "[anon: Go: heap reservation]"];
-        let named: Vec<Region> =
-            whole.iter().zip(names).map(|(region, name)| Region { name: name.to_owned(), ..region.clone() }).collect();
-        assert!(is_heap_of_go(&named, 0));
-        assert!(!is_heap_of_go(&arena(base + GO_ARENA - 0x1000), 0), "it ends elsewhere");
-        let [heap, rest] = whole;
-        assert!(!is_heap_of_go(std::slice::from_ref(&heap), 0), "nothing is reserved");
-        let later = reserved(rest.range.start + 0x1000..rest.range.end, false);
-        assert!(!is_heap_of_go(&[heap, later], 0), "there is a hole");
-        let library = LIBRARIES..LIBRARIES + GO_ARENA;
-        assert!(!is_heap_of_go(&[region(library, 0x1000)], 0), "the C library's");
     }
 
     #[test]
@@ -354,7 +305,7 @@ mod tests {
         let unexplained = |begin: &[Region], mapped: u64| {
             let end = end(mapped);
             let pieces = pieces(begin, &end);
-            account(begin, &end, &pieces, &vec![0; pieces.len()], true).unexplained()
+            account(begin, &end, &pieces, &vec![0; pieces.len()], &GoMemory::Unknown).unexplained()
         };
         // 256 MiB of addresses for the heap.
         let books = (8 << 20) + (32 << 20);
@@ -374,7 +325,36 @@ mod tests {
             named(0x7f10_0000_0000, "[anon: Go: immortal metadata]"),
         ];
         let pieces = pieces(&[], &end);
-        let account = account(&[], &end, &pieces, &vec![0; pieces.len()], true);
+        let account = account(&[], &end, &pieces, &vec![0; pieces.len()], &GoMemory::Unknown);
         assert_eq!((account.in_go, account.unexplained), (0x100_0000, [(Area::Mapped, 0x100_0000)].into()));
+    }
+
+    #[test]
+    fn what_a_program_maps_beside_the_arenas_of_go_is_its_own() {
+        const MIB: u64 = 1 << 20;
+        let heap = 0xc0_0000_0000;
+        // The shadow of a sanitizer, or buffers, in the shape of arenas; and a heap that is one mapping with what adjoins it.
+        let end = [
+            region(heap..heap + 160 * MIB, 150 * MIB),
+            region(0x2000_0000_0000..0x2000_0000_0000 + 512 * MIB, 256 * MIB),
+        ];
+        let pieces = pieces(&[], &end);
+        let of = |go: &GoMemory| account(&[], &end, &pieces, &vec![0; pieces.len()], go);
+        let asked = of(&GoMemory::at(vec![heap..heap + 128 * MIB]));
+        assert_eq!((asked.fresh, asked.in_go), (406 * MIB, 128 * MIB));
+        assert_eq!(asked.unexplained, [(Area::Mapped, 278 * MIB)].into());
+        assert_eq!(of(&GoMemory::Unknown).in_go, 406 * MIB, "nobody can be asked");
+    }
+
+    #[test]
+    fn a_heap_of_a_runtime_that_is_not_followed_is_none_of_one_that_is() {
+        let named =
+            |start: u64, name: &str| Region { name: name.to_owned(), ..region(start..start + 0x400_0000, 0x100_0000) };
+        let (followed, other) = (0x1ee5_6800_0000, 0x2ee5_6800_0000);
+        let end = [named(followed, "[anon: Go: heap]"), named(other, "[anon: Go: heap]")];
+        let pieces = pieces(&[], &end);
+        let go = GoMemory::at(vec![followed..followed + 0x400_0000]);
+        let account = account(&[], &end, &pieces, &vec![0; pieces.len()], &go);
+        assert_eq!((account.in_go, account.unexplained), (0x100_0000, [(Area::Go, 0x100_0000)].into()));
     }
 }

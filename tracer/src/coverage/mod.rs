@@ -7,6 +7,7 @@
 mod account;
 mod before;
 mod begin;
+mod go;
 mod process;
 pub mod reasons;
 mod resident;
@@ -23,14 +24,18 @@ use self::{
     process::{Process, Reading},
     turns::{Budget, Turns},
 };
-pub use self::{begin::Had, resident::Resident};
+pub use self::{
+    begin::Had,
+    go::{GoMemory, may_be_heap},
+    resident::Resident,
+};
 use crate::{
     clock::processor_time,
     collector::{Request, Requests},
     event::{Image, Pid},
     files::root::ProcessDirectory,
     profile::Memory,
-    space::memory_map::{self, Usage},
+    space::memory_map::{self, Region, Usage},
 };
 
 /// How many times as long as a look at all mappings took the next one of that process waits, between reports.
@@ -130,8 +135,8 @@ impl Coverage {
 
     /// Reads the counters of those that were read longest ago, and looks further where they cannot be explained: what is known when a
     /// process ends before it is read again. Call it a few times a second; where there are many processes, not all are read each
-    /// time. Images that could not be read: their processes may have ended.
-    pub fn tick(&mut self, follows_go: impl Fn(Pid) -> bool) -> Vec<Image> {
+    /// time. `go` tells where among a process's mappings Go heaps are. Images that could not be read: their processes may have ended.
+    pub fn tick(&mut self, go: impl Fn(Pid, &[Region]) -> GoMemory) -> Vec<Image> {
         let read = self.read_counters();
         let images: Vec<Image> = read.iter().map(|(image, ..)| *image).collect();
         let all = self.requests.ask(|reply| Request::Held { images, reply }).unwrap_or_default();
@@ -140,7 +145,7 @@ impl Coverage {
             let to_be_explained = process.was_counted(at, usage, recorded);
             if to_be_explained && at >= process.next_look && self.looks.has_some(at) {
                 let begun = processor_time();
-                process.look(&self.requests, follows_go(process.pid), false);
+                process.look(&self.requests, &go, false);
                 let used = processor_time().saturating_sub(begun);
                 self.looks.spend(used);
                 process.next_look = Instant::now() + used * REST;
@@ -175,8 +180,8 @@ impl Coverage {
     }
 
     /// Looks at all processes for a report: at their counters, and, until that has taken too long, at their mappings; at those first that
-    /// have most to explain. `last`: there will be no other.
-    pub fn look(&mut self, follows_go: impl Fn(Pid) -> bool, last: bool) {
+    /// have most to explain. `go` is as in [`tick`](Self::tick). `last`: there will be no other.
+    pub fn look(&mut self, go: impl Fn(Pid, &[Region]) -> GoMemory, last: bool) {
         let until = Instant::now() + REPORT;
         let counted = self.count_all();
         let Self { requests, processes, .. } = self;
@@ -184,7 +189,7 @@ impl Coverage {
         for (image, at, usage, recorded) in counted {
             let Some(process) = processes.get_mut(&image) else { continue };
             if Instant::now() < until {
-                process.look(requests, follows_go(process.pid), true);
+                process.look(requests, &go, true);
             } else {
                 process.count(at, usage, recorded);
                 by_counters += 1;
@@ -254,7 +259,7 @@ mod tests {
         for (child, image) in children.iter().zip(1..) {
             coverage.begin(child.id(), Image(image), Had::All);
         }
-        let no_go = |_| false;
+        let no_go = |_, _: &[Region]| GoMemory::Nowhere;
         assert_eq!(coverage.tick(no_go), [Image(1)], "gone before it could be read");
         children[2].kill().unwrap();
         children[2].wait().unwrap();

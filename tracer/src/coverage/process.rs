@@ -5,6 +5,7 @@ use std::{io, sync::mpsc, thread, time::Instant};
 use super::{
     account::{self, Account},
     begin::{Begin, Had},
+    go::GoMemory,
     reasons,
     resident::Resident,
 };
@@ -14,7 +15,7 @@ use crate::{
     event::{Image, Pid},
     files::root::ProcessDirectory,
     profile::{Area, Memory, Reason},
-    space::memory_map::{self, Usage},
+    space::memory_map::{self, Region, Usage},
 };
 
 /// Least growth that is looked into between reports, bytes.
@@ -97,8 +98,8 @@ impl Process {
         Account { fresh, unexplained, in_go: 0, is_counted: true }
     }
 
-    /// Looks at all mappings; `pages`: and at which pages there are of what was mapped.
-    pub(super) fn look(&mut self, requests: &Requests, go: bool, pages: bool) {
+    /// Looks at all mappings, among which `go` tells where Go heaps are; `pages`: and at which pages there are of what was mapped.
+    pub(super) fn look(&mut self, requests: &Requests, go: &dyn Fn(Pid, &[Region]) -> GoMemory, pages: bool) {
         let at = Instant::now();
         let read = self.open().and_then(|directory| Ok((memory_map::usage(&directory)?, directory)));
         let Ok((usage, directory)) = read else {
@@ -122,7 +123,9 @@ impl Process {
                 let ranges = pieces.iter().map(|piece| piece.range.clone()).collect();
                 let covered = requests.ask(|reply| Request::Covered { image: self.image, ranges, reply }).ok();
                 let covered = covered.unwrap_or_default();
-                let mut account = account::account(before.regions(), end, &pieces, &covered, go);
+                // No earlier: an arena that has come since the mappings were read does no harm.
+                let go = go(self.pid, end);
+                let mut account = account::account(before.regions(), end, &pieces, &covered, &go);
                 if self.begin.had == Had::Parents {
                     account.be_inherited();
                 }

@@ -3,7 +3,8 @@
 // Arguments: names of cases, or `all`. Lines on the standard input: `begin` runs the cases, collects garbage and tells the
 // truth; `collect` collects garbage; `profile FILE` writes the runtime's own heap profile (built with the tag `profiled`);
 // `litter` allocates 64 MiB of garbage, and `litter FILE` writes that profile then, without a collection; `deepen` has 300
-// goroutines take some 150 MiB of stack and stay; `map` maps 16 MiB of its own.
+// goroutines take some 150 MiB of stack and stay; `map` maps 16 MiB of its own, and `shaped` writes as much to what it maps in the
+// shape of the runtime's arenas.
 // With the case `checked`, `begin` only starts it, and `rest` ends it and tells what it found. It says `ready` when it has
 // done so.
 //
@@ -132,6 +133,11 @@ func main() {
 			deepen()
 		case "map":
 			if err := mapOwn(); err != nil {
+				fmt.Println(err)
+				return
+			}
+		case "shaped":
+			if err := mapShaped(); err != nil {
 				fmt.Println(err)
 				return
 			}

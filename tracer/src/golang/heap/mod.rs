@@ -1,6 +1,7 @@
 //! The heap of a Go program: the profile that its runtime keeps itself ([`Buckets`]), or sampled allocations and what has
 //! become of them ([`Objects`]).
 
+mod arenas;
 mod buckets;
 mod cycles;
 #[cfg(test)]
@@ -10,6 +11,7 @@ mod objects;
 mod sample;
 mod sites;
 
+pub use arenas::arenas;
 pub use buckets::{Bucket, Buckets, is_left_behind, is_turned_off, profile_rate, profile_rate_address, sampling_of};
 pub use cycles::collections;
 pub use objects::{Objects, SampledUsage, Sampling};
