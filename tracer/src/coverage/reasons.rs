@@ -10,7 +10,7 @@ use hashbrown::HashSet;
 
 use crate::{
     files::module::Module,
-    probe::hidden::{self, Proof},
+    probe::hidden::{self, Proof, THREAD_SANITIZER},
     profile::{Reason, Runtime},
     space::address_space::AddressSpace,
 };
@@ -57,7 +57,10 @@ fn allocators(files: &[Arc<Module>]) -> Vec<Reason> {
     for module in files.iter().filter(|module| module.is_elf()) {
         let Some(file) = module.file() else { continue };
         let names = hidden::allocators(file, Proof::Mention, &mut may_read);
-        found.extend(names.into_iter().map(|name| Reason::Allocator(name, module.path().to_owned())));
+        found.extend(names.into_iter().map(|name| {
+            let path = module.path().to_owned();
+            if name == THREAD_SANITIZER { Reason::Shadow(name, path) } else { Reason::Allocator(name, path) }
+        }));
     }
     found
 }
@@ -86,10 +89,11 @@ mod tests {
     #[test]
     fn allocators_are_told_with_their_files() {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"\x7fELF..mimalloc: warning\0<jemalloc>: ").unwrap();
+        file.write_all(b"\x7fELF..mimalloc: warning\0<jemalloc>: \0ThreadSanitizer: ").unwrap();
         let module = Arc::new(Module::of_file("/lib/x.so", file).unwrap());
-        let both = ["mimalloc", "jemalloc"].map(|name| Reason::Allocator(name, "/lib/x.so".to_owned()));
-        assert_eq!(allocators(&[module]), both);
+        let path = || "/lib/x.so".to_owned();
+        let [one, two] = ["mimalloc", "jemalloc"].map(|name| Reason::Allocator(name, path()));
+        assert_eq!(allocators(&[module]), [one, two, Reason::Shadow(THREAD_SANITIZER, path())]);
     }
 
     #[test]

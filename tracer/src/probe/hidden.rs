@@ -4,8 +4,11 @@ use std::{fs::File, os::unix::fs::FileExt as _};
 
 use aho_corasick::AhoCorasick;
 
+/// What keeps a shadow of a program's memory, which takes memory as an allocator does.
+pub const THREAD_SANITIZER: &str = "ThreadSanitizer";
+
 /// Allocators, each by a text that its code has in it, stripped or not: a name that it exports, or what it says when it fails.
-const TEXTS: [(&[u8], &str, Proof); 16] = [
+const TEXTS: [(&[u8], &str, Proof); 17] = [
     (b"<jemalloc>", "jemalloc", Proof::Own),
     (b"_rjem_", "jemalloc", Proof::Own),
     (b"je_mallocx", "jemalloc", Proof::Mention),
@@ -22,6 +25,7 @@ const TEXTS: [(&[u8], &str, Proof); 16] = [
     (b"bmalloc", "bmalloc", Proof::Mention),
     (b"dlmalloc\0", "dlmalloc", Proof::Mention),
     (b"nedmalloc", "nedmalloc", Proof::Mention),
+    (b"ThreadSanitizer:", THREAD_SANITIZER, Proof::Mention),
 ];
 /// What CPython says: it has mimalloc in it from 3.13 on, and does not use it unless it is told to.
 const CPYTHON: &[u8] = b"Py_Initialize";
@@ -104,6 +108,13 @@ mod tests {
         assert!(found(content, Proof::Own).is_empty());
         let python = b"mimalloc: warning\0Py_Initialize\0<jemalloc>";
         assert_eq!(found(python, Proof::Own), ["jemalloc"]);
+    }
+
+    #[test]
+    fn what_keeps_a_shadow_is_no_allocator_to_be_probed() {
+        let race = b"\0WARNING: ThreadSanitizer: %s\0";
+        assert_eq!(found(race, Proof::Mention), [THREAD_SANITIZER]);
+        assert!(found(race, Proof::Own).is_empty());
     }
 
     #[test]

@@ -178,6 +178,12 @@ pub(super) fn reason(reason: &Reason) -> String {
         Reason::Allocator(name, path) => {
             format!("{name} in {} is not probed: what it gives is not seen", visible(path))
         }
+        Reason::Shadow(name, path) => {
+            format!(
+                "{name} in {} keeps a shadow of the program's memory (`go build -race`, -fsanitize=thread)",
+                visible(path)
+            )
+        }
         Reason::Runtime(runtime) => match runtime {
             Runtime::Python => {
                 "CPython gives small objects from arenas of its own: start it with PYTHONMALLOC=malloc".to_owned()
@@ -420,7 +426,9 @@ mod tests {
         memory.goroutine_stacks = 9 << 20;
         assert!(self::memory(&memory).ends_with("; recorded and held: 2.00 MiB; stacks of goroutines: 9.00 MiB"));
         let file = fixture::HOSTILE.to_owned();
-        assert!(!reason(&Reason::Allocator("jemalloc", file)).contains(|c: char| c.is_control()));
+        assert!(!reason(&Reason::Allocator("jemalloc", file.clone())).contains(|c: char| c.is_control()));
+        let shadow = reason(&Reason::Shadow("ThreadSanitizer", file));
+        assert!(shadow.contains("go build -race") && !shadow.contains(|c: char| c.is_control()), "{shadow}");
         assert_eq!(reason(&Reason::Grown(Area::Stacks, 3 << 20)), "3.00 MiB stacks of threads");
         assert!(
             !reason(&Reason::Grown(Area::Inherited, 1)).contains("before recording began"),

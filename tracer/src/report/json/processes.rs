@@ -167,6 +167,11 @@ impl Serialize for Saved<'_, Reason> {
                 object.serialize_entry("name", name)?;
                 object.serialize_entry("file", file)?;
             }
+            Reason::Shadow(name, file) => {
+                object.serialize_entry("kind", "shadow")?;
+                object.serialize_entry("name", name)?;
+                object.serialize_entry("file", file)?;
+            }
             Reason::Runtime(runtime) => {
                 object.serialize_entry("kind", "runtime")?;
                 object.serialize_entry("name", runtime.name())?;

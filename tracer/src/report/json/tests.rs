@@ -171,6 +171,7 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
         Reason::Grown(Area::Mapped, 90 << 20),
         Reason::UntoldInGo(9),
         Reason::Allocator("jemalloc", "/lib/x.so".to_owned()),
+        Reason::Shadow("ThreadSanitizer", "/srv/app".to_owned()),
         Reason::Runtime(Runtime::V8),
         Reason::Children(3),
     ];
@@ -207,6 +208,7 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
                 {"kind": "mmap", "bytes": 94_371_840},
                 {"kind": "go_untold", "bytes": 9},
                 {"kind": "allocator", "name": "jemalloc", "file": "/lib/x.so"},
+                {"kind": "shadow", "name": "ThreadSanitizer", "file": "/srv/app"},
                 {"kind": "runtime", "name": "V8"},
                 {"kind": "children", "number": 3},
             ],
