@@ -23,6 +23,12 @@ const NOISE: (u64, u64) = (2, 10);
 const RECENT: u64 = 8;
 /// Nanoseconds before which there is no rate.
 const SHORTEST: u64 = 1_000_000_000;
+/// By which part of the time a new mark is later than the one before; and how many are kept: the first of so many is of less than half the
+/// time (8/9 to the power of 7).
+const MARK: u64 = 8;
+const MARKS: usize = 8;
+/// The least that counts as about the last half: a little less than that, for looks are never quite on time.
+const HALF: (u64, u64) = (15, 32);
 /// Most groups that are followed.
 const MAX_SERIES: usize = 1 << 14;
 /// Time between looks, at first and when tracing has lasted for a while.
@@ -73,14 +79,18 @@ struct Series {
     drop: u64,
     /// Looks that found more than any before.
     rises: u64,
-    /// Counts at the marks.
-    older: u64,
-    newer: u64,
+    /// Counts at the marks, the last one at the end.
+    marks: [u64; MARKS],
     /// Number of the last look that it was told at.
     told: u64,
 }
 
 impl Series {
+    /// Of a group that had so many goroutines at the first look.
+    fn new(first: u64) -> Self {
+        Self { first, peak: first, marks: [first; MARKS], ..Self::default() }
+    }
+
     fn add(&mut self, count: u64) {
         self.rises += u64::from(count > self.peak);
         self.peak = self.peak.max(count);
@@ -88,13 +98,19 @@ impl Series {
         self.last = count;
     }
 
-    fn only_grows(&self, looks: u64) -> bool {
+    fn mark(&mut self) {
+        self.marks.rotate_left(1);
+        self.marks[MARKS - 1] = self.last;
+    }
+
+    /// `half`: the mark that about the last half begins with.
+    fn only_grows(&self, looks: u64, half: usize) -> bool {
         let growth = self.last.saturating_sub(self.first);
         looks >= LEAST_LOOKS
             && growth >= LEAST_GROWTH
             && self.rises >= LEAST_RISES
             && self.drop <= NOISE.0.max(growth / NOISE.1)
-            && self.last.saturating_sub(self.older) >= growth / RECENT
+            && self.last.saturating_sub(self.marks[half]) >= growth / RECENT
     }
 }
 
@@ -104,9 +120,9 @@ pub struct Growth<K> {
     looks: u64,
     started: u64,
     last: u64,
-    /// When the marks were set: each anew when its age has doubled, so that the older one is of about half the time ago.
-    older: u64,
-    newer: u64,
+    /// When the marks were set, the last one at the end: close enough to each other that one of them is of about half the time ago,
+    /// whenever that is asked.
+    marks: [u64; MARKS],
     series: HashMap<K, Series>,
     /// Of all groups together, also of those that are not followed.
     all: Series,
@@ -114,7 +130,7 @@ pub struct Growth<K> {
 
 impl<K> Default for Growth<K> {
     fn default() -> Self {
-        Self { looks: 0, started: 0, last: 0, older: 0, newer: 0, series: HashMap::new(), all: Series::default() }
+        Self { looks: 0, started: 0, last: 0, marks: [0; MARKS], series: HashMap::new(), all: Series::default() }
     }
 }
 
@@ -122,7 +138,7 @@ impl<K: Eq + Hash> Growth<K> {
     /// Takes the counts of a look at `now`. A group that is not among them has none; each is there once.
     pub fn look(&mut self, now: u64, counts: impl IntoIterator<Item = (K, u64)>) {
         if self.looks == 0 {
-            (self.started, self.older, self.newer) = (now, now, now);
+            (self.started, self.marks) = (now, [now; MARKS]);
         }
         self.looks += 1;
         self.last = now;
@@ -132,29 +148,29 @@ impl<K: Eq + Hash> Growth<K> {
             let known = self.series.len() < MAX_SERIES || self.series.contains_key(&key);
             if known {
                 let first = if self.looks == 1 { count } else { 0 };
-                let new = Series { first, peak: first, older: first, newer: first, ..Series::default() };
-                let series = self.series.entry(key).or_insert(new);
+                let series = self.series.entry(key).or_insert_with(|| Series::new(first));
                 series.add(count);
                 series.told = self.looks;
             }
         }
         if self.looks == 1 {
-            self.all = Series { first: all, peak: all, older: all, newer: all, ..Series::default() };
+            self.all = Series::new(all);
         }
         self.all.add(all);
-        let since_mark = now.saturating_sub(self.newer);
-        let mark = since_mark >= SHORTEST && since_mark >= self.newer - self.started;
+        let [elapsed, marked] = [now, self.marks[MARKS - 1]].map(|at| at.saturating_sub(self.started));
+        let mark = elapsed > marked && elapsed - marked >= marked / MARK;
         for series in self.series.values_mut() {
             if series.told != self.looks {
                 series.add(0);
             }
             if mark {
-                (series.older, series.newer) = (series.newer, series.last);
+                series.mark();
             }
         }
         if mark {
-            (self.all.older, self.all.newer) = (self.all.newer, all);
-            (self.older, self.newer) = (self.newer, now);
+            self.all.mark();
+            self.marks.rotate_left(1);
+            self.marks[MARKS - 1] = now;
         }
         if self.series.len() >= MAX_SERIES {
             self.series.retain(|_, series| series.last > 0);
@@ -168,7 +184,7 @@ impl<K: Eq + Hash> Growth<K> {
             first: series.first,
             last: series.last,
             per_second: self.per_second(series),
-            only_grows: series.only_grows(self.looks),
+            only_grows: series.only_grows(self.looks, self.half()),
         })
     }
 
@@ -178,9 +194,17 @@ impl<K: Eq + Hash> Growth<K> {
     }
 
     fn per_second(&self, series: &Series) -> Option<f64> {
-        let span = self.last.saturating_sub(self.older);
-        let rate = || (series.last as f64 - series.older as f64) / (span as f64 / 1e9);
+        let half = self.half();
+        let span = self.last.saturating_sub(self.marks[half]);
+        let rate = || (series.last as f64 - series.marks[half] as f64) / (span as f64 / 1e9);
         (span >= SHORTEST).then(rate)
+    }
+
+    /// The mark that about the last half of the time begins with.
+    fn half(&self) -> usize {
+        let elapsed = self.last.saturating_sub(self.started);
+        let least = (elapsed / HALF.1 * HALF.0).max(SHORTEST);
+        self.marks.iter().rposition(|mark| self.last.saturating_sub(*mark) >= least).unwrap_or(0)
     }
 }
 
@@ -230,6 +254,36 @@ mod tests {
         assert_eq!(trend(&(0..33).map(|t| 7 * t).collect::<Vec<_>>()).per_second, Some(7.0));
         assert_eq!(trend(&[40, 30, 20]).per_second, Some(-10.0));
         assert_eq!(trend(&[40]).per_second, None);
+    }
+
+    /// Whenever a trace ends.
+    #[test]
+    fn the_last_half_is_never_much_more_than_that() {
+        for filled in [3, 7, 10, 16, 33, 100] {
+            let mut growth = Growth::default();
+            let (mut elapsed, mut late) = (Duration::ZERO, 0);
+            while elapsed < Duration::from_secs(20 * filled) {
+                let now = u64::try_from(elapsed.as_nanos()).unwrap();
+                // One goroutine after the other comes to a pool, until it is full; others come for ever.
+                let pool = (200 * now / (filled * SECOND)).min(200);
+                growth.look(now, [("pool", pool), ("leak", 16 * now / SECOND)]);
+                let begin = growth.marks[growth.half()];
+                if elapsed >= Duration::from_secs(8) {
+                    let share = (now - begin) as f64 / now as f64;
+                    assert!((0.46..=0.625).contains(&share), "{share} of {elapsed:?}");
+                }
+                if now - now / 8 * 5 >= filled * SECOND && elapsed >= Duration::from_secs(8) {
+                    let pool = growth.trend(&"pool").unwrap();
+                    assert!(!pool.only_grows && pool.per_second == Some(0.0), "{filled} s, {elapsed:?}: {pool:?}");
+                    let leak = growth.trend(&"leak").unwrap();
+                    assert!(leak.only_grows, "{filled} s, {elapsed:?}: {leak:?}");
+                    assert!(growth.all_per_second().is_some_and(|rate| rate < 16.5), "{filled} s, {elapsed:?}");
+                }
+                // No look is quite on time.
+                late = (late + 7) % 40;
+                elapsed += pause(elapsed, Duration::from_millis(1)) + Duration::from_millis(late);
+            }
+        }
     }
 
     #[test]
