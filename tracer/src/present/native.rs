@@ -36,8 +36,6 @@ pub(super) fn estimate(
 
 /// What may be held where no sample is, with 95 % certainty, in times the mean distance of samples: -ln(0.05).
 const UNSAMPLED: u64 = 3;
-/// A standard error that more samples need not make smaller, as a share.
-const SURE: f64 = 0.05;
 
 /// What the reader should know where so few samples are held by all of them together that the numbers are hardly better than guesses,
 /// and where samples were `lost`: how many, and bytes of those blocks.
@@ -49,8 +47,7 @@ pub(super) fn doubts(estimates: &[(Sampling, u64)], (lost, bytes): (u64, u64)) -
         let most = quality::option_size(UNSAMPLED.saturating_mul(mean_bytes));
         format!("no sample is held: up to about {most} may be, with 95% certainty; a smaller --sample tells more")
     });
-    // Blocks that are larger than the distance of samples are all there.
-    let few = quality::are_few("what is held", samples, mean_bytes).filter(|_| relative_error > SURE);
+    let few = quality::are_few("what is held", Sampling { samples, mean_bytes, relative_error });
     let lost = (lost > 0).then(|| {
         let least = quality::option_size(at_least(lost, bytes, mean_bytes));
         format!("{lost} samples were lost, which stand for about {least} of allocations, or more")

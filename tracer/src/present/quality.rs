@@ -111,25 +111,37 @@ fn late((count, time): (u64, Duration)) -> Option<String> {
     (count > 0).then_some(words)
 }
 
-/// Samples that a report should have: a standard error of all bytes of some tenth.
+/// The standard error of all bytes that a report should have at most, as a share of them; so many samples of small blocks give it.
+const ENOUGH: f64 = 0.1;
 const ENOUGH_SAMPLES: u64 = 100;
 
 /// What to do where so few samples are held that the numbers are hardly better than guesses.
 fn few_samples(go: &GoTrace) -> Option<String> {
-    let heap::Sampling { mean_bytes, samples, .. } = *go.heap.sampling.as_ref()?;
-    if go.way == Way::Sampled { are_few(&go.name(), samples, mean_bytes) } else { None }
+    let heap::Sampling { mean_bytes, samples, relative_error, .. } = *go.heap.sampling.as_ref()?;
+    let sampling = Sampling { mean_bytes, samples, relative_error };
+    if go.way == Way::Sampled { are_few(&go.name(), sampling) } else { None }
 }
 
-/// What to do where a heap of this name is told by so many samples.
-pub(super) fn are_few(name: &str, samples: u64, mean_bytes: u64) -> Option<String> {
-    if samples == 0 || samples >= ENOUGH_SAMPLES || mean_bytes <= 1 {
+/// What to do where a heap of this name is told by so few samples that its bytes are hardly known. Blocks that are larger than the
+/// distance of samples are all there, however few they are: with those alone nothing is to be done.
+pub(super) fn are_few(name: &str, sampling: Sampling) -> Option<String> {
+    let Sampling { samples, mean_bytes, relative_error } = sampling;
+    if samples == 0
+        || samples >= ENOUGH_SAMPLES
+        || mean_bytes <= 1
+        || relative_error.is_nan()
+        || relative_error <= ENOUGH
+    {
         return None;
     }
-    // The largest power of two that gives enough.
-    let wanted: u64 = 1 << (mean_bytes * samples / ENOUGH_SAMPLES).max(1).ilog2();
-    let would = samples * mean_bytes / wanted;
+    // The variance is proportional to the distance where blocks are small, and falls faster with it where they are not.
+    let least = mean_bytes as f64 * (ENOUGH / relative_error).powi(2);
+    let wanted: u64 = 1 << (least as u64).max(1).ilog2();
+    let error = relative_error * (wanted as f64 / mean_bytes as f64).sqrt() * 100.0;
     let size = option_size(wanted);
-    Some(format!("{name} is told by few samples ({samples}): --sample={size} would give about {would}"))
+    Some(format!(
+        "{name} is told by few samples ({samples}): --sample={size} would bring the standard error of all bytes to about {error:.0}% or less"
+    ))
 }
 
 /// So many bytes as an option takes them.
@@ -190,4 +202,28 @@ pub(super) fn without_room(snapshot: &Snapshot, is_held: impl Fn(Image) -> bool)
              blocks: tracer's memory is bounded (--max-memory)"
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_few_where_the_bytes_are_hardly_known() {
+        let few =
+            |samples, mean_bytes, relative_error| are_few("the heap", Sampling { mean_bytes, samples, relative_error });
+        let advice = |size, error| {
+            format!("--sample={size} would bring the standard error of all bytes to about {error}% or less")
+        };
+        // Small blocks: an error of 1 by the root of the samples.
+        assert!(few(25, 1 << 20, 0.2).is_some_and(|few| few.ends_with(&advice("256KiB", 10))));
+        assert!(few(16, 4 << 20, 0.25).is_some_and(|few| few.ends_with(&advice("512KiB", 9))));
+        assert!(few(1, 512 << 10, 1.0).is_some_and(|few| few.ends_with(&advice("4KiB", 9))));
+        assert!(few(1, 8, 1.0).is_some_and(|few| few.ends_with(&advice("1B", 35))), "there is no more");
+        // Blocks much larger than the distance: no sample more could come.
+        assert_eq!(few(8, 32 << 10, 0.0), None);
+        assert_eq!(few(8, 32 << 10, 0.1), None);
+        assert_eq!(few(8, 32 << 10, f64::NAN), None);
+        assert_eq!((few(0, 32 << 10, 0.0), few(100, 32 << 10, 0.5), few(9, 1, 0.5)), (None, None, None));
+    }
 }
