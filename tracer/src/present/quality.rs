@@ -42,7 +42,7 @@ pub(super) fn of(
         (missed > 0).then(|| {
             format!(
                 "{missed} of {cycles} garbage collections of {} were not looked at in full: objects that ended then may still \
-                 be shown",
+                 be shown where others took their place at once, under stacks that hold less than that; no standard error tells it",
                 go.name()
             )
         })
