@@ -27,6 +27,7 @@ pub fn run(data: &[u8]) {
         pointers: vec![BASE + 4 * u64::from(pointer)],
         no_return: vec![BASE + u64::from(endless)],
         entry: if kind & 1 == 0 { 0..0 } else { BASE + u64::from(first)..BASE + u64::from(first) + u64::from(pointer) },
+        has_caller: &|address| address & 1 == 0,
         is_fixed: kind & 2 != 0,
     });
     let rows = &synthesized.rows;

@@ -7,9 +7,11 @@
 //!
 //! - [`code`]: the instructions, read once; [`returns`]: which calls return;
 //! - [`frame`], [`effects`], [`switch`]: what holds at an instruction, what it changes, where jumps by tables lead;
-//! - [`function`], [`parts`], [`proof`]: one function; [`search`]: which functions there are.
+//! - [`function`], [`parts`], [`proof`]: one function; [`caller`], [`callers`]: whether it has a caller; [`search`]: which functions there are.
 
 mod budget;
+mod caller;
+mod callers;
 mod code;
 mod effects;
 mod frame;

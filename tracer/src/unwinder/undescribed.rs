@@ -54,6 +54,7 @@ pub(super) fn describe(elf: &Elf<'_>, code: Vec<(u64, &[u8])>, table: &mut Table
         functions,
         pointers,
         no_return,
+        has_caller: &|address| has_caller(table.rule_at(address)),
         entry: entry::function(elf).unwrap_or(0..0),
         is_fixed: elf.has_fixed_addresses(),
         code,
@@ -62,6 +63,11 @@ pub(super) fn describe(elf: &Elf<'_>, code: Vec<(u64, &[u8])>, table: &mut Table
     let pairs = synthesized.rows.windows(2);
     let sizes = pairs.filter(|pair| pair[0].1 as u8 != kind::NONE).map(|pair| pair[1].0 - pair[0].0);
     table.stats.synthesized_bytes = sizes.sum();
+}
+
+/// Whether a rule says that the return address is on top of the stack, as it is where functions begin.
+fn has_caller(rule: u64) -> bool {
+    rule as u8 == kind::PLT || (rule as u8 == kind::SP && rule >> 32 == 8)
 }
 
 /// Whether these bytes are no more than what compilers and linkers put between functions: `nop` in its forms, `int3`, zeroes.

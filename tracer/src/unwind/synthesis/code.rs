@@ -18,6 +18,8 @@ pub struct Undescribed<'a> {
     pub no_return: Vec<u64>,
     /// The function where the program begins; empty: nowhere.
     pub entry: Range<u64>,
+    /// Whether code outside of this begins, at an address, with its return address on top of the stack, as far as is known.
+    pub has_caller: &'a dyn Fn(u64) -> bool,
     /// Whether the code holds addresses: it was linked for one place.
     pub is_fixed: bool,
 }

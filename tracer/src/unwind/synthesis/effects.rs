@@ -58,7 +58,7 @@ impl Effects {
             Mnemonic::Leave if instruction.stack_pointer_increment() == 0 => {
                 frame.registers[RSP] = frame.frame_pointer();
                 let value = frame.pop();
-                frame.registers[RBP] = value;
+                frame.set(Register::RBP, value);
             }
             Mnemonic::Mov if into_register && to.is_gpr64() => {
                 let value = self.moved(frame, instruction);

@@ -10,6 +10,8 @@ pub(super) enum Value {
     Unknown,
     /// What the frame pointer held when the function was called.
     CallersFramePointer,
+    /// What this one of [`KEPT`] held when the function was called.
+    Callers(u8),
     /// Where the function returns to.
     ReturnAddress,
     /// 0, the ABI's mark of the outermost frame.
@@ -25,10 +27,13 @@ pub(super) enum Value {
     /// What is in a table of addresses.
     Entry(i32),
 }
-use Value::{CallersFramePointer, Cfa, ReturnAddress, Unknown, Zero};
+use Value::{Callers, CallersFramePointer, Cfa, ReturnAddress, Unknown, Zero};
 
 pub(super) const RSP: usize = 4;
 pub(super) const RBP: usize = 5;
+
+/// Registers that functions leave as they were, by the ABI of C, beside the frame pointer: rbx and r12 to r15.
+const KEPT: [usize; 5] = [3, 12, 13, 14, 15];
 
 /// Stack pointer, frame pointer, where the caller's was saved, and where the return address is.
 pub(super) type Essence = (Value, Value, Option<i32>, i32);
@@ -42,6 +47,8 @@ pub(super) struct Frame {
     pub(super) registers: [Value; 16],
     /// Where the caller's frame pointer was saved, from the CFA.
     pub(super) slot: Option<i32>,
+    /// The same of [`KEPT`].
+    kept: [Option<i32>; KEPT.len()],
     /// Where the return address is, from the CFA: code that puts arguments below it takes it off the stack and pushes it again.
     pub(super) home: i32,
     /// Whether the return address was changed, or taken off the stack.
@@ -66,9 +73,11 @@ impl Frame {
     pub(super) fn at_entry() -> Self {
         let mut registers = [Unknown; 16];
         (registers[RSP], registers[RBP]) = (Cfa(AT_CALL), CallersFramePointer);
+        (0..).zip(KEPT).for_each(|(index, number)| registers[number] = Callers(index));
         Self {
             registers,
             slot: None,
+            kept: [None; KEPT.len()],
             home: AT_CALL,
             is_lost: false,
             is_returning: false,
@@ -108,6 +117,17 @@ impl Frame {
             && !self.has_moved_home()
             && self.stack_pointer() == Cfa(AT_CALL)
             && self.frame_pointer() == CallersFramePointer
+    }
+
+    /// Whether all registers that are the caller's hold what they held.
+    pub(super) fn keeps_registers(&self) -> bool {
+        self.frame_pointer() == CallersFramePointer
+            && (0..).zip(KEPT).all(|(index, number)| self.registers[number] == Callers(index))
+    }
+
+    /// Whether some of them were saved, below the return address: for a caller.
+    pub(super) fn has_saved_registers(&self) -> bool {
+        self.kept.iter().chain([&self.slot]).flatten().any(|at| *at < self.home)
     }
 
     /// Whether the function returns, if it does now, to its caller, with the stack pointer elsewhere: arguments that the caller had
@@ -174,12 +194,18 @@ impl Frame {
         if self.slot.is_some_and(|slot| overlaps(slot) && !(value == CallersFramePointer && i64::from(slot) == at)) {
             self.slot = None;
         }
+        self.kept.iter_mut().for_each(|kept| *kept = kept.filter(|at| !overlaps(*at)));
         self.is_lost |= overlaps(self.home);
         if size != 8 {
             return;
         }
         match value {
             CallersFramePointer if self.slot.is_none() => self.slot = Some(at as i32),
+            Callers(index) => {
+                if let Some(kept @ None) = self.kept.get_mut(usize::from(index)) {
+                    *kept = Some(at as i32);
+                }
+            }
             Cfa(_) | ReturnAddress => {
                 if let Some(free) = self.spilled.iter_mut().find(|spilled| spilled.1 == Unknown) {
                     *free = (at as i32, value);
@@ -197,6 +223,9 @@ impl Frame {
         if at == self.home && !self.is_lost {
             return ReturnAddress;
         }
+        if let Some((index, _)) = (0..).zip(self.kept).find(|(_, kept)| *kept == Some(at)) {
+            return Callers(index);
+        }
         let spilled = self.spilled.iter().find(|spilled| spilled.1 != Unknown && spilled.0 == at);
         spilled.map_or(Unknown, |spilled| spilled.1)
     }
@@ -204,7 +233,12 @@ impl Frame {
     /// Puts a value into a register. A part of one is not known afterwards.
     pub(super) fn set(&mut self, register: Register, value: Value) {
         let Some(at) = number(register.full_register()) else { return };
-        self.registers[at] = if register.is_gpr64() { value } else { Unknown };
+        self.registers[at] = match value {
+            // Of these two all that matters is where they point at.
+            Callers(_) if [RSP, RBP].contains(&at) => Unknown,
+            value if register.is_gpr64() => value,
+            _ => Unknown,
+        };
         self.is_returning &= at != RSP;
         if let (RSP, Cfa(to)) = (at, self.registers[at]) {
             self.is_lost |= to > self.home;
@@ -212,7 +246,13 @@ impl Frame {
             if self.frame_pointer() == CallersFramePointer && self.slot.is_some_and(|slot| slot < to) {
                 self.slot = None;
             }
+            self.leave_below(to);
         }
+    }
+
+    /// What was saved below an address may be written by a signal handler.
+    fn leave_below(&mut self, to: i32) {
+        self.kept.iter_mut().for_each(|kept| *kept = kept.filter(|at| *at >= to));
     }
 
     fn move_stack_pointer(&mut self, by: i32) {
@@ -224,8 +264,9 @@ impl Frame {
         self.registers[RSP] = from.checked_add(by).map_or(Unknown, Cfa);
         if let Cfa(to) = self.stack_pointer() {
             self.is_lost |= to > self.home;
-            if by > 0 && self.slot.is_some_and(|slot| slot < to) {
-                self.slot = None;
+            if by > 0 {
+                self.slot = self.slot.filter(|slot| *slot >= to);
+                self.leave_below(to);
             }
         }
     }
@@ -278,6 +319,9 @@ impl Frame {
         }
         for (spilled, other) in self.spilled.iter_mut().zip(&other.spilled) {
             is_less |= same(spilled, other, (0, Unknown));
+        }
+        for (kept, other) in self.kept.iter_mut().zip(&other.kept) {
+            is_less |= same(kept, other, None);
         }
         is_less |= same(&mut self.slot, &other.slot, None);
         is_less |= same(&mut self.behind, &other.behind, 0);

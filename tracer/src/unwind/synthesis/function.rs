@@ -9,6 +9,7 @@ use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 use super::{
     budget::Budget,
+    caller::Exit,
     code::{Reader, Text, is_trap, mark},
     effects::{Effects, branch},
     frame::{
@@ -32,6 +33,8 @@ pub(super) struct Program<'a, 'p> {
     pub(super) text: Text<'a>,
     pub(super) loaded: &'p dyn Fn(u64) -> Option<&'a [u8]>,
     pub(super) returns: Returns<'p>,
+    /// Whether code beside this begins with its return address on top of the stack.
+    pub(super) has_caller: &'p dyn Fn(u64) -> bool,
     pub(super) effects: Effects,
     pub(super) is_fixed: bool,
     /// Whether functions take arguments off the stack: where it is behind calls is not known.
@@ -63,6 +66,8 @@ struct Attempt<'k> {
     bad: Vec<u32>,
     /// Blocks that end without the return address, each with its turn: more ways to a block may leave less known, and that open.
     lost: Vec<(u32, u32)>,
+    /// Where it leaves, by blocks with their turns.
+    exits: Vec<(u32, u32, Exit)>,
     function: Function,
     /// Whether it returns, to its caller.
     returns: bool,
@@ -105,6 +110,7 @@ impl<'k> Attempt<'k> {
             parts,
             bad: Vec::new(),
             lost: Vec::new(),
+            exits: Vec::new(),
             function: Function { entry, ..Function::default() },
             returns: false,
             aligned_calls: 0,
@@ -135,6 +141,10 @@ impl<'k> Attempt<'k> {
 
     fn lose(&mut self, block: u32) {
         self.lost.push((block, self.parts.blocks[block as usize].turn));
+    }
+
+    fn note(&mut self, block: u32, exit: Exit) {
+        self.exits.push((block, self.parts.blocks[block as usize].turn, exit));
     }
 
     fn add_block(&mut self, start: u64, at: Option<usize>, frame: &Frame, via: (u32, u64)) {
@@ -237,6 +247,9 @@ impl<'k> Attempt<'k> {
         instruction: &Instruction,
     ) -> Result<bool, Again> {
         let next = instruction.next_ip();
+        if frame.has_saved_registers() {
+            self.note(index, Exit::Save);
+        }
         match instruction.flow_control() {
             _ if matches!(
                 instruction.mnemonic(),
@@ -264,6 +277,7 @@ impl<'k> Attempt<'k> {
                 }
                 if frame.is_as_called() {
                     self.returns = true;
+                    self.note(index, Exit::Return);
                     self.parts.blocks[index as usize].is_end = true;
                 } else if frame.takes_arguments_off() {
                     self.take_arguments_off(index, instruction);
@@ -281,9 +295,11 @@ impl<'k> Attempt<'k> {
                 None if frame.takes_arguments_off_by(instruction.op0_register()) => {
                     self.take_arguments_off(index, instruction);
                 }
-                None if frame.takes_arguments_off() => self.parts.blocks[index as usize].is_end = true,
-                None if frame.is_lost => self.lose(index),
-                None => self.parts.blocks[index as usize].is_end = frame.is_as_called(),
+                None if frame.is_lost && !frame.takes_arguments_off() => self.lose(index),
+                None => {
+                    self.note(index, Exit::jump(frame, None));
+                    self.parts.blocks[index as usize].is_end = frame.takes_arguments_off() || frame.is_as_called();
+                }
             },
             FlowControl::Call | FlowControl::IndirectCall => {
                 let target = instruction.is_call_near().then(|| instruction.near_branch_target());
@@ -309,6 +325,7 @@ impl<'k> Attempt<'k> {
     fn take_arguments_off(&mut self, block: u32, instruction: &Instruction) {
         self.function.popping.push(instruction.ip());
         self.returns = true;
+        self.note(block, Exit::Return);
         self.parts.blocks[block as usize].is_end = true;
     }
 
@@ -413,6 +430,9 @@ impl<'k> Attempt<'k> {
         let at = program.text.at(to);
         if to != self.entry && at.is_none_or(|at| program.text.marks(at) & mark::ENTRY != 0) {
             // Another function, whose caller is this one's.
+            if !falls_behind_call {
+                self.note(from, Exit::jump(frame, Some(to)));
+            }
             if frame.takes_arguments_off() {
                 self.parts.blocks[from as usize].is_end |= is_jump;
                 return Ok(());

@@ -3,6 +3,7 @@
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::{
+    caller::Shown,
     frame::{Essence, Frame},
     proof::Proof,
 };
@@ -27,6 +28,8 @@ pub(super) struct Function {
     pub(super) pointers: Vec<u64>,
     /// Returns that take arguments off the stack.
     pub(super) popping: Vec<u64>,
+    /// What it shows of its caller.
+    pub(super) shown: Shown,
 }
 
 impl Function {

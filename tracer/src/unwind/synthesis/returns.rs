@@ -213,6 +213,11 @@ fn rip_relative(bytes: &[u8], address: u64, operand: u8) -> Option<u64> {
     (modrm == operand).then(|| address.wrapping_add(6).wrapping_add_signed(displacement.into()))
 }
 
+/// Whether a stub begins there.
+pub(super) fn is_stub<'d>(loaded: &dyn Fn(u64) -> Option<&'d [u8]>, address: u64) -> bool {
+    stub_pointer(loaded, address).is_some()
+}
+
 /// The pointer that a stub (of a PLT) jumps by.
 fn stub_pointer<'d>(loaded: &dyn Fn(u64) -> Option<&'d [u8]>, stub: u64) -> Option<u64> {
     let mut bytes = loaded(stub)?;

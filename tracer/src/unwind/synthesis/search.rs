@@ -7,6 +7,7 @@ use tracer_ebpf::unwind::{fp, kind, rule};
 
 use super::{
     budget::Budget,
+    callers::Callers,
     code::{Flow, Reader, Text, Undescribed, mark},
     effects::Effects,
     function::Program,
@@ -63,8 +64,10 @@ pub fn synthesize(undescribed: &Undescribed<'_>) -> Synthesized {
         numbers: HashMap::new(),
         entry: undescribed.entry.clone(),
         functions: 0,
+        callers: Callers::default(),
         program: Program {
             returns: Returns::new(&text, &no_return),
+            has_caller: undescribed.has_caller,
             effects: Effects::new(base),
             loaded: undescribed.loaded,
             is_fixed: undescribed.is_fixed,
@@ -86,6 +89,7 @@ struct Search<'a, 'p> {
     numbers: HashMap<u64, u16>,
     entry: Range<u64>,
     functions: usize,
+    callers: Callers,
 }
 
 impl<'a, 'p> Search<'a, 'p> {
@@ -100,6 +104,7 @@ impl<'a, 'p> Search<'a, 'p> {
             self.program.pops = true;
             found = found.iter().map(|function| self.program.analyze(function.entry, true)).collect();
         }
+        self.callers.learn(&found, &self.program.text);
         found.iter().for_each(|function| self.take(function));
         for _ in 0..TURNS {
             let before = self.functions;
@@ -157,10 +162,11 @@ impl<'a, 'p> Search<'a, 'p> {
 
     /// Books what a function says.
     fn take(&mut self, function: &Function) {
-        self.functions += usize::from(!function.pieces.is_empty());
-        if function.pieces.is_empty() {
+        let has_caller = function.entry == self.entry.start || self.callers.has(function.entry);
+        if function.pieces.is_empty() || !has_caller {
             return;
         }
+        self.functions += 1;
         for &pointer in &function.pointers {
             self.program.text.add(pointer, mark::POINTED);
         }
@@ -261,14 +267,20 @@ impl<'a, 'p> Search<'a, 'p> {
         text.add(start, mark::TRIED);
         text.add(start, mark::ENTRY);
         let function = self.program.analyze(start, false);
-        if function.pieces.is_empty() || self.contradicts(&function) {
+        let is_sound = !function.pieces.is_empty() && !self.contradicts(&function);
+        if is_sound {
+            self.callers.learn(std::slice::from_ref(&function), &self.program.text);
+        }
+        if !is_sound || !self.callers.has(start) {
             self.program.text.remove(start, mark::ENTRY);
             return;
         }
         self.program.text.add(start, mark::RETURNS);
         self.take(&function);
         // What it calls is as certain as it is.
-        for called in self.certain(&function.calls) {
+        let found = self.certain(&function.calls);
+        self.callers.learn(&found, &self.program.text);
+        for called in found {
             if !self.contradicts(&called) {
                 self.take(&called);
             }

@@ -32,6 +32,7 @@ fn rules(code: &[u8], functions: &[u64], entry: u64) -> Vec<(u64, u64)> {
         pointers: Vec::new(),
         no_return: Vec::new(),
         entry: entry..u64::MAX,
+        has_caller: &|_| false,
         is_fixed: false,
     });
     synthesized.rows.iter().map(|(address, rule)| (address.wrapping_sub(CODE), *rule)).collect()
@@ -168,6 +169,75 @@ fn what_did_not_agree_before_all_ways_were_known_may_agree() {
     assert_eq!(rules(&code, &[CODE, other], 0)[..2], [(0, sp(8)), (1, saved(16, -16))]);
 }
 
+/// Code that is only jumped at and leaves by jumps, as GHC makes it: what lies on the stack where it begins nothing tells.
+#[test]
+fn code_that_only_jumps_has_no_caller() {
+    // sub rsp, 8; call rax; add rsp, 8
+    let calls = [0x48, 0x83, 0xec, 0x08, 0xff, 0xd0, 0x48, 0x83, 0xc4, 0x08];
+    let own = [(0, sp(8)), (4, sp(16)), (10, sp(8))];
+    let check = |code: &[u8], functions: &[u64], has_caller: bool| {
+        let rows = rules(code, functions, 0);
+        let first: &[(u64, u64)] = if has_caller { &own } else { &[] };
+        assert_eq!(
+            rows.iter().filter(|row| row.0 <= 10 && row.1 != NONE).copied().collect::<Vec<_>>(),
+            first,
+            "{code:x?}"
+        );
+    };
+    let with = |end: &[u8]| [&calls[..], end].concat();
+    // jmp rcx; jmp [rbp]
+    check(&with(&[0xff, 0xe1]), &[CODE], false);
+    check(&with(&[0xff, 0x65, 0x00]), &[CODE], false);
+    // ret; je +0 (ret); jmp rcx
+    check(&with(&[0xc3]), &[CODE], true);
+    check(&with(&[0x74, 0x02, 0xff, 0xe1, 0xc3]), &[CODE], true);
+    // jmp +14, to where another function returns (add eax, ebx; ret), or goes on by a jump, too (jmp rcx).
+    let goes_on = |other: &[u8]| {
+        let mut code = with(&[0xeb, 0x14]);
+        code.resize(32, 0x90);
+        [&code[..], other].concat()
+    };
+    check(&goes_on(&[0x01, 0xd8, 0xc3]), &[CODE, CODE + 32], true);
+    check(&goes_on(&[0x01, 0xd8, 0xff, 0xe1]), &[CODE, CODE + 32], false);
+    // That other one is called by a third one: call -9; ret
+    check(&goes_on(&[0x01, 0xd8, 0xff, 0xe1, 0xe8, 0xf7, 0xff, 0xff, 0xff, 0xc3]), &[CODE, CODE + 32, CODE + 36], true);
+    // It is called itself: call -0x25; ret
+    let mut called = with(&[0xff, 0xe1]);
+    called.resize(32, 0x90);
+    called.extend([0xe8, 0xdb, 0xff, 0xff, 0xff, 0xc3]);
+    check(&called, &[CODE, CODE + 32], true);
+}
+
+/// By the ABI a function leaves some registers to its caller as they were: who saves them has one.
+#[test]
+fn code_that_saves_registers_has_a_caller() {
+    // push rbx; mov rbx, rdi; call rax; mov rdi, rbx; pop rbx; jmp rcx
+    let saves = [0x53, 0x48, 0x89, 0xfb, 0xff, 0xd0, 0x48, 0x89, 0xdf, 0x5b, 0xff, 0xe1];
+    assert_eq!(rules(&saves, &[CODE], 0), [(0, sp(8)), (1, sp(16)), (10, sp(8)), (12, NONE)]);
+    // pop rdi: what it leaves in rbx is not the caller's.
+    let mut code = saves;
+    code[9] = 0x5f;
+    assert_eq!(rules(&code, &[CODE], 0), []);
+    // mov ebx, 1 before the jump, which leads to code that is described, or not.
+    let calls = [0x48, 0x83, 0xec, 0x08, 0xff, 0xd0, 0x48, 0x83, 0xc4, 0x08];
+    let described = |code: &[u8], is_described: bool| {
+        let undescribed = Undescribed {
+            code: vec![(CODE, code)],
+            loaded: &|_| None,
+            functions: vec![CODE],
+            pointers: Vec::new(),
+            no_return: Vec::new(),
+            entry: 0..0,
+            has_caller: &|_| is_described,
+            is_fixed: false,
+        };
+        synthesize(&undescribed).functions == 1
+    };
+    let jumps = [&calls[..], &[0xe9, 0, 1, 0, 0]].concat();
+    let changes = [&calls[..], &[0xbb, 1, 0, 0, 0, 0xe9, 0, 1, 0, 0]].concat();
+    assert_eq!([described(&jumps, true), described(&jumps, false), described(&changes, true)], [true, false, false]);
+}
+
 /// sub rsp, 8; test eax, eax; je +6; mov [rsp], rbp; mov ebp, eax; call rax; ...: whether it was saved is not known where ways meet.
 #[test]
 fn what_only_one_way_says_does_not_hold() {
@@ -244,6 +314,7 @@ fn code_of_any_kind_takes_bounded_work() {
         pointers: vec![u64::MAX],
         no_return: Vec::new(),
         entry: u64::MAX..u64::MAX,
+        has_caller: &|_| true,
         is_fixed: true,
     };
     assert!(synthesize(&undescribed).rows.is_sorted_by(|a, b| a.0 < b.0));

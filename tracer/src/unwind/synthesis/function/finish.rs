@@ -2,10 +2,12 @@
 
 use super::Attempt;
 use crate::unwind::synthesis::{
+    caller::Shown,
     code::{Flow, mark},
     function::Program,
     parts::{Function, Parts},
     proof::Way,
+    returns::is_stub,
 };
 
 impl Attempt<'_> {
@@ -38,6 +40,10 @@ impl Attempt<'_> {
         let is_last_of = |block: u32, turn: u32| parts[block as usize] && blocks[block as usize].turn == turn;
         self.is_refused |= self.bad.iter().any(|block| parts[*block as usize])
             || self.lost.iter().any(|(block, turn)| is_last_of(*block, *turn));
+        let exits = self.exits.iter().filter(|(block, turn, _)| blocks[*block as usize].turn == *turn);
+        let exits = exits.map(|(block, _, exit)| (*exit, parts[*block as usize]));
+        let described = |to| !program.text.contains(to) && (is_stub(program.loaded, to) || (program.has_caller)(to));
+        self.function.shown = Shown::of(exits, described);
         let shown = self.aligned_calls > 0 && program.text.is(self.entry, mark::POINTED | mark::CALLED);
         self.is_refused |= !self.is_certain && !self.returns && !shown;
         let of_parts = blocks.iter().zip(parts).filter(|(_, is_part)| **is_part);

@@ -1,0 +1,57 @@
+//! Which functions have a caller, by all that is known of them together.
+
+use hashbrown::{HashMap, HashSet};
+
+use super::{
+    code::{Text, mark},
+    parts::Function,
+};
+
+/// Functions that are known to have a caller.
+#[derive(Default)]
+pub(super) struct Callers {
+    /// Those of which others may learn it.
+    known: HashSet<u64>,
+    /// Those that show it for themselves only.
+    alone: HashSet<u64>,
+}
+
+impl Callers {
+    /// Learns from what is called, what returns, and what goes on in another one.
+    pub(super) fn learn(&mut self, functions: &[Function], text: &Text<'_>) {
+        let mut beside: HashMap<u64, Vec<u64>> = HashMap::new();
+        let mut todo = Vec::new();
+        for Function { entry, pieces, calls, shown, .. } in functions {
+            todo.extend(calls);
+            if text.is(*entry, mark::CALLED) {
+                todo.push(*entry);
+            }
+            if pieces.is_empty() {
+                continue;
+            }
+            if shown.returns {
+                todo.push(*entry);
+            } else if shown.has_caller {
+                self.alone.insert(*entry);
+            }
+            for other in &shown.goes_on {
+                for (one, other) in [(*entry, *other), (*other, *entry)] {
+                    beside.entry(one).or_default().push(other);
+                    if self.known.contains(&one) {
+                        todo.push(other);
+                    }
+                }
+            }
+        }
+        while let Some(entry) = todo.pop() {
+            if self.known.insert(entry) {
+                todo.extend(beside.remove(&entry).unwrap_or_default());
+            }
+        }
+    }
+
+    /// Whether the function that begins there has one.
+    pub(super) fn has(&self, entry: u64) -> bool {
+        self.known.contains(&entry) || self.alone.contains(&entry)
+    }
+}
