@@ -326,6 +326,7 @@ fn compile_within(file: &File, most: u64) -> Result<(Vec<Segment>, Table), Strin
     let bytes = Bytes::new(file);
     let elf = Elf::parse(&bytes).map_err(|error| error.to_string())?;
     let segments = elf.segments();
+    let ranges = code(&segments);
     // Linkers of C may put the tables into a section of their own.
     let mut of_go = golang::TABLES.into_iter().chain([golang::BUILD_INFO]);
     let go = of_go.any(|name| elf.section_place(name).is_some());
@@ -335,6 +336,7 @@ fn compile_within(file: &File, most: u64) -> Result<(Vec<Segment>, Table), Strin
         debug_frame: elf.section_at(".debug_frame", most).filter(|_| !go),
         text_address: elf.section_at(".text", 0).map_or(0, |(_, address)| address),
         got_address: elf.section_at(".got", 0).map(|(_, address)| address),
+        code: Some(&ranges),
     };
     let (mut table, problem) = match unwind::compile(&sections) {
         Ok(table) => (table, None),
@@ -354,7 +356,7 @@ fn compile_within(file: &File, most: u64) -> Result<(Vec<Segment>, Table), Strin
         // What a linker of C has put together has tables for C.
         let is_linked_by_go = table.rows().is_empty() && !elf.needed().libraries.is_empty();
         let c = if is_linked_by_go { joined(golang::linked_c(file, &elf)) } else { Vec::new() };
-        for code in code(&segments) {
+        for code in ranges {
             without(code, &c).into_iter().for_each(|code| table.fill_with_go(code));
         }
         if !c.is_empty() {

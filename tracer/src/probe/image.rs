@@ -176,5 +176,6 @@ pub(super) fn sections<'data>(elf: &Elf<'data>, data: Bounded<'data>) -> Section
         debug_frame: None,
         text_address: section(".text").map_or(0, |section| section.address()),
         got_address: section(".got").map(|section| section.address()),
+        code: None,
     }
 }

@@ -1,5 +1,7 @@
 //! One file's call frame information, compiled.
 
+use std::ops::Range;
+
 use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian, UnwindSection};
 use thiserror::Error;
 
@@ -21,6 +23,8 @@ pub struct Sections<'a> {
     pub text_address: u64,
     /// Address of `.got`, which pointers may be relative to.
     pub got_address: Option<u64>,
+    /// Where the file has code, by address; `None`: anywhere.
+    pub code: Option<&'a [Range<u64>]>,
 }
 
 /// Why there is no table.
@@ -54,30 +58,39 @@ pub fn compile(sections: &Sections<'_>) -> Result<Table, UnwindError> {
     if let Some(got) = sections.got_address {
         bases = bases.set_got(got);
     }
+    let is_code = |function: &Range<u64>| {
+        let holds = |code: &Range<u64>| code.start <= function.start && function.end <= code.end;
+        sections.code.is_none_or(|code| code.iter().any(holds))
+    };
     let room_for = |section: Option<(&[u8], u64)>| Collector::of(section.map_or(0, |(bytes, _)| bytes.len()));
     let mut loaded = room_for(sections.eh_frame);
     if let Some((bytes, address)) = sections.eh_frame {
         let mut section = EhFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        collect(&section, bytes, &bases.clone().set_eh_frame(address), false, &mut loaded);
+        collect(&section, bytes, &bases.clone().set_eh_frame(address), (false, &is_code), &mut loaded);
     }
     let mut beside = room_for(sections.debug_frame);
     if let Some((bytes, address)) = sections.debug_frame {
         let mut section = DebugFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        collect(&section, bytes, &bases.set_eh_frame(address), true, &mut beside);
+        collect(&section, bytes, &bases.set_eh_frame(address), (true, &is_code), &mut beside);
     }
     match (loaded.is_empty(), beside.is_empty(), loaded.unreadable() + beside.unreadable()) {
+        // That it is of no use is told with what is made of the code.
+        (true, true, _) if loaded.outside() + beside.outside() > 0 => Ok(joined(loaded, beside)),
         (true, true, 0) => Err(UnwindError::Empty),
         (true, true, entries) => Err(UnwindError::Unreadable { entries }),
-        (true, false, _) => Ok(beside.finish()),
-        (false, true, _) => Ok(loaded.finish()),
-        (false, false, _) => {
-            let mut table = loaded.finish();
-            table.join(&beside.finish());
-            Ok(table)
-        }
+        (true, false, _) if loaded.outside() == 0 => Ok(beside.finish()),
+        (false, true, _) if beside.outside() == 0 => Ok(loaded.finish()),
+        _ => Ok(joined(loaded, beside)),
     }
+}
+
+/// The table of both sections.
+fn joined(loaded: Collector, beside: Collector) -> Table {
+    let mut table = loaded.finish();
+    table.join(&beside.finish());
+    table
 }
 
 /// Takes in every function that the section describes. `tombstones`: whether functions that the linker dropped are still
@@ -86,7 +99,7 @@ fn collect<'a, S: UnwindSection<Bytes<'a>>>(
     section: &S,
     bytes: &'a [u8],
     bases: &BaseAddresses,
-    tombstones: bool,
+    (tombstones, is_code): (bool, &dyn Fn(&Range<u64>) -> bool),
     collector: &mut Collector,
 ) {
     let mut cies = Cies::default();
@@ -102,6 +115,10 @@ fn collect<'a, S: UnwindSection<Bytes<'a>>>(
             continue;
         };
         if start == end || (tombstones && start == 0) {
+            continue;
+        }
+        if !is_code(&(start..end)) {
+            collector.count_outside();
             continue;
         }
         let Some(mut rows) = collector.function(start, end) else { continue };

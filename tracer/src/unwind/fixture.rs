@@ -52,6 +52,7 @@ impl Binary {
             debug_frame: self.section(".debug_frame"),
             text_address: self.section(".text").map_or(0, |(_, address)| address),
             got_address: self.section(".got").map(|(_, address)| address),
+            code: None,
         }
     }
 

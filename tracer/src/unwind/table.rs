@@ -33,6 +33,8 @@ pub struct Stats {
     pub functions: usize,
     /// Entries that could not be read.
     pub unreadable: usize,
+    /// Entries for addresses at which the file has no code.
+    pub outside: usize,
     /// Functions that reach into the next one and were cut there, or that start where another one does and were left out.
     pub overlapping: usize,
     /// Functions that were left out because the file has too many rows.
@@ -52,9 +54,9 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// What is left out because the file is large, in words.
+    /// What is left out, because the file is large or makes no sense, in words.
     pub fn problem(&self) -> Option<String> {
-        let Self { dropped, unread_bytes, unseen_bytes, .. } = *self;
+        let Self { outside, dropped, unread_bytes, unseen_bytes, .. } = *self;
         let problems = [
             (unread_bytes, "bytes of its unwind information are not read"),
             (dropped as u64, "functions of its unwind information are left out"),
@@ -62,7 +64,11 @@ impl Stats {
         ];
         let told: Vec<String> =
             problems.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
-        (!told.is_empty()).then(|| format!("it is too large: {}", told.join(", ")))
+        let large = (!told.is_empty()).then(|| format!("it is too large: {}", told.join(", ")));
+        let outside = (outside > 0)
+            .then(|| format!("{outside} entries of its unwind information are for addresses where it has no code"));
+        let all: Vec<String> = large.into_iter().chain(outside).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Rows whose rule is unsupported.
@@ -181,10 +187,11 @@ impl Table {
     /// Takes another table for what nothing is said of so far.
     pub(super) fn join(&mut self, other: &Self) {
         self.fill(&other.rows);
-        let Stats { functions, unreadable, overlapping, dropped, code_bytes, .. } = other.stats;
+        let Stats { functions, unreadable, outside, overlapping, dropped, code_bytes, .. } = other.stats;
         let stats = &mut self.stats;
         stats.functions += functions;
         stats.unreadable += unreadable;
+        stats.outside += outside;
         stats.overlapping += overlapping;
         stats.dropped += dropped;
         stats.code_bytes = stats.code_bytes.saturating_add(code_bytes);
@@ -329,6 +336,7 @@ pub(super) struct Collector {
     functions: Vec<Function>,
     rows: Vec<(u64, u64)>,
     unreadable: usize,
+    outside: usize,
     dropped: usize,
 }
 
@@ -366,8 +374,17 @@ impl Collector {
         self.unreadable
     }
 
+    /// Entries for addresses where there is no code.
+    pub(super) fn outside(&self) -> usize {
+        self.outside
+    }
+
     pub(super) fn count_unreadable(&mut self) {
         self.unreadable += 1;
+    }
+
+    pub(super) fn count_outside(&mut self) {
+        self.outside += 1;
     }
 
     /// Begins a function, which is not empty; `None` when there are too many rows already.
@@ -410,7 +427,8 @@ impl Collector {
         }
         table.stats.functions = self.functions.len();
         table.stats.overlapping = overlapping;
-        (table.stats.unreadable, table.stats.dropped) = (self.unreadable, self.dropped);
+        let stats = &mut table.stats;
+        (stats.unreadable, stats.outside, stats.dropped) = (self.unreadable, self.outside, self.dropped);
         table.count_unsupported();
         table
     }

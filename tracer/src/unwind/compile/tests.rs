@@ -239,7 +239,7 @@ fn short_gaps_are_bridged_where_they_are_padding_and_equal_neighbours_merged() {
         asked.push(gap);
         true
     });
-    assert_eq!(asked, [std::ops::Range { start: 0x1011, end: 0x1020 }]);
+    assert_eq!(asked, [Range { start: 0x1011, end: 0x1020 }]);
     assert_eq!(table.rows(), [(0x1000, sp), (0x1030, 0), (0x1040, sp), (0x1050, 0)]);
 }
 
@@ -294,6 +294,24 @@ fn errors_say_what_is_wrong() {
     check(Frames::default().cie(USUAL).sections(), UnwindError::Empty);
     let broken = Frames::default().cie(&[]).entry(&[9; 20]).entry(&[8; 20]);
     check(broken.sections(), UnwindError::Unreadable { entries: 2 });
+}
+
+/// One entry of nonsense leaves all others, and what it would have hidden is open to others.
+#[test]
+fn what_is_described_outside_of_the_code_is_left_out() {
+    let far = 0x40_1130_0000_0000;
+    let frames = Frames::default().cie(USUAL).fde(0x1000, 0x10, &[]).fde(far, 0x10, &[]).fde(0x1ff8, 0x10, &[]);
+    let code = [0x1000..0x2000];
+    let given = Sections { code: Some(&code), ..frames.sections() };
+    let table = compile(&given).unwrap();
+    assert_eq!(table.rows(), [(0x1000, rule(kind::SP, 0, 0, 8)), (0x1010, 0)]);
+    assert_eq!((table.stats.functions, table.stats.outside), (1, 2));
+    assert!(table.stats.problem().is_some_and(|problem| problem.starts_with("2 entries")));
+    assert!(Packed::default().add(&table).is_ok());
+    assert!(Packed::default().add(&compile(&frames.sections()).unwrap()).is_err(), "what it is about");
+    let all = Frames::default().cie(USUAL).fde(far, 0x10, &[]);
+    let table = compile(&Sections { code: Some(&code), ..all.sections() }).unwrap();
+    assert_eq!((table.rows().len(), table.stats.outside), (0, 1));
 }
 
 #[test]

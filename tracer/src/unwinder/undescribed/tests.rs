@@ -149,6 +149,24 @@ fn code_that_is_too_much_hides_nothing_else() {
     assert!(table.stats.unseen_bytes > MAX_CODE as u64 && table.stats.problem().is_some());
 }
 
+/// As some compilers write it: unwind information that is of no place in the file. The code that it was meant for has rules of its own.
+#[test]
+fn unwind_information_of_other_addresses_hides_no_code() {
+    let text = "\
+        .text\n.globl small\n.type small, @function\nsmall: push %rbx\nmov %rdi, %rbx\n\
+        .globl inside\ninside: call *%rbx\npop %rbx\nret\n.size small, . - small\n\
+        .section .debug_frame, \"\", @progbits\n.Lcie: .long 1f - 0f\n0: .long 0xffffffff\n.byte 1, 0\n.uleb128 1\n.sleb128 -8\n\
+        .byte 16, 0x0c, 7, 8, 0x90, 1\n.balign 8\n1: .long 3f - 2f\n2: .long .Lcie\n.quad 0x40113000000000, 16\n.balign 8\n3:\n\
+        .section .note.GNU-stack, \"\", @progbits\n";
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("elsewhere.so");
+    build(&folder.path().join("elsewhere.s"), text, &["-shared", "-nostdlib"], &output);
+    assert_eq!(rule_of(&output, "inside"), rule(kind::SP, fp::SAME, 0, 16));
+    let (_, table) = super::super::compile_file(&File::open(&output).unwrap()).unwrap();
+    assert!(crate::unwind::Packed::default().add(&table).is_ok());
+    assert_eq!(table.stats.outside, 1);
+}
+
 /// A library without sections, as they may be taken away.
 #[test]
 fn code_without_sections_is_found() {
