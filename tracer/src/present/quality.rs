@@ -9,7 +9,7 @@ use crate::{
     go::heap::Way,
     golang::heap,
     profile::{
-        Unexplained,
+        Unexplained, UnwindTable,
         quality::{Collections, Quality, Sampling, Truncation},
     },
 };
@@ -31,6 +31,8 @@ pub(super) fn of(
     }
     let reasons: Vec<String> =
         truncated.iter().map(|(reason, count)| format!("{count} of the cut stacks: {}", reason.words())).collect();
+    let tables =
+        if truncated.contains_key(&Truncation::NoRule) { without_rules(&snapshot.unwind_tables) } else { Vec::new() };
     let sampling: Vec<&heap::Sampling> = go.iter().filter_map(|go| go.heap.sampling.as_ref()).collect();
     let shown: Vec<&GoTrace> = go.iter().filter(|go| is_held(go.image)).collect();
     let problems = go.iter().filter_map(|go| {
@@ -91,7 +93,7 @@ pub(super) fn of(
         targets: 0,
         recorded_events: snapshot.counters.events,
         outstanding_bytes: 0,
-        notes: problems.chain(late(snapshot.late)).chain(missed).chain(few).chain(reasons).collect(),
+        notes: problems.chain(late(snapshot.late)).chain(missed).chain(few).chain(reasons).chain(tables).collect(),
     }
 }
 
@@ -109,6 +111,27 @@ fn late((count, time): (u64, Duration)) -> Option<String> {
         time.as_secs_f64() * 1e3
     );
     (count > 0).then_some(words)
+}
+
+/// Most files that are named whose code has no rules, or not all that it should have.
+const MOST_FILES: usize = 3;
+
+/// Why code of files has no rules though it could be read: what is missing from their tables.
+fn without_rules(tables: &[UnwindTable]) -> Vec<String> {
+    let with_code = tables.iter().filter(|table| table.code_bytes > 0);
+    let mut problems: Vec<(&str, &str)> =
+        with_code.filter_map(|table| Some((&*table.path, table.problem.as_deref()?))).collect();
+    problems.sort_unstable();
+    problems.dedup();
+    let others = problems.len().saturating_sub(MOST_FILES);
+    let named = problems.iter().take(MOST_FILES);
+    let mut notes: Vec<String> = named
+        .map(|(path, problem)| format!("stacks may end in {path}, whose unwinding rules are not complete: {problem}"))
+        .collect();
+    notes.extend(
+        (others > 0).then(|| format!("stacks may end in {others} more files whose unwinding rules are not complete")),
+    );
+    notes
 }
 
 /// The standard error of all bytes that a report should have at most, as a share of them; so many samples of small blocks give it.
@@ -225,5 +248,28 @@ mod tests {
         assert_eq!(few(8, 32 << 10, 0.1), None);
         assert_eq!(few(8, 32 << 10, f64::NAN), None);
         assert_eq!((few(0, 32 << 10, 0.0), few(100, 32 << 10, 0.5), few(9, 1, 0.5)), (None, None, None));
+    }
+
+    #[test]
+    fn files_are_named_whose_rules_are_not_complete() {
+        let table = |path: &str, code_bytes, problem: Option<&str>| UnwindTable {
+            path: path.to_owned(),
+            rows: 0,
+            bytes: 0,
+            build_time: Duration::ZERO,
+            code_bytes,
+            uncovered_bytes: code_bytes,
+            synthesized_bytes: 0,
+            problem: problem.map(str::to_owned),
+        };
+        let mut tables =
+            vec![table("/b", 1, Some("full")), table("/whole", 1, None), table("/none", 0, Some("no file"))];
+        let note = "stacks may end in /b, whose unwinding rules are not complete: full";
+        assert_eq!(without_rules(&tables), [note]);
+        // The same file twice is one.
+        tables.extend(["/b", "/c", "/d", "/e", "/f"].map(|path| table(path, 1, Some("full"))));
+        let notes = without_rules(&tables);
+        assert_eq!((notes.len(), &*notes[0]), (4, note));
+        assert_eq!(notes[3], "stacks may end in 2 more files whose unwinding rules are not complete");
     }
 }

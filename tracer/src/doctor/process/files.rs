@@ -10,6 +10,7 @@ use crate::{
     files::module::Module,
     report::size,
     symbolize::{Names, Symbolizer},
+    unwind::Packed,
     unwinder::{code_bytes, compile_file, uncovered_bytes},
 };
 
@@ -70,7 +71,10 @@ fn one(module: &Module, symbolizer: &mut Symbolizer) -> File {
     // What is in the file is hostile: should that make the compiler panic, it has no table.
     let compiled = catch_unwind(AssertUnwindSafe(|| {
         let file = module.file().ok_or("it could not be opened")?;
-        compile_file(file)
+        let (segments, table) = compile_file(file)?;
+        // What has no room in a table of its own is not in use by any.
+        Packed::default().add(&table).map_err(|full| full.to_string())?;
+        Ok((segments, table))
     }));
     let compiled = compiled.unwrap_or_else(|_| Err("its unwind information makes no sense".to_owned()));
     let names = catch_unwind(AssertUnwindSafe(|| symbolizer.names_of(module))).ok().flatten();
@@ -134,11 +138,32 @@ fn names(files: &[File]) -> Option<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::doctor::line::{Status, Verdict};
+    use crate::{
+        doctor::line::{Status, Verdict},
+        unwind::fixture::build,
+    };
 
     fn file(code_bytes: u64, uncovered_bytes: u64, problem: Option<&str>) -> File {
         let problem = problem.map(str::to_owned);
         File { path: "/x".to_owned(), code_bytes, synthesized_bytes: 0, uncovered_bytes, problem, names: None }
+    }
+
+    /// Two functions that are more than half a gigabyte apart: what such a file says is not in use when it is traced.
+    #[test]
+    fn tables_that_have_no_room_are_told() {
+        let function = |name: &str| format!("{name}: .cfi_startproc\nret\n.cfi_endproc\n");
+        let text = format!(
+            ".text\n{}.section .far, \"ax\", @progbits\n{}.section .note.GNU-stack, \"\", @progbits\n",
+            function("near"),
+            function("far")
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("far.so");
+        let options = ["-shared", "-nostdlib", "-Wl,--section-start=.far=0x60000000"];
+        build(&folder.path().join("far.s"), &text, &options, &output);
+        let module = Module::of_file("/far.so", std::fs::File::open(&output).unwrap()).unwrap();
+        let problem = one(&module, &mut Symbolizer::new()).problem;
+        assert!(problem.is_some_and(|problem| problem.contains("too many addresses")));
     }
 
     #[test]
