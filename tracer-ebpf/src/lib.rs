@@ -265,6 +265,8 @@ pub mod end {
     pub const UNKNOWN_FILE: u32 = 8;
     /// The mappings were being changed, and could not be looked at.
     pub const BUSY: u32 = 9;
+    /// User space went on from what was sent of it ([`REST_RECORDS`](super::REST_RECORDS)), and it is longer than that.
+    pub const LONG_REST: u32 = 10;
 }
 
 /// A stack record as the BPF side assembles it.

@@ -23,6 +23,8 @@ pub enum Truncation {
     UnknownFile,
     /// The mappings were being changed.
     Busy,
+    /// It went through a file that was met for the first time, and more memory than is kept of a stack there.
+    LongRest,
     /// One that this version does not know.
     Unknown,
 }
@@ -40,6 +42,7 @@ impl Truncation {
             end::TRAMPOLINE => Self::Trampoline,
             end::UNKNOWN_FILE => Self::UnknownFile,
             end::BUSY => Self::Busy,
+            end::LONG_REST => Self::LongRest,
             _ => Self::Unknown,
         })
     }
@@ -55,6 +58,7 @@ impl Truncation {
             Self::Trampoline => "trampoline",
             Self::UnknownFile => "unknown_file",
             Self::Busy => "busy",
+            Self::LongRest => "long_rest",
             Self::Unknown => "unknown",
         }
     }
@@ -65,11 +69,12 @@ impl Truncation {
             Self::Depth => "more than 256 frames",
             Self::NoMapping => "an address outside all known code",
             Self::NoRule => "code without unwind information",
-            Self::BadMemory => "stack memory that could not be read",
+            Self::BadMemory => "a frame that leads to no readable memory further up the stack",
             Self::UnsupportedRule => "unwind information of an unsupported kind",
             Self::Trampoline => "a return address hidden by a probe",
             Self::UnknownFile => "code of a file that was just mapped for the first time",
             Self::Busy => "mappings that were being changed",
+            Self::LongRest => "large frames above code of a file that was just mapped for the first time",
             Self::Unknown => "an unknown reason",
         }
     }

@@ -16,7 +16,7 @@ use std::{
 
 use hashbrown::HashMap;
 use tracer_ebpf::{
-    MAX_FRAMES, end,
+    MAX_FRAMES, REST_RECORDS, end,
     unwind::{Appeared, MAX_APPEARED, place},
 };
 
@@ -59,6 +59,8 @@ pub struct Rest {
     changes: u64,
     start: u64,
     memory: Vec<u8>,
+    /// How many parts it came in: the most that there may be, where there is more of the stack.
+    parts: u32,
     size: u64,
     room: Room,
 }
@@ -67,16 +69,23 @@ impl Rest {
     /// The first part of one.
     pub fn new(part: &StackMemory<'_>, room: &Room) -> Self {
         let StackMemory { registers, changes, start, bytes, .. } = *part;
-        Self { registers, changes, start, memory: bytes.to_owned(), size: part.size(), room: room.clone() }
+        Self { registers, changes, start, memory: bytes.to_owned(), parts: 1, size: part.size(), room: room.clone() }
     }
 
     /// Adds what follows.
     pub fn add(&mut self, part: &StackMemory<'_>) {
         self.size += part.size();
+        self.parts += 1;
         if self.start.checked_add(self.memory.len() as u64) == Some(part.start) {
             self.memory.reserve_exact(part.bytes.len());
             self.memory.extend_from_slice(part.bytes);
         }
+    }
+
+    /// Whether an address lies behind what was sent, and more was not because it was too much.
+    fn is_cut_before(&self, address: u64) -> bool {
+        let behind = address.checked_sub(self.start).is_some_and(|at| at.saturating_add(8) > self.memory.len() as u64);
+        self.parts >= REST_RECORDS && behind
     }
 
     /// The word at an address.
@@ -430,7 +439,12 @@ impl Cut {
                 Rule::NotYet => return Outcome::Wants(number),
                 Rule::Never => return Outcome::Done(places, end::UNKNOWN_FILE),
             };
-            match step(rule, frame, |address| self.rest.word(address)) {
+            let mut is_long = false;
+            let word = |address| {
+                is_long |= self.rest.is_cut_before(address);
+                self.rest.word(address)
+            };
+            match step(rule, frame, word) {
                 Step::Caller(caller) => frame = caller,
                 Step::Root => return Outcome::Done(places, end::ROOT),
                 Step::Made => {
@@ -439,6 +453,7 @@ impl Cut {
                 }
                 Step::Stopped(Stop::NoRule) => return Outcome::Done(places, end::NO_RULE),
                 Step::Stopped(Stop::Unsupported) => return Outcome::Done(places, end::UNSUPPORTED_RULE),
+                Step::Stopped(Stop::BadMemory) if is_long => return Outcome::Done(places, end::LONG_REST),
                 Step::Stopped(Stop::BadMemory) => return Outcome::Done(places, end::BAD_MEMORY),
             }
             let in_file = |code: &Code| Some(place::in_file(code.number?, code.offset_of(frame.place())));

@@ -74,6 +74,13 @@ fn frames_are_told_as_places_up_to_the_outermost() {
     // Of what is not there nothing is made up.
     let short = cut(rest(0, &[0x2080, 0x9100], &room));
     assert_eq!(unwound(&short, known), Ok((places[..2].to_vec(), end::BAD_MEMORY)));
+    let mut long = cut(rest(0, &[0x2080, 0x9100], &room));
+    long.rest.parts = REST_RECORDS;
+    assert_eq!(unwound(&long, known), Ok((places[..2].to_vec(), end::LONG_REST)), "more of it was not sent");
+    let below = |number: u32, code: &Code, at: u64| {
+        if number == 6 { Rule::At(rule(kind::SP, fp::SAME, 0, -8)) } else { known(number, code, at) }
+    };
+    assert_eq!(unwound(&long, below), Ok((places[..2].to_vec(), end::BAD_MEMORY)), "it does not go up");
     let astray = cut(rest(0, &[0x2080, 0x5000], &room));
     assert_eq!(unwound(&astray, known), Ok((vec![places[0], place::at(0x5000)], end::NO_MAPPING)));
     let generated = cut(rest(0, &[0x2_0010], &room));
