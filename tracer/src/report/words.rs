@@ -122,6 +122,10 @@ pub(super) fn memory(memory: &Memory) -> String {
     }
     if !memory.is_explained() {
         words.push_str(&format!("; not explained: {}", size(memory.unexplained)));
+        // The growth is what has come less what has gone.
+        if memory.unexplained > u64::try_from(memory.grew()).unwrap_or(0) {
+            words.push_str(&format!(" of {} that have come, while other memory was given back", size(memory.fresh)));
+        }
     }
     if let Some(at) = memory.as_of {
         words.push_str(&format!(" (as of {}, before it ended)", duration(at)));
@@ -420,7 +424,12 @@ mod tests {
             "anonymous memory 110 MiB, grew by 100 MiB; recorded and held: 2.00 MiB; not explained: 98.0 MiB \
              (as of 2.5s, before it ended)"
         );
-        (memory.anonymous_end, memory.unexplained, memory.as_of) = (9 << 20, 1 << 20, None);
+        (memory.fresh, memory.unexplained, memory.as_of) = (105 << 20, 102 << 20, None);
+        assert!(self::memory(&memory).ends_with(
+            "grew by 100 MiB; recorded and held: 2.00 MiB; not explained: 102 MiB of 105 MiB that have come, while other memory \
+             was given back"
+        ));
+        (memory.anonymous_end, memory.unexplained) = (9 << 20, 1 << 20);
         let words = self::memory(&memory);
         assert_eq!(words, "anonymous memory 9.00 MiB, shrank by 1.00 MiB; recorded and held: 2.00 MiB");
         memory.goroutine_stacks = 9 << 20;
