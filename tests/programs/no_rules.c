@@ -80,6 +80,10 @@ int main(int argument_count, char **arguments)
             below(file_uses, frame, 100);
         } else if (!strcmp(order, "kept in a file")) {
             below(file_keeps, NULL, 100);
+        } else if (!strcmp(order, "unmapped")) {
+            caller *dropped = generate(keeps_frame_pointer, sizeof keeps_frame_pointer);
+            below(dropped, NULL, 100);
+            munmap((void *)dropped, 4096);
         } else {
             below(keeps, NULL, 100);
         }

@@ -119,13 +119,18 @@ pub enum Draft {
     Addresses(Vec<Site>),
 }
 
-/// Looks up what files tell of a stack.
-pub fn draft(places: &[u64], files: &Files) -> Draft {
+/// Looks up what files tell of a stack, which ended as one of [`end`] says.
+pub fn draft(places: &[u64], end: u32, files: &Files) -> Draft {
     let numbers = places.iter().filter_map(|place| place::file(*place));
     if let Some((number, _)) = numbers.into_iter().find(|(number, _)| !files.knows(*number)) {
         return Draft::Waiting(number);
     }
     let mut sites: Vec<Site> = places.iter().map(|place| site(*place, files)).collect();
+    // The BPF side has gone on only from what was code at that moment, whatever is mapped there by now. The root is code, too.
+    let code = if end == end::ROOT { sites.len() } else { sites.len().saturating_sub(1) };
+    for site in sites[..code].iter_mut().filter(|site| site.addr != 0) {
+        site.place = Place::Jit(None);
+    }
     if sites.iter().any(|site| site.addr != 0 || site.is_guess()) {
         return Draft::Addresses(sites);
     }
@@ -156,8 +161,21 @@ pub struct Complete {
 
 /// Looks up what mere addresses stand for, in the process's `space`.
 pub fn complete(mut sites: Vec<Site>, space: &AddressSpace) -> Complete {
+    let mut is_unmapped = false;
     for site in sites.iter_mut().filter(|site| site.addr != 0) {
-        site.place = space.locate(site.addr);
+        site.place = match (space.locate(site.addr), &site.place) {
+            // Nothing is there any more, or not yet as far as is known: its callers were found by means of it all the same.
+            (Place::Unknown, Place::Jit(_)) => {
+                is_unmapped = true;
+                space.generated()
+            }
+            // And a file that is mapped there is another than was run.
+            (Place::File(location), Place::Jit(_)) if location.module.file().is_some() => {
+                is_unmapped = true;
+                space.generated()
+            }
+            (found, _) => found,
+        };
     }
     // What lies in a file is told as that: where an address seems to, the mappings are not those of today.
     let is_outdated = sites.iter().any(|site| {
@@ -171,26 +189,18 @@ pub fn complete(mut sites: Vec<Site>, space: &AddressSpace) -> Complete {
         sites.truncate(unproved);
     }
     let is_unknown = matches!(sites.first(), Some(Site { place: Place::Unknown, .. }));
-    Complete { sites, is_unproved: unproved.is_some(), is_doubtful: is_outdated || is_cut || is_unknown }
+    Complete { sites, is_unproved: unproved.is_some(), is_doubtful: is_outdated || is_unmapped || is_cut || is_unknown }
 }
 
-/// What is left of a stack whose process is gone: nothing that a guess has led to in a file. Whether that is less.
-pub fn without_guesses(sites: &mut Vec<Site>) -> bool {
-    let is_guess = |site: &Site| matches!(site.place, Place::File(_)) && site.is_guess();
-    let proved = sites.iter().position(is_guess).map_or(sites.len(), |guess| guess + 1);
-    let is_cut = proved < sites.len();
-    sites.truncate(proved);
-    is_cut
-}
-
-/// What is no code is no return address, and what was found by means of it is no stack. The direct caller is certain.
+/// What is no code is no return address: the last word of a stack that ended there, as its end tells. What is before that was code when it
+/// was gone through ([`draft`]). The direct caller is certain.
 fn cut_at_no_code(sites: &mut Vec<Site>) -> bool {
-    let code = sites.iter().skip(1).position(|site| matches!(site.place, Place::Unknown)).map(|at| at + 1);
-    if let Some(code) = code {
-        tracing::trace!(?sites, code, "cut at what is no code");
-        sites.truncate(code);
+    let is_cut = sites.len() > 1 && matches!(sites.last(), Some(Site { place: Place::Unknown, .. }));
+    if is_cut {
+        tracing::trace!(?sites, "the last is no code");
+        sites.pop();
     }
-    code.is_some()
+    is_cut
 }
 
 /// The first of `sites` that a frame pointer led to which may be anything, and that no call returns to.

@@ -111,7 +111,7 @@ impl Places {
             self.pending.remove(&stack);
             return;
         };
-        match trails::draft(places, &self.files) {
+        match trails::draft(places, heap.stacks().end(stack), &self.files) {
             Draft::Waiting(number) => self.waiting.entry(number).or_default().push(stack),
             Draft::InFiles(sites) => self.keep(heap, stack, sites, false),
             Draft::Addresses(sites) => {

@@ -14,7 +14,7 @@ use super::{
     next::next_job,
     processes::{PAUSE, PERIOD, Processes},
     queue::Queue,
-    resolved::{Located, Resolved},
+    resolved::Resolved,
     rests::{Rests, Room},
     worker::{Done, Job, Opening},
 };
@@ -23,7 +23,6 @@ use crate::{
     files::module::{Identity, Module},
     priority,
     profile::UnwindTable,
-    trails,
     unwinder::{Compiled, Unwinder},
 };
 
@@ -184,15 +183,7 @@ impl Desk {
                 }
             }
             Ask::Retry(number) => self.retry(number),
-            Ask::Locate(image, stacks) => {
-                if let Err(stacks) = self.processes.add(image, stacks) {
-                    let located = stacks.into_iter().map(|(stack, mut sites)| {
-                        let is_unproved = trails::without_guesses(&mut sites);
-                        Located { stack, sites, is_unproved }
-                    });
-                    (self.tell)(Resolved::Located(located.collect()));
-                }
-            }
+            Ask::Locate(image, stacks) => self.processes.add(image, stacks),
             Ask::Reads(image, pid) => {
                 if self.processes.pid(image).is_some() {
                     self.rests.reads(image, pid);

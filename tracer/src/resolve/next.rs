@@ -34,6 +34,22 @@ mod tests {
     }
 
     #[test]
+    fn stacks_of_images_that_have_ended_are_looked_up() {
+        let (mut queue, mut processes) = (Queue::default(), Processes::default());
+        processes.add(Image(1), vec![(crate::heap::StackIndex::from_raw(7), Vec::new())]);
+        assert!(processes.has_stacks());
+        let Some(Job::Locate(Image(1), mut space, stacks)) =
+            next_job(&mut queue, &mut processes, false, false, |_| false)
+        else {
+            panic!("nothing to look up");
+        };
+        assert!(stacks.len() == 1 && space.refresh().is_err());
+        assert!(!processes.has_stacks() && processes.is_busy());
+        processes.give_back(Image(1), space);
+        assert!(!processes.is_busy());
+    }
+
+    #[test]
     fn mappings_are_compared_whatever_is_done_in_the_background() {
         let (mut queue, mut processes) = (Queue::default(), Processes::default());
         queue.compile_later(file());

@@ -35,6 +35,8 @@ pub(super) struct Processes {
     all: HashMap<Image, Process>,
     /// Those with stacks to be looked up.
     to_locate: VecDeque<Image>,
+    /// Stacks of images that had ended when they were to be looked up.
+    orphans: VecDeque<(Image, Vec<Draft>)>,
     /// How many have their mappings kept, and how many of them a worker has.
     kept: usize,
     lent: usize,
@@ -75,6 +77,7 @@ impl Default for Processes {
         Self {
             all: HashMap::new(),
             to_locate: VecDeque::new(),
+            orphans: VecDeque::new(),
             kept: 0,
             lent: 0,
             to_compare: VecDeque::new(),
@@ -107,23 +110,19 @@ impl Processes {
         self.all.get(&image).map(|process| process.pid)
     }
 
-    /// Has stacks of an image looked up.
-    ///
-    /// # Errors
-    /// It has ended, and nobody can: gives them back.
-    pub(super) fn add(&mut self, image: Image, stacks: Vec<Draft>) -> Result<(), Vec<Draft>> {
-        let Some(process) = self.all.get_mut(&image) else { return Err(stacks) };
+    /// Has stacks of an image looked up: where it has ended, by what files tell of them.
+    pub(super) fn add(&mut self, image: Image, stacks: Vec<Draft>) {
+        let Some(process) = self.all.get_mut(&image) else { return self.orphans.push_back((image, stacks)) };
         if process.stacks.is_empty() {
             self.to_locate.push_back(image);
         }
         let room = MAX_STACKS.saturating_sub(process.stacks.len());
         process.stacks.extend(stacks.into_iter().take(room));
-        Ok(())
     }
 
     /// Whether stacks wait to be looked up.
     pub(super) fn has_stacks(&self) -> bool {
-        !self.to_locate.is_empty()
+        !self.to_locate.is_empty() || !self.orphans.is_empty()
     }
 
     /// Whether stacks wait, or are being looked up.
@@ -133,6 +132,10 @@ impl Processes {
 
     /// The next stacks to look up, which lends the mappings of their process.
     pub(super) fn next_to_locate(&mut self) -> Option<Job> {
+        if let Some((image, stacks)) = self.orphans.pop_front() {
+            self.lent += 1;
+            return Some(Job::Locate(image, Box::new(AddressSpace::of_ended()), stacks));
+        }
         let is_due = |image: &Image| {
             self.all.get(image).is_some_and(|process| {
                 !matches!(process.space, Space::Lent) && process.located.is_none_or(|at| at.elapsed() >= PAUSE)
@@ -153,6 +156,9 @@ impl Processes {
     /// Takes mappings back that were lent. They are kept where code may be looked up in them again.
     pub(super) fn give_back(&mut self, image: Image, space: Box<AddressSpace>) {
         self.lent -= 1;
+        if space.is_of_ended() {
+            return;
+        }
         let Entry::Occupied(mut entry) = self.all.entry(image) else { return };
         let process = entry.get_mut();
         process.located = Some(Instant::now());

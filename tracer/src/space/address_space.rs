@@ -30,8 +30,9 @@ const MAX_RETIRED: usize = 256;
 pub enum Place {
     /// A mapped file, or code of the kernel's like `[vdso]`.
     File(Location),
-    /// Memory that the process filled with code itself, named by its perf map if by anything.
-    Jit(Arc<PerfMap>),
+    /// Memory that the process filled with code itself, named by its perf map if by anything; `None`: nobody could look at the process.
+    /// What was code when a thread ran it stays that, also where something else is mapped by now, or nothing.
+    Jit(Option<Arc<PerfMap>>),
     /// Nothing that is known to be executable.
     Unknown,
 }
@@ -41,7 +42,9 @@ impl Place {
     pub fn owner(&self) -> usize {
         match self {
             Self::File(location) => Arc::as_ptr(&location.module) as usize,
-            Self::Jit(map) => Arc::as_ptr(map) as usize,
+            Self::Jit(Some(map)) => Arc::as_ptr(map) as usize,
+            // Where nothing is.
+            Self::Jit(None) => 1,
             Self::Unknown => 0,
         }
     }
@@ -71,6 +74,7 @@ struct Opened {
 /// The executable mappings of one process, as of the last refresh.
 pub struct AddressSpace {
     pid: u32,
+    has_ended: bool,
     opened: Option<Opened>,
     /// By address.
     code: Vec<Code>,
@@ -83,7 +87,24 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// That of process `pid`. Nothing is known before the first refresh.
     pub fn new(pid: u32) -> Self {
-        Self { pid, opened: None, code: Vec::new(), retired: VecDeque::new(), modules: HashMap::new() }
+        Self {
+            pid,
+            has_ended: false,
+            opened: None,
+            code: Vec::new(),
+            retired: VecDeque::new(),
+            modules: HashMap::new(),
+        }
+    }
+
+    /// That of a process that has ended, whose number may be another one's by now: nothing is known of it, and never will be.
+    pub fn of_ended() -> Self {
+        Self { has_ended: true, ..Self::new(0) }
+    }
+
+    /// Whether it is that of a process that had ended from the beginning.
+    pub fn is_of_ended(&self) -> bool {
+        self.has_ended
     }
 
     /// The process.
@@ -96,6 +117,10 @@ impl AddressSpace {
     /// # Errors
     /// The process has exited (what is known of it stays), or no right to look at it.
     pub fn refresh(&mut self) -> io::Result<bool> {
+        let gone = || io::Error::from_raw_os_error(rustix::io::Errno::SRCH.raw_os_error());
+        if self.has_ended {
+            return Err(gone());
+        }
         let Opened { process, root, perf_map } = match &self.opened {
             Some(opened) => opened,
             None => self.opened.insert(Opened::open(self.pid)?),
@@ -104,7 +129,7 @@ impl AddressSpace {
         let mappings = maps::read(&mut text, |mapping| mapping.executable)?;
         // An exiting process has no mappings any more, but does not say so.
         if mappings.is_empty() {
-            return Err(io::Error::from_raw_os_error(rustix::io::Errno::SRCH.raw_os_error()));
+            return Err(gone());
         }
         let changed = !mappings.iter().eq(self.code.iter().map(|code| &code.mapping));
         if changed {
@@ -131,14 +156,18 @@ impl AddressSpace {
         let Some(code) = present.or_else(|| self.retired.iter().find(|code| code.contains(call))) else {
             return Place::Unknown;
         };
-        match (&code.module, &self.opened) {
-            (Some(module), _) => {
+        match &code.module {
+            Some(module) => {
                 let offset = (addr - code.mapping.start).saturating_add(code.mapping.offset);
                 Place::File(Location { module: Arc::clone(module), offset })
             }
-            (None, Some(opened)) => Place::Jit(Arc::clone(&opened.perf_map)),
-            (None, None) => Place::Unknown,
+            None => self.generated(),
         }
+    }
+
+    /// What code stands for that the process has generated, whether it is mapped or was.
+    pub fn generated(&self) -> Place {
+        Place::Jit(self.opened.as_ref().map(|opened| Arc::clone(&opened.perf_map)))
     }
 
     /// Every executable mapping of a file with its first address, by address. A file that is mapped in pieces comes

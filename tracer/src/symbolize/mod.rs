@@ -186,14 +186,16 @@ impl Symbolizer {
     fn generated(
         &mut self,
         query: &Query<'_>,
-        perf_map: &Arc<PerfMap>,
+        perf_map: &Option<Arc<PerfMap>>,
         perf_maps: &mut HashMap<*const PerfMap, Functions>,
     ) -> Arc<[Frame]> {
         if let Some(known) = self.generated.get(&(query.pid, query.addr)) {
             return Arc::clone(known);
         }
-        let functions = perf_maps.entry(Arc::as_ptr(perf_map)).or_insert_with(|| perf_map.functions());
-        let name = functions.at(query.addr.saturating_sub(1)).map(str::to_owned);
+        let functions = perf_map
+            .as_ref()
+            .map(|perf_map| perf_maps.entry(Arc::as_ptr(perf_map)).or_insert_with(|| perf_map.functions()));
+        let name = functions.and_then(|functions| functions.at(query.addr.saturating_sub(1)).map(str::to_owned));
         let named = name.is_some();
         let frames: Arc<[Frame]> = [Frame { function: name, ..bare(Some(JIT), query.addr) }].into();
         if named {

@@ -287,7 +287,7 @@ fn a_process_that_has_exited() {
 fn generated_code_has_names_from_the_perf_map() {
     let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
     let process = Arc::new(ProcessDirectory::open(child.id()).unwrap());
-    let place = Place::Jit(Arc::new(PerfMap::new(process)));
+    let place = Place::Jit(Some(Arc::new(PerfMap::new(process))));
     let query = |addr| Query { pid: 1, addr, place: &place };
     let mut symbolizer = Symbolizer::new();
     let named = |frames: &[Arc<[Frame]>]| frames.iter().map(|f| f[0].function.clone()).collect::<Vec<_>>();
