@@ -20,3 +20,4 @@ pub mod risks;
 mod shims;
 pub mod site;
 mod symbols;
+mod thunks;

@@ -3,7 +3,7 @@
 use hashbrown::{HashMap, HashSet};
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
 
-use super::returns::slot;
+use super::{returns::slot, thunks::takes_return_address};
 
 /// Instructions that are looked at.
 const MAX_INSTRUCTIONS: usize = 20_000;
@@ -103,6 +103,8 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
                 self.left -= 1;
                 let goes_on = match (instruction.flow_control(), self.leads_to(&instruction)) {
                     (FlowControl::Return, _) | (FlowControl::IndirectBranch, Target::Elsewhere) => return true,
+                    // Where that leads to is not known.
+                    (FlowControl::Call, Target::Here(to)) if self.is_thunk(to) => return true,
                     (FlowControl::Call | FlowControl::IndirectCall, to) => match to {
                         Target::Here(to) => depth == MAX_DEPTH || self.lead_around(to, depth + 1),
                         Target::Elsewhere => true,
@@ -157,6 +159,12 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
             }
         }
         false
+    }
+
+    /// Whether a call to an address does not come back, for the return address is taken.
+    fn is_thunk(&self, to: u64) -> bool {
+        let first = |bytes| Decoder::with_ip(64, bytes, to, DecoderOptions::NONE).decode();
+        (self.code)(to).is_some_and(|bytes| takes_return_address(&first(bytes)))
     }
 
     fn leads_to(&self, instruction: &Instruction) -> Target {
@@ -227,6 +235,11 @@ mod tests {
             ("call through the pointer at 200", &[0xff, 0x15, 194, 0, 0, 0, 0xc3], true),
             ("jmp through another one", &[0xff, 0x25, 195, 0, 0, 0, 0xc3], false),
             ("jmp rax", &[0xff, 0xe0], false),
+            (
+                "a return thunk",
+                &[0xe8, 7, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9, 0x48, 0x8d, 0x64, 0x24, 0x08, 0xc3],
+                false,
+            ),
             ("call itself, ret", &[0xe8, 0xfb, 0xff, 0xff, 0xff, 0xc3], true),
             ("behind a return", &[0xc3, 0xe9, 94, 0, 0, 0], false),
             ("code that is not there", &[0xeb, 0x20], false),

@@ -9,6 +9,8 @@ use std::collections::VecDeque;
 use hashbrown::HashSet;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
+use super::thunks::takes_return_address;
+
 /// Instructions that are looked at.
 const MAX_INSTRUCTIONS: usize = 20_000;
 /// Bytes of the longest instruction.
@@ -34,7 +36,7 @@ pub struct Returns {
     pub addresses: Vec<u64>,
     /// Their offsets in the file, bytes.
     pub offsets: Vec<u64>,
-    /// Whether these are all.
+    /// Whether these are all. Never so where a function has none and goes on nowhere: it may return in a way that is not known.
     pub complete: bool,
 }
 
@@ -52,6 +54,7 @@ pub fn returns<'a>(
     let mut seen = HashSet::new();
     let mut paths = VecDeque::from([entry]);
     let mut left = MAX_INSTRUCTIONS;
+    let mut goes_elsewhere = false;
     while let Some(start) = paths.pop_front() {
         let Some(bytes) = code(start) else {
             complete = false;
@@ -79,16 +82,22 @@ pub fn returns<'a>(
                 FlowControl::Return => complete = false,
                 FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => {
                     let target = instruction.near_branch_target();
-                    if !(target != entry && probed(target)) {
+                    if target != entry && probed(target) {
+                        goes_elsewhere = true;
+                    } else {
                         paths.push_back(target);
                     }
                 }
                 FlowControl::IndirectBranch => match slot(&instruction).map(&bound) {
-                    Some(Bound::Here(target)) if probed(target) => {}
+                    Some(Bound::Here(target)) if probed(target) => goes_elsewhere = true,
                     Some(Bound::Here(target)) => paths.push_back(target),
                     Some(Bound::NoReturn) => {}
                     _ => complete = false,
                 },
+                FlowControl::Call if comes_not_back(&instruction, &code) => {
+                    complete = false;
+                    break;
+                }
                 FlowControl::Call if never_returns(&instruction, &code, &bound) => break,
                 FlowControl::IndirectCall if slot(&instruction).map(&bound) == Some(Bound::NoReturn) => break,
                 _ => {}
@@ -106,6 +115,7 @@ pub fn returns<'a>(
             }
         }
     }
+    complete &= !found.is_empty() || goes_elsewhere;
     Returns { addresses: found, offsets: Vec::new(), complete }
 }
 
@@ -113,6 +123,16 @@ pub fn returns<'a>(
 pub(super) fn slot(instruction: &Instruction) -> Option<u64> {
     let relative = instruction.op0_kind() == OpKind::Memory && instruction.memory_base() == Register::RIP;
     relative.then(|| instruction.memory_displacement64())
+}
+
+/// Whether a call is a part of a thunk. What the function goes on to, or whether it returns, is not looked for there: the code is that of
+/// all functions of the file, where it is not put into each.
+fn comes_not_back<'a>(call: &Instruction, code: &impl Fn(u64) -> Option<&'a [u8]>) -> bool {
+    let target = call.near_branch_target();
+    call.op0_kind() == OpKind::NearBranch64
+        && code(target).is_some_and(|bytes| {
+            takes_return_address(&Decoder::with_ip(64, bytes, target, DecoderOptions::NONE).decode())
+        })
 }
 
 /// Whether a call goes to a stub that jumps to something that never returns.
@@ -170,6 +190,27 @@ mod tests {
         check("jmp out of the file", &[0xe9, 0, 0, 0, 0x40], &[]);
         check("garbage", &[0x06, 0xc3], &[]);
         check("jmp rax", &[0xff, 0xe0, 0xc3], &[]);
+    }
+
+    #[test]
+    fn all_returns_are_known_where_there_are_some() {
+        // call +7; pause; lfence; jmp back to that; lea rsp, [rsp + 8]; ret
+        let thunk = [0xe8, 7, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9, 0x48, 0x8d, 0x64, 0x24, 0x08, 0xc3];
+        // The same with mov [rsp], rax.
+        let indirect = [&thunk[..12], &[0x48, 0x89, 0x04, 0x24, 0xc3]].concat();
+        for (what, code, expected) in [
+            ("ret", &[0xc3][..], (1, true)),
+            ("a return thunk", &thunk, (0, false)),
+            ("jmp to a return thunk", &[&[0xeb, 0][..], &thunk].concat(), (0, false)),
+            ("je to a ret; a return thunk", &[&[0x74, 18][..], &thunk, &[0xc3]].concat(), (1, false)),
+            ("a thunk that jumps", &indirect, (0, false)),
+            ("jmp to a function with probes", &[0xeb, 0x7e], (0, true)),
+            ("jmp to itself", &[0xeb, 0xfe], (0, false)),
+        ] {
+            let bytes = |address: u64| code.get(usize::try_from(address).ok()?..);
+            let found = returns(0, bytes, |_| Bound::Elsewhere, |address| address == 0x80);
+            assert_eq!((found.addresses.len(), found.complete), expected, "{what}");
+        }
     }
 
     #[test]

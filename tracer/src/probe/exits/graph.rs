@@ -11,6 +11,7 @@ use super::{
     machine::Step,
     proof::{ExitSite, Unproven},
 };
+use crate::probe::thunks::takes_return_address;
 
 /// Most instructions of one graph.
 const MAX_NODES: usize = 20_000;
@@ -224,6 +225,10 @@ impl<'a> Analysis<'a> {
     /// A call of what is at `target`, or of nobody knows what.
     fn call(&mut self, call: &Instruction, target: Option<u64>, depth: usize) -> (Flow<u64>, Callee) {
         let Some(target) = target else { return (self.after(call), Callee::Other) };
+        if self.step(target).is_some_and(|first| takes_return_address(&first.instruction)) {
+            // It goes on from there to wherever, or returns.
+            return (Flow::Lost(Unproven::ComputedJump(call.ip())), Callee::Other);
+        }
         match self.behind_stubs(target) {
             Pointer::Known(Known::NoReturn) => (Flow::Ends, Callee::Other),
             Pointer::Known(Known::ReturnsFirst) => (self.after(call), Callee::ReturnsFirst),

@@ -211,6 +211,15 @@ fn what_cannot_be_proven_says_why() {
             &[Code(PUSH_RBX), Code(&[0x5b, 0xff, 0x25, 0, 0, 0, 0])],
             Unproven::Leaves(START + 2),
         ),
+        (
+            "a return thunk",
+            &[
+                Code(PUSH_RBX),
+                Code(&[0x5b, 0xe8, 7, 0, 0, 0, 0xf3, 0x90, 0x0f, 0xae, 0xe8, 0xeb, 0xf9]),
+                Code(&[0x48, 0x8d, 0x64, 0x24, 0x08, 0xc3]),
+            ],
+            Unproven::ComputedJump(START + 2),
+        ),
         ("no instruction", &[Code(PUSH_RBX), Code(&[0x06])], Unproven::Unreadable(START + 1)),
         ("out of the file", &[Code(PUSH_RBX), Jump(0x9000)], Unproven::Unreadable(0x9000)),
         ("ret of something else", &[Code(PUSH_RBX), Code(&[0xc3])], Unproven::Frame(START + 1)),
