@@ -7,13 +7,16 @@
 
 use std::{cell::OnceCell, ops::Range};
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
+use object::{
+    Object as _, ObjectSymbol as _, ObjectSymbolTable as _, RelocationFlags, RelocationTarget, elf::R_X86_64_RELATIVE,
+};
 
 use super::{
-    allocators::Known,
+    allocators::{self, Known},
     asked::{CALL, JUMP, branches_of},
     catalogue::FAMILIES,
     family::Shape,
@@ -47,6 +50,7 @@ pub(super) struct Behind {
 /// What is called around the shims that are among the functions which are taken for an allocator's.
 pub(super) fn of<'data>(elf: &Elf<'data>, data: Bounded<'data>, accepted: &[Candidate]) -> Behind {
     let sections = OnceCell::new();
+    let pointers = OnceCell::new();
     let frames = OnceCell::new();
     behind(
         accepted,
@@ -56,16 +60,51 @@ pub(super) fn of<'data>(elf: &Elf<'data>, data: Bounded<'data>, accepted: &[Cand
             let sections = sections.get_or_init(|| image::sections(elf, data));
             frames.get_or_init(|| Frames::of(sections)).function(address)
         },
+        |slot| pointers.get_or_init(|| self::pointers(elf)).get(&slot).copied(),
     )
 }
 
+/// What a pointer leads to that the loader fills.
+#[derive(Clone, Copy)]
+enum Pointer {
+    /// Code of the same file, at this address.
+    Here(u64),
+    /// A function of an allocator, by its name: whether it frees.
+    Allocator { frees: bool },
+}
+
+/// All of a file that lead to something which is known, by their addresses.
+fn pointers(elf: &Elf<'_>) -> HashMap<u64, Pointer> {
+    let relocations = elf.dynamic_relocations().into_iter().flatten();
+    let symbols = elf.dynamic_symbol_table();
+    let pointer = |(slot, relocation): (u64, object::Relocation)| {
+        let pointer = match relocation.target() {
+            RelocationTarget::Symbol(index) => {
+                let symbol = symbols.as_ref()?.symbol_by_index(index).ok()?;
+                match allocators::known(symbol.name_bytes().unwrap_or_default()) {
+                    Some(known) => Pointer::Allocator { frees: known.shape.frees() },
+                    None => symbol.is_definition().then(|| Pointer::Here(symbol.address()))?,
+                }
+            }
+            _ if relocation.flags() == (RelocationFlags::Elf { r_type: R_X86_64_RELATIVE }) => {
+                Pointer::Here(u64::try_from(relocation.addend()).ok()?)
+            }
+            _ => return None,
+        };
+        Some((slot, pointer))
+    };
+    relocations.filter_map(pointer).collect()
+}
+
 /// The same of a file that these look into: `code` gives the bytes from an address on, `calls` all calls and jumps to some addresses, as
-/// the place and where it leads, or `None` where that cannot be told; `function` says which function an address is in.
+/// the place and where it leads, or `None` where that cannot be told; `function` says which function an address is in, `pointer` what the
+/// pointer at an address leads to.
 fn behind<'a>(
     accepted: &[Candidate],
     code: impl Fn(u64) -> Option<&'a [u8]> + Copy,
     calls: impl FnOnce(&[u64]) -> Option<Vec<(u64, u64)>>,
     function: impl Fn(u64) -> Option<Range<u64>>,
+    pointer: impl Fn(u64) -> Option<Pointer>,
 ) -> Behind {
     let shims: Vec<&Candidate> = accepted.iter().filter(|candidate| is_shim(candidate)).take(MAX_SHIMS).collect();
     // Where only what frees is taken for it, another allocator is behind it.
@@ -87,17 +126,37 @@ fn behind<'a>(
         .zip(&onward)
         .filter_map(|(shim, onward)| Some(onward.as_ref().filter(|_| shim.known.shape == Shape::Malloc)?.to))
         .collect();
+    // What comes to another allocator on every way is seen there, wherever it was inlined. That the file has another one proves nothing: a
+    // static executable has that of the C library, whoever uses it.
+    let is_wrapper = |shim: &Candidate| {
+        let frees = shim.known.shape.frees();
+        let is_another =
+            |one: &Candidate| FAMILIES[one.known.family].name != "Rust" && one.known.shape.frees() == frees;
+        let at = |address: u64| {
+            let is_wanted = accepted.iter().any(|one| one.address == address && is_another(one));
+            if is_wanted { Target::Wanted } else { Target::Here(address) }
+        };
+        let pointer = |slot| match pointer(slot) {
+            Some(Pointer::Here(address)) => at(address),
+            Some(Pointer::Allocator { frees: does }) if does == frees => Target::Wanted,
+            _ => Target::Elsewhere,
+        };
+        always_calls(shim.address, code, pointer, at)
+    };
     let mut found = Behind::default();
-    // Every program has these, or all calls of them are inlined.
+    // Every program has these, or all calls of them are inlined. What is left tells whether they are a wrapper's.
     let is_gone = |function: &&str| shims.iter().all(|shim| shim.known.function != *function);
-    found.unseen.extend(["alloc", "dealloc"].iter().filter(|function| is_gone(function)));
+    let mut gone = ["alloc", "dealloc"].into_iter().filter(is_gone).peekable();
+    if gone.peek().is_some() && !shims.iter().any(|shim| is_wrapper(shim)) {
+        found.unseen.extend(gone);
+    }
     for (shim, onward) in shims.iter().zip(&onward) {
         let Known { family, function, shape } = shim.known;
         let Some(onward) = onward else {
             // What comes to another one that allocates is inlined as a call of that.
             let is_another = |at: u64| if allocates.contains(&at) { Target::Wanted } else { Target::Here(at) };
             let is_seen = !shape.frees() && always_calls(shim.address, code, |_| Target::Elsewhere, is_another);
-            if !is_seen {
+            if !is_seen && !is_wrapper(shim) {
                 found.unseen.push(function);
             }
             continue;
@@ -115,13 +174,9 @@ fn behind<'a>(
                 is_exported: false,
                 chooses: false,
             }),
+            None if is_wrapper(shim) => {}
             None => found.unseen.push(function),
         }
-    }
-    // An allocator that has another one in the same file is most likely a wrapper of that, whose calls are seen wherever they are.
-    let is_another = |one: &Candidate| FAMILIES[one.known.family].name != "Rust" && !one.known.shape.frees();
-    if accepted.iter().any(is_another) {
-        found.unseen.clear();
     }
     found
 }
@@ -277,131 +332,4 @@ fn writes(access: OpAccess) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::probe::allocators::known;
-
-    const MOVE_AROUND: &[u8] = &[0x48, 0x89, 0xf8, 0x48, 0x89, 0xf7, 0x48, 0x89, 0xc6];
-    const READS_FIRST: &[u8] = &[0x48, 0x89, 0xf8, 0xc3];
-    const READS_SECOND: &[u8] = &[0x48, 0x89, 0xf0, 0xc3];
-    const RETURNS: &[u8] = &[0x31, 0xff, 0xc3];
-    /// Where functions begin: at multiples of this.
-    const APART: usize = 0x40;
-
-    /// Code that calls or jumps (`opcode`) to the function of this number, of one that has this number, and what comes before and behind.
-    fn passing(own: usize, before: &[u8], opcode: u8, to: usize, behind: &[u8]) -> Vec<u8> {
-        let from = own * APART + before.len() + 5;
-        let relative = i32::try_from(to * APART).unwrap() - i32::try_from(from).unwrap();
-        [before, &[opcode], &relative.to_le_bytes(), behind].concat()
-    }
-
-    /// Shapes and places of what is probed behind these shims, and what is not seen. `functions` lie in a row; shims are the first ones, by
-    /// what they do, and `called` is which calls which, beside that.
-    fn found(
-        shims: &[&str],
-        functions: &[Vec<u8>],
-        called: &[(usize, usize)],
-    ) -> (Vec<(Shape, usize)>, Vec<&'static str>) {
-        let mut image = vec![0xcc; APART * functions.len()];
-        for (function, place) in functions.iter().zip(image.chunks_mut(APART)) {
-            place[..function.len()].copy_from_slice(function);
-        }
-        // What tests read is there until they end.
-        let image: &[u8] = image.leak();
-        let accepted: Vec<Candidate> = shims
-            .iter()
-            .zip(0u64..)
-            .map(|(does, index)| {
-                let name = format!("_RNvCsfLfy6EI15iL_7___rustc{}___rust_{does}", does.len() + 7);
-                let known = known(name.as_bytes()).unwrap();
-                let (address, size) = (0x1000 + index * APART as u64, APART as u64);
-                Candidate { name, known, address, size, is_exported: false, chooses: false }
-            })
-            .collect();
-        let code = |address: u64| image.get(usize::try_from(address.checked_sub(0x1000)?).ok()?..);
-        let address = |index: &usize| 0x1000 + (index * APART) as u64;
-        let calls = |targets: &[u64]| {
-            let called = called.iter().map(|(from, to)| (address(from), address(to)));
-            Some(called.filter(|(_, to)| targets.contains(to)).collect())
-        };
-        let function = |address: u64| {
-            let start = address - address % APART as u64;
-            Some(start..start + APART as u64)
-        };
-        let behind = behind(&accepted, code, calls, function);
-        let place = |address: u64| usize::try_from(address - 0x1000).unwrap() / APART;
-        let functions = behind.functions.iter().map(|one| (one.known.shape, place(one.address))).collect();
-        (functions, behind.unseen)
-    }
-
-    #[test]
-    fn what_others_call_around_shims_is_probed() {
-        let functions = [
-            passing(0, MOVE_AROUND, 0xe9, 3, &[]),
-            passing(1, &[], 0xe9, 4, &[]),
-            // Comes to the same as the first whatever it does.
-            passing(2, &[0x53], 0xe8, 3, &[0x48, 0x85, 0xc0, 0x74, 0x00, 0x5b, 0xc3]),
-            READS_SECOND.to_vec(),
-            READS_FIRST.to_vec(),
-        ];
-        let shims = ["alloc", "dealloc", "alloc_zeroed"];
-        assert_eq!(
-            found(&shims, &functions, &[(9, 3), (9, 4)]),
-            (vec![(Shape::Memalign, 3), (Shape::Free, 4)], vec![])
-        );
-        assert_eq!(found(&shims, &functions, &[]), (vec![], vec![]), "nobody goes around them");
-        assert_eq!(found(&shims, &functions, &[(2, 3), (3, 4)]), (vec![], vec![]), "they call each other");
-    }
-
-    #[test]
-    fn an_argument_that_nobody_need_pass_is_told() {
-        let functions = [
-            passing(0, MOVE_AROUND, 0xe9, 2, &[]),
-            passing(1, &[], 0xe9, 3, &[]),
-            READS_SECOND.to_vec(),
-            RETURNS.to_vec(),
-        ];
-        let expected = (vec![(Shape::Memalign, 2)], vec!["dealloc"]);
-        assert_eq!(found(&["alloc", "dealloc"], &functions, &[(9, 2), (9, 3)]), expected);
-    }
-
-    #[test]
-    fn a_shim_that_has_the_allocator_in_it_is_told() {
-        // Adds to a word of the file's.
-        let adds = [&[0xb8, 0x10, 0, 0, 0][..], &[0xf0, 0x48, 0x0f, 0xc1, 0x05, 0, 1, 0, 0], &[0xc3]].concat();
-        let functions = [adds, passing(1, &[], 0xe9, 2, &[]), READS_FIRST.to_vec()];
-        assert_eq!(found(&["alloc", "dealloc"], &functions, &[]), (vec![], vec!["alloc"]));
-    }
-
-    #[test]
-    fn arguments_are_followed_through_calls_and_on_all_ways() {
-        for (what, code, expected) in [
-            ("test esi, esi; je; ret; mov rax, rdi", &[0x85, 0xf6, 0x74, 1, 0xc3, 0x48, 0x89, 0xf8, 0xc3][..], true),
-            ("xor edi, edi; mov rax, rdi", &[0x31, 0xff, 0x48, 0x89, 0xf8, 0xc3], false),
-            ("call +0, which is mov rax, rdi", &[0xe8, 0, 0, 0, 0, 0x48, 0x89, 0xf8, 0xc3], true),
-            ("call rax; mov rax, rdi", &[0xff, 0xd0, 0x48, 0x89, 0xf8, 0xc3], false),
-            ("ret", &[0xc3], false),
-        ] {
-            let read = reads(0, Register::RDI, |address| code.get(usize::try_from(address).ok()?..));
-            assert_eq!(read, expected, "{what}");
-        }
-    }
-
-    #[test]
-    fn a_shim_may_call_where_it_could_jump() {
-        for (before, behind, expected) in [
-            // push rax; call; pop rcx; ret
-            (&[0x50][..], &[0x59, 0xc3][..], Some(true)),
-            // call; call: what comes before is not known to leave arguments as they are.
-            (&[0x50, 0xe8, 0, 1, 0, 0], &[0x59, 0xc3], Some(false)),
-            // call; mov rax, rbx; ret
-            (&[0x50], &[0x48, 0x89, 0xd8, 0xc3], None),
-            // mov rdi, [rip]; call; ret
-            (&[0x48, 0x8b, 0x3d, 0, 0, 0, 0], &[0xc3], None),
-        ] {
-            let code = passing(0, before, 0xe8, 2, behind);
-            let onward = onward(0, APART as u64, |_| Some(&code));
-            assert_eq!(onward.map(|onward| onward.arguments.is_some()), expected, "{before:x?}");
-        }
-    }
-}
+mod tests;
