@@ -1,5 +1,5 @@
 //! An allocator in the place of the C library's that calculates with sizes without a look at what overflows: it gives a small block where it is
-//! asked for more than there can be.
+//! asked for more than there can be, or than there is room for.
 #include "truth.h"
 
 static char pool[1 << 20];
@@ -8,7 +8,8 @@ static size_t used;
 __attribute__((noipa)) void *malloc(size_t size)
 {
     size_t at = used;
-    used += (size + 31) & ~(size_t)15;
+    size_t taken = (size + 31) & ~(size_t)15;
+    used += taken > sizeof pool ? 16 : taken;
     return pool + at;
 }
 __attribute__((noipa)) void free(void *block) { KEEP(block); }
@@ -22,9 +23,12 @@ static ALLOCATES void plain(void)
 
 static ALLOCATES void too_much(void)
 {
-    volatile size_t size = SIZE_MAX - 5;
-    void *block = malloc(size);
-    KEEP(block);
+    // The first overflows, the other leads beyond all addresses from wherever it begins.
+    volatile size_t sizes[] = {SIZE_MAX - 5, ((size_t)1 << 47) - 4096};
+    for (int i = 0; i < 2; i++) {
+        void *block = malloc(sizes[i]);
+        KEEP(block);
+    }
 }
 
 int main(void)

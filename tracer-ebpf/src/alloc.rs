@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use aya_log_ebpf::warn;
-use tracer_ebpf::{Header, SIZE_BITS, Target, entry, exit, kind};
+use tracer_ebpf::{Header, Target, cannot_be, entry, exit, kind};
 
 use crate::{
     arguments, branchless,
@@ -196,7 +196,7 @@ fn finish(thread: &mut Thread, mut call: Call, slot: u32, result: u64, pid_tgid:
             call.size = result;
         }
     }
-    if call.size >> SIZE_BITS != 0 && addr != 0 {
+    if addr != 0 && cannot_be(addr, call.size) {
         // Nobody can say how large the block is.
         emit::outcome_unseen(image);
         call.flags |= CALL_UNWANTED;

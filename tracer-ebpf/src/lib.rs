@@ -11,10 +11,12 @@ pub mod entry;
 pub mod exit;
 pub mod golang;
 mod header;
+mod sizes;
 pub mod unwind;
 
 pub use began::{Began, TaskFields, Whose};
 pub use header::{Header, IMAGE_MASK};
+pub use sizes::cannot_be;
 
 /// Most addresses that one stack record carries, leaf first. Deeper stacks are cut at the root end.
 pub const MAX_FRAMES: usize = 256;
@@ -24,10 +26,6 @@ pub const MAX_IN_FLIGHT: usize = 16;
 
 /// Size given to a call whose `count * size` overflows 64 bits. No allocator can satisfy it.
 pub const SIZE_OVERFLOW: u64 = u64::MAX;
-
-/// Bits of the size of a block, bytes, at most: with page tables of five levels a process of x86-64 has addresses of 56 bits (Linux,
-/// Documentation/arch/x86/x86_64/5level-paging.rst). An allocator that succeeds with more has calculated with what overflowed.
-pub const SIZE_BITS: u32 = 56;
 
 /// Value of the count of changes of the map TARGETS while user space takes processes out: nothing that was known of them
 /// counts, so that all programs see the end at the same instant. It is also what a new thread has: nothing is known.
