@@ -48,7 +48,7 @@ impl Serialize for Saved<'_, Gap> {
         let mut object = serializer.serialize_map(None)?;
         object.serialize_entry("what", self.0.what.name())?;
         object.serialize_entry("amount", &self.0.amount)?;
-        object.serialize_entry("of", &self.0.of)?;
+        object.serialize_entry("of", &(self.0.of > 0).then_some(self.0.of))?;
         object.serialize_entry("beyond_threshold", &self.0.is_beyond_threshold())?;
         object.serialize_entry("words", &words::gap(self.0))?;
         object.end()

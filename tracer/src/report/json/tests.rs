@@ -258,6 +258,8 @@ fn each_gap_is_listed_with_its_words() {
             "words": "1 allocation lost (the ring buffer was full)",
         })
     );
+    let cut = gaps.as_array().unwrap().iter().find(|gap| gap["what"] == "truncated_stacks").unwrap();
+    assert_eq!((&cut["amount"], &cut["of"]), (&5.into(), &Json::Null), "nobody counts what they are of");
     assert_eq!(
         saved,
         json!({
