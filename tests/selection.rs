@@ -174,6 +174,40 @@ fn what_begins_later_and_fits_is_traced() {
     }
 }
 
+/// What comes to fit so late that nobody looks any more is told: here the trace ends in the same moment, as a rule.
+#[test]
+fn what_comes_to_fit_at_the_end_is_told() {
+    require_root();
+    let folder = scratch();
+    let mut first = start(&folder, "fits-at-once");
+    let mut late = Target::start(&compiled("renames"));
+    let tracer = Run::bare().with_json().args(["--comm", "fits-at-*", "--scope", "file"]).start();
+    late.ask("fits-at-last");
+    let (_, report) = traced_with(tracer, &mut [&mut first], 3);
+    report.assert_gap("unseen_spans", 1);
+    let notes = report.json["quality"]["notes"].to_string();
+    let told = format!("process {} (fits-at-last) fits the selection, but was found too late", late.pid());
+    // Where it was looked at in that moment after all.
+    assert!(notes.contains(&told) || notes.contains("1 process found to fit some time after the beginning"), "{notes}");
+}
+
+/// Within a second, with whatever else there is on the machine.
+#[test]
+fn what_comes_to_fit_is_found() {
+    require_root();
+    let folder = scratch();
+    let mut first = start(&folder, "is-found-1");
+    let mut late = Target::start(&compiled("renames"));
+    let mut tracer = Run::bare().with_json().args(["--comm", "is-found-*", "-v"]).start();
+    late.ask("is-found-2");
+    tracer.wait_for_line("DEBUG a process that has come to fit is traced");
+    let (pids, report) = traced_with(tracer, &mut [&mut first], 3);
+    let mut expected = vec![first.target.pid(), late.pid()];
+    expected.sort_unstable();
+    assert_eq!(pids, expected);
+    report.assert_gap("unseen_spans", 1);
+}
+
 /// A program that becomes another one at once (`env`, the shell's `exec`) may do so before anybody has looked at it.
 #[test]
 fn what_becomes_another_program_at_once_is_traced_as_that() {

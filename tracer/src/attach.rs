@@ -32,7 +32,7 @@ use self::{
     probes::{Own, Probes, Scope},
 };
 use crate::{
-    clock::monotonic,
+    clock::{age, monotonic},
     control::{
         known::Known,
         lifecycle::{Action, Event, Life, Look, Now, Probing},
@@ -178,6 +178,14 @@ impl Attached {
     /// It was started so long after tracing began.
     pub fn was_started(&mut self, after: Duration) {
         self.target.started = Some(after);
+    }
+
+    /// Takes down when it was started, if that was since tracing began, so long ago.
+    pub fn began_during(&mut self, trace: Duration) {
+        let age = status::used(self.pid).map(|(start, _)| age(start));
+        if let Some(after) = age.and_then(|age| trace.checked_sub(age)) {
+            self.was_started(after);
+        }
     }
 
     /// Takes down what the process is now.

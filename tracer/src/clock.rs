@@ -18,6 +18,13 @@ pub fn processor_time() -> Duration {
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
+/// How long ago a process began, by the clock ticks since boot that the kernel tells of its start in /proc: to a tick.
+pub fn age(start: u64) -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let now = Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32);
+    now.saturating_sub(Duration::from_secs_f64(start as f64 / rustix::param::clock_ticks_per_second() as f64))
+}
+
 const SECOND: u64 = 1_000_000_000;
 
 /// By how many nanoseconds CLOCK_MONOTONIC of a time namespace is ahead of the machine's, from
@@ -32,6 +39,22 @@ fn offset(text: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_is_as_old_as_it_is() {
+        let before = std::time::Instant::now();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        // Field 22 of proc_pid_stat(5); its name may be that of this program still, which has no space in it.
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let start = stat.split_whitespace().nth(21).unwrap().parse().unwrap();
+        let age = age(start);
+        // A tick is 10 ms, and what is told of a start is rounded down.
+        let most = before.elapsed() + Duration::from_millis(10);
+        assert!(Duration::from_millis(50) <= age && age <= most, "{age:?}, {most:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn offsets_of_a_time_namespace() {

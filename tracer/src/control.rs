@@ -189,6 +189,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
         newcomers,
         found_late: 0,
         over_too_soon: 0,
+        missed: Vec::new(),
         go_maps,
         known: KnownPrograms::default(),
         attached: Vec::new(),
@@ -239,6 +240,8 @@ struct Session {
     found_late: u64,
     /// How many were over before it could be seen whether they fit.
     over_too_soon: u64,
+    /// Those that fitted as the trace ended and were not traced, with their names.
+    missed: Vec<(Pid, String)>,
     /// How many images recording was turned on for.
     images: u32,
     go_maps: GoMaps,

@@ -79,7 +79,7 @@ pub(super) fn choose(selection: &Selection, machine: &Result<(), Missing>) -> Re
     Ok(Chosen { pids: chosen, newcomers: Some(newcomers), notes: Vec::new() })
 }
 
-/// Processes that were there before, of which a look asks again whether they fit by now.
+/// Processes that were there before, of which a look asks again whether they fit by now in any case.
 const ASKED_AGAIN: usize = 64;
 
 /// Most images that did not fit that are remembered.
@@ -104,6 +104,9 @@ pub(super) struct Newcomers {
     /// Ids that were there at the last look at all processes, and the last of them that was asked for again.
     seen: HashSet<Pid>,
     asked: Pid,
+    /// Threads of the kernel among them, which are asked for nothing. (That one of them ends, and a worker that becomes no program has its id
+    /// by the next look, is not seen before the last one.)
+    of_kernel: HashSet<Pid>,
     folders: Folders,
     /// Paths of the executables of programs that were seen, by what the kernel knows them by.
     exes: HashMap<FileKey, String>,
@@ -126,6 +129,7 @@ impl Newcomers {
             named: Instant::now(),
             seen: seen.into_iter().collect(),
             asked: 0,
+            of_kernel: HashSet::new(),
             folders: Folders::default(),
             exes: HashMap::new(),
             unfit: HashSet::new(),
@@ -156,9 +160,11 @@ impl Newcomers {
             return Fit::No;
         }
         // It may be another program by now, which is judged when it is told of.
-        let facts = processes::facts(*pid).filter(|facts| match program.map(|program| is_run_by(&program, *pid)) {
-            Some(Some(is_it)) => is_it,
-            _ => facts.comm == comm,
+        let facts = processes::facts(*pid, &self.selection).filter(|facts| {
+            match program.map(|program| is_run_by(&program, *pid)) {
+                Some(Some(is_it)) => is_it,
+                _ => facts.comm == comm,
+            }
         });
         if let Some(facts) = facts {
             let fits = self.fits_by_now(|selection, names| Some(selection.fits(&facts, names)));
@@ -222,21 +228,52 @@ impl Newcomers {
         self.untraceable.insert(pid);
     }
 
-    /// Looks for processes that are to be traced and were not there at the last look, but for `known` ones, and for some of those that were:
-    /// what has come to fit without becoming another program.
-    pub(super) fn look(&mut self, known: impl Fn(Pid) -> bool) {
+    /// Looks for processes that are to be traced and were not there at the last look, but for `known` ones, and for those that were, as many
+    /// as there is time for (`has_time`): what has come to fit without becoming another program.
+    pub(super) fn look(&mut self, known: impl Fn(Pid) -> bool, has_time: impl Fn() -> bool) {
         let Ok(running) = processes::running() else { return };
         let before = std::mem::replace(&mut self.seen, running.iter().copied().collect());
         self.untraceable.retain(|pid| self.seen.contains(pid));
-        let unknown = running.into_iter().filter(|pid| !known(*pid) && !self.untraceable.contains(pid));
-        let (old, new): (Vec<Pid>, Vec<Pid>) = unknown.partition(|pid| before.contains(pid));
+        self.of_kernel.retain(|pid| self.seen.contains(pid));
+        let is_asked = |pid: &Pid| !known(*pid) && !self.untraceable.contains(pid) && !self.of_kernel.contains(pid);
+        let (old, new): (Vec<Pid>, Vec<Pid>) =
+            running.into_iter().filter(is_asked).partition(|pid| before.contains(pid));
         let first = old.partition_point(|pid| *pid <= self.asked);
-        let again: Vec<Pid> = old[first..].iter().chain(&old[..first]).take(ASKED_AGAIN).copied().collect();
-        self.asked = again.last().copied().unwrap_or(0);
-        let asked = new.into_iter().chain(again);
-        let found = asked.filter(|pid| processes::fits(&self.selection, &self.names, *pid)).collect::<Vec<_>>();
+        let mut found: Vec<Pid> = new.into_iter().filter(|pid| self.fits_now(*pid)).collect();
+        for (nth, pid) in old[first..].iter().chain(&old[..first]).enumerate() {
+            if nth >= ASKED_AGAIN && !has_time() {
+                break;
+            }
+            self.asked = *pid;
+            if self.fits_now(*pid) {
+                found.push(*pid);
+            }
+        }
         self.is_all_told &= found.is_empty();
         self.found.extend(found);
+    }
+
+    /// Whether a process fits that is there now.
+    fn fits_now(&mut self, pid: Pid) -> bool {
+        match processes::facts(pid, &self.selection) {
+            Some(facts) => self.selection.fits(&facts, &self.names),
+            None => {
+                if processes::is_of_kernel(pid) {
+                    self.of_kernel.insert(pid);
+                }
+                false
+            }
+        }
+    }
+
+    /// Those that fit now, but for `known` ones and those that cannot be traced, with their names. What is about to end may be one that was
+    /// traced: its end is told before it is over.
+    pub(super) fn untraced(&self, known: impl Fn(Pid) -> bool) -> Vec<(Pid, String)> {
+        let running = processes::running().unwrap_or_default().into_iter();
+        let asked = running.filter(|pid| !known(*pid) && !self.untraceable.contains(pid));
+        let facts = asked.filter_map(|pid| processes::facts(pid, &self.selection));
+        let fits = facts.filter(|facts| self.selection.fits(facts, &self.names) && !status::is_exiting(facts.pid));
+        fits.map(|facts| (facts.pid, facts.comm)).collect()
     }
 }
 
@@ -260,6 +297,12 @@ pub(super) fn check(pids: &[Pid], can_trace: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead as _, BufReader},
+        process::{Command, Stdio},
+    };
+
+    use rustix::process::{Signal, kill_process};
     use tracer_ebpf::Whose;
 
     use super::*;
@@ -274,6 +317,33 @@ mod tests {
     fn gone(whose: Whose) -> Beginning {
         let (parent, how, program) = (Image(0), How::Newcomer, Some(PROGRAM));
         Beginning { pid: 1 << 22, parent, how, comm: [0; 16], time: 1, is_late: false, program, whose }
+    }
+
+    /// It was there before, and is nobody's child of ours.
+    #[test]
+    fn all_are_asked_again_that_there_is_time_for() {
+        let mut shell = Command::new("sh");
+        let mut shell = shell.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(shell.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let pid: Pid = line.trim().parse().unwrap();
+        let mut sleeps = newcomers(|selection| selection.add_comm("sleep").unwrap());
+        while !processes::fits(&sleeps.selection, &sleeps.names, pid) {}
+        sleeps.seen = processes::running().unwrap().into_iter().collect();
+        for (is_known, expected) in [(false, true), (true, false)] {
+            sleeps.found.clear();
+            sleeps.look(|other| is_known && other == pid, || true);
+            assert_eq!(sleeps.found.contains(&pid), expected);
+            let untraced = sleeps.untraced(|other| is_known && other == pid);
+            assert_eq!(untraced.contains(&(pid, "sleep".to_owned())), expected);
+        }
+        sleeps.cannot_be_traced(pid);
+        assert!(
+            !sleeps.untraced(|_| false).iter().any(|(other, _)| *other == pid),
+            "it was told that it cannot be traced"
+        );
+        kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
+        shell.wait().unwrap();
     }
 
     const PROGRAM: FileKey = FileKey { inode: u64::MAX, device: 0, generation: 0 };

@@ -14,7 +14,7 @@ use crate::{
     coverage::Had,
     event::{Image, Pid},
     process::status,
-    report::visible,
+    report::{count, visible},
 };
 
 /// Processes that are named one by one, when they are not traced; there may be thousands.
@@ -41,17 +41,47 @@ impl Session {
             let put = self.probes.attach(allocators.files(), own, own, returns, Order::AtOnce)?;
             put.own.detach_aside(&mut self.probes.programs);
         }
-        self.look_for_newcomers();
+        self.look_for_newcomers(|| true);
         Ok(())
     }
 
     /// Looks for processes that fit and were not told of: those that began just before others were recorded, and those that fit without
-    /// having become another program.
-    pub(super) fn look_for_newcomers(&mut self) {
+    /// having become another program, as long as there is time (`has_time`).
+    pub(super) fn look_for_newcomers(&mut self, has_time: impl Fn() -> bool) {
         let Some(newcomers) = &mut self.newcomers else { return };
         let live = self.attached.iter().filter(|attached| !attached.is_over());
         let known: HashSet<Pid> = live.map(Attached::pid).collect();
-        newcomers.look(|pid| known.contains(&pid));
+        newcomers.look(|pid| known.contains(&pid), has_time);
+    }
+
+    /// Those that fit as the trace ends and are not traced, as far as is known by now, with their names.
+    pub(super) fn untraced(&self) -> Vec<(Pid, String)> {
+        let Some(newcomers) = &self.newcomers else { return Vec::new() };
+        let live = self.attached.iter().filter(|attached| !attached.is_over());
+        let known: HashSet<Pid> = live.map(Attached::pid).collect();
+        newcomers.untraced(|pid| known.contains(&pid))
+    }
+
+    /// Takes down which of those that fitted and were `untraced` still are, when all that was recorded has been taken in: the record of a
+    /// beginning may have been on its way, and what is about to become another program (vfork) has its parent's name until then.
+    pub(super) fn learn_of_missed(&mut self, untraced: Vec<(Pid, String)>) {
+        if untraced.is_empty() {
+            return;
+        }
+        let still: HashSet<Pid> = self.untraced().into_iter().map(|(pid, _)| pid).collect();
+        self.missed = untraced.into_iter().filter(|(pid, _)| still.contains(pid)).collect();
+    }
+
+    /// What the reader of a report should know of those.
+    pub(super) fn notes_on_missed(&self) -> impl Iterator<Item = String> {
+        let more = self.missed.len().saturating_sub(MOST_TOLD);
+        let told = self.missed.iter().take(MOST_TOLD).map(|(pid, comm)| {
+            format!(
+                "process {pid} ({}) fits the selection, but was found too late: nothing of it was recorded",
+                visible(comm)
+            )
+        });
+        told.chain((more > 0).then(|| format!("and so were {}", count(more as u64, "other process"))))
     }
 
     /// Attaches to those that were found, unless they are told of after all: the record of a beginning may have been on its way.
@@ -76,8 +106,13 @@ impl Session {
             }
             match self.attach(pid) {
                 Ok(()) => {
+                    tracing::debug!(pid, "a process that has come to fit is traced");
                     self.found_late += 1;
-                    let image = self.attached.last().map(Attached::image);
+                    let since = self.clock.elapsed();
+                    let image = self.attached.last_mut().map(|attached| {
+                        attached.began_during(since);
+                        attached.image()
+                    });
                     self.new.extend(image.map(|image| (Instant::now(), image, Had::All)));
                 }
                 Err(error) => {

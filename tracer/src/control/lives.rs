@@ -26,8 +26,11 @@ use crate::{
     report::count,
 };
 
-/// How many times as long as a look for processes took the next one waits at least.
-const LOOK_AROUND_REST: u32 = 300;
+/// How many times as long as a look for processes took the next one waits at least: a look takes a hundredth of one processor.
+const LOOK_AROUND_REST: u32 = 100;
+/// For how long a look goes on to ask those that were there before, of processor time: some hundred processes, so that all of as many are
+/// asked each second.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// How long processes that have begun may wait until they are read, where there are more than so many.
 const READING: Duration = Duration::from_millis(20);
@@ -257,7 +260,7 @@ impl Session {
     pub(super) fn look_around(&mut self) {
         if Instant::now() >= self.look_around {
             let begun = processor_time();
-            self.look_for_newcomers();
+            self.look_for_newcomers(|| processor_time().saturating_sub(begun) < LOOK);
             let used = processor_time().saturating_sub(begun);
             self.look_around = Instant::now() + LOOK_AROUND.max(used * LOOK_AROUND_REST);
         }
@@ -292,6 +295,7 @@ impl Session {
                 count(self.found_late, "process")
             ));
         }
+        notes.extend(self.notes_on_missed());
         if self.over_too_soon > 0 {
             notes.push(format!(
                 "{} that began elsewhere ended before it could be seen whether they fit: what they did is not in it",

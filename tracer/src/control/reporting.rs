@@ -32,6 +32,7 @@ impl Session {
     /// Of the last report: recording ends here.
     pub(super) fn last(&mut self) -> Result<Material> {
         self.goroutines.finish();
+        let untraced = self.untraced();
         let go = &self.go;
         self.coverage.look(|pid, regions| go_memory(go, pid, regions), true);
         self.ask(|reply| Request::Stop { reply })?;
@@ -40,6 +41,7 @@ impl Session {
         self.learn_of_ends();
         let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
         self.learn_of_ended_programs();
+        self.learn_of_missed(untraced);
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
         Ok(self.material(snapshot, go))
@@ -136,7 +138,7 @@ impl Session {
             processes,
             selected: self.selected,
             filters,
-            unseen_spans: unheard + self.found_late + undecided + in_processes + times_away,
+            unseen_spans: unheard + self.found_late + self.missed.len() as u64 + undecided + in_processes + times_away,
             unseen_heaps: self.unseen_heaps.len(),
             mapped,
             notes,

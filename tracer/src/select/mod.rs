@@ -42,6 +42,17 @@ pub struct Facts {
     pub user: Option<u32>,
 }
 
+/// What of processes decides whether they fit, beside their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The path of the executable.
+    pub exe: bool,
+    /// The cgroups.
+    pub cgroups: bool,
+    /// The effective user.
+    pub user: bool,
+}
+
 /// Where cgroups are mounted, with the hierarchy in the next part of the path where there are several.
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
 
@@ -129,6 +140,20 @@ impl Selection {
         &self.containers
     }
 
+    /// What decides, beside names.
+    pub fn asked(&self) -> Asked {
+        Asked {
+            exe: !self.exes.is_empty(),
+            cgroups: !(self.cgroups.is_empty() && self.containers.is_empty()),
+            user: !self.users.is_empty(),
+        }
+    }
+
+    /// Whether a process of this name may be selected.
+    pub fn has_name(&self, comm: &str) -> bool {
+        (self.comms.is_empty() || self.comms.iter().any(|glob| glob.fits(comm))) && !self.excludes(comm)
+    }
+
     /// Whether a process is selected. `names`: what containers are called.
     pub fn fits(&self, process: &Facts, names: &names::Names) -> bool {
         let any = |none: bool, fits: &dyn Fn() -> bool| none || fits();
@@ -144,12 +169,11 @@ impl Selection {
             })
         };
         any(self.pids.is_empty(), &|| self.pids.contains(&process.pid))
-            && any(self.comms.is_empty(), &|| self.comms.iter().any(|glob| glob.fits(&process.comm)))
+            && self.has_name(&process.comm)
             && any(self.exes.is_empty(), &|| self.exes.iter().any(|glob| glob.fits(exe)))
             && any(self.users.is_empty(), &|| process.user.is_some_and(|user| self.users.contains(&user)))
             && any(self.cgroups.is_empty(), &|| self.cgroups.iter().any(in_cgroup))
             && any(self.containers.is_empty(), &|| self.containers.iter().any(in_container))
-            && !self.excludes(&process.comm)
     }
 
     /// The same of a process of which no user, no executable or no cgroup may be known: `None` where that would decide.

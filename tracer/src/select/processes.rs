@@ -5,7 +5,7 @@ use std::{fs, io};
 use super::{Facts, Selection, containers, names::Names};
 use crate::{
     files::root::ProcessDirectory,
-    process::{cgroups, status},
+    process::{cgroups, stat::stat, status},
     profile::{Container, Place},
     space::maps,
 };
@@ -34,7 +34,12 @@ pub fn running() -> io::Result<Vec<u32>> {
 
 /// Whether a process is there and a selection fits it.
 pub fn fits(selection: &Selection, names: &Names, pid: u32) -> bool {
-    facts(pid).is_some_and(|facts| selection.fits(&facts, names))
+    facts(pid, selection).is_some_and(|facts| selection.fits(&facts, names))
+}
+
+/// Whether there is a thread of the kernel with this id.
+pub fn is_of_kernel(pid: u32) -> bool {
+    stat(pid).ok().flatten().is_some_and(|stat| stat.is_kernel_thread())
 }
 
 /// Whether a process is there that is never chosen: tracer, what it has started, or a thread of the kernel.
@@ -48,8 +53,9 @@ fn is_nobodys_choice(pid: u32, stat: &status::Stat) -> bool {
     stat.is_kernel_thread() || pid == own || stat.parent == own
 }
 
-/// What is known of a process; `None` of what is never chosen.
-pub fn facts(pid: u32) -> Option<Facts> {
+/// What is known of a process, as far as a selection asks for it: each kind is a file of the kernel's to be read. `None` of what is never
+/// chosen.
+pub fn facts(pid: u32, selection: &Selection) -> Option<Facts> {
     let directory = ProcessDirectory::open(pid).ok()?;
     let text = |name: &str| {
         let mut text = Vec::new();
@@ -60,13 +66,18 @@ pub fn facts(pid: u32) -> Option<Facts> {
     if stat.is_over() || is_nobodys_choice(pid, &stat) {
         return None;
     }
-    let status = String::from_utf8_lossy(&text("status")?).into_owned();
+    let asked = selection.asked();
+    let exe = if asked.exe { status::executable(pid) } else { None };
+    // Whoever has another name fits in no case.
+    let has_name = selection.has_name(&stat.comm);
+    let cgroups = if asked.cgroups && has_name { text("cgroup").unwrap_or_default() } else { Vec::new() };
+    let user = if asked.user && has_name { effective_user(&String::from_utf8_lossy(&text("status")?)) } else { None };
     Some(Facts {
         pid,
         comm: stat.comm,
-        exe: status::executable(pid).map(|exe| maps::unmarked(&exe).to_owned()),
-        cgroups: cgroups::parse(&String::from_utf8_lossy(&text("cgroup").unwrap_or_default())),
-        user: effective_user(&status),
+        exe: exe.map(|exe| maps::unmarked(&exe).to_owned()),
+        cgroups: cgroups::parse(&String::from_utf8_lossy(&cgroups)),
+        user,
     })
 }
 
@@ -135,12 +146,46 @@ mod tests {
     }
 
     #[test]
+    fn what_a_selection_asks_for_is_read() {
+        let mut shell = Command::new("sh");
+        let mut shell =
+            shell.args(["-c", "sleep 1000 & echo $!; wait"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(shell.stdout.take().unwrap()), &mut line).unwrap();
+        let pid: u32 = line.trim().parse().unwrap();
+        // Until it is what it becomes.
+        while facts(pid, &Selection::default()).unwrap().comm != "sleep" {}
+        let read = |set: &dyn Fn(&mut Selection)| {
+            let mut selection = Selection::default();
+            set(&mut selection);
+            let facts = facts(pid, &selection).unwrap();
+            (facts.exe.is_some(), !facts.cgroups.is_empty(), facts.user.is_some())
+        };
+        assert_eq!(read(&|_| {}), (false, false, false));
+        assert_eq!(read(&|selection| selection.add_exe("/bin/x").unwrap()), (true, false, false));
+        assert_eq!(read(&|selection| selection.add_user(1)), (false, false, true));
+        for add in [|s: &mut Selection| s.add_cgroup("/x").unwrap(), |s: &mut Selection| s.add_container("x").unwrap()]
+        {
+            assert_eq!(read(&add), (false, true, false));
+        }
+        let named = |name| move |s: &mut Selection| (s.add_user(1), s.add_comm(name).unwrap()).1;
+        assert_eq!(read(&named("sleep")), (false, false, true));
+        assert_eq!(read(&named("other")), (false, false, false));
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(pid as i32).unwrap(),
+            rustix::process::Signal::KILL,
+        )
+        .unwrap();
+        shell.wait().unwrap();
+    }
+
+    #[test]
     fn tracer_and_its_children_are_never_chosen() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         let everything = chosen(&Selection::default(), &Names::default()).unwrap();
         assert!(!everything.contains(&std::process::id()) && !everything.contains(&child.id()));
         assert!(everything.is_sorted());
-        assert!(facts(2).is_none(), "a thread of the kernel, or none");
+        assert!(facts(2, &Selection::default()).is_none(), "a thread of the kernel, or none");
         child.kill().unwrap();
         child.wait().unwrap();
     }
