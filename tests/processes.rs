@@ -110,6 +110,30 @@ fn an_id_that_is_used_again() {
     check_functions("the one that stays", &report, &truth, None);
 }
 
+/// A shell starts program after program, and each has the id of the one before: what is there when one is looked at may be the next, or
+/// the shell's child that is to become it.
+#[test]
+fn programs_that_have_one_id_one_after_the_other() {
+    require_root();
+    const TIMES: usize = 40;
+    let program = compiled("brief");
+    let (path, folder) = (program.to_str().unwrap(), scratch());
+    let script = folder.path().join("script");
+    let each = format!("echo $((P - 1)) >/proc/sys/kernel/ns_last_pid; {path};");
+    let text = format!("read last </proc/sys/kernel/ns_last_pid; P=$((last + 3000)); {}", each.repeat(TIMES));
+    fs::write(&script, text).unwrap();
+    let report = Run::launch(&[], ["sh", script.to_str().unwrap()]).finish().report(0);
+    let processes = report.json["processes"].as_array().unwrap();
+    let stacks = report.json["stacks"].as_array().unwrap().iter();
+    let own = stacks.filter(|stack| stack["frames"].to_string().contains("forget_quickly"));
+    let images: Vec<u64> = own.map(|stack| stack["image"].as_u64().unwrap()).collect();
+    assert_eq!(images.len(), TIMES, "{processes:?}");
+    for image in images {
+        let process = processes.iter().find(|process| process["image"].as_u64() == Some(image)).unwrap();
+        assert_eq!((process["comm"].as_str(), process["exe"].as_str()), (Some("brief"), Some(path)), "{process}");
+    }
+}
+
 /// Starts a program again and again until it has this process id: `ns_last_pid` says where the kernel goes on.
 fn with_id(pid: u32, program: &Path, arguments: &[&str]) -> Target {
     for _ in 0..2_000 {

@@ -150,12 +150,19 @@ impl Attached {
     fn has_become(&mut self, program: &NewProgram<'_>) {
         self.program = program.beginning.program.map(|file| (file, program.beginning.time));
         self.target.comm = program.beginning.comm();
-        // It may be gone before anybody can look.
-        self.target.exe =
-            status::executable(self.pid).or_else(|| program.known.map(|known| known.exe.clone())).unwrap_or_default();
+        // It may be gone before anybody can look, and its id another's.
+        let found = if self.may_be_there() { status::executable(self.pid) } else { None };
+        let found = found.filter(|_| self.may_be_there());
+        let known = || program.known.map(|known| known.exe.clone());
+        self.target.exe = found.or_else(known).unwrap_or_default();
         if let Some(known) = program.known {
             self.target.language = known.language;
         }
+    }
+
+    /// Whether what has its id may be it: not if that is known to run another program.
+    fn may_be_there(&self) -> bool {
+        self.program.is_none_or(|(file, _)| is_run_by(&file, self.pid) != Some(false))
     }
 
     /// Its name: hostile text.
@@ -170,7 +177,7 @@ impl Attached {
 
     /// Looks where it is: it may have been moved since it began.
     pub fn look_where(&mut self) {
-        if let Some(place) = place_of(self.pid) {
+        if let Some(place) = place_of(self.pid).filter(|_| self.may_be_there()) {
             self.target.place = place;
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use tracer_ebpf::unwind::FileKey;
 
-use super::find::{Allocators, OwnAllocator, Phase, describe, find, mappings, own_allocator};
+use super::find::{Allocators, OwnAllocator, Phase, describe, find, is_run_by, mappings, own_allocator};
 use crate::{
     event::{Image, Pid},
     files::{
@@ -27,7 +27,7 @@ const LOOKERS: usize = 2;
 
 /// Those who look.
 pub struct Lookers {
-    processes: mpsc::Sender<(Image, Pid)>,
+    processes: mpsc::Sender<(Image, Pid, Option<FileKey>)>,
     /// Those that have ended: they wait for no other, and no other for them.
     ended: mpsc::Sender<FileKey>,
 }
@@ -74,7 +74,7 @@ impl Lookers {
     /// # Errors
     /// A thread cannot be started.
     pub fn start(tell: impl Fn(Seen) + Clone + Send + 'static) -> io::Result<Self> {
-        let (processes, asked) = mpsc::channel::<(Image, Pid)>();
+        let (processes, asked) = mpsc::channel::<(Image, Pid, Option<FileKey>)>();
         let asked = Arc::new(Mutex::new(asked));
         let begin = |work: Box<dyn FnOnce() + Send>| thread::Builder::new().name("looker".to_owned()).spawn(work);
         for _ in 0..LOOKERS {
@@ -82,8 +82,8 @@ impl Lookers {
             begin(Box::new(move || {
                 loop {
                     let next = asked.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((image, pid)) = next else { return };
-                    tell(Seen::Process(image, look(pid)));
+                    let Ok((image, pid, program)) = next else { return };
+                    tell(Seen::Process(image, look(pid, program)));
                 }
             }))?;
         }
@@ -92,10 +92,10 @@ impl Lookers {
         Ok(Self { processes, ended })
     }
 
-    /// Has a process looked at, which has this image now.
-    pub fn ask(&self, image: Image, pid: Pid) {
+    /// Has a process looked at, which has this image now, and runs this program, where that is known.
+    pub fn ask(&self, image: Image, pid: Pid, program: Option<FileKey>) {
         // They end with this.
-        let _ = self.processes.send((image, pid));
+        let _ = self.processes.send((image, pid, program));
     }
 
     /// Has a program looked at that was over before that could be done.
@@ -105,7 +105,12 @@ impl Lookers {
     }
 }
 
-fn look(pid: Pid) -> What {
+/// `program`: what it runs, where that is known. What runs another one has become that since, or has only the id of one that has ended.
+fn look(pid: Pid, program: Option<FileKey>) -> What {
+    let is_another = || program.is_some_and(|program| is_run_by(&program, pid) == Some(false));
+    if is_another() {
+        return What::Gone;
+    }
     let status = match status::look(pid) {
         Ok(status) => status,
         Err(NotTraceable::Not64Bit(_, comm)) => return What::Foreign(format!("a 32-bit program ({})", visible(&comm))),
@@ -123,7 +128,7 @@ fn look(pid: Pid) -> What {
         None
     });
     let process = describe(pid, &status, &space);
-    if status::executable(pid) != looked_at {
+    if status::executable(pid) != looked_at || is_another() {
         // As what was looked at it is gone.
         return What::Gone;
     }
@@ -141,7 +146,7 @@ fn is_static(pid: Pid) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
+    use std::{os::unix::fs::MetadataExt as _, process::Command};
 
     use super::*;
 
@@ -153,7 +158,7 @@ mod tests {
         let pid = child.id();
         // It may be at its exec still: spawned is what has begun to give its memory up, before it has its name.
         let program = loop {
-            lookers.ask(Image(7), pid);
+            lookers.ask(Image(7), pid, None);
             match told.recv().unwrap() {
                 Seen::Process(Image(7), What::Program(program))
                     if program.loaded && program.process.comm == "sleep" =>
@@ -166,9 +171,19 @@ mod tests {
         assert!(!program.has_go);
         assert!(program.allocators.is_some_and(|found| found.paths().any(|path| path.contains("libc"))));
         assert!(program.own_memory.is_some_and(|bytes| bytes > 4096) && program.space.code().count() > 1);
+        // What has the id of a process need not be it.
+        let file = std::fs::metadata(format!("/proc/{pid}/exe")).unwrap();
+        let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+        let own = FileKey { inode: file.ino(), device: major << 20 | minor, generation: 0 };
+        let another = FileKey { inode: file.ino() + 1, ..own };
+        for (program, is_it) in [(own, true), (another, false)] {
+            lookers.ask(Image(7), pid, Some(program));
+            let seen = told.recv().unwrap();
+            assert_eq!(matches!(seen, Seen::Process(_, What::Program(_))), is_it);
+        }
         child.kill().unwrap();
         child.wait().unwrap();
-        lookers.ask(Image(8), pid);
+        lookers.ask(Image(8), pid, None);
         assert!(matches!(told.recv().unwrap(), Seen::Process(Image(8), What::Gone)));
     }
 }

@@ -135,7 +135,10 @@ impl Session {
         while let Some(action) = actions.pop_front() {
             let Some(at) = self.attached.iter().position(|attached| attached.image() == image) else { return };
             match action {
-                Action::Look => self.lookers.ask(image, self.attached[at].pid()),
+                Action::Look => {
+                    let attached = &self.attached[at];
+                    self.lookers.ask(image, attached.pid(), attached.program().map(|(file, _)| file));
+                }
                 Action::Probe => actions.extend(self.attached[at].probe(&mut self.probes)),
                 Action::Enable => self.enable_found(at),
                 // The collector's end shows elsewhere.
