@@ -39,6 +39,20 @@ fn trace(options: &[&str], way: &str) -> Outcome {
     Run::launch(options, [compiled("tree").to_str().unwrap(), way]).finish()
 }
 
+/// Also as the last thing that a process does: what the C library's cache gives back at the end of a thread is something else, and nobody gives
+/// it back as all of a process ends, by whichever thread.
+#[test]
+fn frees_of_what_a_child_has_from_its_parent_are_all_counted() {
+    require_root();
+    let program = compiled("inherits");
+    for (blocks, thread) in [("45", None), ("45", Some("thread")), ("2500", None), ("2500", Some("thread"))] {
+        let command = [program.to_str().unwrap(), blocks].into_iter().chain(thread);
+        let report = Run::launch(&[], command).finish().report(0);
+        let counted = (report.quality("inherited_frees"), report.quality("unmatched_frees"));
+        assert_eq!(counted, (blocks.parse().unwrap(), 0), "{blocks} {thread:?}");
+    }
+}
+
 /// By fork, fork of a fork, double fork and setsid, posix_spawn, exec, workers that are replaced, threads that fork; and memory that
 /// a child shares with its parent, which frees what the parent has allocated.
 #[test]

@@ -393,6 +393,7 @@ const PROGRAMS: &[Source] = &[
     Source { name: "shapes -O3", compiler: CXX, files: &["shapes.cpp"], flags: &["-O3", "-fomit-frame-pointer"] },
     Source { name: "shapes -Os", compiler: CXX, files: &["shapes.cpp"], flags: &["-Os", "-fomit-frame-pointer"] },
     Source { name: "swaps", compiler: C, files: &["swaps.c"], flags: WITHOUT_FRAME_POINTERS },
+    Source { name: "inherits", compiler: C, files: &["inherits.c"], flags: &["-fno-omit-frame-pointer", "-pthread"] },
     Source { name: "renames", compiler: C, files: &["renames.c"], flags: WITH_FRAME_POINTERS },
     Source { name: "swells", compiler: C, files: &["swells.c"], flags: WITHOUT_FRAME_POINTERS },
     Source { name: "tree", compiler: C, files: &["tree.c"], flags: WITH_FRAME_POINTERS },

@@ -44,6 +44,8 @@ pub struct TaskFields {
     pub signal: u32,
     /// In `signal_struct`: the count of the threads that live.
     pub live: u32,
+    /// In `signal_struct`: its flags; 0 when that alone is not known.
+    pub signal_flags: u32,
     /// In `task_struct`: how the thread has ended, as wait(2) tells it.
     pub exit_code: u32,
     /// In `task_struct`: the pointer to its address space.

@@ -60,7 +60,7 @@ pub mod kind {
     pub const STACK: u8 = 7;
     /// [`Began`](super::Began): an image began, that of the header. The call slot is one of [`origin`](super::origin).
     pub const BEGAN: u8 = 8;
-    /// [`Moment`](super::Moment): a thread ended.
+    /// [`Moment`](super::Moment): a thread ended. The call slot is 1 if by itself: not with its process, or as the first one of it.
     pub const THREAD_EXIT: u8 = 9;
     /// [`golang::Sample`](super::golang::Sample): an object of a Go program.
     pub const GO_SAMPLE: u8 = 10;
@@ -465,7 +465,7 @@ const _: () = {
     assert!(size_of::<Target>() == 8);
     assert!(size_of::<ExecStops>() == 16);
     assert!(size_of::<ReturnInstances>() == 20);
-    assert!(size_of::<TaskFields>() == 56);
+    assert!(size_of::<TaskFields>() == 60);
     assert!(size_of::<BlockKey>() == 16);
     assert!(size_of::<Loss>() == 120);
     assert!(MAX_IN_FLIGHT <= 16); // four bits in the header

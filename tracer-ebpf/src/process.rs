@@ -60,6 +60,7 @@ static EXEC_STOPS: Array<ExecStops> = Array::with_max_entries(1, BPF_F_MMAPABLE)
 static TASK_FIELDS: TaskFields = TaskFields {
     signal: 0,
     live: 0,
+    signal_flags: 0,
     exit_code: 0,
     mm: 0,
     tgid: 0,
@@ -350,7 +351,7 @@ pub(crate) fn thread_exit() {
     // Before all else: of a process whose threads end all at once, the others come when the last one has been counted.
     thread::forget(pid_tgid);
     let Some(target) = target(pid_tgid) else { return };
-    emit::moment(Header::new(kind::THREAD_EXIT, target.image, 0, pid_tgid));
+    emit::moment(Header::new(kind::THREAD_EXIT, target.image, u32::from(ends_alone(pid_tgid)), pid_tgid));
     let shared = target.flags & target::SHARED != 0;
     // Before it is asked who is the last: of two that end at once, one sees what the other has noted.
     let met = shared && notes_met_probes(tgid, &target);
@@ -365,6 +366,26 @@ pub(crate) fn thread_exit() {
             emit::moment_of(Header::new(kind::SHARER_ENDED, target.image, signal, pid_tgid), ran);
         }
     }
+}
+
+/// Whether the current thread, which ends, does so by itself, so that the C library has given back what it kept for it. That does nothing
+/// of the kind for a process's first thread, and for those that the end of their process ends.
+#[inline(always)]
+fn ends_alone(pid_tgid: u64) -> bool {
+    /// The flag in `signal_struct` of a process that ends with all its threads (SIGNAL_GROUP_EXIT, include/linux/sched/signal.h).
+    const GROUP_EXIT: u32 = 4;
+    if pid_tgid as u32 == (pid_tgid >> 32) as u32 {
+        return false;
+    }
+    // SAFETY: a read of a global that user space wrote before loading.
+    let at = unsafe { core::ptr::read_volatile(&raw const TASK_FIELDS) };
+    if at.signal == 0 || at.signal_flags == 0 {
+        return true;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task() };
+    let signal = kernel_word(task + u64::from(at.signal));
+    signal == 0 || kernel_word(signal + u64::from(at.signal_flags)) as u32 & GROUP_EXIT == 0
 }
 
 /// Whether a process that works on its parent's memory may have met probes there, by what is known of the current thread, which ends, and of

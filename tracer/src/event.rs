@@ -113,7 +113,10 @@ pub enum Event<'a> {
     /// The image began.
     Began(Beginning),
     /// The thread ended.
-    ThreadExit,
+    ThreadExit {
+        /// By itself: not with its process, or as the first one of it.
+        alone: bool,
+    },
     /// The process ended.
     Ended {
         /// The signal that ended it, if one did that is known.
@@ -283,7 +286,7 @@ pub fn parse(mut record: &[u8]) -> Result<(Origin, Event<'_>), Unintelligible> {
         kind::BEGAN => began(body, header.slot())?,
         // The time of these is of no use.
         kind::THREAD_EXIT | kind::ENDED | kind::SHARER_ENDED if body.remaining() < 8 => return Err(Unintelligible),
-        kind::THREAD_EXIT => Event::ThreadExit,
+        kind::THREAD_EXIT => Event::ThreadExit { alone: header.slot() != 0 },
         kind::ENDED => Event::Ended {
             signal: Some(header.slot()).filter(|signal| *signal > 0),
             ran: Duration::from_nanos(body.try_get_u64_ne()?),
@@ -452,7 +455,7 @@ mod tests {
                     bytes: &[6; 8],
                 }),
             ),
-            (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit),
+            (vec![header(kind::THREAD_EXIT), 9], Event::ThreadExit { alone: true }),
             (vec![header(kind::ENDED), 9], Event::Ended { signal: Some(2), ran: Duration::from_nanos(9) }),
             (vec![header(kind::SHARER_ENDED), 9], Event::SharerEnded),
             (vec![header(kind::AT_ONCE), 9], Event::HeapEnded(9)),

@@ -110,6 +110,7 @@ fn task_fields(types: &Types<'_>) -> Option<TaskFields> {
     Some(TaskFields {
         signal: types.offset(task, "signal")?,
         live: types.member("signal_struct", "live")?,
+        signal_flags: types.member("signal_struct", "flags").unwrap_or(0),
         exit_code: types.offset(task, "exit_code")?,
         mm: types.offset(task, "mm")?,
         tgid: types.offset(task, "tgid")?,

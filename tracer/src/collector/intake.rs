@@ -116,7 +116,7 @@ impl Intake<'_> {
                 self.forget_notice(Notice::FirstThreadEnded(image));
                 self.notices.push(Notice::Ended { image, signal, ran });
             }
-            Event::ThreadExit if self.images.get(image).is_some_and(|tracked| tracked.pid == tid) => {
+            Event::ThreadExit { .. } if self.images.get(image).is_some_and(|tracked| tracked.pid == tid) => {
                 self.notices.push(Notice::FirstThreadEnded(image));
             }
             Event::SharerEnded => self.notices.push(Notice::SharerEnded(image)),

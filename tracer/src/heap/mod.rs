@@ -184,7 +184,7 @@ impl Heap {
             Event::Began(_) | Event::Ended { .. } | Event::SharerEnded | Event::GoSample(_) => {}
             Event::UnknownFile(_) | Event::Loaded(..) | Event::StackRest(_) | Event::Remapping(_) => {}
             Event::HeapEnded(time) => process.frees_lost_without_trace(time),
-            Event::ThreadExit => process.thread_exit(origin.tid, &mut books),
+            Event::ThreadExit { alone } => process.thread_exit(origin.tid, alone, &mut books),
         }
     }
 

@@ -219,12 +219,12 @@ impl ProcessHeap {
         }
     }
 
-    /// A thread has ended. The last thing that glibc does for one is to free what is in its cache, by the function that everybody
-    /// frees by: blocks that were freed before, and the cache, which nobody saw it allocate.
-    pub(super) fn thread_exit(&mut self, tid: u32, books: &mut Books<'_>) {
+    /// A thread has ended. The last thing that glibc does for one that ends by itself (`alone`) is to free what is in its cache, by the
+    /// function that everybody frees by: blocks that were freed before, and the cache, which nobody saw it allocate.
+    pub(super) fn thread_exit(&mut self, tid: u32, alone: bool, books: &mut Books<'_>) {
         self.put_all_back(tid, books);
         let last = std::mem::take(&mut self.last_frees[tid as usize % LAST_FREES]);
-        if last.tid == tid {
+        if last.tid == tid && alone {
             self.uncount_unknown(u64::from(last.unknown.min(MOST_CACHED)));
         }
     }

@@ -93,7 +93,7 @@ fn block_in_a_running_realloc_is_still_held() {
 
 #[test]
 fn realloc_that_never_returns_does_not_end_its_block() {
-    for end in [Event::ThreadExit, Event::ReallocTake(0x20)] {
+    for end in [Event::ThreadExit { alone: true }, Event::ReallocTake(0x20)] {
         let heap = heap(&[
             (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
             (origin(1), Event::ReallocTake(0x10)),
@@ -111,7 +111,7 @@ fn the_end_of_a_thread_gives_back_what_its_realloc_held() {
         (origin(2), Event::Alloc(block(0x20, 50, 8, MS))),
         (origin(1), Event::ReallocTake(0x10)),
         (origin(2), Event::ReallocTake(0x20)),
-        (origin(1), Event::ThreadExit),
+        (origin(1), Event::ThreadExit { alone: true }),
         // The thread id is another thread's now.
         (origin(1), Event::ReallocFreed(0x10)),
         (origin(2), Event::ReallocFreed(0x20)),

@@ -19,13 +19,23 @@ fn the_end_of_a_thread_empties_its_cache() {
         by_program(1, 0x50),
         by_program(1, 0x30),
         by_program(1, 0x60),
-        (origin(1), Event::ThreadExit),
-        (origin(1), Event::ThreadExit),
+        (origin(1), Event::ThreadExit { alone: true }),
+        (origin(1), Event::ThreadExit { alone: true }),
         // The thread id is another thread's now.
         by_program(1, 0x70),
-        (origin(257), Event::ThreadExit),
+        (origin(257), Event::ThreadExit { alone: true }),
     ]);
     assert_eq!(heap.counters().unmatched_frees, 4);
+}
+
+/// Nobody empties the cache of a thread that ends with its process: what it freed last was of blocks from before.
+#[test]
+fn the_end_of_a_process_empties_no_cache() {
+    for (alone, unknown) in [(false, 3), (true, 0)] {
+        let frees = (1..=3).map(|number| by_program(1, number * 0x10));
+        let heap = heap(&frees.chain([(origin(1), Event::ThreadExit { alone })]).collect::<Vec<_>>());
+        assert_eq!(heap.counters().unmatched_frees, unknown, "{alone}");
+    }
 }
 
 /// Each block is freed, and what lies `header` bytes below it right after that, by the same thread: `frees` times.
