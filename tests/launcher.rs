@@ -233,6 +233,34 @@ fn a_command_inherits_what_tracer_was_started_with() {
     assert_eq!(same(&outcome.stdout), same(&bare));
 }
 
+/// As tracer is about to start its command, a signal ends it, as SIGTERM does then; later it is the command's.
+#[test]
+fn no_signal_is_lost_while_a_launch_begins() {
+    require_root();
+    for sent in [Signal::SIGUSR1, Signal::SIGUSR2] {
+        let folder = scratch();
+        let report = folder.path().join("report.json");
+        let mut tracer = Command::new(Run::tracer());
+        tracer.args(["-q", "-o", report.to_str().unwrap(), "--", "sleep", "30"]);
+        let mut tracer = with_default_signals(&mut tracer).spawn().unwrap();
+        // Until it reads them.
+        let status = format!("/proc/{}/status", tracer.id());
+        let blocks = |text: String| {
+            let mask = text.lines().find_map(|line| line.strip_prefix("SigBlk:")).map(str::trim);
+            mask.and_then(|mask| u64::from_str_radix(mask, 16).ok())
+                .is_some_and(|mask| mask & 1 << (sent as i32 - 1) != 0)
+        };
+        wait_until("reads signals", || fs::read_to_string(&status).is_ok_and(blocks));
+        signal(tracer.id(), sent);
+        let status = tracer.wait().unwrap();
+        // The command has died of it, or tracer.
+        assert!(status.signal() == Some(sent as i32) || status.code() == Some(128 + sent as i32), "{sent}: {status}");
+        if status.signal().is_some() {
+            assert!(!report.exists(), "{sent}: an empty report");
+        }
+    }
+}
+
 /// Under nohup it goes on; and what ends it, ends it.
 #[test]
 fn a_signal_that_was_ignored_stays_so() {

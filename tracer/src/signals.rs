@@ -28,17 +28,10 @@ use crate::{
 
 /// Those that ask tracer to end.
 const DEMANDS: &[Signal] = &[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
-/// Those that are for a launched command besides.
-const COMMANDS: &[Signal] = &[
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-    Signal::SIGCONT,
-    Signal::SIGTSTP,
-    Signal::SIGTTIN,
-    Signal::SIGTTOU,
-];
+/// Those that are for a launched command besides, and end tracer where there is none, as their default is.
+const ENDS: &[Signal] = &[Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
+/// Those that are for a launched command only.
+const COMMANDS: &[Signal] = &[Signal::SIGWINCH, Signal::SIGCONT, Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
 
 /// `si_code` of signals that the kernel sends, such as those of a terminal (include/uapi/asm-generic/siginfo.h).
 const SI_KERNEL: i32 = 0x80;
@@ -82,7 +75,7 @@ impl Signals {
     /// No thread or descriptor is left.
     pub fn start(launching: bool, end: impl Fn(i32) + Send + 'static) -> io::Result<Self> {
         let mut set = SigSet::empty();
-        let wanted = DEMANDS.iter().chain(if launching { COMMANDS } else { &[Signal::SIGQUIT] });
+        let wanted = DEMANDS.iter().chain(ENDS).chain(if launching { COMMANDS } else { &[] });
         // What is ignored stays so, as under nohup. SIGINT of a background job is ignored for the sake of its terminal.
         wanted.filter(|signal| **signal == Signal::SIGINT || !is_ignored(**signal as i32)).for_each(|s| set.add(*s));
         // A file may not become larger: the write fails, and that is told. Nobody reads the signal.
@@ -184,8 +177,8 @@ impl<F: Fn(i32)> Reader<F> {
         let lives = command.as_ref().is_some_and(|c| if has_it(c) { c.is_alive() } else { c.signal(signal as i32) });
         tracing::debug!(%signal, ?origin, lives, "signal");
         match signal {
-            // As its default is, but for what has to be undone.
-            Signal::SIGQUIT if command.is_none() => die(signal),
+            // But for what has to be undone.
+            _ if command.is_none() && ENDS.contains(&signal) => die(signal),
             Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU if lives => self.stops = Some(Instant::now() + STOP),
             Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU => stop(),
             Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT if origin != Origin::Command => {
