@@ -3,10 +3,12 @@
 use std::{
     fs,
     fs::File,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::{fs::OpenOptionsExt as _, process::ExitStatusExt as _},
     path::Path,
     process::{Command, Stdio},
 };
+
+use nix::sys::signal::Signal;
 
 use crate::harness::{Outcome, Run, Target, compiled, require_root, scratch};
 
@@ -114,11 +116,13 @@ fn the_standard_output_by_other_names() {
     assert_eq!(fs::read_to_string(folder.path().join("twice")).unwrap(), "");
 }
 
-/// A report whose folder is removed meanwhile is not said to be written, and is not lost.
+/// A report whose folder is removed meanwhile is not said to be written, and is not lost. The folder has changed when it was tried whether
+/// the report can be made.
 #[test]
 fn a_folder_that_is_removed_meanwhile() {
     let (outcome, folder) = traced(
-        "mkdir $KEPT/gone; (for i in $(seq 600); do [ -e $KEPT/gone/out.json ] && break; sleep 0.1; done; rm -r $KEPT/gone) & \
+        "mkdir $KEPT/gone; touch -d @0 $KEPT/gone; \
+         (for i in $(seq 600); do [ $(stat -c %Y $KEPT/gone) != 0 ] && break; sleep 0.1; done; rm -r $KEPT/gone) & \
          trace -q -o $KEPT/gone/out.json >$KEPT/text; status=$?; wait; exit $status",
     );
     assert_eq!(outcome.code(), Some(FAILED), "{}", outcome.stderr);
@@ -162,6 +166,24 @@ fn named_pipes() {
     let outcome = tracer.outcome();
     let report = reader.wait_with_output().unwrap().stdout;
     assert!(report.ends_with(b"}\n"), "{}: {:.300}", outcome.stderr, String::from_utf8_lossy(&report));
+}
+
+/// However tracer ends before there is a report, there is none: no empty one.
+#[test]
+fn a_tracer_that_is_ended_leaves_no_empty_report() {
+    require_root();
+    let target = Target::start(&compiled("deep"));
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGQUIT, Signal::SIGKILL] {
+        let folder = scratch();
+        let report = folder.path().join("report.json");
+        let pid = target.pid().to_string();
+        let running = Run::bare().args(["--pid", &pid, "-o", report.to_str().unwrap()]).start();
+        running.signal(signal);
+        let outcome = running.outcome();
+        assert_eq!(outcome.status.signal(), Some(signal as i32), "{}", outcome.stderr);
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert!(left.is_empty(), "{signal}: {left:?}");
+    }
 }
 
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! They are written beside it and renamed. Where that cannot be (a folder that cannot be written to, a file with several names or
 //! with a mount on it), they are written in its place once the file system has set the space for them apart. What is reached by a
-//! descriptor that somebody has open (`/dev/fd/3`) is written on from where that is: others write to it as well.
+//! descriptor that somebody has open (`/dev/fd/3`) is written on from where that is: others write to it as well. A file that is not
+//! there yet is made to see that it can be, and removed at once: however tracer ends, no empty one is left.
 
 use std::{
     fs::{self, File, OpenOptions, Permissions},
@@ -33,6 +34,8 @@ pub(crate) struct Replacement {
     counts_names: bool,
     /// Made by this run, and still without contents.
     made: Option<(Made, Clause)>,
+    /// Made by this run, and removed until there are contents.
+    is_removed: bool,
 }
 
 impl Replacement {
@@ -45,7 +48,7 @@ impl Replacement {
         if let Leads::Shared(link) = &leads
             && let Some(file) = own_descriptor(link)
         {
-            return Ok(Self { file, name: None, is_shared: true, counts_names: false, made: None });
+            return Ok(Self { file, name: None, is_shared: true, counts_names: false, made: None, is_removed: false });
         }
         let is_shared = matches!(leads, Leads::Shared(_));
         let fresh = !path.exists();
@@ -67,11 +70,12 @@ impl Replacement {
             Leads::Shared(_) | Leads::Nowhere => None,
         };
         let name = name.filter(|name| fs::symlink_metadata(name).is_ok_and(|found| identity(&found) == own));
-        let made = fresh.then(|| Made { path: name.as_deref().unwrap_or(path).to_owned(), identity: own });
-        let made = made.map(|made| (made.clone(), Clause::new(move || made.remove())));
+        let made = fresh.then(|| Made::new(name.as_deref().unwrap_or(path), own));
         let replaceable = metadata.is_file() && metadata.nlink() == 1;
         let counts_names = metadata.nlink() > 0;
-        Ok(Self { file, name: name.filter(|_| replaceable), is_shared, counts_names, made })
+        let name = name.filter(|_| replaceable);
+        let is_removed = name.is_some() && made.as_ref().is_some_and(|(made, _)| made.remove());
+        Ok(Self { file, name, is_shared, counts_names, made: made.filter(|_| !is_removed), is_removed })
     }
 
     /// Gives it the contents that `write` writes each time it is called. Where that fails, what was there stays; what this run
@@ -83,7 +87,10 @@ impl Replacement {
         if self.file.metadata()?.is_file() && !self.is_shared {
             match self.replace(&write) {
                 Ok(true) => {}
-                Ok(false) => self.overwrite(&write, true)?,
+                Ok(false) => {
+                    self.make_again()?;
+                    self.overwrite(&write, true)?;
+                }
                 // Both do not fit at a time.
                 Err(error) if is_full(&error) && self.made.is_none() => {
                     self.overwrite(&write, false).map_err(|_| error)?;
@@ -97,8 +104,24 @@ impl Replacement {
                 self.file.sync_data()?;
             }
         }
-        self.made = None;
+        (self.made, self.is_removed) = (None, false);
         Ok(())
+    }
+
+    /// Makes a file that was removed until it has contents, where no other one can take its name over.
+    fn make_again(&mut self) -> io::Result<()> {
+        let Some(name) = self.name.as_ref().filter(|_| self.is_removed) else { return Ok(()) };
+        let mode = self.file.metadata()?.mode();
+        match OpenOptions::new().write(true).create_new(true).mode(mode & 0o777).open(name) {
+            Ok(file) => {
+                self.made = Some(Made::new(name, identity(&file.metadata()?)));
+                (self.file, self.is_removed) = (file, false);
+                Ok(())
+            }
+            // There is no such folder any more: that is told of the file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Puts a new file in its place. Whether that can be.
@@ -183,11 +206,18 @@ struct Made {
 }
 
 impl Made {
-    fn remove(&self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {
-            // Best effort.
-            let _ = fs::remove_file(&self.path);
-        }
+    /// One that is removed if tracer has to end at once.
+    fn new(path: &Path, identity: (u64, u64)) -> (Self, Clause) {
+        let made = Self { path: path.to_owned(), identity };
+        let removed = made.clone();
+        // Best effort.
+        (made, Clause::new(move || _ = removed.remove()))
+    }
+
+    /// Removes it, as far as that can be done. Whether it was.
+    fn remove(&self) -> bool {
+        let is_there = fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity);
+        is_there && fs::remove_file(&self.path).is_ok()
     }
 }
 
@@ -310,6 +340,34 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
     }
 
+    /// However tracer ends before it writes: killed, it removes nothing.
+    #[test]
+    fn what_is_still_without_contents_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report");
+        let fresh = Replacement::open(&path).unwrap();
+        std::mem::forget(fresh);
+        assert_eq!(names(folder.path()), [""; 0]);
+        // What others put there meanwhile is taken over like any other.
+        let mut fresh = Replacement::open(&path).unwrap();
+        fs::write(&path, "other").unwrap();
+        fresh.write(|out| out.write_all(b"new")).unwrap();
+        assert_eq!((names(folder.path()), &*fs::read(&path).unwrap()), (vec!["report".to_owned()], &b"new"[..]));
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report");
+        let mut fresh = Replacement::open(&path).unwrap();
+        fresh.make_again().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"");
+        fresh.overwrite(|out| out.write_all(b"new"), true).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        drop(fresh);
+        assert!(!path.exists(), "what was not written to its end is removed");
+    }
+
     #[test]
     fn a_file_that_somebody_else_has_put_there_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
@@ -390,10 +448,11 @@ mod tests {
     fn ends_in_the_middle() {
         let Some(folder) = std::env::var_os(FOLDER).map(PathBuf::from) else { return };
         let _fresh = Replacement::open(&folder.join("fresh")).unwrap();
+        assert_eq!(names(&folder), ["old"], "what has no contents is not there");
         let mut old = Replacement::open(&folder.join("old")).unwrap();
         let ended = old.write(|out| {
             out.write_all(b"half of")?;
-            assert_eq!(names(&folder).len(), 3, "one is beside them");
+            assert_eq!(names(&folder).len(), 2, "one is beside it");
             crate::last_will::execute();
             // Nothing is dropped.
             std::process::exit(0)
