@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 
-use super::values::{Pids, duration, interval, percent, pids, size};
+use super::values::{Pids, duration, interval, percent, pid, pids, size};
 use crate::{exit, probe::asked::Asked};
 
 pub(super) const ABOUT: &str = "Finds memory leaks in a running, unmodified service";
@@ -202,7 +202,7 @@ pub(super) enum Job {
 #[command(after_help = exit::DOCTOR_HELP)]
 pub(super) struct DoctorCli {
     /// Look at this process, too: what would be probed, which stacks and names there will be, what is not seen
-    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = pid)]
     pub(super) pid: Option<u32>,
 
     /// Print one JSON object
@@ -218,7 +218,7 @@ pub(super) struct DoctorCli {
 #[command(after_help = exit::GOROUTINES_HELP)]
 pub(super) struct GoroutinesCli {
     /// The process, whose executable may be stripped
-    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short, long, value_name = "PID", allow_hyphen_values = true, value_parser = pid)]
     pub(super) pid: u32,
 
     /// How many groups of goroutines a text report shows

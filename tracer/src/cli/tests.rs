@@ -40,6 +40,10 @@ fn the_doctor_looks_at_one_process_at_most() {
     for line in ["doctor --pid 0", "doctor --pid -1", "doctor --pid x", "doctor 7"] {
         refusal(line);
     }
+    for line in ["doctor --pid abc", "doctor --pid 1,2", "goroutines --pid +5"] {
+        let said = refusal(line);
+        assert!(said.contains("write the id of one process, such as 4711"), "{said}");
+    }
 }
 
 #[test]

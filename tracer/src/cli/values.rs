@@ -20,11 +20,19 @@ pub(super) fn user_id(text: &str) -> Result<u32, Invalid> {
 /// Ids with commas or spaces between them.
 pub(super) fn pids(text: &str) -> Result<Pids, String> {
     let words = text.split(|c: char| c == ',' || c.is_ascii_whitespace()).filter(|word| !word.is_empty());
-    let pid = |word: &str| word.parse().ok().filter(|pid| *pid > 0 && !word.starts_with('+'));
-    let pids: Option<Vec<u32>> = words.map(pid).collect();
+    let pids: Option<Vec<u32>> = words.map(id).collect();
     pids.filter(|pids| !pids.is_empty())
         .map(Pids)
         .ok_or_else(|| "write ids of processes, such as 4711 or 4711,4712".to_owned())
+}
+
+/// One id.
+pub(super) fn pid(text: &str) -> Result<u32, &'static str> {
+    id(text).ok_or("write the id of one process, such as 4711")
+}
+
+fn id(word: &str) -> Option<u32> {
+    word.parse().ok().filter(|pid| *pid > 0 && !word.starts_with('+'))
 }
 
 pub(super) fn distinct(mut pids: Vec<u32>) -> Vec<u32> {
