@@ -67,7 +67,11 @@ impl Copies {
         let deadline = Instant::now() + PATIENCE * slowness();
         loop {
             if let Some(copy) = self.copies.take() {
-                assert!([0, copy.head.id].contains(&copy.remembered), "another stack was remembered: {:x}", copy.remembered);
+                assert!(
+                    [0, copy.head.id].contains(&copy.remembered),
+                    "another stack was remembered: {:x}",
+                    copy.remembered
+                );
                 return copy;
             }
             assert!(Instant::now() < deadline, "process {} does not allocate", self.pid);

@@ -33,7 +33,8 @@ impl Session {
             own.and_then(|process| process.map(|process| self.follow_go(pid, image, process, begins)).transpose());
         let own = own.map_err(|error| {
             // It may be about to end: the files of its memory are gone before it is.
-            let is_gone = matches!(error.downcast_ref(), Some(NotTraceable::NoSuchProcess(_) | NotTraceable::Zombie(..)));
+            let is_gone =
+                matches!(error.downcast_ref(), Some(NotTraceable::NoSuchProcess(_) | NotTraceable::Zombie(..)));
             if status::is_alive(pid) && !is_gone {
                 error.context(format!("the Go heap of process {pid} cannot be followed"))
             } else {

@@ -330,6 +330,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     fn what_a_program_maps_beside_the_arenas_of_go_is_its_own() {
         const MIB: u64 = 1 << 20;
         let heap = 0xc0_0000_0000;
@@ -347,6 +348,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     fn a_heap_of_a_runtime_that_is_not_followed_is_none_of_one_that_is() {
         let named =
             |start: u64, name: &str| Region { name: name.to_owned(), ..region(start..start + 0x400_0000, 0x100_0000) };

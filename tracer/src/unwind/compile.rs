@@ -67,13 +67,13 @@ pub fn compile(sections: &Sections<'_>) -> Result<Table, UnwindError> {
     if let Some((bytes, address)) = sections.eh_frame {
         let mut section = EhFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        collect(&section, bytes, &bases.clone().set_eh_frame(address), (false, &is_code), &mut loaded);
+        collect(&section, bytes, &bases.clone().set_eh_frame(address), false, is_code, &mut loaded);
     }
     let mut beside = room_for(sections.debug_frame);
     if let Some((bytes, address)) = sections.debug_frame {
         let mut section = DebugFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        collect(&section, bytes, &bases.set_eh_frame(address), (true, &is_code), &mut beside);
+        collect(&section, bytes, &bases.set_eh_frame(address), true, is_code, &mut beside);
     }
     match (loaded.is_empty(), beside.is_empty(), loaded.unreadable() + beside.unreadable()) {
         // That it is of no use is told with what is made of the code.
@@ -99,7 +99,8 @@ fn collect<'a, S: UnwindSection<Bytes<'a>>>(
     section: &S,
     bytes: &'a [u8],
     bases: &BaseAddresses,
-    (tombstones, is_code): (bool, &dyn Fn(&Range<u64>) -> bool),
+    tombstones: bool,
+    is_code: impl Fn(&Range<u64>) -> bool,
     collector: &mut Collector,
 ) {
     let mut cies = Cies::default();

@@ -85,6 +85,7 @@ fn read(memory: &ReadMemory<'_>, addr: u64, len: usize) -> Result<Vec<u8>, Unrea
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
 mod tests {
     use super::{super::fixture::Fake, *};
 

@@ -298,6 +298,7 @@ fn errors_say_what_is_wrong() {
 
 /// One entry of nonsense leaves all others, and what it would have hidden is open to others.
 #[test]
+#[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
 fn what_is_described_outside_of_the_code_is_left_out() {
     let far = 0x40_1130_0000_0000;
     let frames = Frames::default().cie(USUAL).fde(0x1000, 0x10, &[]).fde(far, 0x10, &[]).fde(0x1ff8, 0x10, &[]);
