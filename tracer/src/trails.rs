@@ -1,6 +1,6 @@
 //! Stacks as places in files: looked up while the process lives, and kept.
 
-use std::{io, os::unix::fs::FileExt as _, sync::Arc};
+use std::{os::unix::fs::FileExt as _, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
 use tracer_ebpf::{end, unwind::place};
@@ -10,7 +10,7 @@ use crate::{
     files::registry::Files,
     heap::StackIndex,
     space::address_space::{AddressSpace, Place},
-    unwind::{LONGEST_CALL, ends_with_call},
+    unwind::ends_a_call,
 };
 
 /// One frame of a stack: what the return address points to; of code that was interrupted, one byte on from that.
@@ -216,16 +216,6 @@ fn unproved(sites: &[Site], space: &AddressSpace) -> Option<usize> {
         _ => false,
     };
     (first..sites.len()).find(|at| guessed(*at) && !follows_call(&sites[*at]))
-}
-
-/// Whether the code before `end`, which `read` reads, ends with a call.
-fn ends_a_call(end: u64, read: impl Fn(u64, &mut [u8]) -> io::Result<()>) -> bool {
-    let Some(start) = end.checked_sub(LONGEST_CALL as u64) else { return false };
-    let mut code = [0; LONGEST_CALL];
-    // What can be read may begin with the call.
-    (0..LONGEST_CALL - 1)
-        .find(|skipped| read(start + *skipped as u64, &mut code[*skipped..]).is_ok())
-        .is_some_and(|skipped| ends_with_call(&code[skipped..]))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ mod survey;
 mod tests;
 mod work;
 
-use std::{fs::File, path::PathBuf, sync::Arc};
+use std::{fs::File, os::unix::fs::FileExt as _, path::PathBuf, sync::Arc};
 
 use hashbrown::HashMap;
 
@@ -37,6 +37,7 @@ use crate::{
         address_space::Place,
         perf_map::{Functions, PerfMap},
     },
+    unwind::ends_a_call,
 };
 
 /// Where debug files are, unless it is said otherwise.
@@ -265,8 +266,23 @@ impl Object {
 
     /// Names the code before each of the sorted `offsets`.
     fn learn(&mut self, module: &Module, offsets: &[u64]) {
-        let mut open: Vec<(u64, u64)> =
-            offsets.iter().filter_map(|offset| Some((*offset, self.address(offset.checked_sub(1)?)?))).collect();
+        let before = |offset: &u64| Some((*offset, self.address(offset.checked_sub(1)?)?));
+        let open = self.ask(module, offsets.iter().filter_map(before).collect());
+        // Frames that no call has made may be at the very begin of their function: what signals return to, and the ends of stacks
+        // that programs make.
+        let at_begin = open.into_iter().filter(|(offset, _)| !self.ends_a_call(*offset));
+        let open = at_begin.map(|(offset, address)| (offset, address + 1)).collect();
+        self.ask(module, open);
+        self.know_nothing_of(module, offsets);
+    }
+
+    /// Whether a call returns to the code at `offset`.
+    fn ends_a_call(&self, offset: u64) -> bool {
+        self.module.file().is_some_and(|file| ends_a_call(offset, |at, code| file.read_exact_at(code, at)))
+    }
+
+    /// Names those of these offsets, each with an address, whose address is in a function: the others.
+    fn ask(&mut self, module: &Module, mut open: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
         for source in &mut self.sources {
             let addresses: Vec<u64> = open.iter().map(|(_, address)| *address).collect();
             let answers = source.functions(&addresses);
@@ -280,7 +296,7 @@ impl Object {
             }
             open = unanswered;
         }
-        self.know_nothing_of(module, offsets);
+        open
     }
 
     /// Leaves those of these `offsets` without a name that have none yet.

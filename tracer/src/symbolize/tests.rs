@@ -130,6 +130,20 @@ fn inlined_functions_files_and_lines() {
     }
 }
 
+/// What a signal returns to has no call before it, and no function. A call may be the last of a function whose name nobody knows.
+#[test]
+fn functions_that_nothing_calls_are_named_at_their_begin() {
+    let directory = tempfile::tempdir().unwrap();
+    let function = |name: &str| format!(".globl {name}\n.type {name}, @function\n{name}: ret\n.size {name}, 1\n");
+    let (after_nop, after_call) = (function("after_nop"), function("after_call"));
+    let code =
+        format!("asm(R\"(.text\n nop\n nop\n{after_nop} call after_nop\n{after_call})\");\nint main(void) {{}}\n");
+    let program = build(directory.path(), "program", &code, &["-O1", "-shared", "-nostartfiles"]);
+    let begin = |name| [offsets(&program, name)[0] - 1];
+    let name = |name| summary(&resolve(&mut Symbolizer::new(), &module(&program), &begin(name))[0]);
+    assert_eq!((name("after_nop"), name("after_call")), (vec!["after_nop:0".to_owned()], vec![":0".to_owned()]));
+}
+
 #[test]
 fn debug_files_are_found_by_build_id() {
     let directory = tempfile::tempdir().unwrap();

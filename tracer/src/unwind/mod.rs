@@ -22,7 +22,7 @@ pub(crate) mod fixture;
 #[cfg(test)]
 mod tests;
 
-pub use call::{LONGEST_CALL, ends_with_call};
+pub use call::{LONGEST_CALL, ends_a_call, ends_with_call};
 pub use compile::{Sections, UnwindError, compile};
 pub use frames::Frames;
 pub use pack::{Changes, Full, PAGE_SHARDS, Packed, Placed, ROW_SHARDS};
