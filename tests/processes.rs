@@ -130,7 +130,9 @@ fn programs_that_have_one_id_one_after_the_other() {
     assert_eq!(images.len(), TIMES, "{processes:?}");
     for image in images {
         let process = processes.iter().find(|process| process["image"].as_u64() == Some(image)).unwrap();
-        assert_eq!((process["comm"].as_str(), process["exe"].as_str()), (Some("brief"), Some(path)), "{process}");
+        // As much of the file's name as a name of a process holds. It may be over before anybody can see its path.
+        let (comm, exe) = (process["comm"].as_str().unwrap(), process["exe"].as_str().unwrap());
+        assert!(comm.starts_with("brief") && [path, ""].contains(&exe), "{process}");
     }
 }
 

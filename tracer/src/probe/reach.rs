@@ -1,7 +1,10 @@
 //! What a function comes to call, as far as its code says so: whether another allocator is behind it whatever it does.
 
 use hashbrown::{HashMap, HashSet};
-use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind};
+use iced_x86::{
+    ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
+    OpKind, Register,
+};
 
 use super::{returns::slot, thunks::takes_return_address};
 
@@ -37,7 +40,22 @@ pub(super) fn always_calls<'a>(
     at: impl Fn(u64) -> Target,
 ) -> bool {
     let target = |address| if address == entry { Target::Here(address) } else { at(address) };
-    !Ways { code, pointer, target, known: HashMap::new(), left: MAX_INSTRUCTIONS }.lead_around(entry, 0)
+    Ways::new(code, pointer, target).around(entry, 0) == Around::None
+}
+
+/// Whether the function at `entry` does all of its work by what is looked for: it can come to that, and where it returns without, it has
+/// changed nothing but its stack. What these registers of arguments have is never 0. The rest as in [`always_calls`].
+pub(super) fn leaves_work_to<'a>(
+    entry: u64,
+    not_zero: &[Register],
+    code: impl Fn(u64) -> Option<&'a [u8]>,
+    pointer: impl Fn(u64) -> Target,
+    at: impl Fn(u64) -> Target,
+) -> bool {
+    let target = |address| if address == entry { Target::Here(address) } else { at(address) };
+    let mut ways = Ways::new(code, pointer, target);
+    ways.not_zero = not_zero.iter().fold(0, |all, register| all | bit(*register));
+    ways.around(entry, 0) != Around::Working && ways.reached
 }
 
 /// Whether the function at `entry` can come to what is looked for: by itself, or in what it calls in the same file, so many calls deep.
@@ -50,7 +68,18 @@ pub(super) fn may_call<'a>(
     at: impl Fn(u64) -> Target,
 ) -> bool {
     let target = |address| if address == entry { Target::Here(address) } else { at(address) };
-    Ways { code, pointer, target, known: HashMap::new(), left: MAX_INSTRUCTIONS }.comes_to(entry, deep)
+    Ways::new(code, pointer, target).comes_to(entry, deep)
+}
+
+/// The ways from the begin of a function to its return that do not come to what is looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Around {
+    /// There is none.
+    None,
+    /// They change nothing but the stack.
+    Idle,
+    /// Some change other memory, or may.
+    Working,
 }
 
 /// Ways through functions that do not come to what is looked for.
@@ -58,29 +87,42 @@ struct Ways<C, P, T> {
     code: C,
     pointer: P,
     target: T,
-    /// Functions that were looked at, and whether there is such a way to their return; not while they are being looked at.
-    known: HashMap<u64, bool>,
+    /// Functions that were looked at; none while they are being looked at.
+    known: HashMap<u64, Around>,
+    factory: InstructionInfoFactory,
+    /// Registers that are not 0 when the first function begins, a bit for each.
+    not_zero: u16,
+    /// Whether some way comes to what is looked for.
+    reached: bool,
     left: usize,
 }
 
 impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Target> Ways<C, P, T> {
-    /// Whether one leads through the function at `start` to its return.
-    fn lead_around(&mut self, start: u64, depth: usize) -> bool {
+    fn new(code: C, pointer: P, target: T) -> Self {
+        let (known, factory) = (HashMap::new(), InstructionInfoFactory::new());
+        Self { code, pointer, target, known, factory, not_zero: 0, reached: false, left: MAX_INSTRUCTIONS }
+    }
+
+    /// Those through the function at `start`.
+    fn around(&mut self, start: u64, depth: usize) -> Around {
         if let Some(known) = self.known.get(&start) {
             return *known;
         }
         // A way that calls the function itself is longer than one that does not.
-        self.known.insert(start, false);
+        self.known.insert(start, Around::None);
         let around = self.follow(start, depth);
         self.known.insert(start, around);
         around
     }
 
-    fn follow(&mut self, start: u64, depth: usize) -> bool {
+    fn follow(&mut self, start: u64, depth: usize) -> Around {
+        let mut found = Around::None;
         let mut seen = HashSet::new();
-        let mut paths = vec![start];
-        while let Some(start) = paths.pop() {
-            let Some(bytes) = (self.code)(start) else { return true };
+        // Where one is, what it has done, which registers are not 0, and whether the flags are those of such a one compared with 0.
+        let not_zero = if depth == 0 { self.not_zero } else { 0 };
+        let mut paths = vec![(start, Around::Idle, not_zero, false)];
+        while let Some((start, mut so_far, mut not_zero, mut is_compared)) = paths.pop() {
+            let Some(bytes) = (self.code)(start) else { return Around::Working };
             let mut decoder = Decoder::with_ip(64, bytes, start, DecoderOptions::NONE);
             loop {
                 if !decoder.can_decode()
@@ -88,45 +130,90 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
                 {
                     // What follows is in the next piece.
                     if decoder.ip() == start {
-                        return true;
+                        return Around::Working;
                     }
-                    paths.push(decoder.ip());
+                    paths.push((decoder.ip(), so_far, not_zero, is_compared));
                     break;
                 }
                 let instruction = decoder.decode();
-                if !seen.insert(instruction.ip()) {
+                if !seen.insert((instruction.ip(), so_far == Around::Idle, not_zero, is_compared)) {
                     break;
                 }
                 if instruction.is_invalid() || self.left == 0 {
-                    return true;
+                    return Around::Working;
                 }
                 self.left -= 1;
-                let goes_on = match (instruction.flow_control(), self.leads_to(&instruction)) {
-                    (FlowControl::Return, _) | (FlowControl::IndirectBranch, Target::Elsewhere) => return true,
+                let to = self.leads_to(&instruction);
+                self.reached |= to == Target::Wanted;
+                let goes_on = match (instruction.flow_control(), to) {
+                    (FlowControl::Return, _) if so_far == Around::Working => return so_far,
+                    (FlowControl::Return, _) => {
+                        found = so_far;
+                        false
+                    }
+                    (FlowControl::IndirectBranch, Target::Elsewhere) => return Around::Working,
                     // Where that leads to is not known.
-                    (FlowControl::Call, Target::Here(to)) if self.is_thunk(to) => return true,
-                    (FlowControl::Call | FlowControl::IndirectCall, to) => match to {
-                        Target::Here(to) => depth == MAX_DEPTH || self.lead_around(to, depth + 1),
-                        Target::Elsewhere => true,
-                        Target::Wanted | Target::Endless => false,
-                    },
+                    (FlowControl::Call, Target::Here(to)) if self.is_thunk(to) => return Around::Working,
+                    (FlowControl::Call | FlowControl::IndirectCall, to) => {
+                        let through = match to {
+                            Target::Here(_) if depth == MAX_DEPTH => Around::Working,
+                            Target::Here(to) => self.around(to, depth + 1),
+                            Target::Elsewhere => Around::Working,
+                            Target::Wanted | Target::Endless => Around::None,
+                        };
+                        so_far = so_far.max(through);
+                        (not_zero, is_compared) = (not_zero & KEPT_BY_CALLS, false);
+                        through != Around::None
+                    }
                     (flow @ (FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch), to) => {
-                        paths.extend(if let Target::Here(to) = to { Some(to) } else { None });
-                        flow == FlowControl::ConditionalBranch
+                        let condition = instruction.condition_code();
+                        if let Target::Here(to) = to
+                            && !(is_compared && condition == ConditionCode::e)
+                        {
+                            paths.push((to, so_far, not_zero, is_compared));
+                        }
+                        flow == FlowControl::ConditionalBranch && !(is_compared && condition == ConditionCode::ne)
                     }
                     (FlowControl::IndirectBranch, to) => {
-                        paths.extend(if let Target::Here(to) = to { Some(to) } else { None });
+                        paths.extend(if let Target::Here(to) = to {
+                            Some((to, so_far, not_zero, is_compared))
+                        } else {
+                            None
+                        });
                         false
                     }
                     (FlowControl::Interrupt | FlowControl::Exception, _) => false,
-                    _ => true,
+                    _ => {
+                        if self.changes_memory(&instruction) {
+                            so_far = Around::Working;
+                        }
+                        is_compared = tests_itself(&instruction, not_zero);
+                        not_zero = self.still_not_zero(&instruction, not_zero);
+                        true
+                    }
                 };
                 if !goes_on {
                     break;
                 }
             }
         }
-        false
+        found
+    }
+
+    /// Which registers are not 0 behind an instruction, if these are not before it: those that stay, and what one is moved to.
+    fn still_not_zero(&mut self, instruction: &Instruction, before: u16) -> u16 {
+        let is_move = instruction.mnemonic() == Mnemonic::Mov && instruction.op1_kind() == OpKind::Register;
+        let moved = is_move && before & bit(instruction.op1_register()) != 0;
+        let registers = self.factory.info(instruction).used_registers().iter();
+        let written = registers.filter(|used| !reads_only(used.access()));
+        let left = written.fold(before, |left, used| left & !bit(used.register().full_register()));
+        if moved && instruction.op0_kind() == OpKind::Register { left | bit(instruction.op0_register()) } else { left }
+    }
+
+    /// Whether an instruction writes elsewhere than to the stack.
+    fn changes_memory(&mut self, instruction: &Instruction) -> bool {
+        let mut memory = self.factory.info(instruction).used_memory().iter();
+        memory.any(|used| !reads_only(used.access()) && used.base() != Register::RSP)
     }
 
     fn comes_to(&mut self, entry: u64, deep: usize) -> bool {
@@ -178,6 +265,24 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
     }
 }
 
+/// The registers that calls leave as they are (System V ABI): rbx, rbp, r12 to r15.
+const KEPT_BY_CALLS: u16 = 1 << 3 | 1 << 5 | 0xf << 12;
+
+/// The bit of a whole register; 0 of what is none.
+fn bit(register: Register) -> u16 {
+    if register.is_gpr64() { 1 << register.number() } else { 0 }
+}
+
+/// Whether an instruction compares one of these registers with 0.
+fn tests_itself(instruction: &Instruction, registers: u16) -> bool {
+    let (first, second) = (instruction.op0_register(), instruction.op1_register());
+    instruction.mnemonic() == Mnemonic::Test && first == second && registers & bit(first) != 0
+}
+
+fn reads_only(access: OpAccess) -> bool {
+    matches!(access, OpAccess::None | OpAccess::NoMemAccess | OpAccess::Read | OpAccess::CondRead)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -211,6 +316,61 @@ mod tests {
                 deep,
                 |address| code.get(usize::try_from(address).ok()?..).filter(|code| !code.is_empty()),
                 |slot| if slot == 200 { Target::Wanted } else { Target::Elsewhere },
+                |address| if address == 100 { Target::Wanted } else { Target::Here(address) },
+            );
+            assert_eq!(found, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn who_leaves_the_work_to_others() {
+        for (what, code, expected) in [
+            ("jmp 100", &[0xe9, 95, 0, 0, 0][..], true),
+            ("ret", &[0xc3], false),
+            ("test; je to jmp 100; ret", &[0x85, 0xc0, 0x74, 0x01, 0xc3, 0xe9, 90, 0, 0, 0], true),
+            ("push; test; je to jmp 100; ret", &[0x50, 0x85, 0xc0, 0x74, 0x01, 0xc3, 0xe9, 89, 0, 0, 0], true),
+            ("mov [rdi], eax; jmp 100", &[0x89, 0x07, 0xe9, 93, 0, 0, 0], true),
+            (
+                "test; je to jmp 100; mov [rdi], eax; ret",
+                &[0x85, 0xc0, 0x74, 0x03, 0x89, 0x07, 0xc3, 0xe9, 88, 0, 0, 0],
+                false,
+            ),
+            (
+                "mov [rdi], eax; test; je to jmp 100; ret",
+                &[0x89, 0x07, 0x85, 0xc0, 0x74, 0x01, 0xc3, 0xe9, 88, 0, 0, 0],
+                false,
+            ),
+            (
+                "test; je to jmp 100; call to mov [rdi], eax; ret; ret",
+                &[0x85, 0xc0, 0x74, 0x06, 0xe8, 6, 0, 0, 0, 0xc3, 0xe9, 85, 0, 0, 0, 0x89, 0x07, 0xc3],
+                false,
+            ),
+            (
+                "test rdi, rdi; je over jmp 100; mov [rdi], eax; ret",
+                &[0x48, 0x85, 0xff, 0x74, 5, 0xe9, 90, 0, 0, 0, 0x89, 0x07, 0xc3],
+                true,
+            ),
+            ("test rsi, rsi; the same", &[0x48, 0x85, 0xf6, 0x74, 5, 0xe9, 90, 0, 0, 0, 0x89, 0x07, 0xc3], false),
+            (
+                "mov rbx, rdi; call to ret; test rbx, rbx; jne to jmp 100; mov [rdi], eax; ret",
+                &[
+                    0x48, 0x89, 0xfb, 0xe8, 13, 0, 0, 0, 0x48, 0x85, 0xdb, 0x75, 3, 0x89, 0x07, 0xc3, 0xe9, 79, 0, 0,
+                    0, 0xc3,
+                ],
+                true,
+            ),
+            (
+                "mov edi, eax; test rdi, rdi; je over jmp 100; mov [rdi], eax; ret",
+                &[0x89, 0xc7, 0x48, 0x85, 0xff, 0x74, 5, 0xe9, 88, 0, 0, 0, 0x89, 0x07, 0xc3],
+                false,
+            ),
+            ("test; je to jmp 100; jmp rax", &[0x85, 0xc0, 0x74, 0x02, 0xff, 0xe0, 0xe9, 89, 0, 0, 0], false),
+        ] {
+            let found = leaves_work_to(
+                0,
+                &[Register::RDI],
+                |address| code.get(usize::try_from(address).ok()?..).filter(|code| !code.is_empty()),
+                |_| Target::Elsewhere,
                 |address| if address == 100 { Target::Wanted } else { Target::Here(address) },
             );
             assert_eq!(found, expected, "{what}");

@@ -21,7 +21,7 @@ use super::{
     catalogue::FAMILIES,
     family::Shape,
     image::{self, executable},
-    reach::{Target, always_calls},
+    reach::{Target, always_calls, leaves_work_to},
     symbols::{Candidate, Elf},
 };
 use crate::{files::elf::Bounded, unwind::Frames};
@@ -126,7 +126,7 @@ fn behind<'a>(
         .zip(&onward)
         .filter_map(|(shim, onward)| Some(onward.as_ref().filter(|_| shim.known.shape == Shape::Malloc)?.to))
         .collect();
-    // What comes to another allocator on every way is seen there, wherever it was inlined. That the file has another one proves nothing: a
+    // What leaves the work to another allocator is seen there, wherever it was inlined. That the file has another one proves nothing: a
     // static executable has that of the C library, whoever uses it.
     let is_wrapper = |shim: &Candidate| {
         let frees = shim.known.shape.frees();
@@ -141,7 +141,14 @@ fn behind<'a>(
             Some(Pointer::Allocator { frees: does }) if does == frees => Target::Wanted,
             _ => Target::Elsewhere,
         };
-        always_calls(shim.address, code, pointer, at)
+        // Of no bytes nothing is ever asked (`GlobalAlloc`).
+        let sizes: &[Register] = match shim.known.shape {
+            Shape::Malloc => &[Register::RDI],
+            Shape::ReallocFrom => &[Register::RSI, Register::RCX],
+            shape if shape.frees() => &[Register::RSI],
+            _ => &[],
+        };
+        leaves_work_to(shim.address, sizes, code, pointer, at)
     };
     let mut found = Behind::default();
     // Every program has these, or all calls of them are inlined. What is left tells whether they are a wrapper's.

@@ -105,7 +105,7 @@ fn a_wrapper_is_told_by_what_it_calls() {
     let adds = &[0xf0, 0x48, 0x01, 0x3d, 0, 1, 0, 0][..];
     let own = [adds, &[0xc3]].concat();
     // Only where the size is not 0: test edi, edi; je over the jump.
-    let sometimes = passing(1, &[0x85, 0xff, 0x74, 0x05], 0xe9, 3, &[0xc3]);
+    let unless = |rest: &[u8]| passing(1, &[0x85, 0xff, 0x74, 0x05], 0xe9, 3, rest);
     let malloc = passing(0, adds, 0xe9, 2, &[]);
     // jmp [rip + x] to the pointer at 0x2000.
     let elsewhere = [adds, &[0xff, 0x25], &(0x2000i32 - (0x1040 + 14)).to_le_bytes()].concat();
@@ -115,7 +115,8 @@ fn a_wrapper_is_told_by_what_it_calls() {
         ("a wrapper", passing(1, adds, 0xe9, 3, &[]), vec![]),
         ("one of another file's", elsewhere, vec![]),
         ("a pool", own.clone(), vec!["dealloc"]),
-        ("a pool of small ones", sometimes, vec!["dealloc"]),
+        ("a pool of small ones", unless(&own), vec!["dealloc"]),
+        ("a wrapper that has nothing to do for no bytes", unless(&[0xc3]), vec![]),
         ("what frees by allocating", passing(1, adds, 0xe9, 2, &[]), vec!["dealloc"]),
     ] {
         let functions = [malloc.clone(), free, READS_FIRST.to_vec(), RETURNS.to_vec()];
