@@ -210,9 +210,9 @@ fn unproved(sites: &[Site], space: &AddressSpace) -> Option<usize> {
     let memory = space.memory();
     let follows_call = |site: &Site| match (&site.place, &memory) {
         (Place::File(Location { module, offset }), _) if site.addr == 0 => {
-            module.file().is_some_and(|file| ends_a_call(*offset, |at, code| file.read_exact_at(code, at)))
+            module.file().is_some_and(|file| ends_a_call(*offset, |at, code| file.read_exact_at(code, at).is_ok()))
         }
-        (_, Ok(memory)) => ends_a_call(site.addr, |at, code| memory.read(at, code)),
+        (_, Ok(memory)) => ends_a_call(site.addr, |at, code| memory.read(at, code).is_ok()),
         _ => false,
     };
     (first..sites.len()).find(|at| guessed(*at) && !follows_call(&sites[*at]))

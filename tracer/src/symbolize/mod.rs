@@ -278,7 +278,7 @@ impl Object {
 
     /// Whether a call returns to the code at `offset`.
     fn ends_a_call(&self, offset: u64) -> bool {
-        self.module.file().is_some_and(|file| ends_a_call(offset, |at, code| file.read_exact_at(code, at)))
+        self.module.file().is_some_and(|file| ends_a_call(offset, |at, code| file.read_exact_at(code, at).is_ok()))
     }
 
     /// Names those of these offsets, each with an address, whose address is in a function: the others.

@@ -1,7 +1,5 @@
 //! Whether an address can be one that a call returns to: by the instruction before it.
 
-use std::io;
-
 /// Length of the longest call that is looked for, bytes.
 pub const LONGEST_CALL: usize = 7;
 
@@ -15,12 +13,12 @@ pub fn ends_with_call(code: &[u8]) -> bool {
 }
 
 /// Whether the code before `end`, which `read` reads, ends with a call.
-pub fn ends_a_call(end: u64, read: impl Fn(u64, &mut [u8]) -> io::Result<()>) -> bool {
+pub fn ends_a_call(end: u64, read: impl Fn(u64, &mut [u8]) -> bool) -> bool {
     let Some(start) = end.checked_sub(LONGEST_CALL as u64) else { return false };
     let mut code = [0; LONGEST_CALL];
     // What can be read may begin with the call.
     (0..LONGEST_CALL - 1)
-        .find(|skipped| read(start + *skipped as u64, &mut code[*skipped..]).is_ok())
+        .find(|skipped| read(start + *skipped as u64, &mut code[*skipped..]))
         .is_some_and(|skipped| ends_with_call(&code[skipped..]))
 }
 
