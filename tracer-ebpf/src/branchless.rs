@@ -16,6 +16,15 @@ pub(crate) fn is_less(a: u64, b: u64) -> u64 {
     difference
 }
 
+/// The same value, of which the compiler knows nothing: what is computed from it stays where it is. In a register: `black_box` has it
+/// in memory.
+#[inline(always)]
+pub(crate) fn opaque(mut value: u64) -> u64 {
+    // SAFETY: no instruction.
+    unsafe { core::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack)) };
+    value
+}
+
 /// The bit `to`, if the bit `from` is there.
 #[inline(always)]
 pub(crate) fn moved(bits: u64, from: u64, to: u32) -> u32 {

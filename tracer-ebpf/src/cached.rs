@@ -9,8 +9,8 @@ use core::ffi::c_void;
 use tracer_ebpf::MAX_FRAMES;
 
 use crate::{
-    branchless::less,
-    frames::{CHECKS_AT_ONCE, Frame, MAX_CHECKS, NEEDS_FP, WINDOW, WINDOW_WORDS},
+    branchless::{less, opaque},
+    frames::{CHECKS_AT_ONCE, Frame, NEEDS_FP, WINDOW, WINDOW_WORDS},
     thread::{Context, Thread},
 };
 
@@ -60,20 +60,20 @@ extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
     let thread = unsafe { &mut *(*context).thread };
     let end = (thread.walk.candidate as u64 * 2).wrapping_sub(index * CHECKS_AT_ONCE as u64);
     // One group stands before all.
-    let first = core::hint::black_box(end) as usize;
-    if first > MAX_CHECKS - CHECKS_AT_ONCE {
-        thread.walk.difference = 1;
-        return 1;
-    }
+    let mut first = opaque(end) & (2 * MAX_FRAMES as u64 - 1);
     let root = thread.walk.root;
+    let (words, expected) = (thread.frames.words.as_ptr(), thread.frames.expected.as_ptr());
     let mut difference = 0;
     for nth in 0..CHECKS_AT_ONCE {
-        let at = root.wrapping_sub(u64::from(thread.frames.words[first + nth]));
-        difference |= thread.walk.window[at as usize & (WINDOW_WORDS - 1)] ^ thread.frames.expected[first + nth];
+        // One after the other: the compiler would look all up first, and there is no room on the stack for what it finds.
+        first = opaque(first);
+        // SAFETY: the lists have room for a group from any such index on.
+        let (word, expected) = unsafe { (*words.add(first as usize + nth), *expected.add(first as usize + nth)) };
+        difference |= thread.walk.window[root.wrapping_sub(u64::from(word)) as usize & (WINDOW_WORDS - 1)] ^ expected;
     }
     thread.walk.difference = difference;
     // Those of which no word was compared.
-    let rest = (first as u64).wrapping_sub(CHECKS_AT_ONCE as u64) & less(CHECKS_AT_ONCE as u64, first as u64);
+    let rest = first.wrapping_sub(CHECKS_AT_ONCE as u64) & less(CHECKS_AT_ONCE as u64, first);
     thread.walk.limit = (rest / 2) as i64;
     i64::from(difference != 0)
 }

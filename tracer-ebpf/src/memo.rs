@@ -9,8 +9,9 @@ use aya_ebpf::{macros::map, maps::Array};
 use tracer_ebpf::MAX_FRAMES;
 
 use crate::{
+    branchless::opaque,
     cached,
-    frames::{CHECKS_AT_ONCE, MAX_CHECKS, WINDOW_WORDS},
+    frames::{CHECKS_AT_ONCE, WINDOW_WORDS},
     process,
     thread::{SLOT_COUNT, Thread, slot_of},
 };
@@ -94,8 +95,9 @@ pub(crate) fn joint(thread: &mut Thread) -> u64 {
         return NONE;
     }
     for nth in 0..CHECKS_AT_ONCE {
-        let word = thread.walk.window[usize::from(memo.words[nth]) & (WINDOW_WORDS - 1)];
-        difference |= word ^ memo.expected[nth];
+        // One after the other, as in `compare`.
+        difference = opaque(difference);
+        difference |= thread.walk.window[usize::from(memo.words[nth]) & (WINDOW_WORDS - 1)] ^ memo.expected[nth];
     }
     if difference != 0 {
         return NONE;
@@ -123,13 +125,12 @@ pub(crate) fn keep(thread: &mut Thread, id: u64, mark: u64) {
     (memo.joint, memo.joint_pc, memo.joint_sp, memo.joint_fp) = (kept.wrapping_sub(1), joint.pc, joint.sp, joint.fp);
     (memo.joint_hash, memo.id, memo.mark) = (joint.hash, id, mark);
     // The last words of the list, those of the frames that differ among them.
-    let first = core::hint::black_box(count.wrapping_sub(1) * 2) as usize;
-    if first > MAX_CHECKS - CHECKS_AT_ONCE {
-        memo.tag = 0;
-        return;
-    }
+    let mut first = opaque(count.wrapping_sub(1) * 2) & (2 * MAX_FRAMES as u64 - 1);
+    let (words, expected) = (thread.frames.words.as_ptr(), thread.frames.expected.as_ptr());
     for nth in 0..CHECKS_AT_ONCE {
-        memo.words[nth] = (thread.walk.root as u16).wrapping_sub(thread.frames.words[first + nth]);
-        memo.expected[nth] = thread.frames.expected[first + nth];
+        first = opaque(first);
+        // SAFETY: the lists have room for a group from any such index on.
+        let (word, expected) = unsafe { (*words.add(first as usize + nth), *expected.add(first as usize + nth)) };
+        (memo.words[nth], memo.expected[nth]) = ((thread.walk.root as u16).wrapping_sub(word), expected);
     }
 }
