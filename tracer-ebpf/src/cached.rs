@@ -97,7 +97,7 @@ pub(crate) fn list(thread: &mut Thread, index: usize) {
     // Without a branch, as everywhere. A slot that may not be in the window, or not at a whole word: one that is never as expected.
     let has_slot = less(0, fp_slot) & counts;
     let depth = root.wrapping_sub(fp_slot);
-    let is_near = less(fp_slot.wrapping_sub(sp), root.wrapping_sub(sp)) & less(depth & 7, 1) | !has_slot;
+    let is_near = less(fp_slot, root) & !less(fp_slot, sp) & less(depth & 7, 1) | !has_slot;
     let at = CHECKS_AT_ONCE + 2 * ((index - 1) & (MAX_FRAMES - 1));
     let first = root.wrapping_sub(return_slot) >> 3;
     thread.frames.words[at] = first as u16;

@@ -60,7 +60,7 @@ pub(crate) struct Place {
 }
 
 /// How many of those are kept: two for each value of some bits of an address, the later one first.
-pub(crate) const PLACES: usize = 512;
+pub(crate) const PLACES: usize = 256;
 /// How many mappings are kept, each by a page of it.
 pub(crate) const KNOWN: usize = 64;
 /// How many stacks a thread knows to have been sent.

@@ -29,7 +29,7 @@ use crate::{
     frames::{KNOWN, NODE_WORDS, Walk},
     kernel::{kernel_word, load, offset_of, read},
     numbers::{number_of, table_of, tell},
-    thread::{self, SALT, Thread},
+    thread::{self, Thread},
 };
 
 /// The mapping that [`identify`] has found.
@@ -51,7 +51,7 @@ pub(crate) fn tag(thread: &mut Thread, tgid: u32) -> u64 {
         changes::COUNTED => epochs::count_of(tgid % epoch::PROCESSES),
         changes::BY_KERNEL if offset_of!(mm_changes) != 0 => u64::from(read!(mm(), mm_changes) as u32),
         _ => {
-            thread.salt = thread.salt.wrapping_add(SALT);
+            thread.void();
             0
         }
     };

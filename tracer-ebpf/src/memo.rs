@@ -33,6 +33,8 @@ struct Memo {
     sp: u64,
     fp: u64,
     needs_fp: u64,
+    /// Where the outermost frame begins, in words of the window: words are listed from there.
+    root: u64,
     /// Where in the cache the frame is that the others lead to, what it is, and the fold over the places from the root to it.
     joint: u64,
     joint_pc: u64,
@@ -88,6 +90,7 @@ pub(crate) fn joint(thread: &mut Thread) -> u64 {
     let cached = &thread.frames.cache[joint as usize & (MAX_FRAMES - 1)];
     let mut difference = (memo.tag ^ thread.walk.tag) | (memo.pc ^ pc) | (memo.sp ^ sp);
     difference |= (memo.fp ^ fp) & memo.needs_fp;
+    difference |= memo.root ^ thread.walk.root;
     difference |= (memo.joint_pc ^ cached.pc) | (memo.joint_sp ^ cached.sp);
     difference |= (memo.joint_fp ^ cached.fp) & cached::needs_fp(cached);
     difference |= (memo.joint_hash ^ cached.hash) | (memo.mark ^ mark(memo.id));
@@ -123,7 +126,7 @@ pub(crate) fn keep(thread: &mut Thread, id: u64, mark: u64) {
     let joint = &thread.frames.cache[(kept as usize).wrapping_sub(1) & (MAX_FRAMES - 1)];
     (memo.tag, memo.pc, memo.sp, memo.fp, memo.needs_fp) = (thread.walk.tag, pc, sp, fp, needs_fp);
     (memo.joint, memo.joint_pc, memo.joint_sp, memo.joint_fp) = (kept.wrapping_sub(1), joint.pc, joint.sp, joint.fp);
-    (memo.joint_hash, memo.id, memo.mark) = (joint.hash, id, mark);
+    (memo.joint_hash, memo.id, memo.mark, memo.root) = (joint.hash, id, mark, thread.walk.root);
     // The last words of the list, those of the frames that differ among them.
     let mut first = opaque(count.wrapping_sub(1) * 2) & (2 * MAX_FRAMES as u64 - 1);
     let (words, expected) = (thread.frames.words.as_ptr(), thread.frames.expected.as_ptr());

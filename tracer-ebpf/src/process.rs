@@ -101,6 +101,10 @@ pub(crate) fn refresh(thread: &mut Thread, pid_tgid: u64) -> bool {
     if is_paused(&target) {
         return false;
     }
+    if thread.target.image != target.image {
+        // Ids of stacks are of an image, where they have addresses in them.
+        thread.void();
+    }
     (thread.target, thread.epoch) = (target, epoch);
     true
 }

@@ -237,6 +237,12 @@ impl Thread {
         // What was there when a further thread began is for others to tell.
         let (tgid, tid) = ((owner >> 32) as u32, owner as u32);
         self.looked_for_code = if tgid == tid { zero } else { epochs::changes(tgid).unwrap_or(zero) };
+        self.void();
+    }
+
+    /// Has nothing hold any more that was found out before.
+    #[inline(always)]
+    pub(crate) fn void(&mut self) {
         self.salt = self.salt.wrapping_add(SALT);
     }
 
@@ -263,6 +269,9 @@ impl Thread {
         self.told == time
     }
 }
+
+// What the kernel keeps of one takes up to 64 KiB, with its own: beyond that it would be twice as much (`--max-memory`).
+const _: () = assert!(size_of::<Thread>() <= (64 << 10) - 128);
 
 /// Step of [`Thread::salt`]: above the counts that are added to it.
 pub(crate) const SALT: u64 = 1 << 48;

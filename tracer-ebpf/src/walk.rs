@@ -1,7 +1,8 @@
 //! Unwinding one frame after the other, by the tables of [`tracer_ebpf::unwind`], with a cache of the thread's last stack.
 //!
 //! A frame whose registers, return slot and saved-frame-pointer slot are as they were in the last stack has the same caller as it had then, because a
-//! caller is a function of exactly those; so most frames of most stacks need no table at all. Frames found through
+//! caller is a function of exactly those, or of fewer: a frame pointer counts only where it was used ([`NEEDS_FP`]). So most frames of most stacks need
+//! no table at all. Frames found through
 //! other memory (signal frames, dereferenced frame addresses) are never replayed. Where the code of a frame lies is a
 //! question for [`mappings`].
 
@@ -185,7 +186,9 @@ extern "C" fn next_frame(_index: u64, context: *mut Context) -> i64 {
             return 0;
         }
         let same = is_cached(thread, candidate as u64);
-        if same && candidate <= thread.walk.limit {
+        // A deeper stack than there is room for is cut where it is.
+        let fits = thread.walk.count + (candidate as u64) < MAX_FRAMES as u64;
+        if same && fits && candidate <= thread.walk.limit {
             // SAFETY: as above.
             compare(unsafe { &mut *context });
             // SAFETY: as above.

@@ -43,11 +43,13 @@ pub(super) fn always_calls<'a>(
     Ways::new(code, pointer, target).around(entry, 0) == Around::None
 }
 
-/// Whether the function at `entry` does all of its work by what is looked for: it can come to that, and where it returns without, it has
-/// changed nothing but its stack. What these registers of arguments have is never 0. The rest as in [`always_calls`].
+/// Whether the function at `entry` does all of its work by what is looked for: it can come to that, and does whatever happens, or, if it
+/// `may_rest`, has changed nothing but its stack where it returns without. What these registers of arguments have is never 0. The rest as
+/// in [`always_calls`].
 pub(super) fn leaves_work_to<'a>(
     entry: u64,
     not_zero: &[Register],
+    may_rest: bool,
     code: impl Fn(u64) -> Option<&'a [u8]>,
     pointer: impl Fn(u64) -> Target,
     at: impl Fn(u64) -> Target,
@@ -55,7 +57,8 @@ pub(super) fn leaves_work_to<'a>(
     let target = |address| if address == entry { Target::Here(address) } else { at(address) };
     let mut ways = Ways::new(code, pointer, target);
     ways.not_zero = not_zero.iter().fold(0, |all, register| all | bit(*register));
-    ways.around(entry, 0) != Around::Working && ways.reached
+    let most = if may_rest { Around::Idle } else { Around::None };
+    ways.around(entry, 0) <= most && ways.reached
 }
 
 /// Whether the function at `entry` can come to what is looked for: by itself, or in what it calls in the same file, so many calls deep.
@@ -89,6 +92,9 @@ struct Ways<C, P, T> {
     target: T,
     /// Functions that were looked at; none while they are being looked at.
     known: HashMap<u64, Around>,
+    /// Those that are being looked at, the innermost last, and how many of them are around one that has called them again.
+    looked_at: Vec<u64>,
+    assumed: usize,
     factory: InstructionInfoFactory,
     /// Registers that are not 0 when the first function begins, a bit for each.
     not_zero: u16,
@@ -100,7 +106,19 @@ struct Ways<C, P, T> {
 impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Target> Ways<C, P, T> {
     fn new(code: C, pointer: P, target: T) -> Self {
         let (known, factory) = (HashMap::new(), InstructionInfoFactory::new());
-        Self { code, pointer, target, known, factory, not_zero: 0, reached: false, left: MAX_INSTRUCTIONS }
+        let looked_at = Vec::new();
+        Self {
+            code,
+            pointer,
+            target,
+            known,
+            looked_at,
+            assumed: usize::MAX,
+            factory,
+            not_zero: 0,
+            reached: false,
+            left: MAX_INSTRUCTIONS,
+        }
     }
 
     /// Those through the function at `start`.
@@ -109,9 +127,19 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
             return *known;
         }
         // A way that calls the function itself is longer than one that does not.
-        self.known.insert(start, Around::None);
+        if let Some(outer) = self.looked_at.iter().position(|function| *function == start) {
+            self.assumed = self.assumed.min(outer);
+            return Around::None;
+        }
+        let own = self.looked_at.len();
+        self.looked_at.push(start);
         let around = self.follow(start, depth);
-        self.known.insert(start, around);
+        self.looked_at.pop();
+        // What was found of one inside of such a call holds there only.
+        if self.assumed >= own {
+            self.assumed = usize::MAX;
+            self.known.insert(start, around);
+        }
         around
     }
 
@@ -369,6 +397,7 @@ mod tests {
             let found = leaves_work_to(
                 0,
                 &[Register::RDI],
+                true,
                 |address| code.get(usize::try_from(address).ok()?..).filter(|code| !code.is_empty()),
                 |_| Target::Elsewhere,
                 |address| if address == 100 { Target::Wanted } else { Target::Here(address) },
@@ -401,6 +430,16 @@ mod tests {
                 false,
             ),
             ("call itself, ret", &[0xe8, 0xfb, 0xff, 0xff, 0xff, 0xc3], true),
+            (
+                "two that call each other, one of which returns: asked of that first, then of the other",
+                // 0: test; 2: je 25; 4: call 32; 9: jmp 100; 25: call 40; 30: ret; 32: test; 34: je 31; 36: jmp 40; 40: call 32; 45: ret
+                &[
+                    0x85, 0xc0, 0x74, 21, 0xe8, 23, 0, 0, 0, 0xe9, 86, 0, 0, 0, 0x90, 0x90, 0x90, 0x90, 0x90, 0x90,
+                    0x90, 0x90, 0x90, 0x90, 0x90, 0xe8, 10, 0, 0, 0, 0xc3, 0xc3, 0x85, 0xc0, 0x74, 0xfb, 0xeb, 2, 0x90,
+                    0x90, 0xe8, 0xf3, 0xff, 0xff, 0xff, 0xc3,
+                ],
+                false,
+            ),
             ("behind a return", &[0xc3, 0xe9, 94, 0, 0, 0], false),
             ("code that is not there", &[0xeb, 0x20], false),
         ] {

@@ -12,7 +12,9 @@ use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
 };
 use object::{
-    Object as _, ObjectSymbol as _, ObjectSymbolTable as _, RelocationFlags, RelocationTarget, elf::R_X86_64_RELATIVE,
+    Object as _, ObjectSymbol as _, ObjectSymbolTable as _, RelocationFlags, RelocationTarget,
+    elf::{PT_GNU_RELRO, R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT, R_X86_64_RELATIVE},
+    read::elf::ProgramHeader as _,
 };
 
 use super::{
@@ -73,20 +75,32 @@ enum Pointer {
     Allocator { frees: bool },
 }
 
-/// All of a file that lead to something which is known, by their addresses.
+/// All of a file that lead to something which is known, by their addresses: those that are the loader's. Others may be written to.
 fn pointers(elf: &Elf<'_>) -> HashMap<u64, Pointer> {
+    // Where nothing can be written once the loader is done.
+    let endian = elf.endian();
+    let fixed = elf.elf_program_headers().iter().filter(|header| header.p_type(endian) == PT_GNU_RELRO);
+    let fixed: Vec<Range<u64>> = fixed
+        .map(|header| header.p_vaddr(endian)..header.p_vaddr(endian).saturating_add(header.p_memsz(endian)))
+        .collect();
     let relocations = elf.dynamic_relocations().into_iter().flatten();
     let symbols = elf.dynamic_symbol_table();
     let pointer = |(slot, relocation): (u64, object::Relocation)| {
+        let RelocationFlags::Elf { r_type } = relocation.flags() else { return None };
         let pointer = match relocation.target() {
             RelocationTarget::Symbol(index) => {
                 let symbol = symbols.as_ref()?.symbol_by_index(index).ok()?;
+                let is_bound = [R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT].contains(&r_type);
                 match allocators::known(symbol.name_bytes().unwrap_or_default()) {
-                    Some(known) => Pointer::Allocator { frees: known.shape.frees() },
-                    None => symbol.is_definition().then(|| Pointer::Here(symbol.address()))?,
+                    _ if !is_bound => return None,
+                    _ if symbol.is_definition() => Pointer::Here(symbol.address()),
+                    Some(known) if FAMILIES[known.family].name != "Rust" => {
+                        Pointer::Allocator { frees: known.shape.frees() }
+                    }
+                    _ => return None,
                 }
             }
-            _ if relocation.flags() == (RelocationFlags::Elf { r_type: R_X86_64_RELATIVE }) => {
+            _ if r_type == R_X86_64_RELATIVE && fixed.iter().any(|fixed| fixed.contains(&slot)) => {
                 Pointer::Here(u64::try_from(relocation.addend()).ok()?)
             }
             _ => return None,
@@ -127,7 +141,7 @@ fn behind<'a>(
         .filter_map(|(shim, onward)| Some(onward.as_ref().filter(|_| shim.known.shape == Shape::Malloc)?.to))
         .collect();
     // What leaves the work to another allocator is seen there, wherever it was inlined. That the file has another one proves nothing: a
-    // static executable has that of the C library, whoever uses it.
+    // static executable has that of the C library, whoever uses it. To do nothing is how an arena frees, and no way to allocate.
     let is_wrapper = |shim: &Candidate| {
         let frees = shim.known.shape.frees();
         let is_another =
@@ -141,20 +155,23 @@ fn behind<'a>(
             Some(Pointer::Allocator { frees: does }) if does == frees => Target::Wanted,
             _ => Target::Elsewhere,
         };
-        // Of no bytes nothing is ever asked (`GlobalAlloc`).
+        // Nothing is ever asked for or of no bytes, and no block is at 0 (`GlobalAlloc`).
         let sizes: &[Register] = match shim.known.shape {
             Shape::Malloc => &[Register::RDI],
-            Shape::ReallocFrom => &[Register::RSI, Register::RCX],
-            shape if shape.frees() => &[Register::RSI],
+            Shape::ReallocFrom => &[Register::RDI, Register::RSI, Register::RCX],
+            shape if shape.frees() => &[Register::RDI, Register::RSI],
             _ => &[],
         };
-        leaves_work_to(shim.address, sizes, code, pointer, at)
+        let allocates = matches!(shim.known.shape, Shape::Malloc);
+        leaves_work_to(shim.address, sizes, allocates, code, pointer, at)
     };
     let mut found = Behind::default();
-    // Every program has these, or all calls of them are inlined. What is left tells whether they are a wrapper's.
+    // Every program has these, or all calls of them are inlined. What is left tells whether they are a wrapper's: where all blocks come
+    // from another allocator, or all go there. Those that are zeroed may have a way of their own.
     let is_gone = |function: &&str| shims.iter().all(|shim| shim.known.function != *function);
     let mut gone = ["alloc", "dealloc"].into_iter().filter(is_gone).peekable();
-    if gone.peek().is_some() && !shims.iter().any(|shim| is_wrapper(shim)) {
+    let tells_of_all = |shim: &&&Candidate| shim.known.function != "alloc_zeroed";
+    if gone.peek().is_some() && !shims.iter().filter(tells_of_all).any(|shim| is_wrapper(shim)) {
         found.unseen.extend(gone);
     }
     for (shim, onward) in shims.iter().zip(&onward) {

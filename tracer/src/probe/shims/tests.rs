@@ -116,7 +116,12 @@ fn a_wrapper_is_told_by_what_it_calls() {
         ("one of another file's", elsewhere, vec![]),
         ("a pool", own.clone(), vec!["dealloc"]),
         ("a pool of small ones", unless(&own), vec!["dealloc"]),
-        ("a wrapper that has nothing to do for no bytes", unless(&[0xc3]), vec![]),
+        ("an arena that frees nothing", unless(&[0xc3]), vec!["dealloc"]),
+        (
+            "a wrapper that asks whether it is of no bytes",
+            passing(1, &[0x48, 0x85, 0xf6, 0x74, 0x05], 0xe9, 3, &[0xc3]),
+            vec![],
+        ),
         ("what frees by allocating", passing(1, adds, 0xe9, 2, &[]), vec!["dealloc"]),
     ] {
         let functions = [malloc.clone(), free, READS_FIRST.to_vec(), RETURNS.to_vec()];
