@@ -16,14 +16,22 @@ pub(crate) fn is_less(a: u64, b: u64) -> u64 {
     difference
 }
 
-/// The same value, of which the compiler knows nothing: what is computed from it stays where it is. In a register: `black_box` has it
-/// in memory.
+/// The same value, before which nothing is read that comes behind it: the compiler would read all of a group first, and there is no room on
+/// the stack for that.
 #[inline(always)]
-pub(crate) fn opaque(mut value: u64) -> u64 {
+pub(crate) fn in_order(mut value: u64) -> u64 {
     // An instruction there has to be: the line that this is would be one without any, which the kernel refuses.
     // SAFETY: a move of a register to itself.
-    unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack)) };
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(nostack)) };
     value
+}
+
+/// The same pointer, kept in a register: what is further than 32 KiB from where a state begins would be computed anew for each access.
+#[inline(always)]
+pub(crate) fn kept<T>(mut pointer: *const T) -> *const T {
+    // SAFETY: a move of a register to itself.
+    unsafe { core::arch::asm!("{0} = {0}", inout(reg) pointer, options(nostack)) };
+    pointer
 }
 
 /// The bit `to`, if the bit `from` is there.

@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use tracer_ebpf::MAX_FRAMES;
 
 use crate::{
-    branchless::{less, opaque},
+    branchless::{in_order, kept, less},
     frames::{CHECKS_AT_ONCE, Frame, NEEDS_FP, WINDOW, WINDOW_WORDS},
     thread::{Context, Thread},
 };
@@ -60,22 +60,32 @@ extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
     let thread = unsafe { &mut *(*context).thread };
     let end = (thread.walk.candidate as u64 * 2).wrapping_sub(index * CHECKS_AT_ONCE as u64);
     // One group stands before all.
-    let mut first = opaque(end) & (2 * MAX_FRAMES as u64 - 1);
+    let first = core::hint::black_box(end);
     let root = thread.walk.root;
-    let (words, expected) = (thread.frames.words.as_ptr(), thread.frames.expected.as_ptr());
+    let window = kept(thread.walk.window.as_ptr());
+    let (words, expected) = lists(thread, first as usize);
     let mut difference = 0;
     for nth in 0..CHECKS_AT_ONCE {
-        // One after the other: the compiler would look all up first, and there is no room on the stack for what it finds.
-        first = opaque(first);
-        // SAFETY: the lists have room for a group from any such index on.
-        let (word, expected) = unsafe { (*words.add(first as usize + nth), *expected.add(first as usize + nth)) };
-        difference |= thread.walk.window[root.wrapping_sub(u64::from(word)) as usize & (WINDOW_WORDS - 1)] ^ expected;
+        // SAFETY: there is a group, and the window has so many words.
+        unsafe {
+            let at = root.wrapping_sub(u64::from(*words.add(nth))) as usize & (WINDOW_WORDS - 1);
+            difference |= *window.add(at) ^ *expected.add(nth);
+        }
+        difference = in_order(difference);
     }
     thread.walk.difference = difference;
     // Those of which no word was compared.
     let rest = first.wrapping_sub(CHECKS_AT_ONCE as u64) & less(CHECKS_AT_ONCE as u64, first);
     thread.walk.limit = (rest / 2) as i64;
     i64::from(difference != 0)
+}
+
+/// The lists from a word on: a group of them, at the least.
+#[inline(always)]
+pub(crate) fn lists(thread: &Thread, first: usize) -> (*const u16, *const u64) {
+    let first = first & (2 * MAX_FRAMES - 1);
+    // SAFETY: the lists have room for a group from any such index on.
+    unsafe { (kept(thread.frames.words.as_ptr().add(first)), kept(thread.frames.expected.as_ptr().add(first))) }
 }
 
 /// Lists the words that hold a cached frame and its caller together; nothing for the root.

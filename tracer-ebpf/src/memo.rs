@@ -9,7 +9,7 @@ use aya_ebpf::{macros::map, maps::Array};
 use tracer_ebpf::MAX_FRAMES;
 
 use crate::{
-    branchless::opaque,
+    branchless::{in_order, kept},
     cached,
     frames::{CHECKS_AT_ONCE, WINDOW_WORDS},
     process,
@@ -97,10 +97,12 @@ pub(crate) fn joint(thread: &mut Thread) -> u64 {
     if difference != 0 || joint >= thread.frames.cached {
         return NONE;
     }
+    let window = kept(thread.walk.window.as_ptr());
     for nth in 0..CHECKS_AT_ONCE {
-        // One after the other, as in `compare`.
-        difference = opaque(difference);
-        difference |= thread.walk.window[usize::from(memo.words[nth]) & (WINDOW_WORDS - 1)] ^ memo.expected[nth];
+        // SAFETY: the window has so many words.
+        let word = unsafe { *window.add(usize::from(memo.words[nth]) & (WINDOW_WORDS - 1)) };
+        difference |= word ^ memo.expected[nth];
+        difference = in_order(difference);
     }
     if difference != 0 {
         return NONE;
@@ -128,12 +130,12 @@ pub(crate) fn keep(thread: &mut Thread, id: u64, mark: u64) {
     (memo.joint, memo.joint_pc, memo.joint_sp, memo.joint_fp) = (kept.wrapping_sub(1), joint.pc, joint.sp, joint.fp);
     (memo.joint_hash, memo.id, memo.mark, memo.root) = (joint.hash, id, mark, thread.walk.root);
     // The last words of the list, those of the frames that differ among them.
-    let mut first = opaque(count.wrapping_sub(1) * 2) & (2 * MAX_FRAMES as u64 - 1);
-    let (words, expected) = (thread.frames.words.as_ptr(), thread.frames.expected.as_ptr());
+    let (words, expected) = cached::lists(thread, core::hint::black_box(count.wrapping_sub(1) * 2) as usize);
+    let mut root = thread.walk.root;
     for nth in 0..CHECKS_AT_ONCE {
-        first = opaque(first);
-        // SAFETY: the lists have room for a group from any such index on.
-        let (word, expected) = unsafe { (*words.add(first as usize + nth), *expected.add(first as usize + nth)) };
-        (memo.words[nth], memo.expected[nth]) = ((thread.walk.root as u16).wrapping_sub(word), expected);
+        // SAFETY: there is a group.
+        let (word, expected) = unsafe { (*words.add(nth), *expected.add(nth)) };
+        (memo.words[nth], memo.expected[nth]) = ((root as u16).wrapping_sub(word), expected);
+        root = in_order(root);
     }
 }
