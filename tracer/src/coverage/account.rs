@@ -122,10 +122,11 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
         if rest == 0 || is_books {
             continue;
         }
-        // What adjoins a heap may be one mapping with it, and is no heap.
+        // What adjoins a heap may be one mapping with it, and is no heap; nor is what no runtime has where all are asked.
+        let is_none = heap > 0 || matches!(go, GoMemory::At(_)) && !is_heap_by_name(&end[index]);
         let area = match area {
-            Area::Go if heap > 0 && from_before => Area::FromBefore,
-            Area::Go if heap > 0 => Area::Mapped,
+            Area::Go if is_none && from_before => Area::FromBefore,
+            Area::Go if is_none => Area::Mapped,
             area => area,
         };
         let in_go = rest.min(heap);
@@ -345,6 +346,26 @@ mod tests {
         assert_eq!((asked.fresh, asked.in_go), (406 * MIB, 128 * MIB));
         assert_eq!(asked.unexplained, [(Area::Mapped, 278 * MIB)].into());
         assert_eq!(of(&GoMemory::Unknown).in_go, 406 * MIB, "nobody can be asked");
+    }
+
+    #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
+    fn what_no_runtime_has_is_no_heap_wherever_it_is() {
+        let (heap, other) = (0xc0_0000_0000..0xc0_0400_0000, 0xc8_0000_0000..0xc8_0400_0000);
+        let now = [region(heap.clone(), 0x400_0000), region(other.clone(), 0x400_0000)];
+        let of = |begin: &[Region], end: &[Region], go: &GoMemory| {
+            let pieces = pieces(begin, end);
+            let account = account(begin, end, &pieces, &vec![0; pieces.len()], go);
+            (account.in_go, account.unexplained)
+        };
+        let at = GoMemory::at(vec![heap.clone()]);
+        assert_eq!(of(&[], &now, &at), (0x400_0000, [(Area::Mapped, 0x400_0000)].into()));
+        let before = [region(heap, 0), region(other.clone(), 0)];
+        assert_eq!(of(&before, &now, &at), (0x400_0000, [(Area::FromBefore, 0x400_0000)].into()));
+        assert_eq!(of(&[], &now, &GoMemory::Nowhere), (0, [(Area::Go, 0x800_0000)].into()), "nobody follows it");
+        // A runtime that is not followed says so itself.
+        let named = [Region { name: "[anon: Go: heap]".to_owned(), ..region(other, 0x400_0000) }];
+        assert_eq!(of(&[], &named, &at), (0, [(Area::Go, 0x400_0000)].into()));
     }
 
     #[test]

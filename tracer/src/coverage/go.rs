@@ -52,7 +52,11 @@ impl GoMemory {
 
     /// How many bytes of a mapping are of the heaps.
     pub(super) fn bytes_in(&self, regions: &[Region], index: usize) -> u64 {
-        let range = &regions[index].range;
+        self.bytes_in_part(regions, index, &regions[index].range)
+    }
+
+    /// How many bytes of this part of a mapping are.
+    pub(super) fn bytes_in_part(&self, regions: &[Region], index: usize, range: &Range<u64>) -> u64 {
         match self {
             Self::Nowhere => 0,
             Self::At(heaps) => {
