@@ -106,11 +106,14 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
     let mut rest = old(begin, end, pieces).into_iter().zip(covered.iter().copied().chain(std::iter::repeat(0)));
     for parts in pieces.chunk_by(|a, b| a.region == b.region) {
         let index = parts[0].region;
-        let (mut before, mut explained) = (0u64, 0u64);
+        let (mut before, mut explained, mut new_heap) = (0u64, 0u64, 0u64);
         for (part, (old, covered)) in parts.iter().zip(rest.by_ref()) {
             before = before.saturating_add(old);
             // Blocks in pages that were there already explain nothing.
             explained = explained.saturating_add(covered.min(part.length().saturating_sub(old)));
+            // Nor is a heap new where memory was already.
+            let heap = go.bytes_in_part(end, index, &part.range);
+            new_heap = new_heap.saturating_add(heap.saturating_sub(old));
         }
         let fresh = end[index].anonymous.saturating_sub(before);
         account.fresh = account.fresh.saturating_add(fresh);
@@ -129,7 +132,7 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
             Area::Go if is_none => Area::Mapped,
             area => area,
         };
-        let in_go = rest.min(heap);
+        let in_go = rest.min(new_heap);
         account.in_go = account.in_go.saturating_add(in_go);
         if rest > in_go {
             *account.unexplained.entry(area).or_default() += rest - in_go;
@@ -346,6 +349,23 @@ mod tests {
         assert_eq!((asked.fresh, asked.in_go), (406 * MIB, 128 * MIB));
         assert_eq!(asked.unexplained, [(Area::Mapped, 278 * MIB)].into());
         assert_eq!(of(&GoMemory::Unknown).in_go, 406 * MIB, "nobody can be asked");
+    }
+
+    #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
+    fn what_adjoins_an_arena_of_before_is_none_of_it() {
+        const MIB: u64 = 1 << 20;
+        let arena = 0xc0_0000_0000..0xc0_0400_0000;
+        let end = [region(arena.start..arena.end + 60 * MIB, 124 * MIB)];
+        let of = |resident| {
+            let begin = [region(arena.clone(), resident)];
+            let pieces = pieces(&begin, &end);
+            let go = GoMemory::at(vec![arena.clone()]);
+            let account = account(&begin, &end, &pieces, &vec![0; pieces.len()], &go);
+            (account.in_go, account.unexplained())
+        };
+        assert_eq!(of(64 * MIB), (0, 60 * MIB));
+        assert_eq!(of(24 * MIB), (40 * MIB, 60 * MIB), "what has come in the arena is its");
     }
 
     #[test]
