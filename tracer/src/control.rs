@@ -240,8 +240,8 @@ struct Session {
     found_late: u64,
     /// How many were over before it could be seen whether they fit.
     over_too_soon: u64,
-    /// Those that fitted as the trace ended and were not traced, with their names.
-    missed: Vec<(Pid, String)>,
+    /// Those that fitted as the trace ended and were not traced.
+    missed: Vec<choosing::Untraced>,
     /// How many images recording was turned on for.
     images: u32,
     go_maps: GoMaps,

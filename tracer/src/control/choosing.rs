@@ -16,7 +16,10 @@ use crate::{
     config::Subject,
     event::{Beginning, How, Image, Pid},
     preflight::Missing,
-    process::status::{self, NotTraceable},
+    process::{
+        stat::stat,
+        status::{self, NotTraceable},
+    },
     select::{Facts, Selection, folders::Folders, names::Names, processes},
 };
 
@@ -266,15 +269,36 @@ impl Newcomers {
         }
     }
 
-    /// Those that fit now, but for `known` ones and those that cannot be traced, with their names. What is about to end may be one that was
-    /// traced: its end is told before it is over.
-    pub(super) fn untraced(&self, known: impl Fn(Pid) -> bool) -> Vec<(Pid, String)> {
+    /// Those that fit now, but for `known` ones and those that cannot be traced. What is about to end may be one that was
+    /// traced: its end is told before it is over. `follows`: children of those that are traced are traced themselves, and one that has not
+    /// become its program yet (vfork, posix_spawn) has its parent's name.
+    pub(super) fn untraced(&self, known: impl Fn(Pid) -> bool, follows: bool) -> Vec<Untraced> {
         let running = processes::running().unwrap_or_default().into_iter();
         let asked = running.filter(|pid| !known(*pid) && !self.untraceable.contains(pid));
         let facts = asked.filter_map(|pid| processes::facts(pid, &self.selection));
         let fits = facts.filter(|facts| self.selection.fits(facts, &self.names) && !status::is_exiting(facts.pid));
-        fits.map(|facts| (facts.pid, facts.comm)).collect()
+        let found = fits.filter_map(|facts| {
+            let stat = stat(facts.pid).ok().flatten()?;
+            let is_followed = follows && known(stat.parent);
+            (!is_followed).then(|| Untraced { pid: facts.pid, start_time: stat.start_time, comm: facts.comm })
+        });
+        found.collect()
     }
+}
+
+/// A process that fits and is not traced.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Untraced {
+    pub(super) pid: Pid,
+    /// When it began: its id may be another's later.
+    pub(super) start_time: u64,
+    /// Its name then.
+    pub(super) comm: String,
+}
+
+/// Those of the first look that the second one has found as well: the same processes, under the same names.
+pub(super) fn in_both(first: Vec<Untraced>, second: &[Untraced]) -> Vec<Untraced> {
+    first.into_iter().filter(|process| second.contains(process)).collect()
 }
 
 /// Checks that at least one of these processes can be traced, as far as can be told before. `can_trace`: nothing is missing on
@@ -334,16 +358,31 @@ mod tests {
             sleeps.found.clear();
             sleeps.look(|other| is_known && other == pid, || true);
             assert_eq!(sleeps.found.contains(&pid), expected);
-            let untraced = sleeps.untraced(|other| is_known && other == pid);
-            assert_eq!(untraced.contains(&(pid, "sleep".to_owned())), expected);
+            let untraced = sleeps.untraced(|other| is_known && other == pid, true);
+            let found = untraced.iter().find(|other| other.pid == pid);
+            assert_eq!(found.map(|found| &*found.comm), expected.then_some("sleep"));
+        }
+        // Its parent is traced: so is it, as soon as that is told, unless children are not.
+        for (follows, expected) in [(true, false), (false, true)] {
+            let untraced = sleeps.untraced(|other| other == shell.id(), follows);
+            assert_eq!(untraced.iter().any(|other| other.pid == pid), expected, "{follows}");
         }
         sleeps.cannot_be_traced(pid);
         assert!(
-            !sleeps.untraced(|_| false).iter().any(|(other, _)| *other == pid),
+            !sleeps.untraced(|_| false, true).iter().any(|other| other.pid == pid),
             "it was told that it cannot be traced"
         );
         kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), Signal::KILL).unwrap();
         shell.wait().unwrap();
+    }
+
+    #[test]
+    fn both_looks_must_have_seen_the_same_process() {
+        let process = |pid, start_time, comm: &str| Untraced { pid, start_time, comm: comm.to_owned() };
+        let first = vec![process(1, 10, "a"), process(2, 10, "a"), process(3, 10, "a"), process(4, 10, "a")];
+        // One is another process by now, one has become another program, one is over.
+        let second = [process(4, 10, "a"), process(1, 11, "a"), process(2, 10, "b")];
+        assert_eq!(in_both(first, &second), [process(4, 10, "a")]);
     }
 
     const PROGRAM: FileKey = FileKey { inode: u64::MAX, device: 0, generation: 0 };

@@ -6,7 +6,10 @@ use anyhow::{Context as _, Result};
 use hashbrown::HashSet;
 use tracer_ebpf::target;
 
-use super::Session;
+use super::{
+    Session,
+    choosing::{Untraced, in_both},
+};
 use crate::{
     attach::{self, Attached, Returns, probes::Scope},
     bpf::Order,
@@ -54,28 +57,26 @@ impl Session {
         newcomers.look(|pid| known.contains(&pid), has_time);
     }
 
-    /// Those that fit as the trace ends and are not traced, as far as is known by now, with their names.
-    pub(super) fn untraced(&self) -> Vec<(Pid, String)> {
+    /// Those that fit as the trace ends and are not traced, as far as is known by now.
+    pub(super) fn untraced(&self) -> Vec<Untraced> {
         let Some(newcomers) = &self.newcomers else { return Vec::new() };
         let live = self.attached.iter().filter(|attached| !attached.is_over());
         let known: HashSet<Pid> = live.map(Attached::pid).collect();
-        newcomers.untraced(|pid| known.contains(&pid))
+        newcomers.untraced(|pid| known.contains(&pid), self.config.children)
     }
 
     /// Takes down which of those that fitted and were `untraced` still are, when all that was recorded has been taken in: the record of a
     /// beginning may have been on its way, and what is about to become another program (vfork) has its parent's name until then.
-    pub(super) fn learn_of_missed(&mut self, untraced: Vec<(Pid, String)>) {
-        if untraced.is_empty() {
-            return;
+    pub(super) fn learn_of_missed(&mut self, untraced: Vec<Untraced>) {
+        if !untraced.is_empty() {
+            self.missed = in_both(untraced, &self.untraced());
         }
-        let still: HashSet<Pid> = self.untraced().into_iter().map(|(pid, _)| pid).collect();
-        self.missed = untraced.into_iter().filter(|(pid, _)| still.contains(pid)).collect();
     }
 
     /// What the reader of a report should know of those.
     pub(super) fn notes_on_missed(&self) -> impl Iterator<Item = String> {
         let more = self.missed.len().saturating_sub(MOST_TOLD);
-        let told = self.missed.iter().take(MOST_TOLD).map(|(pid, comm)| {
+        let told = self.missed.iter().take(MOST_TOLD).map(|Untraced { pid, comm, .. }| {
             format!(
                 "process {pid} ({}) fits the selection, but was found too late: nothing of it was recorded",
                 visible(comm)
