@@ -281,6 +281,11 @@ fn code(segments: &[Segment]) -> Vec<Range<u64>> {
     code
 }
 
+/// Those ranges, where there are no more: else nothing is known to be outside of all.
+fn all_code(ranges: &[Range<u64>]) -> Option<&[Range<u64>]> {
+    (ranges.len() < MAX_CODE_RANGES).then_some(ranges)
+}
+
 /// The same addresses in as few ranges, which go up.
 fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
@@ -336,7 +341,7 @@ fn compile_within(file: &File, most: u64) -> Result<(Vec<Segment>, Table), Strin
         debug_frame: elf.section_at(".debug_frame", most).filter(|_| !go),
         text_address: elf.section_at(".text", 0).map_or(0, |(_, address)| address),
         got_address: elf.section_at(".got", 0).map(|(_, address)| address),
-        code: Some(&ranges),
+        code: all_code(&ranges),
     };
     let (mut table, problem) = match unwind::compile(&sections) {
         Ok(table) => (table, None),
@@ -458,6 +463,16 @@ mod tests {
         segments.extend([segment(0x1800, 0x1000, true), segment(0, 0x800, false), segment(0x4000, 0x10, true)]);
         assert_eq!(code(&segments), [0x1000..0x2800, 0x4000..0x4010]);
         assert_eq!((code_bytes(&segments), uncovered_bytes(&segments, &Table::default())), (0x1810, 0x1810));
+    }
+
+    #[test]
+    fn what_may_lie_in_code_that_was_cut_off_is_not_judged() {
+        let of = |number: u64| {
+            let segment = |index| Segment { offset: 0, size: 0x10, address: index * 0x1000, executable: true };
+            code(&(0..number).map(segment).collect::<Vec<_>>())
+        };
+        assert_eq!(all_code(&of(2)), Some(&[0..0x10, 0x1000..0x1010][..]));
+        assert_eq!((of(1000).len(), all_code(&of(1000))), (MAX_CODE_RANGES, None));
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub struct Sections<'a> {
     pub text_address: u64,
     /// Address of `.got`, which pointers may be relative to.
     pub got_address: Option<u64>,
-    /// Where the file has code, by address; `None`: anywhere.
+    /// Where the file has code: ranges that go up and share nothing; `None`: anywhere.
     pub code: Option<&'a [Range<u64>]>,
 }
 
@@ -58,22 +58,24 @@ pub fn compile(sections: &Sections<'_>) -> Result<Table, UnwindError> {
     if let Some(got) = sections.got_address {
         bases = bases.set_got(got);
     }
-    let is_code = |function: &Range<u64>| {
-        let holds = |code: &Range<u64>| code.start <= function.start && function.end <= code.end;
-        sections.code.is_none_or(|code| code.iter().any(holds))
+    // The code that holds an address ends there.
+    let code_end = |address: u64| {
+        let Some(code) = sections.code else { return Some(u64::MAX) };
+        let at = code.partition_point(|code| code.end <= address);
+        code.get(at).filter(|code| code.start <= address).map(|code| code.end)
     };
     let room_for = |section: Option<(&[u8], u64)>| Collector::of(section.map_or(0, |(bytes, _)| bytes.len()));
     let mut loaded = room_for(sections.eh_frame);
     if let Some((bytes, address)) = sections.eh_frame {
         let mut section = EhFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        collect(&section, bytes, &bases.clone().set_eh_frame(address), false, is_code, &mut loaded);
+        collect(&section, bytes, &bases.clone().set_eh_frame(address), false, code_end, &mut loaded);
     }
     let mut beside = room_for(sections.debug_frame);
     if let Some((bytes, address)) = sections.debug_frame {
         let mut section = DebugFrame::new(bytes, LittleEndian);
         section.set_address_size(8);
-        collect(&section, bytes, &bases.set_eh_frame(address), true, is_code, &mut beside);
+        collect(&section, bytes, &bases.set_eh_frame(address), true, code_end, &mut beside);
     }
     match (loaded.is_empty(), beside.is_empty(), loaded.unreadable() + beside.unreadable()) {
         // That it is of no use is told with what is made of the code.
@@ -100,7 +102,7 @@ fn collect<'a, S: UnwindSection<Bytes<'a>>>(
     bytes: &'a [u8],
     bases: &BaseAddresses,
     tombstones: bool,
-    is_code: impl Fn(&Range<u64>) -> bool,
+    code_end: impl Fn(u64) -> Option<u64>,
     collector: &mut Collector,
 ) {
     let mut cies = Cies::default();
@@ -118,10 +120,12 @@ fn collect<'a, S: UnwindSection<Bytes<'a>>>(
         if start == end || (tombstones && start == 0) {
             continue;
         }
-        if !is_code(&(start..end)) {
+        let Some(code_end) = code_end(start) else {
             collector.count_outside();
             continue;
-        }
+        };
+        // What goes on where no code is holds as far as there is some.
+        let end = end.min(code_end);
         let Some(mut rows) = collector.function(start, end) else { continue };
         let Some(initial) = initial else {
             rows.push(start, unsupported(Reason::Malformed));

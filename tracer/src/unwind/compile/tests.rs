@@ -305,9 +305,13 @@ fn what_is_described_outside_of_the_code_is_left_out() {
     let code = [0x1000..0x2000];
     let given = Sections { code: Some(&code), ..frames.sections() };
     let table = compile(&given).unwrap();
-    assert_eq!(table.rows(), [(0x1000, rule(kind::SP, 0, 0, 8)), (0x1010, 0)]);
-    assert_eq!((table.stats.functions, table.stats.outside), (1, 2));
-    assert!(table.stats.problem().is_some_and(|problem| problem.starts_with("2 entries")));
+    let usual = rule(kind::SP, 0, 0, 8);
+    assert_eq!(table.rows(), [(0x1000, usual), (0x1010, 0), (0x1ff8, usual), (0x2000, 0)], "what begins in it counts");
+    assert_eq!((table.stats.functions, table.stats.outside), (2, 1));
+    assert!(table.stats.problem().is_some_and(|problem| problem.starts_with("1 entries")));
+    let ranges = [0x800..0x900, 0x1000..0x1010, 0x1ff0..0x1ff8, 0x1ff9..0x3000];
+    let parts = compile(&Sections { code: Some(&ranges), ..frames.sections() }).unwrap();
+    assert_eq!((parts.rows(), parts.stats.outside), (&[(0x1000, usual), (0x1010, 0)][..], 2), "between two of them");
     assert!(Packed::default().add(&table).is_ok());
     assert!(Packed::default().add(&compile(&frames.sections()).unwrap()).is_err(), "what it is about");
     let all = Frames::default().cie(USUAL).fde(far, 0x10, &[]);
