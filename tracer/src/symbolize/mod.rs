@@ -190,13 +190,13 @@ impl Symbolizer {
         perf_map: &Option<Arc<PerfMap>>,
         perf_maps: &mut HashMap<*const PerfMap, Functions>,
     ) -> Arc<[Frame]> {
+        // Of an image that has ended nothing is known: its process may be another program by now, whose names are remembered.
+        let Some(perf_map) = perf_map else { return [bare(Some(JIT), query.addr)].into() };
         if let Some(known) = self.generated.get(&(query.pid, query.addr)) {
             return Arc::clone(known);
         }
-        let functions = perf_map
-            .as_ref()
-            .map(|perf_map| perf_maps.entry(Arc::as_ptr(perf_map)).or_insert_with(|| perf_map.functions()));
-        let name = functions.and_then(|functions| functions.at(query.addr.saturating_sub(1)).map(str::to_owned));
+        let functions = perf_maps.entry(Arc::as_ptr(perf_map)).or_insert_with(|| perf_map.functions());
+        let name = functions.at(query.addr.saturating_sub(1)).map(str::to_owned);
         let named = name.is_some();
         let frames: Arc<[Frame]> = [Frame { function: name, ..bare(Some(JIT), query.addr) }].into();
         if named {
@@ -271,7 +271,7 @@ impl Object {
         // Frames that no call has made may be at the very begin of their function: what signals return to, and the ends of stacks
         // that programs make.
         let at_begin = open.into_iter().filter(|(offset, _)| !self.ends_a_call(*offset));
-        let open = at_begin.map(|(offset, address)| (offset, address + 1)).collect();
+        let open = at_begin.filter_map(|(offset, _)| Some((offset, self.address(offset)?))).collect();
         self.ask(module, open);
         self.know_nothing_of(module, offsets);
     }

@@ -311,6 +311,9 @@ fn generated_code_has_names_from_the_perf_map() {
     let frames = symbolizer.resolve(&[query(0x1000), query(0x1010), query(0x1011)]);
     assert_eq!(named(&frames), [None, Some("LazyCompile:~f /app.js:1".to_owned()), None]);
     assert_eq!((frames[1][0].module.as_deref(), frames[1][0].offset), (Some("[jit]"), 0x1010));
+    // An earlier image of the same process, which has ended: the name is not its.
+    let ended = Query { pid: 1, addr: 0x1010, place: &Place::Jit(None) };
+    assert_eq!(named(&symbolizer.resolve(&[ended])), [None]);
     fs::remove_file(&path).unwrap();
     child.kill().unwrap();
     child.wait().unwrap();
