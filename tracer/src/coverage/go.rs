@@ -70,9 +70,10 @@ impl GoMemory {
     }
 }
 
-/// Whether a mapping may be a part of a Go heap: runtimes need be asked of no other.
+/// Whether a mapping may have memory of a Go heap: runtimes need be asked of no other. Of a large one that has none, such as a shadow,
+/// the question alone would bring parts of their tables into memory.
 pub fn may_be_heap(region: &Region) -> bool {
-    (region.usable || region.anonymous > 0) && !region.name.starts_with('/')
+    region.anonymous > 0 && !region.name.starts_with('/')
 }
 
 /// Whether a mapping looks like memory of Go's heap, in a process that has one: it lies in what the runtime reserves for that, a
@@ -129,6 +130,13 @@ mod tests {
         let shaped = [region(0xc0_0000_0000..0xc0_0800_0000, 1), region(0x2000_0000_0000..0x2000_0800_0000, 1)];
         assert_eq!([0, 1].map(|index| at.bytes_in(&shaped, index)), [0, 0]);
         assert_eq!([0, 1].map(|index| GoMemory::Unknown.bytes_in(&shaped, index)), [0x800_0000, 0x800_0000]);
+    }
+
+    #[test]
+    fn runtimes_are_asked_only_for_what_has_memory() {
+        assert!(may_be_heap(&region(0..0x10, 1)));
+        assert!(!may_be_heap(&region(0..0x10, 0)));
+        assert!(!may_be_heap(&Region { name: "/lib/x".to_owned(), ..region(0..0x10, 1) }));
     }
 
     #[test]
