@@ -157,7 +157,7 @@ pub enum Reason {
     UntoldInGo(u64),
     /// The file holds an allocator that is not probed: the allocator's name, and the file's path, hostile text.
     Allocator(&'static str, String),
-    /// The file holds what keeps a shadow of the program's memory: its name, and the file's path, hostile text.
+    /// The file mentions what keeps a shadow of the program's memory: its name, and the file's path, hostile text.
     Shadow(&'static str, String),
     /// The process runs on a runtime that manages memory itself.
     Runtime(Runtime),

@@ -184,7 +184,7 @@ pub(super) fn reason(reason: &Reason) -> String {
         }
         Reason::Shadow(name, path) => {
             format!(
-                "{name} in {} keeps a shadow of the program's memory (`go build -race`, -fsanitize=thread)",
+                "{name} in {} may keep a shadow of the program's memory (`go build -race`, -fsanitize=thread)",
                 visible(path)
             )
         }
@@ -437,6 +437,7 @@ mod tests {
         let file = fixture::HOSTILE.to_owned();
         assert!(!reason(&Reason::Allocator("jemalloc", file.clone())).contains(|c: char| c.is_control()));
         let shadow = reason(&Reason::Shadow("ThreadSanitizer", file));
+        assert!(shadow.contains(" may keep a shadow "), "it is only mentioned: {shadow}");
         assert!(shadow.contains("go build -race") && !shadow.contains(|c: char| c.is_control()), "{shadow}");
         assert_eq!(reason(&Reason::Grown(Area::Stacks, 3 << 20)), "3.00 MiB stacks of threads");
         assert!(
