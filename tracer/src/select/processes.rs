@@ -67,9 +67,9 @@ pub fn facts(pid: u32, selection: &Selection) -> Option<Facts> {
         return None;
     }
     let asked = selection.asked();
-    let exe = if asked.exe { status::executable(pid) } else { None };
     // Whoever has another name fits in no case.
     let has_name = selection.has_name(&stat.comm);
+    let exe = if asked.exe && has_name { status::executable(pid) } else { None };
     let cgroups = if asked.cgroups && has_name { text("cgroup").unwrap_or_default() } else { Vec::new() };
     let user = if asked.user && has_name { effective_user(&String::from_utf8_lossy(&text("status")?)) } else { None };
     Some(Facts {
@@ -171,6 +171,9 @@ mod tests {
         let named = |name| move |s: &mut Selection| (s.add_user(1), s.add_comm(name).unwrap()).1;
         assert_eq!(read(&named("sleep")), (false, false, true));
         assert_eq!(read(&named("other")), (false, false, false));
+        let path = |name| move |s: &mut Selection| (s.add_exe("/bin/x").unwrap(), s.add_comm(name).unwrap()).1;
+        assert_eq!(read(&path("sleep")), (true, false, false));
+        assert_eq!(read(&path("other")), (false, false, false));
         rustix::process::kill_process(
             rustix::process::Pid::from_raw(pid as i32).unwrap(),
             rustix::process::Signal::KILL,
