@@ -50,6 +50,26 @@ mod tests {
     }
 
     #[test]
+    fn stacks_of_the_living_come_first_and_those_of_ended_ones_are_bounded() {
+        let (mut queue, mut processes) = (Queue::default(), Processes::default());
+        let stacks = |many: usize| vec![(crate::heap::StackIndex::from_raw(7), Vec::new()); many];
+        let most = 1 << 16;
+        processes.add(Image(1), stacks(most - 1));
+        processes.add(Image(2), stacks(3));
+        processes.add(Image(3), stacks(3));
+        processes.begin(Image(4), 17);
+        processes.add(Image(4), stacks(1));
+        let mut next = || match next_job(&mut queue, &mut processes, false, false, |_| false) {
+            Some(Job::Locate(image, _, stacks)) => Some((image, stacks.len())),
+            _ => None,
+        };
+        let order = [next(), next(), next(), next()];
+        assert_eq!(order, [Some((Image(4), 1)), Some((Image(1), most - 1)), Some((Image(2), 1)), None]);
+        processes.add(Image(3), stacks(3));
+        assert!(processes.has_stacks(), "there is room again");
+    }
+
+    #[test]
     fn mappings_are_compared_whatever_is_done_in_the_background() {
         let (mut queue, mut processes) = (Queue::default(), Processes::default());
         queue.compile_later(file());

@@ -24,7 +24,7 @@ pub(super) const PERIOD: Duration = Duration::from_millis(250);
 const REST: u32 = 20;
 /// Most processes whose mappings are kept, for what lies in no file.
 const MAX_KEPT: usize = 256;
-/// Most stacks of an image that wait: others are told as what they are.
+/// Most stacks of an image that wait, and of all that have ended: others are told as what they are.
 const MAX_STACKS: usize = 1 << 16;
 
 /// A stack with mere addresses.
@@ -35,8 +35,9 @@ pub(super) struct Processes {
     all: HashMap<Image, Process>,
     /// Those with stacks to be looked up.
     to_locate: VecDeque<Image>,
-    /// Stacks of images that had ended when they were to be looked up.
+    /// Stacks of images that had ended when they were to be looked up, and how many they are.
     orphans: VecDeque<(Image, Vec<Draft>)>,
+    orphaned: usize,
     /// How many have their mappings kept, and how many of them a worker has.
     kept: usize,
     lent: usize,
@@ -78,6 +79,7 @@ impl Default for Processes {
             all: HashMap::new(),
             to_locate: VecDeque::new(),
             orphans: VecDeque::new(),
+            orphaned: 0,
             kept: 0,
             lent: 0,
             to_compare: VecDeque::new(),
@@ -111,8 +113,15 @@ impl Processes {
     }
 
     /// Has stacks of an image looked up: where it has ended, by what files tell of them.
-    pub(super) fn add(&mut self, image: Image, stacks: Vec<Draft>) {
-        let Some(process) = self.all.get_mut(&image) else { return self.orphans.push_back((image, stacks)) };
+    pub(super) fn add(&mut self, image: Image, mut stacks: Vec<Draft>) {
+        let Some(process) = self.all.get_mut(&image) else {
+            stacks.truncate(MAX_STACKS - self.orphaned);
+            if !stacks.is_empty() {
+                self.orphaned += stacks.len();
+                self.orphans.push_back((image, stacks));
+            }
+            return;
+        };
         if process.stacks.is_empty() {
             self.to_locate.push_back(image);
         }
@@ -130,12 +139,18 @@ impl Processes {
         self.has_stacks() || self.lent > 0
     }
 
-    /// The next stacks to look up, which lends the mappings of their process.
+    /// The next stacks to look up, which lends the mappings of their process. Those of ended ones come last: they wait for nothing that
+    /// may change.
     pub(super) fn next_to_locate(&mut self) -> Option<Job> {
-        if let Some((image, stacks)) = self.orphans.pop_front() {
+        self.next_of_living().or_else(|| {
+            let (image, stacks) = self.orphans.pop_front()?;
+            self.orphaned -= stacks.len();
             self.lent += 1;
-            return Some(Job::Locate(image, Box::new(AddressSpace::of_ended()), stacks));
-        }
+            Some(Job::Locate(image, Box::new(AddressSpace::of_ended()), stacks))
+        })
+    }
+
+    fn next_of_living(&mut self) -> Option<Job> {
         let is_due = |image: &Image| {
             self.all.get(image).is_some_and(|process| {
                 !matches!(process.space, Space::Lent) && process.located.is_none_or(|at| at.elapsed() >= PAUSE)
