@@ -59,6 +59,7 @@ fn examination() -> Examination {
                 code_bytes: 1000,
                 synthesized_bytes: 20,
                 uncovered_bytes: 10,
+                left_out: None,
                 problem: None,
                 names: Some(Names { table: true, ..Names::default() }),
             }],

@@ -34,6 +34,8 @@ pub struct File {
     pub uncovered_bytes: u64,
     /// Why there are no rules at all.
     pub problem: Option<String>,
+    /// What keeps rules that there are from being used, or some from being there: of another kind than how the file was built.
+    pub left_out: Option<String>,
     /// Where names of its functions come from; `None` where it cannot be read.
     pub names: Option<Names>,
 }
@@ -44,10 +46,13 @@ impl File {
     }
 
     fn words(&self) -> String {
-        let Self { path, code_bytes, synthesized_bytes, uncovered_bytes, problem, names } = self;
+        let Self { path, code_bytes, synthesized_bytes, uncovered_bytes, problem, left_out, names } = self;
         let names = names.as_ref().map_or_else(|| "cannot be read".to_owned(), ToString::to_string);
         if let Some(problem) = problem {
             return format!("{path}: no rules ({problem}); {names}");
+        }
+        if let Some(left_out) = left_out {
+            return format!("{path}: rules are left out ({left_out}); {names}");
         }
         let described = code_bytes.saturating_sub(*synthesized_bytes).saturating_sub(*uncovered_bytes);
         let parts =
@@ -72,25 +77,31 @@ fn one(module: &Module, symbolizer: &mut Symbolizer) -> File {
     let compiled = catch_unwind(AssertUnwindSafe(|| {
         let file = module.file().ok_or("it could not be opened")?;
         let (segments, table) = compile_file(file)?;
+        let code_bytes = code_bytes(&segments);
         // What has no room in a table of its own is not in use by any.
-        Packed::default().add(&table).map_err(|full| full.to_string())?;
-        Ok((segments, table))
+        let (left_out, synthesized_bytes, uncovered_bytes) = match Packed::default().add(&table) {
+            Ok(_) => (table.stats.problem(), table.stats.synthesized_bytes, uncovered_bytes(&segments, &table)),
+            Err(full) => (Some(full.to_string()), 0, code_bytes),
+        };
+        Ok((code_bytes, synthesized_bytes, uncovered_bytes, left_out))
     }));
-    let compiled = compiled.unwrap_or_else(|_| Err("its unwind information makes no sense".to_owned()));
+    let compiled: Result<_, String> =
+        compiled.unwrap_or_else(|_| Err("its unwind information makes no sense".to_owned()));
     let names = catch_unwind(AssertUnwindSafe(|| symbolizer.names_of(module))).ok().flatten();
     let path = module.path().to_owned();
     match compiled {
-        Ok((segments, table)) => File {
+        Ok((code_bytes, synthesized_bytes, uncovered_bytes, left_out)) => {
+            File { path, code_bytes, synthesized_bytes, uncovered_bytes, problem: None, left_out, names }
+        }
+        Err(problem) => File {
             path,
-            code_bytes: code_bytes(&segments),
-            synthesized_bytes: table.stats.synthesized_bytes,
-            uncovered_bytes: uncovered_bytes(&segments, &table),
-            problem: None,
+            code_bytes: 0,
+            synthesized_bytes: 0,
+            uncovered_bytes: 0,
+            problem: Some(problem),
+            left_out: None,
             names,
         },
-        Err(problem) => {
-            File { path, code_bytes: 0, synthesized_bytes: 0, uncovered_bytes: 0, problem: Some(problem), names }
-        }
     }
 }
 
@@ -107,13 +118,17 @@ pub(super) fn lines(files: &[File]) -> Vec<Line> {
         size(uncovered)
     ));
     let mut lines = vec![stacks.with_details(files.iter().map(File::words).collect())];
-    let cut = |file: &&File| file.is_cut() || file.problem.is_some();
+    let cut = |file: &&File| file.is_cut() || file.problem.is_some() || file.left_out.is_some();
     lines.extend(files.iter().filter(cut).map(|file| {
-        let found = file
-            .problem
-            .clone()
-            .unwrap_or_else(|| format!("{} of {} have no rules", size(file.uncovered_bytes), size(file.code_bytes)));
-        let advice = "build it with -fasynchronous-unwind-tables, or nothing: stacks end there, and are counted";
+        let found =
+            file.problem.clone().or_else(|| file.left_out.clone()).unwrap_or_else(|| {
+                format!("{} of {} have no rules", size(file.uncovered_bytes), size(file.code_bytes))
+            });
+        let advice = if file.problem.is_none() && file.left_out.is_some() {
+            "nothing: the file is too large or makes no sense; stacks may end there, and are counted"
+        } else {
+            "build it with -fasynchronous-unwind-tables, or nothing: stacks end there, and are counted"
+        };
         let is_much = file.problem.is_some() || file.uncovered_bytes > file.code_bytes / MUCH;
         let need = if is_much { Need::ForCompleteness } else { Need::Optional };
         Line::new(file.path.clone(), need, "stacks through it").degraded(found, advice)
@@ -145,7 +160,15 @@ mod tests {
 
     fn file(code_bytes: u64, uncovered_bytes: u64, problem: Option<&str>) -> File {
         let problem = problem.map(str::to_owned);
-        File { path: "/x".to_owned(), code_bytes, synthesized_bytes: 0, uncovered_bytes, problem, names: None }
+        File {
+            path: "/x".to_owned(),
+            code_bytes,
+            synthesized_bytes: 0,
+            uncovered_bytes,
+            problem,
+            left_out: None,
+            names: None,
+        }
     }
 
     /// Two functions that are more than half a gigabyte apart: what such a file says is not in use when it is traced.
@@ -162,8 +185,12 @@ mod tests {
         let options = ["-shared", "-nostdlib", "-Wl,--section-start=.far=0x60000000"];
         build(&folder.path().join("far.s"), &text, &options, &output);
         let module = Module::of_file("/far.so", std::fs::File::open(&output).unwrap()).unwrap();
-        let problem = one(&module, &mut Symbolizer::new()).problem;
-        assert!(problem.is_some_and(|problem| problem.contains("too many addresses")));
+        let file = one(&module, &mut Symbolizer::new());
+        assert!(file.left_out.as_ref().is_some_and(|left_out| left_out.contains("too many addresses")));
+        let lines = lines(&[file]);
+        assert_eq!(lines.iter().map(Line::verdict).max(), Some(Verdict::Incomplete));
+        let told = format!("{:?}", lines[1]);
+        assert!(told.contains("too many addresses") && !told.contains("-fasynchronous"), "{told}");
     }
 
     #[test]
