@@ -17,12 +17,17 @@ pub(super) struct Callers {
 }
 
 impl Callers {
-    /// Learns from what is called, what returns, and what goes on in another one.
+    /// Learns from functions that are kept what they call.
+    pub(super) fn learn_calls<'f>(&mut self, functions: impl IntoIterator<Item = &'f Function>) {
+        let kept = functions.into_iter().filter(|function| !function.pieces.is_empty());
+        self.known.extend(kept.flat_map(|function| &function.calls));
+    }
+
+    /// Learns from what returns, and what goes on in another one.
     pub(super) fn learn(&mut self, functions: &[Function], text: &Text<'_>) {
         let mut beside: HashMap<u64, Vec<u64>> = HashMap::new();
         let mut todo = Vec::new();
-        for Function { entry, pieces, calls, shown, .. } in functions {
-            todo.extend(calls);
+        for Function { entry, pieces, shown, .. } in functions {
             if text.is(*entry, mark::CALLED) {
                 todo.push(*entry);
             }
@@ -53,5 +58,23 @@ impl Callers {
     /// Whether the function that begins there has one.
     pub(super) fn has(&self, entry: u64) -> bool {
         self.known.contains(&entry) || self.alone.contains(&entry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::parts::Piece, *};
+
+    #[test]
+    fn only_what_is_kept_teaches_what_it_calls() {
+        let pieces = vec![Piece { address: 0x10, length: 1, rule: None }];
+        let kept = Function { entry: 0x10, pieces, calls: vec![0x20], ..Function::default() };
+        let nonsense = Function { entry: 0x30, calls: vec![0x40], ..Function::default() };
+        let text = Text::new(&[]);
+        let mut callers = Callers::default();
+        callers.learn(std::slice::from_ref(&kept), &text);
+        assert!(!callers.has(0x20), "it is not known yet whether it is kept");
+        callers.learn_calls([&kept, &nonsense]);
+        assert!(callers.has(0x20) && !callers.has(0x40));
     }
 }

@@ -104,6 +104,7 @@ impl<'a, 'p> Search<'a, 'p> {
             self.program.pops = true;
             found = found.iter().map(|function| self.program.analyze(function.entry, true)).collect();
         }
+        self.callers.learn_calls(&found);
         self.callers.learn(&found, &self.program.text);
         found.iter().for_each(|function| self.take(function));
         for _ in 0..TURNS {
@@ -278,7 +279,10 @@ impl<'a, 'p> Search<'a, 'p> {
         self.program.text.add(start, mark::RETURNS);
         self.take(&function);
         // What it calls is as certain as it is.
-        let found = self.certain(&function.calls);
+        self.callers.learn_calls([&function]);
+        let mut found = self.certain(&function.calls);
+        found.retain(|called| !self.contradicts(called));
+        self.callers.learn_calls(&found);
         self.callers.learn(&found, &self.program.text);
         for called in found {
             if !self.contradicts(&called) {
