@@ -38,6 +38,7 @@ pub mod heap;
 pub mod mapped;
 pub mod probe;
 pub mod process;
+pub mod ranges;
 pub mod select;
 pub mod space;
 pub mod symbolize;

@@ -29,6 +29,7 @@ use crate::{
     },
     golang,
     profile::UnwindTable,
+    ranges::joined,
     unwind::{self, Packed, Placed, Sections, Table, UnwindError},
 };
 
@@ -284,19 +285,6 @@ fn code(segments: &[Segment]) -> Vec<Range<u64>> {
 /// Those ranges, where there are no more: else nothing is known to be outside of all.
 fn all_code(ranges: &[Range<u64>]) -> Option<&[Range<u64>]> {
     (ranges.len() < MAX_CODE_RANGES).then_some(ranges)
-}
-
-/// The same addresses in as few ranges, which go up.
-fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    ranges.dedup_by(|next, known| {
-        let is_one = next.start <= known.end;
-        if is_one {
-            known.end = known.end.max(next.end);
-        }
-        is_one
-    });
-    ranges
 }
 
 /// Reads and compiles the table of one file.

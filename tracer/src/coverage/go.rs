@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use crate::space::memory_map::Region;
+use crate::{ranges::joined, space::memory_map::Region};
 
 /// Where Go's runtime puts its heap on x86-64 (`arenaHints` in runtime/malloc.go, the first of them).
 pub(super) const GO_ARENAS: Range<u64> = 0xc0_0000_0000..0x100_0000_0000;
@@ -32,17 +32,9 @@ pub enum GoMemory {
 
 impl GoMemory {
     /// Of heaps that are in these ranges, in any order.
-    pub fn at(mut ranges: Vec<Range<u64>>) -> Self {
-        ranges.sort_unstable_by_key(|range| range.start);
+    pub fn at(ranges: Vec<Range<u64>>) -> Self {
         // What two runtimes have, which cannot be, counts once.
-        ranges.dedup_by(|next, before| {
-            let adjoins = next.start <= before.end;
-            if adjoins {
-                before.end = before.end.max(next.end);
-            }
-            adjoins
-        });
-        Self::At(ranges)
+        Self::At(joined(ranges))
     }
 
     /// Whether there is any.

@@ -42,6 +42,7 @@ const PURE: &[&str] = &[
     "tracer/src/heap/",
     "tracer/src/profile.rs",
     "tracer/src/profile/",
+    "tracer/src/ranges.rs",
     "tracer/src/unwind.rs",
     "tracer/src/unwind/",
 ];

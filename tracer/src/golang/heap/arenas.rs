@@ -10,6 +10,7 @@ use super::{
 use crate::{
     golang::{ReadMemory, Runtime, Unreadable, bytes::u64_at, executable::HEAP},
     process::memory::Span,
+    ranges::joined,
 };
 
 /// Behind the last address that a process can have.
@@ -65,17 +66,7 @@ fn of_table(
 /// Which arenas the ranges may be in, counted from address 0 on: each once, in order.
 fn indexes(ranges: impl IntoIterator<Item = Range<u64>>) -> Vec<Range<u64>> {
     let ranges = ranges.into_iter().filter(|range| range.start < range.end && range.end <= ADDRESSES);
-    let mut all: Vec<Range<u64>> =
-        ranges.map(|range| range.start >> ARENA_SHIFT..((range.end - 1) >> ARENA_SHIFT) + 1).collect();
-    all.sort_unstable_by_key(|range| range.start);
-    all.dedup_by(|next, before| {
-        let adjoins = next.start <= before.end;
-        if adjoins {
-            before.end = before.end.max(next.end);
-        }
-        adjoins
-    });
-    all
+    joined(ranges.map(|range| range.start >> ARENA_SHIFT..((range.end - 1) >> ARENA_SHIFT) + 1).collect())
 }
 
 fn read(memory: &ReadMemory<'_>, addr: u64, len: usize) -> Result<Vec<u8>, Unreadable> {
