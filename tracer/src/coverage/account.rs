@@ -352,7 +352,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     fn what_adjoins_an_arena_of_before_is_none_of_it() {
         const MIB: u64 = 1 << 20;
         let arena = 0xc0_0000_0000..0xc0_0400_0000;
@@ -369,7 +368,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::single_range_in_vec_init, reason = "ranges are what is meant")]
     fn what_no_runtime_has_is_no_heap_wherever_it_is() {
         let (heap, other) = (0xc0_0000_0000..0xc0_0400_0000, 0xc8_0000_0000..0xc8_0400_0000);
         let now = [region(heap.clone(), 0x400_0000), region(other.clone(), 0x400_0000)];
