@@ -280,7 +280,7 @@ impl Newcomers {
         let found = fits.filter_map(|facts| {
             let stat = stat(facts.pid).ok().flatten()?;
             let is_followed = follows && known(stat.parent);
-            (!is_followed).then(|| Untraced { pid: facts.pid, start_time: stat.start_time, comm: facts.comm })
+            (!is_followed).then_some(Untraced { pid: facts.pid, start_time: stat.start_time, comm: facts.comm })
         });
         found.collect()
     }
