@@ -94,6 +94,8 @@ pub(crate) fn list(thread: &mut Thread, index: usize) {
     if index == 0 {
         return;
     }
+    // The compiler knows that it is small enough, and the verifier would not.
+    let index = in_order(index as u64) as usize;
     let root = thread.frames.cache[0].sp;
     let (sp, fp_slot) = {
         let frame = &thread.frames.cache[index & (MAX_FRAMES - 1)];
