@@ -80,8 +80,15 @@ fn place(thread: &Thread, pc: u64, sp: u64) -> Option<*mut Memo> {
 
 /// Where in the cache the frame is that the stack of this walk leads to if it is one from before and is so still: it is if the cached
 /// frames from there on are as they were. Or [`NONE`]. Its id is in `walk.remembered`. The window holds all of the stack.
-#[inline(always)]
-pub(crate) fn joint(thread: &mut Thread) -> u64 {
+/// A global function, as the next one: it has a place of its own for what it works with, and the way down from a stack to a mapping has none left.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn joint_of(thread: *mut Thread) -> u64 {
+    if thread.is_null() {
+        return NONE;
+    }
+    // SAFETY: only the current thread uses its state.
+    let thread = unsafe { &mut *thread };
     let (pc, sp, fp) = (thread.walk.pc, thread.walk.sp, thread.walk.fp);
     let Some(memo) = place(thread, pc, sp) else { return NONE };
     // SAFETY: the pointer comes from a map lookup, and only this thread uses what its slot has.
@@ -112,17 +119,23 @@ pub(crate) fn joint(thread: &mut Thread) -> u64 {
 }
 
 /// Keeps the stack of the last walk, which was sent with this mark, if the walk has said that it can be kept.
-#[inline(always)]
-pub(crate) fn keep(thread: &mut Thread, id: u64, mark: u64) {
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn keep_stack(thread: *mut Thread, id: u64, mark: u64) -> u32 {
+    if thread.is_null() {
+        return 0;
+    }
+    // SAFETY: as above.
+    let thread = unsafe { &mut *thread };
     if thread.walk.is_like_last == 0 || id == 0 {
-        return;
+        return 0;
     }
     let (kept, count) = (thread.walk.replayed, thread.walk.count);
     let (pc, sp, fp, needs_fp) = {
         let leaf = &thread.frames.cache[(count as usize).wrapping_sub(1) & (MAX_FRAMES - 1)];
         (leaf.pc, leaf.sp, leaf.fp, cached::needs_fp(leaf))
     };
-    let Some(memo) = place(thread, pc, sp) else { return };
+    let Some(memo) = place(thread, pc, sp) else { return 0 };
     // SAFETY: as above.
     let memo = unsafe { &mut *memo };
     let joint = &thread.frames.cache[(kept as usize).wrapping_sub(1) & (MAX_FRAMES - 1)];
@@ -138,4 +151,5 @@ pub(crate) fn keep(thread: &mut Thread, id: u64, mark: u64) {
         (memo.words[nth], memo.expected[nth]) = ((root as u16).wrapping_sub(word), expected);
         root = in_order(root);
     }
+    0
 }

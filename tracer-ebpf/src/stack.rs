@@ -77,7 +77,7 @@ fn send(thread: &mut Thread, pid_tgid: u64, found: Found) -> u64 {
         }
         thread.frames.sent[at] = mark;
     }
-    memo::keep(thread, id, mark);
+    memo::keep_stack(thread, id, mark);
     id
 }
 

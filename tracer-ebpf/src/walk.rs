@@ -62,7 +62,7 @@ pub(crate) fn walk(thread: &mut Thread, tgid: u32, (pc, sp, frame_pointer): (u64
         let mut joint = cached - 1;
         let is_last = is_cached(thread, joint);
         if !is_last {
-            joint = if remembers { memo::joint(thread) } else { memo::NONE };
+            joint = if remembers { memo::joint_of(thread) } else { memo::NONE };
         }
         if joint != memo::NONE {
             thread.walk.candidate = joint as i64;
