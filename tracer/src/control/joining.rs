@@ -23,6 +23,11 @@ use crate::{
 /// Processes that are named one by one, when they are not traced; there may be thousands.
 const MOST_TOLD: usize = 8;
 
+/// Ids of those that are not over.
+fn live(attached: &[Attached]) -> HashSet<Pid> {
+    attached.iter().filter(|attached| !attached.is_over()).map(Attached::pid).collect()
+}
+
 impl Session {
     /// Has processes told that begin from now on and may fit.
     ///
@@ -52,17 +57,15 @@ impl Session {
     /// having become another program, as long as there is time (`has_time`).
     pub(super) fn look_for_newcomers(&mut self, has_time: impl Fn() -> bool) {
         let Some(newcomers) = &mut self.newcomers else { return };
-        let live = self.attached.iter().filter(|attached| !attached.is_over());
-        let known: HashSet<Pid> = live.map(Attached::pid).collect();
-        newcomers.look(|pid| known.contains(&pid), has_time);
+        let live = live(&self.attached);
+        newcomers.look(|pid| live.contains(&pid), has_time);
     }
 
     /// Those that fit as the trace ends and are not traced, as far as is known by now.
     pub(super) fn untraced(&self) -> Vec<Untraced> {
         let Some(newcomers) = &self.newcomers else { return Vec::new() };
-        let live = self.attached.iter().filter(|attached| !attached.is_over());
-        let known: HashSet<Pid> = live.map(Attached::pid).collect();
-        newcomers.untraced(|pid| known.contains(&pid), self.config.children)
+        let live = live(&self.attached);
+        newcomers.untraced(|pid| live.contains(&pid), self.config.children)
     }
 
     /// Takes down which of those that fitted and were `untraced` still are, when all that was recorded has been taken in: the record of a

@@ -6,7 +6,7 @@ use iced_x86::{
     OpKind, Register,
 };
 
-use super::{returns::slot, thunks::takes_return_address};
+use super::{returns::slot, thunks::is_thunk};
 
 /// Instructions that are looked at.
 const MAX_INSTRUCTIONS: usize = 20_000;
@@ -181,7 +181,7 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
                     }
                     (FlowControl::IndirectBranch, Target::Elsewhere) => return Around::Working,
                     // Where that leads to is not known.
-                    (FlowControl::Call, Target::Here(to)) if self.is_thunk(to) => return Around::Working,
+                    (FlowControl::Call, Target::Here(to)) if is_thunk(to, &self.code) => return Around::Working,
                     (FlowControl::Call | FlowControl::IndirectCall, to) => {
                         let through = match to {
                             Target::Here(_) if depth == MAX_DEPTH => Around::Working,
@@ -233,7 +233,7 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
         let is_move = instruction.mnemonic() == Mnemonic::Mov && instruction.op1_kind() == OpKind::Register;
         let moved = is_move && before & bit(instruction.op1_register()) != 0;
         let registers = self.factory.info(instruction).used_registers().iter();
-        let written = registers.filter(|used| !reads_only(used.access()));
+        let written = registers.filter(|used| writes(used.access()));
         let left = written.fold(before, |left, used| left & !bit(used.register().full_register()));
         if moved && instruction.op0_kind() == OpKind::Register { left | bit(instruction.op0_register()) } else { left }
     }
@@ -241,7 +241,7 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
     /// Whether an instruction writes elsewhere than to the stack.
     fn changes_memory(&mut self, instruction: &Instruction) -> bool {
         let mut memory = self.factory.info(instruction).used_memory().iter();
-        memory.any(|used| !reads_only(used.access()) && used.base() != Register::RSP)
+        memory.any(|used| writes(used.access()) && used.base() != Register::RSP)
     }
 
     fn comes_to(&mut self, entry: u64, deep: usize) -> bool {
@@ -276,12 +276,6 @@ impl<'a, C: Fn(u64) -> Option<&'a [u8]>, P: Fn(u64) -> Target, T: Fn(u64) -> Tar
         false
     }
 
-    /// Whether a call to an address does not come back, for the return address is taken.
-    fn is_thunk(&self, to: u64) -> bool {
-        let first = |bytes| Decoder::with_ip(64, bytes, to, DecoderOptions::NONE).decode();
-        (self.code)(to).is_some_and(|bytes| takes_return_address(&first(bytes)))
-    }
-
     fn leads_to(&self, instruction: &Instruction) -> Target {
         if instruction.op0_kind() == OpKind::NearBranch64 {
             return (self.target)(instruction.near_branch_target());
@@ -307,8 +301,9 @@ fn tests_itself(instruction: &Instruction, registers: u16) -> bool {
     instruction.mnemonic() == Mnemonic::Test && first == second && registers & bit(first) != 0
 }
 
-fn reads_only(access: OpAccess) -> bool {
-    matches!(access, OpAccess::None | OpAccess::NoMemAccess | OpAccess::Read | OpAccess::CondRead)
+/// Whether something is written, or may be.
+pub(super) fn writes(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 #[cfg(test)]

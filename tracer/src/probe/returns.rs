@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use hashbrown::HashSet;
 use iced_x86::{Decoder, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
-use super::thunks::takes_return_address;
+use super::thunks::is_thunk;
 
 /// Instructions that are looked at.
 const MAX_INSTRUCTIONS: usize = 20_000;
@@ -128,11 +128,7 @@ pub(super) fn slot(instruction: &Instruction) -> Option<u64> {
 /// Whether a call is a part of a thunk. What the function goes on to, or whether it returns, is not looked for there: the code is that of
 /// all functions of the file, where it is not put into each.
 fn comes_not_back<'a>(call: &Instruction, code: &impl Fn(u64) -> Option<&'a [u8]>) -> bool {
-    let target = call.near_branch_target();
-    call.op0_kind() == OpKind::NearBranch64
-        && code(target).is_some_and(|bytes| {
-            takes_return_address(&Decoder::with_ip(64, bytes, target, DecoderOptions::NONE).decode())
-        })
+    call.op0_kind() == OpKind::NearBranch64 && is_thunk(call.near_branch_target(), code)
 }
 
 /// Whether a call goes to a stub that jumps to something that never returns.

@@ -23,7 +23,7 @@ use super::{
     catalogue::FAMILIES,
     family::Shape,
     image::{self, executable},
-    reach::{Target, always_calls, leaves_work_to},
+    reach::{Target, always_calls, leaves_work_to, writes},
     symbols::{Candidate, Elf},
 };
 use crate::{files::elf::Bounded, unwind::Frames};
@@ -162,8 +162,7 @@ fn behind<'a>(
             shape if shape.frees() => &[Register::RDI, Register::RSI],
             _ => &[],
         };
-        let allocates = matches!(shim.known.shape, Shape::Malloc);
-        leaves_work_to(shim.address, sizes, allocates, code, pointer, at)
+        leaves_work_to(shim.address, sizes, shim.known.shape == Shape::Malloc, code, pointer, at)
     };
     let mut found = Behind::default();
     // Every program has these, or all calls of them are inlined. What is left tells whether they are a wrapper's: where all blocks come
@@ -349,10 +348,6 @@ fn reads<'a>(entry: u64, register: Register, code: impl Fn(u64) -> Option<&'a [u
 
 fn is_read(access: OpAccess) -> bool {
     matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
-}
-
-fn writes(access: OpAccess) -> bool {
-    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 #[cfg(test)]

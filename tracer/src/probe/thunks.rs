@@ -1,7 +1,13 @@
 //! Calls that do not come back: return thunks and thunks for indirect branches (`-mfunction-return=thunk`, `-mindirect-branch=thunk` of
 //! GCC), where the call's return address is dropped or replaced by what is called, and nothing but a loop is behind the call.
 
-use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+
+/// Whether a call to `target` is one: `code` gives the bytes from an address on.
+pub(super) fn is_thunk<'a>(target: u64, code: impl Fn(u64) -> Option<&'a [u8]>) -> bool {
+    let first = |bytes| Decoder::with_ip(64, bytes, target, DecoderOptions::NONE).decode();
+    code(target).is_some_and(|bytes| takes_return_address(&first(bytes)))
+}
 
 /// Whether `instruction`, the first of what is called, drops the return address that the call has pushed, or writes another one over it.
 pub(super) fn takes_return_address(instruction: &Instruction) -> bool {
@@ -25,8 +31,6 @@ pub(super) fn takes_return_address(instruction: &Instruction) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions};
-
     use super::*;
 
     #[test]
@@ -43,8 +47,7 @@ mod tests {
             ("push rbx", &[0x53], false),
             ("sub rsp, 8", &[0x48, 0x83, 0xec, 0x08], false),
         ] {
-            let instruction = Decoder::with_ip(64, code, 0, DecoderOptions::NONE).decode();
-            assert_eq!(takes_return_address(&instruction), expected, "{what}");
+            assert_eq!(is_thunk(0, |_| Some(code)), expected, "{what}");
         }
     }
 }
