@@ -1,8 +1,8 @@
 //! Whether the thread's last stack is still there: the words that hold it together, compared with what they hold now.
 //!
-//! They are listed by frames, root first, two for each frame below the root: its return slot, and the slot of the frame pointer that it has
-//! saved, if that counts, or the return slot again. Each by its distance from the outermost frame, so that a list holds wherever the window begins. Before
-//! the first is a group of words that always are as expected, so that any number of frames is whole groups.
+//! They are listed by frames, root first: of each frame below the root its return slot, and the slot of the frame pointer that it has
+//! saved, if that counts. Each by its distance from the outermost frame, so that a list holds wherever the window begins. Before the
+//! first is a group of words that always are as expected, so that any number of words is whole groups.
 
 use core::ffi::c_void;
 
@@ -10,7 +10,7 @@ use tracer_ebpf::MAX_FRAMES;
 
 use crate::{
     branchless::{in_order, kept, less},
-    frames::{CHECKS_AT_ONCE, Frame, NEEDS_FP, WINDOW, WINDOW_WORDS},
+    frames::{CHECKS_AT_ONCE, Frame, LISTED, NEEDS_FP, WINDOW, WINDOW_WORDS},
     thread::{Context, Thread},
 };
 
@@ -20,7 +20,7 @@ pub(crate) fn begin(thread: &mut Thread) -> bool {
     let depth = thread.frames.cache[0].sp.wrapping_sub(thread.walk.start);
     let whole = thread.frames.cached > 0 && depth <= thread.walk.len && depth < WINDOW;
     if whole {
-        thread.walk.root = depth >> 3;
+        thread.walk.root = depth & !7;
         // The word that is no distance from the outermost frame: what stands for none.
         thread.walk.window[(depth >> 3) as usize & (WINDOW_WORDS - 1)] = 0;
     }
@@ -48,7 +48,12 @@ pub(crate) fn compare(context: &mut Context) {
     // SAFETY: only the current thread uses its state.
     let walk = unsafe { &mut (*context.thread).walk };
     walk.difference = core::hint::black_box(0);
-    let groups = (walk.candidate as u64 * 2).div_ceil(CHECKS_AT_ONCE as u64);
+    let candidate = walk.candidate as u64;
+    // SAFETY: as above.
+    let listed = listed(unsafe { &(*context.thread).frames.cache[candidate as usize & (MAX_FRAMES - 1)] });
+    // SAFETY: as above.
+    unsafe { (*context.thread).walk.listed = listed };
+    let groups = listed.div_ceil(CHECKS_AT_ONCE as u64);
     let argument = (&raw mut *context).cast::<c_void>();
     // SAFETY: the callback is given `context`, which outlives the loop.
     unsafe { aya_ebpf::helpers::generated::bpf_loop(groups as u32, compare_group as *mut c_void, argument, 0) };
@@ -58,9 +63,8 @@ pub(crate) fn compare(context: &mut Context) {
 extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
     // SAFETY: the loop passes on what it was given.
     let thread = unsafe { &mut *(*context).thread };
-    let end = (thread.walk.candidate as u64 * 2).wrapping_sub(index * CHECKS_AT_ONCE as u64);
     // One group stands before all.
-    let first = core::hint::black_box(end);
+    let first = core::hint::black_box(thread.walk.listed.wrapping_sub(index * CHECKS_AT_ONCE as u64));
     let root = thread.walk.root;
     let window = kept(thread.walk.window.as_ptr());
     let (words, expected) = lists(thread, first as usize);
@@ -68,16 +72,33 @@ extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
     for nth in 0..CHECKS_AT_ONCE {
         // SAFETY: there is a group, and the window has so many words.
         unsafe {
-            let at = root.wrapping_sub(u64::from(*words.add(nth))) as usize & (WINDOW_WORDS - 1);
-            difference |= *window.add(at) ^ *expected.add(nth);
+            difference |= at(window, root.wrapping_sub(u64::from(*words.add(nth)))) ^ *expected.add(nth);
         }
         difference = in_order(difference);
     }
     thread.walk.difference = difference;
-    // Those of which no word was compared.
-    let rest = first.wrapping_sub(CHECKS_AT_ONCE as u64) & less(CHECKS_AT_ONCE as u64, first);
-    thread.walk.limit = (rest / 2) as i64;
+    // The first word that was compared is of a frame that does not hold: those further out may. Before the first word is none's.
+    let before = less(first, CHECKS_AT_ONCE as u64);
+    let of = first & !before | CHECKS_AT_ONCE as u64 & before;
+    thread.walk.limit = i64::from(thread.frames.of[of as usize & (2 * MAX_FRAMES - 1)]) - 1;
     i64::from(difference != 0)
+}
+
+/// The word of a window that is so many bytes from where it begins, a multiple of 8.
+///
+/// # Safety
+/// The window has all its words.
+#[inline(always)]
+pub(crate) unsafe fn at(window: *const u64, bytes: u64) -> u64 {
+    // Kept in bytes: a shift would be one instruction more of the few that a word takes.
+    // SAFETY: the caller gives a whole window, and the mask keeps it within that.
+    unsafe { *window.byte_add(bytes as usize & (WINDOW as usize - 8)) }
+}
+
+/// How many words are listed from the root to a cached frame.
+#[inline(always)]
+pub(crate) fn listed(frame: &Frame) -> u64 {
+    frame.flags >> LISTED
 }
 
 /// The lists from a word on: a group of them, at the least.
@@ -88,7 +109,7 @@ pub(crate) fn lists(thread: &Thread, first: usize) -> (*const u16, *const u64) {
     unsafe { (kept(thread.frames.words.as_ptr().add(first)), kept(thread.frames.expected.as_ptr().add(first))) }
 }
 
-/// Lists the words that hold a cached frame and its caller together; nothing for the root.
+/// Lists the words that hold a cached frame and its caller together; nothing for the root. The frame's flags have no count yet.
 #[inline(always)]
 pub(crate) fn list(thread: &mut Thread, index: usize) {
     if index == 0 {
@@ -101,20 +122,22 @@ pub(crate) fn list(thread: &mut Thread, index: usize) {
         let frame = &thread.frames.cache[index & (MAX_FRAMES - 1)];
         (frame.sp, frame.fp_slot)
     };
-    let (caller_sp, pc, fp, counts) = {
+    let (caller_sp, pc, fp, counts, before) = {
         let caller = &thread.frames.cache[(index - 1) & (MAX_FRAMES - 1)];
-        (caller.sp, caller.pc, caller.fp, needs_fp(caller))
+        (caller.sp, caller.pc, caller.fp, needs_fp(caller), listed(caller))
     };
-    let return_slot = caller_sp.wrapping_sub(8);
     // Without a branch, as everywhere. A slot that may not be in the window, or not at a whole word: one that is never as expected.
     let has_slot = less(0, fp_slot) & counts;
     let depth = root.wrapping_sub(fp_slot);
-    let is_near = less(fp_slot, root) & !less(fp_slot, sp) & less(depth & 7, 1) | !has_slot;
-    let at = CHECKS_AT_ONCE + 2 * ((index - 1) & (MAX_FRAMES - 1));
-    let first = root.wrapping_sub(return_slot) >> 3;
-    thread.frames.words[at] = first as u16;
+    let is_near = less(fp_slot, root) & !less(fp_slot, sp) & less(depth & 7, 1);
+    let at = CHECKS_AT_ONCE + (in_order(before) as usize & (2 * MAX_FRAMES - 1));
+    thread.frames.words[at] = root.wrapping_sub(caller_sp.wrapping_sub(8)) as u16 & !7;
     thread.frames.expected[at] = pc;
-    let second = depth >> 3 & has_slot | first & !has_slot;
-    thread.frames.words[at + 1] = (second & is_near) as u16;
-    thread.frames.expected[at + 1] = (fp & has_slot | pc & !has_slot) & is_near | 1 & !is_near;
+    // Where there is none it is not counted, and the next frame's is put in its place.
+    let second = at + 1;
+    thread.frames.words[second] = (depth & is_near) as u16;
+    thread.frames.expected[second] = fp & is_near | 1 & !is_near;
+    (thread.frames.of[at], thread.frames.of[second]) = (index as u8, index as u8);
+    let count = before + 1 + (has_slot & 1);
+    thread.frames.cache[index & (MAX_FRAMES - 1)].flags |= count << LISTED;
 }

@@ -10,8 +10,9 @@ pub(crate) const WINDOW: u64 = 8192;
 pub(crate) const WINDOW_WORDS: usize = WINDOW as usize / 8;
 /// Words that are compared at once.
 pub(crate) const CHECKS_AT_ONCE: usize = 16;
-/// Words of stack that hold a cached stack together: two for each frame below the root, behind a group that stands for none.
-pub(crate) const MAX_CHECKS: usize = CHECKS_AT_ONCE + 2 * MAX_FRAMES;
+/// Words of stack that hold a cached stack together: at most two for each frame below the root, behind a group that stands for none. And
+/// room for what comes in the place of more.
+pub(crate) const MAX_CHECKS: usize = CHECKS_AT_ONCE + 2 * MAX_FRAMES + 2;
 
 /// Registers in a frame, and how the caller's frame pointer was found from it.
 #[repr(C)]
@@ -26,7 +27,7 @@ pub(crate) struct Frame {
     pub(crate) place: u64,
     /// Fold over the places from the root to here. In the cache only.
     pub(crate) hash: u64,
-    /// [`USES_FP`], and in the cache [`NEEDS_FP`].
+    /// [`USES_FP`]; in the cache [`NEEDS_FP`], and from bit [`LISTED`] on how many words are listed from the root to here.
     pub(crate) flags: u64,
 }
 
@@ -35,6 +36,8 @@ pub(crate) const USES_FP: u64 = 1;
 /// The frame pointer counts: it was used here, or by a caller that found it in its register still. Where it does not, code that keeps other
 /// values there makes no other stack of the same one.
 pub(crate) const NEEDS_FP: u64 = 2;
+/// First bit of the count of words that hold a frame and those further out together.
+pub(crate) const LISTED: u32 = 16;
 
 /// A mapping that was found before.
 #[repr(C)]
@@ -125,8 +128,10 @@ pub(crate) struct Walk {
     pub(crate) instance: u64,
     /// The one that was found; 0: none.
     pub(crate) original: u64,
-    /// Where the outermost frame of the cache begins, in words of the window.
+    /// Where the outermost frame of the cache begins, bytes of the window.
     pub(crate) root: u64,
+    /// How many words hold the cached frames together from the root to the candidate.
+    pub(crate) listed: u64,
     /// Id of the stack, if it is one that the thread had before; else 0. See [`memo`](crate::memo).
     pub(crate) remembered: u64,
     /// Whether only few frames were walked until a cached one, with all of the stack in the window.
@@ -147,8 +152,9 @@ pub(crate) struct Frames {
     pub(crate) sent: [u64; SENT],
     pub(crate) cache: [Frame; MAX_FRAMES],
     pub(crate) fresh: [Frame; MAX_FRAMES],
-    /// Words that must be as they were for `cache` to hold up to a frame, as long as that does: what they held, and how many words below
-    /// the outermost frame they are. See [`cached`](crate::cached).
+    /// Words that must be as they were for `cache` to hold up to a frame, as long as that does: what they held, how many bytes below the
+    /// outermost frame they are, and which frame's they are. See [`cached`](crate::cached).
     pub(crate) expected: [u64; MAX_CHECKS],
     pub(crate) words: [u16; MAX_CHECKS],
+    pub(crate) of: [u8; MAX_CHECKS],
 }

@@ -11,7 +11,7 @@ use tracer_ebpf::MAX_FRAMES;
 use crate::{
     branchless::{in_order, kept},
     cached,
-    frames::{CHECKS_AT_ONCE, WINDOW_WORDS},
+    frames::CHECKS_AT_ONCE,
     process,
     thread::{SLOT_COUNT, Thread, slot_of},
 };
@@ -33,7 +33,7 @@ struct Memo {
     sp: u64,
     fp: u64,
     needs_fp: u64,
-    /// Where the outermost frame begins, in words of the window: words are listed from there.
+    /// Where the outermost frame begins, bytes of the window: words are listed from there.
     root: u64,
     /// Where in the cache the frame is that the others lead to, what it is, and the fold over the places from the root to it.
     joint: u64,
@@ -44,7 +44,7 @@ struct Memo {
     /// Id of the stack, and the mark of its having been sent; 0: it was not.
     id: u64,
     mark: u64,
-    /// What words hold, and where in the window they are.
+    /// What words hold, and where in the window they are, bytes.
     expected: [u64; CHECKS_AT_ONCE],
     words: [u16; CHECKS_AT_ONCE],
 }
@@ -106,9 +106,8 @@ pub extern "C" fn joint_of(thread: *mut Thread) -> u64 {
     }
     let window = kept(thread.walk.window.as_ptr());
     for nth in 0..CHECKS_AT_ONCE {
-        // SAFETY: the window has so many words.
-        let word = unsafe { *window.add(usize::from(memo.words[nth]) & (WINDOW_WORDS - 1)) };
-        difference |= word ^ memo.expected[nth];
+        // SAFETY: it is a whole one.
+        difference |= unsafe { cached::at(window, u64::from(memo.words[nth])) } ^ memo.expected[nth];
         difference = in_order(difference);
     }
     if difference != 0 {
@@ -118,7 +117,7 @@ pub extern "C" fn joint_of(thread: *mut Thread) -> u64 {
     joint
 }
 
-/// Keeps the stack of the last walk, which was sent with this mark, if the walk has said that it can be kept.
+/// Keeps the stack of the last walk, which was sent with this mark and is like the one before (`walk.is_like_last`).
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn keep_stack(thread: *mut Thread, id: u64, mark: u64) -> u32 {
@@ -127,13 +126,13 @@ pub extern "C" fn keep_stack(thread: *mut Thread, id: u64, mark: u64) -> u32 {
     }
     // SAFETY: as above.
     let thread = unsafe { &mut *thread };
-    if thread.walk.is_like_last == 0 || id == 0 {
+    if id == 0 {
         return 0;
     }
     let (kept, count) = (thread.walk.replayed, thread.walk.count);
-    let (pc, sp, fp, needs_fp) = {
+    let (pc, sp, fp, needs_fp, listed) = {
         let leaf = &thread.frames.cache[(count as usize).wrapping_sub(1) & (MAX_FRAMES - 1)];
-        (leaf.pc, leaf.sp, leaf.fp, cached::needs_fp(leaf))
+        (leaf.pc, leaf.sp, leaf.fp, cached::needs_fp(leaf), cached::listed(leaf))
     };
     let Some(memo) = place(thread, pc, sp) else { return 0 };
     // SAFETY: as above.
@@ -143,7 +142,7 @@ pub extern "C" fn keep_stack(thread: *mut Thread, id: u64, mark: u64) -> u32 {
     (memo.joint, memo.joint_pc, memo.joint_sp, memo.joint_fp) = (kept.wrapping_sub(1), joint.pc, joint.sp, joint.fp);
     (memo.joint_hash, memo.id, memo.mark, memo.root) = (joint.hash, id, mark, thread.walk.root);
     // The last words of the list, those of the frames that differ among them.
-    let (words, expected) = cached::lists(thread, core::hint::black_box(count.wrapping_sub(1) * 2) as usize);
+    let (words, expected) = cached::lists(thread, core::hint::black_box(listed) as usize);
     let mut root = thread.walk.root;
     for nth in 0..CHECKS_AT_ONCE {
         // SAFETY: there is a group.

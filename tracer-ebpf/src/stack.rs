@@ -77,7 +77,9 @@ fn send(thread: &mut Thread, pid_tgid: u64, found: Found) -> u64 {
         }
         thread.frames.sent[at] = mark;
     }
-    memo::keep_stack(thread, id, mark);
+    if thread.walk.is_like_last != 0 {
+        memo::keep_stack(thread, id, mark);
+    }
     id
 }
 
