@@ -72,14 +72,14 @@ extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
     for nth in 0..CHECKS_AT_ONCE {
         // SAFETY: there is a group, and the window has so many words.
         unsafe {
-            difference |= at(window, root.wrapping_sub(u64::from(*words.add(nth)))) ^ *expected.add(nth);
+            difference |= at(window, root.wrapping_add(u64::from(*words.add(nth)))) ^ *expected.add(nth);
         }
         difference = in_order(difference);
     }
     thread.walk.difference = difference;
     // The first word that was compared is of a frame that does not hold: those further out may. Before the first word is none's.
     let before = less(first, CHECKS_AT_ONCE as u64);
-    let of = first & !before | CHECKS_AT_ONCE as u64 & before;
+    let of = in_order(first & !before | CHECKS_AT_ONCE as u64 & before);
     thread.walk.limit = i64::from(thread.frames.of[of as usize & (2 * MAX_FRAMES - 1)]) - 1;
     i64::from(difference != 0)
 }
@@ -128,14 +128,14 @@ pub(crate) fn list(thread: &mut Thread, index: usize) {
     };
     // Without a branch, as everywhere. A slot that may not be in the window, or not at a whole word: one that is never as expected.
     let has_slot = less(0, fp_slot) & counts;
-    let depth = root.wrapping_sub(fp_slot);
-    let is_near = less(fp_slot, root) & !less(fp_slot, sp) & less(depth & 7, 1);
+    let height = fp_slot.wrapping_sub(root);
+    let is_near = less(fp_slot, root) & !less(fp_slot, sp) & less(height & 7, 1);
     let at = CHECKS_AT_ONCE + (in_order(before) as usize & (2 * MAX_FRAMES - 1));
-    thread.frames.words[at] = root.wrapping_sub(caller_sp.wrapping_sub(8)) as u16 & !7;
+    thread.frames.words[at] = caller_sp.wrapping_sub(8).wrapping_sub(root) as u16 & !7;
     thread.frames.expected[at] = pc;
     // Where there is none it is not counted, and the next frame's is put in its place.
     let second = at + 1;
-    thread.frames.words[second] = (depth & is_near) as u16;
+    thread.frames.words[second] = (height & is_near) as u16;
     thread.frames.expected[second] = fp & is_near | 1 & !is_near;
     (thread.frames.of[at], thread.frames.of[second]) = (index as u8, index as u8);
     let count = before + 1 + (has_slot & 1);

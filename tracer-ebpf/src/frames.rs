@@ -152,8 +152,8 @@ pub(crate) struct Frames {
     pub(crate) sent: [u64; SENT],
     pub(crate) cache: [Frame; MAX_FRAMES],
     pub(crate) fresh: [Frame; MAX_FRAMES],
-    /// Words that must be as they were for `cache` to hold up to a frame, as long as that does: what they held, how many bytes below the
-    /// outermost frame they are, and which frame's they are. See [`cached`](crate::cached).
+    /// Words that must be as they were for `cache` to hold up to a frame, as long as that does: what they held, where they are, bytes
+    /// from the outermost frame on (modulo 2^16), and which frame's they are. See [`cached`](crate::cached).
     pub(crate) expected: [u64; MAX_CHECKS],
     pub(crate) words: [u16; MAX_CHECKS],
     pub(crate) of: [u8; MAX_CHECKS],

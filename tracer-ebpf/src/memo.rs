@@ -147,7 +147,7 @@ pub extern "C" fn keep_stack(thread: *mut Thread, id: u64, mark: u64) -> u32 {
     for nth in 0..CHECKS_AT_ONCE {
         // SAFETY: there is a group.
         let (word, expected) = unsafe { (*words.add(nth), *expected.add(nth)) };
-        (memo.words[nth], memo.expected[nth]) = ((root as u16).wrapping_sub(word), expected);
+        (memo.words[nth], memo.expected[nth]) = ((root as u16).wrapping_add(word), expected);
         root = in_order(root);
     }
     0
