@@ -2,6 +2,8 @@
 //! collector, alone, while its own profile is read, and while its allocations are sampled.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
+#[path = "support/http.rs"]
+mod http;
 #[path = "support/median.rs"]
 mod median;
 #[path = "support/tracing.rs"]
@@ -9,16 +11,15 @@ mod tracing;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, TcpListener, TcpStream},
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
+use http::Connection;
 use median::median;
 use tracing::Tracing;
 
@@ -27,6 +28,8 @@ const TURNS: usize = 5;
 const MEASURE: Duration = Duration::from_secs(5);
 /// Connections that ask all the time.
 const CONNECTIONS: usize = 8;
+/// What is asked.
+const REQUEST: &[u8] = b"GET /some/page HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
 /// How long the service may take to begin.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -115,42 +118,23 @@ impl Service {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log)?).spawn()?;
         let service = Self { child, port, log };
         let begin = Instant::now();
-        while ask(&mut service.connect()).is_err() {
+        while service.connect().and_then(|mut connection| connection.ask(REQUEST)).is_err() {
             ensure!(begin.elapsed() < PATIENCE, "the service does not answer: see {}", service.log.display());
             thread::sleep(Duration::from_millis(50));
         }
         Ok(service)
     }
 
-    fn connect(&self) -> Option<BufReader<TcpStream>> {
-        TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).ok().map(BufReader::new)
+    fn connect(&self) -> Result<Connection> {
+        Connection::open(self.port)
     }
 
     fn measure(&self) -> Result<Measured> {
         let before = fs::metadata(&self.log)?.len();
-        let (answered, over) = (AtomicU64::new(0), AtomicBool::new(false));
-        let begin = Instant::now();
-        let failed = thread::scope(|scope| {
-            let clients: Vec<_> = (0..CONNECTIONS)
-                .map(|_| {
-                    scope.spawn(|| -> Result<()> {
-                        let mut connection = self.connect();
-                        while !over.load(Ordering::Relaxed) {
-                            ask(&mut connection)?;
-                            answered.fetch_add(1, Ordering::Relaxed);
-                        }
-                        Ok(())
-                    })
-                })
-                .collect();
-            thread::sleep(MEASURE);
-            over.store(true, Ordering::Relaxed);
-            clients.into_iter().find_map(|client| client.join().map_or_else(|_| None, Result::err))
-        });
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        let requests = answered.into_inner() as f64 / begin.elapsed().as_secs_f64();
+        let requests = http::rate(CONNECTIONS, MEASURE, || {
+            let mut connection = self.connect()?;
+            Ok(move || connection.ask(REQUEST))
+        })?;
         let log = fs::read(&self.log)?;
         let said = String::from_utf8_lossy(log.get(before as usize..).unwrap_or_default()).into_owned();
         let pauses: Vec<f64> = said.lines().filter_map(pause).collect();
@@ -171,22 +155,4 @@ fn pause(line: &str) -> Option<f64> {
     let mut parts = clock.split('+').map(str::parse::<f64>);
     let (begin, _, end) = (parts.next()?.ok()?, parts.next()?, parts.next()?.ok()?);
     Some(begin + end)
-}
-
-/// One request, and its answer.
-fn ask(connection: &mut Option<BufReader<TcpStream>>) -> Result<()> {
-    let connection = connection.as_mut().context("no connection")?;
-    connection.get_mut().write_all(b"GET /some/page HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")?;
-    let mut length = None;
-    let mut line = String::new();
-    loop {
-        line.clear();
-        ensure!(connection.read_line(&mut line)? > 0, "the service has closed a connection");
-        if line == "\r\n" {
-            break;
-        }
-        length = line.strip_prefix("Content-Length: ").and_then(|length| length.trim().parse().ok()).or(length);
-    }
-    connection.read_exact(&mut vec![0; length.context("an answer of no length")?])?;
-    Ok(())
 }

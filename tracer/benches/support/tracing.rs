@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     io::{BufRead as _, BufReader},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -36,11 +36,16 @@ impl Tracing {
     }
 
     /// Ends the trace, which must have been a good one.
-    pub(crate) fn stop(mut self) -> Result<()> {
-        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT)?;
-        let status = self.child.wait()?;
+    pub(crate) fn stop(self) -> Result<()> {
+        let status = self.end()?;
         ensure!(status.success(), "tracing failed: {status}");
         Ok(())
+    }
+
+    /// Ends the trace, whatever has become of it.
+    pub(crate) fn end(mut self) -> Result<ExitStatus> {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGINT)?;
+        Ok(self.child.wait()?)
     }
 }
 
