@@ -40,7 +40,7 @@ pub fn run(data: &[u8]) {
     let mut said: Vec<(u64, Exit)> = Vec::new();
     for (entry, kind) in entries.into_iter().zip([kinds & 1, kinds >> 1 & 1]) {
         let shape = if kind == 0 { Shape::Malloc } else { Shape::PosixMemalign };
-        let Exits::Proven(sites) = exits(&mut analysis, entry, shape) else { continue };
+        let Exits::Proven(sites, _) = exits(&mut analysis, entry, shape) else { continue };
         for site in sites {
             assert!(code(site.address).is_some_and(|code| !code.is_empty()), "a probe outside of the file");
             assert!(!entries.contains(&site.address), "an entry that is an exit");

@@ -18,7 +18,11 @@ use nix::{
     },
     unistd::Pid,
 };
-use tracer::probe::{exits::Exits, family::Shape, resolve::Function};
+use tracer::probe::{
+    exits::{Exits, Tells},
+    family::Shape,
+    resolve::Function,
+};
 use tracer_ebpf::exit::{self, Packed};
 
 /// Most that is complained about; one fault makes many.
@@ -158,7 +162,7 @@ impl<'a> Probes<'a> {
         let (mut entries, mut exits) = (HashMap::new(), HashMap::new());
         for (number, function) in functions.iter().enumerate() {
             entries.insert(at(function.file_offset), number);
-            let Some(Exits::Proven(sites)) = &function.exits else { continue };
+            let Some(Exits::Proven(sites, _)) = &function.exits else { continue };
             for site in sites {
                 let cookie = site.exit.pack().expect("it fits");
                 let before = exits.insert(base + site.address, (cookie, site.emulated));
@@ -215,7 +219,7 @@ impl<'a> Probes<'a> {
         if call.as_ref().is_some_and(|outer| outer.slot != regs.rsp) {
             return Ok(());
         }
-        let Some(Exits::Proven(_)) = self.functions[function].exits else { return Ok(()) };
+        let Some(Exits::Proven(..)) = self.functions[function].exits else { return Ok(()) };
         let caller = word(pid, regs.rsp)?;
         *call = Some(Running { function, slot: regs.rsp, caller, first: regs.rdi, outcomes: Vec::new() });
         Ok(())
@@ -240,7 +244,7 @@ impl<'a> Probes<'a> {
                 return Ok(None);
             }
         };
-        if self.functions[call.function].shape != Shape::PosixMemalign {
+        if !matches!(self.functions[call.function].exits, Some(Exits::Proven(_, Tells::Status))) {
             return Ok(Some(said));
         }
         if said as u32 == 0 { word(pid, call.first).map(Some) } else { Ok(Some(0)) }

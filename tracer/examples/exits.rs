@@ -82,13 +82,13 @@ fn run(options: &Options, file: &Path, functions: &[Function]) {
     }
 }
 
-fn describe(Function { name, shape, exits, .. }: &Function, each: bool) {
+fn describe(Function { name, exits, .. }: &Function, each: bool) {
     match exits {
         None => {}
         Some(Exits::Unproven(why)) => println!("  {name:36} not covered: {why}"),
-        Some(exits @ Exits::Proven(sites)) => {
+        Some(exits @ Exits::Proven(sites, _)) => {
             let stepped = sites.iter().filter(|site| !site.emulated).count();
-            let how = if exits.are_cheap(*shape) { "" } else { ", dear" };
+            let how = if exits.are_cheap() { "" } else { ", dear" };
             println!("  {name:36} covered by {:2} sites, {stepped} of them stepped{how}", sites.len());
             if each {
                 for site in sites {

@@ -102,6 +102,10 @@ pub fn plan(functions: &[Function], first: u16, means: &Means<'_>) -> Plan {
         if matches!(choice.way, Way::Exits | Way::Returns) {
             told |= entry::AT_INSTRUCTIONS;
         }
+        if choice.way == Way::Exits && function.exits.as_ref().is_some_and(Exits::tell_stored) {
+            // The block itself, as a function that returns it.
+            told &= !(entry::STORED | entry::ARGUMENT << entry::BLOCK);
+        }
         if may_vanish(function, choice.way) {
             told |= entry::MAY_VANISH;
         }
@@ -139,8 +143,7 @@ pub fn plan(functions: &[Function], first: u16, means: &Means<'_>) -> Plan {
 fn choose(function: &Function, means: &Means<'_>) -> Choice {
     let choice = |way, because: &str| Choice { way, because: because.to_owned() };
     let exits = function.exits.as_ref().filter(|exits| exits.sites().len() == function.exit_places.len());
-    let (proven, cheap) =
-        exits.map_or((false, false), |exits| (!exits.sites().is_empty(), exits.are_cheap(function.shape)));
+    let (proven, cheap) = exits.map_or((false, false), |exits| (!exits.sites().is_empty(), exits.are_cheap()));
     let throws = function.shape.throws();
     match means.asked {
         Some(Way::Exits) if proven => return choice(Way::Exits, "it was asked for"),
@@ -213,7 +216,7 @@ fn told_of(shape: Shape) -> u64 {
 mod tests {
     use super::*;
     use crate::probe::{
-        exits::{ExitSite, Unproven},
+        exits::{ExitSite, Tells, Unproven},
         returns::Returns,
     };
 
@@ -227,7 +230,11 @@ mod tests {
             shape,
             file_offset: 0x1000,
             emulated: true,
-            exits: Some(exit.map_or(Exits::Unproven(Unproven::TooLong), |cheap| Exits::Proven(vec![site(cheap)]))),
+            exits: Some(
+                exit.map_or(Exits::Unproven(Unproven::TooLong), |cheap| {
+                    Exits::Proven(vec![site(cheap)], Tells::Returned)
+                }),
+            ),
             exit_places: exit.iter().filter_map(|_| Some((0x1010, told.pack()?))).collect(),
             returns: Returns { addresses: vec![0x1020], offsets: vec![0x1020], complete },
         }
@@ -307,6 +314,22 @@ mod tests {
             assert_eq!(stepped(Some(asked), program), 1, "{asked:?}, {program}");
         }
         assert_eq!(stepped(Some(Way::Link), "leave"), 0, "what is no instruction is none that is stepped");
+    }
+
+    #[test]
+    fn a_block_that_is_told_before_it_is_stored_is_not_read() {
+        let mut stores = function(Shape::PosixMemalign, Some(true), true);
+        for tells in [Tells::Status, Tells::Stored] {
+            let sites = stores.exits.as_ref().unwrap().sites().to_vec();
+            stores.exits = Some(Exits::Proven(sites, tells));
+            for asked in [Way::Exits, Way::Returns] {
+                let means = Means { asked: Some(asked), sessions: true, samples: false, risk: &|| None };
+                let plan = plan(std::slice::from_ref(&stores), 0, &means);
+                let (_, places) = plan.programs.iter().find(|(name, _)| *name == "enter").unwrap();
+                let read = places[0].1 & (entry::STORED | entry::ARGUMENT << entry::BLOCK) != 0;
+                assert_eq!(read, tells == Tells::Status || asked == Way::Returns, "{tells:?}, {asked:?}");
+            }
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::{
     graph::{Flow, Graph, Node},
     image::Image,
     machine::number,
-    proof::{ExitSite, Unproven},
+    proof::{ExitSite, Tells, Unproven},
     transfer::Lies,
 };
 use crate::probe::site::is_emulated;
@@ -166,7 +166,7 @@ impl Chooser<'_> {
 
     /// Whether a result that lies there means that there is no block.
     fn fails(&self, lies: Lies) -> bool {
-        matches!(lies, Lies::Number(value) if (value != 0) == self.results.is_int)
+        matches!(lies, Lies::Number(value) if (value != 0) == (self.results.tells == Tells::Status))
     }
 
     /// Whether an instruction that is not emulated is one that may be stepped at its own place: a return, or one that puts a
@@ -205,7 +205,10 @@ impl Chooser<'_> {
 
     /// Whether a path that has not been seen may end at an instruction.
     fn ends_unseen(&self, number: usize) -> bool {
-        let ends = matches!(self.graph.nodes[number].flow, Flow::Returns | Flow::ReturnsFirst | Flow::Lost(_));
+        let ends = matches!(
+            self.graph.nodes[number].flow,
+            Flow::Returns | Flow::ReturnsFirst | Flow::HandsOut(_) | Flow::Lost(_)
+        );
         ends && self.sites[number].is_none()
     }
 

@@ -6,6 +6,7 @@ use iced_x86::{Mnemonic, OpKind, Register};
 use super::{
     graph::{Callee, Flow, Graph},
     machine::{Stores, is_immediate},
+    proof::Tells,
     transfer::{Lies, Value},
 };
 
@@ -21,15 +22,15 @@ pub(super) struct Results {
     pub(super) settled: Vec<bool>,
     /// Whether a block that is handed out through a pointer has been stored.
     pub(super) stored: Vec<bool>,
-    /// The result is a number that says whether there is a block, not the block.
-    pub(super) is_int: bool,
+    /// What the result is.
+    pub(super) tells: Tells,
 }
 
 impl Results {
-    /// Of a graph whose calls give their result in a register; `is_int`: that is a number that says whether there is a block,
-    /// which is stored through a pointer.
-    pub(super) fn of(graph: &Graph, exposed: &[bool], is_int: bool) -> Self {
-        let lies = solve(graph, exposed, Value { is_int });
+    /// Of a graph whose calls give their result in a register, or, of one that is [cut](super::handed_out), hand it out.
+    pub(super) fn of(graph: &Graph, exposed: &[bool], tells: Tells) -> Self {
+        let is_int = tells == Tells::Status;
+        let lies = solve(graph, exposed, Value { is_int }, tells);
         let returns = |number: usize| lies[number] != Lies::Nowhere;
         let calls = |number: usize| graph.nodes[number].callee == Callee::Family && returns(number);
         let stores = |number: usize| {
@@ -41,7 +42,7 @@ impl Results {
         };
         let settled = may_follow(graph, calls).into_iter().map(|follows| !follows).collect();
         let stored = may_follow(graph, stores).into_iter().map(|follows| !follows || !is_int).collect();
-        Self { lies, settled, stored, is_int }
+        Self { lies, settled, stored, tells }
     }
 }
 
@@ -61,7 +62,7 @@ fn may_follow(graph: &Graph, is: impl Fn(usize) -> bool) -> Vec<bool> {
 
 /// Where the result lies before each instruction. What is found holds whatever order it was found in: on the way to a
 /// return, each place follows from the next one.
-fn solve(graph: &Graph, exposed: &[bool], value: Value) -> Vec<Lies> {
+fn solve(graph: &Graph, exposed: &[bool], value: Value, tells: Tells) -> Vec<Lies> {
     let mut lies = vec![Lies::Nowhere; graph.nodes.len()];
     let mut changes = vec![0; graph.nodes.len()];
     let mut paths: Vec<usize> = (0..graph.nodes.len()).collect();
@@ -70,6 +71,9 @@ fn solve(graph: &Graph, exposed: &[bool], value: Value) -> Vec<Lies> {
         queued[number] = false;
         let node = &graph.nodes[number];
         let mut before = match node.flow {
+            Flow::HandsOut(register) if tells == Tells::Stored => Lies::Register(register, 0),
+            Flow::HandsOut(_) => Lies::Nowhere,
+            Flow::Returns | Flow::ReturnsFirst if tells == Tells::Stored => Lies::Number(0),
             Flow::Returns => Lies::Register(Register::RAX, 0),
             Flow::ReturnsFirst if value.is_int => Lies::Unknown,
             Flow::ReturnsFirst => Lies::Register(Register::RDI, 0),

@@ -9,7 +9,7 @@ use tracer_ebpf::exit::Exit;
 use super::{
     image::{Image, Known, Pointer},
     machine::Step,
-    proof::{ExitSite, Unproven},
+    proof::{ExitSite, Tells, Unproven},
 };
 use crate::probe::thunks::takes_return_address;
 
@@ -35,6 +35,8 @@ pub(super) enum Flow<To> {
     Returns,
     /// The call returns what is in rdi: it ends in a function that returns its first argument.
     ReturnsFirst,
+    /// The block in this register is stored for the caller; what follows does not matter. See [`handed_out`](super::handed_out).
+    HandsOut(Register),
     /// Nothing: the call never returns.
     Ends,
     /// It is not known.
@@ -89,10 +91,9 @@ pub struct Analysis<'a> {
     factory: InstructionInfoFactory,
     never_returns: HashMap<u64, bool>,
     left: usize,
-    /// What was proven so far: what each site says and whether that is a number, and all code of functions that return
-    /// one.
-    sites: HashMap<u64, (Exit, bool)>,
-    of_ints: HashSet<u64>,
+    /// What was proven so far: what each site says and what that is, and all code of functions that do not return their block.
+    sites: HashMap<u64, (Exit, Tells)>,
+    passed: HashMap<u64, Tells>,
 }
 
 impl<'a> Analysis<'a> {
@@ -100,8 +101,8 @@ impl<'a> Analysis<'a> {
     pub fn new(image: Image<'a>) -> Self {
         let factory = InstructionInfoFactory::new();
         let (steps, never_returns) = (HashMap::new(), HashMap::new());
-        let (sites, of_ints) = (HashMap::new(), HashSet::new());
-        Self { image, steps, factory, never_returns, left: MAX_CALLEES, sites, of_ints }
+        let (sites, passed) = (HashMap::new(), HashMap::new());
+        Self { image, steps, factory, never_returns, left: MAX_CALLEES, sites, passed }
     }
 
     pub(super) fn image(&self) -> &Image<'a> {
@@ -132,36 +133,31 @@ impl<'a> Analysis<'a> {
                 }
                 Flow::Returns => Flow::Returns,
                 Flow::ReturnsFirst => Flow::ReturnsFirst,
+                Flow::HandsOut(register) => Flow::HandsOut(register),
                 Flow::Ends => Flow::Ends,
                 Flow::Lost(why) => Flow::Lost(why),
             };
             nodes.push(Node { address, step: self.step(address), flow, callee });
         }
-        let mut before = vec![Vec::new(); nodes.len()];
-        for (number, node) in nodes.iter().enumerate() {
-            for to in node.flow.targets() {
-                before[to].push(number);
-            }
-        }
-        Ok(Graph { nodes, before })
+        Ok(Graph::of(nodes))
     }
 
     /// Takes in the sites of one more function, unless one of them means something else to another that passes it.
-    pub(super) fn agree(&mut self, graph: &Graph, is_int: bool, sites: &[ExitSite]) -> Result<(), Unproven> {
+    pub(super) fn agree(&mut self, graph: &Graph, tells: Tells, sites: &[ExitSite]) -> Result<(), Unproven> {
         for site in sites {
-            let told = self.sites.get(&site.address).is_none_or(|told| *told == (site.exit, is_int));
-            if !told || !is_int && self.of_ints.contains(&site.address) {
+            let told = self.sites.get(&site.address).is_none_or(|told| *told == (site.exit, tells));
+            if !told || self.passed.get(&site.address).is_some_and(|others| *others != tells) {
                 return Err(Unproven::Shared(site.address));
             }
         }
-        if is_int {
-            let passes = |node: &&Node| self.sites.get(&node.address).is_some_and(|(_, is_int)| !is_int);
+        if tells != Tells::Returned {
+            let passes = |node: &&Node| self.sites.get(&node.address).is_some_and(|(_, others)| *others != tells);
             if let Some(node) = graph.nodes.iter().find(passes) {
                 return Err(Unproven::Shared(node.address));
             }
-            self.of_ints.extend(graph.nodes.iter().map(|node| node.address));
+            self.passed.extend(graph.nodes.iter().map(|node| (node.address, tells)));
         }
-        self.sites.extend(sites.iter().map(|site| (site.address, (site.exit, is_int))));
+        self.sites.extend(sites.iter().map(|site| (site.address, (site.exit, tells))));
         Ok(())
     }
 
@@ -304,7 +300,7 @@ impl<'a> Analysis<'a> {
                 flow @ (Flow::Goes(_) | Flow::Splits { .. }) => {
                     paths.extend(flow.targets().filter(|to| seen.insert(*to)))
                 }
-                Flow::Returns | Flow::ReturnsFirst | Flow::Lost(_) => return false,
+                Flow::Returns | Flow::ReturnsFirst | Flow::HandsOut(_) | Flow::Lost(_) => return false,
             }
         }
         self.never_returns.insert(start, true);
@@ -321,6 +317,17 @@ fn slot(instruction: &Instruction) -> Option<u64> {
 }
 
 impl Graph {
+    /// Of these instructions.
+    pub(super) fn of(nodes: Vec<Node>) -> Self {
+        let mut before = vec![Vec::new(); nodes.len()];
+        for (number, node) in nodes.iter().enumerate() {
+            for to in node.flow.targets() {
+                before[to].push(number);
+            }
+        }
+        Self { nodes, before }
+    }
+
     /// For each instruction, how far it is from the first at least.
     pub(super) fn in_order(&self) -> Vec<usize> {
         let mut order = vec![usize::MAX; self.nodes.len()];

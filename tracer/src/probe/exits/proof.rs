@@ -3,8 +3,6 @@
 use thiserror::Error;
 use tracer_ebpf::exit::{Exit, Outcome, Place};
 
-use crate::probe::family::Shape;
-
 /// An instruction at which the outcome of a call is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ExitSite {
@@ -16,12 +14,23 @@ pub struct ExitSite {
     pub emulated: bool,
 }
 
+/// What the outcome that is known at a function's exits is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tells {
+    /// What it returns: its block, or NULL.
+    Returned,
+    /// What it returns: a number that says whether there is a block, which has been stored through a pointer by then (posix_memalign).
+    Status,
+    /// The block that is going to be stored through that pointer, or NULL.
+    Stored,
+}
+
 /// Where all outcomes of a function are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exits {
     /// Every path from the entry site to a return passes at least one of these that knows the outcome, and what each says
     /// is the result.
-    Proven(Vec<ExitSite>),
+    Proven(Vec<ExitSite>, Tells),
     /// That could not be shown.
     Unproven(Unproven),
 }
@@ -30,9 +39,14 @@ impl Exits {
     /// The instructions; none where they are not proven.
     pub fn sites(&self) -> &[ExitSite] {
         match self {
-            Self::Proven(sites) => sites,
+            Self::Proven(sites, _) => sites,
             Self::Unproven(_) => &[],
         }
+    }
+
+    /// Whether they tell the block itself where the function returns a number.
+    pub fn tell_stored(&self) -> bool {
+        matches!(self, Self::Proven(_, Tells::Stored))
     }
 
     /// Whether the whole function was seen, so that none of its returns is unknown.
@@ -41,15 +55,15 @@ impl Exits {
         !matches!(self, Self::Unproven(ComputedJump(_) | Leaves(_) | Unreadable(_) | TooLong))
     }
 
-    /// Whether they are proven, and calls of a function of this shape that give out a block are seen at instructions that the
-    /// kernel emulates: not necessarily on every path.
-    pub fn are_cheap(&self, shape: Shape) -> bool {
+    /// Whether they are proven, and calls that give out a block are seen at instructions that the kernel emulates: not necessarily on
+    /// every path.
+    pub fn are_cheap(&self) -> bool {
+        let Self::Proven(sites, tells) = self else { return false };
         let gives_block = |place| match place {
             Place::Register { .. } | Place::Stack(_) => true,
-            Place::Constant(result) => shape.stores() && result == 0,
+            Place::Constant(result) => *tells == Tells::Status && result == 0,
             Place::Unknown => false,
         };
-        let Self::Proven(sites) = self else { return false };
         sites.iter().filter(|site| site.emulated).any(|site| match site.exit.outcome {
             Outcome::One(place) => gives_block(place),
             Outcome::Branch { taken, not_taken, .. } => gives_block(taken) || gives_block(not_taken),

@@ -2,7 +2,7 @@
 
 use tracer_ebpf::exit::{Exit, Frame, Outcome, Place};
 
-use super::{Analysis, ExitSite, Exits, Image, Known, Pointer, Unproven, exits};
+use super::{Analysis, ExitSite, Exits, Image, Known, Pointer, Tells, Unproven, exits};
 use crate::{
     probe::family::Shape,
     unwind::{Frames, Sections},
@@ -84,7 +84,9 @@ fn check_from(entry: u64, what: &str, shape: Shape, parts: &[Part<'_>], expected
         exit: Exit { frame: Frame { from_frame_pointer: false, offset: *offset }, outcome: *outcome },
         emulated: *emulated,
     };
-    assert_eq!(exits_of(entry, shape, parts), Exits::Proven(expected.iter().map(site).collect()), "{what}");
+    let Exits::Proven(sites, tells) = exits_of(entry, shape, parts) else { panic!("{what}: not proven") };
+    assert_eq!(sites, expected.iter().map(site).collect::<Vec<ExitSite>>(), "{what}");
+    assert_eq!(tells == Tells::Returned, !shape.stores(), "{what}");
 }
 
 fn branch(condition: u8, taken: Place, not_taken: Place) -> Outcome {
@@ -131,22 +133,57 @@ fn what_ends_in_memset_returns_its_argument() {
     check("mov rdi,rax; call memset; pop; ret", Shape::Calloc, &code, &[(9, 16, Outcome::One(RDI), true)]);
 }
 
-#[test]
-fn a_block_that_is_stored_counts_once_it_is() {
-    let code = [
+/// posix_memalign, as most compilers make it: `between` stands between the jump and what is stored, `behind` after that, and `failed` says
+/// what is returned if there is no block.
+fn posix_memalign(between: &[u8], behind: &[u8], failed: &[u8]) -> Exits {
+    let parts = [
+        // push rbx; mov rbx,rdi
         Code(PUSH_RBX),
         Code(&[0x48, 0x89, 0xfb]),
         Call(OTHER),
         Code(TEST_RAX),
-        Code(&[0x74, 7]),
+        Code(&[0x74, between.len() as u8 + behind.len() as u8 + 7]),
+        Code(between),
         // mov [rbx],rax; xor eax,eax
-        Code(&[0x48, 0x89, 0x03, 0x31, 0xc0]),
+        Code(&[0x48, 0x89, 0x03]),
+        Code(behind),
+        Code(&[0x31, 0xc0]),
         Code(POP_RET),
-        Code(&[0xb8, 12, 0, 0, 0]),
+        Code(failed),
         Code(POP_RET),
     ];
-    let expected = [(20, 8, Outcome::One(RAX), false), (21, 16, Outcome::One(Place::Constant(12)), false)];
-    check("posix_memalign", Shape::PosixMemalign, &code, &expected);
+    exits_of(0, Shape::PosixMemalign, &parts)
+}
+
+const MOV_EAX_12: &[u8] = &[0xb8, 12, 0, 0, 0];
+
+#[test]
+fn a_block_that_is_stored_is_seen_at_the_jump_before() {
+    let rcx = Place::Register { register: 1, displacement: 0 };
+    for (what, behind, block) in [("mov [rbx],rax", &[][..], RAX), ("and then mov [rbx],rcx", &[0x48, 0x89, 0x0b], rcx)]
+    {
+        let exit = Exit { frame: Frame { from_frame_pointer: false, offset: 16 }, outcome: branch(4, NULL, block) };
+        let site = ExitSite { address: START + 12, exit, emulated: true };
+        let expected = Exits::Proven(vec![site], Tells::Stored);
+        assert_eq!(posix_memalign(&[], behind, MOV_EAX_12), expected, "{what}");
+    }
+}
+
+#[test]
+fn a_block_that_may_not_be_the_one_that_is_stored_counts_once_it_is() {
+    for (what, between, behind, failed) in [
+        ("failure is a number that is not known: mov eax,[rcx]", &[][..], &[][..], &[0x8b, 0x01][..]),
+        ("failure may be told as success: xor eax,eax", &[], &[], &[0x31, 0xc0]),
+        ("what it points to is another: mov rbx,rcx", &[0x48, 0x89, 0xcb], &[], MOV_EAX_12),
+        ("something else is stored behind it: mov [rcx],rdx", &[], &[0x48, 0x89, 0x11], MOV_EAX_12),
+        ("it is another register's: mov rax,[rcx]", &[0x48, 0x8b, 0x01], &[], MOV_EAX_12),
+    ] {
+        let exits = posix_memalign(between, behind, failed);
+        assert!(!exits.tell_stored(), "{what}: {exits:?}");
+    }
+    let Exits::Proven(sites, Tells::Status) = posix_memalign(&[], &[0x48, 0x89, 0x11], MOV_EAX_12) else { panic!() };
+    let outcomes: Vec<Outcome> = sites.iter().map(|site| site.exit.outcome).collect();
+    assert_eq!(outcomes, [Outcome::One(RAX), Outcome::One(Place::Constant(12))]);
 }
 
 #[test]

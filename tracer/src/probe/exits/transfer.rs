@@ -30,7 +30,7 @@ pub(super) struct Value {
 }
 
 /// Registers that a call does not keep (System V ABI, figure 3.4).
-const LOST_IN_CALLS: [Register; 9] = [
+pub(super) const LOST_IN_CALLS: [Register; 9] = [
     Register::RAX,
     Register::RCX,
     Register::RDX,
