@@ -48,12 +48,10 @@ pub(crate) fn compare(context: &mut Context) {
     // SAFETY: only the current thread uses its state.
     let walk = unsafe { &mut (*context.thread).walk };
     walk.difference = core::hint::black_box(0);
-    let candidate = walk.candidate as u64;
+    let candidate = walk.candidate as usize & (MAX_FRAMES - 1);
     // SAFETY: as above.
-    let listed = listed(unsafe { &(*context.thread).frames.cache[candidate as usize & (MAX_FRAMES - 1)] });
-    // SAFETY: as above.
-    unsafe { (*context.thread).walk.listed = listed };
-    let groups = listed.div_ceil(CHECKS_AT_ONCE as u64);
+    walk.listed = listed(unsafe { &(*context.thread).frames.cache[candidate] });
+    let groups = walk.listed.div_ceil(CHECKS_AT_ONCE as u64);
     let argument = (&raw mut *context).cast::<c_void>();
     // SAFETY: the callback is given `context`, which outlives the loop.
     unsafe { aya_ebpf::helpers::generated::bpf_loop(groups as u32, compare_group as *mut c_void, argument, 0) };
@@ -77,7 +75,8 @@ extern "C" fn compare_group(index: u64, context: *mut Context) -> i64 {
         difference = in_order(difference);
     }
     thread.walk.difference = difference;
-    // The first word that was compared is of a frame that does not hold: those further out may. Before the first word is none's.
+    // Only frames none of whose words were compared may hold still: those further out than the one that the first word of this group is of.
+    // Before the first word is none's.
     let before = less(first, CHECKS_AT_ONCE as u64);
     let of = in_order(first & !before | CHECKS_AT_ONCE as u64 & before);
     thread.walk.limit = i64::from(thread.frames.of[of as usize & (2 * MAX_FRAMES - 1)]) - 1;

@@ -11,7 +11,7 @@ pub(crate) const WINDOW_WORDS: usize = WINDOW as usize / 8;
 /// Words that are compared at once.
 pub(crate) const CHECKS_AT_ONCE: usize = 16;
 /// Words of stack that hold a cached stack together: at most two for each frame below the root, behind a group that stands for none. And
-/// room for what comes in the place of more.
+/// room for the word that is written behind the last one and not counted, wherever the verifier takes that to be.
 pub(crate) const MAX_CHECKS: usize = CHECKS_AT_ONCE + 2 * MAX_FRAMES + 2;
 
 /// Registers in a frame, and how the caller's frame pointer was found from it.

@@ -18,7 +18,7 @@ use crate::{
 
 /// How many are kept of a thread, each by some bits of its registers.
 const MEMOS: usize = 128;
-/// How many frames may differ: two words each.
+/// How many frames may differ: two words each at most.
 pub(crate) const MOST_FRAMES: u64 = CHECKS_AT_ONCE as u64 / 2;
 /// Of an index: none.
 pub(crate) const NONE: u64 = u64::MAX;
@@ -117,7 +117,8 @@ pub extern "C" fn joint_of(thread: *mut Thread) -> u64 {
     joint
 }
 
-/// Keeps the stack of the last walk, which was sent with this mark and is like the one before (`walk.is_like_last`).
+/// Keeps the stack of the last walk, which was sent with this mark. Only to be called where the walk has said that it can be kept
+/// (`walk.is_like_last`): in the caller, as that is a load and this a call.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn keep_stack(thread: *mut Thread, id: u64, mark: u64) -> u32 {

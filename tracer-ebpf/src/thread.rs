@@ -23,7 +23,7 @@ pub(crate) struct Context {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// In the return register.
+    /// In the return register, or wherever an exit says that the block lies.
     Returned = 0,
     /// Through a pointer argument, with a return value of 0 on success (posix_memalign).
     Stored = 1,

@@ -37,29 +37,33 @@ pub fn exits(analysis: &mut Analysis<'_>, site: u64, shape: Shape) -> Exits {
 
 fn prove(analysis: &mut Analysis<'_>, site: u64, shape: Shape) -> Result<Exits, Unproven> {
     let graph = analysis.graph(site)?;
-    let depths = depth::depths(&graph)?;
-    let exposed = depth::exposed(&graph, &depths);
     let tells = if shape.stores() { Tells::Status } else { Tells::Returned };
-    let results = Results::of(&graph, &exposed, tells);
-    let proven = |analysis: &mut Analysis<'_>, graph: &Graph, results: &Results| {
-        let sites = choice::choose(analysis.image(), graph, &depths, results)?;
-        Ok(Exits::Proven(sites, results.tells))
-    };
-    let mut exits = proven(analysis, &graph, &results);
-    if shape.stores()
-        && !exits.as_ref().is_ok_and(Exits::are_cheap)
-        && let Some(cut) = handed_out::cut(&graph, &exposed, &results)
+    let exits = prove_graph(analysis, &graph, tells);
+    let tells = if exits.as_ref().is_ok_and(Exits::tell_stored) { Tells::Stored } else { tells };
+    analysis.passes(&graph, tells);
+    exits
+}
+
+fn prove_graph(analysis: &mut Analysis<'_>, graph: &Graph, tells: Tells) -> Result<Exits, Unproven> {
+    let depths = depth::depths(graph)?;
+    let exposed = depth::exposed(graph, &depths);
+    let results = Results::of(graph, &exposed, tells);
+    let returned = choice::choose(analysis.image(), graph, &depths, &results).map(|sites| Exits::Proven(sites, tells));
+    if tells == Tells::Status
+        && returned.as_ref().map_or(true, Exits::step_for_blocks)
+        && let Some(handed_out::Cut { graph: cut, behind }) = handed_out::cut(graph, &exposed, &results)
     {
-        let stored = proven(analysis, &cut, &Results::of(&cut, &exposed, Tells::Stored));
-        if stored.as_ref().is_ok_and(Exits::are_cheap) {
-            exits = stored;
+        let results = Results { behind, ..Results::of(&cut, &exposed, Tells::Stored) };
+        if let Ok(sites) = choice::choose(analysis.image(), &cut, &depths, &results) {
+            let stored = Exits::Proven(sites, Tells::Stored);
+            if !stored.step_for_blocks() && analysis.agree(graph, Tells::Stored, stored.sites()).is_ok() {
+                return Ok(stored);
+            }
         }
     }
-    let exits = exits?;
-    if let Exits::Proven(sites, tells) = &exits {
-        analysis.agree(&graph, *tells, sites)?;
-    }
-    Ok(exits)
+    let returned = returned?;
+    analysis.agree(graph, tells, returned.sites())?;
+    Ok(returned)
 }
 
 #[cfg(test)]

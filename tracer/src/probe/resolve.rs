@@ -218,14 +218,16 @@ fn functions<'data>(
         function.returns.offsets = offsets.collect();
     }
     with_analysis(elf, data, &entries, &sites, |analysis| {
-        for (function, site) in functions.iter_mut().zip(&sites) {
-            if !function.shape.frees() {
-                let exits = exits(analysis, *site, function.shape);
-                let places = exits.sites().iter().map(|site| Some((offset(elf, site.address)?, site.exit.pack()?)));
-                function.exit_places = places.collect::<Option<_>>().unwrap_or_default();
-                function.returns.complete &= exits.knows_all_returns();
-                function.exits = Some(exits);
-            }
+        let mut all: Vec<_> =
+            functions.iter_mut().zip(&sites).filter(|(function, _)| !function.shape.frees()).collect();
+        // Those whose outcome is not what they return come last: code that they share with others is the others'.
+        all.sort_by_key(|(function, _)| function.shape.stores());
+        for (function, site) in all {
+            let exits = exits(analysis, *site, function.shape);
+            let places = exits.sites().iter().map(|site| Some((offset(elf, site.address)?, site.exit.pack()?)));
+            function.exit_places = places.collect::<Option<_>>().unwrap_or_default();
+            function.returns.complete &= exits.knows_all_returns();
+            function.exits = Some(exits);
         }
     });
     let is_any = !functions.is_empty() || !chosen.is_empty();

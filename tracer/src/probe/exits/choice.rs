@@ -58,7 +58,7 @@ pub(super) fn choose(
 ) -> Result<Vec<ExitSite>, Unproven> {
     let mut chooser = Chooser { graph, results, cycles: graph.cycles(), sites: vec![None; graph.nodes.len()] };
     let mut candidates: Vec<Candidate> = (0..graph.nodes.len())
-        .filter(|number| !image.entries.contains(&graph.nodes[*number].address))
+        .filter(|number| !image.entries.contains(&graph.nodes[*number].address) && !results.behind[*number])
         .filter_map(|number| chooser.candidate(image, number, depths[number]))
         .collect();
     for candidate in &candidates {

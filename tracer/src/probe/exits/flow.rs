@@ -20,8 +20,10 @@ pub(super) struct Results {
     /// Whether the outcome may be said there: nothing that follows is a call of the allocator's interface, which would be
     /// taken for a call of its own.
     pub(super) settled: Vec<bool>,
-    /// Whether a block that is handed out through a pointer has been stored.
+    /// Whether nothing has to be stored any more: where a number is returned, the block that is handed out through a pointer has been.
     pub(super) stored: Vec<bool>,
+    /// Whether calls come there, too, whose outcome is known by then: behind what a graph was cut at. Where it is not, no call does.
+    pub(super) behind: Vec<bool>,
     /// What the result is.
     pub(super) tells: Tells,
 }
@@ -42,7 +44,7 @@ impl Results {
         };
         let settled = may_follow(graph, calls).into_iter().map(|follows| !follows).collect();
         let stored = may_follow(graph, stores).into_iter().map(|follows| !follows || !is_int).collect();
-        Self { lies, settled, stored, tells }
+        Self { lies, settled, stored, behind: vec![false; graph.nodes.len()], tells }
     }
 }
 

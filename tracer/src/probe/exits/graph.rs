@@ -91,9 +91,10 @@ pub struct Analysis<'a> {
     factory: InstructionInfoFactory,
     never_returns: HashMap<u64, bool>,
     left: usize,
-    /// What was proven so far: what each site says and what that is, and all code of functions that do not return their block.
+    /// What was proven so far: what each site says, and what that is.
     sites: HashMap<u64, (Exit, Tells)>,
-    passed: HashMap<u64, Tells>,
+    /// All code of the functions so far: a [bit](Tells::bit) for each kind of outcome.
+    passed: HashMap<u64, u8>,
 }
 
 impl<'a> Analysis<'a> {
@@ -142,11 +143,13 @@ impl<'a> Analysis<'a> {
         Ok(Graph::of(nodes))
     }
 
-    /// Takes in the sites of one more function, unless one of them means something else to another that passes it.
+    /// Takes in the sites of one more function, unless one of them means something else to another that passes it. What lies where a function
+    /// returns its block follows from the code behind that alone, so it holds for whoever comes there; what is handed out does not.
     pub(super) fn agree(&mut self, graph: &Graph, tells: Tells, sites: &[ExitSite]) -> Result<(), Unproven> {
+        let accepted = tells.bit() | if tells == Tells::Status { Tells::Returned.bit() } else { 0 };
         for site in sites {
             let told = self.sites.get(&site.address).is_none_or(|told| *told == (site.exit, tells));
-            if !told || self.passed.get(&site.address).is_some_and(|others| *others != tells) {
+            if !told || self.passed.get(&site.address).is_some_and(|others| others & !accepted != 0) {
                 return Err(Unproven::Shared(site.address));
             }
         }
@@ -155,10 +158,16 @@ impl<'a> Analysis<'a> {
             if let Some(node) = graph.nodes.iter().find(passes) {
                 return Err(Unproven::Shared(node.address));
             }
-            self.passed.extend(graph.nodes.iter().map(|node| (node.address, tells)));
         }
         self.sites.extend(sites.iter().map(|site| (site.address, (site.exit, tells))));
         Ok(())
+    }
+
+    /// Takes down what a function's calls may pass, whose outcome is this, also if its sites are not known.
+    pub(super) fn passes(&mut self, graph: &Graph, tells: Tells) {
+        for node in &graph.nodes {
+            *self.passed.entry(node.address).or_default() |= tells.bit();
+        }
     }
 
     fn step(&mut self, address: u64) -> Option<Step> {

@@ -3,7 +3,8 @@
 //!
 //! What they return is often put together at instructions that the kernel steps over, while whether there is a block was decided by a jump
 //! before. So the graph is cut where the block is stored, and what is looked for is what lies in that register there. That holds if every call
-//! that stores it returns 0, and does nothing else to memory before that; and if every call that does not says that it has failed.
+//! that stores it returns 0, and stores and calls nothing between that and its return; and if every call that does not store it says that it
+//! has failed.
 
 use iced_x86::{FlowControl, Mnemonic, OpKind, Register};
 
@@ -15,20 +16,36 @@ use super::{
     transfer::{LOST_IN_CALLS, Lies},
 };
 
-/// The graph with [`Flow::HandsOut`] where the block is stored; `None` where that is not known. `results` are those of what is returned.
-pub(super) fn cut(graph: &Graph, exposed: &[bool], results: &Results) -> Option<Graph> {
+/// A graph with [`Flow::HandsOut`] where the block is stored.
+pub(super) struct Cut {
+    pub(super) graph: Graph,
+    /// By instruction, whether calls go on there that have stored their block.
+    pub(super) behind: Vec<bool>,
+}
+
+/// See [`Cut`]; `None` where it is not known where the block is stored. `results` are those of what is returned.
+pub(super) fn cut(graph: &Graph, exposed: &[bool], results: &Results) -> Option<Cut> {
     let mut nodes = graph.nodes.clone();
-    let mut stores = false;
+    let mut paths = Vec::new();
     for (node, holders) in nodes.iter_mut().zip(holders(graph)) {
         let (Some(step), Flow::Goes(next)) = (&node.step, node.flow) else { continue };
         let Some(block) = stored(step, holders) else { continue };
         if results.lies[next] == Lies::Number(0) && results.stored[next] {
             node.flow = Flow::HandsOut(block);
-            stores = true;
+            paths.push(next);
+        }
+    }
+    if paths.is_empty() {
+        return None;
+    }
+    let mut behind = vec![false; nodes.len()];
+    while let Some(number) = paths.pop() {
+        if !std::mem::replace(&mut behind[number], true) {
+            paths.extend(graph.nodes[number].flow.targets());
         }
     }
     let cut = Graph::of(nodes);
-    (stores && fails(&cut, &Results::of(&cut, exposed, Tells::Status))).then_some(cut)
+    fails(&cut, &Results::of(&cut, exposed, Tells::Status)).then_some(Cut { graph: cut, behind })
 }
 
 /// By instruction, the general registers that hold the first argument before it whatever way led there, a bit each as the machine numbers

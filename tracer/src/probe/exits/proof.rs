@@ -25,6 +25,13 @@ pub enum Tells {
     Stored,
 }
 
+impl Tells {
+    /// One of its own.
+    pub(super) fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
 /// Where all outcomes of a function are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exits {
@@ -58,13 +65,23 @@ impl Exits {
     /// Whether they are proven, and calls that give out a block are seen at instructions that the kernel emulates: not necessarily on
     /// every path.
     pub fn are_cheap(&self) -> bool {
-        let Self::Proven(sites, tells) = self else { return false };
-        let gives_block = |place| match place {
+        self.of_blocks().any(|site| site.emulated)
+    }
+
+    /// Whether calls that give out a block may be seen at an instruction that the kernel steps, or are not seen.
+    pub(super) fn step_for_blocks(&self) -> bool {
+        matches!(self, Self::Unproven(_)) || self.of_blocks().any(|site| !site.emulated)
+    }
+
+    /// Those at which there may be a block.
+    fn of_blocks(&self) -> impl Iterator<Item = &ExitSite> {
+        let status = matches!(self, Self::Proven(_, Tells::Status));
+        let gives_block = move |place| match place {
             Place::Register { .. } | Place::Stack(_) => true,
-            Place::Constant(result) => *tells == Tells::Status && result == 0,
+            Place::Constant(result) => status && result == 0,
             Place::Unknown => false,
         };
-        sites.iter().filter(|site| site.emulated).any(|site| match site.exit.outcome {
+        self.sites().iter().filter(move |site| match site.exit.outcome {
             Outcome::One(place) => gives_block(place),
             Outcome::Branch { taken, not_taken, .. } => gives_block(taken) || gives_block(not_taken),
         })

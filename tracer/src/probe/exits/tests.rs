@@ -57,20 +57,23 @@ fn assemble(parts: &[Part<'_>]) -> Vec<u8> {
     text
 }
 
-/// Exits of the function whose entry is probed `entry` bytes behind its start.
-fn exits_of(entry: u64, shape: Shape, parts: &[Part<'_>]) -> Exits {
+/// What `f` makes of an analysis of the function whose entry is probed `entry` bytes behind its start.
+fn analysed<T>(entry: u64, parts: &[Part<'_>], f: impl FnOnce(&mut Analysis<'_>) -> T) -> T {
     let text = assemble(parts);
     let code = |address: u64| text.get(usize::try_from(address.checked_sub(START)?).ok()?..);
     let (entries, frames) = ([START + entry, FAMILY], Frames::of(&Sections::default()));
-    let mut analysis = Analysis::new(Image {
+    f(&mut Analysis::new(Image {
         code: &code,
         pointer: &|slot| if slot == 0x2000 { Pointer::Known(Known::ReturnsFirst) } else { Pointer::Elsewhere },
         known: &|_| None,
         family: &[START, FAMILY],
         entries: &entries,
         frames: &frames,
-    });
-    exits(&mut analysis, START + entry, shape)
+    }))
+}
+
+fn exits_of(entry: u64, shape: Shape, parts: &[Part<'_>]) -> Exits {
+    analysed(entry, parts, |analysis| exits(analysis, START + entry, shape))
 }
 
 /// Sites as bytes behind the start, frame, outcome, and whether they are emulated.
@@ -133,57 +136,158 @@ fn what_ends_in_memset_returns_its_argument() {
     check("mov rdi,rax; call memset; pop; ret", Shape::Calloc, &code, &[(9, 16, Outcome::One(RDI), true)]);
 }
 
-/// posix_memalign, as most compilers make it: `between` stands between the jump and what is stored, `behind` after that, and `failed` says
-/// what is returned if there is no block.
-fn posix_memalign(between: &[u8], behind: &[u8], failed: &[u8]) -> Exits {
-    let parts = [
-        // push rbx; mov rbx,rdi
-        Code(PUSH_RBX),
-        Code(&[0x48, 0x89, 0xfb]),
-        Call(OTHER),
-        Code(TEST_RAX),
-        Code(&[0x74, between.len() as u8 + behind.len() as u8 + 7]),
-        Code(between),
-        // mov [rbx],rax; xor eax,eax
-        Code(&[0x48, 0x89, 0x03]),
-        Code(behind),
-        Code(&[0x31, 0xc0]),
-        Code(POP_RET),
-        Code(failed),
-        Code(POP_RET),
-    ];
-    exits_of(0, Shape::PosixMemalign, &parts)
+/// posix_memalign, as most compilers make it: `between` stands between the jump and the store, which is `store`, `behind` after that,
+/// before `mov eax,0` as `returned`, and `failed` says what is returned if there is no block.
+struct PosixMemalign<'a> {
+    between: &'a [u8],
+    store: &'a [u8],
+    behind: &'a [u8],
+    failed: &'a [u8],
 }
 
+/// mov [rbx],rax; xor eax,eax; mov eax,12
+const STORE: &[u8] = &[0x48, 0x89, 0x03];
+const XOR_EAX: &[u8] = &[0x31, 0xc0];
 const MOV_EAX_12: &[u8] = &[0xb8, 12, 0, 0, 0];
+const PLAIN: PosixMemalign<'_> = PosixMemalign { between: &[], store: STORE, behind: XOR_EAX, failed: MOV_EAX_12 };
+
+impl PosixMemalign<'_> {
+    fn exits(&self) -> Exits {
+        let parts = [
+            // push rbx; mov rbx,rdi
+            Code(PUSH_RBX),
+            Code(&[0x48, 0x89, 0xfb]),
+            Call(OTHER),
+            Code(TEST_RAX),
+            Code(&[0x74, (self.between.len() + self.store.len() + self.behind.len() + 2) as u8]),
+            Code(self.between),
+            Code(self.store),
+            Code(self.behind),
+            Code(POP_RET),
+            Code(self.failed),
+            Code(POP_RET),
+        ];
+        exits_of(0, Shape::PosixMemalign, &parts)
+    }
+}
+
+fn stored(sites: &[(u64, u32, Outcome)]) -> Exits {
+    let site = |(at, offset, outcome): &(u64, u32, Outcome)| ExitSite {
+        address: START + at,
+        exit: Exit { frame: Frame { from_frame_pointer: false, offset: *offset }, outcome: *outcome },
+        emulated: true,
+    };
+    Exits::Proven(sites.iter().map(site).collect(), Tells::Stored)
+}
 
 #[test]
 fn a_block_that_is_stored_is_seen_at_the_jump_before() {
     let rcx = Place::Register { register: 1, displacement: 0 };
-    for (what, behind, block) in [("mov [rbx],rax", &[][..], RAX), ("and then mov [rbx],rcx", &[0x48, 0x89, 0x0b], rcx)]
-    {
-        let exit = Exit { frame: Frame { from_frame_pointer: false, offset: 16 }, outcome: branch(4, NULL, block) };
-        let site = ExitSite { address: START + 12, exit, emulated: true };
-        let expected = Exits::Proven(vec![site], Tells::Stored);
-        assert_eq!(posix_memalign(&[], behind, MOV_EAX_12), expected, "{what}");
-    }
+    assert_eq!(PLAIN.exits(), stored(&[(12, 16, branch(4, NULL, RAX))]));
+    // And then mov [rbx],rcx.
+    let behind = &[0x48, 0x89, 0x0b, 0x31, 0xc0];
+    assert_eq!(PosixMemalign { behind, ..PLAIN }.exits(), stored(&[(12, 16, branch(4, NULL, rcx))]));
+}
+
+#[test]
+fn both_ways_may_end_in_the_same_code_behind_the_store() {
+    // As glibc has it: push rbx; mov rbx,rdi; call; mov rdx,rax; mov eax,12; test rdx,rdx; je to the pop; mov [rbx],rdx; xor eax,eax.
+    let rdx = Place::Register { register: 2, displacement: 0 };
+    let parts = [
+        Code(PUSH_RBX),
+        Code(&[0x48, 0x89, 0xfb]),
+        Call(OTHER),
+        Code(&[0x48, 0x89, 0xc2]),
+        Code(MOV_EAX_12),
+        Code(&[0x48, 0x85, 0xd2]),
+        Code(&[0x74, 5]),
+        Code(&[0x48, 0x89, 0x13]),
+        Code(XOR_EAX),
+        Code(POP_RET),
+    ];
+    assert_eq!(exits_of(0, Shape::PosixMemalign, &parts), stored(&[(20, 16, branch(4, NULL, rdx))]));
+}
+
+#[test]
+fn code_behind_the_store_is_no_exit() {
+    // push rbx; mov rbx,rdi; test rsi,rsi; mov r12d,12; je to the end; call; test rax,rax; je to the end; mov [rbx],rax; xor r12d,r12d; end:
+    // mov eax,r12d; pop; ret. The end is passed by calls that have stored their block, so the first jump has to be seen.
+    let parts = [
+        Code(PUSH_RBX),
+        Code(&[0x48, 0x89, 0xfb]),
+        Code(&[0x48, 0x85, 0xf6]),
+        Code(&[0x41, 0xbc, 12, 0, 0, 0]),
+        Code(&[0x74, 16]),
+        Call(OTHER),
+        Code(TEST_RAX),
+        Code(&[0x74, 6]),
+        Code(STORE),
+        Code(&[0x45, 0x31, 0xe4]),
+        Code(&[0x44, 0x89, 0xe0]),
+        Code(POP_RET),
+    ];
+    let sites = [(13, 16, branch(4, NULL, Place::Unknown)), (23, 16, branch(4, NULL, RAX))];
+    assert_eq!(exits_of(0, Shape::PosixMemalign, &parts), stored(&sites));
 }
 
 #[test]
 fn a_block_that_may_not_be_the_one_that_is_stored_counts_once_it_is() {
-    for (what, between, behind, failed) in [
-        ("failure is a number that is not known: mov eax,[rcx]", &[][..], &[][..], &[0x8b, 0x01][..]),
-        ("failure may be told as success: xor eax,eax", &[], &[], &[0x31, 0xc0]),
-        ("what it points to is another: mov rbx,rcx", &[0x48, 0x89, 0xcb], &[], MOV_EAX_12),
-        ("something else is stored behind it: mov [rcx],rdx", &[], &[0x48, 0x89, 0x11], MOV_EAX_12),
-        ("it is another register's: mov rax,[rcx]", &[0x48, 0x8b, 0x01], &[], MOV_EAX_12),
+    for (what, code) in [
+        ("failure is a number that is not known: mov eax,[rcx]", PosixMemalign { failed: &[0x8b, 0x01], ..PLAIN }),
+        ("failure may be told as success: xor eax,eax", PosixMemalign { failed: XOR_EAX, ..PLAIN }),
+        ("success may be told as failure: mov eax,12", PosixMemalign { behind: MOV_EAX_12, ..PLAIN }),
+        ("what it points to is another: mov rbx,rcx", PosixMemalign { between: &[0x48, 0x89, 0xcb], ..PLAIN }),
+        (
+            "on one way it is another: test ecx,ecx; je over; mov rbx,rcx",
+            PosixMemalign { between: &[0x85, 0xc9, 0x74, 3, 0x48, 0x89, 0xcb], ..PLAIN },
+        ),
+        ("it is not kept by calls: mov [rdi],rax", PosixMemalign { store: &[0x48, 0x89, 0x07], ..PLAIN }),
+        ("something else is stored: mov [rcx],rdx", PosixMemalign { behind: &[0x48, 0x89, 0x11, 0x31, 0xc0], ..PLAIN }),
+        ("it is another register's: mov rax,[rcx]", PosixMemalign { between: &[0x48, 0x8b, 0x01], ..PLAIN }),
+        ("it is stored elsewhere: mov [rbx+8],rax", PosixMemalign { store: &[0x48, 0x89, 0x43, 8], ..PLAIN }),
+        ("nobody knows where: mov [rbx+rcx],rax", PosixMemalign { store: &[0x48, 0x89, 0x04, 0x0b], ..PLAIN }),
+        ("in another segment: mov fs:[rbx],rax", PosixMemalign { store: &[0x64, 0x48, 0x89, 0x03], ..PLAIN }),
+        ("it is half of it: mov [rbx],eax", PosixMemalign { store: &[0x89, 0x03], ..PLAIN }),
     ] {
-        let exits = posix_memalign(between, behind, failed);
+        let exits = code.exits();
         assert!(!exits.tell_stored(), "{what}: {exits:?}");
     }
-    let Exits::Proven(sites, Tells::Status) = posix_memalign(&[], &[0x48, 0x89, 0x11], MOV_EAX_12) else { panic!() };
+    let status = PosixMemalign { behind: &[0x48, 0x89, 0x11, 0x31, 0xc0], ..PLAIN }.exits();
+    let Exits::Proven(sites, Tells::Status) = status else { panic!("{status:?}") };
     let outcomes: Vec<Outcome> = sites.iter().map(|site| site.exit.outcome).collect();
     assert_eq!(outcomes, [Outcome::One(RAX), Outcome::One(Place::Constant(12))]);
+}
+
+#[test]
+fn what_is_handed_out_is_told_in_code_of_its_own() {
+    let site = ExitSite {
+        address: START,
+        exit: Exit { frame: Frame { from_frame_pointer: false, offset: 8 }, outcome: Outcome::One(NULL) },
+        emulated: true,
+    };
+    for (passed, tells, agree) in [
+        (Tells::Returned, Tells::Stored, false),
+        (Tells::Status, Tells::Stored, false),
+        (Tells::Stored, Tells::Stored, true),
+        (Tells::Returned, Tells::Status, true),
+        (Tells::Stored, Tells::Status, false),
+        (Tells::Status, Tells::Returned, false),
+    ] {
+        let agreed = analysed(0, &[Code(PUSH_RBX), Code(POP_RET)], |analysis| {
+            let graph = analysis.graph(START).unwrap();
+            // Also where another function passes it in between.
+            analysis.passes(&graph, passed);
+            analysis.passes(&graph, tells);
+            analysis.agree(&graph, tells, &[site])
+        });
+        assert_eq!(agreed.is_ok(), agree, "a site that tells what is {tells:?}, passed by what is {passed:?}");
+    }
+    let passing = analysed(0, &[Code(PUSH_RBX), Code(POP_RET)], |analysis| {
+        let graph = analysis.graph(START).unwrap();
+        analysis.agree(&graph, Tells::Stored, &[site]).unwrap();
+        analysis.agree(&graph, Tells::Status, &[])
+    });
+    assert_eq!(passing, Err(Unproven::Shared(START)));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::{
     machine::{StackChange, Step, Stores, is_immediate, is_system_call, stack_change},
 };
 
-/// Where the value that the call will return lies.
+/// Where the value lies that the call will return, or hand out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lies {
     /// No return is reached.
