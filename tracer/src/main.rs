@@ -6,6 +6,7 @@ use std::{
     process::ExitCode,
 };
 
+use mimalloc::MiMalloc;
 use tracer::{
     bpf::{LoadError, uses_multi_here},
     cli::{self, Request},
@@ -20,6 +21,10 @@ use tracer::{
     privileges::{self, Role},
     report, top,
 };
+
+/// Of its own, not the C library's: where probes are for all who use that, tracer would pay for each of its own allocations.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     if env::args_os().next().is_some_and(|name| name == opener::NAME) {

@@ -16,6 +16,7 @@ use crate::{
     collector::Request,
     coverage::Had,
     event::{Image, Pid},
+    files::{module::Module, root},
     process::status,
     report::{count, visible},
 };
@@ -40,13 +41,17 @@ impl Session {
         let paused = if self.probes.scope() == Scope::Process { target::LATER } else { 0 };
         let flags = self.follow_flags() | paused;
         self.probes.programs.newcomers()?.ask_for(Some(flags)).context("cannot ask for processes that begin")?;
+        let own = std::process::id();
         if self.probes.scope() == Scope::File
-            && let Ok(Some(allocators)) = attach::allocators(std::process::id())
+            && let Ok(Some(allocators)) = attach::allocators(own)
         {
-            // Most programs take that of the machine, and so have probes from their first instruction on.
-            let own = std::process::id();
+            // Most programs take that of the machine, and so have probes from their first instruction on. What is in tracer's own program
+            // nobody else takes.
+            let program = root::executable(own).ok();
+            let is_own = |module: &Module| program.as_ref().is_some_and(|program| module.is_file(program));
+            let shared = allocators.files().iter().filter(|allocator| !is_own(&allocator.module));
             let returns = Returns::new(self.config.returns, true);
-            let put = self.probes.attach(allocators.files(), own, own, returns, Order::AtOnce)?;
+            let put = self.probes.attach(shared, own, own, returns, Order::AtOnce)?;
             put.own.detach_aside(&mut self.probes.programs);
         }
         self.look_for_newcomers(|| true);
