@@ -41,9 +41,7 @@ pub(crate) fn copy(ctx: &ProbeContext) {
     let first = stack::find(thread, pid_tgid, registers, true);
     let remembered = if first.remembered { first.id } else { 0 };
     let found = if first.remembered { stack::find(thread, pid_tgid, registers, false) } else { first };
-    if thread.walk.is_like_last != 0 {
-        memo::keep_stack(thread, found.id, memo::mark(found.id));
-    }
+    memo::keep(thread, found.id, memo::mark(found.id));
     let Some(mut entry) = STACK_COPIES.reserve::<StackCopy>(0) else { return };
     walk::write(thread, write_address as *mut c_void);
     let copy = entry.as_mut_ptr();

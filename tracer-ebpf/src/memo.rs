@@ -117,8 +117,16 @@ pub extern "C" fn joint_of(thread: *mut Thread) -> u64 {
     joint
 }
 
-/// Keeps the stack of the last walk, which was sent with this mark. Only to be called where the walk has said that it can be kept
-/// (`walk.is_like_last`): in the caller, as that is a load and this a call.
+/// Keeps the stack of the last walk, which was sent with this mark, if the walk has said that it can be kept: here, as that is a load and
+/// the rest a call.
+#[inline(always)]
+pub(crate) fn keep(thread: &mut Thread, id: u64, mark: u64) {
+    if thread.walk.is_like_last != 0 {
+        keep_stack(thread, id, mark);
+    }
+}
+
+/// [`keep`], of a stack that can be kept.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn keep_stack(thread: *mut Thread, id: u64, mark: u64) -> u32 {

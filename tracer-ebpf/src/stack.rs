@@ -77,9 +77,7 @@ fn send(thread: &mut Thread, pid_tgid: u64, found: Found) -> u64 {
         }
         thread.frames.sent[at] = mark;
     }
-    if thread.walk.is_like_last != 0 {
-        memo::keep_stack(thread, id, mark);
-    }
+    memo::keep(thread, id, mark);
     id
 }
 

@@ -31,8 +31,7 @@ pub(super) struct Results {
 impl Results {
     /// Of a graph whose calls give their result in a register, or, of one that is [cut](super::handed_out), hand it out.
     pub(super) fn of(graph: &Graph, exposed: &[bool], tells: Tells) -> Self {
-        let is_int = tells == Tells::Status;
-        let lies = solve(graph, exposed, Value { is_int }, tells);
+        let lies = solve(graph, exposed, tells);
         let returns = |number: usize| lies[number] != Lies::Nowhere;
         let calls = |number: usize| graph.nodes[number].callee == Callee::Family && returns(number);
         let stores = |number: usize| {
@@ -43,7 +42,7 @@ impl Results {
             returns(number) && node.step.as_ref().is_none_or(store)
         };
         let settled = may_follow(graph, calls).into_iter().map(|follows| !follows).collect();
-        let stored = may_follow(graph, stores).into_iter().map(|follows| !follows || !is_int).collect();
+        let stored = may_follow(graph, stores).into_iter().map(|follows| !follows || tells != Tells::Status).collect();
         Self { lies, settled, stored, behind: vec![false; graph.nodes.len()], tells }
     }
 }
@@ -64,7 +63,8 @@ fn may_follow(graph: &Graph, is: impl Fn(usize) -> bool) -> Vec<bool> {
 
 /// Where the result lies before each instruction. What is found holds whatever order it was found in: on the way to a
 /// return, each place follows from the next one.
-fn solve(graph: &Graph, exposed: &[bool], value: Value, tells: Tells) -> Vec<Lies> {
+fn solve(graph: &Graph, exposed: &[bool], tells: Tells) -> Vec<Lies> {
+    let value = Value { is_int: tells == Tells::Status };
     let mut lies = vec![Lies::Nowhere; graph.nodes.len()];
     let mut changes = vec![0; graph.nodes.len()];
     let mut paths: Vec<usize> = (0..graph.nodes.len()).collect();

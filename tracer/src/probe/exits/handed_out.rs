@@ -6,12 +6,12 @@
 //! that stores it returns 0, and stores and calls nothing between that and its return; and if every call that does not store it says that it
 //! has failed.
 
-use iced_x86::{FlowControl, Mnemonic, OpKind, Register};
+use iced_x86::{Mnemonic, OpKind, Register};
 
 use super::{
     flow::Results,
     graph::{Flow, Graph},
-    machine::{Step, is_system_call, number},
+    machine::{Step, is_call, number},
     proof::Tells,
     transfer::{LOST_IN_CALLS, Lies},
 };
@@ -74,7 +74,7 @@ fn holders(graph: &Graph) -> Vec<u16> {
 /// Which registers hold it after an instruction.
 fn after(step: &Step, held: u16) -> u16 {
     let i = &step.instruction;
-    if matches!(i.flow_control(), FlowControl::Call | FlowControl::IndirectCall) && !is_system_call(i) {
+    if is_call(i) {
         return LOST_IN_CALLS.iter().fold(held, |held, register| held & !bit(*register));
     }
     let copies = i.mnemonic() == Mnemonic::Mov

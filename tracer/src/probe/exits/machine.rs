@@ -1,6 +1,6 @@
 //! One instruction, with what it writes.
 
-use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
 use crate::probe::site::is_write;
 
@@ -83,6 +83,11 @@ fn is_push(instruction: &Instruction) -> bool {
 /// Whether the kernel is called: it gives its answer in rax.
 pub(super) fn is_system_call(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Mnemonic::Syscall | Mnemonic::Sysenter | Mnemonic::Int)
+}
+
+/// Whether a function is called, by whose convention registers are lost.
+pub(super) fn is_call(instruction: &Instruction) -> bool {
+    matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall) && !is_system_call(instruction)
 }
 
 /// The general register that holds this one, as the machine numbers it.

@@ -1,10 +1,10 @@
 //! Where a value lies before an instruction, when it is known where it lies afterwards.
 
-use iced_x86::{FlowControl, Mnemonic, OpKind, Register};
+use iced_x86::{Mnemonic, OpKind, Register};
 
 use super::{
     graph::{Callee, Node},
-    machine::{StackChange, Step, Stores, is_immediate, is_system_call, stack_change},
+    machine::{StackChange, Step, Stores, is_call, is_immediate, is_system_call, stack_change},
 };
 
 /// Where the value lies that the call will return, or hand out.
@@ -56,7 +56,7 @@ impl Value {
     fn register(self, step: &Step, callee: Callee, register: Register, bytes: i64) -> Lies {
         let i = &step.instruction;
         let same = Lies::Register(register, bytes);
-        if matches!(i.flow_control(), FlowControl::Call | FlowControl::IndirectCall) && !is_system_call(i) {
+        if is_call(i) {
             return match callee {
                 Callee::ReturnsFirst if register == Register::RAX => Lies::Register(Register::RDI, bytes),
                 _ if LOST_IN_CALLS.contains(&register) => Lies::Unknown,
@@ -106,8 +106,7 @@ impl Value {
 
     fn stack(self, step: &Step, exposed: bool, at: i64) -> Lies {
         let i = &step.instruction;
-        let is_call = matches!(i.flow_control(), FlowControl::Call | FlowControl::IndirectCall) && !is_system_call(i);
-        if is_call || is_system_call(i) {
+        if is_call(i) || is_system_call(i) {
             return if exposed { Lies::Unknown } else { Lies::Stack(at) };
         }
         match stack_change(step) {
