@@ -58,7 +58,7 @@ impl Truth {
 /// Compares every function that calls the allocator, by what it holds. With `program`, only functions of that file
 /// count: libraries may allocate for themselves.
 pub(crate) fn check_functions(what: &str, report: &Report, truth: &Truth, program: Option<&Path>) {
-    compare(what, &report.by_caller(program), &truth.held);
+    compare(what, report, &report.by_caller(program), &truth.held);
 }
 
 /// Compares what was allocated in or below each function that the truth names; the innermost of them counts.
@@ -70,10 +70,10 @@ pub(crate) fn check_holders(what: &str, report: &Report, truth: &Truth) {
             *held = *held + stack.held;
         }
     }
-    compare(what, &reported, &truth.held);
+    compare(what, report, &reported, &truth.held);
 }
 
-fn compare(what: &str, reported: &BTreeMap<String, Held>, truth: &BTreeMap<String, Held>) {
+fn compare(what: &str, report: &Report, reported: &BTreeMap<String, Held>, truth: &BTreeMap<String, Held>) {
     let mut differences = String::new();
     for function in reported.keys().chain(truth.keys()).collect::<BTreeSet<_>>() {
         let reported = reported.get(function).copied().unwrap_or_default();
@@ -87,5 +87,10 @@ fn compare(what: &str, reported: &BTreeMap<String, Held>, truth: &BTreeMap<Strin
             );
         }
     }
-    assert!(differences.is_empty(), "{what}: what functions hold is not the truth\n{differences}");
+    assert!(
+        differences.is_empty(),
+        "{what}: what functions hold is not the truth\n{differences}the report, in all {}, says of itself: {}",
+        report.outstanding(),
+        report.json["quality"]
+    );
 }

@@ -228,6 +228,9 @@ impl Collector {
                 }
             }
             // Nobody may wait any more for what follows: nothing to do then.
+            Request::IsStill { pid, image, reply } => {
+                let _ = reply.send(self.events.target(pid, image).is_some());
+            }
             Request::Held { images, reply } => {
                 let _ = reply.send(images.into_iter().map(|image| self.heap.held(image)).collect());
             }

@@ -13,15 +13,29 @@ use super::{
     find::{Allocator, Allocators, Phase, code_files, find, mappings},
     probes::{Own, Probes, Put, Scope},
 };
-use crate::{bpf::Order, files::module::Module, process::status, report::visible};
+use crate::{
+    bpf::Order,
+    event::{Image, Pid},
+    files::module::Module,
+    process::status,
+    report::visible,
+};
+
+/// To how many threads probes are moved at a time at most that end while they are.
+const MOST_MOVES: usize = 16;
 
 impl Attached {
     /// Puts probes on allocators in the place of those that are there. Whether they are in force.
     pub(super) fn reattach(&mut self, probes: &mut Probes, allocators: Allocators, task: u32) -> bool {
+        let put = self.put(probes, &allocators, task);
+        self.were_put(probes, put, allocators, true)
+    }
+
+    /// Attaches probes for it, beside those that are there.
+    fn put(&self, probes: &mut Probes, allocators: &Allocators, task: u32) -> Result<Put> {
         // What is not recorded yet has no calls that could be seen by halves.
         let order = if self.life.is_paused() { Order::AtOnce } else { Order::InTurn };
-        let put = probes.attach(allocators.files(), self.pid, task, self.returns, order);
-        self.were_put(probes, put, allocators, true)
+        probes.attach(allocators.files(), self.pid, task, self.returns, order)
     }
 
     /// Puts probes on those allocators that have none yet, beside those that are there.
@@ -141,9 +155,19 @@ impl Attached {
         if self.is_over() || !self.links.end_with_thread() {
             return false;
         }
-        let Some(thread) = status::other_threads(self.pid).first().copied() else { return false };
         let Some(allocators) = self.allocators.clone() else { return false };
-        self.reattach(probes, allocators, thread)
+        for _ in 0..MOST_MOVES {
+            let Some(thread) = status::other_threads(self.pid).first().copied() else { break };
+            let put = self.put(probes, &allocators, thread);
+            if status::other_threads(self.pid).contains(&thread) {
+                return self.were_put(probes, put, allocators, true);
+            }
+            // It has ended meanwhile, or becomes another program as the first one, which is heard of in a moment.
+            if let Ok(Put { own, .. }) = put {
+                own.detach_aside(&mut probes.programs);
+            }
+        }
+        false
     }
 
     /// Sees outcomes at instructions from now on, where that can be: a return address had to be left alone.
@@ -162,8 +186,15 @@ impl Attached {
     }
 
     /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
-    /// are not; no more often than once in `pause`. Whether they were away.
-    pub fn keep_probes(&mut self, probes: &mut Probes, now: Instant, pause: Duration) -> bool {
+    /// are not; no more often than once in `pause`. Whether they were away. `is_still` tells whether a process is still of an image: if not,
+    /// its probes have gone with the program before, which is heard of in a moment.
+    pub fn keep_probes(
+        &mut self,
+        probes: &mut Probes,
+        now: Instant,
+        pause: Duration,
+        is_still: impl FnOnce(Pid, Image) -> bool,
+    ) -> bool {
         let nothing = !self.guard.is_due(now)
             || self.gave_up
             || self.life.came_later() && !self.goes_on_without_its_first_thread
@@ -177,6 +208,9 @@ impl Attached {
             files.map(|module| (Arc::clone(module), probes.offsets(module, own).to_vec())).collect()
         };
         let Some(gone) = self.guard.check(self.pid, || probed(probes, &self.links), pause) else { return false };
+        if !is_still(self.pid, self.image) {
+            return false;
+        }
         if gone.replaced > 0 {
             // Those that are there stay; in the place of the others the process would run what it does not have there.
             let away = self.guard.renewed().as_millis();

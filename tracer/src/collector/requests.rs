@@ -55,6 +55,16 @@ pub enum Request {
         /// Where they go.
         samples: go::heap::Inbox,
     },
+    /// Whether a process that is recorded is of this image now: it may have become another program, or have ended, and nobody have heard of
+    /// it yet.
+    IsStill {
+        /// The process.
+        pid: Pid,
+        /// The image.
+        image: Image,
+        /// Where the answer goes.
+        reply: mpsc::Sender<bool>,
+    },
     /// How many bytes each of these images holds now.
     Held {
         /// The images.

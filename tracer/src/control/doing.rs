@@ -198,8 +198,10 @@ impl Session {
         // However many there are, some fifty are looked at in a second.
         let pause = Duration::from_millis(20) * u32::try_from(self.attached.len()).unwrap_or(u32::MAX);
         let now = Instant::now();
+        let requests = self.requests.clone();
+        let is_still = |pid, image| requests.ask(|reply| Request::IsStill { pid, image, reply }).unwrap_or(false);
         for index in 0..self.attached.len() {
-            if self.attached[index].keep_probes(&mut self.probes, now, pause) {
+            if self.attached[index].keep_probes(&mut self.probes, now, pause, is_still) {
                 let image = self.attached[index].image();
                 self.send(Request::Unseen(image, monotonic()))?;
             }
