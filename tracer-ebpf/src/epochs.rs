@@ -3,7 +3,7 @@
 use core::mem::offset_of as field_offset;
 
 use aya_ebpf::{
-    bindings::pt_regs,
+    bindings::{BPF_F_MMAPABLE, pt_regs},
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
@@ -17,7 +17,7 @@ use crate::{emit, kernel::kernel_word};
 
 /// See [`epoch`].
 #[map]
-static EPOCHS: Array<u64> = Array::with_max_entries(epoch::ALL, 0);
+static EPOCHS: Array<u64> = Array::with_max_entries(epoch::ALL, BPF_F_MMAPABLE);
 
 /// The latest mappings that have appeared, by the last bits of the ids of processes.
 #[map]

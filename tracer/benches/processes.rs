@@ -120,6 +120,9 @@ fn start() -> Result<f64> {
     Ok(begin.elapsed().as_secs_f64())
 }
 
+/// How long it is looked what tracer takes while nothing happens: the kernel tells that to 10 ms.
+const IDLE: Duration = Duration::from_secs(5);
+
 /// So many processes that do nothing.
 fn attach(programs: &Programs, count: usize, options: &[&str]) -> Result<()> {
     let idle: Result<Vec<Storm>> = (0..count).map(|_| programs.storm(0, "fork")).collect();
@@ -133,8 +136,8 @@ fn attach(programs: &Programs, count: usize, options: &[&str]) -> Result<()> {
     let descriptors = count_of(tracing.child.id(), "fd")?;
     let threads = count_of(tracing.child.id(), "task")?;
     let before = processor(tracing.child.id())?;
-    thread::sleep(Duration::from_secs(2));
-    let idle_share = (processor(tracing.child.id())? - before) / 2.0 * 100.0;
+    thread::sleep(IDLE);
+    let idle_share = (processor(tracing.child.id())? - before) / IDLE.as_secs_f64() * 100.0;
     let end = Instant::now();
     // Nothing was allocated, so it was no complete trace.
     let _ = tracing.stop();

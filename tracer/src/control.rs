@@ -54,6 +54,7 @@ use crate::{
     probe::{asked, outcomes::Way},
     resolve::{Resolvers, Running},
     select::Selection,
+    share::Share,
     signals::{Signals, Stage},
     unwinder::Unwinder,
     writer::Writer,
@@ -78,6 +79,9 @@ enum Input {
 
 /// How often diagnostics from BPF are looked at, and allocators that moved are looked for.
 const HEARTBEAT: Duration = Duration::from_millis(200);
+/// What looking whether probes are still there takes of a processor in the long run, 1 part of so many, and at a time.
+const SHARE_OF_LOOKS_AT_PROBES: u32 = 400;
+const BURST_OF_LOOKS: Duration = Duration::from_millis(5);
 /// How often processes are looked for.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
 /// Inputs that are taken in before it is looked whether anything else is due.
@@ -214,6 +218,8 @@ pub fn run(mut config: Config) -> Result<Exit> {
         interruptions: 0,
         last_beat: Instant::now(),
         look_around: Instant::now() + LOOK_AROUND,
+        looks_at_probes: Share::new(SHARE_OF_LOOKS_AT_PROBES, BURST_OF_LOOKS, Instant::now()),
+        kept: 0,
         outlived: false,
         meter,
         meter_next: Instant::now(),
@@ -287,6 +293,9 @@ struct Session {
     last_beat: Instant,
     /// When processes are to be looked for whose beginnings may have been missed.
     look_around: Instant,
+    /// What looks at probes may take, and at whose it was looked last.
+    looks_at_probes: Share,
+    kept: usize,
     /// Whether it was said that the command has ended and others go on.
     outlived: bool,
     /// What all this costs.

@@ -40,6 +40,7 @@ pub mod probe;
 pub mod process;
 pub mod ranges;
 pub mod select;
+pub mod share;
 pub mod space;
 pub mod symbolize;
 pub mod unwind;

@@ -9,7 +9,7 @@ use std::{
 use super::probed_code::{Look, ProbedCode};
 use crate::{event::Pid, files::module::Module, space::address_space::AddressSpace};
 
-/// How often the probes are looked for in the code of the process.
+/// How often the probes are looked for in the code of the process at most.
 const CHECKING: Duration = Duration::from_millis(200);
 /// How long after a look that has not found them to look again.
 pub const SUSPENSE: Duration = Duration::from_millis(50);
@@ -78,16 +78,10 @@ impl Guard {
         now >= self.next && !self.left
     }
 
-    /// Looks for the probes of process `pid` that are at these offsets in these files; not to be done again before `pause` is over. `Some`
-    /// when they are gone for certain.
-    pub(super) fn check(
-        &mut self,
-        pid: Pid,
-        probed: impl FnOnce() -> Vec<(Arc<Module>, Vec<u64>)>,
-        pause: Duration,
-    ) -> Option<Gone> {
+    /// Looks for the probes of process `pid` that are at these offsets in these files. `Some` when they are gone for certain.
+    pub(super) fn check(&mut self, pid: Pid, probed: impl FnOnce() -> Vec<(Arc<Module>, Vec<u64>)>) -> Option<Gone> {
         let now = Instant::now();
-        self.next = now + CHECKING.max(pause);
+        self.next = now + CHECKING;
         let known: Option<Look> = self.probed.as_ref().and_then(|probed| probed.iter().map(ProbedCode::look).sum());
         // Not looked at yet, or mapped elsewhere.
         let known = known.filter(|look| look.missing == 0);
@@ -116,11 +110,21 @@ impl Guard {
     pub(super) fn look(&mut self, pid: Pid, probed: &[(Arc<Module>, Vec<u64>)]) -> Option<Look> {
         let mut space = AddressSpace::new(pid);
         space.refresh().ok()?;
+        self.locate(pid, probed, &space).iter().map(ProbedCode::look).sum()
+    }
+
+    /// Takes down where the probes are in the code of the process, which is mapped like this.
+    pub(super) fn locate(
+        &mut self,
+        pid: Pid,
+        probed: &[(Arc<Module>, Vec<u64>)],
+        space: &AddressSpace,
+    ) -> &[ProbedCode] {
         let located = probed.iter().map(|(module, offsets)| {
             let mut probed = ProbedCode::new(pid, module, offsets);
-            probed.locate(module, &space);
+            probed.locate(module, space);
             probed
         });
-        self.probed.insert(located.collect()).iter().map(ProbedCode::look).sum()
+        self.probed.insert(located.collect())
     }
 }

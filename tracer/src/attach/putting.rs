@@ -1,10 +1,6 @@
 //! Putting the probes of a traced process on what it allocates with, again where they have gone.
 
-use std::{
-    io,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, sync::Arc, time::Instant};
 
 use anyhow::Result;
 
@@ -19,6 +15,7 @@ use crate::{
     files::module::Module,
     process::status,
     report::visible,
+    space::address_space::AddressSpace,
 };
 
 /// To how many threads probes are moved at a time at most that end while they are.
@@ -185,29 +182,31 @@ impl Attached {
         }
     }
 
-    /// Looks now and then whether the probes are still in the code that the process runs, and puts them there again where they
-    /// are not; no more often than once in `pause`. Whether they were away. `is_still` tells whether a process is still of an image: if not,
-    /// its probes have gone with the program before, which is heard of in a moment.
-    pub fn keep_probes(
-        &mut self,
-        probes: &mut Probes,
-        now: Instant,
-        pause: Duration,
-        is_still: impl FnOnce(Pid, Image) -> bool,
-    ) -> bool {
-        let nothing = !self.guard.is_due(now)
-            || self.gave_up
-            || self.life.came_later() && !self.goes_on_without_its_first_thread
-            || !self.life.is_settled();
-        if nothing {
+    /// Whether it is to be looked now whether the probes are still there.
+    pub fn is_look_at_probes_due(&self, now: Instant) -> bool {
+        self.guard.is_due(now)
+            && !self.gave_up
+            && (!self.life.came_later() || self.goes_on_without_its_first_thread)
+            && self.life.is_settled()
+            && self.allocators.is_some()
+    }
+
+    /// Takes down where the probes are, as the process has its files mapped: it need not be found out at the first look at them.
+    pub fn locate_probes(&mut self, probes: &Probes, space: &AddressSpace) {
+        if let Some(allocators) = &self.allocators {
+            self.guard.locate(self.pid, &probed(allocators, probes, &self.links), space);
+        }
+    }
+
+    /// Looks whether the probes are still in the code that the process runs, where that is due, and puts them there again where they
+    /// are not. Whether they were away. `is_still` tells whether a process is still of an image: if not, its probes have gone with the
+    /// program before, which is heard of in a moment.
+    pub fn keep_probes(&mut self, probes: &mut Probes, is_still: impl FnOnce(Pid, Image) -> bool) -> bool {
+        if !self.is_look_at_probes_due(Instant::now()) {
             return false;
         }
         let Some(allocators) = self.allocators.clone() else { return false };
-        let probed = |probes: &Probes, own: &Own| -> Vec<(Arc<Module>, Vec<u64>)> {
-            let files = allocators.files().iter().map(|allocator| &allocator.module);
-            files.map(|module| (Arc::clone(module), probes.offsets(module, own).to_vec())).collect()
-        };
-        let Some(gone) = self.guard.check(self.pid, || probed(probes, &self.links), pause) else { return false };
+        let Some(gone) = self.guard.check(self.pid, || probed(&allocators, probes, &self.links)) else { return false };
         if !is_still(self.pid, self.image) {
             return false;
         }
@@ -224,7 +223,10 @@ impl Attached {
         }
         allocators.files().iter().for_each(|allocator| probes.forget(&allocator.module));
         let again = self.reattach(probes, allocators.clone(), self.task())
-            && self.guard.look(self.pid, &probed(probes, &self.links)).is_some_and(|look| look.missing == 0);
+            && self
+                .guard
+                .look(self.pid, &probed(&allocators, probes, &self.links))
+                .is_some_and(|look| look.missing == 0);
         self.gave_up = !again;
         let away = self.guard.renewed().as_millis();
         let what = format!(
@@ -238,6 +240,12 @@ impl Attached {
         });
         true
     }
+}
+
+/// What is probed of these files: offsets in each.
+fn probed(allocators: &Allocators, probes: &Probes, own: &Own) -> Vec<(Arc<Module>, Vec<u64>)> {
+    let files = allocators.files().iter().map(|allocator| &allocator.module);
+    files.map(|module| (Arc::clone(module), probes.offsets(module, own).to_vec())).collect()
 }
 
 /// Whether the reason is that the process has no memory any more: it ends, and may still be there for a moment.

@@ -19,6 +19,8 @@ use super::{
 };
 use crate::event::Image;
 
+/// Bytes of the queue that a thread fills in a second that does nothing but allocate, about.
+pub(super) const FILLED: u64 = 30_000_000;
 /// How long to wait for a record that is being written.
 const MOMENT: Duration = Duration::from_micros(200);
 /// Of an update of a map: what is there stays (BPF_NOEXIST in include/uapi/linux/bpf.h).
@@ -127,6 +129,12 @@ impl Events {
             sampled,
             changes: 0,
         }
+    }
+
+    /// How long it takes all processors to fill the queue at least, if nobody reads.
+    pub fn room_lasts(&self) -> Duration {
+        let processors = aya::util::nr_cpus().map_or(u64::MAX, |count| count as u64);
+        Duration::from_secs_f64(self.queue.bytes() as f64 / FILLED.saturating_mul(processors) as f64)
     }
 
     /// Waits until many records are there, or `bell` can be read, or for `timeout`.

@@ -23,6 +23,7 @@ use super::{
     object::{Object, PRODUCT},
     queue::{Queue, SLOT},
     removal::Remover,
+    shared_array::SharedArray,
     spacing::set_spacing,
     tables::{CodeChanges, Tables},
     tracepoints::{attach_changes, load_identify},
@@ -109,8 +110,8 @@ pub struct Programs {
     pub(super) placed: bool,
 }
 
-/// Buffers of at least this size are not full before the reader comes by itself, bytes. It comes every 10 ms; in that time a
-/// thread that does nothing but allocate writes about 300 kB.
+/// Buffers of at least this size are not full before the reader comes by itself, bytes. It comes every 10 ms where there is something to
+/// read, in which time a thread that does nothing but allocate writes about 300 kB ([`FILLED`](super::events::FILLED)).
 const NO_WAKEUP: u32 = 16 << 20;
 
 /// Size of a ring buffer that nothing is sent through, bytes.
@@ -256,12 +257,15 @@ impl Programs {
         };
         let (pages, rows, rules) = (large("PAGES")?, large("ROWS")?, large("RULES")?);
         let epochs = large("EPOCHS")?;
-        let code_changes = CodeChanges::new(&epochs, take("APPEARED")?, changes)?;
+        let shared = || SharedArray::map(epochs.fd().as_fd(), epoch::ALL as usize).map_err(LoadError::Memory);
+        let counts = shared()?;
+        let code_changes = CodeChanges::new(shared()?, take("APPEARED")?, changes)?;
         let mut epochs: Array<MapData, u64> = Map::Array(epochs).try_into()?;
         epochs.set(epoch::CHANGES, changes, 0)?;
         let (files, numbers) = (take("TABLES")?.try_into()?, take("FILES")?.try_into()?);
         let rests = take("RESTS")?.try_into()?;
-        let tables = Tables { pages, rows, rules, files, numbers, epochs, rests, identify, changes, files_changed: 0 };
+        let tables =
+            Tables { pages, rows, rules, files, numbers, epochs, counts, rests, identify, changes, files_changed: 0 };
         Ok((tables, code_changes))
     }
 

@@ -17,6 +17,7 @@ mod queue;
 mod refusal;
 mod release;
 mod removal;
+mod shared_array;
 mod site;
 mod spacing;
 mod statistics;

@@ -4,12 +4,13 @@
 use std::{
     collections::VecDeque,
     io,
-    os::fd::{AsRawFd as _, BorrowedFd},
-    ptr::NonNull,
+    os::fd::BorrowedFd,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use tracer_ebpf::{Header, Positions, kind};
+
+use super::shared_array::SharedArray;
 
 /// A slot, which others write.
 type Slot = [AtomicU64; 2];
@@ -21,8 +22,8 @@ const GIVEN_BACK: u64 = 256;
 
 /// Belongs to one thread.
 pub(super) struct Queue {
-    slots: Shared<Slot>,
-    positions: Shared<Positions>,
+    slots: SharedArray<Slot>,
+    positions: SharedArray<Positions>,
     /// Number of the next slot, of all that there have been.
     next: u64,
     /// Up to where they were given back.
@@ -52,7 +53,17 @@ impl Record {
 impl Queue {
     /// Of the maps QUEUE, which has `count` slots, a power of two, and POSITIONS.
     pub(super) fn map(slots: BorrowedFd<'_>, count: u32, positions: BorrowedFd<'_>) -> io::Result<Self> {
-        Ok(Self { slots: Shared::map(slots, count as usize)?, positions: Shared::map(positions, 1)?, next: 0, free: 0 })
+        Ok(Self {
+            slots: SharedArray::map(slots, count as usize)?,
+            positions: SharedArray::map(positions, 1)?,
+            next: 0,
+            free: 0,
+        })
+    }
+
+    /// How large it is, bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.slots.count() as u64 * u64::from(SLOT)
     }
 
     /// The oldest record, if there is one: it stays.
@@ -80,7 +91,7 @@ impl Queue {
         }
         self.next += record.slots;
         // Of a small queue it would be all.
-        if self.next - self.free >= GIVEN_BACK.min(self.slots.count as u64 / 8) {
+        if self.next - self.free >= GIVEN_BACK.min(self.slots.count() as u64 / 8) {
             self.give_back();
         }
     }
@@ -92,7 +103,7 @@ impl Queue {
         }
         self.free = self.next;
         // SAFETY: mapped as long as `self` is, and aligned. Nobody else writes this word.
-        let begin = unsafe { AtomicU64::from_ptr(&raw mut (*self.positions.start.as_ptr()).begin) };
+        let begin = unsafe { AtomicU64::from_ptr(&raw mut (*self.positions.start().as_ptr()).begin) };
         begin.store(self.free, Ordering::Release);
     }
 
@@ -102,14 +113,14 @@ impl Queue {
             return 0;
         }
         // SAFETY: as in `give_back`; this word is only read.
-        let end = unsafe { AtomicU64::from_ptr(&raw mut (*self.positions.start.as_ptr()).end) };
+        let end = unsafe { AtomicU64::from_ptr(&raw mut (*self.positions.start().as_ptr()).end) };
         end.load(Ordering::Acquire) - self.next
     }
 
     fn slot(&self, number: u64) -> &Slot {
-        let index = number as usize & (self.slots.count - 1);
+        let index = number as usize & (self.slots.count() - 1);
         // SAFETY: there are so many, a power of two.
-        unsafe { self.slots.start.add(index).as_ref() }
+        unsafe { self.slots.start().add(index).as_ref() }
     }
 }
 
@@ -146,37 +157,6 @@ impl LongRecords {
     }
 }
 
-/// Memory of an array map, shared with the BPF programs.
-struct Shared<T> {
-    start: NonNull<T>,
-    count: usize,
-}
-
-// SAFETY: it is memory that others write anyway.
-unsafe impl<T> Send for Shared<T> {}
-
-impl<T> Shared<T> {
-    /// All of `map`: a new mapping.
-    fn map(map: BorrowedFd<'_>, count: usize) -> io::Result<Self> {
-        let access = libc::PROT_READ | libc::PROT_WRITE;
-        let (length, map) = (size_of::<T>() * count, map.as_raw_fd());
-        // SAFETY: a new mapping; nothing of this process is touched.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, map, 0) };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("the kernel mapped it nowhere"))?;
-        Ok(Self { start, count })
-    }
-}
-
-impl<T> Drop for Shared<T> {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `map`, and nobody has a reference into it any more.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), size_of::<T>() * self.count) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsFd as _, OwnedFd};
@@ -188,10 +168,10 @@ mod tests {
     const COUNT: u32 = 32;
 
     /// Memory in the place of a map's, and a view of it as the programs have it.
-    fn memory<T>(count: usize) -> (OwnedFd, Shared<T>) {
+    fn memory<T>(count: usize) -> (OwnedFd, SharedArray<T>) {
         let file = memfd_create("map", MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, (size_of::<T>() * count) as u64).unwrap();
-        let shared = Shared::map(file.as_fd(), count).unwrap();
+        let shared = SharedArray::map(file.as_fd(), count).unwrap();
         (file, shared)
     }
 
@@ -203,22 +183,22 @@ mod tests {
     }
 
     struct Writer {
-        slots: Shared<Slot>,
-        positions: Shared<Positions>,
+        slots: SharedArray<Slot>,
+        positions: SharedArray<Positions>,
     }
 
     impl Writer {
         fn write(&self, number: u64, words: [u64; 2]) {
             let index = number as usize % COUNT as usize;
             // SAFETY: there are so many.
-            let slot = unsafe { self.slots.start.add(index).as_ref() };
+            let slot = unsafe { self.slots.start().add(index).as_ref() };
             slot[1].store(words[1], Ordering::Relaxed);
             slot[0].store(words[0], Ordering::Release);
         }
 
         fn begin(&self) -> u64 {
             // SAFETY: mapped, and aligned.
-            unsafe { AtomicU64::from_ptr(&raw mut (*self.positions.start.as_ptr()).begin) }.load(Ordering::Acquire)
+            unsafe { AtomicU64::from_ptr(&raw mut (*self.positions.start().as_ptr()).begin) }.load(Ordering::Acquire)
         }
     }
 
@@ -252,7 +232,7 @@ mod tests {
         let (queue, writer) = queue();
         assert_eq!(queue.unfinished(), 0);
         // SAFETY: mapped, and aligned.
-        let end = unsafe { AtomicU64::from_ptr(&raw mut (*writer.positions.start.as_ptr()).end) };
+        let end = unsafe { AtomicU64::from_ptr(&raw mut (*writer.positions.start().as_ptr()).end) };
         end.store(2, Ordering::Release);
         assert_eq!(queue.unfinished(), 2);
         writer.write(0, [header(kind::FREE).0, 1]);
@@ -271,7 +251,7 @@ mod tests {
         queue.give_back();
         assert_eq!(writer.begin(), 2);
         // SAFETY: there are so many.
-        let used = |number: usize| unsafe { writer.slots.start.add(number).as_ref() }[0].load(Ordering::Acquire);
+        let used = |number: usize| unsafe { writer.slots.start().add(number).as_ref() }[0].load(Ordering::Acquire);
         assert_eq!((used(0), used(1)), (0, 0));
     }
 

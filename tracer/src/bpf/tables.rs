@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io,
     os::fd::{AsFd, AsRawFd as _},
+    sync::atomic::AtomicU64,
     thread,
     time::Duration,
 };
@@ -20,7 +21,7 @@ use tracer_ebpf::{
     unwind::{Appeared, FileKey, FileTable, MAX_APPEARED, NUMBER_BUSY, changes, epoch, file_slot},
 };
 
-use super::sys;
+use super::{shared_array::SharedArray, sys};
 
 #[repr(transparent)]
 #[derive(Clone, Copy)]
@@ -56,6 +57,8 @@ pub struct Tables {
     pub(super) files: Array<MapData, FileTableValue>,
     pub(super) numbers: HashMap<MapData, FileKeyValue, u32>,
     pub(super) epochs: Array<MapData, u64>,
+    /// The same numbers, to be read.
+    pub(super) counts: SharedArray<AtomicU64>,
     pub(super) rests: Array<MapData, u64>,
     /// The program that tells the number of a file.
     pub(super) identify: ProgramFd,
@@ -192,28 +195,26 @@ impl Tables {
 
     /// Changes of the mappings of a process, and of others, so far; `None` where they are not counted.
     pub fn changes_of(&self, pid: u32) -> Option<u64> {
-        self.epochs.get(&(pid % epoch::PROCESSES), 0).ok().filter(|_| self.changes == changes::COUNTED)
+        self.counts.get(pid % epoch::PROCESSES).filter(|_| self.changes == changes::COUNTED)
     }
 }
 
 /// How often mappings have changed that may be code or become a file's.
 pub struct CodeChanges {
-    epochs: Array<MapData, u64>,
+    counts: SharedArray<AtomicU64>,
     appeared: Array<MapData, AppearedValue>,
     are_counted: bool,
 }
 
 impl CodeChanges {
-    /// As the BPF side counts them in `epochs` and tells the latest in `appeared`; `changes`: how changes come to be known.
-    pub(super) fn new(epochs: &MapData, appeared: Map, changes: u64) -> Result<Self, MapError> {
-        let epochs = MapData::from_fd(epochs.fd().as_fd().try_clone_to_owned()?)?;
-        let (epochs, appeared) = (Map::from_map_data(epochs)?.try_into()?, appeared.try_into()?);
-        Ok(Self { epochs, appeared, are_counted: changes == changes::COUNTED })
+    /// As the BPF side counts them in `counts` and tells the latest in `appeared`; `changes`: how changes come to be known.
+    pub(super) fn new(counts: SharedArray<AtomicU64>, appeared: Map, changes: u64) -> Result<Self, MapError> {
+        Ok(Self { counts, appeared: appeared.try_into()?, are_counted: changes == changes::COUNTED })
     }
 
     /// How many of a process, and of others, have appeared so far; `None` where they are not counted.
     pub fn of(&self, pid: u32) -> Option<u64> {
-        self.epochs.get(&(epoch::CODE + pid % epoch::PROCESSES), 0).ok().filter(|_| self.are_counted)
+        self.counts.get(epoch::CODE + pid % epoch::PROCESSES).filter(|_| self.are_counted)
     }
 
     /// The latest of them, in no order: some may be overwritten already, which tells their counts.

@@ -61,8 +61,10 @@ impl Session {
     /// Records a process from now on, with its mappings as they are now.
     pub(super) fn enable_again(&mut self, pid: Pid) -> Result<()> {
         let live = |attached: &&Attached| attached.pid() == pid && !attached.is_over();
-        let Some(attached) = self.attached.iter().find(live) else { return Ok(()) };
-        let space = attached.address_space()?;
+        let Some(at) = self.attached.iter().position(|attached| live(&attached)) else { return Ok(()) };
+        let space = self.attached[at].address_space()?;
+        self.attached[at].locate_probes(&self.probes, &space);
+        let attached = &self.attached[at];
         let (image, flags) = (attached.image(), self.flags(attached));
         let (told, is_known) = mpsc::channel();
         self.resolvers.follow(&space, move || {

@@ -1,10 +1,6 @@
 //! What is done about what has become known: inputs go to the lives of processes, and what those ask for is done.
 
-use std::{
-    collections::VecDeque,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, thread, time::Instant};
 
 use anyhow::Result;
 
@@ -15,7 +11,7 @@ use super::{
 };
 use crate::{
     attach::{Attached, SUSPENSE, Seen, What, is_run_by, probes::Scope},
-    clock::monotonic,
+    clock::{monotonic, processor_time},
     collector::{Notice, Request},
     config::GoHeapChoice,
     event::Image,
@@ -190,35 +186,47 @@ impl Session {
         due.into_iter().for_each(|image| self.handle(image, Event::Tick));
     }
 
-    /// Looks whether the probes are still where they were put.
+    /// Looks whether the probes are still where they were put: at those of a few processes where there are many, which come round in turn.
     pub(super) fn keep_probes(&mut self) -> Result<()> {
-        if !self.has_probes() {
-            return Ok(());
-        }
-        // However many there are, some fifty are looked at in a second.
-        let pause = Duration::from_millis(20) * u32::try_from(self.attached.len()).unwrap_or(u32::MAX);
         let now = Instant::now();
-        let requests = self.requests.clone();
-        let is_still = |pid, image| requests.ask(|reply| Request::IsStill { pid, image, reply }).unwrap_or(false);
-        for index in 0..self.attached.len() {
-            if self.attached[index].keep_probes(&mut self.probes, now, pause, is_still) {
-                let image = self.attached[index].image();
-                self.send(Request::Unseen(image, monotonic()))?;
+        for _ in 0..self.attached.len() {
+            if !self.looks_at_probes.has_some(now) {
+                break;
+            }
+            self.kept = self.kept.wrapping_add(1) % self.attached.len();
+            if self.attached[self.kept].is_look_at_probes_due(now) {
+                let begun = processor_time();
+                self.keep_probes_of(self.kept)?;
+                self.looks_at_probes.spend(processor_time().saturating_sub(begun));
             }
         }
         Ok(())
     }
 
-    /// The same for the last time: what seems to be gone may be so because of an exec, which is heard of in a moment.
+    fn keep_probes_of(&mut self, index: usize) -> Result<()> {
+        if !self.has_probes() {
+            return Ok(());
+        }
+        let Self { attached, probes, requests, .. } = self;
+        let attached = &mut attached[index];
+        let is_still = |pid, image| requests.ask(|reply| Request::IsStill { pid, image, reply }).unwrap_or(false);
+        if attached.keep_probes(probes, is_still) {
+            let image = attached.image();
+            self.send(Request::Unseen(image, monotonic()))?;
+        }
+        Ok(())
+    }
+
+    /// The same of all for the last time: what seems to be gone may be so because of an exec, which is heard of in a moment.
     pub(super) fn keep_probes_to_the_end(&mut self) -> Result<()> {
         self.attached.iter_mut().for_each(Attached::look_now);
-        self.keep_probes()?;
+        (0..self.attached.len()).try_for_each(|index| self.keep_probes_of(index))?;
         if self.attached.iter().any(Attached::is_suspect) {
             thread::sleep(2 * SUSPENSE);
             while let Some(input) = self.inputs.next_of_those_there() {
                 self.take_in(input)?;
             }
-            self.keep_probes()?;
+            (0..self.attached.len()).try_for_each(|index| self.keep_probes_of(index))?;
         }
         Ok(())
     }

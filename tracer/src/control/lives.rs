@@ -26,11 +26,11 @@ use crate::{
     report::count,
 };
 
-/// How many times as long as a look for processes took the next one waits at least: a look takes a hundredth of one processor.
-const LOOK_AROUND_REST: u32 = 100;
+/// How many times as long as a look for processes took the next one waits at least: looks take so small a part of one processor.
+const LOOK_AROUND_REST: u32 = 250;
 /// For how long a look goes on to ask those that were there before, of processor time: some hundred processes, so that all of as many are
 /// asked each second.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(4);
 
 /// How long processes that have begun may wait until they are read, where there are more than so many.
 const READING: Duration = Duration::from_millis(20);

@@ -22,7 +22,7 @@ use self::{
     account::Account,
     begin::Begin,
     process::{Process, Reading},
-    turns::{Budget, Turns},
+    turns::Turns,
 };
 pub use self::{
     begin::Had,
@@ -35,6 +35,7 @@ use crate::{
     event::{Image, Pid},
     files::root::ProcessDirectory,
     profile::Memory,
+    share::Share,
     space::memory_map::{self, Region, Usage},
 };
 
@@ -42,7 +43,7 @@ use crate::{
 const REST: u32 = 100;
 /// Of a processor, between reports: what reading the counters of all processes takes in the long run, and what the looks at all mappings
 /// do; 1 part of so many.
-const SHARE_OF_COUNTERS: u32 = 200;
+const SHARE_OF_COUNTERS: u32 = 400;
 const SHARE_OF_LOOKS: u32 = 200;
 /// How long they take at a time at most, where little was read before.
 const BURST: Duration = Duration::from_millis(10);
@@ -61,8 +62,8 @@ pub struct Coverage {
     pids: HashSet<Pid>,
     /// Images that may be gone by now are among them.
     turns: Turns,
-    counters: Budget,
-    looks: Budget,
+    counters: Share,
+    looks: Share,
     /// Images whose memory could not be read since the last tick.
     unread: Vec<Image>,
     started: Instant,
@@ -73,7 +74,7 @@ impl Coverage {
     /// page, which says something only where it is recorded what processes map, and huge pages do not come unasked.
     pub fn new(requests: Requests, by_page: bool) -> Self {
         let now = Instant::now();
-        let (counters, looks) = (Budget::new(SHARE_OF_COUNTERS, BURST, now), Budget::new(SHARE_OF_LOOKS, BURST, now));
+        let (counters, looks) = (Share::new(SHARE_OF_COUNTERS, BURST, now), Share::new(SHARE_OF_LOOKS, BURST, now));
         let (processes, pids, turns) = (HashMap::new(), HashSet::new(), Turns::default());
         Self { requests, by_page, processes, pids, turns, counters, looks, unread: Vec::new(), started: now }
     }

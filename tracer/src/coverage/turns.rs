@@ -1,46 +1,8 @@
-//! Whose memory is read next, and how much of a processor that may take. Pure.
+//! Whose memory is read next. Pure.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::collections::VecDeque;
 
 use crate::event::Image;
-
-/// Time of a processor, of which so much comes in each second, and that is kept for a while where it is not needed.
-#[derive(Debug)]
-pub(super) struct Budget {
-    /// One part of so many.
-    share: u32,
-    most: Duration,
-    left: Duration,
-    /// What was spent beyond what was there.
-    owed: Duration,
-    since: Instant,
-}
-
-impl Budget {
-    /// One of `1 / share` of a processor, of which at most `most` is kept; it begins with that.
-    pub(super) fn new(share: u32, most: Duration, now: Instant) -> Self {
-        Self { share, most, left: most, owed: Duration::ZERO, since: now }
-    }
-
-    /// Whether there is something left.
-    pub(super) fn has_some(&mut self, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.since) / self.share;
-        self.since = self.since.max(now);
-        let paid = self.owed.min(earned);
-        self.owed -= paid;
-        self.left = (self.left + (earned - paid)).min(self.most);
-        self.left > Duration::ZERO
-    }
-
-    /// So much was used.
-    pub(super) fn spend(&mut self, used: Duration) {
-        self.owed += used.saturating_sub(self.left);
-        self.left = self.left.saturating_sub(used);
-    }
-}
 
 /// Images in the order in which they were read, those first that were read longest ago.
 #[derive(Debug, Default)]
@@ -65,7 +27,10 @@ impl Turns {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
+    use crate::share::Share;
 
     const SHARE: u32 = 100;
     const MOST: Duration = Duration::from_millis(10);
@@ -73,16 +38,16 @@ mod tests {
     /// What `count` images whose readings take `cost` each take in `ticks` times 200 ms, and how often each was read.
     fn simulated(count: u32, cost: Duration, ticks: u32) -> (Duration, Vec<u32>) {
         let mut now = Instant::now();
-        let (mut budget, mut turns) = (Budget::new(SHARE, MOST, now), Turns::default());
+        let (mut left, mut turns) = (Share::new(SHARE, MOST, now), Turns::default());
         (0..count).for_each(|image| turns.was_read(Image(image)));
         let (mut taken, mut times) = (Duration::ZERO, vec![0; count as usize]);
         for _ in 0..ticks {
             for _ in 0..turns.len() {
-                if !budget.has_some(now) {
+                if !left.has_some(now) {
                     break;
                 }
                 let image = turns.next().unwrap();
-                budget.spend(cost);
+                left.spend(cost);
                 taken += cost;
                 times[image.0 as usize] += 1;
                 turns.was_read(image);
@@ -109,19 +74,5 @@ mod tests {
             let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
             assert!(most - least <= 1 && *least > 0, "{count}: {least} to {most} times");
         }
-    }
-
-    #[test]
-    fn what_is_not_needed_is_kept_for_a_while_only() {
-        let now = Instant::now();
-        let mut budget = Budget::new(SHARE, MOST, now);
-        let later = now + Duration::from_secs(3_600);
-        assert!(budget.has_some(later));
-        budget.spend(MOST);
-        assert!(!budget.has_some(later));
-        // A debt is paid first.
-        budget.spend(MOST);
-        assert!(!budget.has_some(later + MOST * SHARE));
-        assert!(budget.has_some(later + MOST * SHARE + Duration::from_micros(SHARE.into())));
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read as _},
+    io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -13,7 +13,10 @@ use std::{
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, StatxFlags};
 
 use super::opener::{self, Facts, Opened, Wanted};
-use crate::process::stat::{Stat, parse_stat, shown_by};
+use crate::process::{
+    stat::{MAX_STAT, Stat, parse_stat, shown_by},
+    text,
+};
 
 /// How often a thread is looked for that shows the memory of a process.
 const ATTEMPTS: usize = 3;
@@ -47,9 +50,7 @@ impl ProcessDirectory {
     /// There is no such process.
     pub fn with_stat(pid: u32) -> io::Result<(Self, Stat)> {
         let process = Self::open(pid)?;
-        let mut text = Vec::new();
-        process.file("stat")?.read_to_end(&mut text)?;
-        let stat = parse_stat(&text).ok_or(io::ErrorKind::InvalidData)?;
+        let stat = parse_stat(&process.text("stat", MAX_STAT)?).ok_or(io::ErrorKind::InvalidData)?;
         if !stat.goes_on_without_its_first_thread() {
             return Ok((process, stat));
         }
@@ -64,6 +65,14 @@ impl ProcessDirectory {
     /// The process is gone, or no right to look at it.
     pub fn file(&self, name: &str) -> io::Result<File> {
         Ok(rustix::fs::openat(&self.0, name, OFlags::CLOEXEC, Mode::empty())?.into())
+    }
+
+    /// What one of them says, up to `most` bytes.
+    ///
+    /// # Errors
+    /// As [`file`](Self::file).
+    pub fn text(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        text::read(self.file(name)?, most)
     }
 
     /// Opens the file that is mapped at `range` (`START-END`), which the reader of a report knows as `name` and that is on

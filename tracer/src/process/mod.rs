@@ -5,3 +5,4 @@ pub mod memory;
 pub mod mounts;
 pub mod stat;
 pub mod status;
+pub mod text;

@@ -2,12 +2,15 @@
 
 use std::{fs, io};
 
+use super::text;
 use crate::limits;
 
 /// Bit of a task's flags that marks kernel threads (PF_KTHREAD, include/linux/sched.h).
 const PF_KTHREAD: u64 = 0x0020_0000;
 /// That of tasks which are about to end, or have (PF_EXITING).
 const PF_EXITING: u64 = 0x0000_0004;
+/// Longer than the line can be, bytes.
+pub const MAX_STAT: u64 = 1 << 12;
 
 /// The fields of /proc/PID/stat that matter here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +59,7 @@ impl Stat {
 /// # Errors
 /// No file can be opened any more.
 pub fn stat(pid: u32) -> io::Result<Option<Stat>> {
-    match fs::read(format!("/proc/{pid}/stat")) {
+    match fs::File::open(format!("/proc/{pid}/stat")).and_then(|file| text::read(file, MAX_STAT)) {
         Ok(text) => Ok(parse_stat(&text)),
         Err(error) if limits::exhausted(&error).is_some() => Err(error),
         Err(_) => Ok(None),

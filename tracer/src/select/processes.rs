@@ -5,7 +5,7 @@ use std::{fs, io};
 use super::{Facts, Selection, containers, names::Names};
 use crate::{
     files::root::ProcessDirectory,
-    process::{cgroups, stat::stat, status},
+    process::{cgroups, stat::stat, status, text},
     profile::{Container, Place},
     space::maps,
 };
@@ -44,8 +44,7 @@ pub fn is_of_kernel(pid: u32) -> bool {
 
 /// Whether a process is there that is never chosen: tracer, what it has started, or a thread of the kernel.
 pub fn is_never_chosen(pid: u32) -> bool {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok().and_then(|text| status::parse_stat(&text));
-    stat.is_some_and(|stat| is_nobodys_choice(pid, &stat))
+    stat(pid).ok().flatten().is_some_and(|stat| is_nobodys_choice(pid, &stat))
 }
 
 fn is_nobodys_choice(pid: u32, stat: &status::Stat) -> bool {
@@ -57,11 +56,7 @@ fn is_nobodys_choice(pid: u32, stat: &status::Stat) -> bool {
 /// chosen.
 pub fn facts(pid: u32, selection: &Selection) -> Option<Facts> {
     let directory = ProcessDirectory::open(pid).ok()?;
-    let text = |name: &str| {
-        let mut text = Vec::new();
-        io::Read::read_to_end(&mut io::Read::take(directory.file(name).ok()?, MAX_TEXT), &mut text).ok()?;
-        Some(text)
-    };
+    let text = |name: &str| directory.text(name, MAX_TEXT).ok();
     let stat = status::parse_stat(&text("stat")?)?;
     if stat.is_over() || is_nobodys_choice(pid, &stat) {
         return None;
@@ -84,9 +79,7 @@ pub fn facts(pid: u32, selection: &Selection) -> Option<Facts> {
 /// Where a process is; `None` of one that ends, for what the kernel says of those is not where they were (of version 1 the root:
 /// `proc_cgroup_show` in the kernel's kernel/cgroup/cgroup.c).
 pub fn place_of(pid: u32) -> Option<Place> {
-    let mut text = Vec::new();
-    let file = fs::File::open(format!("/proc/{pid}/cgroup")).ok()?;
-    io::Read::read_to_end(&mut io::Read::take(file, MAX_TEXT), &mut text).ok()?;
+    let text = fs::File::open(format!("/proc/{pid}/cgroup")).and_then(|file| text::read(file, MAX_TEXT)).ok()?;
     (!status::is_exiting(pid)).then(|| place(&String::from_utf8_lossy(&text)))
 }
 

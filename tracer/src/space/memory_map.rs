@@ -165,9 +165,7 @@ fn kilobytes(line: &str, name: &str) -> Option<u64> {
 }
 
 fn summary(process: &ProcessDirectory, name: &str) -> io::Result<String> {
-    let mut text = Vec::new();
-    process.file(name)?.take(MAX_SUMMARY).read_to_end(&mut text)?;
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    Ok(String::from_utf8_lossy(&process.text(name, MAX_SUMMARY)?).into_owned())
 }
 
 #[cfg(test)]
