@@ -1,8 +1,8 @@
 //! Putting running processes under trace.
 
-use std::sync::mpsc;
+use std::{sync::mpsc, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Input, Session};
 use crate::{
@@ -17,6 +17,10 @@ use crate::{
 /// Most processes whose ends are waited for with a descriptor each. Of more, the records tell, and where those were lost the look at their
 /// memory.
 const MOST_WATCHED: usize = 256;
+
+/// How long the unwinding tables of all that a process has mapped are waited for, when its allocators are found, before it is recorded:
+/// those of hundreds of megabytes take longer.
+const TABLES: Duration = Duration::from_millis(200);
 
 impl Session {
     /// Attaches to a running process.
@@ -71,7 +75,12 @@ impl Session {
             // Nobody waits any more: the trace is over.
             let _ = told.send(());
         });
-        is_known.recv().context("the resolvers have ended early")?;
+        match is_known.recv_timeout(TABLES) {
+            Ok(()) => {}
+            // Stacks that meet a file before its table is made are unwound then, from a copy.
+            Err(mpsc::RecvTimeoutError::Timeout) => tracing::debug!("recording begins before all tables are made"),
+            Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the resolvers have ended early"),
+        }
         self.send(Request::Enable { pid, image, flags })?;
         // The switch is the collector's to turn: ask for something to know that it has.
         self.ask(|reply| Request::Held { images: Vec::new(), reply }).map(drop)

@@ -17,12 +17,15 @@ use crate::{
     coverage::Had,
     event::{Image, Pid},
     files::{module::Module, root},
+    priority,
     process::status,
     report::{count, visible},
 };
 
 /// Processes that are named one by one, when they are not traced; there may be thousands.
 const MOST_TOLD: usize = 8;
+/// Processes whose attaching goes before other work: that of more takes seconds, which others need a processor for, too.
+const FEW: usize = 8;
 
 /// Ids of those that are not over.
 fn live(attached: &[Attached]) -> HashSet<Pid> {
@@ -140,6 +143,10 @@ impl Session {
     /// It can be done to none of them.
     pub(super) fn attach_all(&mut self, pids: &[Pid]) -> Result<()> {
         let mut failures = Vec::new();
+        if pids.len() <= FEW {
+            // Tables are made meanwhile, by as many threads as there are processors.
+            priority::set_own(priority::URGENT);
+        }
         for pid in pids {
             let checked = status::check(*pid).map_err(Into::into);
             if let Err(error) = checked.and_then(|_| self.attach(*pid)) {
@@ -148,6 +155,7 @@ impl Session {
                 failures.push(error);
             }
         }
+        priority::set_own(priority::NORMAL);
         if self.attached.is_empty() {
             let more = failures.len().saturating_sub(1);
             let Some(first) = failures.into_iter().next() else { return Ok(()) };
