@@ -120,6 +120,8 @@ fn start() -> Result<f64> {
     Ok(begin.elapsed().as_secs_f64())
 }
 
+/// How long tracer has something to do that belongs to the beginning: it tries what a hit of a probe takes.
+const BEGINNING: Duration = Duration::from_secs(2);
 /// How long it is looked what tracer takes while nothing happens: the kernel tells that to 10 ms.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -135,6 +137,7 @@ fn attach(programs: &Programs, count: usize, options: &[&str]) -> Result<()> {
     let (tracing, begun) = Tracing::start(idle[0].pid(), &arguments)?;
     let descriptors = count_of(tracing.child.id(), "fd")?;
     let threads = count_of(tracing.child.id(), "task")?;
+    thread::sleep(BEGINNING);
     let before = processor(tracing.child.id())?;
     thread::sleep(IDLE);
     let idle_share = (processor(tracing.child.id())? - before) / IDLE.as_secs_f64() * 100.0;
