@@ -264,6 +264,20 @@ fn a_report_every_interval() {
     assert_eq!(outcome.report(0).outstanding(), truth.total());
 }
 
+/// Records are put aside meanwhile.
+#[test]
+fn what_comes_while_many_stacks_are_looked_at_counts() {
+    require_root();
+    let mut target = Target::start(&compiled("paths"));
+    let tracer = Run::pid(target.pid()).args(["--interval", "100ms"]).start();
+    let truth = target.ask("begin");
+    let report = tracer.stop().report(0);
+    report.assert_nothing_lost("paths");
+    assert_eq!(report.below("at_the_end_of_a_path"), truth.total());
+    let pairs = report.stacks.iter().filter(|stack| stack.has("back_and_forth")).map(|stack| stack.allocated.blocks);
+    assert_eq!(pairs.sum::<u64>(), truth.fact("pairs"));
+}
+
 #[test]
 fn a_duration_ends_the_trace() {
     require_root();

@@ -323,6 +323,7 @@ const PROGRAMS: &[Source] = &[
         files: &["own_allocator.c"],
         flags: &["-fno-builtin", "-shared", "-fno-pic", "-mcmodel=large", "-Wl,-z,notext", "-Wl,-Bsymbolic"],
     },
+    Source { name: "paths", compiler: C, files: &["paths.c"], flags: &["-fno-omit-frame-pointer", "-pthread"] },
     Source { name: "patches", compiler: C, files: &["patches.c"], flags: EXPORTED_ALLOCATOR },
     Source {
         name: "own allocator, written anew",

@@ -5,21 +5,84 @@ use std::{sync::Arc, time::Duration};
 use hashbrown::HashMap;
 
 use super::{
-    Collector, nanoseconds,
+    Collector,
+    images::Images,
+    intake::GoHeap,
+    nanoseconds,
+    places::Places,
     snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
     clock::monotonic,
     event::Image,
-    heap::{Series, StackIndex, StackUsage},
-    mapped::MappedUsage,
+    heap::{Heap, History, Series, StackIndex, StackUsage},
+    mapped::{Mapped, MappedUsage},
 };
 
 impl Collector {
+    /// What is held now. With millions of blocks it takes a while to look at them all; what is recorded meanwhile is taken out of the buffer, to
+    /// be taken in afterwards.
     pub(super) fn snapshot(&mut self, min_age: Duration) -> Snapshot {
         // What is recorded no more grows no older.
         let now = self.stopped.unwrap_or_else(monotonic);
         self.keep_within_memory();
+        let Self { events, heap, mapped, history, images, places, go, .. } = self;
+        let look = Look {
+            heap,
+            mapped,
+            history,
+            images,
+            places,
+            go,
+            records_mapped: self.records_mapped,
+            min_age: self.min_age,
+            all_sizes: self.all_sizes,
+            sample: self.sample,
+        };
+        let Seen { stacks, go_stacks, mapped: of_mappings, folded } = events.put_aside_during(|| look.at(now, min_age));
+        Snapshot {
+            at: now,
+            stacks,
+            go_stacks,
+            mapped: of_mappings,
+            remappings: self.mapped.changes(),
+            refused_remappings: self.mapped.refused(),
+            counters: self.heap.counters(),
+            folded,
+            loss: self.loss,
+            unknown_records: self.unknown_records,
+            late: self.late,
+            unheard: self.unheard,
+            undecided_events: self.undecided_events,
+            unwind_tables: self.unwind_tables.clone(),
+        }
+    }
+}
+
+/// What is looked at for a snapshot: all that does not change while records are only taken out of the buffer.
+struct Look<'a> {
+    heap: &'a Heap,
+    mapped: &'a Mapped,
+    history: &'a History,
+    images: &'a Images,
+    places: &'a Places,
+    go: &'a HashMap<(Image, u8), GoHeap>,
+    records_mapped: bool,
+    min_age: u64,
+    all_sizes: bool,
+    sample: Option<u64>,
+}
+
+/// What such a look has shown: parts of a [`Snapshot`].
+struct Seen {
+    stacks: Vec<StackSnapshot>,
+    go_stacks: Vec<GoStack>,
+    mapped: Option<Vec<MappedSnapshot>>,
+    folded: (u64, u64),
+}
+
+impl Look<'_> {
+    fn at(&self, now: u64, min_age: Duration) -> Seen {
         let usage = self.heap.usage_at(|image| self.images.until(image, now), nanoseconds(min_age));
         let times = self.history.times();
         // Of what is that young, what was recorded can be there.
@@ -52,7 +115,7 @@ impl Collector {
                 estimate: usage.estimate,
                 oldest: usage.oldest.map(Duration::from_nanos),
                 held: held.map(|held| held.replacing(unknown.clone()).aged(younger.0, young)),
-                trail: self.places.trail(&self.heap, usage.stack),
+                trail: self.places.trail(self.heap, usage.stack),
                 end: self.end(usage.stack),
             };
             if !matches!(stack.trail, Trail::Folded) {
@@ -69,30 +132,15 @@ impl Collector {
                 }
             }
         }
-        let this = &*self;
-        let go_stacks = this.go.iter().flat_map(|((image, _), process)| {
-            let (pid, _) = this.images.of(*image);
+        let go_stacks = self.go.iter().flat_map(|((image, _), process)| {
+            let (pid, _) = self.images.of(*image);
             process.stacks.iter().map(move |stack| {
-                let (trail, end) = (this.places.trail(&this.heap, *stack), this.end(*stack));
+                let (trail, end) = (self.places.trail(self.heap, *stack), self.end(*stack));
                 GoStack { pid, stack: *stack, trail, end }
             })
         });
-        Snapshot {
-            at: now,
-            stacks,
-            go_stacks: go_stacks.collect(),
-            mapped: self.records_mapped.then(|| self.mapped_by_stack(now)),
-            remappings: self.mapped.changes(),
-            refused_remappings: self.mapped.refused(),
-            counters: self.heap.counters(),
-            folded,
-            loss: self.loss,
-            unknown_records: self.unknown_records,
-            late: self.late,
-            unheard: self.unheard,
-            undecided_events: self.undecided_events,
-            unwind_tables: self.unwind_tables.clone(),
-        }
+        let go_stacks = go_stacks.collect();
+        Seen { stacks, go_stacks, mapped: self.records_mapped.then(|| self.mapped_by_stack(now)), folded }
     }
 
     fn mapped_by_stack(&self, now: u64) -> Vec<MappedSnapshot> {
@@ -103,7 +151,7 @@ impl Collector {
             owner,
             values,
             oldest: oldest.map(|oldest| Duration::from_nanos(self.images.until(image, now).saturating_sub(oldest))),
-            trail: self.places.trail(&self.heap, owner.stack),
+            trail: self.places.trail(self.heap, owner.stack),
             end: self.end(owner.stack),
         });
         snapshots.collect()
