@@ -18,8 +18,8 @@ use crate::{
 /// memory.
 const MOST_WATCHED: usize = 256;
 
-/// How long the unwinding tables of all that a process has mapped are waited for, when its allocators are found, before it is recorded:
-/// those of hundreds of megabytes take longer.
+/// How long the unwinding tables of all that a running process has mapped are waited for, when its allocators are found, before it is
+/// recorded: those of hundreds of megabytes take longer.
 const TABLES: Duration = Duration::from_millis(200);
 
 impl Session {
@@ -59,11 +59,12 @@ impl Session {
     pub(super) fn enable(&mut self, attached: Attached) -> Result<()> {
         let pid = attached.pid();
         self.attached.push(attached);
-        self.enable_again(pid)
+        self.enable_again(pid, TABLES)
     }
 
-    /// Records a process from now on, with its mappings as they are now.
-    pub(super) fn enable_again(&mut self, pid: Pid) -> Result<()> {
+    /// Records a process from now on, with its mappings as they are now. `patience`: how long the tables of their files are waited for; one
+    /// that is held has time.
+    pub(super) fn enable_again(&mut self, pid: Pid, patience: Duration) -> Result<()> {
         let live = |attached: &&Attached| attached.pid() == pid && !attached.is_over();
         let Some(at) = self.attached.iter().position(|attached| live(&attached)) else { return Ok(()) };
         let space = self.attached[at].address_space()?;
@@ -75,7 +76,7 @@ impl Session {
             // Nobody waits any more: the trace is over.
             let _ = told.send(());
         });
-        match is_known.recv_timeout(TABLES) {
+        match is_known.recv_timeout(patience) {
             Ok(()) => {}
             // Stacks that meet a file before its table is made are unwound then, from a copy.
             Err(mpsc::RecvTimeoutError::Timeout) => tracing::debug!("recording begins before all tables are made"),

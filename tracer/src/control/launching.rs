@@ -1,5 +1,7 @@
 //! Launching a command, and holding it at its execs until its allocator is probed.
 
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, bail};
 
 use super::{Input, Session};
@@ -41,7 +43,7 @@ impl Session {
         while step != Step::Exited {
             // Others may come with the libraries that are still to be loaded.
             if self.load_allocators(pid, !found)? && !found {
-                self.enable_again(pid)?;
+                self.enable_again(pid, Duration::MAX)?;
                 found = true;
                 if !launched.stops_at_entry() {
                     return Ok(true);
@@ -65,7 +67,7 @@ impl Session {
                     found = true;
                 }
                 if found {
-                    self.enable_again(pid)?;
+                    self.enable_again(pid, Duration::MAX)?;
                 }
                 return Ok(found);
             }
