@@ -44,8 +44,7 @@ use crate::{
 /// How long to wait for records, where some have come of late. What cannot wait has the collector woken.
 const PATIENCE: Duration = Duration::from_millis(10);
 /// The same where none have for so many looks; less where the buffer could be half full by then.
-const CALM_PATIENCE: Duration = Duration::from_millis(50);
-const CALM: u32 = 10;
+const CALM: (u32, Duration) = (10, Duration::from_millis(50));
 /// Records taken in before requests and losses are looked at.
 const BATCH: usize = 1 << 13;
 /// Batches that are taken in before a question is answered: about what the buffer holds by default.
@@ -162,13 +161,14 @@ impl Collector {
     /// Runs until it is told to finish, or until nobody can ask any more.
     pub fn run(mut self) {
         priority::set_own(priority::URGENT);
-        let calm_patience = CALM_PATIENCE.min(self.events.room_lasts() / 2).max(PATIENCE);
+        let calm_patience = CALM.1.min(self.events.room_lasts() / 2).max(PATIENCE);
         let mut calm = 0;
         loop {
             let taken = self.take_in(BATCH);
-            calm = if taken == 0 { CALM.min(calm + 1) } else { 0 };
+            // Where a Go heap is followed, a garbage collection is to be looked at before what it has freed is used again.
+            calm = if taken == 0 && self.go.is_empty() { CALM.0.min(calm + 1) } else { 0 };
             if taken < BATCH {
-                self.events.wait(self.requests.bell(), if calm < CALM { PATIENCE } else { calm_patience });
+                self.events.wait(self.requests.bell(), if calm < CALM.0 { PATIENCE } else { calm_patience });
                 self.requests.heard();
             }
             self.let_go();
