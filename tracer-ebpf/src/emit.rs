@@ -1,6 +1,6 @@
 //! Sending records, and accounting for those that could not be sent.
 //!
-//! Short records go into the [`queue`], longer ones into the ring buffer. The reader comes by itself every few milliseconds, so
+//! Short records go into the [`queue`], longer ones into the ring buffer. The reader comes by itself every few hundredths of a second, so
 //! no event pays for a wake-up; small buffers could be full by then, so there the reader is woken when what is unread crosses a threshold.
 
 use core::ffi::c_void;

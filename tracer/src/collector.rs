@@ -7,6 +7,7 @@ mod images;
 mod intake;
 mod looking;
 mod notice;
+mod patience;
 mod places;
 mod requests;
 mod snapshot;
@@ -22,6 +23,7 @@ use tracer_ebpf::{BlockKey, Loss, Target};
 use self::{
     images::Images,
     intake::{GoHeap, Intake},
+    patience::Patience,
     places::Places,
 };
 pub use self::{
@@ -41,10 +43,6 @@ use crate::{
     resolve::{Resolved, Resolvers},
 };
 
-/// How long to wait for records, where some have come of late. What cannot wait has the collector woken.
-const PATIENCE: Duration = Duration::from_millis(10);
-/// The same where none have for so many looks; less where the buffer could be half full by then.
-const CALM: (u32, Duration) = (10, Duration::from_millis(50));
 /// Records taken in before requests and losses are looked at.
 const BATCH: usize = 1 << 13;
 /// Batches that are taken in before a question is answered: about what the buffer holds by default.
@@ -75,6 +73,7 @@ pub struct Collector {
     mapped: Mapped,
     records_mapped: bool,
     huge_pages: bool,
+    end_with_thread: bool,
     memory: Memory,
     history: History,
     /// Blocks younger than this are not of interest, nanoseconds.
@@ -119,7 +118,7 @@ impl Collector {
         (events, lost_beginnings): (Events, LostBeginnings),
         resolvers: Resolvers,
         memory: Memory,
-        Interest { min_age, all_sizes, sample, mapped: records_mapped, huge_pages }: Interest,
+        Interest { min_age, all_sizes, sample, mapped: records_mapped, huge_pages, end_with_thread }: Interest,
         requests: Requested,
         notify: Box<dyn Fn(Notice) + Send>,
     ) -> Self {
@@ -131,6 +130,7 @@ impl Collector {
             mapped: Mapped::with_room(memory.ranges()),
             records_mapped,
             huge_pages,
+            end_with_thread,
             memory,
             history: History::new(monotonic()),
             min_age,
@@ -161,14 +161,14 @@ impl Collector {
     /// Runs until it is told to finish, or until nobody can ask any more.
     pub fn run(mut self) {
         priority::set_own(priority::URGENT);
-        let calm_patience = CALM.1.min(self.events.room_lasts() / 2).max(PATIENCE);
-        let mut calm = 0;
+        let mut patience = Patience::new(self.events.room_lasts(), Instant::now());
         loop {
             let taken = self.take_in(BATCH);
-            // Where a Go heap is followed, a garbage collection is to be looked at before what it has freed is used again.
-            calm = if taken == 0 && self.go.is_empty() { CALM.0.min(calm + 1) } else { 0 };
+            // A garbage collection is to be looked at before what it has freed is used again; probes that have ended with a thread are to be
+            // put on another one.
+            let patience = patience.next(taken > 0 || !self.go.is_empty() || self.end_with_thread, Instant::now());
             if taken < BATCH {
-                self.events.wait(self.requests.bell(), if calm < CALM.0 { PATIENCE } else { calm_patience });
+                self.events.wait(self.requests.bell(), patience);
                 self.requests.heard();
             }
             self.let_go();

@@ -136,7 +136,8 @@ pub fn run(mut config: Config) -> Result<Exit> {
     let events = (programs.events()?, programs.lost_beginnings()?);
     let (tables, changes) = programs.tables()?;
     let go_maps = programs.go_maps()?;
-    let meter = Meter::start(programs.costs()?, !programs.has_sessions());
+    let end_with_thread = !programs.has_sessions();
+    let meter = Meter::start(programs.costs()?, end_with_thread);
     if let Some(launcher) = &launcher {
         launcher.allow_stops(programs.exec_stops()?).context("cannot share a BPF map")?;
     }
@@ -168,6 +169,7 @@ pub fn run(mut config: Config) -> Result<Exit> {
             sample: config.sample,
             mapped: records_mapped,
             huge_pages,
+            end_with_thread,
         },
         requested,
         Box::new(move |notice| inbox(Input::Notice(notice))),

@@ -31,11 +31,13 @@ pub struct Interest {
     pub mapped: bool,
     /// Whether the kernel gives huge pages to who has not asked for them: they are as a whole where blocks are.
     pub huge_pages: bool,
+    /// Whether the probes of a process end with one thread, whose end is to be heard of.
+    pub end_with_thread: bool,
 }
 
 /// What the session asks of the collector.
 pub enum Request {
-    /// Record this process from now on, if it is not recorded yet. The files that it has mapped are known by now.
+    /// Record this process from now on, if it is not recorded yet. The files that it has mapped are known by now, or will be soon.
     Enable {
         /// The process.
         pid: Pid,

@@ -68,7 +68,9 @@ impl Session {
         let live = |attached: &&Attached| attached.pid() == pid && !attached.is_over();
         let Some(at) = self.attached.iter().position(|attached| live(&attached)) else { return Ok(()) };
         let space = self.attached[at].address_space()?;
-        self.attached[at].locate_probes(&self.probes, &space);
+        if self.has_probes() {
+            self.attached[at].locate_probes(&self.probes, &space);
+        }
         let attached = &self.attached[at];
         let (image, flags) = (attached.image(), self.flags(attached));
         let (told, is_known) = mpsc::channel();

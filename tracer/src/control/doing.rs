@@ -1,6 +1,10 @@
 //! What is done about what has become known: inputs go to the lives of processes, and what those ask for is done.
 
-use std::{collections::VecDeque, thread, time::Instant};
+use std::{
+    collections::VecDeque,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -16,6 +20,9 @@ use crate::{
     config::GoHeapChoice,
     event::Image,
 };
+
+/// What a look at the probes of one process counts for at most, of processor time.
+const LOOK_AT_PROBES: Duration = Duration::from_millis(1);
 
 impl Session {
     /// Takes in what has come, but for signals.
@@ -187,8 +194,17 @@ impl Session {
     }
 
     /// Looks whether the probes are still where they were put: at those of a few processes where there are many, which come round in turn.
+    /// Where they were gone at the last look, the next one does not wait for its turn.
     pub(super) fn keep_probes(&mut self) -> Result<()> {
+        if !self.has_probes() {
+            return Ok(());
+        }
         let now = Instant::now();
+        for index in 0..self.attached.len() {
+            if self.attached[index].is_suspect() && self.attached[index].is_look_at_probes_due(now) {
+                self.keep_probes_of(index, false)?;
+            }
+        }
         for _ in 0..self.attached.len() {
             if !self.looks_at_probes.has_some(now) {
                 break;
@@ -196,20 +212,20 @@ impl Session {
             self.kept = self.kept.wrapping_add(1) % self.attached.len();
             if self.attached[self.kept].is_look_at_probes_due(now) {
                 let begun = processor_time();
-                self.keep_probes_of(self.kept)?;
-                self.looks_at_probes.spend(processor_time().saturating_sub(begun));
+                self.keep_probes_of(self.kept, false)?;
+                // Putting them again takes longer, and is no look.
+                self.looks_at_probes.spend(processor_time().saturating_sub(begun).min(LOOK_AT_PROBES));
             }
         }
         Ok(())
     }
 
-    fn keep_probes_of(&mut self, index: usize) -> Result<()> {
-        if !self.has_probes() {
-            return Ok(());
-        }
+    /// `is_last`: nothing will be heard of an exec any more, with which probes may have gone.
+    fn keep_probes_of(&mut self, index: usize, is_last: bool) -> Result<()> {
         let Self { attached, probes, requests, .. } = self;
         let attached = &mut attached[index];
-        let is_still = |pid, image| requests.ask(|reply| Request::IsStill { pid, image, reply }).unwrap_or(false);
+        let is_still =
+            |pid, image| is_last || requests.ask(|reply| Request::IsStill { pid, image, reply }).unwrap_or(false);
         if attached.keep_probes(probes, is_still) {
             let image = attached.image();
             self.send(Request::Unseen(image, monotonic()))?;
@@ -219,14 +235,17 @@ impl Session {
 
     /// The same of all for the last time: what seems to be gone may be so because of an exec, which is heard of in a moment.
     pub(super) fn keep_probes_to_the_end(&mut self) -> Result<()> {
+        if !self.has_probes() {
+            return Ok(());
+        }
         self.attached.iter_mut().for_each(Attached::look_now);
-        (0..self.attached.len()).try_for_each(|index| self.keep_probes_of(index))?;
+        (0..self.attached.len()).try_for_each(|index| self.keep_probes_of(index, true))?;
         if self.attached.iter().any(Attached::is_suspect) {
             thread::sleep(2 * SUSPENSE);
             while let Some(input) = self.inputs.next_of_those_there() {
                 self.take_in(input)?;
             }
-            (0..self.attached.len()).try_for_each(|index| self.keep_probes_of(index))?;
+            (0..self.attached.len()).try_for_each(|index| self.keep_probes_of(index, true))?;
         }
         Ok(())
     }
