@@ -14,7 +14,7 @@ static void right(unsigned path, int steps);
 // Nothing is left to do behind a call but this: it would be a jump.
 #define STEP                                                                                                           \
     if (steps == 0)                                                                                                    \
-        at_the_end_of_a_path(SIZE);                                                                                        \
+        at_the_end_of_a_path(SIZE);                                                                                    \
     else if (path & 1)                                                                                                 \
         right(path >> 1, steps - 1);                                                                                   \
     else                                                                                                               \

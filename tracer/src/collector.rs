@@ -166,9 +166,9 @@ impl Collector {
             let taken = self.take_in(BATCH);
             // A garbage collection is to be looked at before what it has freed is used again; probes that have ended with a thread are to be
             // put on another one.
-            let patience = patience.next(taken > 0 || !self.go.is_empty() || self.end_with_thread, Instant::now());
+            let timeout = patience.next(taken > 0 || !self.go.is_empty() || self.end_with_thread, Instant::now());
             if taken < BATCH {
-                self.events.wait(self.requests.bell(), patience);
+                self.events.wait(self.requests.bell(), timeout);
                 self.requests.heard();
             }
             self.let_go();

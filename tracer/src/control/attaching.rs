@@ -65,8 +65,8 @@ impl Session {
     /// Records a process from now on, with its mappings as they are now. `patience`: how long the tables of their files are waited for; one
     /// that is held has time.
     pub(super) fn enable_again(&mut self, pid: Pid, patience: Duration) -> Result<()> {
-        let live = |attached: &&Attached| attached.pid() == pid && !attached.is_over();
-        let Some(at) = self.attached.iter().position(|attached| live(&attached)) else { return Ok(()) };
+        let is_live = |attached: &Attached| attached.pid() == pid && !attached.is_over();
+        let Some(at) = self.attached.iter().position(is_live) else { return Ok(()) };
         let space = self.attached[at].address_space()?;
         if self.has_probes() {
             self.attached[at].locate_probes(&self.probes, &space);
