@@ -40,7 +40,7 @@ pub fn run(mut data: &[u8]) {
     }
     images.sort_unstable();
     images.dedup();
-    check(&heap, images.len());
+    check(&mut heap, images.len());
 }
 
 /// As the BPF programs send it: no two images share a stack id.
@@ -56,9 +56,9 @@ fn of_image(origin: Origin, event: Event<'_>) -> Event<'_> {
 }
 
 /// The books agree with the blocks.
-fn check(heap: &Heap, images: usize) {
+fn check(heap: &mut Heap, images: usize) {
     assert!(heap.stacks().len() <= MAX_STACKS + images);
-    for usage in heap.usage(MAX_TIME, 0) {
+    for usage in heap.view().usage_at(|_| MAX_TIME, 0) {
         let values = usage.values;
         assert_eq!(values.allocated_blocks, values.freed_blocks + values.outstanding_blocks);
         assert!(usage.uncertain_bytes <= values.outstanding_bytes);

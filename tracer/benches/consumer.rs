@@ -1,12 +1,19 @@
 //! The consuming side: events per second on one core from recorded bytes to an updated heap, memory per live block and
-//! per stack.
+//! per stack; and what a look at a million stacks takes of its time.
 #![expect(clippy::print_stdout, reason = "figures are what a bench is for")]
 
-use std::time::Instant;
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
 
 use tracer::{
     event,
-    heap::{Heap, MAX_STACKS},
+    files::module::{Location, Module},
+    heap::{Heap, History, MAX_STACKS},
+    space::address_space::Place,
+    trails::{Site, Trails},
 };
 use tracer_ebpf::{Header, kind};
 
@@ -22,6 +29,7 @@ fn main() {
     throughput();
     memory_per_block();
     memory_per_stack();
+    view();
 }
 
 fn push(bytes: &mut Vec<u8>, kind: u8, words: &[u64]) {
@@ -69,11 +77,7 @@ fn memory_per_block() {
     let before = resident();
     let mut next = 500_000;
     for n in 0..BLOCKS {
-        let mut bytes = Vec::with_capacity(40);
-        push(&mut bytes, kind::ALLOC, &[addr(n), 64, n % STACKS + 1, n * 1000]);
-        if let Ok((origin, event)) = event::parse(&bytes) {
-            heap.apply(origin, event);
-        }
+        take_in(&mut heap, &alloc(n, n % STACKS + 1));
         if n + 1 == next {
             let each = (resident() - before) as f64 / next as f64;
             println!("consumer: {each:.1} bytes per live block at {next} blocks");
@@ -95,13 +99,77 @@ fn memory_per_stack() {
         let mut words = vec![id, FRAMES];
         words.extend((0..FRAMES).map(|frame| id * 64 + frame));
         push(&mut bytes, kind::STACK, &words);
-        if let Ok((origin, event)) = event::parse(&bytes) {
-            heap.apply(origin, event);
-        }
+        take_in(&mut heap, &bytes);
     }
     assert_eq!(heap.stacks().len() as u64, COUNT);
     let each = (resident() - before) as f64 / COUNT as f64;
     println!("consumer: {each:.0} bytes per stack of {FRAMES} frames");
+}
+
+/// A million stacks of 20 places, four blocks each.
+fn view() {
+    const COUNT: u64 = 1 << 20;
+    const ROUNDS: u64 = 3;
+    let (mut heap, mut history, mut trails) = (Heap::new(MAX_STACKS), History::new(0), Trails::default());
+    let module = Arc::new(Module::special("a program"));
+    let place = |offset| Place::File(Location { module: Arc::clone(&module), offset });
+    for id in 1..=COUNT {
+        for block in 0..4 {
+            take_in(&mut heap, &alloc(id * 4 + block, id));
+        }
+        let sites = (0..20).map(|at| Site { addr: 0, place: place(id >> at) });
+        trails.keep(heap.stacks().find(id).unwrap_or_else(|| unreachable!("it has blocks")), sites.collect(), false);
+    }
+    heap.look(1 << 30, &mut history);
+    // What goes on by these stacks, with and without somebody who looks.
+    let goes_on = |heap: &mut Heap, from: u64| {
+        let start = Instant::now();
+        for n in from..from + 2 * COUNT {
+            take_in(heap, &alloc(n + 8 * COUNT, n.wrapping_mul(0x9e37_79b1) % COUNT + 1));
+        }
+        start.elapsed()
+    };
+    let (mut alone, mut takes) = (Duration::ZERO, Vec::new());
+    for round in 0..ROUNDS {
+        alone = goes_on(&mut heap, round * 2 * COUNT);
+        heap.look(1 << 30, &mut history);
+        let start = Instant::now();
+        let all = (heap.view(), history.share(), trails.share());
+        takes.push(start.elapsed());
+        drop(all);
+    }
+    takes.sort_unstable();
+    let mut view = heap.view();
+    let (looked, beside) = thread::scope(|scope| {
+        let looking = scope.spawn(move || {
+            let start = Instant::now();
+            (view.usage_at(|_| u64::MAX, 0).len() as u64, start.elapsed())
+        });
+        let beside = goes_on(&mut heap, ROUNDS * 2 * COUNT);
+        (looking.join(), beside)
+    });
+    let (stacks, looked) = looked.unwrap_or((0, Duration::ZERO));
+    assert_eq!(stacks, COUNT);
+    println!(
+        "consumer: a view of {COUNT} stacks takes {:.2} ms of the collector (goal: < 10), {:.0} ms to count of whoever looks; \
+         {:.1} million events/s by as many stacks without a view, {:.1} from its beginning on",
+        takes[takes.len() / 2].as_secs_f64() * 1e3,
+        looked.as_secs_f64() * 1e3,
+        2.0 * COUNT as f64 / alone.as_secs_f64() / 1e6,
+        2.0 * COUNT as f64 / beside.as_secs_f64() / 1e6,
+    );
+}
+
+fn alloc(block: u64, stack: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40);
+    push(&mut bytes, kind::ALLOC, &[addr(block), 64, stack, block * 1000]);
+    bytes
+}
+
+fn take_in(heap: &mut Heap, record: &[u8]) {
+    if let Ok((origin, event)) = event::parse(record) {
+        heap.apply(origin, event);
+    }
 }
 
 /// Resident memory of this process, bytes.

@@ -1,24 +1,25 @@
-//! The thread between kernel and report: takes events in, keeps the heap, and hands out snapshots. It opens no file, looks into
+//! The thread between kernel and report: takes events in, keeps the heap, and hands out views of it. It opens no file, looks into
 //! no process, and waits for nobody who does.
 
 mod bounds;
 mod ended;
 mod images;
 mod intake;
-mod looking;
+mod loss;
 mod notice;
 mod patience;
 mod places;
 mod requests;
 mod snapshot;
+mod view;
 
 use std::{
-    sync::mpsc,
+    sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use hashbrown::HashMap;
-use tracer_ebpf::{BlockKey, Loss, Target};
+use tracer_ebpf::{Loss, Target};
 
 use self::{
     images::Images,
@@ -30,6 +31,7 @@ pub use self::{
     notice::Notice,
     requests::{Interest, Merging, Request, Requested, Requests, channel},
     snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
+    view::View,
 };
 use crate::{
     bpf::{Events, LostBeginnings},
@@ -47,7 +49,7 @@ use crate::{
 const BATCH: usize = 1 << 13;
 /// Batches that are taken in before a question is answered: about what the buffer holds by default.
 const BACKLOG: usize = 256;
-/// How long a snapshot waits for places of stacks that are being looked up, and the last one.
+/// How long a view waits for places of stacks that are being looked up, and the last one.
 const SETTLING: Duration = Duration::from_millis(500);
 const LAST_SETTLING: Duration = Duration::from_secs(5);
 /// Time for programs that were running when recording was turned off to end.
@@ -55,14 +57,14 @@ const GRACE: Duration = Duration::from_millis(5);
 /// How long a record may take to be written that was begun by then: whoever writes it may be out of its turn on the processor.
 const LAST_WRITES: Duration = Duration::from_millis(300);
 
-/// A snapshot that somebody waits for.
+/// A view that somebody waits for.
 struct Asked {
     /// When this has been settled.
     number: u64,
     /// When it is made anyway.
     deadline: Instant,
     min_age: Duration,
-    reply: mpsc::Sender<Snapshot>,
+    reply: mpsc::Sender<View>,
 }
 
 /// The collector's state. Belongs to its thread.
@@ -96,7 +98,7 @@ pub struct Collector {
     places: Places,
     /// What stacks are unwound by.
     unwind_tables: Vec<UnwindTable>,
-    /// Snapshots that wait until the places of stacks are known.
+    /// Views that wait until the places of stacks are known.
     asked: Vec<Asked>,
     /// How often the resolvers were asked to settle, and how often they have.
     settling: u64,
@@ -107,6 +109,8 @@ pub struct Collector {
     stopped: Option<u64>,
     /// By image, and the number of the runtime in it.
     go: HashMap<(Image, u8), GoHeap>,
+    /// Counts the views that somebody has.
+    looking: Arc<()>,
     requests: Requested,
     notify: Box<dyn Fn(Notice) + Send>,
 }
@@ -153,6 +157,7 @@ impl Collector {
             unknown_records: 0,
             stopped: None,
             go: HashMap::new(),
+            looking: Arc::default(),
             requests,
             notify,
         }
@@ -191,7 +196,9 @@ impl Collector {
     /// A look for the history, when one is due.
     fn look_at_what_is_held(&mut self) {
         let now = monotonic();
-        if self.history.is_due(now) {
+        // What somebody looks at would have to be copied.
+        let is_looked_at = Arc::strong_count(&self.looking) > 1;
+        if self.history.is_due(now) && !is_looked_at {
             self.heap.look(now, &mut self.history);
             let end = monotonic();
             self.history.rest(end, end.saturating_sub(now));
@@ -254,7 +261,7 @@ impl Collector {
                 self.mapped.were_reserved(image, &ranges);
             }
             Request::Reserved { .. } => {}
-            Request::Snapshot { min_age, reply } | Request::Finish { min_age, reply } => {
+            Request::View { min_age, reply } | Request::Finish { min_age, reply } => {
                 self.places.ask();
                 let (number, deadline) = (self.have_settled(false), Instant::now() + SETTLING);
                 self.asked.push(Asked { number, deadline, min_age, reply });
@@ -262,7 +269,7 @@ impl Collector {
         }
     }
 
-    /// Answers those who wait for a snapshot.
+    /// Answers those who wait for a view.
     fn answer(&mut self) {
         let is_due = |asked: &mut Asked| asked.number <= self.settled || Instant::now() >= asked.deadline;
         let due: Vec<Asked> = self.asked.extract_if(.., is_due).collect();
@@ -273,7 +280,7 @@ impl Collector {
         }
         for Asked { min_age, reply, .. } in due {
             // Nobody may wait any more: nothing to do then.
-            let _ = reply.send(self.snapshot(min_age));
+            let _ = reply.send(self.view(min_age));
         }
     }
 
@@ -369,7 +376,7 @@ impl Collector {
         self.let_go();
     }
 
-    fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<Snapshot>) {
+    fn finish(mut self, min_age: Duration, reply: &mpsc::Sender<View>) {
         self.let_go();
         // Without what turned out to be none of the trace.
         self.account_for_loss();
@@ -386,7 +393,7 @@ impl Collector {
                 }
             }
         }
-        let _ = reply.send(self.snapshot(min_age));
+        let _ = reply.send(self.view(min_age));
     }
 
     /// Takes in all records that are there, but not for ever: at most what the largest ring buffer holds.
@@ -445,48 +452,6 @@ impl Collector {
             }
         }
         self.events.forget_blocks(self.heap.take_gone());
-    }
-
-    /// Reads the loss counters; when frees were lost, ends the blocks that they would have ended.
-    fn account_for_loss(&mut self) {
-        let loss = match self.events.loss() {
-            Ok(loss) => loss,
-            Err(error) => return tracing::error!("cannot read the loss counters: {error}"),
-        };
-        if loss == self.loss {
-            return;
-        }
-        let frees_lost = loss.frees != self.loss.frees;
-        if loss.processes != self.loss.processes {
-            let (_, mut intake, _) = self.intake();
-            intake.recover_all();
-            intake.notices.into_iter().for_each(&self.notify);
-        }
-        if loss.frees_unrecorded != self.loss.frees_unrecorded {
-            self.heap.frees_lost_without_trace(loss.frees_unrecorded_time);
-        }
-        tracing::debug!(?loss, "events were lost");
-        if loss.returns_declined != self.loss.returns_declined {
-            (self.notify)(Notice::ReturnDeclined);
-        }
-        self.loss = loss;
-        if frees_lost {
-            self.end_lost_frees();
-        }
-    }
-
-    fn end_lost_frees(&mut self) {
-        let mut frees: Vec<(BlockKey, u64)> = Vec::new();
-        if let Err(error) = self.events.take_lost_frees(&mut frees) {
-            tracing::error!("cannot read the set of lost frees: {error}; all blocks up to now are uncertain");
-            self.heap.frees_lost_without_trace(monotonic());
-        }
-        // Whatever was recorded before those frees is in the ring buffer by now.
-        self.take_in_all();
-        frees.sort_unstable_by_key(|(_, time)| *time);
-        for (free, time) in frees {
-            self.heap.apply_lost_free(Image(free.image), free.addr, time);
-        }
     }
 }
 

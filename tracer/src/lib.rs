@@ -32,6 +32,7 @@ pub mod unwinder;
 pub mod writer;
 
 pub mod bpf;
+pub mod cow;
 pub mod event;
 pub mod golang;
 pub mod heap;

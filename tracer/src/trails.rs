@@ -2,10 +2,11 @@
 
 use std::{os::unix::fs::FileExt as _, sync::Arc};
 
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use tracer_ebpf::{end, unwind::place};
 
 use crate::{
+    cow::Chunks,
     files::module::Location,
     files::registry::Files,
     heap::StackIndex,
@@ -45,24 +46,52 @@ pub type Sites = Arc<[Arc<Site>]>;
 /// The places of all stacks that have some, by the [`StackIndex`] of the first stack with its id.
 #[derive(Default)]
 pub struct Trails {
-    sites: Vec<Option<Sites>>,
+    known: KnownTrails,
     /// Every place that a stack has gone through: by address where it is one, owner and offset in that.
     places: HashMap<(u64, usize, u64), Arc<Site>>,
     /// Places of all stacks together, each as often as it is in one.
     frames: usize,
-    /// Those that were cut because nothing proves the next frame.
-    unproved: HashSet<StackIndex>,
+}
+
+/// The places of each stack, by its index.
+#[derive(Clone, Default)]
+pub struct KnownTrails(Chunks<Option<Kept>>);
+
+/// Those of one.
+#[derive(Clone)]
+struct Kept {
+    sites: Sites,
+    /// Whether it was cut because nothing proves the next frame.
+    is_unproved: bool,
+}
+
+impl KnownTrails {
+    /// The places of a stack, leaf first.
+    pub fn get(&self, stack: StackIndex) -> Option<&Sites> {
+        self.0.get(stack.index())?.as_ref().map(|kept| &kept.sites)
+    }
+
+    /// Why the stack has no further place, one of [`end`]; `recorded` is what the BPF side said of it.
+    pub fn end(&self, stack: StackIndex, recorded: u32) -> u32 {
+        let is_unproved = self.0.get(stack.index()).and_then(Option::as_ref).is_some_and(|kept| kept.is_unproved);
+        if is_unproved { end::NO_RULE } else { recorded }
+    }
 }
 
 impl Trails {
     /// The places of a stack, leaf first.
     pub fn get(&self, stack: StackIndex) -> Option<&Sites> {
-        self.sites.get(stack.index())?.as_ref()
+        self.known.get(stack)
+    }
+
+    /// The places of all of them as they are now.
+    pub fn share(&mut self) -> KnownTrails {
+        KnownTrails(self.known.0.share())
     }
 
     /// Every stack that has places.
     pub fn stacks(&self) -> impl Iterator<Item = StackIndex> {
-        let known = self.sites.iter().enumerate().filter(|(_, sites)| sites.is_some());
+        let known = self.known.0.iter().enumerate().filter(|(_, kept)| kept.is_some());
         known.map(|(index, _)| StackIndex::from_raw(index as u32))
     }
 
@@ -74,30 +103,18 @@ impl Trails {
     /// Forgets the places of these stacks, and those that no other stack has.
     pub fn forget(&mut self, stacks: &[StackIndex]) {
         for stack in stacks {
-            let sites = self.sites.get_mut(stack.index()).and_then(Option::take);
-            self.frames -= sites.map_or(0, |sites| sites.len());
-            self.unproved.remove(stack);
+            let kept = self.known.0.get_mut(stack.index()).and_then(Option::take);
+            self.frames -= kept.map_or(0, |kept| kept.sites.len());
         }
         self.places.retain(|_, site| Arc::strong_count(site) > 1);
     }
 
-    /// Why the stack has no further place, one of [`end`]; `recorded` is what the BPF side said of it.
-    pub fn end(&self, stack: StackIndex, recorded: u32) -> u32 {
-        if self.unproved.contains(&stack) { end::NO_RULE } else { recorded }
-    }
-
     /// Keeps what the places of a stack stand for. `is_unproved`: it was cut because nothing proves the next frame.
     pub fn keep(&mut self, stack: StackIndex, sites: Vec<Site>, is_unproved: bool) {
-        if is_unproved {
-            self.unproved.insert(stack);
-        }
-        if self.sites.len() <= stack.index() {
-            self.sites.resize(stack.index() + 1, None);
-        }
         let sites: Sites = sites.into_iter().map(|site| self.shared(site)).collect();
         self.frames += sites.len();
-        let before = self.sites[stack.index()].replace(sites);
-        self.frames -= before.map_or(0, |before| before.len());
+        let before = self.known.0.at(stack.index()).replace(Kept { sites, is_unproved });
+        self.frames -= before.map_or(0, |before| before.sites.len());
     }
 
     /// The one that stands for all places like this one.

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 
 use crate::{
-    collector::Snapshot,
+    collector::View,
     config::Config,
     event::Pid,
     golang::Runtime,
@@ -22,8 +22,8 @@ use crate::{
 pub struct Material {
     /// What is known of the trace.
     pub trace: Trace,
-    /// What all stacks hold.
-    pub snapshot: Snapshot,
+    /// What all stacks hold, yet to be counted.
+    pub view: View,
     /// What Go heaps hold.
     pub go: Vec<GoTrace>,
     /// Goroutines.
@@ -128,8 +128,9 @@ impl Work {
         }
     }
 
-    fn profile(&mut self, Material { trace, snapshot, go, goroutines, goroutine_growth }: Material) -> Profile {
-        let mut profile = Profile { goroutines, goroutine_growth, ..self.presenter.profile(trace, snapshot, go) };
+    fn profile(&mut self, Material { trace, view, go, goroutines, goroutine_growth }: Material) -> Profile {
+        let mut profile =
+            Profile { goroutines, goroutine_growth, ..self.presenter.profile(trace, view.snapshot(), go) };
         profile.count_cut_goroutines();
         profile
     }

@@ -3,8 +3,6 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::mpsc,
-    thread,
     time::Duration,
 };
 
@@ -16,7 +14,6 @@ use rustix::event::{PollFd, PollFlags, poll};
 use tracer_ebpf::{Began, BlockKey, Loss, NEWCOMERS_ASKED, TARGETS_CHANGE, Target, kind};
 
 use super::{
-    aside::Aside,
     queue::{LongRecords, Queue, Record},
     sys,
 };
@@ -24,8 +21,6 @@ use crate::event::Image;
 
 /// Bytes of the queue that a thread fills in a second that does nothing but allocate, about.
 pub(super) const FILLED: u64 = 30_000_000;
-/// How often records are taken out of the buffer while somebody has no time for them.
-const PERIOD: Duration = Duration::from_millis(5);
 /// How long to wait for a record that is being written.
 const MOMENT: Duration = Duration::from_micros(200);
 /// Of an update of a map: what is there stays (BPF_NOEXIST in include/uapi/linux/bpf.h).
@@ -79,8 +74,6 @@ impl LostBeginnings {
 /// The reading side. Belongs to one thread.
 pub struct Events {
     queue: Queue,
-    /// Those that were taken out of the queue and are to be given first.
-    aside: Aside,
     /// The time of the blocks that come next.
     time: u64,
     /// Programs that are loaded later need the maps of the queue.
@@ -118,7 +111,6 @@ impl Events {
     ) -> Self {
         Self {
             queue,
-            aside: Aside::default(),
             time: 0,
             _queue_maps: queue_maps,
             ring,
@@ -173,54 +165,14 @@ impl Events {
     pub fn drain(&mut self, limit: usize, mut f: impl FnMut(&[u8])) -> usize {
         let mut count = 0;
         while count < limit
-            && let Some(record) = self.aside.pop()
+            && let Some(record) = self.queue.head()
+            && self.give(&record, &mut f)
         {
-            f(record);
-            count += 1;
-        }
-        while count < limit {
-            let Some(record) = self.queue.head() else { break };
-            if !self.give(&record, &mut f) {
-                break;
-            }
             self.queue.advance(&record);
             count += 1;
         }
         self.queue.give_back();
         count
-    }
-
-    /// Does something that takes its time, and takes records out of the buffer meanwhile, which are given afterwards.
-    pub fn put_aside_during<T>(&mut self, something: impl FnOnce() -> T) -> T {
-        let (end, is_over) = mpsc::channel::<()>();
-        thread::scope(|scope| {
-            let put_aside = move || {
-                while is_over.recv_timeout(PERIOD) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    self.put_aside();
-                }
-            };
-            // Without a thread they stay where they are.
-            let putting = thread::Builder::new().name("aside".to_owned()).spawn_scoped(scope, put_aside);
-            if let Err(error) = putting {
-                tracing::debug!("nobody takes records out of the buffer for a moment: {error}");
-            }
-            let done = something();
-            drop(end);
-            done
-        })
-    }
-
-    /// Takes the records that are there by now out of the buffer.
-    fn put_aside(&mut self) {
-        let mut aside = std::mem::take(&mut self.aside);
-        while !aside.is_full()
-            && let Some(record) = self.queue.head()
-            && self.give(&record, |bytes| aside.push(bytes))
-        {
-            self.queue.advance(&record);
-        }
-        self.queue.give_back();
-        self.aside = aside;
     }
 
     /// Gives the record that is at the head of the queue to `f`; whether it is there by now.

@@ -2,7 +2,6 @@
 //!
 //! The only user of aya. Where aya has no safe call, the system call is made here, and its safety is argued here.
 
-mod aside;
 mod attach;
 mod by_key;
 mod copies;

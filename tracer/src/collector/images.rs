@@ -12,6 +12,7 @@ use crate::{
 const MAX_STRANGERS: usize = 1 << 16;
 
 /// An image that is recorded.
+#[derive(Clone)]
 pub(super) struct Tracked {
     pub(super) pid: Pid,
     /// Whether its process was started by another one that is traced.
@@ -21,6 +22,7 @@ pub(super) struct Tracked {
 }
 
 /// An image that was recorded.
+#[derive(Clone)]
 struct Over {
     pid: Pid,
     /// From when to when, nanoseconds of CLOCK_MONOTONIC.
@@ -34,35 +36,64 @@ impl Over {
     }
 }
 
+/// What is known of each image that is or was recorded.
+#[derive(Clone, Default)]
+pub(super) struct KnownImages {
+    live: HashMap<Image, Tracked>,
+    ended: HashMap<Image, Over>,
+    /// Newcomers, and what they have started, of which nobody has said yet whether they are wanted.
+    undecided: HashSet<Image>,
+}
+
+impl KnownImages {
+    /// Whether an image belongs to the trace.
+    pub(super) fn is_wanted(&self, image: Image) -> bool {
+        !self.undecided.contains(&image) && (self.live.contains_key(&image) || self.ended.contains_key(&image))
+    }
+
+    /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
+    pub(super) fn of(&self, image: Image) -> (Pid, u64) {
+        let live = self.live.get(&image).map(|tracked| (tracked.pid, tracked.since));
+        live.or_else(|| self.ended.get(&image).map(|over| (over.pid, over.since))).unwrap_or_default()
+    }
+
+    /// Until when what an image holds grows older: `now`, unless it has ended.
+    pub(super) fn until(&self, image: Image, now: u64) -> u64 {
+        self.ended.get(&image).map_or(now, |over| over.until.min(now))
+    }
+}
+
 /// All images that are or were recorded.
 #[derive(Default)]
 pub(super) struct Images {
-    live: HashMap<Image, Tracked>,
-    ended: HashMap<Image, Over>,
+    known: KnownImages,
     /// Those of processes that others have started, whose blocks are still kept.
     leaving: Vec<Image>,
     /// Those that nothing is known of.
     strangers: HashSet<Image>,
-    /// Newcomers, and what they have started, of which nobody has said yet whether they are wanted.
-    undecided: HashSet<Image>,
     /// Those that others have taken the place of, and whether they were wanted: of one of which nobody has said so nobody will.
     replaced: Vec<(Image, bool)>,
 }
 
 impl Images {
+    /// What is known of each.
+    pub(super) fn known(&self) -> &KnownImages {
+        &self.known
+    }
+
     /// Whether nothing was ever recorded.
     pub(super) fn is_empty(&self) -> bool {
-        self.live.is_empty() && self.ended.is_empty()
+        self.known.live.is_empty() && self.known.ended.is_empty()
     }
 
     /// One that is recorded now.
     pub(super) fn get(&self, image: Image) -> Option<&Tracked> {
-        self.live.get(&image)
+        self.known.live.get(&image)
     }
 
     /// Whether an image is or was recorded, or need not be asked for again.
     pub(super) fn is_known(&self, image: Image) -> bool {
-        self.live.contains_key(&image) || self.ended.contains_key(&image) || self.strangers.contains(&image)
+        self.known.live.contains_key(&image) || self.known.ended.contains_key(&image) || self.strangers.contains(&image)
     }
 
     /// Nothing will be known of an image.
@@ -76,20 +107,20 @@ impl Images {
 
     /// What is told of as another image's is forgotten.
     pub(super) fn merged(&mut self, image: Image) {
-        self.ended.remove(&image);
+        self.known.ended.remove(&image);
     }
 
     /// Those that are recorded now.
     pub(super) fn live(&self) -> impl Iterator<Item = (Image, &Tracked)> {
-        self.live.iter().map(|(image, tracked)| (*image, tracked))
+        self.known.live.iter().map(|(image, tracked)| (*image, tracked))
     }
 
     /// Begins to record an image that user space has given its number; false when it is or was recorded.
     pub(super) fn add(&mut self, image: Image, pid: Pid) -> bool {
-        let is_new = !self.live.contains_key(&image) && !self.ended.contains_key(&image);
+        let is_new = !self.known.live.contains_key(&image) && !self.known.ended.contains_key(&image);
         self.strangers.remove(&image);
         if is_new {
-            self.live.insert(image, Tracked { pid, is_child: false, since: monotonic() });
+            self.known.live.insert(image, Tracked { pid, is_child: false, since: monotonic() });
         }
         is_new
     }
@@ -98,25 +129,25 @@ impl Images {
     /// dropped, perhaps) somebody has to say whether it is wanted, as of a newcomer.
     pub(super) fn begin(&mut self, image: Image, beginning: &Beginning, heap: &mut Heap) {
         let Beginning { pid, parent, how, .. } = *beginning;
-        let comes_from_nothing = !self.live.contains_key(&parent);
-        let was_undecided = self.undecided.contains(&parent);
+        let comes_from_nothing = !self.known.live.contains_key(&parent);
+        let was_undecided = self.known.undecided.contains(&parent);
         let is_undecided = was_undecided || comes_from_nothing || how == How::Newcomer;
         let mut is_child = true;
         match how {
             How::Exec | How::ExecByOtherThread => {
                 if was_undecided {
-                    self.undecided.remove(&parent);
+                    self.known.undecided.remove(&parent);
                     heap.remove(parent);
                 } else {
                     heap.forget(parent);
                 }
                 self.replaced.push((parent, !was_undecided));
-                if let Some(before) = self.live.remove(&parent) {
+                if let Some(before) = self.known.live.remove(&parent) {
                     is_child = before.is_child;
                     if was_undecided {
                         self.disregard(parent);
                     } else {
-                        self.ended.insert(parent, Over::now(pid, before.since));
+                        self.known.ended.insert(parent, Over::now(pid, before.since));
                     }
                 }
             }
@@ -124,39 +155,34 @@ impl Images {
             How::Fork | How::Spawn | How::Newcomer => {}
         }
         if is_undecided {
-            self.undecided.insert(image);
+            self.known.undecided.insert(image);
         }
-        self.live.insert(image, Tracked { pid, is_child, since: monotonic() });
+        self.known.live.insert(image, Tracked { pid, is_child, since: monotonic() });
     }
 
     /// An image is wanted.
     pub(super) fn keep(&mut self, image: Image) {
-        self.undecided.remove(&image);
-    }
-
-    /// Whether an image belongs to the trace.
-    pub(super) fn is_wanted(&self, image: Image) -> bool {
-        !self.undecided.contains(&image) && (self.live.contains_key(&image) || self.ended.contains_key(&image))
+        self.known.undecided.remove(&image);
     }
 
     /// An image that is followed is recorded from a time on, nanoseconds of CLOCK_MONOTONIC.
     pub(super) fn is_recorded_since(&mut self, image: Image, since: u64) {
-        self.live.entry(image).and_modify(|tracked| tracked.since = since);
+        self.known.live.entry(image).and_modify(|tracked| tracked.since = since);
     }
 
     /// Takes an image for one that never was: its process, if that lives.
     pub(super) fn drop(&mut self, image: Image) -> Option<Pid> {
         self.disregard(image);
-        self.undecided.remove(&image);
-        self.ended.remove(&image);
+        self.known.undecided.remove(&image);
+        self.known.ended.remove(&image);
         self.leaving.retain(|leaving| *leaving != image);
-        self.live.remove(&image).map(|tracked| tracked.pid)
+        self.known.live.remove(&image).map(|tracked| tracked.pid)
     }
 
     /// The process of an image has ended; false when it was not recorded.
     pub(super) fn end(&mut self, image: Image) -> bool {
-        let Some(Tracked { pid, since, is_child }) = self.live.remove(&image) else { return false };
-        self.ended.insert(image, Over::now(pid, since));
+        let Some(Tracked { pid, since, is_child }) = self.known.live.remove(&image) else { return false };
+        self.known.ended.insert(image, Over::now(pid, since));
         if is_child {
             self.leaving.push(image);
         }
@@ -165,7 +191,7 @@ impl Images {
 
     /// Takes those out whose blocks are to be let go, and when they ended. What may not be wanted stays, with its blocks.
     pub(super) fn leaving(&mut self) -> Vec<(Image, u64)> {
-        let Self { leaving, undecided, ended, .. } = self;
+        let Self { leaving, known: KnownImages { undecided, ended, .. }, .. } = self;
         let leaving = leaving.extract_if(.., |image| !undecided.contains(image));
         leaving.filter_map(|image| Some((image, ended.get(&image)?.until))).collect()
     }
@@ -173,17 +199,6 @@ impl Images {
     /// Takes those out that others have taken the place of, and whether they belonged to the trace.
     pub(super) fn take_replaced(&mut self) -> Vec<(Image, bool)> {
         std::mem::take(&mut self.replaced)
-    }
-
-    /// The process of an image, and since when it is recorded: nanoseconds of CLOCK_MONOTONIC.
-    pub(super) fn of(&self, image: Image) -> (Pid, u64) {
-        let live = self.live.get(&image).map(|tracked| (tracked.pid, tracked.since));
-        live.or_else(|| self.ended.get(&image).map(|over| (over.pid, over.since))).unwrap_or_default()
-    }
-
-    /// Until when what an image holds grows older: `now`, unless it has ended.
-    pub(super) fn until(&self, image: Image, now: u64) -> u64 {
-        self.ended.get(&image).map_or(now, |over| over.until.min(now))
     }
 }
 
@@ -223,7 +238,7 @@ mod tests {
         begin(&mut images, 2, 1, How::Fork);
         begin(&mut images, 3, 2, How::Exec);
         images.keep(Image(1));
-        let wanted = |images: &Images| (1..=3).map(|image| images.is_wanted(Image(image))).collect::<Vec<_>>();
+        let wanted = |images: &Images| (1..=3).map(|image| images.known().is_wanted(Image(image))).collect::<Vec<_>>();
         assert_eq!(wanted(&images), [true, false, false]);
         // What ends meanwhile keeps its blocks until it is known.
         assert!(images.end(Image(1)) && images.end(Image(3)));
@@ -233,7 +248,7 @@ mod tests {
         begin(&mut images, 4, 0, How::Newcomer);
         assert!(images.end(Image(4)));
         assert_eq!((images.drop(Image(4)), images.leaving().len(), images.is_known(Image(4))), (None, 0, true));
-        assert!(!images.is_wanted(Image(4)));
+        assert!(!images.known().is_wanted(Image(4)));
     }
 
     #[test]
@@ -243,9 +258,9 @@ mod tests {
             begin(&mut images, 1, 0, How::Newcomer);
             images.drop(Image(1));
             begin(&mut images, image, 1, how);
-            assert!(images.get(Image(image)).is_some() && !images.is_wanted(Image(image)), "{how:?}");
+            assert!(images.get(Image(image)).is_some() && !images.known().is_wanted(Image(image)), "{how:?}");
             images.keep(Image(image));
-            assert!(images.is_wanted(Image(image)), "{how:?}");
+            assert!(images.known().is_wanted(Image(image)), "{how:?}");
             assert_eq!(images.drop(Image(image)), Some(image), "to be recorded no more: {how:?}");
         }
     }

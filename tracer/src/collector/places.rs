@@ -9,9 +9,9 @@ use super::snapshot::Trail;
 use crate::{
     event::{Image, Pid, StackMemory},
     files::{module::Module, registry::Files},
-    heap::{Heap, StackIndex, StackKind},
+    heap::{Heap, KnownStacks, StackIndex, StackKind},
     resolve::{Located, Resolvers, Rest},
-    trails::{self, Draft, Site, Trails},
+    trails::{self, Draft, KnownTrails, Site, Trails},
 };
 
 /// Most stacks whose memory has come and whose own record has not: it may be lost.
@@ -158,9 +158,22 @@ impl Places {
         }
     }
 
-    /// The places of a stack, as far as they are known.
-    pub(super) fn trail(&self, heap: &Heap, stack: StackIndex) -> Trail {
-        match (heap.stacks().kind(stack), self.trails.get(heap.stacks().first(stack))) {
+    /// All places as they are now.
+    pub(super) fn share(&mut self) -> KnownPlaces {
+        KnownPlaces { files: self.files.clone(), trails: self.trails.share() }
+    }
+}
+
+/// The places of all stacks at one moment.
+pub(super) struct KnownPlaces {
+    files: Files,
+    trails: KnownTrails,
+}
+
+impl KnownPlaces {
+    /// The places of one of these stacks, as far as they are known.
+    pub(super) fn trail(&self, stacks: &KnownStacks, stack: StackIndex) -> Trail {
+        match (stacks.kind(stack), self.trails.get(stacks.first(stack))) {
             (StackKind::TableFull, _) => Trail::TableFull,
             (StackKind::Recorded(_) | StackKind::Placed, Some(sites)) => Trail::Known(Arc::clone(sites)),
             (StackKind::Recorded(places), None) => {
@@ -170,5 +183,10 @@ impl Places {
             (StackKind::Folded, _) => Trail::Folded,
             (StackKind::Unknown | StackKind::Placed, _) => Trail::Lost,
         }
+    }
+
+    /// Why one of them has no further place: one of [`tracer_ebpf::end`].
+    pub(super) fn end(&self, stacks: &KnownStacks, stack: StackIndex) -> u32 {
+        self.trails.end(stacks.first(stack), stacks.end(stack))
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use super::snapshot::Snapshot;
+use super::view::View;
 use crate::{
     event::{Image, Pid},
     go,
@@ -121,23 +121,23 @@ pub enum Request {
     /// The process of this image has ended: a notice tells it when all that it has done is taken in.
     Ended(Image),
     /// What is held now, by blocks of at least this age.
-    Snapshot {
+    View {
         /// Least age of a block.
         min_age: Duration,
         /// Where the answer goes.
-        reply: mpsc::Sender<Snapshot>,
+        reply: mpsc::Sender<View>,
     },
     /// Record nothing any more, and take in what has been recorded.
     Stop {
         /// Is told when that is done, and all notices are on their way.
         reply: mpsc::Sender<()>,
     },
-    /// End with a last snapshot, after a stop.
+    /// End with a last view, after a stop.
     Finish {
         /// Least age of a block.
         min_age: Duration,
         /// Where the answer goes.
-        reply: mpsc::Sender<Snapshot>,
+        reply: mpsc::Sender<View>,
     },
 }
 

@@ -3,15 +3,13 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use hashbrown::HashSet;
 
 use super::{MAX_NOTES, Session, ended::doubt, go::go_memory, known::Doubt, notes::Notes};
 use crate::{
     attach::{Attached, probes::Scope},
     clock::monotonic,
-    collector::{Request, Snapshot},
+    collector::{Request, View},
     coverage::Had,
-    event::Image,
     files::opener,
     present::{GoTrace, MappedFacts, Trace},
     profile::{Filters, Process},
@@ -25,8 +23,8 @@ impl Session {
         let go = &self.go;
         self.coverage.look(|pid, regions| go_memory(go, pid, regions), false);
         let go = self.go_traces(false);
-        let snapshot = self.ask(|reply| Request::Snapshot { min_age: self.config.min_age, reply })?;
-        Ok(self.material(snapshot, go))
+        let view = self.ask(|reply| Request::View { min_age: self.config.min_age, reply })?;
+        Ok(self.material(view, go))
     }
 
     /// Of the last report: recording ends here.
@@ -39,12 +37,12 @@ impl Session {
         // Nobody will be there any more to put their sums together.
         self.ended.keep_apart();
         self.learn_of_ends();
-        let snapshot = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
+        let view = self.ask(|reply| Request::Finish { min_age: self.config.min_age, reply })?;
         self.learn_of_ended_programs();
         self.learn_of_missed(untraced);
         // After the collector has passed the last samples on.
         let go = self.go_traces(true);
-        Ok(self.material(snapshot, go))
+        Ok(self.material(view, go))
     }
 
     /// Reads what memory all processes have as recording begins.
@@ -68,7 +66,7 @@ impl Session {
         facts
     }
 
-    fn material(&mut self, snapshot: Snapshot, go: Vec<GoTrace>) -> Material {
+    fn material(&mut self, view: View, go: Vec<GoTrace>) -> Material {
         let mut notes: Vec<String> = self.notes.all().collect();
         let mut of_heaps = Notes::most(MAX_NOTES);
         of_heaps.extend(go.iter().map(|go| go.note.clone()));
@@ -88,13 +86,13 @@ impl Session {
         for attached in self.processes() {
             notes.extend(attached.life().notes());
         }
-        let heard: HashSet<Image> = snapshot.stacks.iter().map(|stack| stack.image).collect();
+        let heard = view.heard();
         let unheard = |attached: &&Attached| match doubt(attached, &self.known, &self.probes) {
             Doubt::None => false,
             Doubt::IfSilent => !heard.contains(&attached.image()),
             Doubt::Certain => true,
         };
-        let unheard = self.processes().filter(unheard).count() as u64 + snapshot.unheard;
+        let unheard = self.processes().filter(unheard).count() as u64 + view.unheard();
         notes.extend(self.note_on_late_ones(unheard));
         notes.extend(self.unseen_heaps.all());
         notes.extend(self.goroutines.notes());
@@ -102,7 +100,7 @@ impl Session {
         self.look_at_cost(usize::MAX);
         let cost = self.meter.cost();
         // What tracer does when nothing is recorded any more is no part of it.
-        let since = Duration::from_nanos(monotonic().saturating_sub(snapshot.at));
+        let since = Duration::from_nanos(monotonic().saturating_sub(view.at()));
         let duration = self.clock.elapsed().saturating_sub(since);
         let (times_away, told) = self.told_of_budget(cost, duration);
         notes.extend(told);
@@ -144,7 +142,7 @@ impl Session {
             notes,
         };
         let (goroutines, goroutine_growth) = (self.goroutines.groups(), self.goroutines.per_second());
-        Material { trace, snapshot, go, goroutines, goroutine_growth }
+        Material { trace, view, go, goroutines, goroutine_growth }
     }
 }
 

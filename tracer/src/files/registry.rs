@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use super::module::{Location, Module};
 
 /// The files of all traced processes.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Files {
     by_number: HashMap<u32, Option<Arc<Module>>>,
     /// Those that no new stack will be of.

@@ -1,9 +1,15 @@
 //! The outstanding blocks of one process, packed: 20 bytes a block and one byte of hash table, at most 48 bytes a block
-//! at the table's emptiest.
+//! at the tables' emptiest.
+//!
+//! Many are in many tables, each of a bounded size (extendible hashing): none is ever copied as a whole, neither to grow nor because somebody
+//! looks at all of them meanwhile.
+
+use std::sync::Arc;
 
 use hashbrown::{HashMap, HashTable, hash_table::Entry};
 
 use super::StackIndex;
+use crate::cow::Part;
 
 /// A block that was allocated and not freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +40,58 @@ struct Packed {
 
 const _: () = assert!(size_of::<Packed>() == 20);
 
+/// Most blocks in one table: as many as 4,096 places of a table hold.
+const MOST: usize = 3584;
+/// Most places of the directory for each table: where more would be needed hashes are alike on purpose, and blocks stay in one table.
+const SPREAD: usize = 64;
+
 /// Blocks by address.
 #[derive(Default)]
 pub(super) struct Blocks {
-    table: HashTable<Packed>,
+    tables: Vec<Table>,
+    /// Which of them has a block, by as many bits of its hash as make an index of this; none as long as there is no table.
+    directory: Vec<u32>,
     /// Sizes that do not fit into 32 bits.
-    large: HashMap<u64, u64>,
+    large: Part<HashMap<u64, u64>>,
+    len: usize,
     /// Time of the first block: ticks count from here.
     epoch: Option<u64>,
+}
+
+/// Those whose hashes are the same in so many bits.
+struct Table {
+    blocks: Part<HashTable<Packed>>,
+    bits: u32,
+}
+
+/// What a process had at one moment.
+pub(super) struct Shared {
+    tables: Vec<Arc<HashTable<Packed>>>,
+    large: Arc<HashMap<u64, u64>>,
+    epoch: u64,
+}
+
+impl Shared {
+    /// Calls `f` with every block. Those that were looked at are let go at once: whoever changes them has them alone again.
+    pub(super) fn for_each(self, mut f: impl FnMut(Block)) {
+        for table in self.tables {
+            table.iter().for_each(|packed| f(packed.unpack(self.epoch, &self.large)));
+        }
+    }
+}
+
+impl Packed {
+    #[inline]
+    fn unpack(self, epoch: u64, large: &HashMap<u64, u64>) -> Block {
+        let addr = self.addr;
+        let size = if self.size == LARGE {
+            large.get(&addr).copied().unwrap_or(u64::from(LARGE))
+        } else {
+            u64::from(self.size)
+        };
+        let time = (epoch + u64::from(self.tick)) * TICK;
+        Block { addr, size, stack: StackIndex::from_raw(self.stack), time }
+    }
 }
 
 impl Blocks {
@@ -52,20 +102,22 @@ impl Blocks {
         let tick = u32::try_from((block.time / TICK).saturating_sub(epoch)).unwrap_or(u32::MAX);
         let size = u32::try_from(block.size).unwrap_or(LARGE);
         let packed = Packed { addr: block.addr, size, stack: block.stack.raw(), tick };
-        let entry = self.table.entry(hash(block.addr), |other| other.addr == block.addr, |other| hash(other.addr));
-        let previous = match entry {
+        let hashed = hash(block.addr);
+        let table = self.table_with_room(hashed);
+        let previous = match table.entry(hashed, |other| other.addr == block.addr, |other| hash(other.addr)) {
             Entry::Occupied(mut entry) => Some(std::mem::replace(entry.get_mut(), packed)),
             Entry::Vacant(entry) => {
                 entry.insert(packed);
                 None
             }
         };
+        self.len += usize::from(previous.is_none());
         let previous = previous.map(|packed| self.unpack(packed));
         if previous.is_some_and(|previous| previous.size >= u64::from(LARGE)) {
-            self.large.remove(&block.addr);
+            self.large.get_mut().remove(&block.addr);
         }
         if size == LARGE {
-            self.large.insert(block.addr, block.size);
+            self.large.get_mut().insert(block.addr, block.size);
         }
         previous
     }
@@ -73,38 +125,100 @@ impl Blocks {
     /// Removes the block at `addr`.
     #[inline]
     pub(super) fn remove(&mut self, addr: u64) -> Option<Block> {
-        let entry = self.table.find_entry(hash(addr), |block| block.addr == addr).ok()?;
+        let hashed = hash(addr);
+        let at = self.place(hashed)?;
+        let blocks = self.tables[at].blocks.get_mut();
+        let entry = blocks.find_entry(hashed, |block| block.addr == addr).ok()?;
         let (packed, _) = entry.remove();
+        self.len -= 1;
         let block = self.unpack(packed);
         if packed.size == LARGE {
-            self.large.remove(&addr);
+            self.large.get_mut().remove(&addr);
         }
         Some(block)
     }
 
     pub(super) fn get(&self, addr: u64) -> Option<Block> {
-        self.table.find(hash(addr), |block| block.addr == addr).map(|packed| self.unpack(*packed))
+        let hashed = hash(addr);
+        let blocks = self.tables[self.place(hashed)?].blocks.get();
+        blocks.find(hashed, |block| block.addr == addr).map(|packed| self.unpack(*packed))
     }
 
     pub(super) fn len(&self) -> usize {
-        self.table.len()
+        self.len
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = Block> {
-        self.table.iter().map(|packed| self.unpack(*packed))
+    /// All that there are now.
+    pub(super) fn share(&mut self) -> Shared {
+        let tables = self.tables.iter_mut().map(|table| table.blocks.share()).collect();
+        Shared { tables, large: self.large.share(), epoch: self.epoch.unwrap_or(0) }
     }
 
     #[inline]
     fn unpack(&self, packed: Packed) -> Block {
-        let addr = packed.addr;
-        let size = if packed.size == LARGE {
-            self.large.get(&addr).copied().unwrap_or(u64::from(LARGE))
-        } else {
-            u64::from(packed.size)
-        };
-        let time = (self.epoch.unwrap_or(0) + u64::from(packed.tick)) * TICK;
-        Block { addr, size, stack: StackIndex::from_raw(packed.stack), time }
+        packed.unpack(self.epoch.unwrap_or(0), self.large.get())
     }
+
+    /// The table that has what hashes so.
+    #[inline]
+    fn place(&self, hash: u64) -> Option<usize> {
+        let at = bits_for_tables(hash) & self.directory.len().wrapping_sub(1);
+        self.directory.get(at).map(|table| *table as usize)
+    }
+
+    /// The same, with room for one more.
+    #[inline]
+    fn table_with_room(&mut self, hash: u64) -> &mut HashTable<Packed> {
+        if self.tables.is_empty() {
+            self.tables.push(Table { blocks: Part::default(), bits: 0 });
+            self.directory.push(0);
+        }
+        loop {
+            let at = self.place(hash).unwrap_or(0);
+            if self.tables[at].blocks.get().len() < MOST || !self.may_split(at) {
+                return self.tables[at].blocks.get_mut();
+            }
+            self.split(at);
+        }
+    }
+
+    #[cold]
+    fn may_split(&self, at: usize) -> bool {
+        1 << self.tables[at].bits < self.directory.len() || self.directory.len() < SPREAD * self.tables.len()
+    }
+
+    /// Makes two of one table, by one more bit.
+    #[cold]
+    fn split(&mut self, at: usize) {
+        let new = self.tables.len();
+        let table = &mut self.tables[at];
+        let bit = 1 << table.bits;
+        table.bits += 1;
+        let bits = table.bits;
+        let halves = [(); 2].map(|()| HashTable::with_capacity(MOST / 2));
+        let [mut zeros, mut ones] = halves;
+        let mut own = bit;
+        for packed in table.blocks.get().iter() {
+            let hashed = hash(packed.addr);
+            own = bits_for_tables(hashed) & (bit - 1) | bit;
+            let half = if bits_for_tables(hashed) & bit == 0 { &mut zeros } else { &mut ones };
+            half.insert_unique(hashed, *packed, |other| hash(other.addr));
+        }
+        table.blocks = Part::from(zeros);
+        self.tables.push(Table { blocks: Part::from(ones), bits });
+        if self.directory.len() == bit {
+            self.directory.extend_from_within(..);
+        }
+        for place in self.directory.iter_mut().skip(own).step_by(2 * bit) {
+            *place = new as u32;
+        }
+    }
+}
+
+/// The bits of a hash that tell which table it is in: others than tell places in a table.
+#[inline]
+fn bits_for_tables(hash: u64) -> usize {
+    (hash >> 32) as usize
 }
 
 /// Folded multiply: addresses differ in few, regular bits, and the table wants the top and the bottom ones mixed.
@@ -122,6 +236,43 @@ mod tests {
         Block { addr, size, stack: StackIndex::new(7), time }
     }
 
+    fn sum(blocks: &mut Blocks) -> u64 {
+        let mut sum = 0;
+        blocks.share().for_each(|block| sum += block.size);
+        sum
+    }
+
+    #[test]
+    fn thousands_are_in_tables_of_a_bounded_size_and_none_is_lost() {
+        let mut blocks = Blocks::default();
+        let addr = |nth: u64| 0x7f00_0000_0000 + nth * 32;
+        for nth in 0..100_000 {
+            assert_eq!(blocks.insert(block(addr(nth), 1, 0)), None);
+        }
+        assert_eq!((blocks.len(), sum(&mut blocks)), (100_000, 100_000));
+        assert!(blocks.tables.iter().all(|table| table.blocks.get().len() <= MOST));
+        assert!(blocks.tables.len() < 100_000 / (MOST / 4), "{}", blocks.tables.len());
+        let shared = blocks.share();
+        for nth in (0..100_000).step_by(2) {
+            assert_eq!(blocks.insert(block(addr(nth), 5, 0)), Some(block(addr(nth), 1, 0)));
+            assert_eq!(blocks.remove(addr(nth + 1)), Some(block(addr(nth + 1), 1, 0)));
+        }
+        let mut before = 0;
+        shared.for_each(|block| before += block.size);
+        assert_eq!((before, blocks.len(), sum(&mut blocks)), (100_000, 50_000, 250_000));
+        assert!((0..100_000).all(|nth| blocks.get(addr(nth)).is_some() == (nth % 2 == 0)));
+    }
+
+    /// A program may choose its addresses.
+    #[test]
+    fn addresses_that_hash_alike_do_not_take_ever_more_tables() {
+        let mut blocks = Blocks::default();
+        let alike = (0u64..).map(|nth| nth * 16).filter(|addr| bits_for_tables(hash(*addr)) & 0xfff == 0x123);
+        alike.take(2 * MOST).for_each(|addr| assert_eq!(blocks.insert(block(addr, 1, 0)), None));
+        assert_eq!((blocks.len(), sum(&mut blocks)), (2 * MOST, 2 * MOST as u64));
+        assert!(blocks.directory.len() <= 2 * SPREAD * blocks.tables.len(), "{}", blocks.directory.len());
+    }
+
     #[test]
     fn blocks_come_back_as_they_went_in() {
         let mut blocks = Blocks::default();
@@ -134,12 +285,12 @@ mod tests {
             assert_eq!(blocks.insert(b), None);
             assert_eq!(blocks.get(b.addr), Some(b));
         }
-        assert_eq!(blocks.iter().map(|b| b.size).sum::<u64>(), 1 + u64::from(LARGE) + (1 << 40));
+        assert_eq!(sum(&mut blocks), 1 + u64::from(LARGE) + (1 << 40));
         assert_eq!(blocks.insert(block(64, 3, 9 * TICK)), Some(block(64, 1 << 40, 8 * TICK)));
         assert_eq!(blocks.remove(64), Some(block(64, 3, 9 * TICK)));
         assert_eq!(blocks.remove(64), None);
         assert_eq!(blocks.remove(48), Some(block(48, u64::from(LARGE), 7 * TICK)));
-        assert!(blocks.large.is_empty());
+        assert!(blocks.large.get().is_empty());
     }
 
     #[test]

@@ -8,12 +8,12 @@ use super::{
     weights::{Weight, Weights},
     young::Young,
 };
-use crate::profile::Values;
+use crate::{cow::Chunks, profile::Values};
 
 /// The parts of the heap that all processes share.
 pub(super) struct Books<'a> {
     pub(super) stacks: &'a mut Stacks,
-    pub(super) usage: &'a mut Vec<Values>,
+    pub(super) usage: &'a mut Chunks<Values>,
     pub(super) room: &'a mut Room,
     pub(super) weights: Weights,
     pub(super) young: &'a mut Option<Young>,
@@ -22,11 +22,7 @@ pub(super) struct Books<'a> {
 impl Books<'_> {
     #[inline]
     pub(super) fn usage(&mut self, stack: StackIndex) -> &mut Values {
-        let index = stack.index();
-        if index >= self.usage.len() {
-            self.usage.resize(index + 1, Values::default());
-        }
-        &mut self.usage[index]
+        self.usage.at(stack.index())
     }
 
     /// Whether there is room for another block.

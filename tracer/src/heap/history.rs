@@ -11,6 +11,7 @@ use hashbrown::HashMap;
 
 use super::trend::trend;
 use crate::{
+    cow::Chunks,
     event::Image,
     profile::{Growth, Trend},
 };
@@ -42,11 +43,11 @@ pub struct History {
     began: u64,
     width: u64,
     slots: Vec<Slot>,
-    rows: Vec<Row>,
+    rows: Chunks<Row>,
     /// Rows that are not used.
     free: Vec<u32>,
     /// Row of each stack, by its index.
-    by_stack: Vec<u32>,
+    by_stack: Chunks<u32>,
     /// Frees of unknown blocks up to then.
     unknown_frees: HashMap<Image, Row>,
     next_look: u64,
@@ -79,15 +80,23 @@ impl History {
             began: now,
             width: FIRST_WIDTH,
             slots: Vec::with_capacity(SLOTS),
-            rows: Vec::new(),
+            rows: Chunks::default(),
             free: Vec::new(),
-            by_stack: Vec::new(),
+            by_stack: Chunks::default(),
             unknown_frees: HashMap::new(),
             next_look: now,
             random: 0x9e37_79b9_7f4a_7c15,
             gaps: Vec::new(),
             away: None,
         }
+    }
+
+    /// All of it as it is now.
+    pub fn share(&mut self) -> Self {
+        let (rows, by_stack) = (self.rows.share(), self.by_stack.share());
+        let (slots, free) = (self.slots.clone(), self.free.clone());
+        let (unknown_frees, gaps) = (self.unknown_frees.clone(), self.gaps.clone());
+        Self { slots, rows, free, by_stack, unknown_frees, gaps, ..*self }
     }
 
     /// Nothing is recorded from `now` on: its clock stands still, for what is held says nothing of how it grows.
@@ -228,8 +237,8 @@ impl History {
             }
             None => return NONE,
         };
-        if stack >= self.by_stack.len() {
-            self.by_stack.resize(stack + 1, NONE);
+        while self.by_stack.len() <= stack {
+            self.by_stack.push(NONE);
         }
         self.by_stack[stack] = row;
         row

@@ -27,17 +27,14 @@ impl Heap {
         let emptied: Vec<StackIndex> = stacks.of(from).collect();
         for stack in &emptied {
             let values = usage.get_mut(stack.index()).map(std::mem::take).unwrap_or_default();
-            let held = left.remove(stack);
+            let held = left.get_mut(stack.index()).and_then(Option::take);
             if values == Values::default() && held.is_none() && stacks.is_shared(*stack) {
                 continue;
             }
             let target = stacks.counterpart(*stack, into);
-            if usage.len() <= target.index() {
-                usage.resize(target.index() + 1, Values::default());
-            }
-            usage[target.index()] += values;
+            *usage.at(target.index()) += values;
             if let Some(held) = held {
-                left.entry(target).or_default().absorb(&held);
+                left.at(target.index()).get_or_insert_default().absorb(&held);
             }
         }
         // What nobody else has is one for which there was no room.
@@ -73,13 +70,14 @@ mod tests {
     type Amounts = (u64, u64, u64, u64);
 
     /// By image and id of the stack.
-    fn books(heap: &Heap) -> Vec<(Image, u64, Amounts)> {
+    fn books(heap: &mut Heap) -> Vec<(Image, u64, Amounts)> {
+        let usage = heap.usage(u64::MAX, 0);
         let of = |usage: StackUsage| {
             let StackUsage { stack, values, holders, .. } = usage;
             let amounts = (values.outstanding_bytes, values.allocated_bytes, values.freed_blocks, holders);
             (heap.stacks().image(stack), heap.stacks().id(stack), amounts)
         };
-        let mut books: Vec<_> = heap.usage(u64::MAX, 0).into_iter().map(of).collect();
+        let mut books: Vec<_> = usage.into_iter().map(of).collect();
         books.sort_unstable();
         books
     }
@@ -101,14 +99,14 @@ mod tests {
         assert_eq!((emptied.len(), freed.len()), (3, 2), "its stack 9 is the first with that id");
         let one = [(ONE, 7, (120, 120, 0, 2)), (ONE, 8, (0, 120, 2, 0)), (ONE, 9, (1, 1, 0, 1))];
         let alive = [(ALIVE, 7, (3, 3, 0, 1)), (ALIVE, 8, (0, 3, 1, 0))];
-        assert_eq!(books(&heap), [&one[..], &alive].concat());
+        assert_eq!(books(&mut heap), [&one[..], &alive].concat());
         assert!(!heap.has_allocated(TWO) && heap.has_allocated(ONE));
         assert_eq!(heap.merge(TWO, ONE), (Vec::new(), Vec::new()));
         // Once more, of one that has three already.
         allocate(&mut heap, TWO, 0x10, 1000, 7);
         heap.end(TWO, 2 << 20, 0);
         heap.merge(TWO, ONE);
-        assert_eq!(books(&heap)[0], (ONE, 7, (1120, 1120, 0, 3)));
+        assert_eq!(books(&mut heap)[0], (ONE, 7, (1120, 1120, 0, 3)));
     }
 
     #[test]
@@ -122,7 +120,7 @@ mod tests {
             heap.end(image, 2 << 20, 0);
             heap.merge(image, ONE);
         }
-        assert_eq!(books(&heap), [(ONE, 7, (25_005, 25_005, 0, 5_001))]);
+        assert_eq!(books(&mut heap), [(ONE, 7, (25_005, 25_005, 0, 5_001))]);
         assert!(heap.stacks().len() < 10, "{}", heap.stacks().len());
     }
 
@@ -136,7 +134,7 @@ mod tests {
             heap.end(image, 2 << 20, 0);
         }
         heap.merge(TWO, ONE);
-        assert_eq!(books(&heap), [(ONE, 0, (206, 206, 0, 3)), (ONE, 7, (5, 5, 0, 1))]);
+        assert_eq!(books(&mut heap), [(ONE, 0, (206, 206, 0, 3)), (ONE, 7, (5, 5, 0, 1))]);
         assert!(heap.stacks().find(9).is_some(), "it is not sent again");
     }
 }

@@ -13,6 +13,7 @@ mod process;
 mod recycle;
 mod stacks;
 mod trend;
+mod view;
 mod weights;
 mod young;
 
@@ -20,30 +21,32 @@ use std::ops::Range;
 
 use hashbrown::HashMap;
 
-use self::{
-    blocks::Block,
-    books::{Books, Room},
-    process::ProcessHeap,
-    weights::{Weight, Weights},
-    young::Young,
-};
 pub use self::{
     books::Counters,
     history::{History, REPLACED, Series},
-    stacks::{MAX_STACKS, StackIndex, StackKind, Stacks},
+    stacks::{KnownStacks, MAX_STACKS, StackIndex, StackKind, Stacks},
+    view::{HeapView, StackUsage},
+};
+use self::{
+    books::{Books, Room},
+    process::ProcessHeap,
+    view::{Left, is_of_age},
+    weights::Weights,
+    young::Young,
 };
 use crate::{
+    cow::Chunks,
     event::{Event, Frames, Image, Origin},
-    profile::{Estimate, Values},
+    profile::Values,
 };
 
 /// All heaps of one trace.
 pub struct Heap {
     processes: HashMap<Image, ProcessHeap>,
     /// What images that have ended held.
-    left: HashMap<StackIndex, Left>,
+    left: Chunks<Option<Box<Left>>>,
     stacks: Stacks,
-    usage: Vec<Values>,
+    usage: Chunks<Values>,
     room: Room,
     weights: Weights,
     /// Blocks that the BPF side is to forget, where it keeps those that are outstanding.
@@ -58,74 +61,14 @@ pub struct Heap {
     counters: Counters,
 }
 
-/// What a stack holds, as its blocks are counted.
-#[derive(Clone, Copy, Debug, Default)]
-struct Left {
-    bytes: u64,
-    blocks: u64,
-    uncertain_bytes: u64,
-    /// Age of the oldest, nanoseconds: what has ended grows no older.
-    oldest: u64,
-    estimate: Estimate,
-    /// How many images that have ended held something by it.
-    images: u64,
-}
-
-impl Left {
-    fn absorb(&mut self, other: &Self) {
-        self.bytes = self.bytes.saturating_add(other.bytes);
-        self.blocks += other.blocks;
-        self.uncertain_bytes = self.uncertain_bytes.saturating_add(other.uncertain_bytes);
-        self.oldest = self.oldest.max(other.oldest);
-        self.estimate.absorb(&other.estimate);
-        self.images += other.images;
-    }
-
-    /// A block is held at `now`.
-    #[inline]
-    fn add(&mut self, block: &Block, now: u64, weights: Weights, ambiguous: bool, uncertain_until: Option<u64>) {
-        let Weight { bytes, blocks } = weights.of(block);
-        self.bytes = self.bytes.saturating_add(bytes);
-        self.blocks += blocks;
-        self.oldest = self.oldest.max(now.saturating_sub(block.time));
-        self.estimate.absorb(&weights.estimate(block));
-        if ambiguous || uncertain_until.is_some_and(|until| block.time <= until) {
-            self.uncertain_bytes = self.uncertain_bytes.saturating_add(bytes);
-        }
-    }
-}
-
-/// Whether a block is at least `min_age` nanoseconds old at `now`.
-#[inline]
-fn is_of_age(block: &Block, now: u64, min_age: u64) -> bool {
-    min_age == 0 || block.time <= now.saturating_sub(min_age)
-}
-
-/// What one stack holds at one moment.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StackUsage {
-    /// Which stack.
-    pub stack: StackIndex,
-    /// Its amounts.
-    pub values: Values,
-    /// Outstanding bytes that a lost free may have ended.
-    pub uncertain_bytes: u64,
-    /// Age of its oldest outstanding block, nanoseconds; of what has ended, as it was at its end.
-    pub oldest: Option<u64>,
-    /// How what it holds was estimated; `None` where every block was recorded.
-    pub estimate: Option<Estimate>,
-    /// How many images hold something by it: several where they have ended and are told as one.
-    pub holders: u64,
-}
-
 impl Heap {
     /// An empty heap that keeps at most `max_stacks` distinct stacks.
     pub fn new(max_stacks: usize) -> Self {
         Self {
             processes: HashMap::new(),
-            left: HashMap::new(),
+            left: Chunks::default(),
             stacks: Stacks::new(max_stacks),
-            usage: Vec::new(),
+            usage: Chunks::default(),
             room: Room { taken: 0, most: u64::MAX },
             weights: Weights::default(),
             gone: None,
@@ -220,10 +163,10 @@ impl Heap {
     /// Drops an image as if it had never been; what went through it is counted no more, and given back.
     pub fn remove(&mut self, image: Image) -> Counters {
         let Self { processes, stacks, usage, room, young, weights, gone, .. } = self;
-        let Some(process) = processes.remove(&image) else { return Counters::default() };
+        let Some(mut process) = processes.remove(&image) else { return Counters::default() };
         let counters = process.counters;
         if let Some(gone) = gone {
-            process.for_each_block(|block, _| gone.push((image, block.addr)));
+            process.outstanding().for_each(|block, _| gone.push((image, block.addr)));
         }
         process.forget_all(&mut Books { stacks, usage, room, weights: *weights, young });
         counters
@@ -231,11 +174,11 @@ impl Heap {
 
     /// An image has ended at `now`: what its stacks held by blocks of at least `min_age` is kept, its blocks are not.
     pub fn end(&mut self, image: Image, now: u64, min_age: u64) {
-        let Some(process) = self.processes.remove(&image) else { return };
+        let Some(mut process) = self.processes.remove(&image) else { return };
         self.counters += process.counters;
         let uncertain_until = self.uncertain_until();
         let Self { left, room, weights, gone, young, .. } = self;
-        process.for_each_block(|block, ambiguous| {
+        process.outstanding().for_each(|block, ambiguous| {
             room.taken -= 1;
             if let Some(gone) = gone {
                 gone.push((image, block.addr));
@@ -244,7 +187,7 @@ impl Heap {
                 young.end(&block, weights.of(&block).bytes);
             }
             if is_of_age(&block, now, min_age) {
-                let left = left.entry(block.stack).or_default();
+                let left = left.at(block.stack.index()).get_or_insert_default();
                 left.add(&block, now, *weights, ambiguous, uncertain_until);
                 left.images = 1;
             }
@@ -279,45 +222,23 @@ impl Heap {
         }
     }
 
-    /// What every stack holds, in no order. Blocks younger than `min_age` nanoseconds at `now` are left out of the
-    /// outstanding amounts.
-    pub fn usage(&self, now: u64, min_age: u64) -> Vec<StackUsage> {
-        self.usage_at(|_| now, min_age)
+    /// All that is held now, to be looked at by whoever has the time.
+    pub fn view(&mut self) -> HeapView {
+        let uncertain_until = self.uncertain_until();
+        HeapView {
+            processes: self.processes.iter_mut().map(|(image, process)| (*image, process.outstanding())).collect(),
+            left: self.left.share(),
+            stacks: self.stacks.share(),
+            usage: self.usage.share(),
+            weights: self.weights,
+            uncertain_until,
+        }
     }
 
-    /// The same at a time of its own for each image: that of its end, for one that has ended.
-    pub fn usage_at(&self, time: impl Fn(Image) -> u64, min_age: u64) -> Vec<StackUsage> {
-        let mut held = vec![Left::default(); self.usage.len()];
-        for (stack, left) in &self.left {
-            held[stack.index()] = *left;
-        }
-        for (image, process) in &self.processes {
-            let now = time(*image);
-            process.for_each_block(|block, ambiguous| {
-                if is_of_age(&block, now, min_age)
-                    && let Some(held) = held.get_mut(block.stack.index())
-                {
-                    held.add(&block, now, self.weights, ambiguous, self.uncertain_until());
-                }
-            });
-        }
-        let usage = self.usage.iter().zip(held).enumerate().filter(|(_, (values, _))| values.allocated_blocks > 0);
-        let usage =
-            usage.map(|(index, (values, Left { bytes, blocks, uncertain_bytes, oldest, estimate, images }))| {
-                StackUsage {
-                    stack: StackIndex::new(index),
-                    values: self.weights.whole(Values {
-                        outstanding_bytes: bytes,
-                        outstanding_blocks: blocks,
-                        ..*values
-                    }),
-                    uncertain_bytes,
-                    oldest: (blocks > 0).then_some(oldest),
-                    estimate: self.weights.told(estimate),
-                    holders: if blocks > 0 { images.max(1) } else { 0 },
-                }
-            });
-        usage.collect()
+    /// What every stack holds at `now`, in no order, but for blocks that are younger than `min_age` nanoseconds.
+    #[cfg(test)]
+    fn usage(&mut self, now: u64, min_age: u64) -> Vec<StackUsage> {
+        self.view().usage_at(|_| now, min_age)
     }
 
     /// Bytes of all outstanding blocks of an image.

@@ -1,17 +1,18 @@
 //! The heap of one image: the rules by which its events begin and end blocks.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    blocks::{Block, Blocks, TICK},
+    blocks::{Block, Blocks, Shared, TICK},
     books::{Books, Counters},
     footprint::Footprint,
     last_frees::{Freed, HABIT, InnerFrees, LastFrees},
     stacks::StackIndex,
 };
 use crate::{
+    cow::Part,
     event::{Allocation, Image},
     profile::Values,
 };
@@ -37,7 +38,7 @@ pub(super) struct ProcessHeap {
     /// Old blocks of reallocs in flight, by thread and call slot: neither freed nor kept until the outcome is known.
     suspended: HashMap<(u32, u8), Block>,
     /// Blocks that were allocated within [`RESOLUTION`] of a lost free of their address: nobody knows which came first.
-    ambiguous: HashSet<u64>,
+    ambiguous: Part<HashSet<u64>>,
     /// Blocks from before may have been freed unseen.
     uncertain_until: Option<u64>,
     /// The last frees of each thread.
@@ -49,6 +50,26 @@ pub(super) struct ProcessHeap {
     /// Whether it began as a copy of another one, whose blocks it has, too, but not here.
     inherits: bool,
     pub(super) counters: Counters,
+}
+
+/// What is outstanding at one moment.
+pub(super) struct Outstanding {
+    blocks: Shared,
+    suspended: Vec<Block>,
+    ambiguous: Arc<HashSet<u64>>,
+    uncertain_until: Option<u64>,
+}
+
+impl Outstanding {
+    /// Calls `f` with every block and whether a lost free may have ended it.
+    pub(super) fn for_each(self, mut f: impl FnMut(Block, bool)) {
+        let Self { blocks, suspended, ambiguous, uncertain_until } = self;
+        let may_be_gone = |block: &Block| uncertain_until.is_some_and(|until| block.time <= until);
+        blocks.for_each(|block| {
+            f(block, may_be_gone(&block) || !ambiguous.is_empty() && ambiguous.contains(&block.addr));
+        });
+        suspended.into_iter().for_each(|block| f(block, may_be_gone(&block)));
+    }
 }
 
 /// Most blocks that a thread's cache holds, and the cache itself: of glibc's up to 2.41 with its default of 7 for each of 64
@@ -63,7 +84,7 @@ impl ProcessHeap {
             held: 0,
             footprint: Footprint::default(),
             suspended: HashMap::new(),
-            ambiguous: HashSet::new(),
+            ambiguous: Part::default(),
             uncertain_until: None,
             last_frees: Box::new([LastFrees::default(); LAST_FREES]),
             unknown_frees: 0,
@@ -241,7 +262,7 @@ impl ProcessHeap {
                 self.end(block, books);
             }
             Some(block) if block.time <= time => {
-                self.ambiguous.insert(addr);
+                self.ambiguous.get_mut().insert(addr);
             }
             _ => {}
         }
@@ -267,14 +288,13 @@ impl ProcessHeap {
         self.uncertain_until = self.uncertain_until.max(Some(time));
     }
 
-    /// Calls `f` with every outstanding block and whether a lost free may have ended it.
-    pub(super) fn for_each_block(&self, mut f: impl FnMut(Block, bool)) {
-        let may_be_gone = |block: &Block| self.uncertain_until.is_some_and(|until| block.time <= until);
-        for block in self.blocks.iter() {
-            f(block, may_be_gone(&block) || !self.ambiguous.is_empty() && self.ambiguous.contains(&block.addr));
-        }
-        for block in self.suspended.values() {
-            f(*block, may_be_gone(block));
+    /// All that is outstanding now.
+    pub(super) fn outstanding(&mut self) -> Outstanding {
+        Outstanding {
+            blocks: self.blocks.share(),
+            suspended: self.suspended.values().copied().collect(),
+            ambiguous: self.ambiguous.share(),
+            uncertain_until: self.uncertain_until,
         }
     }
 
@@ -388,8 +408,8 @@ impl ProcessHeap {
 
     #[inline]
     fn unmark(&mut self, addr: u64) {
-        if !self.ambiguous.is_empty() {
-            self.ambiguous.remove(&addr);
+        if !self.ambiguous.get().is_empty() {
+            self.ambiguous.get_mut().remove(&addr);
         }
     }
 }

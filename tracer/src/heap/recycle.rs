@@ -3,7 +3,7 @@
 use hashbrown::HashSet;
 
 use super::{Heap, StackIndex, StackKind};
-use crate::{event::Image, profile::Values};
+use crate::{cow::Chunks, event::Image, profile::Values};
 
 impl Heap {
     /// Gives up stacks of an image that has ended: those that hold nothing, or `all`, but for those whose first one is in
@@ -11,7 +11,7 @@ impl Heap {
     /// that, of which nothing may be kept.
     pub fn recycle(&mut self, image: Image, all: bool, except: &HashSet<StackIndex>) -> Vec<StackIndex> {
         let Self { stacks, usage, left, .. } = self;
-        let values = |usage: &[Values], stack: StackIndex| usage.get(stack.index()).copied().unwrap_or_default();
+        let values = |usage: &Chunks<Values>, stack: StackIndex| usage.get(stack.index()).copied().unwrap_or_default();
         let own = stacks.of(image).filter(|stack| !matches!(stacks.kind(*stack), StackKind::TableFull));
         let unwanted = own.filter(|stack| all || values(usage, *stack).outstanding_blocks == 0);
         let unwanted: HashSet<StackIndex> = unwanted.filter(|stack| !except.contains(&stacks.first(*stack))).collect();
@@ -21,13 +21,10 @@ impl Heap {
                 continue;
             }
             let stand_in = stacks.stand_in(image);
-            if usage.len() <= stand_in.index() {
-                usage.resize(stand_in.index() + 1, Values::default());
-            }
-            usage[stack.index()] = Values::default();
-            usage[stand_in.index()] += values;
-            if let Some(held) = left.remove(stack) {
-                left.entry(stand_in).or_default().absorb(&held);
+            *usage.at(stack.index()) = Values::default();
+            *usage.at(stand_in.index()) += values;
+            if let Some(held) = left.get_mut(stack.index()).and_then(Option::take) {
+                left.at(stand_in.index()).get_or_insert_default().absorb(&held);
             }
         }
         stacks.release(image, &unwanted)
@@ -69,7 +66,7 @@ mod tests {
     }
 
     /// Allocated and outstanding bytes of an image.
-    fn sums(heap: &Heap, image: Image) -> (u64, u64) {
+    fn sums(heap: &mut Heap, image: Image) -> (u64, u64) {
         let usage = heap.usage(u64::MAX, 0);
         let own = usage.iter().filter(|usage| heap.stacks().image(usage.stack) == image);
         own.fold((0, 0), |sums, usage| (sums.0 + usage.values.allocated_bytes, sums.1 + usage.values.outstanding_bytes))
@@ -92,16 +89,16 @@ mod tests {
             "one waits, another has its places from it"
         );
         assert_eq!(heap.recycle(ONE, false, &none), [idle]);
-        assert_eq!((sums(&heap, ONE), sums(&heap, OTHER)), ((135, 5), (1000, 1000)));
+        assert_eq!((sums(&mut heap, ONE), sums(&mut heap, OTHER)), ((135, 5), (1000, 1000)));
         assert_eq!(heap.stacks().first(others), shared);
         assert_eq!(allocate(&mut heap, OTHER, 0x40, 1, 10), idle, "its index is used again");
         assert_eq!(heap.recycle(ONE, true, &none), [holding]);
-        assert_eq!((sums(&heap, ONE), sums(&heap, OTHER)), ((135, 5), (1001, 1001)));
+        assert_eq!((sums(&mut heap, ONE), sums(&mut heap, OTHER)), ((135, 5), (1001, 1001)));
         heap.end(OTHER, 2 << 20, 0);
         let mut freed = heap.recycle(OTHER, true, &none);
         freed.sort_unstable();
         assert_eq!(freed, [shared, idle, others], "the last one that had it");
-        assert_eq!((sums(&heap, ONE), sums(&heap, OTHER)), ((135, 5), (1001, 1001)));
+        assert_eq!((sums(&mut heap, ONE), sums(&mut heap, OTHER)), ((135, 5), (1001, 1001)));
         assert!(heap.stacks().find(7).is_none());
     }
 
@@ -111,7 +108,7 @@ mod tests {
         let stack = allocate(&mut heap, ONE, 0x10, 100, 7);
         let others = allocate(&mut heap, OTHER, 0x10, 3, 8);
         heap.forget(ONE);
-        assert_eq!((sums(&heap, ONE), sums(&heap, OTHER)), ((0, 0), (3, 3)));
+        assert_eq!((sums(&mut heap, ONE), sums(&mut heap, OTHER)), ((0, 0), (3, 3)));
         assert_eq!((heap.values(stack), heap.values(others).outstanding_bytes), (Values::default(), 3));
         assert_eq!(heap.recycle(ONE, false, &HashSet::new()), [stack]);
         assert_eq!(heap.stacks().len(), 2, "no stand-in for nothing");

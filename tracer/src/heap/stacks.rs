@@ -1,11 +1,16 @@
 //! Interning of stacks: 64-bit ids from the BPF side to small indexes, one for each process that has the stack, and the places
 //! that each stands for, kept once for all of them.
 
+use std::ops::Deref;
+
 use hashbrown::{HashMap, HashSet};
 
 use tracer_ebpf::{MAX_FRAMES, end};
 
-use crate::event::{Frames, Image};
+use crate::{
+    cow::Chunks,
+    event::{Frames, Image},
+};
 
 /// Most distinct stacks that a trace keeps. At 30 frames each they take about a gigabyte.
 pub const MAX_STACKS: usize = 1 << 22;
@@ -51,6 +56,7 @@ pub enum StackKind {
     TableFull,
 }
 
+#[derive(Clone)]
 struct Stack {
     /// Its id; 0 of a stand-in.
     id: u64,
@@ -63,6 +69,37 @@ struct Stack {
     users: u32,
 }
 
+/// What is known of each stack, by its index.
+#[derive(Clone, Default)]
+pub struct KnownStacks(Chunks<Stack>);
+
+impl KnownStacks {
+    /// What is known of them now.
+    pub(super) fn share(&mut self) -> Self {
+        Self(self.0.share())
+    }
+
+    /// The stack with the same id that came first, of whichever process: what is known of it is known of both.
+    pub fn first(&self, stack: StackIndex) -> StackIndex {
+        self.0[stack.index()].first
+    }
+
+    /// Image that a stack belongs to.
+    pub fn image(&self, stack: StackIndex) -> Image {
+        self.0[stack.index()].image
+    }
+
+    /// What is known of a stack.
+    pub fn kind(&self, stack: StackIndex) -> &StackKind {
+        &self.0[self.first(stack).index()].kind
+    }
+
+    /// Why a stack has no further frame: one of [`tracer_ebpf::end`].
+    pub fn end(&self, stack: StackIndex) -> u32 {
+        self.0[self.first(stack).index()].end
+    }
+}
+
 /// All stacks of a trace.
 pub struct Stacks {
     by_id: HashMap<(Image, u64), StackIndex, foldhash::fast::FixedState>,
@@ -72,20 +109,33 @@ pub struct Stacks {
     full: HashMap<Image, StackIndex>,
     /// Those of each image, the stand-in left out.
     own: HashMap<Image, Vec<StackIndex>>,
-    stacks: Vec<Stack>,
+    known: KnownStacks,
     /// Indexes that are nobody's.
     free: Vec<StackIndex>,
     max: usize,
 }
 
+impl Deref for Stacks {
+    type Target = KnownStacks;
+
+    fn deref(&self) -> &KnownStacks {
+        &self.known
+    }
+}
+
 impl Stacks {
+    /// What is known of each, as it is now.
+    pub(super) fn share(&mut self) -> KnownStacks {
+        self.known.share()
+    }
+
     pub(super) fn new(max: usize) -> Self {
         Self {
             by_id: HashMap::default(),
             firsts: HashMap::default(),
             full: HashMap::new(),
             own: HashMap::new(),
-            stacks: Vec::new(),
+            known: KnownStacks::default(),
             free: Vec::new(),
             max,
         }
@@ -100,10 +150,10 @@ impl Stacks {
         if self.by_id.len() >= self.max {
             return self.stand_in(image);
         }
-        let next = self.free.pop().unwrap_or(StackIndex::new(self.stacks.len()));
+        let next = self.free.pop().unwrap_or(StackIndex::new(self.known.0.len()));
         let first = *self.firsts.entry(id).or_insert(next);
         self.put(next, Stack { id, image, first, kind: StackKind::Unknown, end: 0, users: 0 });
-        self.stacks[first.index()].users += 1;
+        self.known.0[first.index()].users += 1;
         self.by_id.insert((image, id), next);
         self.own.entry(image).or_default().push(next);
         next
@@ -114,7 +164,7 @@ impl Stacks {
         if let Some(index) = self.full.get(&image) {
             return *index;
         }
-        let next = self.free.pop().unwrap_or(StackIndex::new(self.stacks.len()));
+        let next = self.free.pop().unwrap_or(StackIndex::new(self.known.0.len()));
         let (kind, first) = (StackKind::TableFull, next);
         self.put(next, Stack { id: 0, image, first, kind, end: 0, users: 1 });
         self.full.insert(image, next);
@@ -130,9 +180,9 @@ impl Stacks {
     }
 
     fn put(&mut self, index: StackIndex, stack: Stack) {
-        match self.stacks.get_mut(index.index()) {
+        match self.known.0.get_mut(index.index()) {
             Some(place) => *place = stack,
-            None => self.stacks.push(stack),
+            None => self.known.0.push(stack),
         }
     }
 
@@ -161,19 +211,19 @@ impl Stacks {
         }
         let mut freed = Vec::new();
         for &stack in unwanted {
-            let Stack { id, first, .. } = self.stacks[stack.index()];
+            let Stack { id, first, .. } = self.known.0[stack.index()];
             self.by_id.remove(&(image, id));
-            self.stacks[first.index()].users -= 1;
+            self.known.0[first.index()].users -= 1;
             if first != stack {
                 freed.push(stack);
             }
-            if self.stacks[first.index()].users == 0 {
+            if self.known.0[first.index()].users == 0 {
                 self.firsts.remove(&id);
                 freed.push(first);
             }
         }
         for stack in &freed {
-            self.stacks[stack.index()].kind = StackKind::Unknown;
+            self.known.0[stack.index()].kind = StackKind::Unknown;
         }
         self.free.extend(&freed);
         freed
@@ -185,7 +235,7 @@ impl Stacks {
         let mut freed = self.release(image, &unwanted);
         if let Some(stand_in) = stand_in {
             self.full.remove(&image);
-            self.stacks[stand_in.index()].kind = StackKind::Unknown;
+            self.known.0[stand_in.index()].kind = StackKind::Unknown;
             self.free.push(stand_in);
             freed.push(stand_in);
         }
@@ -196,7 +246,7 @@ impl Stacks {
     pub(super) fn define(&mut self, image: Image, id: u64, frames: Frames<'_>, end: u32) {
         let stack = self.intern(image, id);
         let first = self.first(stack);
-        let stack = &mut self.stacks[first.index()];
+        let stack = &mut self.known.0[first.index()];
         if matches!(stack.kind, StackKind::Unknown | StackKind::Folded) {
             stack.kind = StackKind::Recorded(frames.iter().collect());
             stack.end = end;
@@ -206,7 +256,7 @@ impl Stacks {
     /// Learns what follows the places of a stack, leaf first, and how it ends.
     pub(super) fn lengthen(&mut self, stack: StackIndex, more: &[u64], end: u32) {
         let first = self.first(stack);
-        let stack = &mut self.stacks[first.index()];
+        let stack = &mut self.known.0[first.index()];
         let StackKind::Recorded(places) = &mut stack.kind else { return };
         let known = places.iter().chain(more).copied();
         let (all, most) = (places.len() + more.len(), MAX_FRAMES);
@@ -234,14 +284,9 @@ impl Stacks {
         self.firsts.get(&id).copied()
     }
 
-    /// The stack with the same id that came first, of whichever process: what is known of it is known of both.
-    pub fn first(&self, stack: StackIndex) -> StackIndex {
-        self.stacks[stack.index()].first
-    }
-
     /// Every stack, by index, as the first one with its id.
     pub fn firsts(&self) -> impl Iterator<Item = StackIndex> {
-        self.stacks.iter().map(|stack| stack.first)
+        self.known.0.iter().map(|stack| stack.first)
     }
 
     /// Ids of these stacks, which are the first ones with them.
@@ -251,46 +296,31 @@ impl Stacks {
 
     /// Id of a stack.
     pub fn id(&self, stack: StackIndex) -> u64 {
-        self.stacks[stack.index()].id
-    }
-
-    /// Image that a stack belongs to.
-    pub fn image(&self, stack: StackIndex) -> Image {
-        self.stacks[stack.index()].image
-    }
-
-    /// What is known of a stack.
-    pub fn kind(&self, stack: StackIndex) -> &StackKind {
-        &self.stacks[self.first(stack).index()].kind
+        self.known.0[stack.index()].id
     }
 
     fn kind_mut(&mut self, stack: StackIndex) -> &mut StackKind {
         let first = self.first(stack);
-        &mut self.stacks[first.index()].kind
+        &mut self.known.0[first.index()].kind
     }
 
     /// Whether other images have the same stack.
     pub(super) fn is_shared(&self, stack: StackIndex) -> bool {
-        self.stacks[self.first(stack).index()].users > 1
-    }
-
-    /// Why a stack has no further frame: one of [`tracer_ebpf::end`].
-    pub fn end(&self, stack: StackIndex) -> u32 {
-        self.stacks[self.first(stack).index()].end
+        self.known.0[self.first(stack).index()].users > 1
     }
 
     /// How many there are that are somebody's.
     pub fn taken(&self) -> usize {
-        self.stacks.len() - self.free.len()
+        self.known.0.len() - self.free.len()
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.stacks.len()
+        self.known.0.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.stacks.is_empty()
+        self.known.0.is_empty()
     }
 }

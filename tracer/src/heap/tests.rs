@@ -28,7 +28,7 @@ fn heap(events: &[(Origin, Event<'_>)]) -> Heap {
 }
 
 /// Outstanding (bytes, blocks) of the stack with this id.
-fn held(heap: &Heap, stack: u64) -> (u64, u64) {
+fn held(heap: &mut Heap, stack: u64) -> (u64, u64) {
     let index = heap.stacks().find(stack);
     let usage = heap.usage(u64::MAX, 0).into_iter().find(|usage| Some(usage.stack) == index);
     usage.map_or((0, 0), |usage| (usage.values.outstanding_bytes, usage.values.outstanding_blocks))
@@ -36,34 +36,34 @@ fn held(heap: &Heap, stack: u64) -> (u64, u64) {
 
 #[test]
 fn realloc_moves_a_block_to_its_new_stack() {
-    let heap = heap(&[
+    let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
         (origin(1), Event::ReallocTake(0x10)),
         (origin(1), Event::ReallocDone(block(0x10, 300, 8, 2 * MS))),
     ]);
-    assert_eq!((held(&heap, 7), held(&heap, 8)), ((0, 0), (300, 1)));
+    assert_eq!((held(&mut heap, 7), held(&mut heap, 8)), ((0, 0), (300, 1)));
     assert_eq!(heap.counters().missed_frees, 0);
 }
 
 #[test]
 fn failed_realloc_keeps_the_old_block_with_its_stack_and_age() {
-    let heap = heap(&[
+    let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 100, 7, 5 * MS))),
         (origin(1), Event::ReallocTake(0x10)),
         (origin(1), Event::ReallocFailed(0x10)),
     ]);
-    assert_eq!(held(&heap, 7), (100, 1));
+    assert_eq!(held(&mut heap, 7), (100, 1));
     assert_eq!(heap.usage(12 * MS, 0)[0].oldest, Some(7 * MS));
 }
 
 #[test]
 fn realloc_to_nothing_ends_the_block() {
-    let heap = heap(&[
+    let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
         (origin(1), Event::ReallocTake(0x10)),
         (origin(1), Event::ReallocFreed(0x10)),
     ]);
-    assert_eq!(held(&heap, 7), (0, 0));
+    assert_eq!(held(&mut heap, 7), (0, 0));
 }
 
 /// A block that another one is made of was none of its own, unless it has ended and something else has its place.
@@ -76,37 +76,37 @@ fn a_part_of_a_block_is_none() {
         let events: Vec<_> = events.iter().map(|event| (origin(1), *event)).collect();
         heap(&events)
     };
-    let made_of = heap_after(&[inner, part, outer]);
-    assert_eq!((held(&made_of, 7), held(&made_of, 8)), ((0, 0), (60, 1)));
+    let mut made_of = heap_after(&[inner, part, outer]);
+    assert_eq!((held(&mut made_of, 7), held(&mut made_of, 8)), ((0, 0), (60, 1)));
     let allocated: u64 = made_of.usage(u64::MAX, 0).iter().map(|usage| usage.values.allocated_blocks).sum();
     assert_eq!((allocated, made_of.counters().missed_frees), (1, 0));
     let other = Event::Alloc(block(0x10, 32, 9, MS));
-    let ended = heap_after(&[inner, Event::Free(0x10), other, part, outer]);
-    assert_eq!((held(&ended, 9), held(&ended, 8)), ((32, 1), (60, 1)));
+    let mut ended = heap_after(&[inner, Event::Free(0x10), other, part, outer]);
+    assert_eq!((held(&mut ended, 9), held(&mut ended, 8)), ((32, 1), (60, 1)));
 }
 
 #[test]
 fn block_in_a_running_realloc_is_still_held() {
-    let heap = heap(&[(origin(1), Event::Alloc(block(0x10, 100, 7, MS))), (origin(1), Event::ReallocTake(0x10))]);
-    assert_eq!(held(&heap, 7), (100, 1));
+    let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 100, 7, MS))), (origin(1), Event::ReallocTake(0x10))]);
+    assert_eq!(held(&mut heap, 7), (100, 1));
 }
 
 #[test]
 fn realloc_that_never_returns_does_not_end_its_block() {
     for end in [Event::ThreadExit { alone: true }, Event::ReallocTake(0x20)] {
-        let heap = heap(&[
+        let mut heap = heap(&[
             (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
             (origin(1), Event::ReallocTake(0x10)),
             (origin(1), end),
             (origin(1), Event::Free(0x10)),
         ]);
-        assert_eq!(held(&heap, 7), (0, 0), "{end:?}: put back, so that its free finds it");
+        assert_eq!(held(&mut heap, 7), (0, 0), "{end:?}: put back, so that its free finds it");
     }
 }
 
 #[test]
 fn the_end_of_a_thread_gives_back_what_its_realloc_held() {
-    let heap = heap(&[
+    let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
         (origin(2), Event::Alloc(block(0x20, 50, 8, MS))),
         (origin(1), Event::ReallocTake(0x10)),
@@ -116,25 +116,25 @@ fn the_end_of_a_thread_gives_back_what_its_realloc_held() {
         (origin(1), Event::ReallocFreed(0x10)),
         (origin(2), Event::ReallocFreed(0x20)),
     ]);
-    assert_eq!((held(&heap, 7), held(&heap, 8)), ((100, 1), (0, 0)));
+    assert_eq!((held(&mut heap, 7), held(&mut heap, 8)), ((100, 1), (0, 0)));
 }
 
 #[test]
 fn a_free_ends_a_block_whose_realloc_never_returned() {
     for tid in [1, 2] {
-        let heap = heap(&[
+        let mut heap = heap(&[
             (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
             (origin(1), Event::ReallocTake(0x10)),
             (origin(tid), Event::Free(0x10)),
             (origin(1), Event::ReallocTake(0x30)),
         ]);
-        assert_eq!(held(&heap, 7), (0, 0), "freed by thread {tid}");
+        assert_eq!(held(&mut heap, 7), (0, 0), "freed by thread {tid}");
     }
 }
 
 #[test]
 fn reallocs_of_two_threads_do_not_mix() {
-    let heap = heap(&[
+    let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
         (origin(2), Event::Alloc(block(0x20, 2, 7, MS))),
         (origin(1), Event::ReallocTake(0x10)),
@@ -142,13 +142,13 @@ fn reallocs_of_two_threads_do_not_mix() {
         (origin(1), Event::ReallocFailed(0x10)),
         (origin(2), Event::ReallocDone(block(0x30, 4, 8, MS))),
     ]);
-    assert_eq!((held(&heap, 7), held(&heap, 8)), ((1, 1), (4, 1)));
+    assert_eq!((held(&mut heap, 7), held(&mut heap, 8)), ((1, 1), (4, 1)));
 }
 
 #[test]
 fn free_by_another_thread_ends_the_block() {
-    let heap = heap(&[(origin(1), Event::Alloc(block(0x10, 100, 7, MS))), (origin(2), Event::Free(0x10))]);
-    assert_eq!(held(&heap, 7), (0, 0));
+    let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 100, 7, MS))), (origin(2), Event::Free(0x10))]);
+    assert_eq!(held(&mut heap, 7), (0, 0));
     assert_eq!(heap.counters().unmatched_frees, 0);
 }
 
@@ -168,7 +168,7 @@ fn free_within_delete_or_realloc_is_the_same_free() {
     ]);
     assert_eq!(twice.counters().unmatched_frees, 0);
     // An allocator whose realloc calls its own free.
-    let inner = heap(&[
+    let mut inner = heap(&[
         (origin(1), Event::Alloc(block(0x10, 1, 7, MS))),
         (origin(1), Event::ReallocTake(0x10)),
         (origin(2), Event::Free(0x99)),
@@ -176,16 +176,16 @@ fn free_within_delete_or_realloc_is_the_same_free() {
         (origin(1), Event::ReallocDone(block(0x20, 2, 7, MS))),
     ]);
     assert_eq!(inner.counters().unmatched_frees, 1, "only the other thread's");
-    assert_eq!(held(&inner, 7), (2, 1));
+    assert_eq!(held(&mut inner, 7), (2, 1));
 }
 
 #[test]
 fn address_that_is_handed_out_again_ends_the_old_block() {
-    let heap = heap(&[
+    let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
         (origin(1), Event::Alloc(block(0x10, 5, 8, 2 * MS))),
     ]);
-    assert_eq!((held(&heap, 7), held(&heap, 8)), ((0, 0), (5, 1)));
+    assert_eq!((held(&mut heap, 7), held(&mut heap, 8)), ((0, 0), (5, 1)));
     assert_eq!(heap.counters().missed_frees, 1);
 }
 
@@ -202,7 +202,7 @@ fn exec_drops_everything() {
     heap.apply(new, Event::Free(0x18));
     heap.apply(new, Event::ReallocFreed(0x10));
     assert_eq!(heap.counters().unmatched_frees, 1);
-    assert_eq!((held(&heap, 7), heap.blocks()), ((0, 0), 0));
+    assert_eq!((held(&mut heap, 7), heap.blocks()), ((0, 0), 0));
     assert!(heap.usage(u64::MAX, 0).is_empty());
 }
 
@@ -213,7 +213,7 @@ fn what_a_forked_process_frees_of_its_parents_is_counted_apart() {
     heap.inherit(child.image);
     heap.apply(child, Event::Free(0x10));
     heap.apply(origin(1), Event::Free(0x99));
-    assert_eq!(held(&heap, 7), (100, 1));
+    assert_eq!(held(&mut heap, 7), (100, 1));
     let counters = heap.counters();
     assert_eq!((counters.inherited_frees, counters.unmatched_frees), (1, 1));
 }
@@ -229,7 +229,7 @@ fn what_an_ended_image_held_is_kept_without_its_blocks() {
         (Origin { image: Image(101), ..origin(2) }, Event::Alloc(block(0x10, 1000, 8, MS))),
     ]);
     heap.end(IMAGE, 10 * MS, 2 * MS);
-    assert_eq!((held(&heap, 7), held(&heap, 8)), ((100, 1), (1000, 1)));
+    assert_eq!((held(&mut heap, 7), held(&mut heap, 8)), ((100, 1), (1000, 1)));
     let usage = heap.usage(50 * MS, 0);
     assert_eq!((usage[0].oldest, usage[0].values.allocated_bytes), (Some(9 * MS), 111), "as old as it was at the end");
     assert_eq!((heap.blocks(), heap.held(IMAGE)), (1, 0));
@@ -238,13 +238,13 @@ fn what_an_ended_image_held_is_kept_without_its_blocks() {
 #[test]
 fn processes_do_not_share_addresses() {
     let other = Origin { image: Image(200), ..origin(1) };
-    let heap = heap(&[
+    let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, 100, 7, MS))),
         (other, Event::Alloc(block(0x10, 50, 8, MS))),
         (other, Event::Free(0x10)),
         (other, Event::Free(0x10)),
     ]);
-    assert_eq!((held(&heap, 7), held(&heap, 8)), ((100, 1), (0, 0)));
+    assert_eq!((held(&mut heap, 7), held(&mut heap, 8)), ((100, 1), (0, 0)));
 }
 
 #[test]
@@ -260,7 +260,7 @@ fn lost_free_ends_older_blocks_only() {
     heap.apply_lost_free(Image(7), 0x20, u64::MAX);
     heap.apply_lost_free(Image(999), 0x20, u64::MAX);
     // The one of the same timer tick stays, but not with certainty.
-    assert_eq!(held(&heap, 7), (6, 2));
+    assert_eq!(held(&mut heap, 7), (6, 2));
     assert_eq!(heap.usage(u64::MAX, 0)[0].uncertain_bytes, 4);
     heap.apply(origin(1), Event::Free(0x30));
     heap.apply(origin(1), Event::Alloc(block(0x30, 4, 7, 40 * MS)));
@@ -271,12 +271,12 @@ fn lost_free_ends_older_blocks_only() {
 fn lost_free_of_a_realloc_in_suspense_ends_it() {
     let mut heap = heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::ReallocTake(0x10))]);
     heap.apply_lost_free(IMAGE, 0x10, 5 * MS);
-    assert_eq!(held(&heap, 7), (0, 0));
+    assert_eq!(held(&mut heap, 7), (0, 0));
 }
 
 #[test]
 fn young_blocks_are_left_out_when_asked() {
-    let heap =
+    let mut heap =
         heap(&[(origin(1), Event::Alloc(block(0x10, 1, 7, MS))), (origin(1), Event::Alloc(block(0x20, 2, 7, 9 * MS)))]);
     let usage = heap.usage(10 * MS, 5 * MS)[0];
     assert_eq!((usage.values.outstanding_bytes, usage.values.allocated_bytes), (1, 3));
@@ -392,14 +392,14 @@ fn blocks_are_bounded() {
 
 #[test]
 fn sizes_that_cannot_be_end_at_the_largest_number() {
-    let heap = heap(&[
+    let mut heap = heap(&[
         (origin(1), Event::Alloc(block(0x10, u64::MAX, 7, MS))),
         (origin(1), Event::Alloc(block(0x20, u64::MAX, 7, MS))),
         (origin(1), Event::Alloc(block(0x30, 5, 7, MS))),
         (origin(1), Event::Free(0x10)),
         (origin(1), Event::Free(0x30)),
     ]);
-    assert_eq!(held(&heap, 7), (u64::MAX, 1));
+    assert_eq!(held(&mut heap, 7), (u64::MAX, 1));
     let mut values = heap.usage(u64::MAX, 0)[0].values;
     values += values;
     assert_eq!((values.outstanding_bytes, values.allocated_bytes, values.freed_blocks), (u64::MAX, u64::MAX, 4));
@@ -408,14 +408,14 @@ fn sizes_that_cannot_be_end_at_the_largest_number() {
 #[test]
 fn samples_stand_for_what_they_were_taken_from_and_what_is_freed_leaves_nothing() {
     let mut heap = Heap::new(MAX_STACKS).with_samples(Some(1 << 20)).with_min_age(100 * MS);
-    let usage = |heap: &Heap| heap.usage(u64::MAX, 0)[0];
+    let usage = |heap: &mut Heap| heap.usage(u64::MAX, 0)[0];
     for addr in 1..=4 {
         heap.apply(origin(1), Event::Alloc(block(addr << 4, 1 << 10, 7, MS)));
     }
     heap.apply(origin(1), Event::ReallocTake(0x10));
     heap.apply(origin(1), Event::ReallocDone(block(0x50, 1 << 30, 7, MS)));
     heap.apply(origin(1), Event::Part { addr: 0x20, size: 1 << 10 });
-    let held = usage(&heap);
+    let held = usage(&mut heap);
     // Two that stand for 1,024.5 each, and a huge one.
     assert_eq!(held.values.outstanding_blocks, 2 * 1024 + 2);
     assert!(held.values.outstanding_bytes.abs_diff((2 << 20) + (1 << 30)) < 2_000, "{held:?}");
@@ -429,7 +429,7 @@ fn samples_stand_for_what_they_were_taken_from_and_what_is_freed_leaves_nothing(
     for addr in [0x30, 0x40, 0x50] {
         heap.apply(origin(1), Event::Free(addr));
     }
-    let held = usage(&heap);
+    let held = usage(&mut heap);
     assert_eq!((held.values.outstanding_bytes, held.estimate), (0, Some(Default::default())));
     assert_eq!((heap.held(IMAGE), heap.counters().unmatched_frees), (0, 0));
 }

@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 use self::ranges::{Mapping, Ranges};
 pub use self::{owner::Owner, ranges::Moves};
 use crate::{
+    cow::Part,
     event::{Change, Image, Remapping},
     heap::StackIndex,
     profile::MappedValues,
@@ -63,9 +64,9 @@ const FOR_ENDED: usize = 4;
 
 /// All that is mapped.
 pub struct Mapped {
-    images: HashMap<Image, ImageRanges>,
+    images: HashMap<Image, Part<ImageRanges>>,
     /// What images have mapped that have ended.
-    ended: HashMap<Image, ByOwner>,
+    ended: HashMap<Image, Part<ByOwner>>,
     /// Ranges and owners of images that have not, and owners of those that have.
     taken: usize,
     kept: usize,
@@ -78,7 +79,7 @@ pub struct Mapped {
 /// Amounts, and when the oldest of it was mapped; `u64::MAX` when nothing is left.
 type ByOwner = HashMap<Owner, (MappedValues, u64)>;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct ImageRanges {
     ranges: Ranges,
     /// What was mapped so far, unmapped or not: bytes and ranges.
@@ -125,7 +126,7 @@ impl Mapped {
         if range.start >= range.end {
             return;
         }
-        let this = self.images.entry(image).or_default();
+        let this = self.images.entry(image).or_default().get_mut();
         let before = this.taken();
         let ImageRanges { ranges, ever } = this;
         let changed = match change {
@@ -183,7 +184,7 @@ impl Mapped {
     /// What an image had reserved before recording of it began, in order: what it opens of its memory from before is new if it is in that. It
     /// may have opened, closed or unmapped some since, as far as that was told.
     pub fn were_reserved(&mut self, image: Image, ranges: &[Range<u64>]) {
-        let this = self.images.entry(image).or_default();
+        let this = self.images.entry(image).or_default().get_mut();
         let before = this.taken();
         let room = self.most.saturating_sub(self.taken + MOST_AT_ONCE);
         if !this.ranges.were_reserved(ranges, room) {
@@ -195,7 +196,7 @@ impl Mapped {
     /// An image is of no interest any more.
     pub fn forget(&mut self, image: Image) {
         if let Some(gone) = self.images.remove(&image) {
-            self.taken -= gone.taken();
+            self.taken -= gone.get().taken();
         }
         self.take_ended(image);
     }
@@ -204,6 +205,7 @@ impl Mapped {
     /// there is no room for all.
     pub fn end(&mut self, image: Image, mut stand_in: impl FnMut() -> StackIndex) {
         let Some(gone) = self.images.remove(&image) else { return };
+        let gone = gone.get();
         self.taken -= gone.taken();
         gone.by_owner().into_iter().for_each(|(owner, held)| self.keep(image, owner, held, &mut stand_in));
     }
@@ -218,7 +220,7 @@ impl Mapped {
     }
 
     fn take_ended(&mut self, image: Image) -> ByOwner {
-        let ended = self.ended.remove(&image).unwrap_or_default();
+        let ended = self.ended.remove(&image).unwrap_or_default().into_inner();
         self.kept -= ended.len();
         ended
     }
@@ -230,7 +232,7 @@ impl Mapped {
         (values, oldest): (MappedValues, u64),
         stand_in: impl FnOnce() -> StackIndex,
     ) {
-        let kept = self.ended.entry(image).or_default();
+        let kept = self.ended.entry(image).or_default().get_mut();
         if self.kept >= self.most / FOR_ENDED && !kept.contains_key(&owner) {
             owner.stack = stand_in();
         }
@@ -251,10 +253,17 @@ impl Mapped {
         self.refused
     }
 
+    /// All of it as it is now.
+    pub fn share(&mut self) -> Self {
+        let images = self.images.iter_mut().map(|(image, ranges)| (*image, ranges.share().into())).collect();
+        let ended = self.ended.iter_mut().map(|(image, by_owner)| (*image, by_owner.share().into())).collect();
+        Self { images, ended, ..*self }
+    }
+
     /// What every stack has mapped, in no order.
     pub fn usage(&self) -> Vec<MappedUsage> {
-        let live = self.images.iter().map(|(image, ranges)| (*image, ranges.by_owner()));
-        let ended = self.ended.iter().map(|(image, by_owner)| (*image, by_owner.clone()));
+        let live = self.images.iter().map(|(image, ranges)| (*image, ranges.get().by_owner()));
+        let ended = self.ended.iter().map(|(image, by_owner)| (*image, by_owner.get().clone()));
         let of_image = |(image, by_owner): (Image, ByOwner)| {
             by_owner.into_iter().map(move |(owner, (values, oldest))| {
                 let oldest = Some(oldest).filter(|oldest| *oldest != u64::MAX);
@@ -266,7 +275,7 @@ impl Mapped {
 
     /// What an image has mapped, and what has moved since this was asked last.
     pub fn memory_of(&mut self, image: Image) -> OwnMemory {
-        let Some(image) = self.images.get_mut(&image) else { return OwnMemory::default() };
+        let Some(image) = self.images.get_mut(&image).map(Part::get_mut) else { return OwnMemory::default() };
         let part = |(range, mapping): (Range<u64>, Mapping)| {
             let Mapping { owner, reserved, from_before, .. } = mapping;
             OwnPart { range, owner, reserved, is_new: !from_before }

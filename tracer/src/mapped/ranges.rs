@@ -33,7 +33,7 @@ pub struct Moves {
 }
 
 /// By their first addresses; none overlaps another.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Ranges {
     known: BTreeMap<u64, (u64, Mapping)>,
     /// Nobody's memory that was closed: opened again, it is still nobody's.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, ops::Range};
 
 /// By their first addresses, where they end; none overlaps another, or adjoins it.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Spans(BTreeMap<u64, u64>);
 
 impl Spans {

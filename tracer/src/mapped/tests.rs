@@ -107,7 +107,7 @@ fn agrees_with_pages() {
                 *(if usable { used } else { reserved }) += 1;
             }
             assert_eq!(pages(&mapped), expected, "seed {seed}, step {stack}: {remapping:?}");
-            assert_eq!(mapped.taken, mapped.images[&IMAGE].taken());
+            assert_eq!(mapped.taken, mapped.images[&IMAGE].get().taken());
         }
         mapped.forget(IMAGE);
         assert_eq!((mapped.taken, mapped.usage()), (0, Vec::new()));
@@ -216,7 +216,7 @@ fn only_what_was_reserved_is_new_where_that_is_known() {
     mapped.were_reserved(IMAGE, &reserved);
     let mut apply = |how, range| {
         mapped.apply(IMAGE, &change(how, range, 0..0), StackIndex::from_raw(1));
-        assert_eq!(mapped.taken, mapped.images[&IMAGE].taken());
+        assert_eq!(mapped.taken, mapped.images[&IMAGE].get().taken());
         pages(&mapped).get(&1).copied().unwrap_or_default()
     };
     // Of one call some was in use and some was not.

@@ -36,8 +36,8 @@ fn a_free_that_is_told_twice_ends_no_neighbour() {
     for at in (1..=40).map(|number| number * 0x100) {
         events.extend([(origin(1), Event::Free(at)), (origin(2), Event::Free(0x9)), (origin(1), Event::Free(at))]);
     }
-    let heap = heap(&events);
-    assert_eq!((held(&heap, 7), held(&heap, 8)), ((0, 0), (40 * 57, 40)));
+    let mut heap = heap(&events);
+    assert_eq!((held(&mut heap, 7), held(&mut heap, 8)), ((0, 0), (40 * 57, 40)));
     assert_eq!(heap.counters().missed_frees, 0);
 }
 
@@ -54,8 +54,8 @@ fn a_realloc_whose_free_is_told_twice_ends_no_neighbour() {
         events.push((origin(1), Event::Part { addr: at + 0x400, size: 200 }));
         events.push((origin(1), Event::ReallocDone(block(at + 0x400, 200, 9, MS))));
     }
-    let heap = heap(&events);
-    assert_eq!((held(&heap, 7), held(&heap, 8), held(&heap, 9)), ((0, 0), (40 * 57, 40), (40 * 200, 40)));
+    let mut heap = heap(&events);
+    assert_eq!((held(&mut heap, 7), held(&mut heap, 8), held(&mut heap, 9)), ((0, 0), (40 * 57, 40), (40 * 200, 40)));
     assert_eq!((heap.counters().missed_frees, heap.counters().unmatched_frees), (0, 0));
 }
 
@@ -72,7 +72,7 @@ fn one_place_is_freed_from_below_again_and_again() {
             events.push((origin(allocates), Event::Alloc(block(0x90010, 100, 8, MS))));
             events.push((origin(1), Event::Free(0x90000)));
         }
-        let heap = heap(&events);
-        assert_eq!((held(&heap, 8), heap.counters().missed_frees), ((0, 0), 25), "allocated by thread {allocates}");
+        let mut heap = heap(&events);
+        assert_eq!((held(&mut heap, 8), heap.counters().missed_frees), ((0, 0), 25), "allocated by thread {allocates}");
     }
 }

@@ -46,7 +46,11 @@ proptest! {
             let sums = allocated.entry(stack).or_default();
             *sums = (sums.0 + size, sums.1 + 1);
         };
+        let mut before = None;
         for (time, step) in steps.iter().enumerate() {
+            if time == steps.len() / 2 {
+                before = Some((heap.view(), heap.usage(u64::MAX, 0)));
+            }
             let time = time as u64 * MS;
             match *step {
                 Step::Alloc { tid, addr, size, stack } => {
@@ -75,10 +79,13 @@ proptest! {
             }
         }
         let usage = heap.usage(u64::MAX, 0);
+        if let Some((mut view, held)) = before {
+            prop_assert_eq!(view.usage_at(|_| u64::MAX, 0), held, "whatever has come of it since");
+        }
         for stack in 1..5u64 {
             let mine = model.values().filter(|(_, s)| *s == stack);
             let expected = mine.fold((0, 0), |sum, (size, _)| (sum.0 + size, sum.1 + 1));
-            prop_assert_eq!(held(&heap, stack), expected, "stack {}", stack);
+            prop_assert_eq!(held(&mut heap, stack), expected, "stack {}", stack);
             let Some(index) = heap.stacks().find(stack) else { continue };
             let values = usage.iter().find(|usage| usage.stack == index).map_or(Values::default(), |usage| usage.values);
             let (bytes, blocks) = allocated.get(&stack).copied().unwrap_or_default();

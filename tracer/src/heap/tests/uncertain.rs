@@ -36,18 +36,18 @@ fn what_is_held_while_no_free_is_seen_is_uncertain() {
         (origin(1), Event::Alloc(block(0x20, 2, 7, MS))),
         (origin(1), Event::ReallocTake(0x20)),
     ];
-    let uncertain = |heap: &Heap| heap.usage(u64::MAX, 0)[0].uncertain_bytes;
+    let uncertain = |heap: &mut Heap| heap.usage(u64::MAX, 0)[0].uncertain_bytes;
     let mut ended = heap(&events);
     ended.frees_are_unseen();
-    assert_eq!(uncertain(&ended), 3);
+    assert_eq!(uncertain(&mut ended), 3);
     ended.end(IMAGE, 2 * MS, 0);
     ended.frees_are_seen(3 * MS);
-    assert_eq!(uncertain(&ended), 3, "it ended when nobody saw");
+    assert_eq!(uncertain(&mut ended), 3, "it ended when nobody saw");
     let mut goes_on = heap(&events);
     goes_on.frees_are_unseen();
     goes_on.frees_are_seen(2 * MS);
     goes_on.apply(origin(1), Event::Alloc(block(0x30, 4, 7, 3 * MS)));
-    assert_eq!(uncertain(&goes_on), 3, "what is allocated since is seen");
+    assert_eq!(uncertain(&mut goes_on), 3, "what is allocated since is seen");
 }
 
 /// Each of two stacks of a thread has a realloc that runs: neither is over because the other is entered later.
@@ -63,10 +63,10 @@ fn reallocs_of_one_thread_return_in_any_order() {
     let mut returned = heap(&begun);
     returned.apply(other, Event::ReallocDone(block(0x30, 4, 8, 2 * MS)));
     returned.apply(origin(1), Event::ReallocFailed(0x20));
-    assert_eq!((held(&returned, 7), held(&returned, 8)), ((2, 1), (4, 1)));
+    assert_eq!((held(&mut returned, 7), held(&mut returned, 8)), ((2, 1), (4, 1)));
     // One that was left (longjmp) has ended nothing: its block may be resized by another call.
     let mut left = heap(&begun);
     left.apply(Origin { slot: 2, ..origin(1) }, Event::ReallocTake(0x10));
     left.apply(Origin { slot: 2, ..origin(1) }, Event::ReallocDone(block(0x10, 4, 8, 2 * MS)));
-    assert_eq!((held(&left, 7), held(&left, 8), left.counters().unmatched_frees), ((2, 1), (4, 1), 0));
+    assert_eq!((held(&mut left, 7), held(&mut left, 8), left.counters().unmatched_frees), ((2, 1), (4, 1), 0));
 }
