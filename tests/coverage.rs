@@ -43,7 +43,9 @@ fn memory_that_the_program_maps_itself_is_no_allocation_and_has_an_owner() {
     assert_is_nearly(memory, "grew", 2.0 * SIZE);
     assert_is_nearly(memory, "recorded", SIZE);
     assert_is_nearly(memory, "unexplained", SIZE);
+    assert_is_nearly(memory, "mapped_by_stacks", SIZE);
     assert_eq!((&memory["reasons"][0]["kind"], &memory["explained"]), (&"mmap".into(), &false.into()), "{memory}");
+    assert!(text.contains(" of it in what stacks of the program have mapped (M1 and on)"), "{text}");
     assert_eq!(report.gaps(), ["unexplained_bytes"]);
     assert_eq!(report.json["quality"]["complete"], false);
     assert!(text.contains("  quality      INCOMPLETE\n") && text.contains("mapped by the process itself"), "{text}");

@@ -3,6 +3,7 @@
 use std::{
     fs,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
     path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, PoisonError},
@@ -38,10 +39,21 @@ pub(super) fn build_package(name: &str, feature: &str) -> PathBuf {
     let output = build.arg(manifest).arg("--target-dir").arg(&folder).output();
     let output = output.unwrap_or_else(|error| panic!("cannot run cargo ({error})"));
     assert!(output.status.success(), "{build:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let program = folder.join(feature);
-    fs::copy(folder.join("release").join(name), folder.join(format!("{feature}.part"))).unwrap();
-    fs::rename(folder.join(format!("{feature}.part")), &program).unwrap();
+    let (built, program) = (folder.join("release").join(name), folder.join(feature));
+    // What somebody runs already stays where it is.
+    if fs::read(&program).ok() != fs::read(&built).ok() {
+        fs::copy(built, folder.join(format!("{feature}.part"))).unwrap();
+        fs::rename(folder.join(format!("{feature}.part")), &program).unwrap();
+    }
     program
+}
+
+/// Has what was made be where it is looked for, as a whole: another test may be waiting for it. Where one was faster, what that has made stays:
+/// somebody may run it already.
+pub(super) fn put_in_place(made: &Path, place: &Path) {
+    if let Err(error) = fs::hard_link(made, place) {
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{}: {error}", place.display());
+    }
 }
 
 /// A program to be compiled.
@@ -61,11 +73,10 @@ impl Source {
         let stem = Path::new(self.files[0]).file_stem().unwrap().to_string_lossy().into_owned();
         let program = folder.join(format!("{stem}-{:016x}", self.hash()));
         if !program.exists() {
-            // By rename: another test may be waiting for the same program.
             let scratch = tempfile::tempdir_in(folder).unwrap();
             let part = scratch.path().join(&stem);
             self.compile(&part);
-            fs::rename(part, &program).unwrap();
+            put_in_place(&part, &program);
         }
         program
     }

@@ -8,6 +8,8 @@ use std::{
     process::Command,
 };
 
+use super::build::put_in_place;
+
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/programs/go");
 
 /// As `go build` does it.
@@ -30,7 +32,6 @@ pub(crate) fn go_program(name: &str, flags: &[&str]) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let program = folder.join(format!("{name}-{:016x}", hasher.finish()));
     if !program.exists() {
-        // By rename: another test may be waiting for the same program.
         let scratch = tempfile::tempdir_in(folder).unwrap();
         let part = scratch.path().join(name);
         let mut build = go();
@@ -40,7 +41,7 @@ pub(crate) fn go_program(name: &str, flags: &[&str]) -> PathBuf {
         let output = build.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{build:?}: {}\n{said}", output.status);
-        fs::rename(part, &program).unwrap();
+        put_in_place(&part, &program);
     }
     program
 }
@@ -53,10 +54,11 @@ pub(crate) fn hot_profile() -> Option<PathBuf> {
     let hot = go_program("hot", &[]);
     let profile = hot.with_extension("profile");
     if !profile.exists() {
-        let part = hot.with_extension("part");
+        let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let part = scratch.path().join("profile");
         let output = Command::new(&hot).arg(&part).output().unwrap();
         assert!(output.status.success(), "{output:?}");
-        fs::rename(part, &profile).unwrap();
+        put_in_place(&part, &profile);
     }
     Some(profile)
 }

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use hashbrown::HashMap;
+
 use super::{
     go::{GO_ARENAS, GO_BOOKS, GoMemory, is_heap_by_name, is_named_by_go},
     split::split,
@@ -18,6 +20,8 @@ pub(super) struct Account {
     pub(super) fresh: u64,
     /// Those of them in which no recorded block has been, by the kind of memory.
     pub(super) unexplained: BTreeMap<Area, u64>,
+    /// Of those, what lies in memory that stacks are known of which have mapped it.
+    pub(super) by_stacks: u64,
     /// Those that are in the heap of Go, where it is followed. Whoever follows it knows how much of them it explains.
     pub(super) in_go: u64,
     /// Whether only counters were read: what was freed and kept is not explained by what is held.
@@ -46,6 +50,7 @@ impl Account {
             *bytes = left.min(*bytes);
             left -= *bytes;
         }
+        self.by_stacks = self.by_stacks.min(self.unexplained());
         self.unexplained.retain(|_, bytes| *bytes > 0);
     }
 }
@@ -100,8 +105,15 @@ fn old(begin: &[Region], end: &[Region], pieces: &[Piece]) -> Vec<u64> {
 }
 
 /// What became resident, and what of that recorded blocks explain. `covered`: how many bytes of each piece recorded blocks
-/// have been in. `go`: where the heaps of Go are that are followed; what their runtimes have for their books is explained.
-pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covered: &[u64], go: &GoMemory) -> Account {
+/// have been in. `own`: how many bytes of each mapping at the end the program has mapped itself, and are there, if that is known. `go`: where the
+/// heaps of Go are that are followed; what their runtimes have for their books is explained.
+pub(super) fn account(
+    begin: &[Region],
+    end: &[Region],
+    (pieces, covered): (&[Piece], &[u64]),
+    own: Option<&HashMap<usize, u64>>,
+    go: &GoMemory,
+) -> Account {
     let mut account = Account::default();
     let mut rest = old(begin, end, pieces).into_iter().zip(covered.iter().copied().chain(std::iter::repeat(0)));
     for parts in pieces.chunk_by(|a, b| a.region == b.region) {
@@ -134,8 +146,16 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
         };
         let in_go = rest.min(new_heap);
         account.in_go = account.in_go.saturating_add(in_go);
-        if rest > in_go {
-            *account.unexplained.entry(area).or_default() += rest - in_go;
+        let rest = rest - in_go;
+        let by_stacks = own.and_then(|own| own.get(&index)).map_or(0, |own| rest.min(*own));
+        account.by_stacks = account.by_stacks.saturating_add(by_stacks);
+        // What was there before may be one mapping with what has come.
+        let is_both = area == Area::Mapped && own.is_some() && parts.iter().any(|part| part.before.is_some());
+        let others = if is_both { Area::FromBefore } else { area };
+        for (area, bytes) in [(area, by_stacks), (others, rest - by_stacks)] {
+            if bytes > 0 {
+                *account.unexplained.entry(area).or_default() += bytes;
+            }
         }
     }
     // Where the runtime names what it has mapped, nothing else is its own.
@@ -151,6 +171,7 @@ pub(super) fn account(begin: &[Region], end: &[Region], pieces: &[Piece], covere
         let mapped: u64 = own.iter().filter_map(|area| unexplained.get(area)).sum();
         if mapped <= GO_BOOKS.0 + heap / GO_BOOKS.1 {
             unexplained.retain(|area, _| !own.contains(area));
+            account.by_stacks = account.by_stacks.min(account.unexplained());
         }
     }
     account
@@ -189,7 +210,7 @@ mod tests {
         let overlap = |range: &Range<u64>| blocks.end.min(range.end).saturating_sub(blocks.start.max(range.start));
         let covered: Vec<u64> = pieces.iter().map(|piece| overlap(&piece.range)).collect();
         let expected = Account { fresh, unexplained: unexplained.iter().copied().collect(), ..Account::default() };
-        assert_eq!(account(begin, end, &pieces, &covered, &GoMemory::Nowhere), expected);
+        assert_eq!(account(begin, end, (&pieces, &covered), None, &GoMemory::Nowhere), expected);
     }
 
     #[test]
@@ -197,6 +218,26 @@ mod tests {
         let (own, heap) = (region(0x1_0000..0x9_0000, 0x8_0000), region(0x20_0000..0x30_0000, 0x5_0000));
         check(&[], &[own.clone(), heap.clone()], 0x20_0000..0x26_0000, 0xd_0000, &[(Area::Mapped, 0x8_0000)]);
         check(&[own.clone(), heap.clone()], &[own, heap], 0..0, 0, &[]);
+    }
+
+    /// A heap that was there as a part, and has grown since, is one mapping.
+    #[test]
+    fn what_stacks_have_mapped_is_told_from_what_was_there_before() {
+        const MIB: u64 = 1 << 20;
+        let begin = [region(0..100 * MIB, 10 * MIB)];
+        let end = [region(0..300 * MIB, 120 * MIB), region(400 * MIB..500 * MIB, 50 * MIB)];
+        let pieces = pieces(&begin, &end);
+        let of = |own: Option<&HashMap<usize, u64>>, covered: &[u64]| {
+            let account = account(&begin, &end, (&pieces, covered), own, &GoMemory::Nowhere);
+            (account.unexplained, account.by_stacks)
+        };
+        assert_eq!(of(None, &[]), ([(Area::Mapped, 160 * MIB)].into(), 0), "nobody knows");
+        let own = HashMap::from_iter([(0, 30 * MIB), (1, 50 * MIB)]);
+        let both = [(Area::Mapped, 80 * MIB), (Area::FromBefore, 80 * MIB)].into();
+        assert_eq!(of(Some(&own), &[]), (both, 80 * MIB));
+        // Blocks have been in most of it.
+        let rest = [(Area::Mapped, 10 * MIB)].into();
+        assert_eq!(of(Some(&own), &[0, 100 * MIB, 50 * MIB]), (rest, 10 * MIB));
     }
 
     #[test]
@@ -295,7 +336,7 @@ mod tests {
         ];
         check(&[], &end, 0..0, 0x6000, &unexplained);
         let pieces = pieces(&[], &end);
-        let followed = account(&[], &end, &pieces, &vec![0; pieces.len()], &GoMemory::Unknown);
+        let followed = account(&[], &end, (&pieces, &vec![0; pieces.len()]), None, &GoMemory::Unknown);
         assert!(!followed.unexplained.contains_key(&Area::Go) && followed.fresh == 0x6000, "{followed:?}");
         assert_eq!(followed.in_go, 0x1000, "its follower knows how much it explains");
         assert!(!followed.unexplained.contains_key(&Area::Mapped), "what the runtime needs itself: {followed:?}");
@@ -309,7 +350,7 @@ mod tests {
         let unexplained = |begin: &[Region], mapped: u64| {
             let end = end(mapped);
             let pieces = pieces(begin, &end);
-            account(begin, &end, &pieces, &vec![0; pieces.len()], &GoMemory::Unknown).unexplained()
+            account(begin, &end, (&pieces, &vec![0; pieces.len()]), None, &GoMemory::Unknown).unexplained()
         };
         // 256 MiB of addresses for the heap.
         let books = (8 << 20) + (32 << 20);
@@ -329,7 +370,7 @@ mod tests {
             named(0x7f10_0000_0000, "[anon: Go: immortal metadata]"),
         ];
         let pieces = pieces(&[], &end);
-        let account = account(&[], &end, &pieces, &vec![0; pieces.len()], &GoMemory::Unknown);
+        let account = account(&[], &end, (&pieces, &vec![0; pieces.len()]), None, &GoMemory::Unknown);
         assert_eq!((account.in_go, account.unexplained), (0x100_0000, [(Area::Mapped, 0x100_0000)].into()));
     }
 
@@ -344,7 +385,7 @@ mod tests {
             region(0x2000_0000_0000..0x2000_0000_0000 + 512 * MIB, 256 * MIB),
         ];
         let pieces = pieces(&[], &end);
-        let of = |go: &GoMemory| account(&[], &end, &pieces, &vec![0; pieces.len()], go);
+        let of = |go: &GoMemory| account(&[], &end, (&pieces, &vec![0; pieces.len()]), None, go);
         let asked = of(&GoMemory::at(vec![heap..heap + 128 * MIB]));
         assert_eq!((asked.fresh, asked.in_go), (406 * MIB, 128 * MIB));
         assert_eq!(asked.unexplained, [(Area::Mapped, 278 * MIB)].into());
@@ -360,7 +401,7 @@ mod tests {
             let begin = [region(arena.clone(), resident)];
             let pieces = pieces(&begin, &end);
             let go = GoMemory::at(vec![arena.clone()]);
-            let account = account(&begin, &end, &pieces, &vec![0; pieces.len()], &go);
+            let account = account(&begin, &end, (&pieces, &vec![0; pieces.len()]), None, &go);
             (account.in_go, account.unexplained())
         };
         assert_eq!(of(64 * MIB), (0, 60 * MIB));
@@ -373,7 +414,7 @@ mod tests {
         let now = [region(heap.clone(), 0x400_0000), region(other.clone(), 0x400_0000)];
         let of = |begin: &[Region], end: &[Region], go: &GoMemory| {
             let pieces = pieces(begin, end);
-            let account = account(begin, end, &pieces, &vec![0; pieces.len()], go);
+            let account = account(begin, end, (&pieces, &vec![0; pieces.len()]), None, go);
             (account.in_go, account.unexplained)
         };
         let at = GoMemory::at(vec![heap.clone()]);
@@ -395,7 +436,7 @@ mod tests {
         let end = [named(followed, "[anon: Go: heap]"), named(other, "[anon: Go: heap]")];
         let pieces = pieces(&[], &end);
         let go = GoMemory::at(vec![followed..followed + 0x400_0000]);
-        let account = account(&[], &end, &pieces, &vec![0; pieces.len()], &go);
+        let account = account(&[], &end, (&pieces, &vec![0; pieces.len()]), None, &go);
         assert_eq!((account.in_go, account.unexplained), (0x100_0000, [(Area::Go, 0x100_0000)].into()));
     }
 }

@@ -95,7 +95,7 @@ impl Process {
     pub(super) fn by_counters(&self, usage: Usage, recorded: u64) -> Account {
         let fresh = self.grew(usage);
         let unexplained = [(Area::Mapped, fresh.saturating_sub(recorded))].into();
-        Account { fresh, unexplained, in_go: 0, is_counted: true }
+        Account { fresh, unexplained, by_stacks: 0, in_go: 0, is_counted: true }
     }
 
     /// Looks at all mappings, among which `go` tells where Go heaps are; `pages`: and at which pages there are of what was mapped.
@@ -112,6 +112,10 @@ impl Process {
         if let Some(own) = &own {
             self.begin.learn(own, read);
         }
+        let resident = own.filter(|_| pages).and_then(|own| {
+            let regions = regions.as_deref().unwrap_or_default();
+            Resident::of(&directory.file("pagemap").ok()?, &own.parts, regions)
+        });
         let account = match (&self.begin.before, &regions) {
             // One that is about to end has no mappings any more, but does not say so.
             (_, Ok(end)) if end.is_empty() => {
@@ -125,7 +129,8 @@ impl Process {
                 let covered = covered.unwrap_or_default();
                 // No earlier: an arena that has come since the mappings were read does no harm.
                 let go = go(self.pid, end);
-                let mut account = account::account(before.regions(), end, &pieces, &covered, &go);
+                let by_region = resident.as_ref().map(|resident| &resident.by_region);
+                let mut account = account::account(before.regions(), end, (&pieces, &covered), by_region, &go);
                 if self.begin.had == Had::Parents {
                     account.be_inherited();
                 }
@@ -138,10 +143,6 @@ impl Process {
         };
         // After the records up to now have been taken in, which the question for what is covered sees to.
         let recorded = held(requests, self.image);
-        let resident = own.filter(|_| pages).and_then(|own| {
-            let regions = regions.as_deref().unwrap_or_default();
-            Resident::of(&directory.file("pagemap").ok()?, &own.parts, regions)
-        });
         self.last = Reading { at, usage, recorded, account, resident, children: reasons::children(self.pid) };
         if self.search.is_none() && !self.figures(0).is_explained() {
             self.search();
@@ -205,6 +206,7 @@ impl Process {
             recorded: recorded.saturating_add(elsewhere),
             fresh: account.fresh,
             unexplained: account.unexplained(),
+            by_stacks: account.by_stacks.min(account.unexplained()),
             in_go: account.in_go,
             goroutine_stacks: 0,
             is_partial: false,

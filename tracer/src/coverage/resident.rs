@@ -38,6 +38,8 @@ pub struct Resident {
     pub usable: HashMap<Owner, u64>,
     /// What may not be used, and has memory all the same. Nothing where that is not known.
     pub reserved: HashMap<Owner, u64>,
+    /// Of what may be used, what no allocator has mapped, by the region that it lies in.
+    pub(super) by_region: HashMap<usize, u64>,
 }
 
 impl Resident {
@@ -45,11 +47,16 @@ impl Resident {
     pub(super) fn of(pagemap: &File, own: &[OwnPart], regions: &[Region]) -> Option<Self> {
         let pieces =
             |reserved| own.iter().filter(move |part| part.reserved == reserved).flat_map(|part| cut(part, regions));
-        let usable = by_owner(pagemap, &pieces(false).collect::<Vec<_>>(), regions)?;
+        let usable = in_memory(pagemap, &pieces(false).collect::<Vec<_>>(), regions)?;
+        let of_program = usable.iter().filter(|((owner, _), _)| !owner.by_allocator);
+        let mut by_region = HashMap::new();
+        for ((_, region), bytes) in of_program {
+            region.iter().for_each(|region| *by_region.entry(*region).or_default() += bytes);
+        }
         // They may be very many, and hardly any has memory.
         let reserved: Vec<Piece> = pieces(true).filter(|piece| piece.region.is_some()).collect();
-        let reserved = by_owner(pagemap, &reserved, regions).unwrap_or_default();
-        Some(Self { usable, reserved })
+        let reserved = in_memory(pagemap, &reserved, regions).unwrap_or_default();
+        Some(Self { usable: by_owner(usable), reserved: by_owner(reserved), by_region })
     }
 }
 
@@ -70,8 +77,18 @@ fn cut<'a>(part: &'a OwnPart, regions: &'a [Region]) -> impl Iterator<Item = Pie
     parts.filter(move |(_, region)| may_have_memory(*region)).map(move |(range, region)| Piece { range, owner, region })
 }
 
-/// Bytes by whom they were mapped. `None` when they cannot be read, or are too many.
-fn by_owner(pagemap: &File, pieces: &[Piece], regions: &[Region]) -> Option<HashMap<Owner, u64>> {
+/// Bytes by whom they were mapped, and the region that they lie in.
+type InMemory = HashMap<(Owner, Option<usize>), u64>;
+
+/// Bytes by whom they were mapped.
+fn by_owner(bytes: InMemory) -> HashMap<Owner, u64> {
+    let mut by_owner = HashMap::new();
+    bytes.into_iter().for_each(|((owner, _), bytes)| *by_owner.entry(owner).or_default() += bytes);
+    by_owner
+}
+
+/// How much of these pieces there is. `None` when they cannot be read, or are too many.
+fn in_memory(pagemap: &File, pieces: &[Piece], regions: &[Region]) -> Option<InMemory> {
     let pages: u64 =
         pieces.iter().map(|piece| (piece.range.end - piece.range.start) / PAGE).fold(0, u64::saturating_add);
     if pages > MOST {
@@ -99,7 +116,7 @@ fn by_owner(pagemap: &File, pieces: &[Piece], regions: &[Region]) -> Option<Hash
             room.insert(*index, region.anonymous.saturating_sub(all.own).min(pages.doubtful));
         }
     }
-    let mut resident: HashMap<Owner, u64> = HashMap::new();
+    let mut resident = InMemory::new();
     for (piece, pages) in pieces.iter().zip(there) {
         let room = piece.region.and_then(|region| Some((room.get(&region)?, by_region.get(&region)?)));
         let doubtful = match room {
@@ -109,7 +126,7 @@ fn by_owner(pagemap: &File, pieces: &[Piece], regions: &[Region]) -> Option<Hash
             }
             _ => pages.doubtful,
         };
-        *resident.entry(piece.owner).or_default() += pages.own + doubtful;
+        *resident.entry((piece.owner, piece.region)).or_default() += pages.own + doubtful;
     }
     Some(resident)
 }
@@ -204,17 +221,17 @@ mod tests {
         memory.resize(skip, 0);
         let all = start..start + pages * PAGE;
         let of_range = |range: &Range<u64>| -> Option<u64> {
-            Some(by_owner(&pagemap, &[piece(range, 1)], &[])?.into_values().sum())
+            Some(in_memory(&pagemap, &[piece(range, 1)], &[])?.into_values().sum())
         };
         let untouched = of_range(&all).unwrap();
         memory.resize(skip + (100 * PAGE) as usize, 1);
-        let touched = by_owner(&pagemap, &[piece(&all, 1), piece(&(start..start + 100 * PAGE), 2)], &[]).unwrap();
-        assert_eq!(touched[&owner(2)], 100 * PAGE);
-        assert!(touched[&owner(1)] >= 100 * PAGE && untouched < 100 * PAGE, "{untouched} {touched:?}");
+        let touched = in_memory(&pagemap, &[piece(&all, 1), piece(&(start..start + 100 * PAGE), 2)], &[]).unwrap();
+        assert_eq!(touched[&(owner(2), None)], 100 * PAGE);
+        assert!(touched[&(owner(1), None)] >= 100 * PAGE && untouched < 100 * PAGE, "{untouched} {touched:?}");
         let parts = parts(&pagemap, &all).unwrap();
         let (first, bytes) = &parts[0];
         assert!(first.start == start && *bytes >= 100 * PAGE && first.end - start >= 100 * PAGE, "{parts:?}");
-        assert_eq!(by_owner(&pagemap, &[piece(&(0..(MOST + 1) * PAGE), 1)], &[]), None);
+        assert_eq!(in_memory(&pagemap, &[piece(&(0..(MOST + 1) * PAGE), 1)], &[]), None);
         assert_eq!(of_range(&(1 << 60..(1 << 60) + PAGE)).unwrap_or(0), 0);
     }
 
@@ -258,6 +275,7 @@ mod tests {
         // Ten pages of the first twenty are none of zeros; of what is shared, and of what has come since, nothing is said; and all of the last.
         let regions = [region(at(0)..at(20), 10 * PAGE), region(at(20)..at(30), 0), region(at(35)..at(40), 0)];
         let resident = Resident::of(&File::open("/proc/self/pagemap").unwrap(), &own, &regions).unwrap();
+        assert_eq!([0, 1, 2].map(|at| resident.by_region.get(&at).copied()), [Some(10 * PAGE), None, Some(5 * PAGE)]);
         let of = |index: usize| resident.usable.get(&own[index].owner).copied();
         assert_eq!([of(0), of(1), of(2), of(3)], [5, 5, 10, 5].map(|pages| Some(pages * PAGE)));
     }

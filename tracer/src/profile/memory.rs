@@ -26,6 +26,8 @@ pub struct Memory {
     pub fresh: u64,
     /// The part of `fresh` in which no recorded block has ever been.
     pub unexplained: u64,
+    /// Of that, what lies in what the program has mapped itself, by stacks that are told.
+    pub by_stacks: u64,
     /// What has come to Go heaps that are followed, as long as nobody has said how much of it those
     /// [explain](Self::explain_go).
     pub in_go: u64,
@@ -59,6 +61,7 @@ impl Memory {
             recorded: one.recorded.saturating_add(two.recorded),
             fresh: one.fresh.saturating_add(two.fresh),
             unexplained: one.unexplained.saturating_add(two.unexplained),
+            by_stacks: one.by_stacks.saturating_add(two.by_stacks),
             in_go: one.in_go.saturating_add(two.in_go),
             goroutine_stacks: one.goroutine_stacks.saturating_add(two.goroutine_stacks),
             is_partial: one.is_partial || two.is_partial,

@@ -126,6 +126,12 @@ pub(super) fn memory(memory: &Memory) -> String {
         if memory.unexplained > u64::try_from(memory.grew()).unwrap_or(0) {
             words.push_str(&format!(" of {} that have come, while other memory was given back", size(memory.fresh)));
         }
+        if memory.by_stacks > 0 {
+            words.push_str(&format!(
+                ", {} of it in what stacks of the program have mapped (M1 and on)",
+                size(memory.by_stacks)
+            ));
+        }
     }
     if let Some(at) = memory.as_of {
         words.push_str(&format!(" (as of {}, before it ended)", duration(at)));
@@ -429,6 +435,11 @@ mod tests {
             "grew by 100 MiB; recorded and held: 2.00 MiB; not explained: 102 MiB of 105 MiB that have come, while other memory \
              was given back"
         ));
+        memory.by_stacks = 90 << 20;
+        assert!(
+            self::memory(&memory)
+                .ends_with("given back, 90.0 MiB of it in what stacks of the program have mapped (M1 and on)")
+        );
         (memory.anonymous_end, memory.unexplained) = (9 << 20, 1 << 20);
         let words = self::memory(&memory);
         assert_eq!(words, "anonymous memory 9.00 MiB, shrank by 1.00 MiB; recorded and held: 2.00 MiB");

@@ -142,6 +142,7 @@ impl Serialize for Saved<'_, Memory> {
         object.serialize_entry("recorded", &memory.recorded)?;
         object.serialize_entry("fresh", &memory.fresh)?;
         object.serialize_entry("unexplained", &(!memory.is_partial).then_some(memory.unexplained))?;
+        object.serialize_entry("mapped_by_stacks", &(!memory.is_partial).then_some(memory.by_stacks))?;
         object.serialize_entry("explained", &(!memory.is_partial).then(|| memory.is_explained()))?;
         object.serialize_entry("goroutine_stacks", &memory.goroutine_stacks)?;
         object.serialize_entry("reasons", &Saved(&*memory.reasons))?;

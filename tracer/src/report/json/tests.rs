@@ -183,6 +183,7 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
         recorded: 7,
         fresh: 100 << 20,
         unexplained: 90 << 20,
+        by_stacks: 80 << 20,
         in_go: 0,
         goroutine_stacks: 8,
         is_partial: false,
@@ -202,7 +203,7 @@ fn memory_of_a_process_is_saved_with_its_reasons() {
         memory,
         json!({
             "anonymous_begin": 209_715_200, "anonymous_end": 104_857_600, "file": 5, "shared": 6,
-            "grew": -104_857_600, "recorded": 7, "fresh": 104_857_600, "unexplained": 94_371_840, "explained": false,
+            "grew": -104_857_600, "recorded": 7, "fresh": 104_857_600, "unexplained": 94_371_840, "mapped_by_stacks": 83_886_080, "explained": false,
             "goroutine_stacks": 8,
             "reasons": [
                 {"kind": "mmap", "bytes": 94_371_840},
