@@ -264,7 +264,7 @@ fn a_report_every_interval() {
     assert_eq!(outcome.report(0).outstanding(), truth.total());
 }
 
-/// Whoever looks has them as they were at one moment.
+/// Nothing is lost while somebody looks.
 #[test]
 fn what_comes_while_many_stacks_are_looked_at_counts() {
     require_root();

@@ -3,6 +3,7 @@
 
 mod bounds;
 mod ended;
+mod handing;
 mod images;
 mod intake;
 mod loss;
@@ -196,13 +197,16 @@ impl Collector {
     /// A look for the history, when one is due.
     fn look_at_what_is_held(&mut self) {
         let now = monotonic();
-        // What somebody looks at would have to be copied.
-        let is_looked_at = Arc::strong_count(&self.looking) > 1;
-        if self.history.is_due(now) && !is_looked_at {
-            self.heap.look(now, &mut self.history);
-            let end = monotonic();
-            self.history.rest(end, end.saturating_sub(now));
+        if !self.history.is_due(now) {
+            return;
         }
+        // What somebody looks at would have to be copied: another time, and not as soon as nobody does.
+        if Arc::strong_count(&self.looking) > 1 {
+            return self.history.rest(now, 0);
+        }
+        self.heap.look(now, &mut self.history);
+        let end = monotonic();
+        self.history.rest(end, end.saturating_sub(now));
     }
 
     fn obey(&mut self, request: Request) {

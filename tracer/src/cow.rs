@@ -1,7 +1,7 @@
 //! What can be looked at as it was at one moment while it changes: copied on write, part by part.
 //!
 //! To share something costs as much as there are parts of it; whoever changes it afterwards copies the parts that are changed, each once,
-//! and only as long as somebody looks at them. What nobody looks at costs one comparison more than if it could not be shared.
+//! and only as long as somebody looks at them. What nobody has looked at costs one comparison more than if it could not be shared.
 
 use std::{
     mem,
@@ -10,7 +10,7 @@ use std::{
 };
 
 /// Something that is copied as a whole.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Part<T> {
     /// Empty while it is shared.
     own: T,
@@ -64,7 +64,7 @@ impl<T: Default> From<Arc<T>> for Part<T> {
 }
 
 /// Values by index that are copied in chunks.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Chunks<T> {
     chunks: Vec<Part<Vec<T>>>,
     len: usize,

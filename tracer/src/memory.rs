@@ -11,12 +11,13 @@ pub const LEAST: u64 = 128 << 20;
 /// Share of the machine's memory that is the bound unless it is said otherwise.
 const SHARE: u64 = 8;
 
-/// Most that one live block takes while its table grows, bytes.
-pub const BLOCK: u64 = 72;
+/// Most that one live block takes, bytes: 48 in the emptiest tables, twice that where they are changed while somebody looks at them, or are full of
+/// places where blocks have been.
+pub const BLOCK: u64 = 96;
 /// What one takes besides while it is younger than the age that is asked for: its part of what its stack holds in such.
 pub const YOUNG: u64 = 40;
-/// What a stack takes besides its frames, bytes: its amounts, their history (128 bytes, twice that while their table grows), its
-/// identity, and its line of a report.
+/// What a stack takes besides its frames, bytes: its amounts, their history (128 bytes), both twice
+/// where they are changed while somebody looks at them, its identity, and its line of a report.
 pub const STACK: u64 = 600;
 /// What each of its frames takes, bytes: a place, a name, and their part of a report.
 pub const FRAME: u64 = 40;

@@ -54,7 +54,7 @@ pub struct Trails {
 }
 
 /// The places of each stack, by its index.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct KnownTrails(Chunks<Option<Kept>>);
 
 /// Those of one.

@@ -90,7 +90,8 @@ impl Collector {
         let of_go: HashSet<StackIndex> = of_go.into_iter().map(|stack| self.heap.stacks().first(stack)).collect();
         let folded = least(&self.heap, &self.mapped, &self.places.trails, &of_go, may);
         if folded.is_empty() {
-            return;
+            // Places that only whoever looked had are nobody's any more.
+            return self.places.trails.forget(&[]);
         }
         tracing::debug!(folded = folded.len(), "stacks whose places are forgotten");
         self.places.trails.forget(&folded);

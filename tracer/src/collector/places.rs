@@ -7,6 +7,7 @@ use tracer_ebpf::unwind::place;
 
 use super::snapshot::Trail;
 use crate::{
+    cow::Part,
     event::{Image, Pid, StackMemory},
     files::{module::Module, registry::Files},
     heap::{Heap, KnownStacks, StackIndex, StackKind},
@@ -22,7 +23,7 @@ const MAX_ASKED: usize = 1 << 10;
 
 /// The places of all stacks.
 pub(super) struct Places {
-    files: Files,
+    files: Part<Files>,
     pub(super) trails: Trails,
     resolvers: Resolvers,
     /// Stacks that wait for a file, by its number.
@@ -40,7 +41,7 @@ pub(super) struct Places {
 impl Places {
     pub(super) fn new(resolvers: Resolvers) -> Self {
         Self {
-            files: Files::default(),
+            files: Part::default(),
             trails: Trails::default(),
             resolvers,
             waiting: HashMap::new(),
@@ -111,7 +112,7 @@ impl Places {
             self.pending.remove(&stack);
             return;
         };
-        match trails::draft(places, heap.stacks().end(stack), &self.files) {
+        match trails::draft(places, heap.stacks().end(stack), self.files.get()) {
             Draft::Waiting(number) => self.waiting.entry(number).or_default().push(stack),
             Draft::InFiles(sites) => self.keep(heap, stack, sites, false),
             Draft::Addresses(sites) => {
@@ -132,8 +133,8 @@ impl Places {
     /// A file is known by now; `None`: memory for generated code.
     pub(super) fn known(&mut self, heap: &mut Heap, number: u32, module: Option<Arc<Module>>) {
         match module {
-            Some(module) => self.files.add(number, module),
-            None => self.files.add_generated(number),
+            Some(module) => self.files.get_mut().add(number, module),
+            None => self.files.get_mut().add_generated(number),
         }
         for stack in self.waiting.remove(&number).unwrap_or_default() {
             self.look_up(heap, stack);
@@ -142,7 +143,7 @@ impl Places {
 
     /// No new stack will be of files with these numbers.
     pub(super) fn forgotten(&mut self, numbers: Vec<u32>) {
-        self.files.retire(numbers);
+        self.files.get_mut().retire(numbers);
     }
 
     /// The addresses of a stack were looked up.
@@ -160,13 +161,13 @@ impl Places {
 
     /// All places as they are now.
     pub(super) fn share(&mut self) -> KnownPlaces {
-        KnownPlaces { files: self.files.clone(), trails: self.trails.share() }
+        KnownPlaces { files: self.files.share(), trails: self.trails.share() }
     }
 }
 
 /// The places of all stacks at one moment.
 pub(super) struct KnownPlaces {
-    files: Files,
+    files: Arc<Files>,
     trails: KnownTrails,
 }
 

@@ -1,21 +1,15 @@
 //! What is known at one moment, and the snapshot that it makes: on the thread of whoever asks, while the collector goes on.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use hashbrown::{HashMap, HashSet};
 
 use super::{
-    Collector,
     images::KnownImages,
-    nanoseconds,
     places::KnownPlaces,
     snapshot::{GoStack, MappedSnapshot, Snapshot, StackSnapshot, Trail},
 };
 use crate::{
-    clock::monotonic,
     event::Image,
     heap::{HeapView, History, Series, StackIndex, StackUsage},
     mapped::{Mapped, MappedUsage},
@@ -25,64 +19,23 @@ use crate::{
 /// affair of whoever has it.
 pub struct View {
     /// With all that need not be looked at.
-    snapshot: Snapshot,
-    heap: HeapView,
-    mapped: Option<Mapped>,
-    history: History,
-    images: KnownImages,
-    places: KnownPlaces,
+    pub(super) snapshot: Snapshot,
+    pub(super) heap: HeapView,
+    pub(super) mapped: Option<Mapped>,
+    pub(super) history: History,
+    pub(super) images: KnownImages,
+    pub(super) places: KnownPlaces,
     /// Stacks of Go's sampled objects.
-    go: Vec<(Image, StackIndex)>,
+    pub(super) go: Vec<(Image, StackIndex)>,
     /// Least age of blocks whose growth was followed, and of those that are of interest, nanoseconds.
-    followed_age: u64,
-    min_age: u64,
+    pub(super) followed_age: u64,
+    pub(super) min_age: u64,
     /// Whether blocks of all sizes are recorded.
-    all_sizes: bool,
+    pub(super) all_sizes: bool,
     /// Mean of bytes between two that are recorded; `None`: all are.
-    sample: Option<u64>,
+    pub(super) sample: Option<u64>,
     /// Who counts those that look.
-    _looking: Arc<()>,
-}
-
-impl Collector {
-    /// What is held now.
-    pub(super) fn view(&mut self, min_age: Duration) -> View {
-        self.keep_within_memory();
-        let snapshot = Snapshot {
-            // What is recorded no more grows no older.
-            at: self.stopped.unwrap_or_else(monotonic),
-            stacks: Vec::new(),
-            go_stacks: Vec::new(),
-            mapped: None,
-            remappings: self.mapped.changes(),
-            refused_remappings: self.mapped.refused(),
-            counters: self.heap.counters(),
-            folded: (0, 0),
-            loss: self.loss,
-            unknown_records: self.unknown_records,
-            late: self.late,
-            unheard: self.unheard,
-            undecided_events: self.undecided_events,
-            unwind_tables: self.unwind_tables.clone(),
-        };
-        let (go, begun) = (self.go.iter(), Instant::now());
-        let view = View {
-            snapshot,
-            heap: self.heap.view(),
-            mapped: self.records_mapped.then(|| self.mapped.share()),
-            history: self.history.share(),
-            images: self.images.known().clone(),
-            places: self.places.share(),
-            go: go.flat_map(|((image, _), process)| process.stacks.iter().map(|stack| (*image, *stack))).collect(),
-            followed_age: self.min_age,
-            min_age: nanoseconds(min_age),
-            all_sizes: self.all_sizes,
-            sample: self.sample,
-            _looking: Arc::clone(&self.looking),
-        };
-        tracing::debug!(took = ?begun.elapsed(), "a view");
-        view
-    }
+    pub(super) _looking: Arc<()>,
 }
 
 impl View {

@@ -23,6 +23,7 @@ impl Session {
         let go = &self.go;
         self.coverage.look(|pid, regions| go_memory(go, pid, regions), false);
         let go = self.go_traces(false);
+        self.look_at_cost(usize::MAX);
         let view = self.ask(|reply| Request::View { min_age: self.config.min_age, reply })?;
         Ok(self.material(view, go))
     }
@@ -34,6 +35,7 @@ impl Session {
         let go = &self.go;
         self.coverage.look(|pid, regions| go_memory(go, pid, regions), true);
         self.ask(|reply| Request::Stop { reply })?;
+        self.look_at_cost(usize::MAX);
         // Nobody will be there any more to put their sums together.
         self.ended.keep_apart();
         self.learn_of_ends();
@@ -86,18 +88,17 @@ impl Session {
         for attached in self.processes() {
             notes.extend(attached.life().notes());
         }
-        let heard = view.heard();
-        let unheard = |attached: &&Attached| match doubt(attached, &self.known, &self.probes) {
+        let mut heard = None;
+        let mut is_unheard = |attached: &&Attached| match doubt(attached, &self.known, &self.probes) {
             Doubt::None => false,
-            Doubt::IfSilent => !heard.contains(&attached.image()),
+            Doubt::IfSilent => !heard.get_or_insert_with(|| view.heard()).contains(&attached.image()),
             Doubt::Certain => true,
         };
-        let unheard = self.processes().filter(unheard).count() as u64 + view.unheard();
+        let unheard = self.processes().filter(&mut is_unheard).count() as u64 + view.unheard();
         notes.extend(self.note_on_late_ones(unheard));
         notes.extend(self.unseen_heaps.all());
         notes.extend(self.goroutines.notes());
         notes.extend(opener::notes());
-        self.look_at_cost(usize::MAX);
         let cost = self.meter.cost();
         // What tracer does when nothing is recorded any more is no part of it.
         let since = Duration::from_nanos(monotonic().saturating_sub(view.at()));

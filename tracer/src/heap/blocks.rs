@@ -1,10 +1,10 @@
 //! The outstanding blocks of one process, packed: 20 bytes a block and one byte of hash table, at most 48 bytes a block
-//! at the tables' emptiest.
+//! at the tables' emptiest, as long as none is full of places where blocks have been.
 //!
-//! Many are in many tables, each of a bounded size (extendible hashing): none is ever copied as a whole, neither to grow nor because somebody
+//! Many are in many tables, each of a bounded size (extendible hashing): they are never copied as a whole, neither to grow nor because somebody
 //! looks at all of them meanwhile.
 
-use std::sync::Arc;
+use std::{hash::BuildHasher as _, sync::Arc};
 
 use hashbrown::{HashMap, HashTable, hash_table::Entry};
 
@@ -40,14 +40,17 @@ struct Packed {
 
 const _: () = assert!(size_of::<Packed>() == 20);
 
-/// Most blocks in one table: as many as 4,096 places of a table hold.
-const MOST: usize = 3584;
+/// Most blocks in one table: as many as 4,096 places of a table hold. In unit tests all but the smallest heaps have several.
+const MOST: usize = if cfg!(test) { 8 } else { 3584 };
+/// Least blocks for each table on average, when there is to be another one: tables stay, whatever becomes of their blocks.
+const LEAST: usize = MOST / 8;
 /// Most places of the directory for each table: where more would be needed hashes are alike on purpose, and blocks stay in one table.
 const SPREAD: usize = 64;
 
 /// Blocks by address.
-#[derive(Default)]
 pub(super) struct Blocks {
+    /// Nobody outside knows which addresses hash alike.
+    seed: u64,
     tables: Vec<Table>,
     /// Which of them has a block, by as many bits of its hash as make an index of this; none as long as there is no table.
     directory: Vec<u32>,
@@ -94,6 +97,14 @@ impl Packed {
     }
 }
 
+impl Default for Blocks {
+    fn default() -> Self {
+        let seed = foldhash::fast::RandomState::default().hash_one(0u64);
+        let (tables, directory, large) = (Vec::new(), Vec::new(), Part::default());
+        Self { seed, tables, directory, large, len: 0, epoch: None }
+    }
+}
+
 impl Blocks {
     /// Adds a block; returns the one that had its address, if any.
     #[inline]
@@ -102,9 +113,9 @@ impl Blocks {
         let tick = u32::try_from((block.time / TICK).saturating_sub(epoch)).unwrap_or(u32::MAX);
         let size = u32::try_from(block.size).unwrap_or(LARGE);
         let packed = Packed { addr: block.addr, size, stack: block.stack.raw(), tick };
-        let hashed = hash(block.addr);
+        let (seed, hashed) = (self.seed, hash(self.seed, block.addr));
         let table = self.table_with_room(hashed);
-        let previous = match table.entry(hashed, |other| other.addr == block.addr, |other| hash(other.addr)) {
+        let previous = match table.entry(hashed, |other| other.addr == block.addr, |other| hash(seed, other.addr)) {
             Entry::Occupied(mut entry) => Some(std::mem::replace(entry.get_mut(), packed)),
             Entry::Vacant(entry) => {
                 entry.insert(packed);
@@ -125,7 +136,7 @@ impl Blocks {
     /// Removes the block at `addr`.
     #[inline]
     pub(super) fn remove(&mut self, addr: u64) -> Option<Block> {
-        let hashed = hash(addr);
+        let hashed = hash(self.seed, addr);
         let at = self.place(hashed)?;
         let blocks = self.tables[at].blocks.get_mut();
         let entry = blocks.find_entry(hashed, |block| block.addr == addr).ok()?;
@@ -139,7 +150,7 @@ impl Blocks {
     }
 
     pub(super) fn get(&self, addr: u64) -> Option<Block> {
-        let hashed = hash(addr);
+        let hashed = hash(self.seed, addr);
         let blocks = self.tables[self.place(hashed)?].blocks.get();
         blocks.find(hashed, |block| block.addr == addr).map(|packed| self.unpack(*packed))
     }
@@ -184,13 +195,15 @@ impl Blocks {
 
     #[cold]
     fn may_split(&self, at: usize) -> bool {
-        1 << self.tables[at].bits < self.directory.len() || self.directory.len() < SPREAD * self.tables.len()
+        let has_place =
+            1 << self.tables[at].bits < self.directory.len() || self.directory.len() < SPREAD * self.tables.len();
+        has_place && LEAST * self.tables.len() <= self.len
     }
 
     /// Makes two of one table, by one more bit.
     #[cold]
     fn split(&mut self, at: usize) {
-        let new = self.tables.len();
+        let (new, seed) = (self.tables.len(), self.seed);
         let table = &mut self.tables[at];
         let bit = 1 << table.bits;
         table.bits += 1;
@@ -199,10 +212,10 @@ impl Blocks {
         let [mut zeros, mut ones] = halves;
         let mut own = bit;
         for packed in table.blocks.get().iter() {
-            let hashed = hash(packed.addr);
+            let hashed = hash(seed, packed.addr);
             own = bits_for_tables(hashed) & (bit - 1) | bit;
             let half = if bits_for_tables(hashed) & bit == 0 { &mut zeros } else { &mut ones };
-            half.insert_unique(hashed, *packed, |other| hash(other.addr));
+            half.insert_unique(hashed, *packed, |other| hash(seed, other.addr));
         }
         table.blocks = Part::from(zeros);
         self.tables.push(Table { blocks: Part::from(ones), bits });
@@ -223,8 +236,8 @@ fn bits_for_tables(hash: u64) -> usize {
 
 /// Folded multiply: addresses differ in few, regular bits, and the table wants the top and the bottom ones mixed.
 #[inline]
-fn hash(addr: u64) -> u64 {
-    let product = u128::from(addr) * 0x9e37_79b9_7f4a_7c15_u128;
+fn hash(seed: u64, addr: u64) -> u64 {
+    let product = u128::from(addr ^ seed) * 0x9e37_79b9_7f4a_7c15_u128;
     (product >> 64) as u64 ^ product as u64
 }
 
@@ -263,14 +276,29 @@ mod tests {
         assert!((0..100_000).all(|nth| blocks.get(addr(nth)).is_some() == (nth % 2 == 0)));
     }
 
-    /// A program may choose its addresses.
+    /// What hashes alike in its last twelve of the bits that tell which table it is in.
+    fn alike(seed: u64, bits: usize) -> impl Iterator<Item = u64> {
+        (0u64..).map(|nth| nth * 16).filter(move |addr| bits_for_tables(hash(seed, *addr)) & 0xfff == bits)
+    }
+
     #[test]
     fn addresses_that_hash_alike_do_not_take_ever_more_tables() {
         let mut blocks = Blocks::default();
-        let alike = (0u64..).map(|nth| nth * 16).filter(|addr| bits_for_tables(hash(*addr)) & 0xfff == 0x123);
-        alike.take(2 * MOST).for_each(|addr| assert_eq!(blocks.insert(block(addr, 1, 0)), None));
-        assert_eq!((blocks.len(), sum(&mut blocks)), (2 * MOST, 2 * MOST as u64));
+        let alike = alike(blocks.seed, 0x123).take(100 * MOST);
+        alike.for_each(|addr| assert_eq!(blocks.insert(block(addr, 1, 0)), None));
+        assert_eq!((blocks.len(), sum(&mut blocks)), (100 * MOST, 100 * MOST as u64));
         assert!(blocks.directory.len() <= 2 * SPREAD * blocks.tables.len(), "{}", blocks.directory.len());
+    }
+
+    #[test]
+    fn blocks_that_come_and_go_elsewhere_do_not_take_ever_more_tables() {
+        let mut blocks = Blocks::default();
+        for bits in 0..0x200 {
+            let addresses: Vec<u64> = alike(blocks.seed, bits).take(2 * MOST).collect();
+            addresses.iter().for_each(|addr| assert_eq!(blocks.insert(block(*addr, 1, 0)), None));
+            addresses.iter().for_each(|addr| assert_eq!(blocks.remove(*addr), Some(block(*addr, 1, 0))));
+        }
+        assert!(blocks.tables.len() <= 2 * MOST / LEAST + 1, "{}", blocks.tables.len());
     }
 
     #[test]

@@ -408,7 +408,8 @@ impl ProcessHeap {
 
     #[inline]
     fn unmark(&mut self, addr: u64) {
-        if !self.ambiguous.get().is_empty() {
+        let ambiguous = self.ambiguous.get();
+        if !ambiguous.is_empty() && ambiguous.contains(&addr) {
             self.ambiguous.get_mut().remove(&addr);
         }
     }

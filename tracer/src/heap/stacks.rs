@@ -70,7 +70,7 @@ struct Stack {
 }
 
 /// What is known of each stack, by its index.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct KnownStacks(Chunks<Stack>);
 
 impl KnownStacks {

@@ -275,12 +275,14 @@ impl Mapped {
 
     /// What an image has mapped, and what has moved since this was asked last.
     pub fn memory_of(&mut self, image: Image) -> OwnMemory {
-        let Some(image) = self.images.get_mut(&image).map(Part::get_mut) else { return OwnMemory::default() };
+        let Some(image) = self.images.get_mut(&image) else { return OwnMemory::default() };
         let part = |(range, mapping): (Range<u64>, Mapping)| {
             let Mapping { owner, reserved, from_before, .. } = mapping;
             OwnPart { range, owner, reserved, is_new: !from_before }
         };
-        OwnMemory { parts: image.ranges.iter().map(part).collect(), moves: image.ranges.take_moves() }
+        let parts = image.get().ranges.iter().map(part).collect();
+        let moves = if image.get().ranges.has_moves() { image.get_mut().ranges.take_moves() } else { Moves::default() };
+        OwnMemory { parts, moves }
     }
 }
 

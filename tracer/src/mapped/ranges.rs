@@ -168,6 +168,11 @@ impl Ranges {
         }
     }
 
+    /// Whether there is something to [take](Self::take_moves).
+    pub(super) fn has_moves(&self) -> bool {
+        self.moves != Moves::default()
+    }
+
     /// Where nobody's memory has moved since this was called last.
     pub(super) fn take_moves(&mut self) -> Moves {
         std::mem::take(&mut self.moves)
