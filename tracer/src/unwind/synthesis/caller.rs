@@ -19,6 +19,8 @@ pub(super) enum Exit {
     },
     /// It has saved registers for its caller.
     Save,
+    /// The same, and made a frame with a frame pointer, behind the return address.
+    Frame,
 }
 
 impl Exit {
@@ -47,11 +49,12 @@ impl Shown {
     /// address on top of the stack there.
     pub(super) fn of(exits: impl Iterator<Item = (Exit, bool)>, described: impl Fn(u64) -> bool) -> Self {
         let mut shown = Self::default();
-        let (mut jumps, mut keeps, mut is_for_caller) = (false, true, false);
+        let (mut jumps, mut keeps, mut is_for_caller, mut has_frame) = (false, true, false, false);
         for (exit, is_part) in exits {
             match exit {
                 Exit::Return => shown.returns |= is_part,
                 Exit::Save => is_for_caller |= is_part,
+                Exit::Frame => has_frame |= is_part,
                 // Behind a call it need not be in a proved part: that is what the jump would prove.
                 Exit::Jump { to, keeps: does } => {
                     (jumps, keeps) = (true, keeps && does);
@@ -60,7 +63,8 @@ impl Shown {
                 }
             }
         }
-        shown.has_caller = !jumps || (keeps && is_for_caller);
+        // Frame pointers are a chain of frames whose return addresses lie beside them, whatever becomes of the registers otherwise.
+        shown.has_caller = !jumps || has_frame || (keeps && is_for_caller);
         shown
     }
 }

@@ -248,7 +248,7 @@ impl<'k> Attempt<'k> {
     ) -> Result<bool, Again> {
         let next = instruction.next_ip();
         if frame.has_saved_registers() {
-            self.note(index, Exit::Save);
+            self.note(index, if frame.is_standard() { Exit::Frame } else { Exit::Save });
         }
         match instruction.flow_control() {
             _ if matches!(

@@ -238,6 +238,18 @@ fn code_that_saves_registers_has_a_caller() {
     assert_eq!([described(&jumps, true), described(&jumps, false), described(&changes, true)], [true, false, false]);
 }
 
+/// As V8's builtins: registers are nobody's, but the frame is one of a chain.
+#[test]
+fn code_that_makes_a_frame_has_a_caller() {
+    // push rbp; mov rbp, rsp; mov r12, rdi; call rax; pop rbp; jmp rcx
+    let frame = [0x55, 0x48, 0x89, 0xe5, 0x49, 0x89, 0xfc, 0xff, 0xd0, 0x5d, 0xff, 0xe1];
+    assert_eq!(rules(&frame, &[CODE], 0).first(), Some(&(0, sp(8))));
+    // mov rbp, rdi in the place of mov rbp, rsp: it is only saved.
+    let mut saves = frame;
+    saves[3] = 0xfd;
+    assert_eq!(rules(&saves, &[CODE], 0), []);
+}
+
 /// sub rsp, 8; test eax, eax; je +6; mov [rsp], rbp; mov ebp, eax; call rax; ...: whether it was saved is not known where ways meet.
 #[test]
 fn what_only_one_way_says_does_not_hold() {
