@@ -85,11 +85,6 @@ impl View {
             }
             let (pid, since) = self.images.of(image);
             let unknown = unknown_frees.entry(image).or_insert_with(|| self.unknown_frees(image));
-            let all = self.heap.values(usage.stack);
-            let younger = (
-                all.outstanding_bytes.saturating_sub(usage.values.outstanding_bytes),
-                all.outstanding_blocks.saturating_sub(usage.values.outstanding_blocks),
-            );
             let held = self.held(since, &usage, &times);
             let (trail, end) = self.trail(usage.stack);
             let stack = StackSnapshot {
@@ -97,12 +92,12 @@ impl View {
                 image,
                 stack: usage.stack,
                 values: usage.values,
-                younger,
+                younger: usage.younger,
                 uncertain_bytes: usage.uncertain_bytes,
                 holders: usage.holders,
                 estimate: usage.estimate,
                 oldest: usage.oldest.map(Duration::from_nanos),
-                held: held.map(|held| held.replacing(unknown.clone()).aged(younger.0, young)),
+                held: held.map(|held| held.replacing(unknown.clone()).aged(usage.younger.0, young)),
                 trail,
                 end,
             };

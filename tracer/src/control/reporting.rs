@@ -89,12 +89,12 @@ impl Session {
             notes.extend(attached.life().notes());
         }
         let mut heard = None;
-        let mut is_unheard = |attached: &&Attached| match doubt(attached, &self.known, &self.probes) {
+        let unheard = |attached: &&Attached| match doubt(attached, &self.known, &self.probes) {
             Doubt::None => false,
             Doubt::IfSilent => !heard.get_or_insert_with(|| view.heard()).contains(&attached.image()),
             Doubt::Certain => true,
         };
-        let unheard = self.processes().filter(&mut is_unheard).count() as u64 + view.unheard();
+        let unheard = self.processes().filter(unheard).count() as u64 + view.unheard();
         notes.extend(self.note_on_late_ones(unheard));
         notes.extend(self.unseen_heaps.all());
         notes.extend(self.goroutines.notes());

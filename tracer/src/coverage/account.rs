@@ -20,7 +20,7 @@ pub(super) struct Account {
     pub(super) fresh: u64,
     /// Those of them in which no recorded block has been, by the kind of memory.
     pub(super) unexplained: BTreeMap<Area, u64>,
-    /// Of those, what lies in memory that stacks are known of which have mapped it.
+    /// What lies in memory that stacks are known of which have mapped it: of those, as far as they are left.
     pub(super) by_stacks: u64,
     /// Those that are in the heap of Go, where it is followed. Whoever follows it knows how much of them it explains.
     pub(super) in_go: u64,
@@ -50,7 +50,6 @@ impl Account {
             *bytes = left.min(*bytes);
             left -= *bytes;
         }
-        self.by_stacks = self.by_stacks.min(self.unexplained());
         self.unexplained.retain(|_, bytes| *bytes > 0);
     }
 }
@@ -171,7 +170,6 @@ pub(super) fn account(
         let mapped: u64 = own.iter().filter_map(|area| unexplained.get(area)).sum();
         if mapped <= GO_BOOKS.0 + heap / GO_BOOKS.1 {
             unexplained.retain(|area, _| !own.contains(area));
-            account.by_stacks = account.by_stacks.min(account.unexplained());
         }
     }
     account

@@ -74,11 +74,6 @@ struct Stack {
 pub struct KnownStacks(Chunks<Stack>);
 
 impl KnownStacks {
-    /// What is known of them now.
-    pub(super) fn share(&mut self) -> Self {
-        Self(self.0.share())
-    }
-
     /// The stack with the same id that came first, of whichever process: what is known of it is known of both.
     pub fn first(&self, stack: StackIndex) -> StackIndex {
         self.0[stack.index()].first
@@ -126,7 +121,7 @@ impl Deref for Stacks {
 impl Stacks {
     /// What is known of each, as it is now.
     pub(super) fn share(&mut self) -> KnownStacks {
-        self.known.share()
+        KnownStacks(self.known.0.share())
     }
 
     pub(super) fn new(max: usize) -> Self {

@@ -69,6 +69,8 @@ pub struct StackUsage {
     pub stack: StackIndex,
     /// Its amounts.
     pub values: Values,
+    /// Bytes and blocks that it holds besides, younger than is asked for.
+    pub younger: (u64, u64),
     /// Outstanding bytes that a lost free may have ended.
     pub uncertain_bytes: u64,
     /// Age of its oldest outstanding block, nanoseconds; of what has ended, as it was at its end.
@@ -101,11 +103,6 @@ impl HeapView {
         used.map(|(index, _)| StackIndex::new(index))
     }
 
-    /// Amounts of a stack, of blocks of every age.
-    pub fn values(&self, stack: StackIndex) -> Values {
-        self.weights.whole(self.usage.get(stack.index()).copied().unwrap_or_default())
-    }
-
     /// What every stack holds, in no order, at a time of its own for each image: that of its end, for one that has ended. Blocks younger than
     /// `min_age` nanoseconds at that time are left out of the outstanding amounts. The blocks are let go by that.
     pub fn usage_at(&mut self, time: impl Fn(Image) -> u64, min_age: u64) -> Vec<StackUsage> {
@@ -126,13 +123,16 @@ impl HeapView {
         let usage = self.usage.iter().zip(held).enumerate().filter(|(_, (values, _))| values.allocated_blocks > 0);
         let usage =
             usage.map(|(index, (values, Left { bytes, blocks, uncertain_bytes, oldest, estimate, images }))| {
+                let all = self.weights.whole(*values);
+                let values = Values { outstanding_bytes: bytes, outstanding_blocks: blocks, ..*values };
+                let values = self.weights.whole(values);
                 StackUsage {
                     stack: StackIndex::new(index),
-                    values: self.weights.whole(Values {
-                        outstanding_bytes: bytes,
-                        outstanding_blocks: blocks,
-                        ..*values
-                    }),
+                    values,
+                    younger: (
+                        all.outstanding_bytes.saturating_sub(values.outstanding_bytes),
+                        all.outstanding_blocks.saturating_sub(values.outstanding_blocks),
+                    ),
                     uncertain_bytes,
                     oldest: (blocks > 0).then_some(oldest),
                     estimate: self.weights.told(estimate),
